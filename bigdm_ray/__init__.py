@@ -1,0 +1,30 @@
+"""bigdm_ray: policies trained by supervised learning on whole episodes and told at run time what to achieve.
+
+    import bigdm_ray
+    run = bigdm_ray.configure("udrl", "lunarlander", ["--budget.env-steps", "1000000"])
+    summary = bigdm_ray.train(run, local=True)       # trains, and leaves a run folder
+    loaded = bigdm_ray.load(summary["folder"])       # its Run, its model with the weights, its policy
+
+The names are imported when they are first used, so `import bigdm_ray` costs nothing.
+"""
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["Loaded", "Run", "__version__", "configure", "load", "train"]
+
+_HOMES = {
+    "Run": "bigdm_ray.training.config",
+    "configure": "bigdm_ray.training.config",
+    "Loaded": "bigdm_ray.training.run_folder",
+    "load": "bigdm_ray.training.run_folder",
+    "train": "bigdm_ray.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bigdm_ray' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

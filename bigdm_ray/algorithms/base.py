@@ -1,0 +1,170 @@
+"""The contracts of Algorithm and Policy, and how algorithms are found.
+
+All of the family maximise E[ m(s, a) log pi(a | s) ]; an algorithm answers four questions: what is drawn (`view`),
+what the network is (`build`), what the weight m is (`loss`), how it acts (`policy`). It is a frozen dataclass whose
+fields are its hyperparameters, in one file of this folder, with `ALGORITHM = TheClass` at its end. What else differs
+(what a run keeps, owes and asks for) has defaults here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bigdm_ray.envs.task import Signature
+from bigdm_ray.errors import UserError, nearest
+from bigdm_ray.replay.store import Retention, Table
+from bigdm_ray.replay.windows import View, Windows
+
+Columns = dict[str, np.ndarray]
+"""Commands of n rows: `desired_return`, `desired_horizon`, ... each `[n]` float32."""
+
+Batch = dict[str, np.ndarray]
+"""What a loss reads: arrays by name; leaves are `observations/PATH` and `actions/PATH`."""
+
+State = dict[str, np.ndarray]
+"""A policy's memory: arrays whose first axis is the row, so that rows can be taken and put."""
+
+Mode = Literal["sample", "mean", "plan"]
+
+
+class Loss(NamedTuple):
+    """A loss as a sum and its weight: the learner divides by the weight summed over ranks and micro-batches."""
+
+    sum: Tensor
+    weight: Tensor
+    metrics: dict[str, Tensor]  # sums of the same weight, reported as means
+
+
+class Policy(ABC):
+    """How a model acts, n rows at a time. The caller holds the memory; all chance comes from `uniforms`."""
+
+    uniforms: int
+    """Random numbers a row uses per step."""
+
+    @abstractmethod
+    def start(self, n: int) -> State:
+        """Empty memory of n rows."""
+
+    @abstractmethod
+    def act(
+        self,
+        state: State,
+        observations: dict[str, np.ndarray],
+        rewards: np.ndarray,
+        commands: Columns,
+        first: np.ndarray,
+        uniforms: np.ndarray,
+    ) -> tuple[dict[str, np.ndarray], State]:
+        """Actions by leaf `[n, ...]` and the new memory.
+
+        `rewards [n]` are of the step before; where `first [n]` is set the row's memory is dropped and its reward
+        ignored. `commands` are those of this step, `uniforms [n, k]` lie in [0, 1).
+        """
+
+    def after(self, commands: Columns, rewards: np.ndarray, max_return: float | None) -> Columns:
+        """The commands of the next step: what was received is no longer desired, and one step less remains.
+
+        Srivastava et al. 2019, Algorithm 2 and section 2.3.2: d_r - r capped at the highest return that the task
+        can pay, d_h - 1 but never below 1.
+        """
+        out = dict(commands)
+        if "desired_return" in commands:
+            left = commands["desired_return"] - rewards
+            out["desired_return"] = left if max_return is None else np.minimum(left, np.float32(max_return))
+        if "desired_horizon" in commands:
+            out["desired_horizon"] = np.maximum(commands["desired_horizon"] - 1, np.float32(1))
+        return out
+
+
+@dataclass(frozen=True)
+class Algorithm(ABC):
+    """See the module. The four verbs first, then what has a default."""
+
+    name: ClassVar[str]
+    conditioned: ClassVar[bool] = True
+    """Whether commands tell the policy what to achieve."""
+
+    @abstractmethod
+    def view(self) -> View:
+        """What is drawn for one learner step."""
+
+    @property
+    @abstractmethod
+    def batch(self) -> int:
+        """Windows drawn for one learner step, all ranks together."""
+
+    @abstractmethod
+    def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
+        """The network for these tasks, initialised from torch's global random state."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
+        """The loss of one batch of windows `[B, K, ...]`."""
+
+    @abstractmethod
+    def policy(self, model: nn.Module, mode: Mode) -> Policy:
+        """How `model` acts. Raises UserError for a mode that the algorithm does not have."""
+
+    def collate(self, windows: Mapping[str, Windows]) -> Batch:
+        """Windows of each task as one batch. The default takes those of the only task as they are."""
+        (only,) = windows.values()
+        batch = {f"observations/{path}": v for path, v in only.observations.items()}
+        batch |= {f"actions/{path}": v for path, v in only.actions.items()}
+        batch |= {f"next_observations/{path}": v for path, v in only.next_observations.items()}
+        return batch | only.columns | {"rewards": only.rewards, "mask": only.mask, "timesteps": only.timesteps}
+
+    @abstractmethod
+    def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
+        """The optimizers by name; each steps at every learner step."""
+
+    def retention(self) -> Retention:
+        """Which episodes a run keeps."""
+        return Retention()
+
+    warm_up_episodes: int = 0
+    episodes_per_iteration: int = 1
+
+    def owed(self, episodes: int) -> int:
+        """Learner steps owed in total once `episodes` have been stored, those of the warm-up included."""
+        raise NotImplementedError(f"{self.name} does not learn online")
+
+    def ask(self, table: Table, rng: np.random.Generator, n: int) -> Columns:
+        """Commands of n new episodes, made from the living episodes. None by default."""
+        return {}
+
+    def evaluation_command(self, table: Table) -> dict[str, float]:
+        """The command that the policy is scored with. None by default."""
+        return {}
+
+    @classmethod
+    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
+        """Task -> preset name -> flags (`algorithm.learning_rate`) that differ from the defaults."""
+        return {}
+
+
+def algorithms() -> dict[str, type[Algorithm]]:
+    """Every algorithm of this folder by name. A file is found by being there."""
+    package = importlib.import_module("bigdm_ray.algorithms")
+    found: dict[str, type[Algorithm]] = {}
+    for _, name, _ in pkgutil.iter_modules(package.__path__):
+        kind = getattr(importlib.import_module(f"bigdm_ray.algorithms.{name}"), "ALGORITHM", None)
+        if kind is not None:
+            found[kind.name] = kind
+    return dict(sorted(found.items()))
+
+
+def find_algorithm(name: str) -> type[Algorithm]:
+    """The class of an algorithm. Raises UserError with the nearest names."""
+    known = algorithms()
+    if name not in known:
+        raise UserError(f"unknown algorithm {name!r}{nearest(name, list(known))}")
+    return known[name]

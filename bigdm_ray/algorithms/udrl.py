@@ -1,0 +1,216 @@
+"""Upside-Down RL: supervised learning of actions from commands (Srivastava et al. 2019, arXiv 1912.02877).
+
+A behaviour function B(s, d_r, d_h) is trained to repeat what the stored episodes did, given the return that they
+went on to receive and the steps that they went on to take; it acts on commands that ask for slightly more than the
+best of them got. Algorithm 1 is the loop, Algorithm 2 is `Policy.after`; section numbers stand at what they explain.
+
+Deviations. (1) The horizon is T - t, 1 at the last step, so that every step is trained on (the paper's t2 - t1
+leaves the last out). (2) The nonlinearity of the observation layer, not stated in the paper, is ReLU. (3)
+`length_cost` ranks episodes by return - length_cost * length; 0 is the paper. LunarLander pays for hovering on
+shaped reward, and a replay of the best returns fills with episodes of 900 steps that no command to land fast can be
+learned from; with a cost a step it fills with landings.
+
+    python -m bigdm_ray.run udrl lunarlander
+    python -m bigdm_ray.run udrl lunarlander --preset paper
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State
+from bigdm_ray.envs.task import Signature
+from bigdm_ray.errors import UserError
+from bigdm_ray.models.heads import ActionHead
+from bigdm_ray.models.networks import Images, Vector, mlp, orthogonal
+from bigdm_ray.replay.store import Retention, Table
+from bigdm_ray.replay.windows import View, merge_stack
+from bigdm_ray.settings import setting
+
+
+class BehaviourFunction(nn.Module):
+    """The gated behaviour function of section 3.2.
+
+    The command, scaled by fixed factors, passes one fully connected layer with a sigmoid whose output multiplies the
+    embedding of the observation: after the first fully connected layer for vectors, after the convolutions for images.
+    """
+
+    def __init__(self, signature: Signature, hidden: tuple[int, ...], channels: tuple[int, ...], stack: int, scales: tuple[float, float]) -> None:
+        super().__init__()
+        self.vector = Vector(signature.observations)
+        self.images = Images(signature.observations, channels, stack)
+        first = hidden[0] if self.vector.width else 0
+        self.first = nn.Linear(self.vector.width, first) if first else None
+        gated = first + self.images.width
+        self.command = nn.Linear(2, gated)
+        self.hidden = mlp([gated, *(hidden[1:] if first else hidden)])
+        self.head = ActionHead(hidden[-1] if len(hidden) > 1 or not first else gated, signature.actions)
+        self.register_buffer("scales", torch.tensor(scales), persistent=False)
+        orthogonal(self)
+
+    def forward(self, observations: dict[str, Tensor], desired_return: Tensor, desired_horizon: Tensor) -> Tensor:
+        """Observation leaves `[..., *shape]` and commands `[...]` to the action head's parameters `[..., P]`."""
+        parts = []
+        if self.first is not None:
+            parts.append(torch.relu(self.first(self.vector(observations))))
+        if self.images.width:
+            parts.append(self.images(observations))
+        embedding = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        command = torch.stack([desired_return, desired_horizon], -1) * self.scales
+        gate = torch.sigmoid(self.command(command))
+        out: Tensor = self.head(self.hidden(embedding * gate))
+        return out
+
+
+class UdrlPolicy(Policy):
+    """Acts on the observation (its last `stack` frames, where there are images) and the command of the step."""
+
+    def __init__(self, model: BehaviourFunction, stack: int, greedy: bool) -> None:
+        self._model = model
+        self._stack = stack
+        self._greedy = greedy
+        self._frames = {path: leaf for path, leaf in model.images.leaves.items() if stack > 1}
+        self.uniforms = model.head.uniforms
+
+    def start(self, n: int) -> State:
+        """See Policy. Memory is the last frames of each image leaf."""
+        return {path: np.zeros((n, self._stack, *leaf.shape), np.uint8) for path, leaf in self._frames.items()}
+
+    @torch.inference_mode()
+    def act(
+        self,
+        state: State,
+        observations: dict[str, np.ndarray],
+        rewards: np.ndarray,
+        commands: Columns,
+        first: np.ndarray,
+        uniforms: np.ndarray,
+    ) -> tuple[dict[str, np.ndarray], State]:
+        """See Policy."""
+        state = {path: self._pushed(frames, observations[path], first) for path, frames in state.items()}
+        seen = {path: torch.from_numpy(merge_stack(state[path]) if path in state else v) for path, v in observations.items()}
+        parameters = self._model(seen, torch.from_numpy(commands["desired_return"]), torch.from_numpy(commands["desired_horizon"]))
+        actions = self._model.head.act(parameters, None if self._greedy else torch.from_numpy(uniforms))
+        return {path: value.numpy() for path, value in actions.items()}, state
+
+    @staticmethod
+    def _pushed(frames: np.ndarray, frame: np.ndarray, first: np.ndarray) -> np.ndarray:
+        pushed = np.concatenate([frames[:, 1:], frame[:, None]], 1)
+        pushed[first] = frame[first][:, None]
+        return pushed
+
+
+@dataclass(frozen=True)
+class Udrl(Algorithm):
+    """Hyperparameters of Upside-Down RL; the names are those of the paper's appendix B."""
+
+    name: ClassVar[str] = "udrl"
+
+    hidden: tuple[int, ...] = setting((64, 128, 128), "widths of the fully connected layers; the first embeds vector observations", low=1)
+    channels: tuple[int, ...] = setting((32, 48, 96, 128), "channels of the convolutions over image observations", low=1)
+    frame_stack: int = setting(1, "frames of an image observation that the policy sees", low=1, high=64)
+    batch_size: int = setting(768, "steps drawn for one learner step", low=1)
+    learning_rate: float = setting(1e-3, "Adam's learning rate", above=0, high=1)
+    return_scale: float = setting(0.02, "fixed factor on the desired return", above=0)
+    horizon_scale: float = setting(0.01, "fixed factor on the desired horizon", above=0)
+    last_few: int = setting(75, "best episodes that exploratory commands are made from", low=1)
+    n_updates_per_iter: int = setting(100, "learner steps owed for each iteration", low=1)
+    episodes_per_iteration: int = setting(20, "episodes played in each iteration (n_episodes_per_iter)", low=1)
+    warm_up_episodes: int = setting(50, "episodes of random actions before learning (n_warm_up_episodes)", low=1)
+    replay_size: int = setting(500, "episodes kept, the best by return", low=1)
+    length_cost: float = setting(0.0, "return that a step costs when episodes are ranked; 0 is the paper's rule", low=0)
+    horizon_equals_return: bool = setting(False, "ask for as many steps as return, for tasks that pay 1 a step (TakeCover)")
+
+    @property
+    def batch(self) -> int:
+        """See Algorithm."""
+        return self.batch_size
+
+    def view(self) -> View:
+        """Trailing segments: an episode uniformly, then a step uniformly; t2 is always the last step (section 2.3.3)."""
+        return View(columns=("returns_to_go", "steps_remaining"), stack=self.frame_stack)
+
+    def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
+        """See Algorithm. Raises UserError for more than one task."""
+        if len(signatures) != 1:
+            raise UserError(f"udrl trains on one task, but {len(signatures)} were given")
+        (signature,) = signatures.values()
+        return BehaviourFunction(signature, self.hidden, self.channels, self.frame_stack, (self.return_scale, self.horizon_scale))
+
+    def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
+        """Adam, as in appendix B."""
+        return {"adam": torch.optim.Adam(model.parameters(), lr=self.learning_rate, fused=True)}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
+        """Negative log-likelihood of the stored actions under the commands that they fulfilled (equation 1)."""
+        assert isinstance(model, BehaviourFunction)
+        seen = {name.removeprefix("observations/"): v for name, v in batch.items() if name.startswith("observations/")}
+        actions = {name.removeprefix("actions/"): v for name, v in batch.items() if name.startswith("actions/")}
+        parameters = model(seen, batch["returns_to_go"], batch["steps_remaining"])
+        mask = batch["mask"].float()
+        negative = -(model.head.log_prob(parameters, actions) * mask).sum()
+        return Loss(negative, mask.sum(), {"train/loss": negative.detach()})
+
+    def policy(self, model: nn.Module, mode: Mode) -> Policy:
+        """`sample` is the paper's; `mean` takes the most likely action."""
+        assert isinstance(model, BehaviourFunction)
+        if mode == "plan":
+            raise UserError("udrl has no planner; its modes are sample and mean")
+        return UdrlPolicy(model, self.frame_stack, greedy=mode == "mean")
+
+    def retention(self) -> Retention:
+        """A fixed number of whole episodes, the highest returns (section 2.3.1)."""
+        return Retention("best", self.replay_size, self.length_cost)
+
+    def owed(self, episodes: int) -> int:
+        """n_updates_per_iter after the warm-up and after each iteration (Algorithm 1)."""
+        if episodes < self.warm_up_episodes:
+            return 0
+        return self.n_updates_per_iter * (1 + (episodes - self.warm_up_episodes) // self.episodes_per_iteration)
+
+    def _best(self, table: Table) -> Table:
+        return table.take(table.ranked(self.length_cost)[: self.last_few])
+
+    def ask(self, table: Table, rng: np.random.Generator, n: int) -> Columns:
+        """Exploratory commands from the last_few best: mean horizon, return in U[M, M + S] (section 2.3.4)."""
+        best = self._best(table)
+        mean, spread = float(best.returns.mean()), float(best.returns.std())
+        desired = rng.uniform(mean, mean + spread, n).astype(np.float32)
+        return {"desired_return": desired, "desired_horizon": self._horizon(desired, best)}
+
+    def evaluation_command(self, table: Table) -> dict[str, float]:
+        """The lower end M of the exploratory range, with the same horizon (section 2.3.6)."""
+        best = self._best(table)
+        desired = np.array([best.returns.mean()], np.float32)
+        return {"desired_return": float(desired[0]), "desired_horizon": float(self._horizon(desired, best)[0])}
+
+    def _horizon(self, desired: np.ndarray, best: Table) -> np.ndarray:
+        if self.horizon_equals_return:
+            return np.maximum(np.rint(desired), 1).astype(np.float32)
+        return np.full(len(desired), best.lengths.mean(), np.float32)
+
+    @classmethod
+    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
+        """The paper did not publish its winning values: `paper` is its algorithm with values from its own grids."""
+        grid = {"hidden": (128, 128, 128), "batch_size": 512, "learning_rate": 1e-3, "return_scale": 0.01, "horizon_scale": 0.02}
+        grid |= {"last_few": 50, "replay_size": 600, "warm_up_episodes": 50, "n_updates_per_iter": 100, "episodes_per_iteration": 20}
+        paper = {f"algorithm.{name}": value for name, value in grid.items()}
+        landing = paper | {"algorithm.length_cost": 0.2}
+        doom = {"frame_stack": 8, "hidden": (128, 128), "channels": (32, 48, 96, 128), "batch_size": 512, "return_scale": 0.1}
+        doom |= {"horizon_scale": 0.01, "replay_size": 300, "last_few": 50, "n_updates_per_iter": 200, "horizon_equals_return": True}
+        takecover = {f"algorithm.{name}": value for name, value in doom.items()}
+        return {
+            "lunarlander": {"default": landing, "paper": paper},
+            "lunarlander-sparse": {"default": paper, "paper": paper},
+            "lunarlander-continuous": {"default": landing},
+            "takecover": {"default": takecover, "paper": takecover},
+        }
+
+
+ALGORITHM = Udrl

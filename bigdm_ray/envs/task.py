@@ -1,0 +1,294 @@
+"""Task and Signature: what an environment is called, how it is made, and what its arrays look like.
+
+A suite is a file of this folder with a `TASKS` dict of short name -> Task; heavy imports stand inside the functions
+that make environments, so that looking at the list costs nothing. `find_task` understands a short name
+(`lunarlander`), `gymnasium:ID`, and `my_module:MyEnv-v0`, gymnasium's own way to import before making.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from bigdm_ray.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import gymnasium
+
+    from bigdm_ray.envs.vector import VectorEnv
+
+Kind = Literal["tensor", "discrete", "image", "text"]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One array of an observation or an action: its kind, the shape and dtype of one step, and its bounds.
+
+    `discrete` leaves hold indices that start at 0, `choices` of them for each element. `image` leaves are
+    `[channels, height, width]` uint8. `text` leaves are UTF-8 bytes, padded with zeros to `shape[0]`.
+    `per` says whether the value changes every step or once an episode.
+    """
+
+    kind: Kind
+    shape: tuple[int, ...]
+    dtype: str
+    low: tuple[float, ...] | None = None  # per element, row-major; None: unbounded or not known
+    high: tuple[float, ...] | None = None
+    choices: tuple[int, ...] = ()  # per element, for discrete leaves
+    per: Literal["step", "episode"] = "step"
+
+    @property
+    def size(self) -> int:
+        """Elements in one step."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Leaf:
+        """The leaf that `to_json` wrote."""
+        fix = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return Leaf(**fix)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The leaves of a task's observations and actions by path, sorted; a plain Box or Discrete is the leaf `""`."""
+
+    observations: dict[str, Leaf]
+    actions: dict[str, Leaf]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back."""
+        return {
+            "observations": {k: v.to_json() for k, v in self.observations.items()},
+            "actions": {k: v.to_json() for k, v in self.actions.items()},
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Signature:
+        """The signature that `to_json` wrote."""
+        return Signature(
+            {k: Leaf.from_json(v) for k, v in data["observations"].items()},
+            {k: Leaf.from_json(v) for k, v in data["actions"].items()},
+        )
+
+    @staticmethod
+    def of(observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]) -> Signature:
+        """The signature of two gymnasium spaces. Raises UserError for a space that has no flat form."""
+        return Signature(leaves(observation_space), leaves(action_space))
+
+
+def leaves(space: gymnasium.Space[Any], path: str = "") -> dict[str, Leaf]:
+    """The leaves of a gymnasium space by path (`"arm/joints"`), sorted."""
+    from gymnasium import spaces
+
+    children: dict[str, Any] = {}
+    if isinstance(space, spaces.Dict):
+        children = dict(space.spaces)
+    elif isinstance(space, spaces.Tuple):
+        children = {str(i): child for i, child in enumerate(space.spaces)}
+    if children:
+        out: dict[str, Leaf] = {}
+        for name, child in children.items():
+            out.update(leaves(child, f"{path}/{name}" if path else name))
+        return dict(sorted(out.items()))
+    if isinstance(space, spaces.Box):
+        if space.dtype == np.uint8 and len(space.shape) in (2, 3):
+            return {path: Leaf("image", channels_first(space.shape), "uint8")}
+        dtype = "float32" if np.issubdtype(space.dtype, np.floating) else str(space.dtype)
+        low, high = space.low.reshape(-1), space.high.reshape(-1)
+        known = bool(np.isfinite(low).all() and np.isfinite(high).all())
+        bounds = (tuple(map(float, low)), tuple(map(float, high))) if known else (None, None)
+        return {path: Leaf("tensor", space.shape, dtype, *bounds)}
+    if isinstance(space, spaces.Discrete):
+        return {path: Leaf("discrete", (), "int32", choices=(int(space.n),))}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {path: Leaf("discrete", space.shape, "int32", choices=tuple(int(n) for n in space.nvec.reshape(-1)))}
+    if isinstance(space, spaces.MultiBinary):
+        return {path: Leaf("discrete", space.shape, "int32", choices=(2,) * int(np.prod(space.shape)))}
+    if isinstance(space, spaces.Text):
+        return {path: Leaf("text", (4 * int(space.max_length),), "uint8")}
+    raise UserError(
+        f"the space {space} has no flat form; supported are Box, Discrete, MultiDiscrete, MultiBinary, Text, Dict and Tuple"
+    )
+
+
+def channels_first(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """The `[channels, height, width]` of an image space: a channel axis is 1, 3 or 4 long, else the frame is grey."""
+    if len(shape) == 2:
+        return (1, shape[0], shape[1])
+    if shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4):
+        return (shape[2], shape[0], shape[1])
+    return (shape[0], shape[1], shape[2])
+
+
+def flatten(space: gymnasium.Space[Any], value: Any, path: str = "") -> dict[str, np.ndarray]:
+    """One value of a gymnasium space as arrays by path, in the shapes and dtypes of `leaves(space)`."""
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        items = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        out: dict[str, np.ndarray] = {}
+        for name, child in items:
+            out.update(flatten(child, value[name], f"{path}/{name}" if path else str(name)))
+        return out
+    if isinstance(space, spaces.Box):
+        array = np.asarray(value)
+        if space.dtype == np.uint8 and array.ndim in (2, 3):
+            shape = channels_first(space.shape)
+            moved = np.moveaxis(array, -1, 0) if array.ndim == 3 and shape != space.shape else array
+            return {path: moved.reshape(shape)}
+        return {path: array.astype(np.float32) if array.dtype.kind == "f" else array}
+    if isinstance(space, spaces.Discrete):
+        return {path: np.asarray(int(value) - int(space.start), np.int32)}
+    if isinstance(space, spaces.Text):
+        data = str(value).encode()[: 4 * int(space.max_length)]
+        return {path: np.frombuffer(data.ljust(4 * int(space.max_length), b"\0"), np.uint8)}
+    return {path: np.asarray(value, np.int32)}
+
+
+def unflatten(space: gymnasium.Space[Any], arrays: dict[str, np.ndarray], path: str = "") -> Any:
+    """The inverse of `flatten` for actions: a value that `env.step` takes."""
+    from gymnasium import spaces
+
+    def below(name: Any) -> str:
+        return f"{path}/{name}" if path else str(name)
+
+    if isinstance(space, spaces.Dict):
+        return {name: unflatten(child, arrays, below(name)) for name, child in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(unflatten(child, arrays, below(i)) for i, child in enumerate(space.spaces))
+    value = arrays[path]
+    if isinstance(space, spaces.Discrete):
+        return int(value) + int(space.start)
+    if isinstance(space, spaces.Text):
+        return bytes(value).rstrip(b"\0").decode(errors="replace")
+    return np.asarray(value, space.dtype).reshape(space.shape)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named way to make environments.
+
+    `env(render_mode)` makes one gymnasium environment: the reference that scores are evaluated on. `fast(n, seed,
+    signature)`, where there is one, makes a quicker vector of the same task. `wrap` changes either in the same way
+    (the sparse LunarLander). `max_return` caps commanded returns (Srivastava et al. 2019, section 2.3.2);
+    `reference_returns` are (random, expert) for the normalised score, or None where the field has agreed on none.
+    """
+
+    name: str
+    env: Callable[[str | None], gymnasium.Env[Any, Any]]
+    fast: Callable[[int, int, Signature], VectorEnv] | None = None
+    wrap: Callable[[VectorEnv], VectorEnv] | None = None
+    extra: str = ""
+    needs: tuple[str, ...] = ()  # modules that must be importable
+    max_return: float | None = None
+    reference_returns: tuple[float, float] | None = None
+    about: str = ""
+
+    def require(self) -> None:
+        """Raise UserError, naming the extra that helps, where a module that this task needs is missing."""
+        for module in self.needs:
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise UserError(
+                    f"task {self.name!r} needs the package {module!r} ({error}); install it with: "
+                    f"pip install 'bigdm-ray[{self.extra}]'"
+                ) from None
+
+    def signature(self) -> Signature:
+        """What the arrays of this task look like (makes one environment, once a process)."""
+        return _signature(self)
+
+    def make(self, n: int, seed: int, backend: Literal["fast", "reference"] = "fast") -> VectorEnv:
+        """`n` environments, row i seeded with `seed + i`. Raises UserError where a package is missing."""
+        from bigdm_ray.envs.vector import GymnasiumRows
+
+        self.require()
+        if backend == "fast" and self.fast is not None:
+            made = self.fast(n, seed, self.signature())
+        else:
+            made = GymnasiumRows(lambda: self.env(None), n, seed)
+        return self.wrap(made) if self.wrap else made
+
+    def video_env(self, seed: int) -> VectorEnv:
+        """One environment that renders: `frame()` gives `[height, width, 3]` uint8."""
+        from bigdm_ray.envs.vector import GymnasiumRows
+
+        self.require()
+        made: VectorEnv = GymnasiumRows(lambda: self.env("rgb_array"), 1, seed)
+        return self.wrap(made) if self.wrap else made
+
+    def normalized_score(self, mean_return: float) -> float | None:
+        """100 * (return - random) / (expert - random), or None where the task has no reference returns."""
+        if self.reference_returns is None:
+            return None
+        low, high = self.reference_returns
+        return 100.0 * (mean_return - low) / (high - low)
+
+
+@functools.lru_cache(maxsize=64)
+def _signature_by_name(name: str) -> Signature:
+    task = find_task(name)
+    env = task.env(None)
+    try:
+        return Signature.of(env.observation_space, env.action_space)
+    finally:
+        env.close()
+
+
+def _signature(task: Task) -> Signature:
+    task.require()
+    return _signature_by_name(task.name)
+
+
+@functools.lru_cache(maxsize=1)
+def tasks() -> dict[str, Task]:
+    """Every short name of every suite in this folder, sorted. A suite file is found by being there."""
+    found: dict[str, Task] = {}
+    for module in sorted(name for _, name, _ in _suite_modules()):
+        found.update(getattr(importlib.import_module(module), "TASKS", {}))
+    return dict(sorted(found.items()))
+
+
+def _suite_modules() -> Iterator[tuple[Any, str, bool]]:
+    package = importlib.import_module("bigdm_ray.envs")
+    for finder, name, is_package in pkgutil.iter_modules(package.__path__):
+        yield finder, f"bigdm_ray.envs.{name}", is_package
+
+
+def find_task(name: str) -> Task:
+    """The task of a short name, of `gymnasium:ID`, or of `my_module:MyEnv-v0`. Raises UserError."""
+    known = tasks()
+    if name in known:
+        return known[name]
+    if ":" not in name:
+        raise UserError(
+            f"unknown task {name!r}{nearest(name, list(known))} (any gymnasium id works as 'gymnasium:ID', "
+            "your own as 'my_module:MyEnv-v0')"
+        )
+    module, _, env_id = name.partition(":")
+    gymnasium_id = env_id if module == "gymnasium" else name
+
+    def env(render_mode: str | None) -> gymnasium.Env[Any, Any]:
+        import gymnasium
+
+        try:
+            return gymnasium.make(gymnasium_id, render_mode=render_mode)
+        except (gymnasium.error.Error, ImportError) as error:
+            known_ids = [str(key) for key in gymnasium.registry]
+            text = " ".join(str(error).split())
+            raise UserError(f"cannot make the environment {name!r}: {text}{nearest(env_id, known_ids)}") from None
+
+    return Task(name=name, env=env, about="an environment registered with gymnasium")

@@ -1,0 +1,221 @@
+"""Vector environments: n rows of which any subset can be reset and stepped, whatever library steps them.
+
+One contract for EnvPool and for plain gymnasium environments: a row that ended stays still until it is reset, so no
+autoreset row ever reaches an episode, and rollout steps living rows only. `GymnasiumRows` is a loop over
+environments (gymnasium's SyncVectorEnv cannot step a subset); `EnvPoolRows` is the fast one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from bigdm_ray.envs.task import Leaf, Signature, flatten, unflatten
+
+if TYPE_CHECKING:
+    import gymnasium
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What m rows answered: observations `[m, ...]`, rewards `[m]` float32, the two ends `[m]` bool, broken rows."""
+
+    observations: Arrays
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    failures: dict[int, str] = field(default_factory=dict)  # position among the m rows -> what it raised
+
+
+class VectorEnv(Protocol):
+    """n environments of one task. A row must be reset before its first step and after each end."""
+
+    n: int
+    signature: Signature
+
+    def reset(self, rows: np.ndarray) -> Step:
+        """Begin a new episode in `rows [m]`; the answer's rewards and ends are zero."""
+
+    def step(self, rows: np.ndarray, actions: Arrays) -> Step:
+        """Take `actions` (leaves `[m, ...]`) in `rows [m]`. A row that raises is reported, never thrown."""
+
+    def reseed(self, seed: int) -> None:
+        """From the next resets on, be as if made with this seed (reference environments only)."""
+
+    def frame(self) -> np.ndarray:
+        """A picture `[height, width, 3]` uint8 of row 0, where it was made to render."""
+
+    def close(self) -> None:
+        """Free what the environments hold."""
+
+
+def still(m: int, observations: Arrays, failures: dict[int, str] | None = None) -> Step:
+    """A Step of m rows without reward or end: the answer to a reset."""
+    off = np.zeros(m, bool)
+    return Step(observations, np.zeros(m, np.float32), off, off.copy(), failures or {})
+
+
+class GymnasiumRows:
+    """n gymnasium environments stepped one after another: slow, exact, and the one that scores are measured on.
+
+    Row i is seeded with `seed + i` at its first reset and runs on from there. An environment that raises is
+    reported as a failure of its row and made anew before the row's next reset.
+    """
+
+    def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]], n: int, seed: int) -> None:
+        self.n = n
+        self._make = make
+        self._seeds: list[int | None] = [seed + i for i in range(n)]
+        self._envs = [make() for _ in range(n)]
+        self._observation_space = self._envs[0].observation_space
+        self._action_space = self._envs[0].action_space
+        self.signature = Signature.of(self._observation_space, self._action_space)
+
+    def reset(self, rows: np.ndarray) -> Step:
+        """See VectorEnv."""
+        seen, failures = [], {}
+        for k, i in enumerate(rows):
+            try:
+                observation, _ = self._envs[i].reset(seed=self._seeds[i])
+                seen.append(flatten(self._observation_space, observation))
+            except Exception as error:  # noqa: BLE001  (an environment is foreign code: any error is a failure of its row)
+                failures[k] = self._failed(i, error)
+                seen.append(blank(self.signature.observations))
+            self._seeds[i] = None
+        return still(len(rows), stack(seen), failures)
+
+    def step(self, rows: np.ndarray, actions: Arrays) -> Step:
+        """See VectorEnv."""
+        m = len(rows)
+        rewards, terminated, truncated = np.zeros(m, np.float32), np.zeros(m, bool), np.zeros(m, bool)
+        seen, failures = [], {}
+        for k, i in enumerate(rows):
+            action = unflatten(self._action_space, {path: values[k] for path, values in actions.items()})
+            try:
+                observation, reward, terminated[k], truncated[k], _ = self._envs[i].step(action)
+                rewards[k] = float(reward)
+                seen.append(flatten(self._observation_space, observation))
+            except Exception as error:  # noqa: BLE001  (as above)
+                failures[k] = self._failed(i, error)
+                seen.append(blank(self.signature.observations))
+        return Step(stack(seen), rewards, terminated, truncated, failures)
+
+    def _failed(self, i: int, error: Exception) -> str:
+        try:
+            self._envs[i].close()
+        finally:
+            self._envs[i] = self._make()
+        return f"{type(error).__name__}: {error}"
+
+    def reseed(self, seed: int) -> None:
+        """From the next resets on, be as if made with this seed."""
+        self._seeds = [seed + i for i in range(self.n)]
+
+    def frame(self) -> np.ndarray:
+        """See VectorEnv."""
+        return np.asarray(self._envs[0].render())
+
+    def close(self) -> None:
+        """See VectorEnv."""
+        for env in self._envs:
+            env.close()
+
+
+class EnvPoolRows:
+    """n EnvPool environments of one thread, with its traps kept inside.
+
+    Its spaces are not used (low bounds are wrong): the signature comes from gymnasium. Rows are reset by id, so the
+    row that its NEXT_STEP autoreset would add never appears. Seeds are fixed when it is made and its state cannot be
+    saved, so whoever needs to repeat it makes it again. A raised error cannot be told to a row: all rows fail.
+    """
+
+    def __init__(self, env_id: str, n: int, seed: int, signature: Signature, **options: Any) -> None:
+        import envpool
+
+        self.n = n
+        self.signature = signature
+        (self._action_path, self._action) = next(iter(signature.actions.items()))
+        self._path = next(iter(signature.observations))
+        self._env = envpool.make(env_id, "gymnasium", num_envs=n, seed=seed % 2**31, num_threads=1, **options)
+
+    def reset(self, rows: np.ndarray) -> Step:
+        """See VectorEnv."""
+        observations, _ = self._env.reset(rows.astype(np.int32))
+        return still(len(rows), {self._path: observations.astype(np.float32, copy=False)})
+
+    def step(self, rows: np.ndarray, actions: Arrays) -> Step:
+        """See VectorEnv."""
+        action = actions[self._action_path].astype(self._action.dtype, copy=False)
+        observations, rewards, terminated, truncated, _ = self._env.step(action, rows.astype(np.int32))
+        seen = {self._path: observations.astype(np.float32, copy=False)}
+        return Step(seen, rewards.astype(np.float32, copy=False), terminated, truncated)
+
+    def reseed(self, seed: int) -> None:
+        """EnvPool fixes its seeds when it is made."""
+        raise NotImplementedError("EnvPool rows cannot be seeded again; make them anew")
+
+    def frame(self) -> np.ndarray:
+        """EnvPool rows do not render; videos are made with gymnasium's environment."""
+        raise NotImplementedError("EnvPool rows do not render; use Task.video_env")
+
+    def close(self) -> None:
+        """See VectorEnv."""
+        self._env.close()
+
+
+class PayAtEnd:
+    """All reward of an episode is withheld and paid as one sum at its last step (Srivastava et al. 2019, section 3.4)."""
+
+    def __init__(self, inner: VectorEnv) -> None:
+        self.n = inner.n
+        self.signature = inner.signature
+        self._inner = inner
+        self._owed = np.zeros(inner.n, np.float64)
+
+    def reset(self, rows: np.ndarray) -> Step:
+        """See VectorEnv."""
+        self._owed[rows] = 0.0
+        return self._inner.reset(rows)
+
+    def step(self, rows: np.ndarray, actions: Arrays) -> Step:
+        """See VectorEnv."""
+        step = self._inner.step(rows, actions)
+        self._owed[rows] += step.rewards
+        paid = np.where(step.terminated | step.truncated, self._owed[rows], 0.0).astype(np.float32)
+        return Step(step.observations, paid, step.terminated, step.truncated, step.failures)
+
+    def reseed(self, seed: int) -> None:
+        """See VectorEnv."""
+        self._inner.reseed(seed)
+
+    def frame(self) -> np.ndarray:
+        """See VectorEnv."""
+        return self._inner.frame()
+
+    def close(self) -> None:
+        """See VectorEnv."""
+        self._inner.close()
+
+
+def envpool_rows(env_id: str, **options: Any) -> Callable[[int, int, Signature], VectorEnv]:
+    """A `Task.fast` that makes `EnvPoolRows` of an EnvPool id."""
+
+    def make(n: int, seed: int, signature: Signature) -> VectorEnv:
+        return EnvPoolRows(env_id, n, seed, signature, **options)
+
+    return make
+
+
+def blank(leaves: dict[str, Leaf]) -> Arrays:
+    """Zeros in the shape of one step."""
+    return {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
+
+
+def stack(steps: list[Arrays]) -> Arrays:
+    """Dicts of arrays as one dict of arrays with a new first axis."""
+    return {path: np.stack([step[path] for step in steps]) for path in steps[0]} if steps else {}

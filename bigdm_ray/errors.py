@@ -1,0 +1,28 @@
+"""The two errors that end a command with one sentence instead of a traceback.
+
+`UserError` is a mistake that its reader can mend (a wrong name, a value out of range, a folder of another run);
+`RunFailed` is what the world did to a run (a full disk, environments that all raise). Every door turns them into
+one line on standard error and the exit code of the class.
+"""
+
+
+class UserError(Exception):
+    """A user's mistake: what was wrong, what was expected, what to do. Exit code 2."""
+
+    exit_code = 2
+
+
+class RunFailed(UserError):
+    """A run that cannot go on for a reason outside the program. What it has stored stays valid. Exit code 1."""
+
+    exit_code = 1
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """`"; did you mean 'x'?"` with the known names nearest to `word`, or the whole list where none is near."""
+    import difflib
+
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    if near:
+        return "; did you mean " + " or ".join(repr(name) for name in near) + "?"
+    return f"; known: {', '.join(sorted(known))}" if known else ""

@@ -1,0 +1,89 @@
+"""Action heads: distributions over every leaf of an action signature, from one embedding.
+
+Discrete elements are categorical; continuous ones are Gaussian with a mean and a standard deviation of their own,
+sampled actions being clipped to the leaf's bounds. All chance comes in as uniforms, so sampling is a pure function.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from bigdm_ray.envs.task import Leaf
+
+LOG_STD_RANGE = (-5.0, 1.0)
+
+
+class ActionHead(nn.Module):
+    """A linear layer to the parameters of all leaves, and what to do with them. `uniforms` counts chance per row."""
+
+    def __init__(self, width: int, leaves: dict[str, Leaf]) -> None:
+        super().__init__()
+        self.leaves = leaves
+        self.sizes = [sum(leaf.choices) if leaf.kind == "discrete" else 2 * leaf.size for leaf in leaves.values()]
+        self.uniforms = sum(leaf.size for leaf in leaves.values())
+        self.linear = nn.Linear(width, sum(self.sizes))
+        for i, leaf in enumerate(leaves.values()):
+            if leaf.low is not None and leaf.high is not None:
+                self.register_buffer(f"low{i}", torch.tensor(leaf.low), persistent=False)
+                self.register_buffer(f"high{i}", torch.tensor(leaf.high), persistent=False)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """`[..., width]` to parameters `[..., sum(sizes)]`."""
+        out: Tensor = self.linear(embedding)
+        return out
+
+    def log_prob(self, parameters: Tensor, actions: dict[str, Tensor]) -> Tensor:
+        """log pi(a | s) of whole actions, summed over leaves and elements: `[...]`, nats."""
+        total = parameters.new_zeros(parameters.shape[:-1])
+        for (path, leaf), part in zip(self.leaves.items(), parameters.split(self.sizes, -1), strict=True):
+            lead = part.shape[:-1]
+            action = actions[path].reshape(*lead, leaf.size)
+            if leaf.kind == "discrete":
+                for j, logits in enumerate(part.split(list(leaf.choices), -1)):
+                    flat = nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), action[..., j].reshape(-1).long(), reduction="none")
+                    total = total - flat.reshape(lead)
+            else:
+                mean, log_std = _gaussian(part)
+                z = (action.float() - mean) * torch.exp(-log_std)
+                total = total - (0.5 * z**2 + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+        return total
+
+    def act(self, parameters: Tensor, uniforms: Tensor | None) -> dict[str, Tensor]:
+        """Actions by leaf: sampled with `uniforms [n, k]` in [0, 1), or the most likely ones where it is None."""
+        out, used = {}, 0
+        for i, ((path, leaf), part) in enumerate(zip(self.leaves.items(), parameters.split(self.sizes, -1), strict=True)):
+            chance = None if uniforms is None else uniforms[:, used : used + leaf.size]
+            used += leaf.size
+            if leaf.kind == "discrete":
+                flat = _categorical(part, leaf, chance)
+            else:
+                mean, log_std = _gaussian(part)
+                flat = mean if chance is None else mean + torch.exp(log_std) * _normal(chance)
+                if leaf.low is not None:
+                    flat = torch.minimum(torch.maximum(flat, getattr(self, f"low{i}")), getattr(self, f"high{i}"))
+            out[path] = flat.reshape(len(part), *leaf.shape)
+        return out
+
+
+def _gaussian(part: Tensor) -> tuple[Tensor, Tensor]:
+    mean, raw = part.chunk(2, -1)
+    return mean, raw.clamp(*LOG_STD_RANGE)
+
+
+def _normal(uniforms: Tensor) -> Tensor:
+    clipped = uniforms.clamp(1e-6, 1 - 1e-6)
+    return math.sqrt(2.0) * torch.erfinv(2.0 * clipped - 1.0)
+
+
+def _categorical(part: Tensor, leaf: Leaf, chance: Tensor | None) -> Tensor:
+    picks = []
+    for j, logits in enumerate(part.split(list(leaf.choices), -1)):
+        if chance is None:
+            picks.append(logits.argmax(-1))
+            continue
+        below = torch.softmax(logits, -1).cumsum(-1) < chance[:, j : j + 1]
+        picks.append(below.sum(-1).clamp(max=leaf.choices[j] - 1))
+    return (picks[0] if len(picks) == 1 else torch.stack(picks, -1)).int()

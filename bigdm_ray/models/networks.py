@@ -1,0 +1,92 @@
+"""Encoders of observations and small stacks of layers: whatever a signature holds becomes one embedding.
+
+Leaves that are not images are flattened into one vector (discrete ones as one-hot, text as the mean of byte
+embeddings); image leaves pass the convolutions of Srivastava et al. 2019, appendix B. Initial weights are orthogonal
+with gain sqrt(2), biases zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bigdm_ray.envs.task import Leaf
+
+TEXT_WIDTH = 32
+
+
+def orthogonal(module: nn.Module, gain: float = 2.0**0.5) -> nn.Module:
+    """Give every linear and convolution layer below `module` orthogonal weights and zero biases."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.orthogonal_(layer.weight, gain)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return module
+
+
+def mlp(sizes: list[int]) -> nn.Sequential:
+    """Linear layers through these widths, ReLU after each."""
+    layers: list[nn.Module] = []
+    for narrow, wide in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(narrow, wide), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+class Vector(nn.Module):
+    """All leaves that are not images as one float vector `[..., width]`."""
+
+    def __init__(self, leaves: dict[str, Leaf]) -> None:
+        super().__init__()
+        self.leaves = {path: leaf for path, leaf in leaves.items() if leaf.kind != "image"}
+        self.text = nn.ModuleDict({str(i): nn.Embedding(256, TEXT_WIDTH) for i, leaf in enumerate(self.leaves.values()) if leaf.kind == "text"})
+        self.width = sum(self._width(leaf) for leaf in self.leaves.values())
+
+    @staticmethod
+    def _width(leaf: Leaf) -> int:
+        return {"tensor": leaf.size, "discrete": sum(leaf.choices), "text": TEXT_WIDTH}[leaf.kind]
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """Leaves `[..., *shape]` to `[..., width]`."""
+        parts = []
+        for i, (path, leaf) in enumerate(self.leaves.items()):
+            value = observations[path]
+            lead = value.shape[: value.ndim - len(leaf.shape)]
+            if leaf.kind == "tensor":
+                parts.append(value.reshape(*lead, leaf.size).float())
+            elif leaf.kind == "discrete":
+                flat = value.reshape(*lead, leaf.size).long()
+                parts += [nn.functional.one_hot(flat[..., j], n).float() for j, n in enumerate(leaf.choices)]
+            else:
+                real = (value != 0).unsqueeze(-1).float()
+                total = (self.text[str(i)](value.long()) * real).sum(-2)
+                parts.append(total / real.sum(-2).clamp(min=1.0))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+class Images(nn.Module):
+    """Each image leaf through 3x3 convolutions of stride 2 and padding 1 with ReLU, flattened and joined `[..., width]`."""
+
+    def __init__(self, leaves: dict[str, Leaf], channels: tuple[int, ...], stack: int = 1) -> None:
+        super().__init__()
+        self.leaves = {path: leaf for path, leaf in leaves.items() if leaf.kind == "image"}
+        self.stacks = nn.ModuleList()
+        self.width = 0
+        for leaf in self.leaves.values():
+            depth, height, width = leaf.shape
+            layers: list[nn.Module] = []
+            for narrow, wide in zip((depth * stack, *channels[:-1]), channels, strict=True):
+                layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1), nn.ReLU()]
+                height, width = (height + 1) // 2, (width + 1) // 2
+            self.stacks.append(nn.Sequential(*layers))
+            self.width += channels[-1] * height * width
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """Leaves `[..., channels, height, width]` uint8 to `[..., width]`."""
+        parts = []
+        for path, layers in zip(self.leaves, self.stacks, strict=True):
+            pixels = observations[path]
+            lead = pixels.shape[:-3]
+            flat = pixels.reshape(-1, *pixels.shape[-3:]).float() / 255.0
+            parts.append(layers(flat).reshape(*lead, -1))
+        return torch.cat(parts, -1)

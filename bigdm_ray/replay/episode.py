@@ -1,0 +1,74 @@
+"""Episode: one whole episode as arrays, the thing that travels round the ring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+
+class EpisodeId(NamedTuple):
+    """What makes an episode one of its kind: the round and group that played it, and its place among them.
+
+    Episodes of other origins carry (client, FOREIGN, sequence number), so that ids of both kinds never meet.
+    """
+
+    round: int
+    group: int
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.round}.{self.group}.{self.index}"
+
+
+FOREIGN = -1
+"""The `group` of episodes that were not played by a round of this run."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One whole episode of T steps; arrays only, never changed after it is made.
+
+    The last observation is seen, not acted on, so observations have T + 1 steps. `terminated` is False where a time
+    limit ended the episode. `version` is (incarnation, learner step) of the weights that played it; `source` says
+    which agent did; `seed` is that of the vector environment that it was played in.
+    """
+
+    observations: dict[str, np.ndarray]  # leaf path -> [T+1, ...]
+    actions: dict[str, np.ndarray]  # leaf path -> [T, ...]
+    rewards: np.ndarray  # [T] float32
+    terminated: bool
+    id: EpisodeId
+    task: str
+    command: dict[str, float] = field(default_factory=dict)
+    version: tuple[int, int] = (0, 0)
+    source: str = ""
+    seed: int = 0
+
+    @property
+    def length(self) -> int:
+        """T, the number of actions."""
+        return len(self.rewards)
+
+    @property
+    def total_return(self) -> float:
+        """The undiscounted sum of rewards, added up in float64."""
+        return float(self.rewards.sum(dtype=np.float64))
+
+    def problem(self) -> str | None:
+        """One clause that says why this episode must not be stored, or None where it is sound."""
+        steps = self.length
+        if steps == 0:
+            return "it has no steps"
+        if not np.isfinite(self.rewards).all():
+            return f"its reward at step {int(np.argmin(np.isfinite(self.rewards)))} is not finite"
+        for kind, leaves, rows in (("observation", self.observations, steps + 1), ("action", self.actions, steps)):
+            for path, values in leaves.items():
+                name = f"{kind} {path!r}" if path else kind
+                if len(values) != rows:
+                    return f"its {name} has {len(values)} rows where {rows} belong to {steps} steps"
+                if values.dtype.kind == "f" and not np.isfinite(values).all():
+                    bad = np.argmin(np.isfinite(values).reshape(rows, -1).all(1))
+                    return f"its {name} at step {int(bad)} is not finite"
+        return None

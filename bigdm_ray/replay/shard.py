@@ -1,0 +1,240 @@
+"""Shard: one immutable Arrow IPC file of whole episodes, one row an episode, memory-mapped when read.
+
+Every step leaf is a `large_list<fixed_size_list<dtype>[n]>` column (a plain `large_list<dtype>` for scalars) with the
+episode's scalars beside it; one record batch, uncompressed, so that a draw copies nothing. The footer carries the
+file's size, a CRC-32 of the body and one of the footer itself: opening checks size and footer, `verify` the body too.
+
+A shard appears under its name complete or not at all: written under a temporary name, synced, renamed, the folder
+synced. Nothing here is pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from bigdm_ray.errors import RunFailed
+from bigdm_ray.replay.episode import Episode, EpisodeId
+
+SCHEMA_VERSION = 1
+SUFFIX = ".arrow"
+_MAGIC = b"ARROW1"
+_SEAL = b"bigdm-seal:"
+_BLANK = _SEAL + b"0" * 32  # size (16 hex), body CRC (8 hex), footer CRC (8 hex)
+
+
+class CorruptShard(Exception):
+    """A file that is not a whole, unchanged shard. The text says what is wrong with it."""
+
+
+def encode(episodes: list[Episode]) -> bytes:
+    """The bytes of a shard file that holds `episodes`, which must be of one task and one signature."""
+    columns: dict[str, pa.Array] = {
+        "round": pa.array([e.id.round for e in episodes], pa.int64()),
+        "group": pa.array([e.id.group for e in episodes], pa.int64()),
+        "index": pa.array([e.id.index for e in episodes], pa.int64()),
+        "terminated": pa.array([e.terminated for e in episodes], pa.bool_()),
+        "incarnation": pa.array([e.version[0] for e in episodes], pa.int64()),
+        "learner_step": pa.array([e.version[1] for e in episodes], pa.int64()),
+        "source": pa.array([e.source for e in episodes], pa.string()),
+        "seed": pa.array([e.seed for e in episodes], pa.int64()),
+        "command": pa.array([json.dumps(e.command, sort_keys=True) for e in episodes], pa.string()),
+    }
+    first = episodes[0]
+    shapes: dict[str, list[int]] = {}
+    leaves: dict[str, list[np.ndarray]] = {"rewards": [e.rewards for e in episodes]}
+    leaves |= {f"observations/{path}": [e.observations[path] for e in episodes] for path in first.observations}
+    leaves |= {f"actions/{path}": [e.actions[path] for e in episodes] for path in first.actions}
+    for name, values in leaves.items():
+        columns[name] = _list_column(values)
+        shapes[name] = list(values[0].shape[1:])
+    meta = {"schema_version": SCHEMA_VERSION, "task": first.task, "shapes": shapes, "dtypes": {k: str(v[0].dtype) for k, v in leaves.items()}}
+    table = pa.table(columns).replace_schema_metadata({b"bigdm": json.dumps(meta, sort_keys=True).encode()})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema, metadata={"seal": _BLANK.decode()}) as writer:
+        writer.write_batch(table.combine_chunks().to_batches()[0])
+    return _sealed(bytearray(sink.getvalue()))
+
+
+def _list_column(values: list[np.ndarray]) -> pa.Array:
+    flat = np.ascontiguousarray(np.concatenate(values))
+    offsets = np.zeros(len(values) + 1, np.int64)
+    np.cumsum([len(v) for v in values], out=offsets[1:])
+    items: pa.Array = pa.array(flat.reshape(-1))
+    if flat.ndim > 1:
+        items = pa.FixedSizeListArray.from_arrays(items, int(np.prod(flat.shape[1:])))
+    return pa.LargeListArray.from_arrays(pa.array(offsets), items)
+
+
+def _sealed(data: bytearray) -> bytes:
+    """Write size and checksums over the blank seal in the footer; the body lies before it and is not touched."""
+    start = _footer_start(data)
+    at = data.index(_BLANK, start)
+    data[at + 11 : at + 35] = b"%016x%08x" % (len(data), zlib.crc32(memoryview(data)[:start]))
+    data[at + 35 : at + 43] = b"%08x" % zlib.crc32(memoryview(data)[start:])
+    return bytes(data)
+
+
+def _footer_start(data: Any) -> int:
+    if len(data) < 24 or bytes(data[-6:]) != _MAGIC or bytes(data[:6]) != _MAGIC:
+        raise CorruptShard("it is not a whole Arrow file")
+    start = len(data) - 10 - int.from_bytes(data[-10:-6], "little", signed=True)
+    if not 8 <= start < len(data) - 10:
+        raise CorruptShard("its footer is broken")
+    return start
+
+
+def check(data: Any, body: bool) -> None:
+    """Raise CorruptShard unless size and footer (and, with `body`, every byte) are as they were written."""
+    start = _footer_start(data)
+    footer = bytearray(data[start:])
+    at = footer.find(_SEAL)
+    try:
+        size, crc, footer_crc = int(footer[at + 11 : at + 27], 16), int(footer[at + 27 : at + 35], 16), int(footer[at + 35 : at + 43], 16)
+    except ValueError:
+        size, crc, footer_crc = -1, 0, 0
+    if at < 0 or size < 0:
+        raise CorruptShard("its footer carries no checksum of this project")
+    footer[at + 35 : at + 43] = b"0" * 8
+    if zlib.crc32(footer) != footer_crc:
+        raise CorruptShard("the checksum of its footer does not match")
+    if size != len(data):
+        raise CorruptShard(f"it is {len(data)} bytes long where {size} were written")
+    if body and zlib.crc32(memoryview(data)[:start]) != crc:
+        raise CorruptShard("the checksum of its body does not match")
+
+
+def write(path: Path, episodes: list[Episode]) -> int:
+    """Store `episodes` at `path` so that they survive a crash from the moment this returns; the size in bytes.
+
+    Raises RunFailed, leaving nothing behind, where the disk is full or the folder cannot be written.
+    """
+    data = encode(episodes)
+    publish(path, data)
+    return len(data)
+
+
+def publish(path: Path, data: bytes) -> None:
+    """Write, sync, rename, sync the folder: the file is there whole or not at all. Raises RunFailed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise RunFailed(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another --folder, then --resume"
+        ) from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and unlinks inside `folder` survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """An open shard: memory-mapped columns as numpy views. Opening allocates next to nothing, drawing copies rows only."""
+
+    path: Path
+    nbytes: int
+    task: str
+    ids: list[EpisodeId]
+    offsets: np.ndarray  # [episodes + 1] int64, in steps
+    terminated: np.ndarray  # [episodes] bool
+    versions: np.ndarray  # [episodes, 2] int64
+    rewards: np.ndarray  # [steps] float32, all episodes one after another
+    observations: dict[str, np.ndarray]  # [steps + episodes, ...]: episode i starts at offsets[i] + i
+    actions: dict[str, np.ndarray]  # [steps, ...]
+    scalars: pa.RecordBatch
+
+    @staticmethod
+    def open(path: Path, verify: bool = False) -> Shard:
+        """Map a shard. Raises CorruptShard; `verify` reads every byte of it."""
+        try:
+            source = pa.memory_map(str(path))
+            data = source.read_buffer()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise CorruptShard(f"it cannot be opened ({error})") from None
+        check(memoryview(data), verify)
+        try:
+            reader = pa.ipc.open_file(source)
+            batch = reader.get_batch(0)
+            meta = json.loads(batch.schema.metadata[b"bigdm"])
+            if meta["schema_version"] > SCHEMA_VERSION:
+                raise CorruptShard(f"it has schema version {meta['schema_version']}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray")
+            return _mapped(path, len(data), batch, meta)
+        except (pa.ArrowException, KeyError, ValueError, IndexError) as error:
+            raise CorruptShard(f"its contents cannot be read ({type(error).__name__}: {error})") from None
+
+    def episode(self, row: int) -> Episode:
+        """One episode; its arrays are read-only views of the map."""
+        start, end = int(self.offsets[row]), int(self.offsets[row + 1])
+        seen = slice(start + row, end + row + 1)
+        get = lambda name: self.scalars.column(name)[row].as_py()  # noqa: E731
+        return Episode(
+            {path: values[seen] for path, values in self.observations.items()},
+            {path: values[start:end] for path, values in self.actions.items()},
+            self.rewards[start:end],
+            bool(self.terminated[row]),
+            self.ids[row],
+            self.task,
+            json.loads(get("command")),
+            (int(self.versions[row, 0]), int(self.versions[row, 1])),
+            get("source"),
+            get("seed"),
+        )
+
+
+def _mapped(path: Path, nbytes: int, batch: pa.RecordBatch, meta: dict[str, Any]) -> Shard:
+    def leaf(name: str) -> np.ndarray:
+        values = batch.column(name).values
+        if isinstance(values, pa.FixedSizeListArray):
+            values = values.values
+        array: np.ndarray = values.to_numpy(zero_copy_only=True)
+        return array.reshape(-1, *meta["shapes"][name])
+
+    ids = [EpisodeId(*row) for row in zip(*(batch.column(name).to_pylist() for name in EpisodeId._fields), strict=True)]
+    versions = np.stack([batch.column("incarnation").to_numpy(), batch.column("learner_step").to_numpy()], 1)
+    names = [name for name in meta["shapes"] if name != "rewards"]
+    shard = Shard(
+        path,
+        nbytes,
+        meta["task"],
+        ids,
+        batch.column("rewards").offsets.to_numpy(),
+        batch.column("terminated").to_numpy(zero_copy_only=False),
+        versions,
+        leaf("rewards"),
+        {name.removeprefix("observations/"): leaf(name) for name in names if name.startswith("observations/")},
+        {name.removeprefix("actions/"): leaf(name) for name in names if name.startswith("actions/")},
+        batch,
+    )
+    _check_lengths(shard)
+    return shard
+
+
+def _check_lengths(shard: Shard) -> None:
+    steps = int(shard.offsets[-1])
+    rows = len(shard.ids)
+    short = [name for name, values in shard.actions.items() if len(values) != steps]
+    short += [name for name, values in shard.observations.items() if len(values) != steps + rows]
+    if short or len(shard.rewards) != steps:
+        raise CorruptShard("its columns are of unequal length")

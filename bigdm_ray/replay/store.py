@@ -1,0 +1,495 @@
+"""Store: an ordered set of shards on disk, the table of its living episodes, and drawing from them.
+
+`add` answers once file and folder are synced: from then on an episode lives under the retention rule whatever dies.
+The rule is a pure function of the episodes' ids and returns, so it is never stored: opening a folder replays it. What
+fits into `flat_bytes` is also kept as one flat array a leaf, from which draws are fastest; the rest is drawn from
+the memory maps. Episodes of other processes' shards are taken in with `adopt`, which reads files and writes none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from bigdm_ray.replay import shard as shards
+from bigdm_ray.replay.episode import Episode, EpisodeId
+from bigdm_ray.replay.shard import CorruptShard, Shard
+from bigdm_ray.replay.windows import View, Windows, merge_stack, stacked_steps
+
+Arrays = dict[str, np.ndarray]
+SHARD_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which episodes live on: the `count` best by return, the `count` newest, or all. A tie goes to the newer id.
+
+    With a `length_cost`, episodes are ranked by return - length_cost * length.
+    """
+
+    keep: Literal["best", "newest", "all"] = "all"
+    count: int = 0
+    length_cost: float = 0.0
+
+    def living(self, table: Table) -> np.ndarray:
+        """Positions of the episodes that live on, ascending by id. [m] int64"""
+        if self.keep == "all" or len(table) <= self.count:
+            return np.arange(len(table))
+        order = table.ranked(self.length_cost) if self.keep == "best" else np.arange(len(table))[::-1]
+        return np.sort(order[: self.count])
+
+
+@dataclass(frozen=True)
+class Table:
+    """The living episodes, ascending by id: 40 bytes each, so that a driver can hold millions."""
+
+    ids: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.int64))
+    returns: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float64))
+    lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def ranked(self, length_cost: float = 0.0) -> np.ndarray:
+        """Positions from the best return to the worst; a tie goes to the newer id. [n] int64"""
+        return np.lexsort((-np.arange(len(self)), -(self.returns - length_cost * self.lengths)))
+
+    def take(self, rows: np.ndarray) -> Table:
+        """The table of these positions."""
+        return Table(self.ids[rows], self.returns[rows], self.lengths[rows])
+
+    def merged(self, other: Table, retention: Retention) -> tuple[Table, np.ndarray]:
+        """Both tables under the rule, and where each row came from (positions in self, then in other). Ids must differ."""
+        ids = np.concatenate([self.ids, other.ids])
+        order = np.lexsort((ids[:, 2], ids[:, 1], ids[:, 0]))
+        both = Table(ids[order], np.concatenate([self.returns, other.returns])[order], np.concatenate([self.lengths, other.lengths])[order])
+        living = retention.living(both)
+        return both.take(living), order[living]
+
+    @staticmethod
+    def of(episodes: Iterable[Episode]) -> Table:
+        """The table of some episodes, in their order."""
+        listed = list(episodes)
+        return Table(
+            np.array([e.id for e in listed], np.int64).reshape(-1, 3),
+            np.array([e.total_return for e in listed], np.float64),
+            np.array([e.length for e in listed], np.int64),
+        )
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What `add` acknowledges: the shard that holds the new episodes ("" if all were known) and their table."""
+
+    shard: str
+    added: Table
+    nbytes: int
+
+
+class Store:
+    """See the module. One writer a folder; any number of readers, which `adopt` the shards the writer names."""
+
+    def __init__(self, folder: Path, retention: Retention | None = None, flat_bytes: int = 256 << 20, write: bool = True) -> None:
+        self.folder = folder
+        self.retention = retention or Retention()
+        self.problems: list[str] = []
+        self.table = Table()
+        self._shards: dict[str, Shard] = {}
+        self._where = np.zeros((0, 3), np.int64)  # a row of `table`: shard number, row in it, place in the flat arrays or -1
+        self._names: list[str] = []  # shard number -> name
+        self._flat = Flat(flat_bytes)
+        self._write = write
+        self._serial = itertools.count()
+        if write:
+            folder.mkdir(parents=True, exist_ok=True)
+            for rubbish in folder.glob(".*.tmp"):
+                rubbish.unlink()
+
+    # --- opening and adding
+
+    def open(self, names: Iterable[str] | None = None, ids: set[EpisodeId] | None = None) -> Store:
+        """Take in the shards of the folder (all, or those named), and of their episodes all or those in `ids`.
+
+        A torn or foreign file is named in `problems` and, by a writer, set aside as `NAME.corrupt`; the rest loads.
+        """
+        for name in sorted(path.name for path in self.folder.glob(f"*{shards.SUFFIX}")) if names is None else names:
+            self.adopt(name, ids)
+        used = [int(name.split("-")[1].split(".")[0]) for name in self._shards if name.split("-")[1].split(".")[0].isdigit()]
+        self._serial = itertools.count(max(used, default=-1) + 1)
+        return self
+
+    def adopt(self, name: str, ids: set[EpisodeId] | None = None) -> Table:
+        """Take in one shard that is already on disk; the table of what was new in it (before retention)."""
+        if name in self._shards:
+            return Table()
+        try:
+            opened = Shard.open(self.folder / name)
+        except CorruptShard as error:
+            self._set_aside(name, str(error))
+            return Table()
+        known = self._known(opened.ids)
+        rows = np.array([i for i, id in enumerate(opened.ids) if id not in known and (ids is None or id in ids)], np.int64)
+        lengths = np.diff(opened.offsets)
+        sums = np.add.reduceat(opened.rewards.astype(np.float64), opened.offsets[:-1]) if len(opened.ids) else np.zeros(0)
+        fresh = Table(np.array(opened.ids, np.int64).reshape(-1, 3)[rows], sums[rows], lengths[rows])
+        self._merge(opened, rows, fresh)
+        return fresh
+
+    def _known(self, ids: list[EpisodeId]) -> set[EpisodeId]:
+        living = self.table.ids
+        rounds = {id.round for id in ids}
+        near = living[np.isin(living[:, 0], list(rounds))] if len(living) else living
+        return {EpisodeId(*map(int, row)) for row in near} & set(ids)
+
+    def _set_aside(self, name: str, why: str) -> None:
+        text = f"shard {self.folder / name} is set aside: {why}"
+        if self._write:
+            with contextlib.suppress(OSError):
+                (self.folder / name).rename(self.folder / f"{name}.corrupt")
+        self.problems.append(text)
+
+    def add(self, episodes: list[Episode]) -> Receipt:
+        """Store episodes so that they survive a crash once this returns. An id that lives already is not added twice.
+
+        Raises ValueError for an episode that is not sound, RunFailed where the disk does not take the file; then
+        nothing is stored.
+        """
+        for episode in episodes:
+            if problem := episode.problem():
+                raise ValueError(f"episode {episode.id} is not stored: {problem}")
+        known = self._known([e.id for e in episodes])
+        new = [e for e in episodes if e.id not in known]
+        if not new:
+            return Receipt("", Table(), 0)
+        name = self._next_name()
+        nbytes = shards.write(self.folder / name, new)
+        opened = Shard.open(self.folder / name)
+        fresh = Table.of(new)
+        self._merge(opened, np.arange(len(new)), fresh)
+        return Receipt(name, fresh, nbytes)
+
+    def _next_name(self) -> str:
+        return f"episodes-{next(self._serial):07d}{shards.SUFFIX}"
+
+    def _merge(self, opened: Shard, rows: np.ndarray, fresh: Table) -> None:
+        self._shards[opened.path.name] = opened
+        self._names.append(opened.path.name)
+        if not len(rows):
+            return
+        places = np.stack([np.full(len(rows), len(self._names) - 1), rows, np.full(len(rows), -1)], 1)
+        before = len(self.table)
+        self.table, origin = self.table.merged(fresh, self.retention)
+        self._where = np.concatenate([self._where, places])[origin]
+        gone = before + len(rows) - len(self.table)
+        if gone:
+            self._flat.keep(self._where[self._where[:, 2] >= 0, 2])
+        for position in np.flatnonzero(origin >= before):
+            number, row, _ = self._where[position]
+            self._where[position, 2] = self._flat.add(self._shards[self._names[number]].episode(int(row)), self._moved)
+
+    def _moved(self, old: np.ndarray, new: np.ndarray) -> None:
+        """The flat arrays were packed anew: episodes that began at `old` begin at `new` (both ascending)."""
+        flat = self._where[:, 2] >= 0
+        self._where[flat, 2] = new[np.searchsorted(old, self._where[flat, 2])]
+
+    # --- reading
+
+    def episode(self, position: int) -> Episode:
+        """The episode at a position of the table, its arrays views of the map."""
+        number, row, _ = self._where[position]
+        return self._shards[self._names[number]].episode(int(row))
+
+    def draw(self, view: View, rng: np.random.Generator, size: int, rank: int = 0, world: int = 1) -> Windows:
+        """`size` windows; rank r of w draws the same rows as every other and fetches only its share of them."""
+        positions, steps = view.rows(self.table, rng, size)
+        share = slice(rank * size // world, (rank + 1) * size // world)
+        positions, steps = positions[share], steps[share]
+        timesteps, mask = view.span(steps, self.table.lengths[positions])
+        fetch = self._fetch_flat if (self._where[:, 2] >= 0).all() else self._fetch_mixed
+        windows = fetch(view, positions, timesteps)
+        if not mask.all():
+            for values in _leaves_of(windows):
+                values[~mask] = 0
+        return Windows(windows.observations, windows.actions, windows.rewards, mask, np.where(mask, timesteps, 0), windows.columns, windows.next_observations)
+
+    def _fetch_flat(self, view: View, positions: np.ndarray, timesteps: np.ndarray) -> Windows:
+        flat = self._flat
+        start = self._where[positions, 2][:, None]
+        return _gather(view, timesteps, flat.observations, flat.actions, flat.rewards, flat.column, start, start)
+
+    def _fetch_mixed(self, view: View, positions: np.ndarray, timesteps: np.ndarray) -> Windows:
+        """Rows from the flat arrays and from as many maps as the batch touches, put together in the batch's order."""
+        where = self._where[positions]
+        source = np.where(where[:, 2] >= 0, -1, where[:, 0])
+        parts: list[tuple[np.ndarray, Windows]] = []
+        for number in np.unique(source):
+            here = np.flatnonzero(source == number)
+            if number < 0:
+                parts.append((here, self._fetch_flat(view, positions[here], timesteps[here])))
+                continue
+            mapped = self._shards[self._names[number]]
+            row = where[here, 1]
+            start = mapped.offsets[row][:, None]
+            column = lambda name, mapped=mapped: sidecar(mapped, name)  # noqa: E731
+            windows = _gather(view, timesteps[here], mapped.observations, mapped.actions, mapped.rewards, column, start, start + row[:, None])
+            parts.append((here, windows))
+        return _joined(len(positions), parts)
+
+    # --- housekeeping
+
+    @property
+    def living_ids(self) -> list[EpisodeId]:
+        """Ids of the living episodes, ascending."""
+        return [EpisodeId(*map(int, row)) for row in self.table.ids]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all shards of this store, garbage included."""
+        return sum(opened.nbytes for opened in self._shards.values())
+
+    @property
+    def garbage_bytes(self) -> int:
+        """An estimate of the bytes that hold no living episode: a shard's size times its share of dead steps."""
+        living = np.bincount(self._where[:, 0], self.table.lengths, len(self._names)) if len(self.table) else np.zeros(len(self._names))
+        return int(sum(s.nbytes * (1 - living[i] / max(1, s.offsets[-1])) for i, s in enumerate(self._shards[n] for n in self._names)))
+
+    def compact(self) -> list[str]:
+        """Where garbage exceeds the living bytes, write the living anew into shards of about 64 MiB.
+
+        Returns the names of all shards that hold living episodes now. Nothing is unlinked: the caller first saves
+        a checkpoint that names these, then calls `release`.
+        """
+        if self._write and self.garbage_bytes > self.nbytes - self.garbage_bytes:
+            batch: list[int] = []
+            held = 0
+            for position in range(len(self.table)):
+                batch.append(position)
+                held += _bytes_of(self.episode(position))
+                if held >= SHARD_BYTES or position == len(self.table) - 1:
+                    self._rewrite(batch)
+                    batch, held = [], 0
+        return [self._names[number] for number in np.unique(self._where[:, 0])]
+
+    def _rewrite(self, positions: list[int]) -> None:
+        name = self._next_name()
+        shards.write(self.folder / name, [self.episode(position) for position in positions])
+        self._shards[name] = Shard.open(self.folder / name)
+        self._names.append(name)
+        self._where[positions, 0] = len(self._names) - 1
+        self._where[positions, 1] = np.arange(len(positions))
+
+    def release(self, named: set[str]) -> list[str]:
+        """Unlink every shard without a living episode that is not `named` by a checkpoint; the names that went."""
+        living = {self._names[number] for number in np.unique(self._where[:, 0])}
+        gone = [name for name in self._names if name not in living and name not in named]
+        self.forget(gone)
+        for name in gone:
+            for path in (self.folder / name, *self.folder.glob(f".{name}.*.npy")):
+                with contextlib.suppress(FileNotFoundError):
+                    path.unlink()
+        if gone:
+            shards.sync_folder(self.folder)
+        return gone
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Let go of shards that hold no living episode (a reader does this when the writer has released them)."""
+        going = set(names) & set(self._shards)
+        keep = [name for name in self._names if name not in going]
+        number = {name: i for i, name in enumerate(keep)}
+        renumber = np.array([number.get(name, -1) for name in self._names], np.int64)
+        if len(self._where):
+            self._where[:, 0] = renumber[self._where[:, 0]]
+        self._names = keep
+        for name in going:
+            del self._shards[name]
+
+    def reopen(self, shard_of: Iterable[str]) -> None:
+        """A reader moves its living episodes onto the writer's new shards, so that it can forget the old ones."""
+        for name in shard_of:
+            if name in self._shards:
+                continue
+            opened = Shard.open(self.folder / name)
+            self._shards[name] = opened
+            self._names.append(name)
+            at = {tuple(id): row for row, id in enumerate(opened.ids)}
+            for position, id in enumerate(map(tuple, self.table.ids.tolist())):
+                if id in at:
+                    self._where[position, :2] = len(self._names) - 1, at[id]
+
+
+def verify(folder: Path) -> tuple[int, int, list[str]]:
+    """Read every byte of every shard; (sound shards, episodes in them, one sentence for each that was set aside)."""
+    sound, episodes, problems = 0, 0, []
+    for path in sorted(folder.glob(f"*{shards.SUFFIX}")):
+        try:
+            opened = Shard.open(path, verify=True)
+            for row in range(len(opened.ids)):
+                if problem := opened.episode(row).problem():
+                    raise CorruptShard(f"in its episode {opened.ids[row]}, {problem}")
+            sound, episodes = sound + 1, episodes + len(opened.ids)
+        except CorruptShard as error:
+            path.rename(path.with_name(f"{path.name}.corrupt"))
+            problems.append(f"shard {path} is set aside as {path.name}.corrupt: {error}")
+    return sound, episodes, problems
+
+
+class Flat:
+    """Episodes one after another in one array a leaf, for the fastest draws. Forgets what the store no longer keeps.
+
+    Each takes T + 1 slots, so that observations and actions share one index. Arrays double as they fill, up to the
+    byte limit; packed anew when garbage fills them.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.observations: Arrays = {}
+        self.actions: Arrays = {}
+        self.rewards = np.zeros(0, np.float32)
+        self._derived: Arrays = {}
+        self._starts: np.ndarray = np.zeros(0, np.int64)  # of living episodes, ascending
+        self._slots: np.ndarray = np.zeros(0, np.int64)
+        self._end = 0
+        self._slot_bytes = 0
+
+    def add(self, episode: Episode, moved: Callable[[np.ndarray, np.ndarray], None]) -> int:
+        """Copy an episode in; where it begins, or -1 where the limit leaves no room. `moved` hears of repacking."""
+        if not self._slot_bytes:
+            self._slot_bytes = 4 + sum(v.nbytes // len(v) for v in (*episode.observations.values(), *episode.actions.values()))
+        slots = episode.length + 1
+        if self._end + slots > len(self.rewards):
+            room = self.limit // self._slot_bytes
+            wanted = int(self._slots.sum()) + slots
+            if wanted > room:
+                return -1
+            self._pack(min(room, max(2 * wanted, 1024)), episode, moved)
+        start = self._end
+        self._end += slots
+        for path, values in episode.observations.items():
+            self.observations[path][start : self._end] = values
+        for path, values in episode.actions.items():
+            self.actions[path][start : self._end - 1] = values
+        self.rewards[start : self._end - 1] = episode.rewards
+        for name, column in self._derived.items():
+            column[start : self._end - 1] = derive(name, episode.rewards)
+        self._starts = np.append(self._starts, start)
+        self._slots = np.append(self._slots, slots)
+        return start
+
+    def keep(self, starts: np.ndarray) -> None:
+        """Only episodes that begin at these slots still live."""
+        alive = np.isin(self._starts, starts)
+        self._starts, self._slots = self._starts[alive], self._slots[alive]
+
+    def _pack(self, capacity: int, like: Episode, moved: Callable[[np.ndarray, np.ndarray], None]) -> None:
+        index = np.concatenate([np.arange(s, s + n) for s, n in zip(self._starts, self._slots, strict=True)]) if len(self._starts) else np.zeros(0, np.int64)
+
+        def packed(old: np.ndarray | None, sample: np.ndarray) -> np.ndarray:
+            new = np.zeros((capacity, *sample.shape[1:]), sample.dtype)
+            if old is not None and len(index):
+                np.take(old, index, axis=0, out=new[: len(index)])
+            return new
+
+        self.observations = {path: packed(self.observations.get(path), v) for path, v in like.observations.items()}
+        self.actions = {path: packed(self.actions.get(path), v) for path, v in like.actions.items()}
+        self.rewards = packed(self.rewards, like.rewards)
+        self._derived = {name: packed(v, like.rewards) for name, v in self._derived.items()}
+        old, ends = self._starts, np.cumsum(self._slots)
+        self._starts, self._end = ends - self._slots, len(index)
+        moved(old, self._starts)
+
+    def column(self, name: str) -> np.ndarray:
+        """A derived column in the flat order, made at its first use and kept up to date from then on."""
+        if name not in self._derived:
+            made = np.zeros(len(self.rewards), np.float32)
+            for start, slots in zip(self._starts, self._slots, strict=True):
+                made[start : start + slots - 1] = derive(name, self.rewards[start : start + slots - 1])
+            self._derived[name] = made
+        return self._derived[name]
+
+
+def derive(name: str, rewards: np.ndarray) -> np.ndarray:
+    """A derived column of one episode from its rewards [T]; float32 [T], summed in float64."""
+    if name == "steps_remaining":
+        return np.arange(len(rewards), 0, -1, dtype=np.float32)
+    return np.cumsum(rewards[::-1], dtype=np.float64)[::-1].astype(np.float32)
+
+
+def sidecar(mapped: Shard, name: str) -> np.ndarray:
+    """A derived column of a whole shard, memory-mapped from a file beside it that is made when it is missing."""
+    path = mapped.path.with_name(f".{mapped.path.name}.{name}.npy")
+    if not path.exists():
+        pieces = [derive(name, mapped.rewards[a:b]) for a, b in itertools.pairwise(mapped.offsets)]
+        temporary = path.with_name(f"{path.name}.tmp")
+        with temporary.open("wb") as file:
+            np.save(file, np.concatenate(pieces))
+        temporary.rename(path)
+    loaded: np.ndarray = np.load(path, mmap_mode="r")
+    return loaded
+
+
+def _gather(
+    view: View,
+    timesteps: np.ndarray,
+    observations: Arrays,
+    actions: Arrays,
+    rewards: np.ndarray,
+    column: Callable[[str], np.ndarray],
+    start: np.ndarray,
+    seen_start: np.ndarray,
+) -> Windows:
+    """Windows by fancy indexing: step t of a row lies at `start + t`, its observation at `seen_start + t`."""
+    at = start + timesteps
+    seen = lambda steps: {path: _observed(view, leaf, seen_start, steps) for path, leaf in observations.items()}  # noqa: E731
+    return Windows(
+        seen(timesteps),
+        {path: np.take(leaf, at, axis=0) for path, leaf in actions.items()},
+        np.take(rewards, at),
+        np.ones(timesteps.shape, bool),
+        timesteps,
+        {name: np.take(column(name), at) for name in view.columns},
+        seen(timesteps + 1) if view.next_observation else {},
+    )
+
+
+def _observed(view: View, leaf: np.ndarray, start: np.ndarray, timesteps: np.ndarray) -> np.ndarray:
+    if view.stack == 1 or leaf.ndim < 4:
+        return np.take(leaf, start + timesteps, axis=0)
+    frames = start[..., None] + stacked_steps(timesteps, view.stack)
+    return merge_stack(np.take(leaf, frames, axis=0))
+
+
+def _leaves_of(windows: Windows) -> list[np.ndarray]:
+    groups = (windows.observations, windows.actions, windows.columns, windows.next_observations)
+    return [*itertools.chain.from_iterable(group.values() for group in groups), windows.rewards]
+
+
+def _joined(size: int, parts: list[tuple[np.ndarray, Windows]]) -> Windows:
+    order = np.empty(size, np.int64)
+    order[np.concatenate([here for here, _ in parts])] = np.arange(size)
+
+    def join(values: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(values)[order]
+
+    def join_all(name: str) -> Arrays:
+        keys = getattr(parts[0][1], name)
+        return {key: join([getattr(part, name)[key] for _, part in parts]) for key in keys}
+
+    return Windows(
+        join_all("observations"),
+        join_all("actions"),
+        join([part.rewards for _, part in parts]),
+        join([part.mask for _, part in parts]),
+        join([part.timesteps for _, part in parts]),
+        join_all("columns"),
+        join_all("next_observations"),
+    )
+
+
+def _bytes_of(episode: Episode) -> int:
+    return episode.rewards.nbytes + sum(v.nbytes for v in (*episode.observations.values(), *episode.actions.values()))

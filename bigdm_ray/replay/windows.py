@@ -1,0 +1,119 @@
+"""View and Windows: what an algorithm wants drawn, as a value, and the batch that answers it.
+
+What to draw is apart from how it is fetched: `View.rows` deals in episode numbers and time steps only, the Store turns
+them into arrays. The same View with the same table and the same random stream always names the same rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from bigdm_ray.replay.store import Table
+
+DERIVED = ("returns_to_go", "steps_remaining")
+
+
+@dataclass(frozen=True)
+class View:
+    """How windows are drawn.
+
+    length     K steps a window
+    weight     `episode`: every episode alike, then a step uniformly; `length`: every step alike
+    anchor     the drawn step is the window's first (`start`) or last (`end`) one
+    pad        the side on which steps outside the episode are left empty
+    columns    derived columns to add: `returns_to_go` (sum of rewards from this step on, added up in float64) and
+               `steps_remaining` (steps left, this one included, so 1 at the last)
+    best       only the best episodes by return that together hold this fraction of all steps
+    above      only episodes with at least this return
+    stack      image leaves carry their last `stack` frames along the channel axis; the first frame is repeated
+    next_observation  add the observations that followed each step
+    """
+
+    length: int = 1
+    weight: Literal["episode", "length"] = "episode"
+    anchor: Literal["start", "end"] = "start"
+    pad: Literal["left", "right"] = "right"
+    columns: tuple[str, ...] = ()
+    best: float = 1.0
+    above: float | None = None
+    stack: int = 1
+    next_observation: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = set(self.columns) - set(DERIVED)
+        if unknown or self.length < 1 or self.stack < 1 or not 0 < self.best <= 1:
+            raise ValueError(f"a View that cannot be drawn: {self}; derived columns are {DERIVED}")
+
+    def eligible(self, table: Table) -> np.ndarray:
+        """Positions in `table` of the episodes that may be drawn, ascending. [e] int64"""
+        rows = np.arange(len(table))
+        if self.above is not None:
+            rows = rows[table.returns >= self.above]
+        if self.best < 1.0:
+            order = table.ranked()
+            held = np.cumsum(table.lengths[order])
+            enough = int(np.searchsorted(held, self.best * held[-1])) + 1
+            rows = np.intersect1d(rows, order[:enough])
+        return rows
+
+    def rows(self, table: Table, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """`size` draws: positions in `table` and the drawn steps, both [size] int64. Raises ValueError if none may be drawn."""
+        among = None if self.best == 1.0 and self.above is None else self.eligible(table)
+        lengths = table.lengths if among is None else table.lengths[among]
+        if len(lengths) == 0:
+            raise ValueError("no episode may be drawn: the store is empty, or none passes the view's `best` and `above`")
+        if self.weight == "episode":
+            chosen = rng.integers(0, len(lengths), size)
+            steps = (rng.random(size) * lengths[chosen]).astype(np.int64)
+        else:
+            ends = np.cumsum(lengths)
+            flat = rng.integers(0, ends[-1], size)
+            chosen = np.searchsorted(ends, flat, side="right")
+            steps = flat - (ends[chosen] - lengths[chosen])
+        return (chosen if among is None else among[chosen]), steps
+
+    def span(self, steps: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The time steps of each window `[B, K]` int64, clipped into the episode, and the mask `[B, K]` of real ones."""
+        if self.length == 1:
+            return steps[:, None], np.ones((len(steps), 1), bool)
+        if self.anchor == "start":
+            first, count = steps, np.minimum(lengths - steps, self.length)
+        else:
+            first = np.maximum(steps - self.length + 1, 0)
+            count = steps - first + 1
+        place = np.arange(self.length)[None, :]
+        if self.pad == "left":
+            place = place - (self.length - count)[:, None]
+        mask = (place >= 0) & (place < count[:, None])
+        return first[:, None] + np.clip(place, 0, count[:, None] - 1), mask
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A batch of B windows of K steps; every array is `[B, K, ...]`, zero where `mask` is False."""
+
+    observations: dict[str, np.ndarray]
+    actions: dict[str, np.ndarray]
+    rewards: np.ndarray  # float32
+    mask: np.ndarray  # bool, True on real steps
+    timesteps: np.ndarray  # int64, the step's place in its episode
+    columns: dict[str, np.ndarray] = field(default_factory=dict)  # derived, float32
+    next_observations: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def stacked_steps(timesteps: np.ndarray, stack: int) -> np.ndarray:
+    """The steps whose frames make a stack, oldest first: `[..., stack]`; before the start the first one is repeated."""
+    return np.asarray(np.maximum(timesteps[..., None] + np.arange(1 - stack, 1), 0))
+
+
+def merge_stack(frames: np.ndarray) -> np.ndarray:
+    """`[..., stack, channels, height, width]` as `[..., stack * channels, height, width]`: how frames become channels.
+
+    Windows and acting policies both use this, so that they cannot disagree.
+    """
+    *lead, stack, channels, height, width = frames.shape
+    return frames.reshape(*lead, stack * channels, height, width)

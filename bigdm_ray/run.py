@@ -1,0 +1,67 @@
+"""Train a policy: `python -m bigdm_ray.run ALGORITHM TASK [flags]`.
+
+    python -m bigdm_ray.run udrl lunarlander                       through Ray, into runs/udrl-lunarlander-1
+    python -m bigdm_ray.run udrl lunarlander --local --seed 2      in one process
+    python -m bigdm_ray.run udrl lunarlander --help                every flag with its default
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from bigdm_ray.doors import door
+from bigdm_ray.training.config import Run, described, parse
+from bigdm_ray.training.metrics import Listener, Terminal
+
+
+def train(run: Run, folder: str | Path | None = None, report: Listener | None = None, *, resume: bool = False, local: bool = False) -> dict[str, Any]:
+    """Train `run` and return its summary (also in FOLDER/summary.json); `report` hears every report.
+
+    Through Ray by default, in this process with `local`. Raises UserError, and RunFailed where the world stops a run.
+    """
+    path = Path(folder) if folder is not None else default_folder(run)
+    listeners = [report] if report is not None else []
+    if local:
+        from bigdm_ray.training.loop import train_local
+
+        return train_local(run, path, resume, listeners)
+    from bigdm_ray.distributed.loop import train_on_ray
+
+    return train_on_ray(run, path, resume, listeners)
+
+
+def default_folder(run: Run) -> Path:
+    """runs/ALGORITHM-TASK-SEED, for presets other than the default with their name."""
+    preset = "" if run.preset in ("default", "none") else f"-{run.preset}"
+    task = run.task.replace(":", "-").replace("/", "-")
+    return Path("runs") / f"{run.algorithm.name}-{task}{preset}-{run.seed}"
+
+
+def main(arguments: list[str]) -> int:
+    """The door."""
+    asked = parse(arguments)
+    run = asked.run
+    folder = asked.folder or default_folder(run)
+    if not asked.quiet:
+        print(f"{described(run)}; folder {folder}", file=sys.stderr)
+    terminal = None if asked.quiet else Terminal(run.budget.env_steps)
+    try:
+        summary = train(run, folder, terminal, resume=asked.resume, local=asked.local)
+    finally:
+        if terminal is not None:
+            terminal.close()
+    print(
+        f"return {summary['return_mean']:.1f} +- {summary['return_std']:.1f} over {summary['return_episodes']} episodes "
+        f"({summary['return_low']:.1f}..{summary['return_high']:.1f} is the mean's 95 % interval), best weights {summary['best_return_mean']:.1f}; "
+        f"{summary['env_steps']:,} environment steps, {summary['learner_steps']:,} learner steps, {summary['wall_s']:.0f} s"
+    )
+    print(f"summary: {folder / 'summary.json'}")
+    for problem in summary["problems"][-3:]:
+        print(f"note: {problem}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(door(main))

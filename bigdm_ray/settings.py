@@ -1,0 +1,129 @@
+"""Settings as frozen dataclasses: fields that carry their help and range, checked when made, read from and written to JSON.
+
+`setting(default, help)` declares a field; `checked` raises UserError with the flag's name, the value, what was expected.
+`to_json` and `from_json` are each other's inverse; unknown keys are refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from typing import Any, TypeVar
+
+from bigdm_ray.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A dataclass field with its help text and the range of its values (`above` is a bound that is itself out)."""
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "above": above, "choices": choices})
+
+
+def flag(path: str) -> str:
+    """`algorithm.learning_rate` as it is typed: `--algorithm.learning-rate`."""
+    return "--" + path.replace("_", "-")
+
+
+def checked(value: Any, prefix: str) -> None:
+    """Raise UserError for the first field of a settings dataclass (nested ones too) that is out of range."""
+    for field in dataclasses.fields(value):
+        here = getattr(value, field.name)
+        path = f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(here):
+            checked(here, f"{path}.")
+        elif "help" in field.metadata:
+            _check_field(here, path, field.metadata)
+
+
+def _check_field(value: Any, path: str, meta: typing.Mapping[str, Any]) -> None:
+    if isinstance(value, tuple):
+        for item in value:
+            _check_field(item, path, meta)
+        return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{flag(path)} is {value}, but a finite number is expected")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        for name, wrong, word in (
+            ("low", lambda bound: value < bound, "at least"),
+            ("above", lambda bound: value <= bound, "more than"),
+            ("high", lambda bound: value > bound, "at most"),
+        ):
+            bound = meta[name]
+            if bound is not None and wrong(bound):
+                raise UserError(f"{flag(path)} is {value}, but {word} {bound:g} is expected")
+    if meta["choices"] and value not in meta["choices"]:
+        raise UserError(f"{flag(path)} is {value!r}, but one of {', '.join(meta['choices'])} is expected{nearest(str(value), list(meta['choices']))}")
+
+
+def to_json(value: Any) -> Any:
+    """A settings dataclass as JSON; tuples become lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def from_json(kind: type[T], data: dict[str, Any], prefix: str = "") -> T:
+    """The settings that `to_json` wrote. Raises UserError for unknown keys and wrong types."""
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(typing.cast(Any, kind))}
+    given: dict[str, Any] = {}
+    for name, value in data.items():
+        if name not in known:
+            raise UserError(f"unknown setting {prefix}{name!r}{nearest(name, sorted(known))}")
+        hint = hints[name]
+        nested = isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict)
+        given[name] = from_json(hint, value, f"{prefix}{name}.") if nested else converted(hint, value, f"{prefix}{name}")
+    return kind(**given)
+
+
+def converted(hint: Any, value: Any, path: str) -> Any:
+    """`value` (JSON, or text from a command line) as the type `hint`. Raises UserError naming the flag."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    try:
+        if origin in (typing.Union, types.UnionType):
+            if value is None or value == "none":
+                return None
+            return converted(next(a for a in arguments if a is not type(None)), value, path)
+        if origin is tuple:
+            items = [item for item in value.split(",") if item] if isinstance(value, str) else value
+            return tuple(converted(arguments[0], item, path) for item in items)
+        if hint is bool:
+            text = str(value).lower()
+            if text not in ("true", "false", "1", "0", "yes", "no"):
+                raise ValueError
+            return text in ("true", "1", "yes")
+        if hint is int:
+            number = float(value)
+            if isinstance(value, bool) or number != int(number):
+                raise ValueError
+            return int(number)
+        if hint is float:
+            if isinstance(value, bool):
+                raise ValueError
+            return float(value)
+        if hint is str or origin is typing.Literal:
+            return str(value)
+    except (ValueError, TypeError, OverflowError):
+        raise UserError(f"{flag(path)} is {value!r}, but {type_name(hint)} is expected") from None
+    raise UserError(f"{flag(path)} cannot be set from text")
+
+
+def type_name(hint: Any) -> str:
+    """A type in words, for messages and help."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return type_name(arguments[0]) + " or 'none'"
+    if origin is tuple:
+        return f"{type_name(arguments[0])}s joined by commas".replace("an ", "").replace("a ", "")
+    return {bool: "true or false", int: "an integer", float: "a number", str: "text"}.get(hint, str(hint))

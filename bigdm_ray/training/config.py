@@ -1,0 +1,270 @@
+"""Run: everything that decides a run, made once and never written to; and how a command line becomes one.
+
+Flags are the paths of the fields (`--algorithm.learning-rate`), so whatever a dataclass declares can be typed, is
+explained by `--help` with its default, and stands in `run.json`. Order of precedence: defaults, the preset of
+(algorithm, task), `--config FILE`, flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import textwrap
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bigdm_ray.algorithms.base import Algorithm, find_algorithm
+from bigdm_ray.envs.task import find_task
+from bigdm_ray.errors import UserError, nearest
+from bigdm_ray.settings import checked, converted, flag, from_json, setting, to_json
+
+SCHEMA_VERSION = 1
+SHORT = {"actors": "machines.actors", "learners": "machines.learners", "device": "machines.device", "address": "machines.address"}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a run ends: at the first of these."""
+
+    env_steps: int = setting(10_000_000, "environment steps, warm-up included", low=1)
+    learner_steps: int | None = setting(None, "learner steps", low=1)
+    minutes: float | None = setting(None, "minutes of wall time since the run (or its resume) began", above=0)
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """How episodes are played. Groups and environments decide what is played, actors only where."""
+
+    groups: int | None = setting(None, "vector environments that share a round's episodes; default: one an actor", low=1)
+    environments: int = setting(32, "environments in a group, at most as many as it plays episodes a round", low=1)
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """How often and how long the policy is scored, on gymnasium's environments."""
+
+    every: int = setting(250_000, "environment steps between evaluations", low=1)
+    episodes: int = setting(20, "episodes of each", low=1)
+    final_episodes: int = setting(100, "episodes of the last one, and of the re-score of the best weights", low=1)
+    mode: str = setting("sample", "how the policy acts", choices=("sample", "mean", "plan"))
+
+
+@dataclass(frozen=True)
+class Saves:
+    """Checkpoints and reports."""
+
+    every: int = setting(500_000, "environment steps between checkpoints", low=1)
+    report_every: int = setting(20_000, "environment steps between lines of metrics", low=1)
+    flat_mib: int = setting(256, "MiB of episodes that are kept in memory for drawing; the rest is drawn from the maps", low=0)
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Where the parts stand."""
+
+    actors: int = setting(1, "rollout actors (--actors)", low=1, high=10_000)
+    learners: int = setting(1, "data-parallel learner ranks (--learners)", low=1, high=1_024)
+    device: str = setting("auto", "where the learner trains: auto, cpu, cuda or cuda:N (--device)")
+    address: str = setting("local", "Ray cluster to join; `local` starts one on this machine (--address)")
+    lock_step: bool = setting(False, "play, store and learn in turn, equal to --local bit for bit; else side by side")
+    max_staleness: int = setting(1_000, "learner steps by which the weights of a rollout may lag behind when it starts", low=1)
+    threads: int = setting(1, "torch threads of the learner", low=1)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Algorithm, task, seed and settings. The folder is not part of it: a run may be moved."""
+
+    algorithm: Algorithm
+    task: str
+    preset: str = "default"
+    seed: int = 1
+    budget: Budget = field(default_factory=Budget)
+    rollouts: Rollouts = field(default_factory=Rollouts)
+    evaluations: Evaluations = field(default_factory=Evaluations)
+    saves: Saves = field(default_factory=Saves)
+    machines: Machines = field(default_factory=Machines)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"--seed is {self.seed}, but an integer from 0 to 2147483647 is expected")
+        checked(self.algorithm, "algorithm.")
+        for name in ("budget", "rollouts", "evaluations", "saves", "machines"):
+            checked(getattr(self, name), f"{name}.")
+
+    @property
+    def groups(self) -> int:
+        """Vector environments that share a round."""
+        return self.rollouts.groups or self.machines.actors
+
+    def share(self, count: int, group: int) -> slice:
+        """Which of a round's `count` commands a group plays."""
+        return slice(group * count // self.groups, (group + 1) * count // self.groups)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of run.json; `run_from_json` reads it back."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "algorithm": {"name": self.algorithm.name, **to_json(self.algorithm)},
+            **{f.name: to_json(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "algorithm"},
+        }
+
+
+def run_from_json(data: Mapping[str, Any]) -> Run:
+    """The Run of a run.json. Raises UserError for one of a newer version or with unknown settings."""
+    version = data.get("schema_version")
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise UserError(f"run.json has schema version {version!r}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray")
+    try:
+        settings = dict(data["algorithm"])
+        kind = find_algorithm(settings.pop("name"))
+        rest = {k: v for k, v in data.items() if k not in ("schema_version", "algorithm", "dataset")}
+        hints = typing.get_type_hints(Run)
+        given: dict[str, Any] = {}
+        for name, value in rest.items():
+            if name not in hints:
+                raise UserError(f"unknown setting {name!r} in run.json{nearest(name, sorted(hints))}")
+            given[name] = from_json(hints[name], value, f"{name}.") if dataclasses.is_dataclass(hints[name]) else converted(hints[name], value, name)
+        return Run(algorithm=from_json(kind, settings, "algorithm."), **given)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"run.json is not one of this project ({error})") from None
+
+
+def read_run(path: Path) -> Run:
+    """The Run in a run.json (or in the folder that holds one). Raises UserError."""
+    file = path / "run.json" if path.is_dir() else path
+    try:
+        return run_from_json(json.loads(file.read_text()))
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error})") from None
+
+
+# --- the command line
+
+
+@dataclass(frozen=True)
+class Door:
+    """What `run` was asked to do beside the Run itself."""
+
+    run: Run
+    folder: Path | None
+    resume: bool
+    local: bool
+    quiet: bool
+
+
+def settings_of(kind: type[Algorithm]) -> Iterator[tuple[str, Any, Any, str]]:
+    """Path, type, default and help of every flag of a run of this algorithm, in the order of the dataclasses."""
+    for prefix, owner in [("algorithm", kind), *((f.name, typing.get_type_hints(Run)[f.name]) for f in dataclasses.fields(Run))]:
+        if not dataclasses.is_dataclass(owner) or owner is Algorithm:
+            continue
+        hints = typing.get_type_hints(owner)
+        for f in dataclasses.fields(owner):
+            if "help" in f.metadata:
+                choices = f" ({', '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
+                yield f"{prefix}.{f.name}", hints[f.name], f.default, f.metadata["help"] + choices
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        if message.startswith("unrecognized arguments: "):
+            word = message.removeprefix("unrecognized arguments: ").split()[0]
+            known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+            message = f"unknown argument {word!r}{nearest(word.split('=')[0], known) if word.startswith('--') else ''}"
+        raise UserError(message)
+
+
+def parse(arguments: list[str]) -> Door:
+    """`ALGORITHM TASK [flags]` as a Door. Raises UserError; exits 0 after --help."""
+    if arguments and not arguments[0].startswith("-"):
+        find_algorithm(arguments[0])  # an unknown name is told before its flags are
+    parser = _Parser(
+        prog="python -m bigdm_ray.run",
+        description="Train a policy and leave a run folder.",
+        epilog="`python -m bigdm_ray.run ALGORITHM TASK --help` also lists every hyperparameter with its default for that task.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("algorithm", nargs="?", help=_names_help())
+    parser.add_argument("task", nargs="?", help="a short name (lunarlander), gymnasium:ID, or my_module:MyEnv-v0")
+    parser.add_argument("--help", "-h", action="store_true", help="show this and exit")
+    parser.add_argument("--folder", type=Path, help="run folder; default: runs/ALGORITHM-TASK-SEED")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --folder from its last checkpoint")
+    parser.add_argument("--local", action="store_true", help="one process, without Ray")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the summary")
+    parser.add_argument("--preset", default=None, help="named settings for this task: default, paper; `none` for the bare defaults")
+    parser.add_argument("--config", type=Path, help="start from the settings of another run's run.json")
+    parser.add_argument("--seed", default=None, help="seed of everything; default 1")
+    known, _ = parser.parse_known_args([a for a in arguments if a not in ("--help", "-h")])
+    kind = find_algorithm(known.algorithm) if known.algorithm else None
+    flags: dict[str, tuple[str, Any]] = {}
+    defaults = preset_of(kind, known.task, known.preset)[1] if kind and known.task else {}
+    for path, hint, default, about in settings_of(kind) if kind else ():
+        shown = defaults.get(path, default)
+        text = ",".join(map(str, shown)) if isinstance(shown, tuple) else shown
+        names = [flag(path), *(f"--{short}" for short, long in SHORT.items() if long == path)]
+        parser.add_argument(*names, dest=path, default=None, metavar="X", help=f"{about} (default: {text})".replace("%", "%%"))
+        flags[path] = (path, hint)
+    if "--help" in arguments or "-h" in arguments:
+        parser.print_help()
+        raise SystemExit(0)
+    given = parser.parse_args(arguments)
+    if kind is None or given.task is None:
+        raise UserError("an ALGORITHM and a TASK are expected, as in: python -m bigdm_ray.run udrl lunarlander")
+    typed = {path: converted(hint, getattr(given, path), path) for path, hint in flags.values() if getattr(given, path) is not None}
+    seed = converted(int, given.seed, "seed") if given.seed is not None else None
+    run = _made(kind, given.task, given.preset, given.config, typed, seed)
+    return Door(run, given.folder, given.resume, given.local, given.quiet)
+
+
+def _names_help() -> str:
+    from bigdm_ray.algorithms.base import algorithms
+
+    return "one of " + ", ".join(algorithms())
+
+
+def preset_of(kind: type[Algorithm], task: str, name: str | None) -> tuple[str, dict[str, Any]]:
+    """The name and settings of a task's preset; `default` may be absent. Raises UserError for an unknown one."""
+    known = kind.presets().get(task, {})
+    if name == "none" or (name in (None, "default") and "default" not in known):
+        return "none", {}
+    wanted = name or "default"
+    if wanted not in known:
+        raise UserError(f"unknown preset {wanted!r} of {kind.name} on {task}{nearest(wanted, [*known, 'none'])}")
+    return wanted, known[wanted]
+
+
+def _made(kind: type[Algorithm], task: str, preset: str | None, config: Path | None, typed: dict[str, Any], seed: int | None) -> Run:
+    find_task(task)
+    name, values = preset_of(kind, task, preset)
+    if config is not None:
+        base = read_run(config)
+        if base.algorithm.name != kind.name:
+            raise UserError(f"--config {config} is of algorithm {base.algorithm.name!r}, not of {kind.name!r}")
+        data = base.to_json() | {"task": task}
+        if preset is None:
+            name, values = base.preset, {}
+    else:
+        data = Run(algorithm=kind(), task=task).to_json()
+    data |= {"preset": name} | ({} if seed is None else {"seed": seed})
+    for path, value in {**values, **typed}.items():
+        owner, _, key = path.partition(".")
+        data[owner] = data[owner] | {key: list(value) if isinstance(value, tuple) else value}
+    return run_from_json(data)
+
+
+def configure(algorithm: str, task: str, flags: list[str] | None = None) -> Run:
+    """The Run that `python -m bigdm_ray.run ALGORITHM TASK FLAGS` trains. Raises UserError."""
+    return parse([algorithm, task, *(flags or [])]).run
+
+
+def described(run: Run) -> str:
+    """One line that says what is about to be trained."""
+    return textwrap.shorten(f"{run.algorithm.name} on {run.task}, preset {run.preset}, seed {run.seed}, {run.budget.env_steps:,} environment steps", 120)

@@ -1,0 +1,157 @@
+"""Learner: a model, its optimizers, and the learner steps; one rank of as many as there are.
+
+Every rank draws the same global indices and fetches its share; gradients are sums that are added over ranks and then
+divided by the weight added over ranks, so two ranks equal one to rounding. With one rank there is no communication.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from bigdm_ray.algorithms.base import Algorithm, Batch
+from bigdm_ray.envs.task import Signature
+from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.replay.store import Store
+from bigdm_ray.training.params import Weights
+from bigdm_ray.training.streams import rng, seed_torch
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first GPU where there is one, else the CPU. Raises UserError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device is {name!r}, but auto, cpu, cuda or cuda:N is expected") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device is {name!r}, but this machine has no usable GPU; use --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device is {name!r}, but auto, cpu, cuda or cuda:N is expected")
+    return device
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a call of `update` did: the learner step it reached and means of the metrics over its steps."""
+
+    step: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    busy_s: float = 0.0
+
+
+class Learner:
+    """Holds the network. What it knows beside the network is the learner step, so that a checkpoint of both is all of it."""
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        signatures: dict[str, Signature],
+        seed: int,
+        device: str = "cpu",
+        rank: int = 0,
+        world: int = 1,
+        max_norm: float | None = None,
+    ) -> None:
+        self.algorithm = algorithm
+        self.seed = seed
+        self.rank, self.world = rank, world
+        self.device = pick_device(device)
+        seed_torch(seed, "initial weights")
+        self.model: nn.Module = algorithm.build(signatures).to(self.device)
+        self.optimizers = algorithm.optimizers(self.model)
+        self.step = 0
+        self.max_norm = max_norm
+        self._view = algorithm.view()
+        self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+
+    def update(self, stores: dict[str, Store], steps: int) -> Progress:
+        """Take `steps` learner steps on windows of the stores. Raises RunFailed when the loss is no longer finite."""
+        began = time.perf_counter()
+        totals: dict[str, Tensor] = {}
+        for _ in range(steps):
+            seed_torch(self.seed, "dropout", self.step, self.rank)
+            for name, value in self._step(self._draw(stores)).items():
+                totals[name] = totals[name] + value if name in totals else value
+            self.step += 1
+        means = {name: float(value) / steps for name, value in totals.items()} if steps else {}
+        if bad := [name for name, value in means.items() if not math.isfinite(value)]:
+            raise RunFailed(
+                f"{bad[0]} is {means[bad[0]]} at learner step {self.step}: training has diverged; lower --algorithm.learning-rate "
+                "and go on from the last checkpoint, or start anew"
+            )
+        return Progress(self.step, means, time.perf_counter() - began)
+
+    def _draw(self, stores: dict[str, Store]) -> Batch:
+        chance = rng(self.seed, "draw", self.step)
+        windows = {task: store.draw(self._view, chance, self.algorithm.batch, self.rank, self.world) for task, store in stores.items()}
+        return self.algorithm.collate(windows)
+
+    def _step(self, batch: Batch) -> dict[str, Tensor]:
+        tensors = {name: torch.from_numpy(values).to(self.device, non_blocking=True) for name, values in batch.items()}
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        loss = self.algorithm.loss(self.model, tensors, self.step)
+        if self.world == 1:
+            weight = loss.weight.detach()
+            (loss.sum / weight).backward()  # type: ignore[no-untyped-call]  # torch leaves `backward` untyped
+            metrics = {name: value / weight for name, value in loss.metrics.items()}
+        else:
+            loss.sum.backward()  # type: ignore[no-untyped-call]
+            metrics = self._reduce(loss.weight.detach(), loss.metrics)
+        if self.max_norm is not None:
+            metrics["train/gradient_norm"] = nn.utils.clip_grad_norm_(self._parameters, self.max_norm)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        return metrics
+
+    def _reduce(self, weight: Tensor, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add gradients, weight and metrics over ranks in one message; divide by the weight."""
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        flat = torch.cat([g.reshape(-1) for g in gradients] + [torch.stack([weight, *metrics.values()]).to(gradients[0])])
+        dist.all_reduce(flat)
+        used = len(flat) - 1 - len(metrics)
+        total = flat[used]
+        for parameter, part in zip(self._parameters, flat[:used].split([p.numel() for p in self._parameters]), strict=True):
+            parameter.grad = (part / total).view_as(parameter)
+        return {name: flat[used + 1 + i] / total for i, name in enumerate(metrics)}
+
+    def weights(self, incarnation: int) -> Weights:
+        """The network as arrays, for actors and files."""
+        return Weights.of(self.model, (incarnation, self.step))
+
+    # --- saving and loading
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Network and optimizers as arrays by name: `model/NAME` and `optimizer/WHICH/INDEX/KEY`."""
+        out = {f"model/{name}": value.detach().cpu().numpy().copy() for name, value in self.model.state_dict().items()}
+        for which, optimizer in self.optimizers.items():
+            for index, slots in optimizer.state_dict()["state"].items():
+                for key, value in slots.items():
+                    out[f"optimizer/{which}/{index}/{key}"] = torch.as_tensor(value).detach().cpu().numpy().copy()
+        return out
+
+    def load(self, state: dict[str, np.ndarray], step: int) -> None:
+        """Take over what `state` gave, at learner step `step`. Raises UserError for arrays that do not fit."""
+        Weights((0, step), {name[6:]: v for name, v in state.items() if name.startswith("model/")}).into(self.model)
+        for which, optimizer in self.optimizers.items():
+            slots: dict[int, dict[str, Tensor]] = {}
+            for name, value in state.items():
+                kind, *rest = name.split("/")
+                if kind == "optimizer" and rest[0] == which:
+                    slots.setdefault(int(rest[1]), {})[rest[2]] = torch.from_numpy(np.array(value))
+            whole = optimizer.state_dict()
+            optimizer.load_state_dict({"state": slots, "param_groups": whole["param_groups"]})
+        self.step = step
+
+    def checksum(self) -> float:
+        """The sum of all parameters, to compare ranks with."""
+        return float(sum(p.detach().double().sum() for p in itertools.chain(self._parameters)))

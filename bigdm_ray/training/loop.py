@@ -1,0 +1,413 @@
+"""THE LOOP: episodes flow one way round the ring. Read this page first.
+
+    warm-up episodes, played at random
+    repeat until the budget is spent
+        the learner takes the steps it owes
+        commands are asked for, from the best living episodes
+        episodes are played to their end and stored
+        when due: evaluate, report, save
+
+`loop` is the whole of a lock-step run. Who does the verbs is a Crew: `LocalCrew` in this process, or actors of Ray
+(`distributed/crew.py`), with the same results bit for bit. `Session` is the bookkeeping that both this loop and the
+asynchronous one of `distributed/loop.py` share: counters, what is due, reports, the best weights, the summary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from bigdm_ray.algorithms.base import Columns
+from bigdm_ray.envs.task import find_task
+from bigdm_ray.errors import RunFailed
+from bigdm_ray.replay.store import Store, Table
+from bigdm_ray.training import checkpoint
+from bigdm_ray.training.checkpoint import Checkpoint, Counters
+from bigdm_ray.training.config import Run
+from bigdm_ray.training.evaluation import Evaluator, Score
+from bigdm_ray.training.learner import Learner, Progress
+from bigdm_ray.training.metrics import JsonLines, Listener, Means, Report, TensorBoard
+from bigdm_ray.training.params import Weights
+from bigdm_ray.training.player import Player
+from bigdm_ray.training.rollout import Played
+from bigdm_ray.training.run_folder import RunFolder, save_weights, versions
+from bigdm_ray.training.streams import rng
+
+BARREN_ROUNDS = 3
+"""Rounds in a row without one sound episode after which a run ends."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What playing and storing a round came to."""
+
+    added: Table
+    version: tuple[int, int]  # of the weights that played
+    env_steps: int
+    discarded: int
+    problems: list[str]
+    busy_s: float  # seconds spent playing, all actors together
+
+
+class Crew(Protocol):
+    """Who does the verbs of the loop."""
+
+    def play(self, round: int, saves: int, commands: Columns, count: int, random: bool) -> Round:
+        """Play a round in all groups and store it; returns once it is acknowledged."""
+
+    def learn(self, steps: int) -> Progress:
+        """Take learner steps on the stored episodes."""
+
+    def table(self) -> Table:
+        """The living episodes."""
+
+    def weights(self) -> Weights:
+        """The network as it is now."""
+
+    def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int) -> Score:
+        """Evaluate weights."""
+
+    def save(self, write: Callable[[dict[str, np.ndarray], list[str]], Any]) -> None:
+        """Compact the store, hand (learner state, shard names) to `write`, then unlink what no checkpoint names."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+def loop(session: Session, crew: Crew) -> None:
+    """Train in lock-step until the budget is spent."""
+    run, counters = session.run, session.counters
+    if counters.episodes == 0 and counters.round == 0:
+        session.played(crew.play(0, 0, {}, run.algorithm.warm_up_episodes, random=True))
+    while not session.spent():
+        if counters.episodes:
+            session.learned(crew.learn(session.owed(crew.table())))
+        if session.spent():
+            break
+        count = run.algorithm.episodes_per_iteration
+        commands = session.ask(crew.table(), counters.round, count)
+        session.played(crew.play(counters.round, counters.saves, commands, count, random=not counters.episodes))
+        if session.evaluation_due():
+            command = run.algorithm.evaluation_command(crew.table())
+            weights = crew.weights()
+            session.evaluated(crew.score(weights, command, run.evaluations.episodes, "validation", counters.evaluations), weights)
+        if session.save_due():
+            session.save(crew)
+        elif session.report_due():
+            session.report()
+
+
+class Session:
+    """The bookkeeping of a run: counters, what is due, reports, best weights, summary."""
+
+    def __init__(self, run: Run, folder: RunFolder, listeners: list[Listener], resumed: Checkpoint | None, exact: bool) -> None:
+        self.run = run
+        self.task = find_task(run.task)
+        self.folder = folder
+        self.counters = resumed.counters if resumed else Counters()
+        if resumed and not exact:
+            self.counters.incarnation += 1
+        self.lines = JsonLines(folder.metrics, resumed.metrics_offset if resumed else None)
+        self._listeners: list[Listener] = [self.lines, *listeners]
+        self._means = Means()
+        self._began = time.monotonic()
+        self._before = self.counters.wall_s
+        self._mark = (time.monotonic(), self.counters.env_steps, self.counters.learner_step)
+        self.play_s = self.learn_s = 0.0
+        self._played_here = self._learned_here = 0
+        self.command: dict[str, float] = {}
+        self.problems: list[str] = []
+
+    # --- what the loop asks
+
+    def spent(self) -> bool:
+        """Whether the budget is used up."""
+        budget, counters = self.run.budget, self.counters
+        if counters.env_steps >= budget.env_steps:
+            return True
+        if budget.learner_steps is not None and counters.learner_step >= budget.learner_steps:
+            return True
+        return budget.minutes is not None and time.monotonic() - self._began >= 60 * budget.minutes
+
+    def owed(self, table: Table) -> int:
+        """Learner steps that are owed now and that the budget allows."""
+        if not len(table):
+            return 0
+        owed = self.run.algorithm.owed(self.counters.episodes) - self.counters.learner_step
+        limit = self.run.budget.learner_steps
+        return max(0, owed if limit is None else min(owed, limit - self.counters.learner_step))
+
+    def ask(self, table: Table, round: int, count: int) -> Columns:
+        """The commands of a round, capped at what the task can pay."""
+        if not len(table):
+            return {}
+        commands = self.run.algorithm.ask(table, rng(self.run.seed, "ask", round), count)
+        if self.task.max_return is not None and "desired_return" in commands:
+            commands["desired_return"] = np.minimum(commands["desired_return"], np.float32(self.task.max_return))
+        return commands
+
+    def evaluation_due(self) -> bool:
+        """Whether an evaluation's step count has been passed."""
+        return self.counters.learner_step > 0 and self.counters.env_steps // self.run.evaluations.every > self.counters.evaluations
+
+    def report_due(self) -> bool:
+        """Whether a report's step count has been passed."""
+        return self.counters.env_steps // self.run.saves.report_every > self.counters.reports
+
+    def save_due(self) -> bool:
+        """Whether a checkpoint's step count has been passed."""
+        return self.counters.env_steps // self.run.saves.every > self.counters.saves
+
+    # --- what the loop tells
+
+    def played(self, round: Round) -> None:
+        """Count a round. Raises RunFailed where rounds bring no sound episode any more."""
+        counters = self.counters
+        counters.round += 1
+        counters.env_steps += round.env_steps
+        counters.episodes += len(round.added)
+        counters.discarded += round.discarded
+        counters.barren = 0 if len(round.added) else counters.barren + 1
+        self.play_s += round.busy_s
+        self._played_here += round.env_steps
+        self.problems = (self.problems + round.problems)[-100:]
+        if counters.barren >= BARREN_ROUNDS:
+            raise RunFailed(
+                f"the environments of {self.run.task} brought no whole episode in {BARREN_ROUNDS} rounds; the last: "
+                f"{round.problems[-1] if round.problems else 'nothing was played'}"
+            )
+        if len(round.added):
+            staleness = counters.learner_step - round.version[1] if round.version[0] == counters.incarnation else 0
+            means = {
+                "play/return_mean": float(round.added.returns.mean()),
+                "play/length_mean": float(round.added.lengths.mean()),
+                "play/staleness": float(max(0, staleness)),
+            }
+            self._means.add(means, len(round.added))
+
+    def learned(self, progress: Progress) -> None:
+        """Note where the learner stands."""
+        steps = progress.step - self.counters.learner_step
+        self.counters.learner_step = progress.step
+        self.learn_s += progress.busy_s
+        self._learned_here += max(0, steps)
+        if steps > 0:
+            self._means.add(progress.metrics, steps)
+
+    def evaluated(self, score: Score, weights: Weights, at: int | None = None) -> None:
+        """Report a validation score; keep the best weights."""
+        counters = self.counters
+        counters.evaluations = max(counters.evaluations + 1, counters.env_steps // self.run.evaluations.every)
+        self.command = score.command
+        report: Report = {"time/env_steps": float(counters.env_steps if at is None else at), "time/learner_steps": float(weights.version[1])}
+        report |= {f"evaluation/{k}": float(v) for k, v in score.summary(self.task).items() if v is not None}
+        report |= {f"evaluation/{k}": v for k, v in score.command.items()}
+        self._tell(report)
+        mean = float(score.returns.mean())
+        if counters.best_return is None or mean > counters.best_return:
+            counters.best_return = mean
+            save_weights(self.folder, "best", weights, score.command, mean)
+
+    def report(self, extra: Report | None = None) -> None:
+        """Tell the listeners the means since the last report."""
+        counters = self.counters
+        counters.reports = counters.env_steps // self.run.saves.report_every
+        now = time.monotonic()
+        counters.wall_s = self._before + now - self._began
+        since, steps, learned = self._mark
+        elapsed = max(now - since, 1e-9)
+        self._mark = (now, counters.env_steps, counters.learner_step)
+        report: Report = {
+            "time/env_steps": float(counters.env_steps),
+            "time/learner_steps": float(counters.learner_step),
+            "time/episodes": float(counters.episodes),
+            "time/discarded": float(counters.discarded),
+            "time/wall_s": counters.wall_s,
+            "time/env_steps_per_s": (counters.env_steps - steps) / elapsed,
+            "time/learner_steps_per_s": (counters.learner_step - learned) / elapsed,
+        }
+        self._tell(report | self._means.take() | (extra or {}))
+
+    def _tell(self, report: Report) -> None:
+        for listener in self._listeners:
+            listener(report)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must be of."""
+        return {"algorithm": self.run.algorithm.name, "task": self.run.task}
+
+    def save(self, crew: Crew) -> None:
+        """Report, then write a checkpoint with the weights beside it."""
+        self.counters.saves = max(self.counters.saves + 1, self.counters.env_steps // self.run.saves.every)
+        self.report()
+        table = crew.table()
+
+        def write(learner: dict[str, np.ndarray], shards: list[str]) -> None:
+            checkpoint.write(self.folder.checkpoints, self.counters, shards, self.lines.offset, learner, table.ids, self.identity)
+
+        crew.save(write)
+        self._save_last(crew)
+
+    def _save_last(self, crew: Crew) -> tuple[Weights, dict[str, float]]:
+        weights, table = crew.weights(), crew.table()
+        command = self.run.algorithm.evaluation_command(table) if len(table) else {}
+        save_weights(self.folder, "last", weights, command, None)
+        return weights, command
+
+    def finish(self, crew: Crew) -> dict[str, Any]:
+        """Save, score the last and the best weights on fresh seeds, and write the summary."""
+        self.save(crew)
+        weights, command = self._save_last(crew)
+        episodes = self.run.evaluations.final_episodes
+        score = crew.score(weights, command, episodes, "final", 0)
+        last = score.summary(self.task)
+        best_mean = last["return_mean"]
+        best_path = self.folder.weights("best")
+        if best_path.is_file():
+            best = Weights.load(best_path)
+            asked = load_command(best_path)
+            best_mean = float(crew.score(best, asked, episodes, "final", 1).returns.mean())
+        else:
+            save_weights(self.folder, "best", weights, command, float(score.returns.mean()))
+        counters = self.counters
+        counters.wall_s = self._before + time.monotonic() - self._began
+        summary = {
+            "algorithm": self.run.algorithm.name,
+            "task": self.run.task,
+            "preset": self.run.preset,
+            "seed": self.run.seed,
+            "env_steps": counters.env_steps,
+            "learner_steps": counters.learner_step,
+            "episodes": counters.episodes,
+            "episodes_discarded": counters.discarded,
+            **last,
+            "best_return_mean": best_mean,
+            "command": command,
+            "mode": self.run.evaluations.mode,
+            "wall_s": counters.wall_s,
+            "rollout_env_steps_per_s": self._played_here / max(self.play_s, 1e-9),
+            "learner_steps_per_s": self._learned_here / max(self.learn_s, 1e-9),
+            "incarnation": counters.incarnation,
+            "problems": self.problems,
+            "versions": versions(),
+        }
+        self.folder.write_summary(summary)
+        return summary
+
+    def close(self) -> None:
+        """Close the files of the listeners that have any."""
+        for listener in self._listeners:
+            if callable(close := getattr(listener, "close", None)):
+                close()
+
+
+def load_command(weights: Path) -> dict[str, float]:
+    """The command beside a weights file."""
+    import json
+
+    command: dict[str, float] = json.loads(weights.with_suffix(".json").read_text())["command"]
+    return command
+
+
+class LocalCrew:
+    """Every verb in this process: no Ray."""
+
+    def __init__(self, run: Run, folder: RunFolder, resumed: Checkpoint | None) -> None:
+        torch.set_num_threads(run.machines.threads)
+        self._run = run
+        task = find_task(run.task)
+        self._folder = folder
+        self.store = Store(folder.store, run.algorithm.retention(), run.saves.flat_mib << 20)
+        self.learner = Learner(run.algorithm, {run.task: task.signature()}, run.seed, run.machines.device)
+        if resumed:
+            self.learner.load(resumed.learner, resumed.counters.learner_step)
+            restore(self.store, resumed)
+        self._player = Player(run)
+        self._evaluator = Evaluator(run)
+        self._incarnation = resumed.counters.incarnation if resumed else 0
+
+    def play(self, round: int, saves: int, commands: Columns, count: int, random: bool) -> Round:
+        """See Crew."""
+        weights = None if random else self.weights()
+        before = self._player.busy_s
+        parts: list[Played] = []
+        for group in range(self._run.groups):
+            share = self._run.share(count, group)
+            mine = {name: values[share] for name, values in commands.items()}
+            if share.stop > share.start:
+                parts.append(self._player.play(weights, round, group, (saves, 0), mine, share.stop - share.start))
+        receipt = self.store.add([episode for part in parts for episode in part.episodes])
+        version = weights.version if weights else (self._incarnation, 0)
+        return gathered(parts, receipt.added, version, self._player.busy_s - before)
+
+    def learn(self, steps: int) -> Progress:
+        """See Crew."""
+        return self.learner.update({self._run.task: self.store}, steps)
+
+    def table(self) -> Table:
+        """See Crew."""
+        return self.store.table
+
+    def weights(self) -> Weights:
+        """See Crew."""
+        return self.learner.weights(self._incarnation)
+
+    def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int) -> Score:
+        """See Crew."""
+        return self._evaluator.score(weights, command, episodes, purpose, round)
+
+    def save(self, write: Callable[[dict[str, np.ndarray], list[str]], Any]) -> None:
+        """See Crew."""
+        write(self.learner.state(), self.store.compact())
+        self.store.release(checkpoint.named_shards(self._folder.checkpoints))
+
+    def close(self) -> None:
+        """See Crew."""
+        self._player.close()
+        self._evaluator.close()
+
+
+def gathered(parts: list[Played], added: Table, version: tuple[int, int], busy_s: float) -> Round:
+    """The parts that groups played as one round."""
+    problems = [problem for part in parts for problem in part.problems]
+    return Round(added, version, sum(p.env_steps for p in parts), sum(p.discarded for p in parts), problems, busy_s)
+
+
+def restore(store: Store, resumed: Checkpoint) -> None:
+    """Put a store back to what a checkpoint names; later shards are unlinked, since their rounds are played again."""
+    for path in store.folder.glob("*.arrow"):
+        if path.name not in resumed.shards:
+            path.unlink()
+    store.open(resumed.shards, resumed.living)
+    if lost := len(resumed.living) - len(store.table):
+        raise RunFailed(f"{lost} episodes of the checkpoint are missing from {store.folder}: {'; '.join(store.problems) or 'their shards are gone'}")
+
+
+def train_local(run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None) -> dict[str, Any]:
+    """Train in this process; the summary. Raises UserError, and RunFailed with everything stored so far kept."""
+    home = RunFolder(folder).claim(run, resume)
+    crew: LocalCrew | None = None
+    session: Session | None = None
+    try:
+        identity = {"algorithm": run.algorithm.name, "task": run.task}
+        resumed = checkpoint.last(home.checkpoints, identity) if resume else None
+        if resume and resumed is None:
+            for path in home.store.glob("*.arrow"):
+                path.unlink()
+        session = Session(run, home, [TensorBoard(folder / "tensorboard"), *(listeners or [])], resumed, exact=True)
+        crew = LocalCrew(run, home, resumed)
+        loop(session, crew)
+        return session.finish(crew) | {"folder": str(folder)}
+    finally:
+        if crew is not None:
+            crew.close()
+        if session is not None:
+            session.close()
+        home.release()

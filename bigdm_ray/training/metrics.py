@@ -1,0 +1,126 @@
+"""Metrics: one flat dict of `group/name` numbers a report, and who listens to it.
+
+`train(run, report)` takes a function for its reports; here are the terminal's, metrics.jsonl's and TensorBoard's.
+Names: `train/` losses, `play/` episodes that training played, `evaluation/` scores, `time/` counters and rates,
+`store/` the replay. `play/staleness` is the lag in learner steps of the weights that played.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from bigdm_ray.errors import RunFailed
+
+Report = dict[str, float]
+Listener = Callable[[Report], None]
+
+
+class Means:
+    """Sums and counts between two reports; `take` gives the means and forgets them."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, metrics: dict[str, float], weight: int = 1) -> None:
+        """Add means over `weight` things."""
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value * weight
+            self._counts[name] = self._counts.get(name, 0) + weight
+
+    def take(self) -> Report:
+        """The means since the last call."""
+        means = {name: total / max(1, self._counts[name]) for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means
+
+
+class JsonLines:
+    """metrics.jsonl: one report a line. `offset` is what a checkpoint remembers, so that a resume can cut it back."""
+
+    def __init__(self, path: Path, offset: int | None = None) -> None:
+        self._file: IO[str] = path.open("a")
+        if offset is not None and self._file.tell() > offset:
+            self._file.truncate(offset)
+            self._file.seek(offset)
+
+    def __call__(self, report: Report) -> None:
+        try:
+            self._file.write(json.dumps(report) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise RunFailed(f"cannot write {self._file.name}: {error.strerror}; free some space, then --resume") from None
+
+    @property
+    def offset(self) -> int:
+        """Bytes written so far."""
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class TensorBoard:
+    """Event files in `tensorboard/`, the horizontal axis being environment steps."""
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), flush_secs=10)
+
+    def __call__(self, report: Report) -> None:
+        step = int(report["time/env_steps"])
+        for name, value in report.items():
+            if name != "time/env_steps" and np.isfinite(value):
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+
+class Terminal:
+    """Progress on one line of a terminal; silent where standard error is not one. Evaluations stay on screen."""
+
+    def __init__(self, budget: int, stream: IO[str] | None = None) -> None:
+        self._budget = budget
+        self._stream = stream or sys.stderr
+        self._alive = self._stream.isatty()
+        self._began = time.monotonic()
+        self._first: float | None = None
+
+    def __call__(self, report: Report) -> None:
+        if not self._alive:
+            return
+        steps = report["time/env_steps"]
+        if "evaluation/return_mean" in report:
+            text = f"evaluation at {steps:>11,.0f} steps: return {report['evaluation/return_mean']:8.1f} +- {report['evaluation/return_std']:.1f}"
+            self._stream.write(f"\r\x1b[K{text}\n")
+        else:
+            done = steps / self._budget
+            width = 24
+            bar = "#" * min(width, int(width * done))
+            rate = report.get("time/env_steps_per_s", 0.0)
+            left = (self._budget - steps) / rate if rate else 0.0
+            text = (
+                f"[{bar:<{width}}] {100 * done:3.0f} %  {steps / 1e6:.2f}M steps  {rate / 1e3:.1f}k/s  return {report.get('play/return_mean', 0.0):7.1f}  "
+                f"loss {report.get('train/loss', 0.0):.3f}  about {left / 60:.0f} min left"
+            )
+            self._stream.write(f"\r\x1b[K{text}")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Leave the progress line."""
+        if self._alive:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+
+

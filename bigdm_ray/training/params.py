@@ -1,0 +1,65 @@
+"""Weights: a version and `{name: array}`, the form in which they travel and are stored (safetensors)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+from torch import nn
+
+from bigdm_ray.errors import UserError
+from bigdm_ray.replay.shard import publish
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The network's state: version (incarnation, learner step) and arrays by parameter or buffer name."""
+
+    version: tuple[int, int]
+    arrays: dict[str, np.ndarray]
+
+    @staticmethod
+    def of(model: nn.Module, version: tuple[int, int]) -> Weights:
+        """A copy of the model's state on the CPU."""
+        return Weights(version, {name: value.detach().cpu().numpy().copy() for name, value in model.state_dict().items()})
+
+    def into(self, model: nn.Module) -> None:
+        """Copy these weights into the model. Raises UserError where names or shapes differ."""
+        state = model.state_dict()
+        if missing := sorted(set(state) ^ set(self.arrays)):
+            raise UserError(f"these weights do not fit the network: {missing[0]!r} stands on one side only; they belong to another algorithm, task or size")
+        for name, target in state.items():
+            if tuple(target.shape) != self.arrays[name].shape:
+                raise UserError(
+                    f"these weights do not fit the network: {name!r} is {list(self.arrays[name].shape)} where {list(target.shape)} is "
+                    "expected; they belong to another algorithm, task or size"
+                )
+            target.copy_(torch.from_numpy(np.array(self.arrays[name])))
+
+    def save(self, path: Path) -> None:
+        """Write them as safetensors, whole or not at all. Raises RunFailed on a full disk."""
+        meta = {"schema_version": str(SCHEMA_VERSION), "version": json.dumps(list(self.version))}
+        publish(path, save_safetensors(self.arrays, meta))
+
+    @staticmethod
+    def load(path: Path) -> Weights:
+        """Read what `save` wrote. Raises UserError for a missing, torn or foreign file."""
+        if not path.is_file():
+            raise UserError(f"there are no weights at {path}")
+        data = path.read_bytes()
+        try:
+            arrays = load_safetensors(data)
+            size = int.from_bytes(data[:8], "little")
+            meta = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+            version = json.loads(meta["version"])
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise UserError(f"{path} does not hold weights of this project ({error}); use a checkpoint that one of its runs has written") from None
+        return Weights((int(version[0]), int(version[1])), arrays)

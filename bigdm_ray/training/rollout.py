@@ -1,0 +1,223 @@
+"""Rollout: a policy plays commands to their end. The only caller of `env.step` in training and in evaluation.
+
+Every episode begun is played to its end and counts: taking the first n that finish is biased towards short ones.
+Only living rows are acted for and stepped. A row that raises or turns NaN is discarded, counted and reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bigdm_ray.algorithms.base import Columns, Policy, State
+from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.envs.vector import Arrays, Step, VectorEnv
+from bigdm_ray.replay.episode import Episode, EpisodeId
+
+
+@dataclass(frozen=True)
+class Played:
+    """What a rollout brings back: whole episodes in the order of their commands, and what went wrong."""
+
+    episodes: list[Episode]
+    env_steps: int = 0  # steps of these episodes
+    discarded: int = 0  # episodes thrown away
+    problems: list[str] = field(default_factory=list)  # one sentence for each, at most ten
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is written into the episodes of one rollout beside their arrays."""
+
+    round: int
+    group: int
+    task: str
+    version: tuple[int, int]
+    source: str
+    seed: int
+    max_return: float | None = None
+
+
+def rollout(
+    policy: Policy,
+    env: VectorEnv,
+    commands: Columns,
+    count: int,
+    rng: np.random.Generator,
+    origin: Origin,
+    on_step: Callable[[], None] | None = None,
+) -> Played:
+    """Play `count` episodes, one for each row of `commands`, in the rows of `env`.
+
+    A row that ends takes the next command that waits. `on_step` is called after each
+    step of the living rows (videos take their frames there).
+    """
+    table = _Rows(policy, env, commands, count)
+    while len(table.live):
+        uniforms = rng.random((len(table.live), policy.uniforms), np.float32)
+        table.step(uniforms, origin.max_return)
+        if on_step is not None:
+            on_step()
+    return table.finish(commands, origin)
+
+
+class _Rows:
+    """The state of a rollout: for each living row its episode's number, observation, command and policy memory."""
+
+    def __init__(self, policy: Policy, env: VectorEnv, commands: Columns, count: int) -> None:
+        self._policy, self._env, self._asked, self._count = policy, env, commands, count
+        n = min(env.n, count)
+        self.live = np.arange(n)  # environment rows
+        self._episode = np.arange(n)  # the command that each plays
+        self._next = n
+        self._state: State = policy.start(n)
+        self._rewards = np.zeros(n, np.float32)
+        self._first = np.ones(n, bool)
+        self._commands = {name: values[:n].copy() for name, values in commands.items()}
+        step = env.reset(self.live)
+        self._observations = step.observations
+        self._log: list[tuple[np.ndarray, Arrays, Arrays, np.ndarray]] = []
+        self._final: dict[int, tuple[Arrays, bool]] = {}
+        self._broken: dict[int, str] = {}
+        if step.failures:
+            self._settle(step)
+
+    def step(self, uniforms: np.ndarray, max_return: float | None) -> None:
+        """Act for every living row, step it, and settle those that ended."""
+        seen = self._observations
+        actions, self._state = self._policy.act(self._state, seen, self._rewards, self._commands, self._first, uniforms)
+        step = self._env.step(self.live, actions)
+        self._log.append((self._episode, seen, actions, step.rewards))
+        self._commands = self._policy.after(self._commands, step.rewards, max_return)
+        self._observations, self._rewards = step.observations, step.rewards
+        self._first = np.zeros(len(self.live), bool)
+        unsound = not np.isfinite(step.rewards).all() or any(v.dtype.kind == "f" and not np.isfinite(v).all() for v in step.observations.values())
+        if unsound or step.failures or step.terminated.any() or step.truncated.any():
+            self._settle(step)
+
+    def _settle(self, step: Step) -> None:
+        """Note the ends, give their rows to waiting commands, drop the rest."""
+        problems = dict(step.failures)
+        for k in range(len(self.live)):
+            if k not in problems and not np.isfinite(step.rewards[k]):
+                problems[k] = f"it paid a reward of {step.rewards[k]}"
+            for path, values in step.observations.items():
+                if k not in problems and values.dtype.kind == "f" and not np.isfinite(values[k]).all():
+                    problems[k] = f"its observation {path!r} is not finite" if path else "its observation is not finite"
+        for k, why in problems.items():
+            self._broken[int(self._episode[k])] = why
+        done = step.terminated | step.truncated
+        done[list(problems)] = True
+        for k in np.flatnonzero(done):
+            number = int(self._episode[k])
+            if number not in self._broken:
+                self._final[number] = ({path: v[k].copy() for path, v in step.observations.items()}, bool(step.terminated[k]))
+        self._replace(np.flatnonzero(done))
+
+    def _replace(self, ended: np.ndarray) -> None:
+        waiting = min(len(ended), self._count - self._next)
+        again, over = ended[:waiting], ended[waiting:]
+        fresh: Step | None = None
+        if waiting:
+            numbers = np.arange(self._next, self._next + waiting)
+            self._next += waiting
+            self._episode = self._episode.copy()
+            self._episode[again] = numbers
+            self._first[again] = True
+            fresh = self._env.reset(self.live[again])
+            self._observations = {path: v.copy() for path, v in self._observations.items()}
+            for path, values in fresh.observations.items():
+                self._observations[path][again] = values
+            for name, values in self._asked.items():
+                self._commands[name][again] = values[numbers]
+            self._rewards = self._rewards.copy()
+            self._rewards[again] = 0
+        if len(over):
+            keep = np.ones(len(self.live), bool)
+            keep[over] = False
+            self.live, self._episode = self.live[keep], self._episode[keep]
+            self._rewards, self._first = self._rewards[keep], self._first[keep]
+            self._observations = {path: v[keep] for path, v in self._observations.items()}
+            self._commands = {name: v[keep] for name, v in self._commands.items()}
+            self._state = {name: v[keep] for name, v in self._state.items()}
+        if fresh is not None and fresh.failures:
+            self._fail_resets(numbers, fresh)
+
+    def _fail_resets(self, numbers: np.ndarray, fresh: Step) -> None:
+        for k, why in fresh.failures.items():
+            self._broken[int(numbers[k])] = why
+        self._replace(np.flatnonzero(np.isin(self._episode, [int(numbers[k]) for k in fresh.failures])))
+
+    def finish(self, commands: Columns, origin: Origin) -> Played:
+        """Cut the log into episodes."""
+        owner = np.concatenate([entry[0] for entry in self._log]) if self._log else np.zeros(0, np.int64)
+        order = np.argsort(owner, kind="stable")
+        ends = np.searchsorted(owner[order], np.arange(self._count + 1))
+
+        def column(parts: list[np.ndarray]) -> np.ndarray:
+            return np.concatenate(parts)[order]
+
+        rewards = column([entry[3] for entry in self._log]) if self._log else np.zeros(0, np.float32)
+        observations = {p: column([entry[1][p] for entry in self._log]) for p in self._env.signature.observations} if self._log else {}
+        actions = {p: column([entry[2][p] for entry in self._log]) for p in self._env.signature.actions} if self._log else {}
+        episodes = []
+        for number in sorted(self._final):
+            here = slice(int(ends[number]), int(ends[number + 1]))
+            last, terminated = self._final[number]
+            episodes.append(
+                Episode(
+                    {path: np.concatenate([values[here], last[path][None]]) for path, values in observations.items()},
+                    {path: values[here] for path, values in actions.items()},
+                    rewards[here],
+                    terminated,
+                    EpisodeId(origin.round, origin.group, number),
+                    origin.task,
+                    {name: float(values[number]) for name, values in commands.items()},
+                    origin.version,
+                    origin.source,
+                    origin.seed,
+                )
+            )
+        problems = [f"an episode of {origin.task} is discarded: {why}" for why in list(self._broken.values())[:10]]
+        return Played(episodes, sum(e.length for e in episodes), len(self._broken), problems)
+
+
+class RandomPolicy(Policy):
+    """Uniformly random actions: the warm-up of Algorithm 1, and the floor that scores are compared with.
+
+    An unbounded continuous element is drawn from U[-1, 1].
+    """
+
+    def __init__(self, signature: Signature) -> None:
+        self._leaves = signature.actions
+        self.uniforms = sum(leaf.size for leaf in self._leaves.values())
+
+    def start(self, n: int) -> State:
+        """See Policy: no memory."""
+        return {}
+
+    def act(
+        self,
+        state: State,
+        observations: Arrays,
+        rewards: np.ndarray,
+        commands: Columns,
+        first: np.ndarray,
+        uniforms: np.ndarray,
+    ) -> tuple[Arrays, State]:
+        """See Policy."""
+        out, used = {}, 0
+        for path, leaf in self._leaves.items():
+            out[path] = self._draw(leaf, uniforms[:, used : used + leaf.size]).reshape(len(uniforms), *leaf.shape)
+            used += leaf.size
+        return out, state
+
+    @staticmethod
+    def _draw(leaf: Leaf, uniforms: np.ndarray) -> np.ndarray:
+        if leaf.kind == "discrete":
+            return np.floor(uniforms * np.array(leaf.choices)).astype(leaf.dtype)
+        low = np.array(leaf.low if leaf.low is not None else [-1.0] * leaf.size, np.float32)
+        high = np.array(leaf.high if leaf.high is not None else [1.0] * leaf.size, np.float32)
+        return (low + uniforms * (high - low)).astype(leaf.dtype)

@@ -1,0 +1,156 @@
+"""The run folder: all that evaluate, plots and `--resume` need, and how it is opened.
+
+    run.json  metrics.jsonl  summary.json  weights/  checkpoints/  store/  tensorboard/  plots/
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from torch import nn
+
+from bigdm_ray.algorithms.base import Mode, Policy
+from bigdm_ray.envs.task import Signature, Task, find_task
+from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.replay.shard import publish
+from bigdm_ray.training.config import Run, read_run
+from bigdm_ray.training.params import Weights
+
+
+class RunFolder:
+    """The paths of a run. `claim` makes or reopens one for writing and locks it against a second writer."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.store = path / "store"
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.summary_file = path / "summary.json"
+        self._lock: IO[str] | None = None
+
+    def weights(self, which: str) -> Path:
+        """Where the `last` or `best` weights are."""
+        return self.path / "weights" / f"{which}.safetensors"
+
+    def claim(self, run: Run, resume: bool) -> RunFolder:
+        """Make the folder for `run`, or with `resume` reopen the one that holds it. Raises UserError."""
+        holds_run = (self.path / "run.json").is_file()
+        if resume and not holds_run:
+            raise UserError(f"--resume: there is no run in {self.path}; leave --resume out to begin one there")
+        if resume:
+            self._same(run)
+        elif self.path.exists() and (not self.path.is_dir() or any(p.name != ".lock" for p in self.path.iterdir())):
+            what = "already holds a run; give --resume to go on with it" if holds_run else "is not empty"
+            raise UserError(f"--folder {self.path} {what}, or choose another folder")
+        try:
+            for folder in (self.store, self.checkpoints, self.path / "weights"):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"--folder {self.path} is in use by another process; wait for it to end") from None
+        except OSError as error:
+            raise UserError(f"--folder {self.path} cannot be written: {error.strerror}; choose another folder") from None
+        if not holds_run:
+            publish(self.path / "run.json", json.dumps(run.to_json() | {"versions": versions()}, indent=1).encode())
+        return self
+
+    def _same(self, run: Run) -> None:
+        """Refuse to resume another run; the budget and the machines may change, nothing else."""
+        mine, theirs = run.to_json(), read_run(self.path).to_json()
+        for key in ("algorithm", "task", "seed", "rollouts", "evaluations", "saves"):
+            if mine[key] != theirs[key]:
+                raise UserError(
+                    f"--folder {self.path} holds another run ({key} is {_short(theirs[key])}, here {_short(mine[key])}); "
+                    "resume it with its own settings (--config FOLDER/run.json), or choose another folder"
+                )
+
+    def release(self) -> None:
+        """Let others write."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write summary.json, whole or not at all."""
+        publish(self.summary_file, json.dumps(summary, indent=1).encode())
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that a score depends on."""
+    names = ("bigdm-ray", "ray", "torch", "numpy", "pyarrow", "gymnasium", "envpool", "box2d", "vizdoom", "mujoco")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained run: its settings, its network with the weights, and how it acts."""
+
+    folder: Path
+    run: Run
+    task: Task
+    signature: Signature
+    model: nn.Module
+    summary: dict[str, Any]
+    version: tuple[int, int]
+
+    def policy(self, mode: Mode = "sample") -> Policy:
+        """How the network acts."""
+        return self.run.algorithm.policy(self.model, mode)
+
+    @property
+    def command(self) -> dict[str, float]:
+        """The command that the run's own evaluations used last."""
+        command: dict[str, float] = self.summary.get("command", {})
+        return command
+
+
+def load(folder: str | os.PathLike[str], which: str = "last") -> Loaded:
+    """Open a run folder: `bigdm_ray.load(FOLDER)`. `which` weights: `last` or `best`. Raises UserError."""
+    path = Path(folder)
+    if not (path / "run.json").is_file():
+        raise UserError(f"there is no run in {path}: it holds no run.json")
+    run = read_run(path)
+    task = find_task(run.task)
+    weights = Weights.load(RunFolder(path).weights(which))
+    signature = task.signature()
+    model = run.algorithm.build({task.name: signature})
+    weights.into(model)
+    model.eval()
+    command_file = path / "weights" / f"{which}.json"
+    summary_file = path / "summary.json"
+    try:
+        summary = json.loads(summary_file.read_text()) if summary_file.is_file() else {}
+        if command_file.is_file():
+            summary["command"] = json.loads(command_file.read_text())["command"]
+    except ValueError as error:
+        raise UserError(f"{path} holds a broken summary.json or weights/{which}.json ({error})") from None
+    return Loaded(path, run, task, signature, model, summary, weights.version)
+
+
+def save_weights(folder: RunFolder, which: str, weights: Weights, command: dict[str, float], score: float | None) -> None:
+    """Write `weights/WHICH.safetensors` with the command it was scored with beside it. Raises RunFailed."""
+    path = folder.weights(which)
+    try:
+        weights.save(path)
+        publish(path.with_suffix(".json"), json.dumps({"version": list(weights.version), "command": command, "return_mean": score}).encode())
+    except OSError as error:
+        raise RunFailed(f"cannot write {path}: {error.strerror}") from None
