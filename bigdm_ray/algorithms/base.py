@@ -130,8 +130,17 @@ class Algorithm(ABC):
         """Which episodes a run keeps."""
         return Retention()
 
-    warm_up_episodes: int = 0
-    episodes_per_iteration: int = 1
+    def warm_up(self) -> int:
+        """Episodes that are played at random before learning begins."""
+        return 0
+
+    def per_iteration(self) -> int:
+        """Episodes that are played between two bouts of learning."""
+        return 1
+
+    def steps_per_call(self) -> int:
+        """Learner steps after which new weights are published, where the learner runs beside the rollouts."""
+        return 100
 
     def owed(self, episodes: int) -> int:
         """Learner steps owed in total once `episodes` have been stored, those of the warm-up included."""

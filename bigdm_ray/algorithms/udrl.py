@@ -168,6 +168,18 @@ class Udrl(Algorithm):
         """A fixed number of whole episodes, the highest returns (section 2.3.1)."""
         return Retention("best", self.replay_size, self.length_cost)
 
+    def warm_up(self) -> int:
+        """See Algorithm."""
+        return self.warm_up_episodes
+
+    def per_iteration(self) -> int:
+        """See Algorithm."""
+        return self.episodes_per_iteration
+
+    def steps_per_call(self) -> int:
+        """An iteration's worth."""
+        return self.n_updates_per_iter
+
     def owed(self, episodes: int) -> int:
         """n_updates_per_iter after the warm-up and after each iteration (Algorithm 1)."""
         if episodes < self.warm_up_episodes:

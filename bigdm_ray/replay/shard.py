@@ -112,18 +112,8 @@ def check(data: Any, body: bool) -> None:
         raise CorruptShard("the checksum of its body does not match")
 
 
-def write(path: Path, episodes: list[Episode]) -> int:
-    """Store `episodes` at `path` so that they survive a crash from the moment this returns; the size in bytes.
-
-    Raises RunFailed, leaving nothing behind, where the disk is full or the folder cannot be written.
-    """
-    data = encode(episodes)
-    publish(path, data)
-    return len(data)
-
-
-def publish(path: Path, data: bytes) -> None:
-    """Write, sync, rename, sync the folder: the file is there whole or not at all. Raises RunFailed."""
+def publish(path: Path, data: Any) -> None:
+    """Write bytes, sync, rename, sync the folder: the file is there whole, or not at all and RunFailed is raised."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -169,13 +159,17 @@ class Shard:
     def open(path: Path, verify: bool = False) -> Shard:
         """Map a shard. Raises CorruptShard; `verify` reads every byte of it."""
         try:
-            source = pa.memory_map(str(path))
-            data = source.read_buffer()
+            data = pa.memory_map(str(path)).read_buffer()
         except (OSError, pa.ArrowInvalid) as error:
             raise CorruptShard(f"it cannot be opened ({error})") from None
+        return Shard.read(data, path, verify)
+
+    @staticmethod
+    def read(data: pa.Buffer, path: Path, verify: bool = True) -> Shard:
+        """The shard whose bytes are `data`, to be known as `path`. Raises CorruptShard."""
         check(memoryview(data), verify)
         try:
-            reader = pa.ipc.open_file(source)
+            reader = pa.ipc.open_file(data)
             batch = reader.get_batch(0)
             meta = json.loads(batch.schema.metadata[b"bigdm"])
             if meta["schema_version"] > SCHEMA_VERSION:

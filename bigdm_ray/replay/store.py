@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 
 from bigdm_ray.replay import shard as shards
 from bigdm_ray.replay.episode import Episode, EpisodeId
@@ -85,11 +86,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What `add` acknowledges: the shard that holds the new episodes ("" if all were known) and their table."""
+    """What `add` acknowledges: the table of the episodes it was given, in their order, and the shards that hold the living ones."""
 
-    shard: str
     added: Table
-    nbytes: int
+    shards: list[str]
 
 
 class Store:
@@ -113,18 +113,18 @@ class Store:
 
     # --- opening and adding
 
-    def open(self, names: Iterable[str] | None = None, ids: set[EpisodeId] | None = None) -> Store:
-        """Take in the shards of the folder (all, or those named), and of their episodes all or those in `ids`.
+    def open(self, names: Iterable[str] | None = None) -> Store:
+        """Take in the shards of the folder: all, or those named.
 
         A torn or foreign file is named in `problems` and, by a writer, set aside as `NAME.corrupt`; the rest loads.
         """
         for name in sorted(path.name for path in self.folder.glob(f"*{shards.SUFFIX}")) if names is None else names:
-            self.adopt(name, ids)
+            self.adopt(name)
         used = [int(name.split("-")[1].split(".")[0]) for name in self._shards if name.split("-")[1].split(".")[0].isdigit()]
         self._serial = itertools.count(max(used, default=-1) + 1)
         return self
 
-    def adopt(self, name: str, ids: set[EpisodeId] | None = None) -> Table:
+    def adopt(self, name: str) -> Table:
         """Take in one shard that is already on disk; the table of what was new in it (before retention)."""
         if name in self._shards:
             return Table()
@@ -134,7 +134,7 @@ class Store:
             self._set_aside(name, str(error))
             return Table()
         known = self._known(opened.ids)
-        rows = np.array([i for i, id in enumerate(opened.ids) if id not in known and (ids is None or id in ids)], np.int64)
+        rows = np.array([i for i, id in enumerate(opened.ids) if id not in known], np.int64)
         lengths = np.diff(opened.offsets)
         sums = np.add.reduceat(opened.rewards.astype(np.float64), opened.offsets[:-1]) if len(opened.ids) else np.zeros(0)
         fresh = Table(np.array(opened.ids, np.int64).reshape(-1, 3)[rows], sums[rows], lengths[rows])
@@ -164,15 +164,33 @@ class Store:
             if problem := episode.problem():
                 raise ValueError(f"episode {episode.id} is not stored: {problem}")
         known = self._known([e.id for e in episodes])
-        new = [e for e in episodes if e.id not in known]
-        if not new:
-            return Receipt("", Table(), 0)
+        if new := [e for e in episodes if e.id not in known]:
+            self._publish(shards.encode(new), Table.of(new))
+        return self._receipt(Table.of(episodes))
+
+    def add_encoded(self, data: bytes | pa.Buffer) -> Receipt:
+        """`add` for the bytes of a shard that an actor has encoded: they are checked and written as they are."""
+        buffer = pa.py_buffer(data)
+        incoming = Shard.read(buffer, self.folder / "incoming")
+        episodes = [incoming.episode(row) for row in range(len(incoming.ids))]
+        if self._known(incoming.ids):
+            return self.add(episodes)
+        for episode in episodes:
+            if problem := episode.problem():
+                raise ValueError(f"episode {episode.id} is not stored: {problem}")
+        self._publish(buffer, Table.of(episodes))
+        return self._receipt(Table.of(episodes))
+
+    def _publish(self, data: bytes | pa.Buffer, fresh: Table) -> None:
         name = self._next_name()
-        nbytes = shards.write(self.folder / name, new)
-        opened = Shard.open(self.folder / name)
-        fresh = Table.of(new)
-        self._merge(opened, np.arange(len(new)), fresh)
-        return Receipt(name, fresh, nbytes)
+        shards.publish(self.folder / name, data)
+        self._merge(Shard.open(self.folder / name), np.arange(len(fresh)), fresh)
+
+    def _receipt(self, table: Table) -> Receipt:
+        """Where the episodes of `table` live; those that the rule has evicted live nowhere."""
+        given = set(map(tuple, table.ids.tolist()))
+        rows = [i for i in np.flatnonzero(np.isin(self.table.ids[:, 0], table.ids[:, 0])) if tuple(self.table.ids[i].tolist()) in given]
+        return Receipt(table, sorted({self._names[number] for number in self._where[rows, 0]}))
 
     def _next_name(self) -> str:
         return f"episodes-{next(self._serial):07d}{shards.SUFFIX}"
@@ -243,10 +261,9 @@ class Store:
 
     # --- housekeeping
 
-    @property
-    def living_ids(self) -> list[EpisodeId]:
-        """Ids of the living episodes, ascending."""
-        return [EpisodeId(*map(int, row)) for row in self.table.ids]
+    def living_shards(self) -> list[str]:
+        """Names of the shards that hold living episodes."""
+        return [self._names[number] for number in np.unique(self._where[:, 0])]
 
     @property
     def nbytes(self) -> int:
@@ -274,11 +291,11 @@ class Store:
                 if held >= SHARD_BYTES or position == len(self.table) - 1:
                     self._rewrite(batch)
                     batch, held = [], 0
-        return [self._names[number] for number in np.unique(self._where[:, 0])]
+        return self.living_shards()
 
     def _rewrite(self, positions: list[int]) -> None:
         name = self._next_name()
-        shards.write(self.folder / name, [self.episode(position) for position in positions])
+        shards.publish(self.folder / name, shards.encode([self.episode(position) for position in positions]))
         self._shards[name] = Shard.open(self.folder / name)
         self._names.append(name)
         self._where[positions, 0] = len(self._names) - 1
@@ -286,7 +303,7 @@ class Store:
 
     def release(self, named: set[str]) -> list[str]:
         """Unlink every shard without a living episode that is not `named` by a checkpoint; the names that went."""
-        living = {self._names[number] for number in np.unique(self._where[:, 0])}
+        living = set(self.living_shards())
         gone = [name for name in self._names if name not in living and name not in named]
         self.forget(gone)
         for name in gone:

@@ -41,9 +41,10 @@ def pick_device(name: str) -> torch.device:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a call of `update` did: the learner step it reached and means of the metrics over its steps."""
+    """What a call of `update` did: the learner step it reached, how many it took, and means of the metrics over them."""
 
     step: int
+    steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     busy_s: float = 0.0
 
@@ -88,7 +89,7 @@ class Learner:
                 f"{bad[0]} is {means[bad[0]]} at learner step {self.step}: training has diverged; lower --algorithm.learning-rate "
                 "and go on from the last checkpoint, or start anew"
             )
-        return Progress(self.step, means, time.perf_counter() - began)
+        return Progress(self.step, steps, means, time.perf_counter() - began)
 
     def _draw(self, stores: dict[str, Store]) -> Batch:
         chance = rng(self.seed, "draw", self.step)

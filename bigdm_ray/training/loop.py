@@ -26,6 +26,8 @@ import torch
 from bigdm_ray.algorithms.base import Columns
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import RunFailed
+from bigdm_ray.replay.episode import EpisodeId
+from bigdm_ray.replay.shard import SUFFIX
 from bigdm_ray.replay.store import Store, Table
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint, Counters
@@ -73,8 +75,8 @@ class Crew(Protocol):
     def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int) -> Score:
         """Evaluate weights."""
 
-    def save(self, write: Callable[[dict[str, np.ndarray], list[str]], Any]) -> None:
-        """Compact the store, hand (learner state, shard names) to `write`, then unlink what no checkpoint names."""
+    def save(self, write: Callable[[int, dict[str, np.ndarray], list[str]], Any]) -> None:
+        """Compact the store, hand (learner step, learner state, shard names) to `write`, then unlink what no checkpoint names."""
 
     def close(self) -> None:
         """Let go of everything."""
@@ -84,13 +86,12 @@ def loop(session: Session, crew: Crew) -> None:
     """Train in lock-step until the budget is spent."""
     run, counters = session.run, session.counters
     if counters.episodes == 0 and counters.round == 0:
-        session.played(crew.play(0, 0, {}, run.algorithm.warm_up_episodes, random=True))
+        session.played(crew.play(0, 0, {}, run.algorithm.warm_up(), random=True))
     while not session.spent():
-        if counters.episodes:
-            session.learned(crew.learn(session.owed(crew.table())))
+        session.learned(crew.learn(session.owed(crew.table())))
         if session.spent():
             break
-        count = run.algorithm.episodes_per_iteration
+        count = run.algorithm.per_iteration()
         commands = session.ask(crew.table(), counters.round, count)
         session.played(crew.play(counters.round, counters.saves, commands, count, random=not counters.episodes))
         if session.evaluation_due():
@@ -101,6 +102,7 @@ def loop(session: Session, crew: Crew) -> None:
             session.save(crew)
         elif session.report_due():
             session.report()
+    session.learned(crew.learn(session.owed(crew.table())))
 
 
 class Session:
@@ -193,12 +195,16 @@ class Session:
 
     def learned(self, progress: Progress) -> None:
         """Note where the learner stands."""
-        steps = progress.step - self.counters.learner_step
         self.counters.learner_step = progress.step
         self.learn_s += progress.busy_s
-        self._learned_here += max(0, steps)
-        if steps > 0:
-            self._means.add(progress.metrics, steps)
+        self._learned_here += progress.steps
+        if progress.steps:
+            self._means.add(progress.metrics, progress.steps)
+
+    def rolled_back(self, step: int, incarnation: int) -> None:
+        """The learners went back to a checkpoint: the steps since then are owed again."""
+        self.counters.learner_step = step
+        self.counters.incarnation = incarnation
 
     def evaluated(self, score: Score, weights: Weights, at: int | None = None) -> None:
         """Report a validation score; keep the best weights."""
@@ -247,10 +253,10 @@ class Session:
         """Report, then write a checkpoint with the weights beside it."""
         self.counters.saves = max(self.counters.saves + 1, self.counters.env_steps // self.run.saves.every)
         self.report()
-        table = crew.table()
 
-        def write(learner: dict[str, np.ndarray], shards: list[str]) -> None:
-            checkpoint.write(self.folder.checkpoints, self.counters, shards, self.lines.offset, learner, table.ids, self.identity)
+        def write(step: int, learner: dict[str, np.ndarray], shards: list[str]) -> None:
+            self.counters.learner_step = step
+            checkpoint.write(self.folder.checkpoints, self.counters, shards, self.lines.offset, learner, crew.table().ids, self.identity)
 
         crew.save(write)
         self._save_last(crew)
@@ -328,7 +334,8 @@ class LocalCrew:
         self.learner = Learner(run.algorithm, {run.task: task.signature()}, run.seed, run.machines.device)
         if resumed:
             self.learner.load(resumed.learner, resumed.counters.learner_step)
-            restore(self.store, resumed)
+            self.store.open()
+            check_living(self.store.table, self.store.problems, resumed)
         self._player = Player(run)
         self._evaluator = Evaluator(run)
         self._incarnation = resumed.counters.incarnation if resumed else 0
@@ -363,9 +370,9 @@ class LocalCrew:
         """See Crew."""
         return self._evaluator.score(weights, command, episodes, purpose, round)
 
-    def save(self, write: Callable[[dict[str, np.ndarray], list[str]], Any]) -> None:
+    def save(self, write: Callable[[int, dict[str, np.ndarray], list[str]], Any]) -> None:
         """See Crew."""
-        write(self.learner.state(), self.store.compact())
+        write(self.learner.step, self.learner.state(), self.store.compact())
         self.store.release(checkpoint.named_shards(self._folder.checkpoints))
 
     def close(self) -> None:
@@ -380,14 +387,17 @@ def gathered(parts: list[Played], added: Table, version: tuple[int, int], busy_s
     return Round(added, version, sum(p.env_steps for p in parts), sum(p.discarded for p in parts), problems, busy_s)
 
 
-def restore(store: Store, resumed: Checkpoint) -> None:
-    """Put a store back to what a checkpoint names; later shards are unlinked, since their rounds are played again."""
-    for path in store.folder.glob("*.arrow"):
-        if path.name not in resumed.shards:
+def drop_later(store: Path, resumed: Checkpoint | None) -> None:
+    """Unlink the shards that a checkpoint does not name: a lock-step run plays their rounds again, bit for bit."""
+    for path in store.glob(f"*{SUFFIX}"):
+        if resumed is None or path.name not in resumed.shards:
             path.unlink()
-    store.open(resumed.shards, resumed.living)
-    if lost := len(resumed.living) - len(store.table):
-        raise RunFailed(f"{lost} episodes of the checkpoint are missing from {store.folder}: {'; '.join(store.problems) or 'their shards are gone'}")
+
+
+def check_living(table: Table, problems: list[str], resumed: Checkpoint) -> None:
+    """Raise RunFailed where episodes that the checkpoint counts as living are gone."""
+    if lost := len(resumed.living - set(EpisodeId(*map(int, row)) for row in table.ids)):
+        raise RunFailed(f"{lost} episodes of the checkpoint are missing: {'; '.join(problems) or 'their shards are gone'}")
 
 
 def train_local(run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None) -> dict[str, Any]:
@@ -398,9 +408,7 @@ def train_local(run: Run, folder: Path, resume: bool = False, listeners: list[Li
     try:
         identity = {"algorithm": run.algorithm.name, "task": run.task}
         resumed = checkpoint.last(home.checkpoints, identity) if resume else None
-        if resume and resumed is None:
-            for path in home.store.glob("*.arrow"):
-                path.unlink()
+        drop_later(home.store, resumed)
         session = Session(run, home, [TensorBoard(folder / "tensorboard"), *(listeners or [])], resumed, exact=True)
         crew = LocalCrew(run, home, resumed)
         loop(session, crew)

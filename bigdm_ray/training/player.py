@@ -56,7 +56,7 @@ class Player:
             if held is not None:
                 held[2].close()
             seed = derived_seed(self._run.seed, "environments", *era, group)
-            episodes = self._run.share(max(self._run.algorithm.episodes_per_iteration, 1), group)
+            episodes = self._run.share(self._run.algorithm.per_iteration(), group)
             n = max(1, min(self._run.rollouts.environments, episodes.stop - episodes.start))
             self._envs[group] = (era, seed, self._task.make(n, seed))
         _, seed, env = self._envs[group]

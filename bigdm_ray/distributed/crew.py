@@ -1,0 +1,189 @@
+"""RayCrew: the verbs of the loop done by actors, one call at a time. With `--machines.lock-step true` it equals `--local`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from bigdm_ray.algorithms.base import Columns
+from bigdm_ray.distributed.actors import DEATHS, EvaluatorActor, PlayerActor, Station
+from bigdm_ray.distributed.cluster import cpu_options
+from bigdm_ray.distributed.learners import Learners, Moves
+from bigdm_ray.distributed.replay import ReplayActor
+from bigdm_ray.replay.store import Receipt, Table
+from bigdm_ray.training.checkpoint import Checkpoint
+from bigdm_ray.training.config import Run
+from bigdm_ray.training.evaluation import Score
+from bigdm_ray.training.learner import Progress
+from bigdm_ray.training.loop import Round, check_living
+from bigdm_ray.training.params import Weights
+
+
+class RayCrew:
+    """Players, the replay actor, the learners and the evaluator, each remade when it dies."""
+
+    def __init__(self, run: Run, folder: Path, resumed: Checkpoint | None, incarnation: int) -> None:
+        self._run = run
+        settings = run.to_json()
+        where = str(folder.resolve())
+        self.players = [Station("rollout actor", PlayerActor, cpu_options(), (settings,)) for _ in range(run.machines.actors)]
+        self.evaluator = Station("evaluator", EvaluatorActor, cpu_options(0), (settings,))
+        self.replay = Station("replay actor", ReplayActor, cpu_options(0), (settings, where))
+        for station in (*self.players, self.evaluator, self.replay):
+            station.settle()
+        self.learners = Learners(run, Path(where), incarnation)
+        self.living: Table = self.replay.insist("table")
+        if resumed:
+            check_living(self.living, self.replay.insist("problems"), resumed)
+        self._taken: list[str] = self.replay.insist("shards")
+        self._moved: list[str] = []
+        self._gone: list[str] = []
+        self._step = self.learners.step
+        self._weights_ref: Any = None
+        self._refresh()
+
+    # --- shards on their way to the learners
+
+    def moves(self) -> Moves:
+        """What the learners have not been told yet; it is theirs from now on."""
+        moves = (self._taken, self._moved, self._gone)
+        self._taken, self._moved, self._gone = [], [], []
+        return moves
+
+    def stored(self, receipt: Receipt) -> None:
+        """Note an acknowledged round."""
+        self.living, _ = self.living.merged(receipt.added, self._run.algorithm.retention())
+        self._taken += receipt.shards
+
+    def refetch(self) -> None:
+        """After learners were made anew: they know nothing, so they are told all."""
+        self._taken, self._moved, self._gone = self.replay.insist("shards"), [], []
+        self._step = self.learners.step
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Have the newest weights at hand, from an update of no steps that also takes in all shards."""
+        while True:
+            generation = self.learners.generation
+            refs = self.learners.update(self.moves(), 0)
+            try:
+                ray.get(refs[1:])
+                self._weights_ref = refs[0]
+                return
+            except Exception as error:
+                if not self.learners.is_death(error):
+                    raise
+                self.learners.died(generation, error)
+                self._taken = self.replay.insist("shards")
+
+    @property
+    def weights_ref(self) -> Any:
+        """Reference to the newest weights: it travels, the driver reads it only to save or to evaluate."""
+        return self._weights_ref
+
+    @weights_ref.setter
+    def weights_ref(self, ref: Any) -> None:
+        self._weights_ref = ref
+
+    # --- the verbs
+
+    def play(self, round: int, saves: int, commands: Columns, count: int, random: bool) -> Round:
+        """See Crew."""
+        groups = [g for g in range(self._run.groups) if self._run.share(count, g).stop > self._run.share(count, g).start]
+        calls = {group: self.submit(round, group, saves, commands, self._run.share(count, group), random) for group in groups}
+        parts = []
+        for group in groups:
+            while True:
+                station, generation, refs = calls[group]
+                try:
+                    summary = ray.get(refs[1])
+                    station.answered()
+                    parts.append((refs[0], summary))
+                    break
+                except DEATHS as error:
+                    station.died(generation, error)
+                    calls[group] = self.submit(round, group, saves, commands, self._run.share(count, group), random)
+        receipt: Receipt = self.replay.insist("add", *(data for data, _ in parts))
+        self.stored(receipt)
+        return as_round(receipt, [summary for _, summary in parts])
+
+    def submit(self, round: int, group: int, saves: int, commands: Columns, share: slice, random: bool) -> tuple[Station, int, list[Any]]:
+        """Hand a group's share of a round to its player: (station, its generation, [episodes, summary])."""
+        station = self.players[group % len(self.players)]
+        mine = {name: values[share] for name, values in commands.items()}
+        weights = None if random else self._weights_ref
+        era = (saves, station.generation)
+        version = (self.learners.incarnation, 0)
+        refs = station.call("play", weights, round, group, era, mine, share.stop - share.start, version, returns=2)
+        return station, station.generation, refs
+
+    def learn(self, steps: int) -> Progress:
+        """See Crew. After a death the steps since the last checkpoint are taken again."""
+        target = self._step + steps
+        progress = Progress(self._step)
+        while self._step < target:
+            generation = self.learners.generation
+            refs = self.learners.update(self.moves(), target - self._step)
+            try:
+                progress = ray.get(refs[1:])[0]
+                self._step, self._weights_ref = progress.step, refs[0]
+                self.learners.answered()
+            except Exception as error:
+                if not self.learners.is_death(error):
+                    raise
+                self.learners.died(generation, error)
+                self.refetch()
+        return progress
+
+    def table(self) -> Table:
+        """See Crew."""
+        return self.living
+
+    def weights(self) -> Weights:
+        """See Crew."""
+        weights: Weights = ray.get(self._weights_ref)
+        return weights
+
+    def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int) -> Score:
+        """See Crew."""
+        score: Score = self.evaluator.insist("score", weights, command, episodes, purpose, round)
+        return score
+
+    def save(self, write: Callable[[int, dict[str, np.ndarray], list[str]], Any]) -> None:
+        """See Crew."""
+        while True:
+            generation = self.learners.generation
+            try:
+                step, state = self.learners.state()
+                break
+            except DEATHS as error:
+                self.learners.died(generation, error)
+                self.refetch()
+        self._step = step
+        names, self.living = self.replay.insist("compact")
+        write(step, state, names)
+        self._moved += names
+        self._gone += self.replay.insist("release")
+        self._taken = [name for name in self._taken if name not in self._gone]
+
+    @property
+    def step(self) -> int:
+        """The learner step that the last answered call reached."""
+        return self._step
+
+    def close(self) -> None:
+        """Let Ray end the actors with the run."""
+        for station in (*self.players, self.evaluator, self.replay):
+            station.stop()
+
+
+def as_round(receipt: Receipt, summaries: list[dict[str, Any]]) -> Round:
+    """A stored round from what its players said."""
+    version = summaries[0]["version"]
+    problems = [problem for summary in summaries for problem in summary["problems"]]
+    total = {name: sum(summary[name] for summary in summaries) for name in ("env_steps", "discarded", "busy_s")}
+    return Round(receipt.added, (version[0], version[1]), total["env_steps"], total["discarded"], problems, total["busy_s"])

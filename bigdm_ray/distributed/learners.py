@@ -1,0 +1,141 @@
+"""The learners: one actor a rank, joined by torch.distributed (NCCL on GPUs, gloo on CPUs), that fail and return together.
+
+Every rank maps all shards, draws the same rows and fetches its share. When a rank dies all are made anew and go back
+to the last checkpoint; the steps since then are owed again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import torch.distributed as dist
+
+from bigdm_ray.distributed.actors import DEATHS, MAX_DEATHS
+from bigdm_ray.distributed.cluster import learner_options
+from bigdm_ray.envs.task import find_task
+from bigdm_ray.errors import RunFailed
+from bigdm_ray.replay.store import Store
+from bigdm_ray.training import checkpoint
+from bigdm_ray.training.config import Run, run_from_json
+from bigdm_ray.training.learner import Learner, Progress
+from bigdm_ray.training.params import Weights
+from bigdm_ray.training.run_folder import RunFolder
+
+Moves = tuple[list[str], list[str], list[str]]
+"""Shards to take in; shards that living episodes have moved to; shards to let go of."""
+
+
+@ray.remote
+class LearnerActor:
+    """One rank: a Learner, and a reader of the run's store."""
+
+    def address(self) -> str:
+        """HOST:PORT on this node that the group may meet at."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+    def setup(self, run: dict[str, Any], folder: str, rank: int, world: int, meet: str, incarnation: int) -> int:
+        """Join the group, build, and take over the last checkpoint; the learner step that it stands at."""
+        settings = run_from_json(run)
+        torch.set_num_threads(settings.machines.threads)
+        self._task = settings.task
+        self._incarnation = incarnation
+        home = RunFolder(Path(folder))
+        signature = find_task(settings.task).signature()
+        self._learner = Learner(settings.algorithm, {settings.task: signature}, settings.seed, settings.machines.device, rank, world)
+        if world > 1:
+            backend = "nccl" if self._learner.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, init_method=f"tcp://{meet}", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60))
+        self._store = Store(home.store, settings.algorithm.retention(), settings.saves.flat_mib << 20, write=False)
+        saved = checkpoint.last(home.checkpoints, {"algorithm": settings.algorithm.name, "task": settings.task})
+        if saved is not None:
+            self._learner.load(saved.learner, saved.counters.learner_step)
+        return self._learner.step
+
+    def update(self, moves: Moves, steps: int) -> tuple[Weights | None, Progress]:
+        """Take in shards, then take learner steps; (rank 0's weights, progress)."""
+        taken, moved, gone = moves
+        for name in taken:
+            if (self._store.folder / name).exists():
+                self._store.adopt(name)
+        self._store.reopen(name for name in moved if (self._store.folder / name).exists())
+        self._store.forget(gone)
+        progress = self._learner.update({self._task: self._store}, steps)
+        return (self._learner.weights(self._incarnation) if self._learner.rank == 0 else None), progress
+
+    def state(self) -> tuple[int, dict[str, np.ndarray]]:
+        """Learner step, and what a checkpoint keeps."""
+        return self._learner.step, self._learner.state()
+
+
+class Learners:
+    """The group, seen from the driver."""
+
+    def __init__(self, run: Run, folder: Path, incarnation: int) -> None:
+        self._run = run
+        self._folder = folder
+        self.incarnation = incarnation
+        self.generation = 0
+        self._deaths = 0
+        self.step = 0
+        self._ranks: list[Any] = []
+        self.start()
+
+    def start(self) -> None:
+        """Make all ranks; returns when they have met and stand at the last checkpoint's step (`step`)."""
+        run = self._run
+        options = learner_options(run)
+        world = run.machines.learners
+        while True:
+            self._ranks = [LearnerActor.options(max_restarts=0, **options).remote() for _ in range(world)]  # type: ignore[attr-defined]
+            try:
+                meet = ray.get(self._ranks[0].address.remote()) if world > 1 else ""
+                settings = run.to_json()
+                ready = [rank.setup.remote(settings, str(self._folder), i, world, meet, self.incarnation) for i, rank in enumerate(self._ranks)]
+                self.step = ray.get(ready)[0]
+                return
+            except DEATHS as error:
+                self._bury(error)
+
+    def _bury(self, why: BaseException) -> None:
+        self._deaths += 1
+        if self._deaths > MAX_DEATHS:
+            raise RunFailed(f"the learner died {MAX_DEATHS} times in a row ({str(why).splitlines()[0][:200]})")
+        for rank in self._ranks:
+            ray.kill(rank)
+
+    def update(self, moves: Moves, steps: int) -> list[Any]:
+        """References to rank 0's weights and to each rank's progress."""
+        pairs = [rank.update.options(num_returns=2).remote(moves, steps) for rank in self._ranks]
+        return [pairs[0][0], *(pair[1] for pair in pairs)]
+
+    def state(self) -> tuple[int, dict[str, np.ndarray]]:
+        """Rank 0's state; the other ranks equal it."""
+        return ray.get(self._ranks[0].state.remote())
+
+    def answered(self) -> None:
+        """An update has been answered: earlier deaths are forgiven."""
+        self._deaths = 0
+
+    def died(self, generation: int, why: BaseException) -> bool:
+        """Make all ranks anew if they are still that generation; whether this was done."""
+        if generation != self.generation:
+            return False
+        self.generation += 1
+        self.incarnation += 1
+        self._bury(why)
+        self.start()
+        return True
+
+    def is_death(self, error: BaseException) -> bool:
+        """Whether an error of a call means that a rank is gone (its peers then fail in their collective)."""
+        if isinstance(error, DEATHS):
+            return True
+        return self._run.machines.learners > 1 and isinstance(error, RuntimeError | dist.DistBackendError) and not isinstance(error, RunFailed)

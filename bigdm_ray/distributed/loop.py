@@ -1,0 +1,287 @@
+"""The loop of `training/loop.py` with its calls in flight: episodes are played while the learner learns.
+
+The driver hands out work and reads summaries of a few hundred bytes; episodes and weights pass it by as references.
+It decides how many learner steps are owed, so there is no rate limiter that could deadlock: at most two calls in
+flight for a rollout actor and for the learners, and no rollout starts while more steps are owed than the weights may
+be stale. A call that died with its actor is made again; the learner's steps since its checkpoint are owed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigdm_ray.algorithms.base import Columns
+from bigdm_ray.distributed.cluster import cluster, prepare_environment
+from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.replay.store import Store
+from bigdm_ray.training import checkpoint
+from bigdm_ray.training.checkpoint import Checkpoint, Counters
+from bigdm_ray.training.config import Run
+from bigdm_ray.training.loop import Session, drop_later, loop
+from bigdm_ray.training.metrics import Listener, TensorBoard
+from bigdm_ray.training.run_folder import RunFolder
+
+prepare_environment()
+
+import ray  # noqa: E402  (it reads the environment when it is imported)
+from ray.exceptions import RayTaskError  # noqa: E402
+
+from bigdm_ray.distributed.actors import DEATHS, Station  # noqa: E402
+from bigdm_ray.distributed.crew import RayCrew, as_round  # noqa: E402
+
+IN_FLIGHT = 2
+"""Calls that wait at a rollout actor or at the learners, at most: one runs, the next one is there when it ends."""
+
+
+def train_on_ray(run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None) -> dict[str, Any]:
+    """Train with Ray; the summary. Raises UserError, and RunFailed with everything stored so far kept."""
+    home = RunFolder(folder).claim(run, resume)
+    try:
+        with cluster(run):
+            return _train(run, folder, home, resume, listeners or [])
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):  # what an actor raised, without the traceback that Ray adds
+            raise error.cause from None
+        raise
+    finally:
+        home.release()
+
+
+def _train(run: Run, folder: Path, home: RunFolder, resume: bool, listeners: list[Listener]) -> dict[str, Any]:
+    exact = run.machines.lock_step
+    resumed = checkpoint.last(home.checkpoints, {"algorithm": run.algorithm.name, "task": run.task}) if resume else None
+    if exact:
+        drop_later(home.store, resumed)
+    elif resume:
+        resumed = counted(home, resumed)
+    session = Session(run, home, [TensorBoard(folder / "tensorboard"), *listeners], resumed, exact)
+    crew: RayCrew | None = None
+    try:
+        crew = RayCrew(run, folder, resumed if exact else None, session.counters.incarnation)
+        if exact:
+            loop(session, crew)
+        else:
+            Driver(session, crew).drive()
+        return session.finish(crew) | {"folder": str(folder)}
+    finally:
+        if crew is not None:
+            crew.close()
+        session.close()
+
+
+def counted(home: RunFolder, resumed: Checkpoint | None) -> Checkpoint:
+    """The checkpoint with the budget counted from the episodes on disk: those of rounds that were open or later are new."""
+    base = resumed or Checkpoint(Counters(), [], 0, {}, set(), {})
+    table = Store(home.store, flat_bytes=0).open().table
+    counters = base.counters
+    new = (table.ids[:, 0] >= counters.round) | np.isin(table.ids[:, 0], counters.open_rounds)
+    counters.env_steps += int(table.lengths[new].sum())
+    counters.episodes += int(new.sum())
+    counters.round = max(counters.round, int(table.ids[:, 0].max(initial=-1)) + 1, *(r + 1 for r in counters.open_rounds), 0)
+    counters.open_rounds = []
+    return base
+
+
+@dataclass
+class Job:
+    """A call in flight: where, of which generation, what to do with its answer, how to make it again."""
+
+    refs: list[Any]
+    done: Callable[[Any], None]
+    lost: Callable[[BaseException], None]
+    learning: bool = False
+    round: int = -1  # of episodes that are being played or stored
+
+
+class Driver:
+    """Asynchronous training: keeps rollouts, storing, learning and evaluation in flight until the budget is spent."""
+
+    def __init__(self, session: Session, crew: RayCrew) -> None:
+        self.session, self.crew = session, crew
+        self._jobs: dict[Any, Job] = {}
+        self._playing = {group: 0 for group in range(session.run.groups)}
+        self._learning = 0
+        self._owed_in_flight = 0
+        self._evaluating = False
+        self._warm_up_asked = session.counters.episodes > 0
+        self._next_round = session.counters.round
+        self._steps_in_flight = 0
+
+    def drive(self) -> None:
+        """Until the budget is spent: hand out, wait, read."""
+        session = self.session
+        while not session.spent():
+            self._hand_out()
+            if not self._jobs:
+                raise RunFailed("nothing is left to do, although the budget is not spent: the learner owes no steps and no rollout may start")
+            self._settle(timeout=1.0)
+            if session.save_due():
+                self._save()
+            elif session.report_due():
+                session.report({"play/in_flight": float(sum(self._playing.values()))})
+        self._drain()
+
+    def _settle(self, timeout: float) -> None:
+        ready, _ = ray.wait(list(self._jobs), num_returns=1, timeout=timeout)
+        for ref in ready:
+            job = self._jobs.pop(ref)
+            try:
+                answer = ray.get(job.refs)
+            except Exception as error:
+                job.lost(error)
+            else:
+                job.done(answer)
+
+    def _drain(self) -> None:
+        """Store what is being played, then take the learner steps that are still owed."""
+        while self._jobs:
+            self._settle(timeout=1.0)
+        self.session.learned(self.crew.learn(self._owed()))
+
+    def _save(self) -> None:
+        counters = self.session.counters
+        counters.open_rounds = sorted({job.round for job in self._jobs.values() if job.round >= 0})
+        counters.round = self._next_round
+        self.session.save(self.crew)
+
+    # --- handing out
+
+    def _hand_out(self) -> None:
+        session, run = self.session, self.session.run
+        if not self._warm_up_asked:
+            self._warm_up_asked = True
+            for group in range(run.groups):
+                self._play(group, {}, run.share(run.algorithm.warm_up(), group), random=True)
+        if session.counters.episodes >= run.algorithm.warm_up():
+            self._start_rollouts()
+        self._start_learning()
+
+    def _owed(self) -> int:
+        return self.session.owed(self.crew.table())
+
+    def _start_rollouts(self) -> None:
+        run = self.session.run
+        share = run.share(run.algorithm.per_iteration(), 0)
+        count = max(1, share.stop - share.start)
+        for group in sorted(self._playing, key=lambda g: self._playing[g]):
+            while self._playing[group] < IN_FLIGHT and self._owed() <= run.machines.max_staleness and not self._enough():
+                commands = self.session.ask(self.crew.table(), self._next_round, count)
+                self._play(group, commands, slice(0, count), random=not commands and run.algorithm.conditioned)
+
+    def _enough(self) -> bool:
+        """Whether what is in flight will spend the environment steps that are left, by the mean length so far."""
+        counters = self.session.counters
+        mean = counters.env_steps / max(1, counters.episodes)
+        return counters.env_steps + self._steps_in_flight * mean >= self.session.run.budget.env_steps
+
+    def _play(self, group: int, commands: Columns, share: slice, random: bool) -> None:
+        if share.stop == share.start:
+            return
+        round, self._next_round = self._next_round, self._next_round + 1
+        self._playing[group] += 1
+        self._steps_in_flight += share.stop - share.start
+        self._submit_play(round, group, commands, share, random)
+
+    def _submit_play(self, round: int, group: int, commands: Columns, share: slice, random: bool) -> None:
+        station, generation, (data, summary) = self.crew.submit(round, group, self.session.counters.saves, commands, share, random)
+
+        def lost(error: BaseException) -> None:
+            self._revive(station, generation, error)
+            self._submit_play(round, group, commands, share, random)
+
+        def done(answer: list[Any]) -> None:
+            station.answered()
+            self._playing[group] -= 1
+            self._store(round, data, answer[0], share.stop - share.start)
+
+        self._jobs[summary] = Job([summary], done, lost, round=round)
+
+    def _store(self, round: int, data: Any, summary: dict[str, Any], count: int) -> None:
+        station = self.crew.replay
+        generation = station.generation
+        ref = station.call("add", data) if summary["episodes"] else station.call("add")
+
+        def lost(error: BaseException) -> None:
+            self._revive(station, generation, error)
+            self._store(round, data, summary, count)
+
+        def done(answer: list[Any]) -> None:
+            station.answered()
+            self.crew.stored(answer[0])
+            self._steps_in_flight -= count
+            self.session.played(as_round(answer[0], [summary]))
+            self._evaluate_if_due()
+
+        self._jobs[ref] = Job([ref], done, lost, round=round)
+
+    @staticmethod
+    def _revive(station: Station, generation: int, error: BaseException) -> None:
+        if not isinstance(error, DEATHS):
+            raise error
+        station.died(generation, error)
+
+    def _start_learning(self) -> None:
+        while self._learning < IN_FLIGHT:
+            steps = min(self._owed() - self._owed_in_flight, self.session.run.algorithm.steps_per_call())
+            if steps <= 0:
+                return
+            self._learn(steps)
+
+    def _learn(self, steps: int) -> None:
+        learners = self.crew.learners
+        generation = learners.generation
+        weights, *progress = learners.update(self.crew.moves(), steps)
+        self._learning += 1
+        self._owed_in_flight += steps
+
+        def lost(error: BaseException) -> None:
+            if not learners.is_death(error):
+                raise error
+            if learners.died(generation, error):
+                self._forget_learning()
+                self.crew.refetch()
+                self.session.rolled_back(self.crew.step, learners.incarnation)
+
+        def done(answer: list[Any]) -> None:
+            learners.answered()
+            self._learning -= 1
+            self._owed_in_flight -= steps
+            self.crew.weights_ref = weights
+            self.session.learned(answer[0])
+
+        self._jobs[progress[0]] = Job(progress, done, lost, learning=True)
+
+    def _forget_learning(self) -> None:
+        """The learners were made anew: calls that the dead ones held are not waited for."""
+        self._jobs = {ref: job for ref, job in self._jobs.items() if not job.learning}
+        self._learning = self._owed_in_flight = 0
+
+    # --- evaluation
+
+    def _evaluate_if_due(self) -> None:
+        if self._evaluating or not self.session.evaluation_due():
+            return
+        self._evaluating = True
+        command = self.session.run.algorithm.evaluation_command(self.crew.table())
+        self._score(self.crew.weights_ref, command, self.session.counters.evaluations, self.session.counters.env_steps)
+
+    def _score(self, weights: Any, command: dict[str, float], number: int, at: int) -> None:
+        station = self.crew.evaluator
+        generation = station.generation
+        ref = station.call("score", weights, command, self.session.run.evaluations.episodes, "validation", number)
+
+        def lost(error: BaseException) -> None:
+            self._revive(station, generation, error)
+            self._score(weights, command, number, at)
+
+        def done(answer: list[Any]) -> None:
+            station.answered()
+            self._evaluating = False
+            self.session.evaluated(answer[0], ray.get(weights), at)
+
+        self._jobs[ref] = Job([ref], done, lost)

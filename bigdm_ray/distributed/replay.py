@@ -1,0 +1,62 @@
+"""The replay actor: the one writer of a run's store. What it has acknowledged survives its death."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from bigdm_ray.errors import RunFailed
+from bigdm_ray.replay.store import Receipt, Store, Table
+from bigdm_ray.training import checkpoint
+from bigdm_ray.training.config import run_from_json
+from bigdm_ray.training.run_folder import RunFolder
+
+
+@ray.remote
+class ReplayActor:
+    """Reopens the folder wherever it is made, so a death costs nothing that was acknowledged."""
+
+    def setup(self, run: dict[str, Any], folder: str) -> None:
+        """Open the store; retention is replayed over what is on disk."""
+        settings = run_from_json(run)
+        self._home = RunFolder(Path(folder))
+        self._store = Store(self._home.store, settings.algorithm.retention(), flat_bytes=0).open()
+
+    def add(self, *encoded: bytes) -> Receipt:
+        """Store what one or more players have encoded; returns once it is synced."""
+        receipts = [self._store.add_encoded(data) for data in encoded if len(data)]
+        if len(receipts) == 1:
+            return receipts[0]
+        added = Table(*(np.concatenate([getattr(r.added, name) for r in receipts]) for name in ("ids", "returns", "lengths"))) if receipts else Table()
+        return Receipt(added, [name for receipt in receipts for name in receipt.shards])
+
+    def table(self) -> Table:
+        """The living episodes."""
+        return self._store.table
+
+    def shards(self) -> list[str]:
+        """Names of the shards that hold living episodes."""
+        return self._store.living_shards()
+
+    def compact(self) -> tuple[list[str], Table]:
+        """Compact where it pays; (shards that hold living episodes, the table)."""
+        return self._store.compact(), self._store.table
+
+    def release(self) -> list[str]:
+        """Unlink what neither lives nor is named by a checkpoint; the names that went."""
+        return self._store.release(checkpoint.named_shards(self._home.checkpoints))
+
+    def problems(self) -> list[str]:
+        """What was wrong with the folder when it was opened."""
+        return self._store.problems
+
+
+def episodes_on_disk(folder: Path) -> Table:
+    """Every episode of a store's shards, living or not, each once."""
+    store = Store(folder, flat_bytes=0, write=False).open()
+    if store.problems:
+        raise RunFailed(store.problems[0])
+    return store.table
