@@ -150,10 +150,11 @@ class Udrl(Algorithm):
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
         """Negative log-likelihood of the stored actions under the commands that they fulfilled (equation 1)."""
         assert isinstance(model, BehaviourFunction)
-        seen = {name.removeprefix("observations/"): v for name, v in batch.items() if name.startswith("observations/")}
-        actions = {name.removeprefix("actions/"): v for name, v in batch.items() if name.startswith("actions/")}
-        parameters = model(seen, batch["returns_to_go"], batch["steps_remaining"])
-        mask = batch["mask"].float()
+        steps = {name: value.flatten(0, 1) for name, value in batch.items()}  # windows of one step: [B, 1, ...] to [B, ...]
+        seen = {name.removeprefix("observations/"): v for name, v in steps.items() if name.startswith("observations/")}
+        actions = {name.removeprefix("actions/"): v for name, v in steps.items() if name.startswith("actions/")}
+        parameters = model(seen, steps["returns_to_go"], steps["steps_remaining"])
+        mask = steps["mask"].float()
         negative = -(model.head.log_prob(parameters, actions) * mask).sum()
         return Loss(negative, mask.sum(), {"train/loss": negative.detach()})
 
@@ -209,11 +210,11 @@ class Udrl(Algorithm):
 
     @classmethod
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """The paper did not publish its winning values: `paper` is its algorithm with values from its own grids."""
-        grid = {"hidden": (128, 128, 128), "batch_size": 512, "learning_rate": 1e-3, "return_scale": 0.01, "horizon_scale": 0.02}
-        grid |= {"last_few": 50, "replay_size": 600, "warm_up_episodes": 50, "n_updates_per_iter": 100, "episodes_per_iteration": 20}
-        paper = {f"algorithm.{name}": value for name, value in grid.items()}
-        landing = paper | {"algorithm.length_cost": 0.2}
+        """The paper did not publish its winning values: `paper` is its algorithm with values from the ranges of its grids."""
+        values: dict[str, Any] = {"hidden": (128, 128), "batch_size": 512, "learning_rate": 1e-3, "return_scale": 0.01, "horizon_scale": 0.02}
+        values |= {"last_few": 50, "replay_size": 600, "warm_up_episodes": 50, "n_updates_per_iter": 100, "episodes_per_iteration": 20}
+        paper = {f"algorithm.{name}": value for name, value in values.items()}
+        landing = paper | {"algorithm.length_cost": 0.3, "algorithm.episodes_per_iteration": 40}
         doom = {"frame_stack": 8, "hidden": (128, 128), "channels": (32, 48, 96, 128), "batch_size": 512, "return_scale": 0.1}
         doom |= {"horizon_scale": 0.01, "replay_size": 300, "last_few": 50, "n_updates_per_iter": 200, "horizon_equals_return": True}
         takecover = {f"algorithm.{name}": value for name, value in doom.items()}
