@@ -1,8 +1,8 @@
 """Train a policy: `python -m bigdm_ray.run ALGORITHM TASK [flags]`.
 
-    python -m bigdm_ray.run udrl lunarlander                       through Ray, into runs/udrl-lunarlander-1
-    python -m bigdm_ray.run udrl lunarlander --local --seed 2      in one process
-    python -m bigdm_ray.run udrl lunarlander --help                every flag with its default
+python -m bigdm_ray.run udrl lunarlander                       through Ray, into runs/udrl-lunarlander-1
+python -m bigdm_ray.run udrl lunarlander --local --seed 2      in one process
+python -m bigdm_ray.run udrl lunarlander --help                every flag with its default
 """
 
 from __future__ import annotations

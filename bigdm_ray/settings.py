@@ -54,14 +54,14 @@ def _check_field(value: Any, path: str, meta: typing.Mapping[str, Any]) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{flag(path)} is {value}, but a finite number is expected")
     if isinstance(value, int | float) and not isinstance(value, bool):
-        for name, wrong, word in (
-            ("low", lambda bound: value < bound, "at least"),
-            ("above", lambda bound: value <= bound, "more than"),
-            ("high", lambda bound: value > bound, "at most"),
-        ):
-            bound = meta[name]
-            if bound is not None and wrong(bound):
-                raise UserError(f"{flag(path)} is {value}, but {word} {bound:g} is expected")
+        low, above, high = meta["low"], meta["above"], meta["high"]
+        wanted = [
+            f"at least {low:g}" if low is not None and value < low else "",
+            f"more than {above:g}" if above is not None and value <= above else "",
+            f"at most {high:g}" if high is not None and value > high else "",
+        ]
+        if any(wanted):
+            raise UserError(f"{flag(path)} is {value}, but {''.join(wanted)} is expected")
     if meta["choices"] and value not in meta["choices"]:
         raise UserError(f"{flag(path)} is {value!r}, but one of {', '.join(meta['choices'])} is expected{nearest(str(value), list(meta['choices']))}")
 

@@ -51,6 +51,7 @@ class BehaviourFunction(nn.Module):
         self.command = nn.Linear(2, gated)
         self.hidden = mlp([gated, *(hidden[1:] if first else hidden)])
         self.head = ActionHead(hidden[-1] if len(hidden) > 1 or not first else gated, signature.actions)
+        self.scales: Tensor
         self.register_buffer("scales", torch.tensor(scales), persistent=False)
         orthogonal(self)
 
@@ -205,7 +206,8 @@ class Udrl(Algorithm):
 
     def _horizon(self, desired: np.ndarray, best: Table) -> np.ndarray:
         if self.horizon_equals_return:
-            return np.maximum(np.rint(desired), 1).astype(np.float32)
+            horizon: np.ndarray = np.maximum(np.rint(desired), 1).astype(np.float32)
+            return horizon
         return np.full(len(desired), best.lengths.mean(), np.float32)
 
     @classmethod

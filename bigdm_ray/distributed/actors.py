@@ -131,5 +131,3 @@ class EvaluatorActor:
     def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int) -> Score:
         """See Evaluator."""
         return self._evaluator.score(weights, command, episodes, purpose, round)
-
-

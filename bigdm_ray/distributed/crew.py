@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import RayError
 
 from bigdm_ray.algorithms.base import Columns
 from bigdm_ray.distributed.actors import DEATHS, EvaluatorActor, PlayerActor, Station
@@ -74,7 +75,7 @@ class RayCrew:
                 ray.get(refs[1:])
                 self._weights_ref = refs[0]
                 return
-            except Exception as error:
+            except RayError as error:
                 if not self.learners.is_death(error):
                     raise
                 self.learners.died(generation, error)
@@ -132,7 +133,7 @@ class RayCrew:
                 progress = ray.get(refs[1:])[0]
                 self._step, self._weights_ref = progress.step, refs[0]
                 self.learners.answered()
-            except Exception as error:
+            except RayError as error:
                 if not self.learners.is_death(error):
                     raise
                 self.learners.died(generation, error)

@@ -118,7 +118,8 @@ class Learners:
 
     def state(self) -> tuple[int, dict[str, np.ndarray]]:
         """Rank 0's state; the other ranks equal it."""
-        return ray.get(self._ranks[0].state.remote())
+        state: tuple[int, dict[str, np.ndarray]] = ray.get(self._ranks[0].state.remote())
+        return state
 
     def answered(self) -> None:
         """An update has been answered: earlier deaths are forgiven."""

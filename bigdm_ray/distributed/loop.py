@@ -29,7 +29,7 @@ from bigdm_ray.training.run_folder import RunFolder
 prepare_environment()
 
 import ray  # noqa: E402  (it reads the environment when it is imported)
-from ray.exceptions import RayTaskError  # noqa: E402
+from ray.exceptions import RayError, RayTaskError  # noqa: E402
 
 from bigdm_ray.distributed.actors import DEATHS, Station  # noqa: E402
 from bigdm_ray.distributed.crew import RayCrew, as_round  # noqa: E402
@@ -132,7 +132,7 @@ class Driver:
             job = self._jobs.pop(ref)
             try:
                 answer = ray.get(job.refs)
-            except Exception as error:
+            except RayError as error:
                 job.lost(error)
             else:
                 job.done(answer)

@@ -56,8 +56,8 @@ class Leaf:
     @staticmethod
     def from_json(data: dict[str, Any]) -> Leaf:
         """The leaf that `to_json` wrote."""
-        fix = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return Leaf(**fix)
+        fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return Leaf(**fixed)
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,7 @@ def leaves(space: gymnasium.Space[Any], path: str = "") -> dict[str, Leaf]:
         return {path: Leaf("discrete", space.shape, "int32", choices=(2,) * int(np.prod(space.shape)))}
     if isinstance(space, spaces.Text):
         return {path: Leaf("text", (4 * int(space.max_length),), "uint8")}
-    raise UserError(
-        f"the space {space} has no flat form; supported are Box, Discrete, MultiDiscrete, MultiBinary, Text, Dict and Tuple"
-    )
+    raise UserError(f"the space {space} has no flat form; supported are Box, Discrete, MultiDiscrete, MultiBinary, Text, Dict and Tuple")
 
 
 def channels_first(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -202,10 +200,7 @@ class Task:
             try:
                 importlib.import_module(module)
             except ImportError as error:
-                raise UserError(
-                    f"task {self.name!r} needs the package {module!r} ({error}); install it with: "
-                    f"pip install 'bigdm-ray[{self.extra}]'"
-                ) from None
+                raise UserError(f"task {self.name!r} needs the package {module!r} ({error}); install it with: pip install 'bigdm-ray[{self.extra}]'") from None
 
     def signature(self) -> Signature:
         """What the arrays of this task look like (makes one environment, once a process)."""
@@ -216,10 +211,7 @@ class Task:
         from bigdm_ray.envs.vector import GymnasiumRows
 
         self.require()
-        if backend == "fast" and self.fast is not None:
-            made = self.fast(n, seed, self.signature())
-        else:
-            made = GymnasiumRows(lambda: self.env(None), n, seed)
+        made = self.fast(n, seed, self.signature()) if backend == "fast" and self.fast is not None else GymnasiumRows(lambda: self.env(None), n, seed)
         return self.wrap(made) if self.wrap else made
 
     def video_env(self, seed: int) -> VectorEnv:
@@ -274,10 +266,7 @@ def find_task(name: str) -> Task:
     if name in known:
         return known[name]
     if ":" not in name:
-        raise UserError(
-            f"unknown task {name!r}{nearest(name, list(known))} (any gymnasium id works as 'gymnasium:ID', "
-            "your own as 'my_module:MyEnv-v0')"
-        )
+        raise UserError(f"unknown task {name!r}{nearest(name, list(known))} (any gymnasium id works as 'gymnasium:ID', your own as 'my_module:MyEnv-v0')")
     module, _, env_id = name.partition(":")
     gymnasium_id = env_id if module == "gymnasium" else name
 

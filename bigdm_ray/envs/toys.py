@@ -25,7 +25,7 @@ def toy(kind: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
     class Toy(gymnasium.Env[Any, Any]):
         """Show a target, pay for matching it."""
 
-        metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+        metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012  (gymnasium declares it so)
 
         def __init__(self) -> None:
             self.render_mode = render_mode

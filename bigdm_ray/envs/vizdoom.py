@@ -7,7 +7,7 @@ scenario has no time limit of its own, so 2,100 tics truncate an episode.
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,14 +26,14 @@ def takecover(render_mode: str | None) -> Any:
     class TakeCover(gymnasium.Env[np.ndarray, int]):
         """Actions: 0 stands still, 1 moves left, 2 moves right; one action a tic."""
 
-        metadata = {"render_modes": ["rgb_array"], "render_fps": 35}
+        metadata = {"render_modes": ["rgb_array"], "render_fps": 35}  # noqa: RUF012  (gymnasium declares it so)
 
         def __init__(self) -> None:
             self.render_mode = render_mode
             self.observation_space = gymnasium.spaces.Box(0, 255, (32, 32), np.uint8)
             self.action_space = gymnasium.spaces.Discrete(3)
             game = vizdoom.DoomGame()
-            game.load_config(os.path.join(vizdoom.scenarios_path, "take_cover.cfg"))
+            game.load_config(str(Path(vizdoom.scenarios_path) / "take_cover.cfg"))
             game.set_window_visible(False)
             game.set_available_game_variables([])
             game.set_available_buttons([vizdoom.Button.MOVE_LEFT, vizdoom.Button.MOVE_RIGHT])

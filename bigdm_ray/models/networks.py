@@ -7,6 +7,8 @@ with gain sqrt(2), biases zero.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +30,7 @@ def orthogonal(module: nn.Module, gain: float = 2.0**0.5) -> nn.Module:
 def mlp(sizes: list[int]) -> nn.Sequential:
     """Linear layers through these widths, ReLU after each."""
     layers: list[nn.Module] = []
-    for narrow, wide in zip(sizes[:-1], sizes[1:], strict=True):
+    for narrow, wide in itertools.pairwise(sizes):
         layers += [nn.Linear(narrow, wide), nn.ReLU()]
     return nn.Sequential(*layers)
 

@@ -16,10 +16,10 @@ class EpisodeId(NamedTuple):
 
     round: int
     group: int
-    index: int
+    number: int
 
     def __str__(self) -> str:
-        return f"{self.round}.{self.group}.{self.index}"
+        return f"{self.round}.{self.group}.{self.number}"
 
 
 FOREIGN = -1

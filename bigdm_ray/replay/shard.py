@@ -40,7 +40,7 @@ def encode(episodes: list[Episode]) -> bytes:
     columns: dict[str, pa.Array] = {
         "round": pa.array([e.id.round for e in episodes], pa.int64()),
         "group": pa.array([e.id.group for e in episodes], pa.int64()),
-        "index": pa.array([e.id.index for e in episodes], pa.int64()),
+        "number": pa.array([e.id.number for e in episodes], pa.int64()),
         "terminated": pa.array([e.terminated for e in episodes], pa.bool_()),
         "incarnation": pa.array([e.version[0] for e in episodes], pa.int64()),
         "learner_step": pa.array([e.version[1] for e in episodes], pa.int64()),
@@ -125,9 +125,7 @@ def publish(path: Path, data: Any) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise RunFailed(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another --folder, then --resume"
-        ) from None
+        raise RunFailed(f"cannot write {path}: {error.strerror or error}; free some space or choose another --folder, then --resume") from None
 
 
 def sync_folder(folder: Path) -> None:
@@ -182,7 +180,6 @@ class Shard:
         """One episode; its arrays are read-only views of the map."""
         start, end = int(self.offsets[row]), int(self.offsets[row + 1])
         seen = slice(start + row, end + row + 1)
-        get = lambda name: self.scalars.column(name)[row].as_py()  # noqa: E731
         return Episode(
             {path: values[seen] for path, values in self.observations.items()},
             {path: values[start:end] for path, values in self.actions.items()},
@@ -190,11 +187,14 @@ class Shard:
             bool(self.terminated[row]),
             self.ids[row],
             self.task,
-            json.loads(get("command")),
+            json.loads(self._scalar("command", row)),
             (int(self.versions[row, 0]), int(self.versions[row, 1])),
-            get("source"),
-            get("seed"),
+            self._scalar("source", row),
+            self._scalar("seed", row),
         )
+
+    def _scalar(self, name: str, row: int) -> Any:
+        return self.scalars.column(name)[row].as_py()
 
 
 def _mapped(path: Path, nbytes: int, batch: pa.RecordBatch, meta: dict[str, Any]) -> Shard:

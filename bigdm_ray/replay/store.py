@@ -9,6 +9,7 @@ the memory maps. Episodes of other processes' shards are taken in with `adopt`, 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -254,7 +255,7 @@ class Store:
             mapped = self._shards[self._names[number]]
             row = where[here, 1]
             start = mapped.offsets[row][:, None]
-            column = lambda name, mapped=mapped: sidecar(mapped, name)  # noqa: E731
+            column = functools.partial(sidecar, mapped)
             windows = _gather(view, timesteps[here], mapped.observations, mapped.actions, mapped.rewards, column, start, start + row[:, None])
             parts.append((here, windows))
         return _joined(len(positions), parts)
@@ -462,7 +463,10 @@ def _gather(
 ) -> Windows:
     """Windows by fancy indexing: step t of a row lies at `start + t`, its observation at `seen_start + t`."""
     at = start + timesteps
-    seen = lambda steps: {path: _observed(view, leaf, seen_start, steps) for path, leaf in observations.items()}  # noqa: E731
+
+    def seen(steps: np.ndarray) -> Arrays:
+        return {path: _observed(view, leaf, seen_start, steps) for path, leaf in observations.items()}
+
     return Windows(
         seen(timesteps),
         {path: np.take(leaf, at, axis=0) for path, leaf in actions.items()},
@@ -476,7 +480,8 @@ def _gather(
 
 def _observed(view: View, leaf: np.ndarray, start: np.ndarray, timesteps: np.ndarray) -> np.ndarray:
     if view.stack == 1 or leaf.ndim < 4:
-        return np.take(leaf, start + timesteps, axis=0)
+        taken: np.ndarray = np.take(leaf, start + timesteps, axis=0)
+        return taken
     frames = start[..., None] + stacked_steps(timesteps, view.stack)
     return merge_stack(np.take(leaf, frames, axis=0))
 
@@ -491,7 +496,8 @@ def _joined(size: int, parts: list[tuple[np.ndarray, Windows]]) -> Windows:
     order[np.concatenate([here for here, _ in parts])] = np.arange(size)
 
     def join(values: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate(values)[order]
+        joined: np.ndarray = np.concatenate(values)[order]
+        return joined
 
     def join_all(name: str) -> Arrays:
         keys = getattr(parts[0][1], name)

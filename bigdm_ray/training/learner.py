@@ -103,10 +103,10 @@ class Learner:
         loss = self.algorithm.loss(self.model, tensors, self.step)
         if self.world == 1:
             weight = loss.weight.detach()
-            (loss.sum / weight).backward()  # type: ignore[no-untyped-call]  # torch leaves `backward` untyped
+            (loss.sum / weight).backward()
             metrics = {name: value / weight for name, value in loss.metrics.items()}
         else:
-            loss.sum.backward()  # type: ignore[no-untyped-call]
+            loss.sum.backward()
             metrics = self._reduce(loss.weight.detach(), loss.metrics)
         if self.max_norm is not None:
             metrics["train/gradient_norm"] = nn.utils.clip_grad_norm_(self._parameters, self.max_norm)

@@ -52,6 +52,7 @@ class JsonLines:
             self._file.seek(offset)
 
     def __call__(self, report: Report) -> None:
+        """Write one line. Raises RunFailed on a full disk."""
         try:
             self._file.write(json.dumps(report) + "\n")
             self._file.flush()
@@ -77,6 +78,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), flush_secs=10)
 
     def __call__(self, report: Report) -> None:
+        """Write every number as a scalar."""
         step = int(report["time/env_steps"])
         for name, value in report.items():
             if name != "time/env_steps" and np.isfinite(value):
@@ -98,6 +100,7 @@ class Terminal:
         self._first: float | None = None
 
     def __call__(self, report: Report) -> None:
+        """Redraw the line; print an evaluation above it."""
         if not self._alive:
             return
         steps = report["time/env_steps"]
@@ -122,5 +125,3 @@ class Terminal:
         if self._alive:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
-
-

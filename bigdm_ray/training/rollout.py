@@ -110,7 +110,7 @@ class _Rows:
             self._broken[int(self._episode[k])] = why
         done = step.terminated | step.truncated
         done[list(problems)] = True
-        for k in np.flatnonzero(done):
+        for k in np.flatnonzero(done).tolist():
             number = int(self._episode[k])
             if number not in self._broken:
                 self._final[number] = ({path: v[k].copy() for path, v in step.observations.items()}, bool(step.terminated[k]))
@@ -217,7 +217,9 @@ class RandomPolicy(Policy):
     @staticmethod
     def _draw(leaf: Leaf, uniforms: np.ndarray) -> np.ndarray:
         if leaf.kind == "discrete":
-            return np.floor(uniforms * np.array(leaf.choices)).astype(leaf.dtype)
+            picked: np.ndarray = np.floor(uniforms * np.array(leaf.choices)).astype(leaf.dtype)
+            return picked
         low = np.array(leaf.low if leaf.low is not None else [-1.0] * leaf.size, np.float32)
         high = np.array(leaf.high if leaf.high is not None else [1.0] * leaf.size, np.float32)
-        return (low + uniforms * (high - low)).astype(leaf.dtype)
+        drawn: np.ndarray = (low + uniforms * (high - low)).astype(leaf.dtype)
+        return drawn

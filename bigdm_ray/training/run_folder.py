@@ -1,6 +1,6 @@
 """The run folder: all that evaluate, plots and `--resume` need, and how it is opened.
 
-    run.json  metrics.jsonl  summary.json  weights/  checkpoints/  store/  tensorboard/  plots/
+run.json  metrics.jsonl  summary.json  weights/  checkpoints/  store/  tensorboard/  plots/
 """
 
 from __future__ import annotations
