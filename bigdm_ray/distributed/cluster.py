@@ -11,56 +11,56 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from bigdm_ray.errors import UserError
+import ray
+
+from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.training.config import Run
 
-ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_AUTH_MODE": "token",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    "RAY_DEDUP_LOGS": "1",
-    "PYGAME_HIDE_SUPPORT_PROMPT": "1",
-}
+START_ATTEMPTS = 3
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-
-
-def prepare_environment() -> None:
-    """Set what Ray reads when it is imported, where the user has not."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
 
 
 @contextlib.contextmanager
 def cluster(run: Run) -> Iterator[Any]:
     """The connected `ray` module; what was started here is stopped at the end. Raises UserError where it cannot join."""
-    prepare_environment()
-    import ray
-
     if ray.is_initialized():  # inside a Tune trial, or a user's own session
         yield ray
         return
-    machines = run.machines
-    parts = machines.actors + machines.learners + 1
-    local = machines.address == "local"
-    options: dict[str, Any] = {"num_cpus": max(os.cpu_count() or 1, parts), "include_dashboard": False} if local else {}
-    try:
-        ray.init(address=machines.address, log_to_driver=False, logging_level="error", configure_logging=True, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        text = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"--address {machines.address!r} cannot be joined ({text}); expected is `local`, `auto` on a node of a cluster, or HOST:PORT of its head"
-        ) from None
+    _connect(ray, run)
     try:
         yield ray
     finally:
         ray.shutdown()
 
 
+def _connect(ray: Any, run: Run) -> None:
+    machines = run.machines
+    if machines.address != "local":
+        try:
+            ray.init(address=machines.address, log_to_driver=False, logging_level="error")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"--address {machines.address!r} cannot be joined ({_one_line(error)}); expected is `local`, `auto` on a node of a cluster, "
+                "or HOST:PORT of its head"
+            ) from None
+        return
+    cpus = max(os.cpu_count() or 1, machines.actors + machines.learners + 1)  # logical: what is asked for fits
+    for attempt in range(START_ATTEMPTS):  # another Ray that starts at the same moment may take the port that this one has picked
+        try:
+            ray.init(address="local", log_to_driver=False, logging_level="error", num_cpus=cpus, include_dashboard=False)
+            return
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            ray.shutdown()
+            if attempt == START_ATTEMPTS - 1:
+                raise RunFailed(f"Ray could not be started on this machine ({_one_line(error)}); --local trains without it") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
 def learner_options(run: Run) -> dict[str, Any]:
     """What a learner rank asks of Ray: one CPU, and one GPU where it is to train on one."""
-    import ray
-
     device = run.machines.device
     wants_gpu = device.startswith("cuda") or (device == "auto" and ray.cluster_resources().get("GPU", 0) >= run.machines.learners)
     threads = {name: str(run.machines.threads) for name in ONE_THREAD}

@@ -65,7 +65,7 @@ class LearnerActor:
         for name in taken:
             if (self._store.folder / name).exists():
                 self._store.adopt(name)
-        self._store.reopen(name for name in moved if (self._store.folder / name).exists())
+        self._store.follow(name for name in moved if (self._store.folder / name).exists())
         self._store.forget(gone)
         progress = self._learner.update({self._task: self._store}, steps)
         return (self._learner.weights(self._incarnation) if self._learner.rank == 0 else None), progress

@@ -14,9 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
+from ray.exceptions import RayError, RayTaskError
 
 from bigdm_ray.algorithms.base import Columns
-from bigdm_ray.distributed.cluster import cluster, prepare_environment
+from bigdm_ray.distributed.actors import DEATHS, Station
+from bigdm_ray.distributed.cluster import cluster
+from bigdm_ray.distributed.crew import RayCrew, as_round
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.replay.store import Store
 from bigdm_ray.training import checkpoint
@@ -25,14 +29,6 @@ from bigdm_ray.training.config import Run
 from bigdm_ray.training.loop import Session, drop_later, loop
 from bigdm_ray.training.metrics import Listener, TensorBoard
 from bigdm_ray.training.run_folder import RunFolder
-
-prepare_environment()
-
-import ray  # noqa: E402  (it reads the environment when it is imported)
-from ray.exceptions import RayError, RayTaskError  # noqa: E402
-
-from bigdm_ray.distributed.actors import DEATHS, Station  # noqa: E402
-from bigdm_ray.distributed.crew import RayCrew, as_round  # noqa: E402
 
 IN_FLIGHT = 2
 """Calls that wait at a rollout actor or at the learners, at most: one runs, the next one is there when it ends."""
@@ -115,6 +111,7 @@ class Driver:
     def drive(self) -> None:
         """Until the budget is spent: hand out, wait, read."""
         session = self.session
+        session.begin()
         while not session.spent():
             self._hand_out()
             if not self._jobs:

@@ -6,6 +6,7 @@ that the landing can pay is about 320, which caps commanded returns.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from bigdm_ray.envs.task import Task
@@ -13,6 +14,8 @@ from bigdm_ray.envs.vector import PayAtEnd, VectorEnv, envpool_rows
 
 if TYPE_CHECKING:
     import gymnasium
+
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # here, because `Task.require` imports pygame before `env` runs
 
 
 def lander(name: str, continuous: bool, sparse: bool, about: str) -> Task:

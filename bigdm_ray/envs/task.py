@@ -141,17 +141,19 @@ def flatten(space: gymnasium.Space[Any], value: Any, path: str = "") -> dict[str
             out.update(flatten(child, value[name], f"{path}/{name}" if path else str(name)))
         return out
     if isinstance(space, spaces.Box):
-        array = np.asarray(value)
+        array = np.asarray(value, np.float32 if np.issubdtype(space.dtype, np.floating) else space.dtype)
         if space.dtype == np.uint8 and array.ndim in (2, 3):
             shape = channels_first(space.shape)
             moved = np.moveaxis(array, -1, 0) if array.ndim == 3 and shape != space.shape else array
             return {path: moved.reshape(shape)}
-        return {path: array.astype(np.float32) if array.dtype.kind == "f" else array}
+        return {path: array}
     if isinstance(space, spaces.Discrete):
         return {path: np.asarray(int(value) - int(space.start), np.int32)}
     if isinstance(space, spaces.Text):
         data = str(value).encode()[: 4 * int(space.max_length)]
         return {path: np.frombuffer(data.ljust(4 * int(space.max_length), b"\0"), np.uint8)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {path: (np.asarray(value) - space.start).astype(np.int32)}
     return {path: np.asarray(value, np.int32)}
 
 
@@ -171,6 +173,10 @@ def unflatten(space: gymnasium.Space[Any], arrays: dict[str, np.ndarray], path: 
         return int(value) + int(space.start)
     if isinstance(space, spaces.Text):
         return bytes(value).rstrip(b"\0").decode(errors="replace")
+    if isinstance(space, spaces.MultiDiscrete):
+        value = value + space.start
+    elif space.dtype == np.uint8 and len(space.shape or ()) == 3 and value.shape != space.shape:
+        value = np.moveaxis(value, 0, -1)  # a picture, channels last
     return np.asarray(value, space.dtype).reshape(space.shape)
 
 

@@ -64,13 +64,14 @@ class GymnasiumRows:
     """n gymnasium environments stepped one after another: slow, exact, and the one that scores are measured on.
 
     Row i is seeded with `seed + i` at its first reset and runs on from there. An environment that raises is
-    reported as a failure of its row and made anew before the row's next reset.
+    reported as a failure of its row and made anew before the row's next reset, with a seed that follows from the
+    seed, the row, and how often it has failed: so what follows a failure repeats, too.
     """
 
     def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]], n: int, seed: int) -> None:
         self.n = n
         self._make = make
-        self._seeds: list[int | None] = [seed + i for i in range(n)]
+        self.reseed(seed)
         self._envs = [make() for _ in range(n)]
         self._observation_space = self._envs[0].observation_space
         self._action_space = self._envs[0].action_space
@@ -81,12 +82,12 @@ class GymnasiumRows:
         seen, failures = [], {}
         for k, i in enumerate(rows):
             try:
-                observation, _ = self._envs[i].reset(seed=self._seeds[i])
+                seed, self._seeds[i] = self._seeds[i], None
+                observation, _ = self._envs[i].reset(seed=seed)
                 seen.append(flatten(self._observation_space, observation))
             except Exception as error:  # noqa: BLE001  (an environment is foreign code: any error is a failure of its row)
                 failures[k] = self._failed(i, error)
                 seen.append(blank(self.signature.observations))
-            self._seeds[i] = None
         return still(len(rows), stack(seen), failures)
 
     def step(self, rows: np.ndarray, actions: Arrays) -> Step:
@@ -110,11 +111,16 @@ class GymnasiumRows:
             self._envs[i].close()
         finally:
             self._envs[i] = self._make()
+            self._failed_times[i] += 1
+            again = np.random.SeedSequence([self._seed, i, self._failed_times[i]])
+            self._seeds[i] = int(again.generate_state(1)[0] & 0x7FFFFFFF)
         return f"{type(error).__name__}: {error}"
 
     def reseed(self, seed: int) -> None:
         """From the next resets on, be as if made with this seed."""
-        self._seeds = [seed + i for i in range(self.n)]
+        self._seed = seed
+        self._seeds: list[int | None] = [seed + i for i in range(self.n)]
+        self._failed_times = [0] * self.n
 
     def frame(self) -> np.ndarray:
         """See VectorEnv."""

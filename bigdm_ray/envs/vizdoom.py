@@ -7,6 +7,9 @@ scenario has no time limit of its own, so 2,100 tics truncate an episode.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,9 @@ def takecover(render_mode: str | None) -> Any:
             game.set_available_buttons([vizdoom.Button.MOVE_LEFT, vizdoom.Button.MOVE_RIGHT])
             game.set_screen_format(vizdoom.ScreenFormat.GRAY8 if render_mode is None else vizdoom.ScreenFormat.RGB24)
             game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
-            game.init()
+            game.set_doom_config_path(os.devnull)  # else it leaves _vizdoom.ini where it is started, and reads the one it finds there
+            with contextlib.chdir(tempfile.gettempdir()):  # and leaves a folder _vizdoom
+                game.init()
             self._game = game
             self._buttons = [[False, False], [True, False], [False, True]]
             self._screen = np.zeros((120, 160), np.uint8)

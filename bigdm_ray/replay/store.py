@@ -136,9 +136,10 @@ class Store:
             return Table()
         known = self._known(opened.ids)
         rows = np.array([i for i, id in enumerate(opened.ids) if id not in known], np.int64)
-        lengths = np.diff(opened.offsets)
-        sums = np.add.reduceat(opened.rewards.astype(np.float64), opened.offsets[:-1]) if len(opened.ids) else np.zeros(0)
-        fresh = Table(np.array(opened.ids, np.int64).reshape(-1, 3)[rows], sums[rows], lengths[rows])
+        ids = np.array(opened.ids, np.int64).reshape(-1, 3)[rows]
+        spans = [(int(opened.offsets[row]), int(opened.offsets[row + 1])) for row in rows]
+        returns = np.array([opened.rewards[a:b].sum(dtype=np.float64) for a, b in spans], np.float64)
+        fresh = Table(ids, returns, np.array([b - a for a, b in spans], np.int64))
         self._merge(opened, rows, fresh)
         return fresh
 
@@ -327,18 +328,17 @@ class Store:
         for name in going:
             del self._shards[name]
 
-    def reopen(self, shard_of: Iterable[str]) -> None:
-        """A reader moves its living episodes onto the writer's new shards, so that it can forget the old ones."""
-        for name in shard_of:
-            if name in self._shards:
+    def follow(self, names: Iterable[str]) -> None:
+        """A reader takes over the shards that hold the writer's living episodes now, so that it can forget the old ones."""
+        for name in names:
+            self.adopt(name)
+            if name not in self._shards:
                 continue
-            opened = Shard.open(self.folder / name)
-            self._shards[name] = opened
-            self._names.append(name)
-            at = {tuple(id): row for row, id in enumerate(opened.ids)}
+            number = self._names.index(name)
+            rows = {tuple(id): row for row, id in enumerate(self._shards[name].ids)}
             for position, id in enumerate(map(tuple, self.table.ids.tolist())):
-                if id in at:
-                    self._where[position, :2] = len(self._names) - 1, at[id]
+                if id in rows:
+                    self._where[position, :2] = number, rows[id]
 
 
 def verify(folder: Path) -> tuple[int, int, list[str]]:

@@ -85,6 +85,7 @@ class Crew(Protocol):
 def loop(session: Session, crew: Crew) -> None:
     """Train in lock-step until the budget is spent."""
     run, counters = session.run, session.counters
+    session.begin()
     if counters.episodes == 0 and counters.round == 0:
         session.played(crew.play(0, 0, {}, run.algorithm.warm_up(), random=True))
     while not session.spent():
@@ -115,7 +116,7 @@ class Session:
         self.counters = resumed.counters if resumed else Counters()
         if resumed and not exact:
             self.counters.incarnation += 1
-        self.lines = JsonLines(folder.metrics, resumed.metrics_offset if resumed else None)
+        self.lines = JsonLines(folder.metrics, resumed.metrics_offset if resumed else 0)
         self._listeners: list[Listener] = [self.lines, *listeners]
         self._means = Means()
         self._began = time.monotonic()
@@ -125,6 +126,11 @@ class Session:
         self._played_here = self._learned_here = 0
         self.command: dict[str, float] = {}
         self.problems: list[str] = []
+
+    def begin(self) -> None:
+        """Everybody is in place: the clock of `--budget.minutes` starts."""
+        self._began = time.monotonic()
+        self._mark = (self._began, self.counters.env_steps, self.counters.learner_step)
 
     # --- what the loop asks
 
@@ -268,7 +274,9 @@ class Session:
         return weights, command
 
     def finish(self, crew: Crew) -> dict[str, Any]:
-        """Save, score the last and the best weights on fresh seeds, and write the summary."""
+        """Save, score the last and the best weights on fresh seeds, and write the summary. Raises RunFailed without episodes."""
+        if not len(crew.table()):
+            raise RunFailed("the budget was spent before a single episode was stored; give --budget.minutes or --budget.env-steps more")
         self.save(crew)
         weights, command = self._save_last(crew)
         episodes = self.run.evaluations.final_episodes

@@ -45,9 +45,9 @@ class Means:
 class JsonLines:
     """metrics.jsonl: one report a line. `offset` is what a checkpoint remembers, so that a resume can cut it back."""
 
-    def __init__(self, path: Path, offset: int | None = None) -> None:
+    def __init__(self, path: Path, offset: int) -> None:
         self._file: IO[str] = path.open("a")
-        if offset is not None and self._file.tell() > offset:
+        if self._file.tell() > offset:
             self._file.truncate(offset)
             self._file.seek(offset)
 

@@ -81,7 +81,7 @@ class _Rows:
         self._log: list[tuple[np.ndarray, Arrays, Arrays, np.ndarray]] = []
         self._final: dict[int, tuple[Arrays, bool]] = {}
         self._broken: dict[int, str] = {}
-        if step.failures:
+        if not _sound(step):
             self._settle(step)
 
     def step(self, uniforms: np.ndarray, max_return: float | None) -> None:
@@ -93,19 +93,12 @@ class _Rows:
         self._commands = self._policy.after(self._commands, step.rewards, max_return)
         self._observations, self._rewards = step.observations, step.rewards
         self._first = np.zeros(len(self.live), bool)
-        unsound = not np.isfinite(step.rewards).all() or any(v.dtype.kind == "f" and not np.isfinite(v).all() for v in step.observations.values())
-        if unsound or step.failures or step.terminated.any() or step.truncated.any():
+        if step.terminated.any() or step.truncated.any() or not _sound(step):
             self._settle(step)
 
     def _settle(self, step: Step) -> None:
         """Note the ends, give their rows to waiting commands, drop the rest."""
-        problems = dict(step.failures)
-        for k in range(len(self.live)):
-            if k not in problems and not np.isfinite(step.rewards[k]):
-                problems[k] = f"it paid a reward of {step.rewards[k]}"
-            for path, values in step.observations.items():
-                if k not in problems and values.dtype.kind == "f" and not np.isfinite(values[k]).all():
-                    problems[k] = f"its observation {path!r} is not finite" if path else "its observation is not finite"
+        problems = _problems(step)
         for k, why in problems.items():
             self._broken[int(self._episode[k])] = why
         done = step.terminated | step.truncated
@@ -142,13 +135,10 @@ class _Rows:
             self._observations = {path: v[keep] for path, v in self._observations.items()}
             self._commands = {name: v[keep] for name, v in self._commands.items()}
             self._state = {name: v[keep] for name, v in self._state.items()}
-        if fresh is not None and fresh.failures:
-            self._fail_resets(numbers, fresh)
-
-    def _fail_resets(self, numbers: np.ndarray, fresh: Step) -> None:
-        for k, why in fresh.failures.items():
-            self._broken[int(numbers[k])] = why
-        self._replace(np.flatnonzero(np.isin(self._episode, [int(numbers[k]) for k in fresh.failures])))
+        if fresh is not None and not _sound(fresh):
+            broken = {int(numbers[k]): why for k, why in _problems(fresh).items()}
+            self._broken |= broken
+            self._replace(np.flatnonzero(np.isin(self._episode, list(broken))))
 
     def finish(self, commands: Columns, origin: Origin) -> Played:
         """Cut the log into episodes."""
@@ -182,6 +172,24 @@ class _Rows:
             )
         problems = [f"an episode of {origin.task} is discarded: {why}" for why in list(self._broken.values())[:10]]
         return Played(episodes, sum(e.length for e in episodes), len(self._broken), problems)
+
+
+def _sound(step: Step) -> bool:
+    """Whether no row raised and every number is finite: the cheap question that is asked at each step."""
+    floats = [values for values in step.observations.values() if values.dtype.kind == "f"]
+    return not step.failures and all(bool(np.isfinite(values).all()) for values in (step.rewards, *floats))
+
+
+def _problems(step: Step) -> dict[int, str]:
+    """What is wrong with which of the rows, one clause each."""
+    problems = dict(step.failures)
+    for k in np.flatnonzero(~np.isfinite(step.rewards)):
+        problems.setdefault(int(k), f"it paid a reward of {step.rewards[k]}")
+    for path, values in step.observations.items():
+        if values.dtype.kind == "f":
+            for k in np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1)):
+                problems.setdefault(int(k), f"its observation {path!r} is not finite" if path else "its observation is not finite")
+    return problems
 
 
 class RandomPolicy(Policy):

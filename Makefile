@@ -1,0 +1,43 @@
+# `make run` and `make test` do all the set-up on a fresh machine (Debian, Python 3.11, make).
+PYTHON ?= python3
+FOLDER ?= runs/udrl-lunarlander-$(shell date +%Y%m%d-%H%M%S)
+MINUTES ?= 4
+BIN := .venv/bin
+READY := .venv/.installed
+
+.PHONY: install run test fast lint bench clean
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --prefer-binary -c constraints.txt -e '.[dev]'
+	$(BIN)/pip check
+	touch $(READY)
+
+# Trains UDRL on LunarLander through Ray for $(MINUTES) minutes, then scores it, draws its curves and films it.
+run: install
+	$(BIN)/python -m bigdm_ray.run udrl lunarlander --budget.minutes $(MINUTES) --folder $(FOLDER)
+	$(BIN)/python -m bigdm_ray.evaluate $(FOLDER) --episodes 100 --video
+	$(BIN)/python -m bigdm_ray.plots $(FOLDER)
+
+test: install lint
+	$(BIN)/python -m pytest
+
+# The part without Ray and without long tests.
+fast: install
+	$(BIN)/python -m pytest -m "not slow and not ray"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python -m tests.benchmarks.rollout
+	$(BIN)/python -m tests.benchmarks.replay
+	$(BIN)/python -m tests.benchmarks.ring
+	$(BIN)/python -m tests.benchmarks.memory
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,217 @@
+"""Score a trained policy: `python -m bigdm_ray.evaluate FOLDER [flags]`.
+
+    python -m bigdm_ray.evaluate runs/udrl-lunarlander-1                         100 episodes, commanded as the run's own evaluation
+    python -m bigdm_ray.evaluate runs/udrl-lunarlander-1 --desired-return 100    ask for another return
+    python -m bigdm_ray.evaluate runs/udrl-lunarlander-1 --weights best --video
+
+Episodes are played on gymnasium's environments, with random streams that neither training nor the run's own evaluations
+use; the same seed gives the same returns. Prints a table and leaves FOLDER/evaluation.json, with --video FOLDER/video.mp4.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from bigdm_ray.algorithms.base import Mode, Policy
+from bigdm_ray.cli import Parser
+from bigdm_ray.doors import door
+from bigdm_ray.envs.task import Task
+from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.replay.shard import publish
+from bigdm_ray.settings import flag, setting
+from bigdm_ray.training.evaluation import constant, evaluate
+from bigdm_ray.training.rollout import Origin, rollout
+from bigdm_ray.training.run_folder import Loaded, load, versions
+from bigdm_ray.training.streams import derived_seed, rng
+
+SCHEMA_VERSION = 1
+VIDEO_EPISODES = 3
+MODES = ("own", "sample", "mean", "plan")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The flags. None stands for what the run itself has used."""
+
+    episodes: int = setting(100, "episodes to play", low=1, high=1_000_000)
+    desired_return: float | None = setting(None, "return to ask for; default: what the run's own evaluation asked for", low=-1e9, high=1e9)
+    desired_horizon: float | None = setting(None, "steps to ask for; default: what the run's own evaluation asked for", low=1, high=1e9)
+    mode: str = setting("own", "how the policy acts; own: as in the run's own evaluations", choices=MODES)
+    weights: str = setting("last", "which weights", choices=("last", "best"))
+    seed: int | None = setting(None, "seed of environments and actions; default: the run's", low=0, high=2**31 - 1)
+
+
+def command_of(loaded: Loaded, desired_return: float | None = None, desired_horizon: float | None = None) -> dict[str, float]:
+    """The run's own command with what is asked for put in its place. Raises UserError where the policy takes no such command."""
+    algorithm, own = loaded.run.algorithm, loaded.command
+    asked = {name: v for name, v in (("desired_return", desired_return), ("desired_horizon", desired_horizon)) if v is not None}
+    refused = [name for name in asked if not algorithm.conditioned or (own and name not in own)]
+    if refused:
+        raise UserError(f"the {algorithm.name} policy of {loaded.folder} takes no {refused[0].replace('_', ' ')}; leave {flag(refused[0])} out")
+    if desired_return is not None and desired_horizon is None and getattr(algorithm, "horizon_equals_return", False):
+        asked["desired_horizon"] = max(1.0, float(round(desired_return)))
+    if algorithm.conditioned and not own and len(asked) < 2:
+        raise UserError(f"{loaded.folder} holds no command beside its weights; give both --desired-return and --desired-horizon")
+    return {**own, **asked}
+
+
+def policy_of(loaded: Loaded, mode: str) -> tuple[Policy, str]:
+    """How the network acts, and the mode with `own` resolved. Raises UserError for a mode that the algorithm lacks."""
+    resolved = loaded.run.evaluations.mode if mode == "own" else mode
+    torch.set_num_threads(loaded.run.machines.threads)
+    return loaded.policy(cast(Mode, resolved)), resolved
+
+
+def score(loaded: Loaded, asked: Asked) -> dict[str, Any]:
+    """Play the episodes; the content of evaluation.json. Raises UserError, and RunFailed where no episode ends well."""
+    policy, mode = policy_of(loaded, asked.mode)
+    command = command_of(loaded, asked.desired_return, asked.desired_horizon)
+    seed = loaded.run.seed if asked.seed is None else asked.seed
+    print(f"playing {asked.episodes:,} episodes of {loaded.run.task}", file=sys.stderr)
+    result = evaluate(policy, loaded.task, command, asked.episodes, seed, "evaluate", 0)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "algorithm": loaded.run.algorithm.name,
+        "task": loaded.run.task,
+        "preset": loaded.run.preset,
+        "run_seed": loaded.run.seed,
+        "weights": asked.weights,
+        "version": list(loaded.version),
+        "mode": mode,
+        "seed": seed,
+        "command": command,
+        **result.summary(loaded.task),
+        "episodes_discarded": asked.episodes - len(result.returns),
+        "returns": result.returns.tolist(),
+        "lengths": result.lengths.tolist(),
+        "versions": versions(),
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for a terminal."""
+    command = ", ".join(f"{name.replace('_', ' ')} {value:,.1f}" for name, value in report["command"].items())
+    normalized = report["normalized_score"]
+    discarded = f", {report['episodes_discarded']} more discarded" if report["episodes_discarded"] else ""
+    rows = {
+        "weights": f"{report['weights']}, learner step {report['version'][1]:,} of incarnation {report['version'][0]}",
+        "command": command or "none",
+        "actions": f"{report['mode']}, seed {report['seed']}",
+        "episodes": f"{report['return_episodes']:,}{discarded}",
+        "return mean": f"{report['return_mean']:,.2f}",
+        "95 % interval": f"{report['return_low']:,.2f} to {report['return_high']:,.2f}",
+        "return std": f"{report['return_std']:,.2f}",
+        "return min, max": f"{report['return_min']:,.2f}, {report['return_max']:,.2f}",
+        "length mean": f"{report['length_mean']:,.1f}",
+        "normalised score": "none for this task" if normalized is None else f"{normalized:.1f}",
+    }
+    title = f"{report['algorithm']} on {report['task']}, preset {report['preset']}, seed {report['run_seed']}"
+    return "\n".join([title, *(f"  {name:<18}{value}" for name, value in rows.items())])
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file, whole or not at all. Raises RunFailed."""
+    try:
+        publish(path, json.dumps(data, indent=1).encode())
+    except (RunFailed, OSError) as error:
+        cause = error.__context__ if isinstance(error, RunFailed) else error
+        raise RunFailed(f"cannot write {path}: {getattr(cause, 'strerror', error)}; make its folder writable or free some space") from None
+
+
+# --- video
+
+
+def require_video() -> None:
+    """Raise UserError, naming the extra that helps, where a package that writes videos is missing."""
+    for module in ("imageio", "imageio_ffmpeg"):
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(f"--video needs the package {module!r} ({error}); install it with: pip install 'bigdm-ray[video]'") from None
+
+
+def frames_per_second(task: Task) -> int:
+    """How fast the environment says that its pictures follow each other."""
+    env = task.env(None)
+    try:
+        return int(env.metadata.get("render_fps") or 30)
+    finally:
+        env.close()
+
+
+@contextlib.contextmanager
+def film(path: Path, fps: int) -> Iterator[Callable[[np.ndarray], None]]:
+    """A function that appends a frame `[height, width, 3]` uint8 to an mp4, which appears under its name when it is whole."""
+    part = path.with_name(f".part-{path.name}")
+    try:
+        with importlib.import_module("imageio.v2").get_writer(part, fps=fps, macro_block_size=2) as writer:  # 2: sides must be even
+            yield writer.append_data
+        part.rename(path)
+    except OSError as error:
+        raise RunFailed(f"cannot write {path}: {error.strerror or error}; make its folder writable or free some space") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def record(loaded: Loaded, report: dict[str, Any], path: Path, episodes: int = VIDEO_EPISODES) -> list[float]:
+    """Write a video of some episodes, played as the report's were but with seeds of their own; their returns.
+
+    The frames are those after each step. Raises RunFailed where an episode cannot be played or written.
+    """
+    policy, _ = policy_of(loaded, report["mode"])
+    task, seed = loaded.task, report["seed"]
+    returns: list[float] = []
+    env = task.video_env(derived_seed(seed, "video environments"))
+    try:
+        with film(path, frames_per_second(task)) as append:
+            for number in range(episodes):
+                origin = Origin(number, 0, task.name, loaded.version, "video", seed, task.max_return)
+                played = rollout(policy, env, constant(report["command"], 1), 1, rng(seed, "video", number), origin, lambda: append(picture(task, env.frame())))
+                if not played.episodes:
+                    raise RunFailed(f"no video of {task.name} could be made: {played.problems[0]}")
+                returns.append(played.episodes[0].total_return)
+    finally:
+        env.close()
+    return returns
+
+
+def picture(task: Task, frame: np.ndarray) -> np.ndarray:
+    """The frame. Raises UserError where the environment draws none."""
+    if frame.ndim != 3 or frame.dtype != np.uint8:
+        raise UserError(f"task {task.name!r} draws no pictures; leave --video out")
+    return frame
+
+
+def main(arguments: list[str]) -> int:
+    """The door."""
+    parser = Parser(prog="python -m bigdm_ray.evaluate", description="Score a trained policy on gymnasium's environments.", allow_abbrev=False)
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="a run folder")
+    parser.add_settings(Asked)
+    parser.add_argument("--video", action="store_true", help=f"also write FOLDER/video.mp4 of {VIDEO_EPISODES} episodes")
+    given = parser.parse(arguments)
+    asked = parser.settings(Asked, given)
+    if given.video:
+        require_video()
+    loaded = load(given.folder, asked.weights)
+    report = score(loaded, asked)
+    print(table(report))
+    if given.video:
+        report["video_returns"] = record(loaded, report, given.folder / "video.mp4")
+        print(f"video: {given.folder / 'video.mp4'}, returns {', '.join(f'{value:,.1f}' for value in report['video_returns'])}")
+    write_json(given.folder / "evaluation.json", report)
+    print(f"evaluation: {given.folder / 'evaluation.json'}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(door(main))

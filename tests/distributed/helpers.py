@@ -1,0 +1,50 @@
+"""What the tests of the Ray ring share: tiny runs, and how the processes of a run's actors are found and killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import bigdm_ray
+from bigdm_ray.training.config import Run
+
+TINY = (
+    "--algorithm.hidden 16,16 --algorithm.batch-size 32 --algorithm.n-updates-per-iter 5 --algorithm.warm-up-episodes 20 "
+    "--algorithm.replay-size 60 --evaluations.episodes 4 --evaluations.final-episodes 4"
+)
+
+
+def tiny(flags: str, task: str = "toy-vector") -> Run:
+    return bigdm_ray.configure("udrl", task, f"{TINY} {flags}".split())
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Process id -> command line of everything below `pid`."""
+    parents: dict[int, int] = {}
+    names: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+                names[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+            except OSError:
+                continue
+            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    below: dict[int, str] = {}
+    for child in parents:
+        up = child
+        while up in parents and up != pid:
+            up = parents[up]
+        if up == pid and child != pid:
+            below[child] = names[child]
+    return below
+
+
+def kill_one(kind: str, pid: int | None = None) -> bool:
+    """kill -9 one process of an actor class below `pid`; whether there was one."""
+    for child, name in descendants(pid or os.getpid()).items():
+        if name.startswith(f"ray::{kind}"):
+            os.kill(child, signal.SIGKILL)
+            return True
+    return False

@@ -1,0 +1,83 @@
+"""The ring on Ray: equal to one process in lock-step, whole in asynchronous mode, and the same with two learners."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import tiny
+
+from bigdm_ray.distributed.loop import train_on_ray
+from bigdm_ray.errors import RunFailed
+from bigdm_ray.replay import Store
+from bigdm_ray.training.loop import train_local
+from bigdm_ray.training.params import Weights
+
+pytestmark = pytest.mark.ray
+
+LOCK_STEP = "--budget.env-steps 3000 --saves.every 1000 --saves.report-every 500 --evaluations.every 1200 --rollouts.groups 2"
+
+
+def numbers(folder: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without what a clock decides."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.endswith(("_per_s", "wall_s"))} for line in lines]
+
+
+def test_lock_step_on_ray_equals_one_process_bit_for_bit(tmp_path: Path) -> None:
+    run = tiny(LOCK_STEP)
+    train_local(run, tmp_path / "local")
+    train_on_ray(tiny(f"{LOCK_STEP} --actors 2 --machines.lock-step true"), tmp_path / "ray")
+    local, ray = (Weights.load(tmp_path / name / "weights" / "last.safetensors") for name in ("local", "ray"))
+    assert local.version == ray.version
+    for name, values in local.arrays.items():
+        np.testing.assert_array_equal(values, ray.arrays[name], err_msg=name)
+    assert numbers(tmp_path / "local") == numbers(tmp_path / "ray")
+    tables = [Store(tmp_path / name / "store", run.algorithm.retention()).open().table for name in ("local", "ray")]
+    np.testing.assert_array_equal(tables[0].ids, tables[1].ids)
+    np.testing.assert_array_equal(tables[0].returns, tables[1].returns)
+
+
+@pytest.mark.slow
+def test_two_learner_ranks_equal_one_to_rounding(tmp_path: Path) -> None:
+    flags = "--budget.env-steps 1500 --machines.lock-step true --evaluations.every 100000"
+    for learners in (1, 2):
+        train_on_ray(tiny(f"{flags} --learners {learners}"), tmp_path / str(learners))
+    one, two = (Weights.load(tmp_path / name / "weights" / "last.safetensors") for name in ("1", "2"))
+    assert one.version == two.version and one.version[1] > 20
+    for name, values in one.arrays.items():
+        np.testing.assert_allclose(values, two.arrays[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_asynchronous_run_does_its_whole_budget_and_reports_staleness(tmp_path: Path) -> None:
+    run = tiny("--budget.env-steps 4000 --saves.every 1500 --saves.report-every 500 --evaluations.every 1500 --actors 2")
+    summary = train_on_ray(run, tmp_path / "run")
+    assert summary["env_steps"] >= 4000
+    assert summary["learner_steps"] == run.algorithm.owed(summary["episodes"])
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any("evaluation/return_mean" in line for line in lines)
+    assert all(line["play/staleness"] >= 0 for line in lines if "play/staleness" in line)
+    store = Store(tmp_path / "run" / "store", run.algorithm.retention()).open()
+    versions = {store.episode(i).version for i in range(len(store.table))}
+    assert len(versions) > 1, "every episode carries the version of the weights that played it"
+    assert max(step for _, step in versions) <= summary["learner_steps"]
+
+
+def test_a_store_that_cannot_be_written_ends_the_run_with_one_sentence(tmp_path: Path) -> None:
+    store = tmp_path / "run" / "store"
+
+    def break_store(report: dict[str, float]) -> None:
+        if store.is_dir():
+            store.rename(store.with_name("moved"))
+            store.write_text("in the way")
+
+    with pytest.raises(RunFailed, match="cannot write .* free some space") as told:
+        train_on_ray(tiny("--budget.env-steps 100000 --saves.report-every 500"), tmp_path / "run", listeners=[break_store])
+    assert "\n" not in str(told.value)
+
+
+def test_environments_that_all_fail_end_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="paid a reward of nan"):
+        train_on_ray(tiny("--budget.env-steps 100000", task="toy-nan"), tmp_path / "run")

@@ -1,0 +1,79 @@
+"""Names of tasks: short ones, gymnasium's, one's own; and what is said about those that cannot be had."""
+
+import dataclasses
+import sys
+
+import pytest
+
+from bigdm_ray.envs import find_task, tasks
+from bigdm_ray.errors import UserError
+
+
+def test_short_names_are_found_sorted_and_called_what_they_are():
+    assert list(tasks()) == sorted(tasks())
+    assert {"lunarlander", "lunarlander-sparse", "takecover", "cartpole", "toy-vector"} <= set(tasks())
+    for name, task in tasks().items():
+        assert task.name == name and task.about and find_task(name) is task
+
+
+@pytest.mark.parametrize("wrong", ["lunarlandr", "lunar-lander", "LunarLander"])
+def test_an_unknown_name_suggests_the_nearest(wrong):
+    with pytest.raises(UserError, match="did you mean .*'lunarlander'"):
+        find_task(wrong)
+
+
+def test_a_name_near_nothing_lists_what_is_known():
+    with pytest.raises(UserError, match="known: .*cartpole.*takecover"):
+        find_task("qqqqqqqq")
+
+
+def test_any_gymnasium_id_works():
+    task = find_task("gymnasium:CartPole-v1")
+    env = task.make(2, 3)
+    assert env.signature.observations[""].shape == (4,)
+    assert env.n == 2
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("gymnasium:CartPoll-v1", "CartPole"),
+        ("gymnasium:CartPole-v99", "CartPole"),
+        ("gymnasium:", "cannot make"),
+        ("gymnasium:no id at all", "cannot make"),
+        ("no_such_module_at_all:MyEnv-v0", "no_such_module_at_all"),
+        ("json:MyEnv-v0", "cannot make"),
+    ],
+)
+def test_an_environment_that_cannot_be_made_is_a_users_mistake(name, says):
+    with pytest.raises(UserError) as told:
+        find_task(name).make(1, 0)
+    assert says in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_ones_own_module_is_imported_and_made(tmp_path, monkeypatch):
+    (tmp_path / "my_own_envs.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "gymnasium.register('Mine-v0', CartPoleEnv, max_episode_steps=7)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_own_envs", raising=False)
+    env = find_task("my_own_envs:Mine-v0").make(1, 0)
+    assert env.signature.observations[""].shape == (4,)
+    env.close()
+
+
+def test_a_missing_package_names_the_extra_that_brings_it():
+    task = dataclasses.replace(find_task("takecover"), needs=("no_such_module_at_all",))
+    for call in (task.require, lambda: task.make(1, 0), task.signature):
+        with pytest.raises(UserError, match=r"no_such_module_at_all.*pip install 'bigdm-ray\[vizdoom\]'"):
+            call()
+
+
+def test_the_normalised_score_is_0_at_random_and_100_at_the_expert():
+    task = dataclasses.replace(find_task("cartpole"), reference_returns=(20.0, 500.0))
+    assert task.normalized_score(20.0) == 0 and task.normalized_score(500.0) == 100 and task.normalized_score(260.0) == 50
+    assert dataclasses.replace(task, reference_returns=None).normalized_score(20.0) is None

@@ -1,0 +1,111 @@
+"""Signature, flatten, unflatten: whatever gymnasium space there is becomes flat arrays and comes back whole."""
+
+import json
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bigdm_ray.envs import Signature, find_task, tasks
+from bigdm_ray.envs.task import flatten, leaves, unflatten
+from bigdm_ray.errors import UserError
+
+shapes = st.lists(st.integers(1, 3), min_size=0, max_size=3).map(tuple)
+numbers = st.integers(1, 5)
+plain = st.one_of(
+    st.builds(lambda shape: spaces.Box(-2.0, 3.0, shape, np.float32), shapes),
+    st.builds(lambda shape: spaces.Box(-np.inf, np.inf, shape, np.float32), shapes),
+    st.builds(lambda shape: spaces.Box(-5, 9, shape, np.int64), shapes),
+    st.builds(lambda h, w: spaces.Box(0, 255, (h, w), np.uint8), st.integers(2, 9), st.integers(2, 9)),
+    st.builds(lambda h, w, c: spaces.Box(0, 255, (h, w, c), np.uint8), st.integers(5, 9), st.integers(5, 9), st.sampled_from([1, 3, 4])),
+    st.builds(lambda h, w, c: spaces.Box(0, 255, (c, h, w), np.uint8), st.integers(5, 9), st.integers(5, 9), st.sampled_from([1, 2, 3])),
+    st.builds(lambda n, start: spaces.Discrete(n, start=start), numbers, st.integers(-3, 7)),
+    st.builds(lambda n: spaces.MultiDiscrete(n), st.lists(numbers, min_size=1, max_size=3)),
+    st.builds(lambda n: spaces.MultiDiscrete(n, start=np.arange(len(n)) - 1), st.lists(numbers, min_size=1, max_size=3)),
+    st.builds(lambda n: spaces.MultiDiscrete(np.array(n).reshape(2, 2)), st.lists(numbers, min_size=4, max_size=4)),
+    st.builds(lambda n: spaces.MultiBinary(n), st.one_of(numbers, st.just([2, 3]))),
+    st.builds(lambda n: spaces.Text(n, charset="ab é漢🙂"), st.integers(1, 6)),
+)
+keys = st.sampled_from(["arm", "eye", "a b", "z", "0"])
+nested = st.recursive(
+    plain,
+    lambda inner: st.one_of(
+        st.dictionaries(keys, inner, min_size=1, max_size=3).map(spaces.Dict),
+        st.lists(inner, min_size=1, max_size=3).map(lambda listed: spaces.Tuple(tuple(listed))),
+    ),
+    max_leaves=6,
+)
+
+
+def equal(space, a, b):
+    if isinstance(space, spaces.Dict):
+        return a.keys() == b.keys() and all(equal(child, a[k], b[k]) for k, child in space.spaces.items())
+    if isinstance(space, spaces.Tuple):
+        return len(a) == len(b) and all(equal(child, x, y) for child, x, y in zip(space.spaces, a, b, strict=True))
+    if isinstance(space, spaces.Text):
+        return a == b
+    return np.array_equal(a, b) and np.shape(a) == np.shape(b)
+
+
+@given(nested, st.integers(0, 2**20))
+def test_unflatten_is_the_inverse_of_flatten(space, seed):
+    space.seed(seed)
+    value = space.sample()
+    arrays = flatten(space, value)
+    back = unflatten(space, arrays)
+    assert equal(space, value, back)
+    assert space.contains(back)
+
+
+@given(nested, st.integers(0, 2**20))
+def test_flat_arrays_are_what_the_leaves_say(space, seed):
+    space.seed(seed)
+    arrays, told = flatten(space, space.sample()), leaves(space)
+    assert list(told) == sorted(told)
+    assert arrays.keys() == told.keys()
+    for path, leaf in told.items():
+        assert arrays[path].shape == leaf.shape, path
+        assert str(arrays[path].dtype) == leaf.dtype, path
+        if leaf.kind == "discrete":
+            assert len(leaf.choices) == leaf.size
+            assert (arrays[path].reshape(-1) >= 0).all() and (arrays[path].reshape(-1) < leaf.choices).all()
+        if leaf.kind == "image":
+            assert len(leaf.shape) == 3
+        if leaf.low is not None:
+            assert (arrays[path].reshape(-1) >= leaf.low).all() and (arrays[path].reshape(-1) <= leaf.high).all()
+
+
+@given(nested, nested)
+def test_a_signature_survives_json(seen, done):
+    signature = Signature.of(seen, done)
+    assert Signature.from_json(json.loads(json.dumps(signature.to_json()))) == signature
+
+
+@pytest.mark.parametrize("name", tasks())
+def test_the_signature_of_a_task_survives_json(name):
+    signature = find_task(name).signature()
+    assert Signature.from_json(json.loads(json.dumps(signature.to_json()))) == signature
+    assert signature.observations and signature.actions
+
+
+def test_a_colour_picture_is_moved_not_reshaped():
+    picture = np.zeros((5, 6, 3), np.uint8)
+    picture[2, 4, 1] = 9
+    flat = flatten(spaces.Box(0, 255, (5, 6, 3), np.uint8), picture)[""]
+    assert flat.shape == (3, 5, 6) and flat[1, 2, 4] == 9
+
+
+def test_an_observation_of_python_numbers_takes_the_dtype_of_its_leaf():
+    assert flatten(spaces.Box(-1, 1, (2,), np.float32), [1, 0])[""].dtype == np.float32
+
+
+def test_the_paths_are_the_names_joined():
+    space = spaces.Dict({"b": spaces.Tuple((spaces.Discrete(2), spaces.Discrete(3))), "a": spaces.Dict({"x": spaces.Discrete(4)})})
+    assert {path: leaf.choices for path, leaf in leaves(space).items()} == {"a/x": (4,), "b/0": (2,), "b/1": (3,)}
+
+
+def test_a_space_without_a_flat_form_is_a_users_mistake():
+    with pytest.raises(UserError, match="no flat form"):
+        leaves(spaces.Sequence(spaces.Discrete(2)))

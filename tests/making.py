@@ -1,0 +1,92 @@
+"""Things that many tests need: made-up episodes, comparisons of episodes and windows, small algorithms, played toys."""
+
+import dataclasses
+
+import numpy as np
+
+from bigdm_ray.envs import find_task
+from bigdm_ray.replay import Episode, EpisodeId, Store
+from bigdm_ray.training.rollout import Origin, RandomPolicy, rollout
+from bigdm_ray.training.streams import rng
+
+
+def episode(id, length=5, kind="vector", rewards=None, **more):
+    """An episode whose every number tells which episode and step it is of, so that a mixed-up draw shows.
+
+    `kind` is `vector` (plain leaves), `image` (a picture of two channels beside a vector), or `nested`.
+    """
+    id = EpisodeId(*(id if isinstance(id, tuple) else (id, 0, 0)))
+    mark = 1000 * id.round + 100 * id.group + 10 * id.number
+    seen = (mark + np.arange(length + 1, dtype=np.float32))[:, None] * np.array([1, -1, 0.5], np.float32)
+    chance = np.random.default_rng([id.round, max(id.group, 0), id.number, id.group < 0, length])
+    observations, actions = {"": seen}, {"": chance.integers(0, 4, length).astype(np.int32)}
+    if kind == "image":
+        observations = {"eye": chance.integers(0, 256, (length + 1, 2, 3, 4)).astype(np.uint8), "joints": seen}
+    if kind == "nested":
+        observations = {"arm/joints": seen, "arm/mode": np.arange(length + 1, dtype=np.int32), "map": chance.normal(size=(length + 1, 2, 2)).astype(np.float32)}
+        actions = {"grip": chance.integers(0, 3, (length, 2)).astype(np.int32), "push": chance.normal(size=(length, 2)).astype(np.float32)}
+    if rewards is None:
+        rewards = chance.normal(size=length)
+    fixed = {"observations": observations, "actions": actions, "rewards": np.asarray(rewards, np.float32)}
+    fixed |= {"terminated": bool(mark % 20), "task": "made-up", "command": {"desired_return": float(mark), "desired_horizon": 3.5}}
+    fixed |= {"version": (1, mark), "source": "udrl", "seed": mark + 7}
+    return Episode(id=id, **(fixed | more))
+
+
+def same_arrays(a, b):
+    assert a.keys() == b.keys()
+    for path in a:
+        assert a[path].dtype == b[path].dtype, path
+        np.testing.assert_array_equal(a[path], b[path], err_msg=path)
+
+
+def same_episode(a, b):
+    """Everything equal, dtypes included."""
+    for field in dataclasses.fields(Episode):
+        mine, other = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(mine, np.ndarray):
+            mine, other = {"": mine}, {"": other}
+        if field.name in ("observations", "actions", "rewards"):
+            same_arrays(mine, other)
+        else:
+            assert mine == other, field.name
+
+
+def same_windows(a, b):
+    for name in ("observations", "actions", "columns", "next_observations"):
+        same_arrays(getattr(a, name), getattr(b, name))
+    same_arrays({n: getattr(a, n) for n in ("rewards", "mask", "timesteps")}, {n: getattr(b, n) for n in ("rewards", "mask", "timesteps")})
+
+
+def ids(table):
+    return [tuple(row) for row in table.ids.tolist()]
+
+
+def origin(task="toy-vector", **more):
+    fixed = {"round": 0, "group": 0, "version": (0, 0), "source": "random", "seed": 0, "max_return": find_task(task).max_return}
+    return Origin(task=task, **(fixed | more))
+
+
+def played(task, count, seed=1, environments=8, backend="fast", policy=None, commands=None):
+    """Episodes of a random (or given) policy."""
+    env = find_task(task).make(environments, seed, backend)
+    try:
+        return rollout(policy or RandomPolicy(env.signature), env, commands or {}, count, rng(seed, "play"), origin(task, seed=seed))
+    finally:
+        env.close()
+
+
+def stored(folder, task, count, seed=1):
+    """A store of episodes of a random policy."""
+    store = Store(folder)
+    store.add(played(task, count, seed).episodes)
+    return store
+
+
+SMALL = {"hidden": (32, 32), "channels": (4, 8, 8, 8), "batch_size": 64, "learning_rate": 3e-3, "return_scale": 0.1, "horizon_scale": 0.1}
+
+
+def small(kind, **more):
+    """An algorithm with sizes that learn in seconds; settings that it does not have are left out."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in (SMALL | more).items() if name in known})

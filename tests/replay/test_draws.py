@@ -1,0 +1,250 @@
+"""Draws: fast gathering from flat arrays and from maps equals a slow loop over episodes, for every kind of View."""
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from making import episode, same_windows
+
+from bigdm_ray.replay import Retention, Store, View, Windows
+from bigdm_ray.replay import store as stores
+
+LENGTHS = [5, 1, 12, 3, 7, 2, 9]
+KINDS = ["vector", "image", "nested", "volume"]
+
+
+def made(kind):
+    if kind != "volume":
+        return [episode((number // 2, number % 2, 0), length, kind) for number, length in enumerate(LENGTHS)]
+    out = []
+    for e in made("image"):  # a float leaf of three axes is no image: it is not stacked
+        out.append(dataclasses.replace(e, observations=e.observations | {"field": e.observations["eye"].astype(np.float32)}))
+    return out
+
+
+def reference(view, episodes, positions, steps):
+    """The windows of a view one step after another. `episodes` in the order of the table."""
+    rows = []
+    for position, drawn in zip(positions, steps, strict=True):
+        e = episodes[position]
+        first, last = (drawn, min(drawn + view.length, e.length)) if view.anchor == "start" else (max(0, drawn - view.length + 1), drawn + 1)
+        times = list(range(first, last))
+        empty = [None] * (view.length - len(times))
+        rows.append([(e, t) for t in (empty + times if view.pad == "left" else times + empty)])
+
+    def seen(e, path, t):
+        values = e.observations[path]
+        if view.stack == 1 or values.dtype != np.uint8:
+            return values[t]
+        return np.concatenate([values[max(0, t - back)] for back in reversed(range(view.stack))])
+
+    def column(e, name, t):
+        return np.float32(e.length - t if name == "steps_remaining" else sum(e.rewards[t:].tolist()))
+
+    def windows(of):
+        sample = np.asarray(next(of(e, t) for row in rows for e, t in row if t is not None))
+        return np.array([[np.zeros_like(sample) if t is None else of(e, t) for e, t in row] for row in rows], sample.dtype)
+
+    like = episodes[0]
+    return Windows(
+        {path: windows(lambda e, t, path=path: seen(e, path, t)) for path in like.observations},
+        {path: windows(lambda e, t, path=path: e.actions[path][t]) for path in like.actions},
+        windows(lambda e, t: e.rewards[t]),
+        np.array([[t is not None for _, t in row] for row in rows]),
+        np.array([[0 if t is None else t for _, t in row] for row in rows], np.int64),
+        {name: windows(lambda e, t, name=name: column(e, name, t)) for name in view.columns},
+        {path: windows(lambda e, t, path=path: seen(e, path, t + 1)) for path in like.observations} if view.next_observation else {},
+    )
+
+
+def close_windows(a, b):
+    """Equal, but returns-to-go to rounding: the loop adds up in another order."""
+    same_windows(dataclasses.replace(a, columns={}), dataclasses.replace(b, columns={}))
+    for name, values in a.columns.items():
+        np.testing.assert_allclose(values, b.columns[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """For each kind of leaves, stores of the same seven episodes in three shards: all flat, none, and some."""
+    out = {}
+    for kind in KINDS:
+        episodes = made(kind)
+        folder = tmp_path_factory.mktemp(kind)
+        store = Store(folder)
+        for part in (episodes[:3], episodes[5:], episodes[3:5]):
+            store.add(part)
+        slot = store._flat._slot_bytes
+        out[kind] = episodes, [store, Store(folder, flat_bytes=0).open(), Store(folder, flat_bytes=20 * slot).open()]
+    return out
+
+
+views = st.builds(
+    View,
+    length=st.integers(1, 6),
+    weight=st.sampled_from(["episode", "length"]),
+    anchor=st.sampled_from(["start", "end"]),
+    pad=st.sampled_from(["left", "right"]),
+    columns=st.sampled_from([(), ("returns_to_go",), ("steps_remaining",), ("steps_remaining", "returns_to_go")]),
+    best=st.sampled_from([0.2, 0.6, 1.0]),
+    above=st.sampled_from([None, -2.0, -0.5]),
+    stack=st.sampled_from([1, 2, 4]),
+    next_observation=st.booleans(),
+)
+
+
+def test_the_three_stores_keep_their_episodes_where_the_tests_below_want_them(folders):
+    for _, (flat, maps, some) in folders.values():
+        assert (flat._where[:, 2] >= 0).all() and (maps._where[:, 2] < 0).all()
+        assert 0 < (some._where[:, 2] >= 0).sum() < len(LENGTHS)
+
+
+@settings(max_examples=60)
+@given(view=views, kind=st.sampled_from(KINDS), seed=st.integers(0, 10**6), size=st.integers(1, 40))
+def test_draws_equal_a_loop_over_episodes(folders, view, kind, seed, size):
+    episodes, (flat, maps, some) = folders[kind]
+    positions, steps = view.rows(flat.table, np.random.default_rng(seed), size)
+    drawn = flat.draw(view, np.random.default_rng(seed), size)
+    close_windows(drawn, reference(view, episodes, positions, steps))
+    same_windows(drawn, maps.draw(view, np.random.default_rng(seed), size))
+    same_windows(drawn, some.draw(view, np.random.default_rng(seed), size))
+
+
+@given(view=views, which=st.integers(0, 2), seed=st.integers(0, 99), size=st.integers(1, 17), world=st.integers(1, 5))
+def test_the_shares_of_all_ranks_together_are_the_batch_of_one(folders, view, which, seed, size, world):
+    store = folders["image"][1][which]
+    whole = store.draw(view, np.random.default_rng(seed), size)
+    shares = [store.draw(view, np.random.default_rng(seed), size, rank, world) for rank in range(world)]
+    assert max(len(s.mask) for s in shares) - min(len(s.mask) for s in shares) <= 1
+
+    def joined(name):
+        parts = [getattr(share, name) for share in shares]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if isinstance(parts[0], dict) else np.concatenate(parts)
+
+    same_windows(whole, Windows(**{field.name: joined(field.name) for field in dataclasses.fields(Windows)}))
+
+
+def test_padding_is_zero_and_masked(folders):
+    for store in folders["nested"][1]:
+        windows = store.draw(View(length=6, columns=("returns_to_go",), next_observation=True), np.random.default_rng(0), 200)
+        assert 0.2 < windows.mask.mean() < 0.9
+        for values in (*windows.observations.values(), *windows.actions.values(), *windows.next_observations.values(), windows.rewards, windows.timesteps):
+            assert not values[~windows.mask].any()
+        assert windows.observations["arm/joints"][windows.mask].any()
+
+
+def test_a_draw_is_a_copy_that_may_be_written_to(folders):
+    for store in folders["vector"][1]:
+        first = store.draw(View(), np.random.default_rng(0), 50)
+        for values in (first.observations[""], first.actions[""], first.rewards):
+            values += 7
+        second = store.draw(View(), np.random.default_rng(0), 50)
+        assert (first.rewards - second.rewards > 6).all()
+
+
+def test_returns_to_go_are_summed_in_float64(tmp_path):
+    """1e8 + 1 - 1e8 is 0 in float32."""
+    store = Store(tmp_path)
+    store.add([episode(1, 3, rewards=[1.0, 1e8, -1e8])])
+    for at in (store, Store(tmp_path, flat_bytes=0).open()):
+        windows = at.draw(View(columns=("returns_to_go",)), np.random.default_rng(0), 50)
+        assert {(t, g) for t, g in zip(windows.timesteps[:, 0].tolist(), windows.columns["returns_to_go"][:, 0].tolist(), strict=True)} == {
+            (0, 1.0),
+            (1, 0.0),
+            (2, -1e8),
+        }
+
+
+@pytest.mark.parametrize("flat_slots", [10**6, 90, 40])
+def test_draws_stay_right_while_episodes_come_and_go(tmp_path, flat_slots):
+    """Adds with eviction make the flat arrays pack themselves anew, grow, and overflow: nothing of it may show."""
+    chance = np.random.default_rng(1)
+    slot = 4 + 4 + 12
+    flat = Store(tmp_path / "a", Retention("best", 8), flat_bytes=flat_slots * slot)
+    maps = Store(tmp_path / "b", Retention("best", 8), flat_bytes=0)
+    view = View(length=3, columns=("returns_to_go", "steps_remaining"), next_observation=True)
+    packed = 0
+    held = []
+    for number in range(60):
+        episodes = [episode((number, 0, k), int(chance.integers(1, 15)), rewards=None) for k in range(chance.integers(1, 4))]
+        held += episodes
+        before = flat._flat.rewards
+        flat.add(episodes)
+        maps.add(episodes)
+        packed += flat._flat.rewards is not before
+        a, b = (store.draw(view, np.random.default_rng(number), 64) for store in (flat, maps))
+        same_windows(a, b)
+    assert flat._flat.rewards.nbytes <= flat_slots * 4
+    if flat_slots == 10**6:
+        assert (flat._where[:, 2] >= 0).all()
+    else:
+        assert packed > 1 and (flat._where[:, 2] >= 0).any()
+    living = [next(e for e in held if e.id == tuple(id)) for id in flat.table.ids.tolist()]
+    positions, steps = view.rows(flat.table, np.random.default_rng(0), 64)
+    close_windows(flat.draw(view, np.random.default_rng(0), 64), reference(view, living, positions, steps))
+
+
+# --- sidecars of derived columns
+
+
+def test_sidecars_may_be_deleted_or_torn_and_are_made_again(tmp_path):
+    Store(tmp_path).add([episode(number, 6) for number in range(4)])
+    store = Store(tmp_path, flat_bytes=0).open()
+    view = View(columns=("returns_to_go",))
+    first = store.draw(view, np.random.default_rng(0), 30)
+    (made,) = tmp_path.glob(".*.npy")
+    for damage in (made.unlink, lambda: made.write_bytes(b""), lambda: made.write_bytes(made.read_bytes()[:-20])):
+        damage()
+        same_windows(first, store.draw(view, np.random.default_rng(0), 30))
+
+
+def test_two_processes_that_make_the_same_sidecar_do_not_disturb_each_other(tmp_path, monkeypatch):
+    Store(tmp_path).add([episode(number, 6) for number in range(4)])
+    store, other = (Store(tmp_path, flat_bytes=0, write=False).open() for _ in range(2))
+    view, answers = View(columns=("returns_to_go",)), []
+    save = np.save
+
+    def meanwhile(file, array):
+        monkeypatch.setattr(np, "save", save)
+        thread = threading.Thread(target=lambda: answers.append(other.draw(view, np.random.default_rng(0), 30)))
+        thread.start()
+        thread.join()
+        save(file, array)
+
+    monkeypatch.setattr(np, "save", meanwhile)
+    answers.append(store.draw(view, np.random.default_rng(0), 30))
+    same_windows(*answers)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_sidecar_never_outlives_its_shard(tmp_path):
+    """A shard that was set aside leaves its name to another one, whose columns are its own."""
+    view = View(columns=("returns_to_go",))
+    store = Store(tmp_path, flat_bytes=0)
+    store.add([episode(1, 6)])
+    store.add([episode(2, 6)])
+    store.draw(view, np.random.default_rng(0), 50)
+    last = tmp_path / "episodes-0000001.arrow"
+    last.write_bytes(last.read_bytes()[:-30])
+    store = Store(tmp_path, flat_bytes=0).open()
+    store.add([episode(3, 6)])
+    fresh = Store(tmp_path / "fresh")
+    fresh.add([episode(1, 6), episode(3, 6)])
+    same_windows(fresh.draw(view, np.random.default_rng(1), 50), store.draw(view, np.random.default_rng(1), 50))
+
+
+def test_a_store_that_cannot_write_sidecars_draws_all_the_same(tmp_path, monkeypatch):
+    Store(tmp_path).add([episode(number, 6) for number in range(4)])
+    view = View(columns=("returns_to_go",))
+    expected = Store(tmp_path).open().draw(view, np.random.default_rng(0), 30)
+    store = Store(tmp_path, flat_bytes=0, write=False).open()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stores.np, "save", full)
+    same_windows(expected, store.draw(view, np.random.default_rng(0), 30))
+    assert not list(tmp_path.glob(".*"))

@@ -1,0 +1,382 @@
+"""The store: what is acknowledged lives under the rule, whatever happens between; compaction and readers change nothing."""
+
+import errno
+import os
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from making import episode, ids, same_episode, same_windows
+
+from bigdm_ray.errors import RunFailed
+from bigdm_ray.replay import Retention, Store, Table, View
+from bigdm_ray.replay import store as stores
+from bigdm_ray.replay.shard import CorruptShard, Shard, encode
+from bigdm_ray.replay.store import verify
+
+VIEW = View(length=3, columns=("returns_to_go", "steps_remaining"), next_observation=True)
+
+
+def drawn(store, seed=0, size=64):
+    return store.draw(VIEW, np.random.default_rng(seed), size)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+# --- adding
+
+
+def test_an_id_lives_once_however_often_it_is_added(tmp_path):
+    store = Store(tmp_path)
+    first = store.add([episode(1), episode(2)])
+    again = store.add([episode(2), episode(1)])
+    assert ids(store.table) == [(1, 0, 0), (2, 0, 0)]
+    assert names(tmp_path) == ["episodes-0000000.arrow"] == first.shards == again.shards
+    assert ids(again.added) == [(2, 0, 0), (1, 0, 0)], "a receipt answers in the order of the question"
+    mixed = store.add([episode(2), episode(3)])
+    assert ids(store.table) == [(1, 0, 0), (2, 0, 0), (3, 0, 0)]
+    assert mixed.shards == names(tmp_path) and len(mixed.shards) == 2
+
+
+def test_an_id_that_comes_twice_in_one_call_lives_once(tmp_path):
+    store = Store(tmp_path)
+    store.add([episode(1), episode(1), episode(2)])
+    assert ids(store.table) == ids(Store(tmp_path).open().table) == [(1, 0, 0), (2, 0, 0)]
+    other = Store(tmp_path / "other")
+    other.add_encoded(encode([episode(1), episode(2), episode(1)]))
+    assert ids(other.table) == ids(Store(tmp_path / "other").open().table) == [(1, 0, 0), (2, 0, 0)]
+    same_windows(drawn(store), drawn(other))
+
+
+def test_adding_nothing_writes_nothing(tmp_path):
+    assert Store(tmp_path).add([]).shards == [] == names(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("e", "says"),
+    [
+        (episode(1, 3, rewards=[0, np.nan, 0]), "its reward at step 1 is not finite"),
+        (episode(1, 3, observations={"": np.full((4, 1), np.inf, np.float32)}), "its observation at step 0 is not finite"),
+        (episode(1, 3, observations={"x": np.zeros((3, 1), np.float32)}), "its observation 'x' has 3 rows where 4 belong to 3 steps"),
+        (episode(1, 3, actions={"": np.zeros(4, np.int32)}), "its action has 4 rows where 3 belong"),
+        (episode(1, 0), "it has no steps"),
+    ],
+)
+def test_an_unsound_episode_is_refused_with_its_reason_and_nothing_is_stored(tmp_path, e, says):
+    store = Store(tmp_path)
+    with pytest.raises(ValueError, match=rf"episode 1\.0\.0 is not stored: {says}"):
+        store.add([episode(2), e])
+    assert names(tmp_path) == [] and len(store.table) == 0
+
+
+def test_add_encoded_equals_add(tmp_path):
+    parts = [[episode((1, 0, k), 4 + k) for k in range(3)], [episode((1, 0, 2), 6), episode(2)], [episode(2)]]
+    a, b = Store(tmp_path / "a", Retention("best", 3)), Store(tmp_path / "b", Retention("best", 3))
+    for part in parts:
+        one, two = a.add(part), b.add_encoded(encode(part))
+        assert one.shards == two.shards and ids(one.added) == ids(two.added)
+        np.testing.assert_array_equal(one.added.returns, two.added.returns)
+    assert names(tmp_path / "a") == names(tmp_path / "b")
+    for name in names(tmp_path / "a"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    same_windows(drawn(a), drawn(b))
+
+
+def test_bytes_that_were_changed_on_the_way_are_not_stored(tmp_path):
+    data = bytearray(encode([episode(1)]))
+    data[data.index(episode(1).rewards.tobytes())] ^= 1
+    store = Store(tmp_path)
+    with pytest.raises(CorruptShard):
+        store.add_encoded(pa.py_buffer(bytes(data)))
+    with pytest.raises(ValueError, match="not finite"):
+        store.add_encoded(encode([episode(1, rewards=[np.nan] * 5)]))
+    assert names(tmp_path) == [] and len(store.table) == 0
+
+
+def test_a_full_disk_fails_the_run_and_leaves_the_store_as_it_was(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    store.add([episode(1)])
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(RunFailed, match="No space left on device"):
+            store.add([episode(2)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["episodes-0000000.arrow"]
+    assert ids(store.table) == [(1, 0, 0)]
+    store.add([episode(2)])
+    assert ids(store.table) == ids(Store(tmp_path).open().table) == [(1, 0, 0), (2, 0, 0)]
+
+
+# --- retention
+
+
+def surviving(episodes, rule):
+    """The rule in words: rank all, keep the first so many, list them by id."""
+    unique = sorted({e.id: e for e in episodes}.values(), key=lambda e: e.id)
+    if rule.keep == "newest":
+        unique = unique[-rule.count :]
+    if rule.keep == "best":
+        ranked = sorted(unique, key=lambda e: (e.total_return - rule.length_cost * e.length, e.id), reverse=True)
+        unique = sorted(ranked[: rule.count], key=lambda e: e.id)
+    return unique
+
+
+pool = st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 2), st.integers(0, 2), st.integers(1, 6), st.sampled_from([-1.0, 0.0, 0.1, 2.5])), max_size=14)
+rules = st.builds(Retention, st.sampled_from(["best", "newest"]), st.integers(1, 6), st.sampled_from([0.0, 0.3])) | st.just(Retention("all"))
+
+
+@settings(max_examples=30)
+@given(pool, rules, st.data())
+def test_retention_is_a_pure_function_of_what_was_acknowledged(tmp_path_factory, rows, rule, choice):
+    """Any order, any parts, opened anew at any moment, added twice: the same episodes live, and draw the same."""
+    of = {}
+    for round, group, number, length, reward in rows:
+        of.setdefault((round, group, number), episode((round, group, number), length, rewards=np.full(length, reward)))
+    order = choice.draw(st.permutations(list(of.values())))
+    folder = tmp_path_factory.mktemp("store")
+    store = Store(folder, rule)
+    at = 0
+    while at < len(order):
+        count = choice.draw(st.integers(1, 5))
+        again = choice.draw(st.lists(st.sampled_from(order[: at + 1]), max_size=2))
+        store.add(order[at : at + count] + [e for e in again if e not in order[at : at + count]])
+        at += count
+        if choice.draw(st.booleans()):
+            store = Store(folder, rule).open()
+        if choice.draw(st.booleans()):
+            store.release({name for name in store.compact() if choice.draw(st.booleans())})
+    expected = Table.of(surviving(order, rule))
+    for table in (store.table, Store(folder, rule).open().table):
+        assert ids(table) == ids(expected)
+        np.testing.assert_array_equal(table.returns, expected.returns)
+        np.testing.assert_array_equal(table.lengths, expected.lengths)
+    if len(expected):
+        fresh = Store(folder / "fresh", rule, flat_bytes=0)
+        fresh.add(surviving(order, rule))
+        same_windows(drawn(store), drawn(fresh))
+    shutil.rmtree(folder)
+
+
+def test_of_two_equals_the_newer_lives(tmp_path):
+    store = Store(tmp_path, Retention("best", 2))
+    store.add([episode((number, 0, 0), 1, rewards=[1]) for number in (3, 1, 2)])
+    assert ids(store.table) == [(2, 0, 0), (3, 0, 0)]
+
+
+def test_a_length_cost_changes_the_rank(tmp_path):
+    long, short = episode(1, 10, rewards=np.full(10, 0.6)), episode(2, 2, rewards=[2, 2])
+    for cost, lives in ((0.0, 1), (0.5, 2)):
+        store = Store(tmp_path / str(cost), Retention("best", 1, cost))
+        store.add([long, short])
+        assert ids(store.table) == [(lives, 0, 0)]
+
+
+def test_the_driver_s_table_under_the_rule_is_the_store_s(tmp_path):
+    """`Table.merged`, which a driver calls with the receipts alone, says the same as the store; and where rows came from."""
+    rule = Retention("best", 3)
+    store, driver = Store(tmp_path, rule), Table()
+    for number in range(5):
+        added = store.add([episode((number, 0, k)) for k in range(2)]).added
+        before = [*ids(driver), *ids(added)]
+        driver, origin = driver.merged(added, rule)
+        assert [before[i] for i in origin] == ids(driver) == ids(store.table)
+        np.testing.assert_array_equal(driver.returns, store.table.returns)
+
+
+# --- opening
+
+
+def test_returns_are_the_same_to_the_last_bit_after_opening(tmp_path):
+    """Sums depend on their order, and retention and commands on the last bit of sums."""
+    chance = np.random.default_rng(0)
+    episodes = [episode((0, 0, k), int(n), rewards=chance.normal(size=n) * 10.0 ** chance.integers(-7, 4, n)) for k, n in enumerate(chance.integers(1, 400, 40))]
+    store = Store(tmp_path)
+    store.add(episodes[:25])
+    store.add_encoded(encode(episodes[25:]))
+    expected = [e.total_return for e in episodes]
+    assert store.table.returns.tolist() == Store(tmp_path).open().table.returns.tolist() == expected
+
+
+def test_a_writer_clears_what_a_crash_left_half_written(tmp_path):
+    Store(tmp_path).add([episode(1)])
+    (tmp_path / ".episodes-0000001.arrow.77.tmp").write_bytes(b"half")
+    Store(tmp_path, write=False).open()
+    assert len(list(tmp_path.iterdir())) == 2, "a reader touches nothing"
+    store = Store(tmp_path).open()
+    assert [path.name for path in tmp_path.iterdir()] == ["episodes-0000000.arrow"]
+    store.add([episode(2)])
+    assert len(Store(tmp_path).open().table) == 2
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-7], lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"hello"])
+def test_a_torn_shard_is_named_set_aside_and_the_rest_loads(tmp_path, damage):
+    store = Store(tmp_path)
+    for number in range(3):
+        store.add([episode((number, 0, k)) for k in range(2)])
+    torn = tmp_path / "episodes-0000001.arrow"
+    torn.write_bytes(damage(torn.read_bytes()))
+    reader = Store(tmp_path, write=False).open()
+    assert torn.exists() and len(reader.problems) == 1
+    store = Store(tmp_path).open()
+    assert ids(store.table) == [(0, 0, 0), (0, 0, 1), (2, 0, 0), (2, 0, 1)]
+    assert names(tmp_path) == ["episodes-0000000.arrow", "episodes-0000001.arrow.corrupt", "episodes-0000002.arrow"]
+    (problem,) = store.problems
+    assert str(torn) in problem and "\n" not in problem
+    store.add([episode((1, 0, 0))])
+    assert ids(Store(tmp_path).open().table) == [(0, 0, 0), (0, 0, 1), (1, 0, 0), (2, 0, 0), (2, 0, 1)]
+    assert names(tmp_path)[-1] == "episodes-0000003.arrow" and not Store(tmp_path).open().problems
+
+
+def test_a_shard_under_any_name_is_taken_in(tmp_path):
+    for name in ("mine.arrow", "from-a-friend.arrow"):
+        (tmp_path / name).write_bytes(encode([episode(len(name))]))
+    store = Store(tmp_path).open()
+    store.add([episode(99)])
+    assert len(store.table) == len(Store(tmp_path).open().table) == 3 and not store.problems
+
+
+def test_opening_by_name_takes_those_in_only(tmp_path):
+    store = Store(tmp_path)
+    for number in range(3):
+        store.add([episode(number)])
+    some = Store(tmp_path, write=False).open(["episodes-0000002.arrow", "episodes-0000000.arrow"])
+    assert ids(some.table) == [(0, 0, 0), (2, 0, 0)]
+    missing = Store(tmp_path, write=False).open(["episodes-0000007.arrow"])
+    assert len(missing.table) == 0 and "episodes-0000007.arrow" in missing.problems[0]
+
+
+def test_verify_reads_every_byte(tmp_path):
+    store = Store(tmp_path)
+    for number in range(4):
+        store.add([episode((number, 0, k)) for k in range(2)])
+    rotten = tmp_path / "episodes-0000002.arrow"
+    data = bytearray(rotten.read_bytes())
+    data[data.index(episode((2, 0, 1)).rewards.tobytes())] ^= 4
+    rotten.write_bytes(data)
+    (tmp_path / "episodes-0000009.arrow").write_bytes(encode([episode(7, rewards=[np.inf] * 5)]))
+    sound, episodes, problems = verify(tmp_path)
+    assert (sound, episodes, len(problems)) == (3, 6, 2)
+    assert "episodes-0000002.arrow" in problems[0] and "checksum of its body" in problems[0]
+    assert "episodes-0000009.arrow" in problems[1] and "its reward at step 0 is not finite" in problems[1]
+    assert names(tmp_path)[2] == "episodes-0000002.arrow.corrupt"
+    assert verify(tmp_path) == (3, 6, [])
+
+
+# --- compaction
+
+
+def churned(folder, rule=None, **more):
+    """A store of which most is garbage."""
+    store = Store(folder, rule or Retention("best", 4), **more)
+    for number in range(12):
+        store.add([episode((number, 0, k), 5 + k) for k in range(3)])
+    return store
+
+
+@pytest.mark.parametrize("flat_bytes", [0, 1 << 20])
+def test_compaction_keeps_the_living_and_what_they_draw(tmp_path, flat_bytes):
+    store = churned(tmp_path, flat_bytes=flat_bytes)
+    table, windows, before = store.table, drawn(store), set(names(tmp_path))
+    living = [store.episode(position) for position in range(len(table))]
+    compacted = store.compact()
+    assert before < set(names(tmp_path)), "nothing is unlinked before a checkpoint names what is new"
+    assert set(compacted) == set(names(tmp_path)) - before
+    assert ids(store.table) == ids(table)
+    same_windows(windows, drawn(store))
+    kept = sorted(before)[:2]
+    gone = store.release(set(kept))
+    assert set(gone) == before - set(kept)
+    assert names(tmp_path) == sorted([*kept, *compacted])
+    assert not [path for path in tmp_path.glob(".*.npy") if path.name.split(".arrow")[0][1:] + ".arrow" in gone]
+    for position, e in enumerate(living):
+        same_episode(store.episode(position), e)
+    same_windows(windows, drawn(store))
+    same_windows(windows, drawn(Store(tmp_path, Retention("best", 4), flat_bytes=flat_bytes).open()))
+    store.add([episode((20, 0, 0), rewards=np.full(5, 100.0))])
+    assert ids(store.table)[-1] == (20, 0, 0)
+    same_windows(drawn(store), drawn(Store(tmp_path, Retention("best", 4)).open()))
+
+
+def test_little_garbage_is_left_where_it_is(tmp_path):
+    store = Store(tmp_path, Retention("best", 10))
+    for number in range(4):
+        store.add([episode((number, 0, k)) for k in range(3)])
+    before = names(tmp_path)
+    assert store.garbage_bytes < store.nbytes / 2
+    assert store.compact() == store.living_shards() and names(tmp_path) == before
+
+
+def test_compaction_cuts_shards_of_a_bounded_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "SHARD_BYTES", 300)
+    store = churned(tmp_path, Retention("best", 9))
+    windows = drawn(store)
+    compacted = store.compact()
+    assert len(compacted) > 2
+    assert sum(len(Shard.open(tmp_path / name).ids) for name in compacted) == 9
+    store.release(set())
+    assert names(tmp_path) == compacted
+    same_windows(windows, drawn(store))
+
+
+def test_a_crash_between_compaction_and_release_loses_and_doubles_nothing(tmp_path):
+    store = churned(tmp_path)
+    table, windows = store.table, drawn(store)
+    store.compact()
+    again = Store(tmp_path, Retention("best", 4)).open()
+    assert ids(again.table) == ids(table)
+    same_windows(windows, drawn(again))
+    again.compact()
+    again.release(set())
+    same_windows(windows, drawn(Store(tmp_path, Retention("best", 4)).open()))
+
+
+# --- readers
+
+
+@pytest.mark.parametrize("flat_bytes", [0, 2000, 1 << 20])
+def test_a_reader_that_follows_the_writer_draws_the_same(tmp_path, flat_bytes):
+    rule = Retention("best", 4)
+    writer = Store(tmp_path, rule, flat_bytes=0)
+    reader = Store(tmp_path, rule, flat_bytes=flat_bytes, write=False)
+    for number in range(30):
+        receipt = writer.add([episode((number, 0, k), 5 + k) for k in range(3)])
+        for name in receipt.shards:
+            reader.adopt(name)
+        if number % 7 == 6:
+            compacted = writer.compact()
+            gone = writer.release(set())
+            reader.follow(compacted)
+            reader.forget(gone)
+            assert reader.living_shards() == compacted
+        assert ids(reader.table) == ids(writer.table)
+        np.testing.assert_array_equal(reader.table.returns, writer.table.returns)
+        same_windows(drawn(writer, number), drawn(reader, number))
+    assert not reader.problems
+
+
+def test_a_late_reader_adopts_what_it_missed(tmp_path):
+    rule = Retention("best", 4)
+    writer = churned(tmp_path, rule)
+    reader = Store(tmp_path, rule, write=False)
+    reader.follow(writer.living_shards())
+    same_windows(drawn(writer), drawn(reader))
+    compacted = writer.compact()
+    newcomer = Store(tmp_path, rule, write=False)
+    newcomer.follow(compacted)
+    writer.release(set())
+    same_windows(drawn(writer), drawn(newcomer))
+
+
+def test_adopting_tells_what_was_new_and_adopts_once(tmp_path):
+    writer, reader = Store(tmp_path), Store(tmp_path, write=False)
+    (name,) = writer.add([episode(1), episode(2)]).shards
+    assert ids(reader.adopt(name)) == [(1, 0, 0), (2, 0, 0)]
+    assert len(reader.adopt(name)) == 0 and len(reader.table) == 2

@@ -1,0 +1,167 @@
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import bigdm_ray
+from bigdm_ray import cli
+from bigdm_ray.errors import UserError
+from bigdm_ray.settings import setting
+
+FOUND = cli.doors()
+SMALL = (
+    "--local --quiet --budget.env-steps 300 --algorithm.hidden 8 --algorithm.batch-size 16 --algorithm.n-updates-per-iter 2 "
+    "--algorithm.warm-up-episodes 10 --algorithm.episodes-per-iteration 10 --evaluations.every 150 --evaluations.episodes 2 --evaluations.final-episodes 2"
+)
+
+
+def one_error(capsys, *words):
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("error: ") and said.err.count("\n") == 1, said
+    for word in words:
+        assert word in said.err
+
+
+def test_doors_are_the_files_that_can_be_run():
+    assert {"run", "evaluate", "plots", "data"} <= FOUND.keys()
+    assert not FOUND.keys() & {"cli", "doors", "errors", "settings", "__init__"}
+    for name in FOUND:
+        assert callable(importlib.import_module(f"bigdm_ray.{name}").main)
+
+
+def test_help_has_a_line_for_each_door(capsys):
+    assert cli.main(["--help"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    for name, about in FOUND.items():
+        assert about and "`" not in about
+        assert [line.split(maxsplit=1) for line in printed if line.startswith(f"  {name} ")] == [[name, about]]
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from bigdm_ray.cli import main; main(['--help']); print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()[-1].split()
+    assert "bigdm_ray" in loaded
+    assert not set(loaded) & {"torch", "ray", "numpy", "matplotlib", "gymnasium", "pyarrow"}
+
+
+def test_a_door_is_opened_with_the_arguments_after_its_name(monkeypatch):
+    given = []
+    monkeypatch.setattr(importlib.import_module("bigdm_ray.data"), "main", lambda arguments: given.append(arguments) or 7)
+    assert cli.main(["data", "verify", "--help", "x"]) == 7
+    assert given == [["verify", "--help", "x"]]
+
+
+def test_a_door_of_ones_own_is_found(tmp_path, monkeypatch):
+    (tmp_path / "paint.py").write_text('"""Paint a fence: `python -m paint`.\n\nMore.\n"""\n\nif __name__ == "__main__":\n    raise SystemExit(door(main))\n')
+    (tmp_path / "helper.py").write_text('"""No door."""\n')
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "cli.py"))
+    assert cli.doors() == {"paint": "Paint a fence"}
+
+
+@pytest.mark.parametrize(("arguments", "words"), [(["evalute"], ["'evalute'", "'evaluate'"]), ([], ["door is expected", "run"]), (["--hlep"], ["'--hlep'"])])
+def test_an_unknown_door_is_one_sentence(capsys, arguments, words):
+    assert cli.main(arguments) == 2
+    one_error(capsys, *words)
+
+
+def test_a_users_mistake_inside_a_door_is_one_sentence(capsys, tmp_path):
+    assert cli.main(["evaluate", str(tmp_path)]) == 2
+    one_error(capsys, str(tmp_path), "run.json")
+
+
+def test_version():
+    done = subprocess.run([sys.executable, "-m", "bigdm_ray.cli", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"bigdm_ray {bigdm_ray.__version__}\n")
+
+
+def test_the_console_script_is_installed():
+    script = Path(sys.executable).with_name("bigdm")
+    if not script.is_file():
+        pytest.skip("bigdm_ray is not installed in this environment")
+    done = subprocess.run([script, "evalute"], capture_output=True, text=True)
+    assert done.returncode == 2 and "'evaluate'" in done.stderr
+
+
+@pytest.mark.parametrize("name", [name for name in FOUND if name != "cli"])
+def test_every_door_explains_itself(capsys, name):
+    with pytest.raises(SystemExit) as left:
+        cli.main([name, "--help"])
+    assert left.value.code in (0, None)
+    assert f"bigdm_ray.{name}" in capsys.readouterr().out
+
+
+def test_train_evaluate_draw_and_verify_through_the_script(tmp_path, capsys):
+    folder = str(tmp_path / "run")
+    assert cli.main(["run", "udrl", "toy-vector", "--folder", folder, *SMALL.split()]) == 0
+    assert cli.main(["evaluate", folder, "--episodes", "3"]) == 0
+    assert cli.main(["plots", folder]) == 0
+    assert cli.main(["data", "verify", folder]) == 0
+    assert len(json.loads((tmp_path / "run" / "evaluation.json").read_text())["returns"]) == 3
+    assert (tmp_path / "run" / "plots" / "learning_curve.png").is_file()
+    assert "set aside" in capsys.readouterr().out
+
+
+# --- the parser
+
+
+@dataclass(frozen=True)
+class Flags:
+    much: float | None = setting(None, "how much, in % of all", low=-5)
+    list: tuple[float, ...] = setting((), "numbers")
+    kind: str = setting("a", "which", choices=("a", "b"))
+
+
+@pytest.fixture
+def parser():
+    made = cli.Parser(prog="prog", allow_abbrev=False)
+    made.add_argument("folder")
+    made.add_argument("--loud", action="store_true")
+    made.add_settings(Flags)
+    return made
+
+
+def flags(parser, *arguments):
+    return parser.settings(Flags, parser.parse([*arguments]))
+
+
+def test_flags_are_the_fields(parser):
+    assert flags(parser, "x") == Flags()
+    assert flags(parser, "x", "--much", "2", "--kind", "b") == Flags(2.0, (), "b")
+    assert flags(parser, "x", "--list", "1,2.5") == Flags(None, (1.0, 2.5))
+
+
+@pytest.mark.parametrize("text", ["-300,0,100", "-.5", "-1e-3,-2"])
+def test_a_value_may_begin_with_a_minus_sign(parser, text):
+    expected = tuple(float(part) for part in text.split(","))
+    assert flags(parser, "x", "--list", text).list == expected
+    assert flags(parser, f"--list={text}", "x").list == expected
+    assert parser.parse(["--much", "-3", "--loud", "x"]) == argparse.Namespace(folder="x", loud=True, much="-3", list=None, kind=None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["x", "--muhc", "1"], "'--muhc'; did you mean '--much'"),
+        (["x", "--muhc=1"], "'--muhc'; did you mean '--much'"),
+        (["x", "y"], "unknown argument 'y'"),
+        (["x", "--much", "-6"], "--much is -6.0, but at least -5 is expected"),
+        (["x", "--much", "-inf"], "--much is -inf, but a finite number"),
+        (["x", "--much"], "expected one argument"),
+        (["x", "--list", "1,b"], "--list is 'b', but"),
+        (["x", "--kind", "c"], "--kind is 'c', but one of a, b"),
+        ([], "folder"),
+    ],
+)
+def test_a_wrong_flag_is_a_users_mistake(parser, arguments, words):
+    with pytest.raises(UserError) as error:
+        flags(parser, *arguments)
+    assert words in str(error.value)
+
+
+def test_percent_signs_are_printed(parser):
+    assert "in % of all" in parser.format_help()

@@ -1,0 +1,129 @@
+"""A user's mistake gets one sentence and exit code 2; what the world does gets one sentence and exit code 1."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bigdm_ray
+from bigdm_ray.doors import door
+from bigdm_ray.envs.task import Task
+from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.replay.store import verify
+from bigdm_ray.run import main
+from bigdm_ray.training.loop import train_local
+
+SMALL = "--algorithm.hidden 16,16 --algorithm.batch-size 32 --budget.env-steps 1500 --evaluations.final-episodes 4 --local --quiet".split()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("", "an ALGORITHM and a TASK are expected"),
+        ("udlr lunarlander", "did you mean 'udrl'"),
+        ("udrl lunarladner", "did you mean 'lunarlander'"),
+        ("udrl gymnasium:CartPole-v9", "cannot make the environment"),
+        ("udrl no_such_module:Env-v0", "cannot make the environment"),
+        ("udrl toy-vector --algorithm.lerning-rate 1", "did you mean '--algorithm.learning-rate'"),
+        ("udrl toy-vector --algorithm.learning-rate nan", "--algorithm.learning-rate is nan, but a finite number is expected"),
+        ("udrl toy-vector --algorithm.learning-rate -1", "more than 0 is expected"),
+        ("udrl toy-vector --algorithm.learning-rate quick", "'quick', but a number is expected"),
+        ("udrl toy-vector --budget.env-steps -5", "--budget.env-steps is -5, but at least 1 is expected"),
+        ("udrl toy-vector --budget.env-steps 1.5", "but an integer is expected"),
+        ("udrl toy-vector --actors 0", "--machines.actors is 0, but at least 1 is expected"),
+        ("udrl toy-vector --seed -1", "--seed is -1"),
+        ("udrl toy-vector --seed x", "--seed is 'x', but an integer is expected"),
+        ("udrl toy-vector --device tpu", "--device"),
+        ("udrl toy-vector --device cuda", "no usable GPU"),
+        ("udrl toy-vector --preset papre", "unknown preset"),
+        ("udrl toy-vector --evaluations.mode guess", "one of sample, mean, plan"),
+        ("udrl toy-vector --evaluations.mode plan", "udrl has no planner"),
+        ("udrl toy-vector --config /no/such/run.json", "cannot read /no/such/run.json"),
+        ("udrl toy-vector extra words", "unknown argument"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_sentence(arguments: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if "cuda" in arguments and __import__("torch").cuda.is_available():
+        pytest.skip("this machine has a GPU, so --device cuda is no mistake")
+    words = arguments.split()
+    code = door(main, [*words[:2], *(SMALL if arguments else []), "--folder", str(tmp_path / "run"), *words[2:]])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert told in error
+    assert error.count("\n") == 1 and error.startswith("error: ")
+
+
+def test_a_missing_package_names_the_extra_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bigdm_ray.envs import find_task
+
+    task = find_task("takecover")
+    missing = Task(task.name, task.env, extra=task.extra, needs=("no_such_package",))
+    with pytest.raises(UserError, match=r"pip install 'bigdm-ray\[vizdoom\]'"):
+        missing.require()
+
+
+def test_environments_that_raise_are_counted_and_the_run_goes_on(tmp_path: Path) -> None:
+    run = bigdm_ray.configure("udrl", "toy-broken", SMALL)
+    summary = train_local(run, tmp_path / "run")
+    assert summary["episodes_discarded"] > 0
+    assert any("the simulator stopped answering" in problem for problem in summary["problems"])
+    assert summary["env_steps"] >= 1500
+
+
+def test_a_run_whose_environments_all_fail_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = door(main, ["udrl", "toy-nan", *SMALL, "--folder", str(tmp_path / "run")])
+    error = capsys.readouterr().err
+    assert code == 1
+    assert "brought no whole episode in 3 rounds" in error and "paid a reward of nan" in error
+
+
+def test_a_diverging_loss_names_the_learning_rate(tmp_path: Path) -> None:
+    from bigdm_ray.training.learner import Learner
+
+    run = bigdm_ray.configure("udrl", "toy-vector", SMALL)
+    train_local(run, tmp_path / "run")
+    from bigdm_ray.envs import find_task
+    from bigdm_ray.replay import Store
+
+    store = Store(tmp_path / "run" / "store").open()
+    learner = Learner(run.algorithm, {"toy-vector": find_task("toy-vector").signature()}, 1)
+    for parameter in learner.model.parameters():
+        parameter.data.fill_(np.inf)
+    with pytest.raises(RunFailed, match="learning-rate"):
+        learner.update({"toy-vector": store}, 1)
+
+
+def test_an_unwritable_folder_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    assert door(main, ["udrl", "toy-vector", *SMALL, "--folder", str(file / "run")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert door(main, ["udrl", "toy-vector", *SMALL, "--folder", str(file)]) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere; test_an_unwritable_folder_is_one_sentence covers the sentence")
+def test_a_folder_without_permission_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    assert door(main, ["udrl", "toy-vector", *SMALL, "--folder", str(tmp_path / "run")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_sentence_and_nothing_is_half_written(tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk: writing beyond it fails in the same place."""
+    folder = tmp_path / "run"
+    run = ["udrl", "toy-image", *SMALL, "--algorithm.channels", "4", "--saves.every", "300", "--folder", str(folder)]
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); "
+    code = f"{limit}from bigdm_ray.doors import door; from bigdm_ray.run import main; raise SystemExit(door(main, {run!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "free some space" in done.stderr
+    assert not list((folder / "store").glob(".*.tmp"))
+    assert verify(folder / "store")[2] == []

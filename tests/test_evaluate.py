@@ -1,0 +1,216 @@
+import dataclasses
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from bigdm_ray.algorithms.udrl import Udrl
+from bigdm_ray.doors import door
+from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.evaluate import Asked, command_of, film, main, score, table, write_json
+from bigdm_ray.training.config import configure
+from bigdm_ray.training.evaluation import evaluate
+from bigdm_ray.training.loop import train_local
+from bigdm_ray.training.run_folder import load
+
+FLAGS = (
+    "--seed 3 --budget.env-steps 600 --algorithm.hidden 16 --algorithm.batch-size 32 --algorithm.n-updates-per-iter 5 "
+    "--algorithm.episodes-per-iteration 20 --algorithm.warm-up-episodes 20 --evaluations.every 300 --evaluations.episodes 5 --evaluations.final-episodes 5"
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
+    train_local(configure("udrl", "toy-vector", FLAGS.split()), folder)
+    return folder
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def written(folder):
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def one_error(capsys, *words):
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and said.err.count("\n") == 1, said.err
+    assert "Traceback" not in said.err
+    for word in words:
+        assert word in said.err
+    return said
+
+
+def test_scores_are_those_of_the_evaluation_with_the_runs_command(folder, capsys):
+    assert door(main, [str(folder), "--episodes", "7"]) == 0
+    report, printed = written(folder), capsys.readouterr().out
+    loaded = load(folder)
+    expected = evaluate(loaded.policy("sample"), loaded.task, loaded.command, 7, 3, "evaluate", 0)
+    assert report["returns"] == expected.returns.tolist()
+    assert report["lengths"] == expected.lengths.tolist()
+    assert report["return_mean"] == pytest.approx(np.mean(expected.returns))
+    assert report["command"] == json.loads((folder / "weights" / "last.json").read_text())["command"]
+    assert report["version"] == list(loaded.version) and report["weights"] == "last"
+    assert report["versions"]["numpy"] == np.__version__
+    for name, value in (("return mean", report["return_mean"]), ("return std", report["return_std"])):
+        assert any(line.split() == [*name.split(), f"{value:,.2f}"] for line in printed.splitlines())
+
+
+def test_seed_and_command_decide_the_returns(folder):
+    loaded = load(folder)
+    own = score(loaded, Asked(episodes=20))
+    assert score(loaded, Asked(episodes=20))["returns"] == own["returns"]
+    assert score(loaded, Asked(episodes=20, seed=4))["returns"] != own["returns"]
+    other = score(loaded, Asked(episodes=20, desired_return=-400.0, desired_horizon=900.0))
+    assert other["command"] == {"desired_return": -400.0, "desired_horizon": 900.0}
+    assert other["returns"] != own["returns"]
+
+
+def test_mode_defaults_to_the_runs_own(folder):
+    assert score(load(folder), Asked(episodes=1))["mode"] == "sample"
+    settings = json.loads((folder / "run.json").read_text())
+    settings["evaluations"]["mode"] = "mean"
+    (folder / "run.json").write_text(json.dumps(settings))
+    assert score(load(folder), Asked(episodes=1))["mode"] == "mean"
+    assert score(load(folder), Asked(episodes=1, mode="sample"))["mode"] == "sample"
+
+
+def test_best_weights_come_with_their_own_command(folder):
+    best = folder / "weights" / "best.json"
+    noted = json.loads(best.read_text())
+    noted["command"]["desired_return"] = 1.25
+    best.write_text(json.dumps(noted))
+    assert door(main, [str(folder), "--episodes", "2", "--weights", "best"]) == 0
+    report = written(folder)
+    assert report["weights"] == "best"
+    assert report["command"]["desired_return"] == 1.25
+    assert report["version"] == noted["version"]
+
+
+def test_discarded_episodes_are_counted(folder):
+    settings = json.loads((folder / "run.json").read_text())
+    settings["task"] = "toy-broken"
+    (folder / "run.json").write_text(json.dumps(settings))
+    report = score(load(folder), Asked(episodes=30))
+    assert 0 < report["episodes_discarded"] < 30
+    assert report["episodes_discarded"] + len(report["returns"]) == 30
+    assert f"{report['episodes_discarded']} more discarded" in table(report)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--episodes", "0"], ["--episodes is 0", "at least 1"]),
+        (["--episodes", "many"], ["--episodes is 'many'", "an integer"]),
+        (["--desired-return", "nan"], ["--desired-return is nan", "finite"]),
+        (["--desired-return", "-inf"], ["--desired-return is -inf", "finite"]),
+        (["--desired-return", "1e300"], ["--desired-return", "at most"]),
+        (["--desired-horizon", "0.5"], ["--desired-horizon is 0.5", "at least 1"]),
+        (["--weights", "bst"], ["'bst'", "'best'"]),
+        (["--mode", "smaple"], ["'smaple'", "'sample'"]),
+        (["--mode", "plan"], ["udrl has no planner"]),
+        (["--seed", "-1"], ["--seed is -1"]),
+        (["--epsodes", "3"], ["'--epsodes'", "'--episodes'"]),
+    ],
+)
+def test_a_wrong_value_is_one_sentence(folder, capsys, flags, words):
+    assert door(main, [str(folder), *flags]) == 2
+    assert one_error(capsys, *words).out == ""
+    assert not (folder / "evaluation.json").exists()
+
+
+def test_a_broken_folder_is_one_sentence(folder, capsys, tmp_path):
+    assert door(main, [str(tmp_path / "nowhere")]) == 2
+    one_error(capsys, "nowhere", "no run")
+    assert door(main, []) == 2
+    one_error(capsys, "FOLDER")
+    weights = folder / "weights" / "last.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert door(main, [str(folder)]) == 2
+    one_error(capsys, "last.safetensors")
+    weights.unlink()
+    assert door(main, [str(folder)]) == 2
+    one_error(capsys, "no weights")
+
+
+def test_commands_are_refused_where_there_are_none(folder):
+    class Plain(Udrl):
+        conditioned = False
+
+    loaded = load(folder)
+    plain = dataclasses.replace(loaded, run=dataclasses.replace(loaded.run, algorithm=Plain()), summary={})
+    assert command_of(plain) == {}
+    with pytest.raises(UserError, match="takes no desired return; leave --desired-return out"):
+        command_of(plain, 5.0)
+    bare = dataclasses.replace(loaded, summary={})
+    with pytest.raises(UserError, match="both --desired-return and --desired-horizon"):
+        command_of(bare, 5.0)
+    assert command_of(bare, 5.0, 9.0) == {"desired_return": 5.0, "desired_horizon": 9.0}
+
+
+def test_the_horizon_follows_the_return_where_the_algorithm_says_so(folder):
+    loaded = load(folder)
+    equal = dataclasses.replace(loaded, run=dataclasses.replace(loaded.run, algorithm=Udrl(horizon_equals_return=True)))
+    assert command_of(equal, 7.4) == {"desired_return": 7.4, "desired_horizon": 7.0}
+    assert command_of(equal, -3.0)["desired_horizon"] == 1.0
+    assert command_of(equal, 7.4, 3.0)["desired_horizon"] == 3.0
+    assert command_of(loaded, 7.4)["desired_horizon"] == loaded.command["desired_horizon"]
+
+
+def test_video_holds_a_frame_for_each_step(folder):
+    imageio = pytest.importorskip("imageio.v2")
+    pytest.importorskip("imageio_ffmpeg")
+    assert door(main, [str(folder), "--episodes", "1", "--video"]) == 0
+    with imageio.get_reader(folder / "video.mp4") as reader:
+        frames, meta = reader.count_frames(), reader.get_meta_data()
+    assert meta["size"] == (128, 128) and meta["fps"] == 10
+    returns = written(folder)["video_returns"]
+    assert len(returns) == 3 and all(0 <= value <= 12 for value in returns)
+    assert 3 * 8 <= frames <= 3 * 12
+    assert not list(folder.glob(".part-*"))
+
+
+def test_a_failed_video_leaves_no_file(tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    with pytest.raises(RuntimeError, match="in the middle"), film(tmp_path / "video.mp4", 10) as append:
+        append(np.zeros((64, 64, 3), np.uint8))
+        raise RuntimeError("in the middle")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("module", ["imageio", "imageio_ffmpeg"])
+def test_a_missing_video_package_is_told_before_anything_is_played(folder, capsys, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert door(main, [str(folder), "--video"]) == 2
+    one_error(capsys, module, "pip install 'bigdm-ray[video]'")
+    assert not (folder / "evaluation.json").exists()
+
+
+def test_an_environment_without_pictures_is_a_users_mistake(folder, capsys, monkeypatch):
+    pytest.importorskip("imageio_ffmpeg")
+    vector = importlib.import_module("bigdm_ray.envs.vector")
+    monkeypatch.setattr(vector.GymnasiumRows, "frame", lambda self: np.asarray(None))
+    assert door(main, [str(folder), "--episodes", "1", "--video"]) == 2
+    assert "draws no pictures; leave --video out" in capsys.readouterr().err
+    assert not (folder / "video.mp4").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFailed, match=r"cannot write .*evaluation\.json: Not a directory"):
+        write_json(tmp_path / "file" / "evaluation.json", {})
+
+
+def test_pygame_prints_no_banner():
+    pytest.importorskip("pygame")
+    code = "import os, sys, bigdm_ray.envs as envs; envs.tasks()['lunarlander'].require(); assert 'pygame' in sys.modules"
+    fresh = {name: value for name, value in os.environ.items() if name != "PYGAME_HIDE_SUPPORT_PROMPT"}
+    assert subprocess.run([sys.executable, "-c", code], env=fresh, capture_output=True, text=True, check=True).stdout == ""

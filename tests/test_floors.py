@@ -1,0 +1,162 @@
+"""The floors of the house (docs/design.md, "the tree"): who may import whom, where Ray and torch may stand, and no pickle."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bigdm_ray
+
+ROOT = Path(bigdm_ray.__file__).parent
+REPOSITORY = ROOT.parent
+HELPERS = {"bigdm_ray", "bigdm_ray.errors", "bigdm_ray.settings", "bigdm_ray.doors"}  # anyone may import these
+FLOORS = [
+    {"envs", "replay"},
+    {"models"},
+    {"formats", "tokens"},
+    {"planning"},
+    {"algorithms", "baselines"},
+    {"training"},
+    {"distributed", "serving"},
+    {"doors", "tuning"},
+]
+RANK = {folder: rank for rank, floor in enumerate(FLOORS) for folder in floor}
+RAY_MAY_STAND_IN = {"distributed", "baselines", "tuning"}
+
+
+def files():
+    found = {path: folder_of(path) for path in sorted(ROOT.rglob("*.py"))}
+    return found | {path: "tuning" for path in sorted((REPOSITORY / "tuning").rglob("*.py"))}
+
+
+def folder_of(path):
+    parts = path.relative_to(ROOT).parts
+    return parts[0] if len(parts) > 1 else "doors"
+
+
+def imports(source):
+    """Every module that a source imports, inside functions and for type checking included, as (line, dotted name)."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative imports are not used here"
+            yield node.lineno, node.module or ""
+            if node.module in ("bigdm_ray", "torch"):  # `from bigdm_ray import x`: x may be a folder
+                yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def module_exists(dotted):
+    path = REPOSITORY / dotted.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def floor_violations(folder, source):
+    """What a file of `folder` (`doors` for the package's own files) imports from a floor that is not below its own."""
+    wrong = []
+    for line, name in imports(source):
+        parts = name.split(".")
+        if parts[0] != "bigdm_ray" or name in HELPERS or not module_exists(name):
+            continue
+        target = parts[1] if (ROOT / parts[1]).is_dir() else "doors"
+        if target not in RANK or (target != folder and RANK[target] >= RANK[folder]):
+            wrong.append(f"line {line} imports {name}")
+    return wrong
+
+
+def ray_violations(folder, source):
+    if folder in RAY_MAY_STAND_IN:
+        return []
+    return [f"line {line} imports {name}" for line, name in imports(source) if name.split(".")[0] == "ray"]
+
+
+def pickle_violations(source):
+    bad = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "_pickle"}
+    wrong = [f"line {line} imports {name}" for line, name in imports(source) if set(name.split(".")) & bad]
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute | ast.Name):
+            continue
+        given = {keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords}
+        call = ast.unparse(node.func)
+        if call == "torch.load" and given.get("weights_only") is not True:
+            wrong.append(f"line {node.lineno}: torch.load without weights_only=True")
+        if given.get("allow_pickle", False) is not False or call == "torch.save":
+            wrong.append(f"line {node.lineno}: {call} pickles")
+    return wrong
+
+
+FILES = files()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_a_file_keeps_to_its_floor(path):
+    folder, source = FILES[path], path.read_text()
+    assert folder in RANK, f"folder {folder!r} is not on any floor of the design"
+    assert not floor_violations(folder, source)
+    assert not ray_violations(folder, source)
+    assert not pickle_violations(source)
+    if folder == "replay":
+        assert not [name for _, name in imports(source) if name.split(".")[0] == "torch"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "source", "allowed"),
+    [
+        ("algorithms", "from bigdm_ray.training.learner import Learner", False),
+        ("algorithms", "def f():\n    import bigdm_ray.training", False),
+        ("algorithms", "from bigdm_ray import training", False),
+        ("envs", "from bigdm_ray.replay import Store", False),
+        ("models", "from bigdm_ray.run import train", False),
+        ("training", "from bigdm_ray.distributed.loop import x", False),
+        ("replay", "from bigdm_ray.errors import UserError", True),
+        ("training", "from bigdm_ray import __version__", True),
+        ("algorithms", "from bigdm_ray.algorithms.base import Algorithm", True),
+        ("distributed", "from bigdm_ray.training.loop import loop", True),
+    ],
+)
+def test_the_floors_are_told_apart(folder, source, allowed):
+    assert bool(floor_violations(folder, source)) is not allowed
+
+
+def test_ray_and_pickle_are_seen():
+    assert ray_violations("training", "def f():\n    from ray.util import x")
+    assert not ray_violations("distributed", "import ray")
+    assert not ray_violations("training", "import raylib")
+    for source in ("from ray import cloudpickle as c\nimport ray.cloudpickle", "import pickle", "torch.load(f)", "torch.load(f, weights_only=False)", "np.load(f, allow_pickle=True)"):
+        assert pickle_violations(source), source
+    assert not pickle_violations("torch.load(f, weights_only=True)")
+
+
+def modules_after(code, tmp_path):
+    """The top-level modules that a fresh interpreter holds after some code."""
+    done = subprocess.run(
+        [sys.executable, "-c", code + "\nimport sys; print('MODULES', *sorted({m.split('.')[0] for m in sys.modules}))"],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split("MODULES")[1].split())
+
+
+def test_looking_at_tasks_and_replay_costs_no_torch_ray_or_simulator(tmp_path):
+    held = modules_after("import bigdm_ray, bigdm_ray.replay, bigdm_ray.envs; bigdm_ray.envs.tasks()", tmp_path)
+    assert not held & {"torch", "ray", "envpool", "gymnasium", "vizdoom", "cv2", "matplotlib"}
+
+
+def test_a_local_run_never_imports_ray(tmp_path):
+    code = (
+        "import bigdm_ray.training.loop\n"
+        "from bigdm_ray.run import main\n"
+        "flags = '--local --quiet --folder run --budget.env-steps 250 --algorithm.warm-up-episodes 10 --algorithm.episodes-per-iteration 5 "
+        "--algorithm.n-updates-per-iter 2 --evaluations.every 100 --evaluations.episodes 2 --evaluations.final-episodes 2 --saves.every 100'\n"
+        "assert main(['udrl', 'toy-vector', *flags.split()]) == 0"
+    )
+    held = modules_after(code, tmp_path)
+    assert "ray" not in held
+    assert "torch" in held, "nothing was trained"
+    assert (tmp_path / "run" / "summary.json").is_file()

@@ -1,0 +1,270 @@
+import dataclasses
+import json
+import shutil
+import types
+
+import numpy as np
+import pytest
+from matplotlib.container import ErrorbarContainer
+
+from bigdm_ray.doors import door
+from bigdm_ray.envs import find_task
+from bigdm_ray.errors import UserError
+from bigdm_ray.evaluate import command_of
+from bigdm_ray.plots import PUBLISHED, Sweep, default_returns, draw_curves, draw_obedience, lines_of, main, read_curve, sweep, target
+from bigdm_ray.training.config import configure
+from bigdm_ray.training.evaluation import bootstrap_interval, constant, play
+from bigdm_ray.training.loop import train_local
+from bigdm_ray.training.run_folder import load
+
+FLAGS = (
+    "--seed 3 --budget.env-steps 1500 --algorithm.hidden 32 --algorithm.batch-size 64 --algorithm.n-updates-per-iter 30 --algorithm.learning-rate 0.02 "
+    "--algorithm.return-scale 0.1 --algorithm.horizon-scale 0.1 --algorithm.warm-up-episodes 20 --algorithm.last-few 10 "
+    "--evaluations.every 500 --evaluations.episodes 5 --evaluations.final-episodes 5"
+)
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plots") / "run"
+    train_local(configure("udrl", "toy-vector", FLAGS.split()), folder)
+    return folder
+
+
+def made_up(folder, points, seed=1, task="lunarlander", flags=()):
+    """A run folder with these (steps, mean) evaluations, each mean's interval being +- 5."""
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(configure("udrl", task, ["--seed", str(seed), *flags]).to_json()))
+    reports = [{"time/env_steps": 10.0, "train/loss": 1.0}]
+    for steps, mean in points:
+        reports.append({"time/env_steps": float(steps), "evaluation/return_mean": mean, "evaluation/return_low": mean - 5, "evaluation/return_high": mean + 5})
+        reports.append({"time/env_steps": float(steps) + 1, "train/loss": 0.5})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(report) + "\n" for report in reports))
+    return folder
+
+
+def lines(*folders):
+    return lines_of([read_curve(folder) for folder in folders])
+
+
+def one_error(capsys, *words):
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("error: ") and said.err.count("\n") == 1, said
+    for word in words:
+        assert word in said.err
+
+
+# --- learning curves
+
+
+def test_one_seed_carries_the_interval_of_its_episodes(tmp_path):
+    (line,) = lines(made_up(tmp_path / "a", [(1000, -50.0), (2000, 10.0)]))["lunarlander"]
+    assert line.steps.tolist() == [1000, 2000]
+    assert line.mean.tolist() == [-50, 10] and line.low.tolist() == [-55, 5] and line.high.tolist() == [-45, 15]
+    assert line.label == "udrl, preset default, seed 1"
+
+
+def test_seeds_are_put_on_common_steps_and_averaged(tmp_path):
+    """Lines a + b * steps stay lines, so the mean at any step is known exactly."""
+    slopes = {1: (0.0, 1e-2), 2: (30.0, 2e-2), 3: (-60.0, 3e-2)}
+    steps = {1: [1000, 2000, 3000, 4000], 2: [1300, 2100, 3700], 3: [900, 4500]}
+    folders = [made_up(tmp_path / str(s), [(x, a + b * x) for x in steps[s]], s) for s, (a, b) in slopes.items()]
+    (line,) = lines(*folders)["lunarlander"]
+    np.testing.assert_allclose(line.steps, np.linspace(1300, 3700, 4))
+    values = np.array([[a + b * x for x in line.steps] for a, b in slopes.values()])
+    np.testing.assert_allclose(line.mean, values.mean(0))
+    low, high = bootstrap_interval(values)
+    np.testing.assert_allclose([line.low, line.high], [low, high])
+    assert (line.low < line.mean).all() and (line.mean < line.high).all()
+    assert line.label.endswith("3 seeds")
+
+
+def test_only_runs_that_differ_in_their_seed_alone_are_one_line(tmp_path):
+    points = [(1000, 1.0), (2000, 2.0)]
+    folders = [
+        made_up(tmp_path / "a", points, 1),
+        made_up(tmp_path / "b", points, 2),
+        made_up(tmp_path / "c", points, 1, flags=["--algorithm.learning-rate", "0.0005"]),
+        made_up(tmp_path / "d", points, 1, flags=["--preset", "paper"]),
+        made_up(tmp_path / "e", points, 1, task="takecover"),
+        made_up(tmp_path / "f", points, 3, flags=["--evaluations.mode", "mean"]),
+        made_up(tmp_path / "g", points, 4, flags=["--budget.env-steps", "5000"]),
+    ]
+    found = lines(*folders)
+    assert list(found) == ["lunarlander", "takecover"]
+    assert [[curve.run.seed for curve in line.curves] for line in found["lunarlander"]] == [[1, 2, 4], [1], [1], [3]]
+    labels = [line.label for line in found["lunarlander"]]
+    assert labels[0].endswith("3 seeds") and "learning_rate 0.001" in labels[0]
+    assert "learning_rate 0.0005" in labels[1] and "hidden" not in labels[1]
+    assert labels[2] == "udrl, preset paper, seed 1"
+    assert "mode mean" in labels[3]
+
+
+def test_seeds_without_common_steps_are_refused_and_almost_common_ones_are_not(tmp_path):
+    early, late = made_up(tmp_path / "a", [(1000, 1.0)], 1), made_up(tmp_path / "b", [(1050, 3.0)], 2)
+    (line,) = lines(early, late)["lunarlander"]
+    assert line.steps.tolist() == [1000] and line.mean.tolist() == [2]
+    with pytest.raises(UserError, match="draw them apart"):
+        lines(early, made_up(tmp_path / "c", [(9000, 3.0), (9500, 3.0)], 2))
+
+
+def test_the_papers_points_are_drawn_as_far_as_the_run_went(tmp_path):
+    figure = draw_curves(lines(made_up(tmp_path / "a", [(1e6, 0.0), (3e6, 80.0)]), made_up(tmp_path / "b", [(1e6, 0.0), (3e6, 8.0)], task="toy-vector")))
+    lander, toy = figure.axes
+    published = {line.get_label(): line for line in lander.lines}["UDRL, Srivastava et al. 2019 (digitised)"]
+    assert published.get_xydata().tolist() == [[1e6, 1.5], [2e6, 50.0], [3e6, 77.0]]
+    assert published.get_linestyle() == "None"
+    assert [line.get_label() for line in toy.lines] == ["udrl, seed 1"]
+    assert (lander.get_title(), toy.get_title()) == ("lunarlander", "toy-vector")
+
+
+def test_some_published_numbers():
+    assert [value for _, value in PUBLISHED["lunarlander-sparse"].curve] == [39, 91, 116, 143, 162]
+    assert dict(PUBLISHED["lunarlander"].curve)[10e6] == 141 and dict(PUBLISHED["takecover"].curve)[10e6] == 546
+    assert dict(PUBLISHED["lunarlander"].obedience)[300] == 200
+
+
+def test_the_door_writes_the_picture_and_its_numbers(tmp_path, capsys):
+    a, b = made_up(tmp_path / "a", [(1000, 1.0), (2000, 3.0)], 1), made_up(tmp_path / "b", [(1000, 3.0), (2000, 5.0)], 2)
+    assert door(main, [str(a), str(b), str(a)]) == 0
+    assert (a / "plots" / "learning_curve.png").read_bytes().startswith(PNG)
+    (line,) = json.loads((a / "plots" / "learning_curve.json").read_text())["tasks"]["lunarlander"]
+    assert line["env_steps"] == [1000, 2000] and line["return_mean"] == [2, 4]
+    assert line["seeds"] == [1, 2] and line["folders"] == [str(a), str(b)]
+    assert not (b / "plots").exists()
+    assert "2 seeds: 4.0 (3.0 to 5.0) at 2,000 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("out", "file"),
+    [("here", "here/learning_curve.png"), ("deep/er/mine.png", "deep/er/mine.png"), ("mine.svg", "mine.svg"), ("v1.2", "v1.2/learning_curve.png")],
+)
+def test_out_is_a_file_or_a_folder(tmp_path, out, file):
+    folder = made_up(tmp_path / "a", [(1000, 1.0)])
+    (tmp_path / "v1.2").mkdir()
+    assert door(main, [str(folder), "--out", str(tmp_path / out)]) == 0
+    assert (tmp_path / file).stat().st_size > 5000
+    assert (tmp_path / file).with_suffix(".json").is_file()
+    assert not (folder / "plots").exists()
+
+
+def test_out_with_another_ending_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"ends in \.jpgg"):
+        target(tmp_path / "a.jpgg", tmp_path, "x")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made"):
+        target(tmp_path / "file" / "below", tmp_path, "x")
+
+
+def test_a_line_that_is_still_being_written_is_left_out(tmp_path, capsys):
+    folder = made_up(tmp_path / "a", [(1000, 1.0), (2000, 2.0)])
+    metrics = folder / "metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.write_text(whole + '{"time/env_steps": 3000.0, "evaluation/ret')
+    assert read_curve(folder).steps.tolist() == [1000, 2000]
+    metrics.write_text("{" + whole)
+    assert door(main, [str(folder)]) == 2
+    one_error(capsys, "line 1 of", "is not JSON")
+
+
+def test_runs_without_an_evaluation(tmp_path, capsys):
+    young, old = made_up(tmp_path / "young", []), made_up(tmp_path / "old", [(1000, 1.0)])
+    assert door(main, [str(young)]) == 2
+    one_error(capsys, "none of these runs has been evaluated")
+    (young / "metrics.jsonl").unlink()
+    assert door(main, [str(young), str(old)]) == 0
+    assert f"note: {young} has not been evaluated yet" in capsys.readouterr().err
+    assert (young / "plots" / "learning_curve.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], ["there is no run in nowhere"]),
+        ([], ["FOLDER"]),
+        (["nowhere", "--obedience"], ["there is no run in nowhere"]),
+        (["nowhere", "--returns", "1,2"], ["give --obedience too"]),
+        (["nowhere", "--obedience", "--returns", "1,x"], ["--returns is 'x'", "a number"]),
+        (["nowhere", "--obedience", "--returns", "1,nan"], ["--returns is nan", "finite"]),
+        (["nowhere", "--obedience", "--episodes", "0"], ["--episodes is 0"]),
+        (["nowhere", "--obediense"], ["'--obediense'", "'--obedience'"]),
+    ],
+)
+def test_a_users_mistake_is_one_sentence(capsys, arguments, words):
+    assert door(main, arguments) == 2
+    one_error(capsys, *words)
+
+
+def test_a_real_run_has_a_curve(trained, tmp_path):
+    assert door(main, [str(trained), "--out", str(tmp_path)]) == 0
+    (line,) = json.loads((tmp_path / "learning_curve.json").read_text())["tasks"]["toy-vector"]
+    reports = [json.loads(text) for text in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert line["return_mean"] == [report["evaluation/return_mean"] for report in reports if "evaluation/return_mean" in report]
+    assert len(line["return_mean"]) >= 2
+
+
+# --- obedience
+
+
+def test_a_sweep_asks_each_return_of_its_own_episodes(trained):
+    loaded = load(trained)
+    found = sweep(loaded, Sweep(returns=(9.0, -2.0, 5.0), episodes=6))
+    asked = [-2.0, 5.0, 9.0]
+    assert [p["desired_return"] for p in found["points"]] == asked
+    commands = [command_of(loaded, value) for value in asked]
+    columns = {name: np.concatenate([constant(command, 6)[name] for command in commands]) for name in commands[0]}
+    expected = play(loaded.policy("sample"), loaded.task, columns, 18, 3, "obedience", 0)
+    for k, p in enumerate(found["points"]):
+        assert p["returns"] == [episode.total_return for episode in expected.episodes[6 * k : 6 * k + 6]]
+        assert p["return_mean"] == pytest.approx(np.mean(p["returns"])) and p["return_std"] == pytest.approx(np.std(p["returns"]))
+        assert p["desired_horizon"] == loaded.command["desired_horizon"]
+
+
+def test_a_trained_policy_obeys(trained):
+    low, high = sweep(load(trained), Sweep(returns=(2.0, 9.0), episodes=40))["points"]
+    assert high["return_mean"] > low["return_mean"] + 1
+
+
+def test_discarded_episodes_belong_to_no_return(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    settings = json.loads((folder / "run.json").read_text()) | {"task": "toy-broken"}
+    (folder / "run.json").write_text(json.dumps(settings))
+    found = sweep(load(folder), Sweep(returns=(1.0, 2.0), episodes=20))
+    counts = [p["return_episodes"] for p in found["points"]]
+    assert all(0 < count < 20 for count in counts)
+
+
+def test_the_obedience_picture(trained, tmp_path, capsys):
+    assert door(main, [str(trained), "--obedience", "--returns", "-1,4,8", "--episodes", "5", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "obedience.png").read_bytes().startswith(PNG)
+    (found,) = json.loads((tmp_path / "obedience.json").read_text())["sweeps"]
+    assert [p["desired_return"] for p in found["points"]] == [-1, 4, 8]
+    assert f"asked 8.0, obtained {found['points'][2]['return_mean']:.1f}" in capsys.readouterr().out
+    (axes,) = draw_obedience([found]).axes
+    (bars,) = [drawn for drawn in axes.containers if isinstance(drawn, ErrorbarContainer)]
+    assert bars.lines[0].get_ydata().tolist() == [p["return_mean"] for p in found["points"]]
+    diagonal = next(line for line in axes.lines if line.get_label() == "obtained = asked")
+    assert diagonal.get_xydata().tolist() == [[-1, -1], [8, 8]]
+
+
+def test_default_returns_go_from_low_to_high(trained, tmp_path):
+    loaded = load(trained)
+    returns = default_returns(loaded)
+    assert (returns[0], returns[-1], len(returns)) == (3.3, 12.0, 9) and list(returns) == sorted(returns)
+    assert len(sweep(loaded, Sweep(episodes=1))["points"]) == 9
+
+
+def test_default_returns_of_another_task_come_from_its_metrics(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    loaded = dataclasses.replace(load(folder), task=find_task("gymnasium:CartPole-v1"))
+    (folder / "metrics.jsonl").write_text('{"play/return_mean": 20.0}\n{"play/return_mean": 60.0}\n{"evaluation/return_max": 180.0}\n')
+    assert default_returns(loaded) == tuple(np.linspace(20, 180, 9))
+    (folder / "metrics.jsonl").write_text('{"play/return_mean": 20.0}\n')
+    with pytest.raises(UserError, match="give --returns"):
+        default_returns(loaded)
+
+
+def test_the_papers_tasks_are_asked_what_the_paper_asked():
+    loaded = types.SimpleNamespace(task=find_task("lunarlander"))
+    assert set(dict(PUBLISHED["lunarlander"].obedience)) <= set(default_returns(loaded))
