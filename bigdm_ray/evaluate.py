@@ -158,7 +158,8 @@ def film(path: Path, fps: int) -> Iterator[Callable[[np.ndarray], None]]:
             yield writer.append_data
         part.rename(path)
     except OSError as error:
-        raise RunFailed(f"cannot write {path}: {error.strerror or error}; make its folder writable or free some space") from None
+        why = error.strerror or str(error).strip().partition("\n")[0]
+        raise RunFailed(f"cannot write {path}: {why}; make its folder writable or free some space") from None
     finally:
         part.unlink(missing_ok=True)
 

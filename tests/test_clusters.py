@@ -6,7 +6,6 @@ same checks.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import importlib.util
@@ -17,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -27,7 +27,6 @@ REPOSITORY = Path(__file__).parents[1]
 FILES = sorted((REPOSITORY / "clusters").glob("*.yaml"))
 COMMANDS = ("setup_commands", "head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
 
-pytestmark = pytest.mark.filterwarnings("ignore")
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda path: path.name)
 
 
@@ -190,14 +189,14 @@ def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         change("available_node_types.rollout.resources", {"CPU": 0.5}),
         change("available_node_types.rollout.labels", {"bigdm/role": 1}),
         change("available_node_types.learner.image", "rayproject/ray:2.60.0-py311-gpu"),
-        change("setup_commands", "pip install ray"),
+        change("head_start_ray_commands", "ray start --head"),
     ],
 )
 def test_ray_refuses_a_bad_file(spoil: Callable[[dict[str, Any]], None]):
     config = loaded(REPOSITORY / "clusters" / "gpu.yaml")
     as_ray_does(config)
     spoil(config)
-    with pytest.raises(Exception, match=r"."), contextlib.redirect_stderr(None):
+    with pytest.raises((ValueError, jsonschema.ValidationError)):
         as_ray_does(config)
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -181,9 +182,21 @@ def test_video_holds_a_frame_for_each_step(folder):
 def test_a_failed_video_leaves_no_file(tmp_path):
     pytest.importorskip("imageio_ffmpeg")
     with pytest.raises(RuntimeError, match="in the middle"), film(tmp_path / "video.mp4", 10) as append:
-        append(np.zeros((64, 64, 3), np.uint8))
+        for _ in range(200):
+            append(np.zeros((64, 64, 3), np.uint8))
+        for _ in range(500):  # ffmpeg is a process of its own
+            if list(tmp_path.iterdir()):
+                break
+            time.sleep(0.02)
+        assert [path.name for path in tmp_path.iterdir()] == [".part-video.mp4"]
         raise RuntimeError("in the middle")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_video_that_cannot_be_written_is_told(tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    with pytest.raises(RunFailed, match=r"cannot write .*video\.mp4: [^\n]*$"), film(tmp_path / "nowhere" / "video.mp4", 10) as append:
+        append(np.zeros((64, 64, 3), np.uint8))
 
 
 @pytest.mark.parametrize("module", ["imageio", "imageio_ffmpeg"])

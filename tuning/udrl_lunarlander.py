@@ -20,6 +20,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,8 +32,8 @@ from bigdm_ray.distributed.cluster import cluster
 from bigdm_ray.doors import door
 from bigdm_ray.errors import UserError
 from bigdm_ray.replay.shard import publish
-from bigdm_ray.run import train
 from bigdm_ray.training.config import Run, configure, run_from_json
+from bigdm_ray.training.loop import train_local
 from bigdm_ray.training.metrics import Report
 
 # isort: split
@@ -64,7 +65,7 @@ def trial(config: dict[str, Any], base: dict[str, Any], root: str) -> None:
         if SCORE in metrics:  # other reports carry no score that a scheduler could judge
             tune.report(metrics)
 
-    train(run, folder, report, resume=(folder / "run.json").is_file(), local=True)
+    train_local(run, folder, resume=(folder / "run.json").is_file(), listeners=[report])
 
 
 def directory_name(trial: Any) -> str:
@@ -74,7 +75,7 @@ def directory_name(trial: Any) -> str:
 
 def scheduler(rungs: tuple[int, ...], env_steps: int) -> Any:
     """ASHA with these rungs; those at the end of the budget or past it stop nothing. Raises UserError."""
-    factors = {b / a for a, b in itertools.pairwise(rungs)} or {2.0}
+    factors = {b / max(a, 1) for a, b in itertools.pairwise(rungs)} or {2.0}
     if not rungs or rungs[0] < 1 or min(factors) <= 1 or max(factors) - min(factors) > 1e-6:
         raise UserError(f"--rungs is {','.join(map(str, rungs))}, but growing numbers of steps with one ratio are expected, as in 500000,1000000,2000000")
     early = [rung for rung in rungs if rung < env_steps]
@@ -102,6 +103,7 @@ def sweep(
     settings |= {"space": {name: str(values) for name, values in space.items()}, "samples": samples, "rungs": list(rungs)}
     asha = scheduler(rungs, base.budget.env_steps)
     claim(root, settings)
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial may end before its first evaluation
     state = str(root / "tune")
     crowd = dataclasses.replace(base.machines, actors=concurrent)  # a Ray that is started here has a CPU for each trial
     with cluster(dataclasses.replace(base, machines=crowd)):
@@ -120,8 +122,7 @@ def sweep(
             drawn = {name: tune.choice(values) if isinstance(values, list) else values for name, values in space.items()}
             where = tune.RunConfig(name="tune", storage_path=str(root), verbose=verbose)
             tuner = tune.Tuner(trainable, param_space=drawn, tune_config=config, run_config=where)
-        rows = [row(result, root) for result in tuner.fit()]
-    rows.sort(key=lambda r: -np.inf if r["score"] is None else r["score"], reverse=True)
+        rows = ranked([row(result, root) for result in tuner.fit()])
     publish(root / "table.json", json.dumps({"task": base.task, "seed": base.seed, "trials": rows}, indent=1).encode())
     return rows
 
@@ -158,8 +159,13 @@ def row(result: Any, root: Path) -> dict[str, Any]:
     }
 
 
+def ranked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Best first; trials without a score last."""
+    return sorted(rows, key=lambda r: -np.inf if r["score"] is None else r["score"], reverse=True)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as text, best first."""
+    """The rows as text."""
     lines = [f"{'score':>8} {'steps':>11}  {'state':<10} {'folder':<28} hyperparameters"]
     for r in rows:
         score = "-" if r["score"] is None else f"{r['score']:.1f}"

@@ -218,7 +218,8 @@ class Udrl(Algorithm):
         paper = {f"algorithm.{name}": value for name, value in values.items()}
         landing = paper | {"algorithm.length_cost": 0.3}
         doom = {"frame_stack": 8, "hidden": (128, 128), "channels": (32, 48, 96, 128), "batch_size": 512, "return_scale": 0.1}
-        doom |= {"horizon_scale": 0.01, "replay_size": 300, "last_few": 50, "n_updates_per_iter": 200, "horizon_equals_return": True}
+        doom |= {"horizon_scale": 0.01, "replay_size": 300, "last_few": 50, "n_updates_per_iter": 200, "episodes_per_iteration": 40}
+        doom |= {"horizon_equals_return": True}
         takecover = {f"algorithm.{name}": value for name, value in doom.items()}
         return {
             "lunarlander": {"default": landing, "paper": paper},

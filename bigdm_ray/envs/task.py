@@ -105,7 +105,7 @@ def leaves(space: gymnasium.Space[Any], path: str = "") -> dict[str, Leaf]:
     if isinstance(space, spaces.Box):
         if space.dtype == np.uint8 and len(space.shape) in (2, 3):
             return {path: Leaf("image", channels_first(space.shape), "uint8")}
-        dtype = "float32" if np.issubdtype(space.dtype, np.floating) else str(space.dtype)
+        dtype = str(_leaf_dtype(space))
         low, high = space.low.reshape(-1), space.high.reshape(-1)
         known = bool(np.isfinite(low).all() and np.isfinite(high).all())
         bounds = (tuple(map(float, low)), tuple(map(float, high))) if known else (None, None)
@@ -119,6 +119,12 @@ def leaves(space: gymnasium.Space[Any], path: str = "") -> dict[str, Leaf]:
     if isinstance(space, spaces.Text):
         return {path: Leaf("text", (4 * int(space.max_length),), "uint8")}
     raise UserError(f"the space {space} has no flat form; supported are Box, Discrete, MultiDiscrete, MultiBinary, Text, Dict and Tuple")
+
+
+def _leaf_dtype(box: gymnasium.spaces.Box) -> np.dtype[Any]:
+    """Floats are float32, truth values uint8 (Arrow would pack them into bits), whole numbers as they are."""
+    dtype = np.dtype(box.dtype)
+    return np.dtype({"f": "float32", "b": "uint8"}.get(dtype.kind, dtype))
 
 
 def channels_first(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -141,7 +147,7 @@ def flatten(space: gymnasium.Space[Any], value: Any, path: str = "") -> dict[str
             out.update(flatten(child, value[name], f"{path}/{name}" if path else str(name)))
         return out
     if isinstance(space, spaces.Box):
-        array = np.asarray(value, np.float32 if np.issubdtype(space.dtype, np.floating) else space.dtype)
+        array = np.asarray(value, _leaf_dtype(space))
         if space.dtype == np.uint8 and array.ndim in (2, 3):
             shape = channels_first(space.shape)
             moved = np.moveaxis(array, -1, 0) if array.ndim == 3 and shape != space.shape else array

@@ -90,5 +90,6 @@ class Images(nn.Module):
             pixels = observations[path]
             lead = pixels.shape[:-3]
             flat = pixels.reshape(-1, *pixels.shape[-3:]).float() / 255.0
-            parts.append(layers(flat).reshape(*lead, -1))
+            features = layers(flat).flatten(1)
+            parts.append(features.reshape(*lead, features.shape[-1]))
         return torch.cat(parts, -1)

@@ -11,6 +11,7 @@ synced. Nothing here is pickled.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import zlib
@@ -125,7 +126,14 @@ def publish(path: Path, data: Any) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise RunFailed(f"cannot write {path}: {error.strerror or error}; free some space or choose another --folder, then --resume") from None
+        raise unwritten(path, error) from None
+
+
+def unwritten(path: Path, error: OSError) -> RunFailed:
+    """One sentence for a file that could not be written, with what may help."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    help = "free some space" if full else "see that its folder exists and may be written"
+    return RunFailed(f"cannot write {path}: {error.strerror or error}; {help}, then --resume")
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,11 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @functools.cached_property
+    def ends(self) -> np.ndarray:
+        """Steps up to and with each episode: `[n]` int64."""
+        return np.cumsum(self.lengths)
 
     def ranked(self, length_cost: float = 0.0) -> np.ndarray:
         """Positions from the best return to the worst; a tie goes to the newer id. [n] int64"""
@@ -105,6 +111,7 @@ class Store:
         self._where = np.zeros((0, 3), np.int64)  # a row of `table`: shard number, row in it, place in the flat arrays or -1
         self._names: list[str] = []  # shard number -> name
         self._flat = Flat(flat_bytes)
+        self._sidecars: dict[tuple[str, str], np.ndarray] = {}
         self._write = write
         self._serial = itertools.count()
         if write:
@@ -121,7 +128,7 @@ class Store:
         """
         for name in sorted(path.name for path in self.folder.glob(f"*{shards.SUFFIX}")) if names is None else names:
             self.adopt(name)
-        used = [int(name.split("-")[1].split(".")[0]) for name in self._shards if name.split("-")[1].split(".")[0].isdigit()]
+        used = [int(number) for name in self._shards if (number := name.removeprefix("episodes-").removesuffix(shards.SUFFIX)).isdecimal()]
         self._serial = itertools.count(max(used, default=-1) + 1)
         return self
 
@@ -134,8 +141,7 @@ class Store:
         except CorruptShard as error:
             self._set_aside(name, str(error))
             return Table()
-        known = self._known(opened.ids)
-        rows = np.array([i for i, id in enumerate(opened.ids) if id not in known], np.int64)
+        rows = self._new(opened.ids)
         ids = np.array(opened.ids, np.int64).reshape(-1, 3)[rows]
         spans = [(int(opened.offsets[row]), int(opened.offsets[row + 1])) for row in rows]
         returns = np.array([opened.rewards[a:b].sum(dtype=np.float64) for a, b in spans], np.float64)
@@ -143,11 +149,14 @@ class Store:
         self._merge(opened, rows, fresh)
         return fresh
 
-    def _known(self, ids: list[EpisodeId]) -> set[EpisodeId]:
+    def _new(self, ids: list[EpisodeId]) -> np.ndarray:
+        """Positions of the ids that do not live yet, each id once. [m] int64"""
         living = self.table.ids
         rounds = {id.round for id in ids}
         near = living[np.isin(living[:, 0], list(rounds))] if len(living) else living
-        return {EpisodeId(*map(int, row)) for row in near} & set(ids)
+        known = {EpisodeId(*map(int, row)) for row in near}
+        first = {id: i for i, id in reversed(list(enumerate(ids))) if id not in known}
+        return np.array(sorted(first.values()), np.int64)
 
     def _set_aside(self, name: str, why: str) -> None:
         text = f"shard {self.folder / name} is set aside: {why}"
@@ -165,8 +174,7 @@ class Store:
         for episode in episodes:
             if problem := episode.problem():
                 raise ValueError(f"episode {episode.id} is not stored: {problem}")
-        known = self._known([e.id for e in episodes])
-        if new := [e for e in episodes if e.id not in known]:
+        if new := [episodes[i] for i in self._new([e.id for e in episodes])]:
             self._publish(shards.encode(new), Table.of(new))
         return self._receipt(Table.of(episodes))
 
@@ -175,7 +183,7 @@ class Store:
         buffer = pa.py_buffer(data)
         incoming = Shard.read(buffer, self.folder / "incoming")
         episodes = [incoming.episode(row) for row in range(len(incoming.ids))]
-        if self._known(incoming.ids):
+        if len(self._new(incoming.ids)) < len(episodes):
             return self.add(episodes)
         for episode in episodes:
             if problem := episode.problem():
@@ -195,7 +203,10 @@ class Store:
         return Receipt(table, sorted({self._names[number] for number in self._where[rows, 0]}))
 
     def _next_name(self) -> str:
-        return f"episodes-{next(self._serial):07d}{shards.SUFFIX}"
+        name = f"episodes-{next(self._serial):07d}{shards.SUFFIX}"
+        for left in self.folder.glob(f".{name}.*.npy"):  # columns of a shard of this name that was set aside or dropped
+            left.unlink(missing_ok=True)
+        return name
 
     def _merge(self, opened: Shard, rows: np.ndarray, fresh: Table) -> None:
         self._shards[opened.path.name] = opened
@@ -248,7 +259,7 @@ class Store:
         where = self._where[positions]
         source = np.where(where[:, 2] >= 0, -1, where[:, 0])
         parts: list[tuple[np.ndarray, Windows]] = []
-        for number in np.unique(source):
+        for number in np.unique(source) if len(source) else self._where[:1, 0]:  # an empty share has the same leaves, without rows
             here = np.flatnonzero(source == number)
             if number < 0:
                 parts.append((here, self._fetch_flat(view, positions[here], timesteps[here])))
@@ -256,10 +267,16 @@ class Store:
             mapped = self._shards[self._names[number]]
             row = where[here, 1]
             start = mapped.offsets[row][:, None]
-            column = functools.partial(sidecar, mapped)
+            column = functools.partial(self._sidecar, mapped)
             windows = _gather(view, timesteps[here], mapped.observations, mapped.actions, mapped.rewards, column, start, start + row[:, None])
             parts.append((here, windows))
         return _joined(len(positions), parts)
+
+    def _sidecar(self, mapped: Shard, name: str) -> np.ndarray:
+        key = (mapped.path.name, name)
+        if key not in self._sidecars:
+            self._sidecars[key] = sidecar(mapped, name)
+        return self._sidecars[key]
 
     # --- housekeeping
 
@@ -327,6 +344,7 @@ class Store:
         self._names = keep
         for name in going:
             del self._shards[name]
+        self._sidecars = {key: column for key, column in self._sidecars.items() if key[0] not in going}
 
     def follow(self, names: Iterable[str]) -> None:
         """A reader takes over the shards that hold the writer's living episodes now, so that it can forget the old ones."""
@@ -439,16 +457,25 @@ def derive(name: str, rewards: np.ndarray) -> np.ndarray:
 
 
 def sidecar(mapped: Shard, name: str) -> np.ndarray:
-    """A derived column of a whole shard, memory-mapped from a file beside it that is made when it is missing."""
+    """A derived column of a whole shard, memory-mapped from a file beside it that is made when it is missing or torn.
+
+    Any number of processes may make it at once; where the disk does not take it, it stays in memory for this draw.
+    """
     path = mapped.path.with_name(f".{mapped.path.name}.{name}.npy")
-    if not path.exists():
-        pieces = [derive(name, mapped.rewards[a:b]) for a, b in itertools.pairwise(mapped.offsets)]
-        temporary = path.with_name(f"{path.name}.tmp")
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        loaded: np.ndarray = np.load(path, mmap_mode="r")
+        if loaded.shape == mapped.rewards.shape:
+            return loaded
+    made = np.concatenate([derive(name, mapped.rewards[a:b]) for a, b in itertools.pairwise(mapped.offsets)])
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
         with temporary.open("wb") as file:
-            np.save(file, np.concatenate(pieces))
+            np.save(file, made)
         temporary.rename(path)
-    loaded: np.ndarray = np.load(path, mmap_mode="r")
-    return loaded
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    return made
 
 
 def _gather(
@@ -469,21 +496,21 @@ def _gather(
 
     return Windows(
         seen(timesteps),
-        {path: np.take(leaf, at, axis=0) for path, leaf in actions.items()},
-        np.take(rewards, at),
+        {path: leaf.take(at, axis=0) for path, leaf in actions.items()},
+        rewards.take(at),
         np.ones(timesteps.shape, bool),
         timesteps,
-        {name: np.take(column(name), at) for name in view.columns},
+        {name: column(name).take(at) for name in view.columns},
         seen(timesteps + 1) if view.next_observation else {},
     )
 
 
 def _observed(view: View, leaf: np.ndarray, start: np.ndarray, timesteps: np.ndarray) -> np.ndarray:
-    if view.stack == 1 or leaf.ndim < 4:
-        taken: np.ndarray = np.take(leaf, start + timesteps, axis=0)
+    if view.stack == 1 or leaf.ndim != 4 or leaf.dtype != np.uint8:  # images alone are stacked
+        taken: np.ndarray = leaf.take(start + timesteps, axis=0)
         return taken
     frames = start[..., None] + stacked_steps(timesteps, view.stack)
-    return merge_stack(np.take(leaf, frames, axis=0))
+    return merge_stack(leaf.take(frames, axis=0))
 
 
 def _leaves_of(windows: Windows) -> list[np.ndarray]:

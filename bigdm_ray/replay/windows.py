@@ -53,7 +53,7 @@ class View:
         rows = np.arange(len(table))
         if self.above is not None:
             rows = rows[table.returns >= self.above]
-        if self.best < 1.0:
+        if self.best < 1.0 and len(table):
             order = table.ranked()
             held = np.cumsum(table.lengths[order])
             enough = int(np.searchsorted(held, self.best * held[-1])) + 1
@@ -70,7 +70,7 @@ class View:
             chosen = rng.integers(0, len(lengths), size)
             steps = (rng.random(size) * lengths[chosen]).astype(np.int64)
         else:
-            ends = np.cumsum(lengths)
+            ends = table.ends if among is None else np.cumsum(lengths)
             flat = rng.integers(0, ends[-1], size)
             chosen = np.searchsorted(ends, flat, side="right")
             steps = flat - (ends[chosen] - lengths[chosen])

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from safetensors.numpy import save as save_safetensors
 
-from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.errors import UserError
 from bigdm_ray.replay.episode import EpisodeId
-from bigdm_ray.replay.shard import sync_folder
+from bigdm_ray.replay.shard import sync_folder, unwritten
 
 SCHEMA_VERSION = 1
 KEEP = 2
@@ -89,7 +89,7 @@ def write(
         sync_folder(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise RunFailed(f"cannot write the checkpoint {final}: {error.strerror or error}; free some space, then --resume") from None
+        raise unwritten(final, error) from None
     for old in saved(folder)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return final

@@ -16,7 +16,7 @@ from typing import IO
 
 import numpy as np
 
-from bigdm_ray.errors import RunFailed
+from bigdm_ray.replay.shard import unwritten
 
 Report = dict[str, float]
 Listener = Callable[[Report], None]
@@ -57,7 +57,7 @@ class JsonLines:
             self._file.write(json.dumps(report) + "\n")
             self._file.flush()
         except OSError as error:
-            raise RunFailed(f"cannot write {self._file.name}: {error.strerror}; free some space, then --resume") from None
+            raise unwritten(Path(self._file.name), error) from None
 
     @property
     def offset(self) -> int:

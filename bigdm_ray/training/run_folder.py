@@ -18,7 +18,7 @@ from torch import nn
 
 from bigdm_ray.algorithms.base import Mode, Policy
 from bigdm_ray.envs.task import Signature, Task, find_task
-from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.errors import UserError
 from bigdm_ray.replay.shard import publish
 from bigdm_ray.training.config import Run, read_run
 from bigdm_ray.training.params import Weights
@@ -141,7 +141,7 @@ def load(folder: str | os.PathLike[str], which: str = "last") -> Loaded:
         summary = json.loads(summary_file.read_text()) if summary_file.is_file() else {}
         if command_file.is_file():
             summary["command"] = json.loads(command_file.read_text())["command"]
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} holds a broken summary.json or weights/{which}.json ({error})") from None
     return Loaded(path, run, task, signature, model, summary, weights.version)
 
@@ -149,8 +149,5 @@ def load(folder: str | os.PathLike[str], which: str = "last") -> Loaded:
 def save_weights(folder: RunFolder, which: str, weights: Weights, command: dict[str, float], score: float | None) -> None:
     """Write `weights/WHICH.safetensors` with the command it was scored with beside it. Raises RunFailed."""
     path = folder.weights(which)
-    try:
-        weights.save(path)
-        publish(path.with_suffix(".json"), json.dumps({"version": list(weights.version), "command": command, "return_mean": score}).encode())
-    except OSError as error:
-        raise RunFailed(f"cannot write {path}: {error.strerror}") from None
+    weights.save(path)
+    publish(path.with_suffix(".json"), json.dumps({"version": list(weights.version), "command": command, "return_mean": score}).encode())

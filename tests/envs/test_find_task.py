@@ -18,12 +18,12 @@ def test_short_names_are_found_sorted_and_called_what_they_are():
 
 @pytest.mark.parametrize("wrong", ["lunarlandr", "lunar-lander", "LunarLander"])
 def test_an_unknown_name_suggests_the_nearest(wrong):
-    with pytest.raises(UserError, match="did you mean .*'lunarlander'"):
+    with pytest.raises(UserError, match=r"did you mean .*'lunarlander'"):
         find_task(wrong)
 
 
 def test_a_name_near_nothing_lists_what_is_known():
-    with pytest.raises(UserError, match="known: .*cartpole.*takecover"):
+    with pytest.raises(UserError, match=r"known: .*cartpole.*takecover"):
         find_task("qqqqqqqq")
 
 

@@ -17,6 +17,8 @@ numbers = st.integers(1, 5)
 plain = st.one_of(
     st.builds(lambda shape: spaces.Box(-2.0, 3.0, shape, np.float32), shapes),
     st.builds(lambda shape: spaces.Box(-np.inf, np.inf, shape, np.float32), shapes),
+    st.builds(lambda shape: spaces.Box(0, 1, shape, bool), shapes),
+    st.builds(lambda shape: spaces.Box(-np.inf, np.inf, shape, np.float64), st.just((0,))),
     st.builds(lambda shape: spaces.Box(-5, 9, shape, np.int64), shapes),
     st.builds(lambda h, w: spaces.Box(0, 255, (h, w), np.uint8), st.integers(2, 9), st.integers(2, 9)),
     st.builds(lambda h, w, c: spaces.Box(0, 255, (h, w, c), np.uint8), st.integers(5, 9), st.integers(5, 9), st.sampled_from([1, 3, 4])),

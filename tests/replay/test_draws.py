@@ -67,10 +67,17 @@ def close_windows(a, b):
         np.testing.assert_allclose(values, b.columns[name], rtol=1e-6, atol=1e-6)
 
 
+class Folders(dict):
+    """Kind -> episodes in the order of the table, and the three stores; with a name short enough for reports."""
+
+    def __repr__(self):
+        return "folders"
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """For each kind of leaves, stores of the same seven episodes in three shards: all flat, none, and some."""
-    out = {}
+    out = Folders()
     for kind in KINDS:
         episodes = made(kind)
         folder = tmp_path_factory.mktemp(kind)
@@ -168,7 +175,7 @@ def test_draws_stay_right_while_episodes_come_and_go(tmp_path, flat_slots):
     view = View(length=3, columns=("returns_to_go", "steps_remaining"), next_observation=True)
     packed = 0
     held = []
-    for number in range(60):
+    for number in range(35):
         episodes = [episode((number, 0, k), int(chance.integers(1, 15)), rewards=None) for k in range(chance.integers(1, 4))]
         held += episodes
         before = flat._flat.rewards

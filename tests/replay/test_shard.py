@@ -151,7 +151,8 @@ def test_a_cut_file_is_noticed(data, tmp_path_factory, cut):
 
 def test_opening_checks_size_and_footer_and_leaves_the_body_to_verify(tmp_path, data):
     path = tmp_path / "a.arrow"
-    for wrong, says in ((data + b"x" * 8, "whole Arrow file"), (data[:40] + data[48:], "bytes long"), (b"", "whole Arrow file"), (b"x" * 300, "whole Arrow file")):
+    whole = "whole Arrow file"
+    for wrong, says in ((data + b"x" * 8, whole), (data[:40] + data[48:], "bytes long"), (b"", whole), (b"x" * 300, whole)):
         path.write_bytes(wrong)
         with pytest.raises(CorruptShard, match=says):
             Shard.open(path)

@@ -1,0 +1,74 @@
+"""Drawing windows and inserting steps, one core: python -m tests.benchmarks.replay
+
+Hopper's shapes (11 observations, 3 actions), 1,000 episodes of 1,000 steps in memory-mapped shards; batches of 64
+windows of 20 steps with returns-to-go, as a decision transformer draws them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.benchmarks.common import header, measure, row
+
+import numpy as np
+
+from bigdm_ray.replay import Episode, EpisodeId, Retention, Store, View
+
+
+def episodes(count: int, steps: int, round: int = 0) -> list[Episode]:
+    """Random episodes in Hopper's shapes."""
+    chance = np.random.default_rng(round)
+
+    def floats(*shape: int) -> np.ndarray:
+        return chance.standard_normal(shape, np.float32)
+
+    return [
+        Episode({"": floats(steps + 1, 11)}, {"": floats(steps, 3)}, floats(steps), True, EpisodeId(round, 0, i), "hopper") for i in range(count)
+    ]
+
+
+def drawing(store: Store, view: View, batch: int = 64, draws: int = 500) -> Callable[[], float]:
+    """Windows drawn."""
+    chance = np.random.default_rng(0)
+
+    def work() -> float:
+        for _ in range(draws):
+            store.draw(view, chance, batch)
+        return float(batch * draws)
+
+    return work
+
+
+def inserting(folder: Path, retention: Retention) -> Callable[[], float]:
+    """Steps stored in calls of 20 episodes of 250 steps, each synced before it is acknowledged."""
+    store = Store(folder, retention)
+    made = [episodes(20, 250, round) for round in range(20)]
+    rounds = itertools.count()
+
+    def work() -> float:
+        for batch in made:
+            number = next(rounds)
+            fresh = [Episode(e.observations, e.actions, e.rewards, True, EpisodeId(number, 0, i), "hopper") for i, e in enumerate(batch)]
+            store.add(fresh)
+        return 20.0 * 20 * 250
+
+    return work
+
+
+if __name__ == "__main__":
+    header()
+    view = View(length=20, weight="length", pad="left", columns=("returns_to_go",))
+    with tempfile.TemporaryDirectory(dir=".") as name:
+        folder = Path(name)
+        writer = Store(folder / "store", flat_bytes=0)
+        for round in range(50):
+            writer.add(episodes(20, 1000, round))
+        writer.compact()
+        row("windows of 20 from memory-mapped shards, kept flat", "windows", measure(drawing(Store(folder / "store", write=False).open(), view)))
+        row("windows of 20 from the maps alone (50 shards)", "windows", measure(drawing(writer, view)))
+        row("single steps (UDRL), batch 512, kept flat", "windows", measure(drawing(Store(folder / "store", write=False).open(), View(columns=("returns_to_go", "steps_remaining")), 512)))
+        row("inserting, best 600 kept, synced", "steps", measure(inserting(folder / "best", Retention("best", 600))))
+        row("inserting, all kept, synced", "steps", measure(inserting(folder / "all", Retention())))

@@ -1,0 +1,52 @@
+"""Environment steps per CPU-second of whole episodes, LunarLander with the behaviour function: python -m tests.benchmarks.rollout"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+from tests.benchmarks.common import header, measure, row
+
+import numpy as np
+import torch
+
+import bigdm_ray
+from bigdm_ray.envs import find_task
+from bigdm_ray.training.params import Weights
+from bigdm_ray.training.player import Player
+
+
+def playing(episodes: int, environments: int) -> Callable[[], float]:
+    """A round of `episodes` in `environments` rows, as the rollout actors play it."""
+    flags = ["--rollouts.environments", str(environments), "--algorithm.episodes-per-iteration", str(episodes)]
+    run = bigdm_ray.configure("udrl", "lunarlander", flags)
+    player = Player(run)
+    torch.default_generator.manual_seed(0)
+    model = run.algorithm.build({"lunarlander": find_task("lunarlander").signature()})
+    weights = Weights.of(model, (0, 0))
+    rounds = itertools.count()
+    commands = {"desired_return": np.full(episodes, 200, np.float32), "desired_horizon": np.full(episodes, 300, np.float32)}
+    return lambda: float(player.play(weights, next(rounds), 0, (0, 0), commands, episodes).env_steps)
+
+
+def bare(rows: int, steps: int = 500) -> Callable[[], float]:
+    """EnvPool alone with random actions: the ceiling."""
+    import envpool
+
+    env = envpool.make("LunarLander-v3", "gymnasium", num_envs=rows, seed=0, num_threads=1)
+    env.reset()
+    chance = np.random.default_rng(0)
+
+    def work() -> float:
+        for _ in range(steps):
+            env.step(chance.integers(0, 4, rows).astype(np.int32))
+        return float(rows * steps)
+
+    return work
+
+
+if __name__ == "__main__":
+    header()
+    row("bare EnvPool, 64 rows, random actions, no policy", "steps", measure(bare(64)))
+    for episodes, environments in ((20, 20), (64, 32), (128, 64)):
+        row(f"whole episodes, {episodes} in {environments} rows, 128x128 network", "steps", measure(playing(episodes, environments)))
