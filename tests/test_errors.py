@@ -19,7 +19,7 @@ from bigdm_ray.replay.store import verify
 from bigdm_ray.run import main
 from bigdm_ray.training.loop import train_local
 
-SMALL = "--algorithm.hidden 16,16 --algorithm.batch-size 32 --budget.env-steps 1500 --evaluations.final-episodes 4 --local --quiet".split()
+SMALL = ["--algorithm.hidden", "16,16", "--algorithm.batch-size", "32", "--budget.env-steps", "1500", "--evaluations.final-episodes", "4", "--local", "--quiet"]
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def sweep(
             drawn = {name: tune.choice(values) if isinstance(values, list) else values for name, values in space.items()}
             where = tune.RunConfig(name="tune", storage_path=str(root), verbose=verbose)
             tuner = tune.Tuner(trainable, param_space=drawn, tune_config=config, run_config=where)
-        rows = ranked([row(result, root) for result in tuner.fit()])
+        rows = ranked([row(result, root, list(space)) for result in tuner.fit()])
     publish(root / "table.json", json.dumps({"task": base.task, "seed": base.seed, "trials": rows}, indent=1).encode())
     return rows
 
@@ -142,11 +142,12 @@ def claim(root: Path, settings: dict[str, Any]) -> None:
         publish(file, json.dumps(settings, indent=1).encode())
 
 
-def row(result: Any, root: Path) -> dict[str, Any]:
+def row(result: Any, root: Path, names: list[str]) -> dict[str, Any]:
     """A trial in the table. Its score is the final one of a finished run, else that of its last evaluation."""
     folder = root / "trials" / Path(result.path).name
     metrics = result.metrics or {}
-    summary = json.loads(text.read_text()) if (text := folder / "summary.json").is_file() else {}
+    summary, run = (json.loads(file.read_text()) if (file := folder / name).is_file() else {} for name in ("summary.json", "run.json"))
+    drawn = run.get("algorithm") or result.config or {}  # a trial that has neither begun nor failed shows none
     state = "failed" if result.error else "finished" if summary else "stopped" if metrics.get("done") else "unfinished"
     return {
         "score": summary.get("return_mean", metrics.get(SCORE)),
@@ -155,7 +156,7 @@ def row(result: Any, root: Path) -> dict[str, Any]:
         "state": state,
         "error": str(getattr(result.error, "cause", None) or result.error).strip().splitlines()[-1] if result.error else None,
         "folder": str(folder),
-        "hyperparameters": dict(result.config or {}),  # none before the first report
+        "hyperparameters": {name: drawn[name] for name in names if name in drawn},
     }
 
 

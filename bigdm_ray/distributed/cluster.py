@@ -68,5 +68,14 @@ def learner_options(run: Run) -> dict[str, Any]:
 
 
 def cpu_options(num_cpus: float = 1) -> dict[str, Any]:
-    """What an actor asks of Ray that needs no GPU: rollout actors one CPU each, spread over the nodes."""
-    return {"num_cpus": num_cpus, "num_gpus": 0, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": dict(ONE_THREAD)}}
+    """What an actor asks of Ray that needs no GPU: rollout actors one CPU each, spread over the nodes.
+
+    Nodes that a cluster file labels `bigdm/role: learner` are left to the learners.
+    """
+    return {
+        "num_cpus": num_cpus,
+        "num_gpus": 0,
+        "scheduling_strategy": "SPREAD",
+        "label_selector": {"bigdm/role": "!learner"},
+        "runtime_env": {"env_vars": dict(ONE_THREAD)},
+    }

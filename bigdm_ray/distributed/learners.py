@@ -63,10 +63,11 @@ class LearnerActor:
         """Take in shards, then take learner steps; (rank 0's weights, progress)."""
         taken, moved, gone = moves
         for name in taken:
-            if (self._store.folder / name).exists():
-                self._store.adopt(name)
-        self._store.follow(name for name in moved if (self._store.folder / name).exists())
+            self._store.adopt(name)
+        self._store.follow(moved)
         self._store.forget(gone)
+        if self._store.problems:
+            raise RunFailed(f"the learner cannot read what the replay actor has stored: {self._store.problems[0]}")
         progress = self._learner.update({self._task: self._store}, steps)
         return (self._learner.weights(self._incarnation) if self._learner.rank == 0 else None), progress
 

@@ -59,7 +59,11 @@ class Weights:
             arrays = load_safetensors(data)
             size = int.from_bytes(data[:8], "little")
             meta = json.loads(data[8 : 8 + size]).get("__metadata__", {})
-            version = json.loads(meta["version"])
-        except (SafetensorError, ValueError, KeyError) as error:
+            incarnation, step = json.loads(meta["version"])
+            schema = int(meta["schema_version"])
+            version = (int(incarnation), int(step))
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} does not hold weights of this project ({error}); use a checkpoint that one of its runs has written") from None
-        return Weights((int(version[0]), int(version[1])), arrays)
+        if schema > SCHEMA_VERSION:
+            raise UserError(f"{path} has schema version {schema}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray")
+        return Weights(version, arrays)

@@ -184,7 +184,7 @@ def test_the_loss_falls_on_a_toy(kind, task, stores):
     before = loss()
     progress = learner.update({task: stores(task)}, 200)
     assert progress.step == progress.steps == learner.step == 200
-    assert loss() < before - 0.1
+    assert loss() < before - 0.05
     assert all(np.isfinite(value) for value in progress.metrics.values()) and "train/loss" in progress.metrics
 
 
@@ -234,7 +234,7 @@ def test_an_empty_share_of_a_batch_weighs_nothing(kind, stores):
     batch = {name: values[:0] for name, values in batch_of(algorithm, "toy-mixed", stores("toy-mixed")).items()}
     loss = algorithm.loss(model, batch, 0)
     loss.sum.backward()
-    assert float(loss.sum) == float(loss.weight) == 0
+    assert loss.sum.item() == loss.weight.item() == 0
 
 
 # --- acting

@@ -11,11 +11,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.benchmarks.common import header, measure, row
-
 import numpy as np
 
 from bigdm_ray.replay import Episode, EpisodeId, Retention, Store, View
+from tests.benchmarks.common import header, measure, row
 
 
 def episodes(count: int, steps: int, round: int = 0) -> list[Episode]:
@@ -25,9 +24,7 @@ def episodes(count: int, steps: int, round: int = 0) -> list[Episode]:
     def floats(*shape: int) -> np.ndarray:
         return chance.standard_normal(shape, np.float32)
 
-    return [
-        Episode({"": floats(steps + 1, 11)}, {"": floats(steps, 3)}, floats(steps), True, EpisodeId(round, 0, i), "hopper") for i in range(count)
-    ]
+    return [Episode({"": floats(steps + 1, 11)}, {"": floats(steps, 3)}, floats(steps), True, EpisodeId(round, 0, i), "hopper") for i in range(count)]
 
 
 def drawing(store: Store, view: View, batch: int = 64, draws: int = 500) -> Callable[[], float]:
@@ -69,6 +66,10 @@ if __name__ == "__main__":
         writer.compact()
         row("windows of 20 from memory-mapped shards, kept flat", "windows", measure(drawing(Store(folder / "store", write=False).open(), view)))
         row("windows of 20 from the maps alone (50 shards)", "windows", measure(drawing(writer, view)))
-        row("single steps (UDRL), batch 512, kept flat", "windows", measure(drawing(Store(folder / "store", write=False).open(), View(columns=("returns_to_go", "steps_remaining")), 512)))
+        row(
+            "single steps (UDRL), batch 512, kept flat",
+            "windows",
+            measure(drawing(Store(folder / "store", write=False).open(), View(columns=("returns_to_go", "steps_remaining")), 512)),
+        )
         row("inserting, best 600 kept, synced", "steps", measure(inserting(folder / "best", Retention("best", 600))))
         row("inserting, all kept, synced", "steps", measure(inserting(folder / "all", Retention())))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
-from tests.benchmarks.common import header, measure, row
-
 import numpy as np
 import torch
 
@@ -14,6 +12,7 @@ import bigdm_ray
 from bigdm_ray.envs import find_task
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.player import Player
+from tests.benchmarks.common import header, measure, row
 
 
 def playing(episodes: int, environments: int) -> Callable[[], float]:

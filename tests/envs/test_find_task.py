@@ -55,9 +55,7 @@ def test_an_environment_that_cannot_be_made_is_a_users_mistake(name, says):
 
 def test_ones_own_module_is_imported_and_made(tmp_path, monkeypatch):
     (tmp_path / "my_own_envs.py").write_text(
-        "import gymnasium\n"
-        "from gymnasium.envs.classic_control import CartPoleEnv\n"
-        "gymnasium.register('Mine-v0', CartPoleEnv, max_episode_steps=7)\n"
+        "import gymnasium\nfrom gymnasium.envs.classic_control import CartPoleEnv\ngymnasium.register('Mine-v0', CartPoleEnv, max_episode_steps=7)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_own_envs", raising=False)

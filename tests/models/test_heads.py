@@ -25,7 +25,7 @@ def split(parameters):
     """Parameters as (mean, log_std) of arm and free, logits of grip and mode."""
     arm, free, grip, mode = parameters.split([4, 4, 5, 4], -1)
     gauss = [torch.distributions.Normal(p.chunk(2, -1)[0], p.chunk(2, -1)[1].clamp(*LOG_STD_RANGE).exp()) for p in (arm, free)]
-    return *gauss, torch.distributions.Categorical(logits=grip[..., :2]), torch.distributions.Categorical(logits=grip[..., 2:]), torch.distributions.Categorical(logits=mode)
+    return *gauss, *(torch.distributions.Categorical(logits=logits) for logits in (grip[..., :2], grip[..., 2:], mode))
 
 
 def test_log_probabilities_are_those_of_torch_summed_over_leaves_and_elements(head):

@@ -1,0 +1,88 @@
+"""Evaluation: streams of its own, the reference environments, and the same score whenever it is asked for."""
+
+import math
+
+import numpy as np
+import pytest
+
+from bigdm_ray.envs import find_task
+from bigdm_ray.errors import RunFailed
+from bigdm_ray.training.config import configure
+from bigdm_ray.training.evaluation import Evaluator, Score, bootstrap_interval, evaluate, play
+from bigdm_ray.training.learner import Learner
+from bigdm_ray.training.rollout import RandomPolicy
+
+COMMAND = {"desired_return": 8.0, "desired_horizon": 10.0}
+
+
+def policy_of(task):
+    return RandomPolicy(find_task(task).signature())
+
+
+def test_a_score_is_the_same_whenever_and_on_whatever_environment_it_is_asked_for():
+    """An evaluator keeps its environments; what it scored before, and how much, does not show."""
+    run = configure("udrl", "toy-mixed", ["--algorithm.hidden", "16,16", "--algorithm.channels", "4,4"])
+    weights = Learner(run.algorithm, {"toy-mixed": find_task("toy-mixed").signature()}, 5).weights(0)
+    kept, fresh = Evaluator(run), Evaluator(run)
+    kept.score(weights, COMMAND, 7, "validation", 0)
+    kept.score(weights, COMMAND, 60, "final", 0)
+    kept.score(weights, COMMAND, 7, "validation", 3)
+    a, b = kept.score(weights, COMMAND, 7, "validation", 1), fresh.score(weights, COMMAND, 7, "validation", 1)
+    np.testing.assert_array_equal(a.returns, b.returns)
+    np.testing.assert_array_equal(a.lengths, b.lengths)
+    for purpose, round in (("validation", 2), ("final", 1)):
+        assert not np.array_equal(a.returns, fresh.score(weights, COMMAND, 7, purpose, round).returns)
+    kept.close()
+    fresh.close()
+
+
+def test_episodes_are_played_on_the_reference_with_the_command_given():
+    task = find_task("lunarlander-sparse")
+    played = play(policy_of("lunarlander-sparse"), task, {"desired_return": np.full(3, 200, np.float32)}, 3, 1, "final", 0)
+    assert [e.command for e in played.episodes] == [{"desired_return": 200.0}] * 3
+    env = task.make(3, played.episodes[0].seed, "reference")
+    np.testing.assert_array_equal(env.reset(np.arange(3)).observations[""], np.stack([e.observations[""][0] for e in played.episodes]))
+    env.close()
+    assert {e.source for e in played.episodes} == {"final"}
+
+
+def test_the_summary_is_what_the_numbers_say():
+    score = Score(np.array([1.0, 2, 3, 6]), np.array([5, 5, 6, 8]), COMMAND)
+    told = score.summary(find_task("toy-vector"))
+    std = math.sqrt(14 / 4)
+    assert told["return_mean"] == 3 and told["return_std"] == pytest.approx(std)
+    assert (told["return_low"], told["return_high"]) == (pytest.approx(3 - 1.96 * std / 2), pytest.approx(3 + 1.96 * std / 2))
+    assert (told["return_min"], told["return_max"], told["length_mean"], told["return_episodes"]) == (1, 6, 6, 4)
+    assert told["normalized_score"] == pytest.approx(100 * (3 - 3.3) / (10 - 3.3))
+    assert score.summary(find_task("lunarlander"))["normalized_score"] is None
+
+
+def test_broken_episodes_are_left_out_and_nothing_but_broken_ones_is_told():
+    score = evaluate(policy_of("toy-broken"), find_task("toy-broken"), {}, 30, 1, "final", 0)
+    assert 0 < len(score.returns) < 30 and (score.lengths >= 8).all()
+    with pytest.raises(RunFailed, match=r"no evaluation episode of toy-nan could be played to its end: .*reward of nan"):
+        evaluate(policy_of("toy-nan"), find_task("toy-nan"), {}, 5, 1, "final", 0)
+
+
+def test_scoring_does_not_train():
+    """The weights that were scored are the weights that there were."""
+    run = configure("udrl", "toy-vector", ["--algorithm.hidden", "16,16"])
+    learner = Learner(run.algorithm, {"toy-vector": find_task("toy-vector").signature()}, 5)
+    before = learner.checksum()
+    evaluator = Evaluator(run)
+    evaluator.score(learner.weights(0), COMMAND, 5, "validation", 0)
+    evaluator.close()
+    assert learner.checksum() == before
+
+
+def test_bootstrap_intervals_cover_the_mean_and_shrink_with_the_sample():
+    chance = np.random.default_rng(0)
+    widths = []
+    for n in (25, 400):
+        values = chance.normal(5, 2, (n, 3))
+        low, high = bootstrap_interval(values)
+        assert low.shape == high.shape == (3,) and (low < values.mean(0)).all() and (values.mean(0) < high).all()
+        widths.append((high - low).mean())
+        assert widths[-1] == pytest.approx(2 * 1.96 * 2 / np.sqrt(n), rel=0.35)
+    assert widths[1] < widths[0] / 3
+    np.testing.assert_array_equal(bootstrap_interval(values)[0], bootstrap_interval(values)[0])

@@ -1,0 +1,91 @@
+"""Weights: what is saved is loaded, and everything else is told in a sentence."""
+
+import errno
+import os
+
+import numpy as np
+import pytest
+import torch
+from making import same_arrays
+from safetensors.numpy import save
+
+from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.training import params
+from bigdm_ray.training.params import Weights
+
+
+def network(width=4):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, width), torch.nn.BatchNorm1d(width))
+    net.register_buffer("odd", torch.tensor(3, dtype=torch.int64))
+    return net
+
+
+def test_weights_come_back_bit_for_bit_buffers_included(tmp_path):
+    weights = Weights.of(network(), (2, 2**40))
+    weights.save(tmp_path / "w.safetensors")
+    loaded = Weights.load(tmp_path / "w.safetensors")
+    assert loaded.version == (2, 2**40)
+    same_arrays(loaded.arrays, weights.arrays)
+    assert loaded.arrays["odd"] == 3 and loaded.arrays["odd"].dtype == np.int64
+    other = network()
+    for parameter in other.parameters():
+        torch.nn.init.ones_(parameter)
+    loaded.into(other)
+    same_arrays(Weights.of(other, (0, 0)).arrays, weights.arrays)
+    assert all(parameter.requires_grad for parameter in other.parameters())
+
+
+def test_loading_copies(tmp_path):
+    weights, net = Weights.of(network(), (0, 1)), network()
+    weights.into(net)
+    with torch.no_grad():
+        net[0].weight.add_(1)
+    assert not np.array_equal(weights.arrays["0.weight"], net[0].weight.detach().numpy())
+
+
+def test_weights_that_do_not_fit_are_refused_by_name():
+    weights = Weights.of(network(5), (0, 0))
+    with pytest.raises(UserError, match=r"'0\.weight' is \[5, 3\] where \[4, 3\] is expected"):
+        weights.into(network(4))
+    with pytest.raises(UserError, match="'odd' stands on one side only"):
+        Weights((0, 0), {name: values for name, values in weights.arrays.items() if name != "odd"}).into(network(5))
+
+
+def test_files_that_hold_no_weights_are_told(tmp_path):
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(UserError, match="there are no weights at"):
+        Weights.load(path)
+    weights = Weights.of(network(), (0, 0))
+    weights.save(path)
+    data = path.read_bytes()
+    torch.save(network().state_dict(), tmp_path / "foreign.pt")
+    foreign = (tmp_path / "foreign.pt").read_bytes()
+    foreign_metas = [{"schema_version": "1", "version": version} for version in ("[1]", "7", "null", '["a", "b"]')] + [{"version": "[0, 1]"}]
+    foreign_files = [save({"a": np.zeros(2)}, meta) for meta in (None, *foreign_metas)]
+    for wrong in (b"", data[:20], data[:-8], foreign, b"\x80\x04hello", *foreign_files):
+        path.write_bytes(wrong)
+        with pytest.raises(UserError, match="does not hold weights of this project"):
+            Weights.load(path)
+
+
+def test_weights_of_a_newer_version_are_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(params, "SCHEMA_VERSION", params.SCHEMA_VERSION + 1)
+        Weights.of(network(), (0, 1)).save(tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=f"schema version {params.SCHEMA_VERSION + 1}.*update bigdm_ray"):
+        Weights.load(tmp_path / "w.safetensors")
+
+
+def test_a_full_disk_leaves_the_weights_that_were_there(tmp_path, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    Weights.of(network(), (0, 1)).save(path)
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunFailed, match="No space left"):
+        Weights.of(network(), (0, 2)).save(path)
+    assert Weights.load(path).version == (0, 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
