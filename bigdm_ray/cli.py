@@ -1,4 +1,4 @@
-"""The console script `bigdm`, and the command-line parser that its doors share.
+"""The console script `bigdm`.
 
     bigdm run udrl lunarlander        the same as python -m bigdm_ray.run udrl lunarlander
     bigdm --help                      every door with a line about it
@@ -9,24 +9,17 @@ help is the beginning of its docstring, read without importing it, so `bigdm --h
 
 from __future__ import annotations
 
-import argparse
 import ast
-import dataclasses
 import importlib
 import re
-import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 from bigdm_ray import __version__
 from bigdm_ray.doors import door
 from bigdm_ray.errors import UserError, nearest
-from bigdm_ray.settings import checked, converted, flag
 
-T = TypeVar("T")
 _END = re.compile(r"^ +raise SystemExit\(door\(main\)\)$", re.MULTILINE)
-_NUMBER = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
 
 
 def doors() -> dict[str, str]:
@@ -69,44 +62,6 @@ def open_door(arguments: list[str]) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """The console script; its exit code."""
     return door(open_door, arguments)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse for doors: a mistake is a UserError, and flags come from a settings dataclass that checks their values."""
-
-    def error(self, message: str) -> typing.NoReturn:
-        """Raise UserError with one sentence; for an unknown flag with the nearest ones."""
-        if message.startswith("unrecognized arguments: "):
-            word = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
-            known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-            message = f"unknown argument {word!r}{nearest(word, known) if word.startswith('-') else ''}"
-        raise UserError(f"{message} (`{self.prog} --help` explains the arguments)")
-
-    def add_settings(self, kind: type[Any]) -> None:
-        """Add a flag for each field of a settings dataclass."""
-        for field in dataclasses.fields(kind):
-            choices = f", one of {', '.join(field.metadata['choices'])}" if field.metadata["choices"] else ""
-            default = "" if field.default in (None, ()) else f" (default: {field.default})"
-            self.add_argument(flag(field.name), dest=field.name, metavar="X", help=f"{field.metadata['help']}{choices}{default}".replace("%", "%%"))
-
-    def parse(self, arguments: list[str]) -> argparse.Namespace:
-        """`parse_args`, where the value after a flag may be a negative number or a list that begins with one."""
-        joined: list[str] = []
-        for word in arguments:
-            if joined and joined[-1].startswith("--") and "=" not in joined[-1] and _NUMBER.match(word):
-                joined[-1] += f"={word}"
-            else:
-                joined.append(word)
-        return self.parse_args(joined)
-
-    @staticmethod
-    def settings(kind: type[T], given: argparse.Namespace) -> T:
-        """The settings that the flags of `add_settings` gave. Raises UserError for a value out of range."""
-        hints = typing.get_type_hints(kind)
-        typed = {name: converted(hint, getattr(given, name), name) for name, hint in hints.items() if getattr(given, name) is not None}
-        made = kind(**typed)
-        checked(made, "")
-        return made
 
 
 if __name__ == "__main__":

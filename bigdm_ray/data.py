@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bigdm_ray.cli import Parser
-from bigdm_ray.doors import door
+from bigdm_ray.doors import Parser, door
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.replay.shard import SUFFIX
 from bigdm_ray.replay.store import verify

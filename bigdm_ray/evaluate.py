@@ -23,8 +23,7 @@ import numpy as np
 import torch
 
 from bigdm_ray.algorithms.base import Mode, Policy
-from bigdm_ray.cli import Parser
-from bigdm_ray.doors import door
+from bigdm_ray.doors import Parser, door
 from bigdm_ray.envs.task import Task
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.replay.shard import publish

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bigdm_ray.cli import Parser
-from bigdm_ray.doors import door
+from bigdm_ray.doors import Parser, door
 from bigdm_ray.errors import RunFailed, UserError, nearest
 from bigdm_ray.evaluate import MODES, command_of, policy_of, write_json
 from bigdm_ray.settings import setting, to_json

@@ -49,6 +49,9 @@ def main(arguments: list[str]) -> int:
     terminal = None if asked.quiet else Terminal(run.budget.env_steps)
     try:
         summary = train(run, folder, terminal, resume=asked.resume, local=asked.local)
+    except KeyboardInterrupt:
+        print(f"stopped; --folder {folder} --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
     finally:
         if terminal is not None:
             terminal.close()

@@ -109,7 +109,7 @@ class PlayerActor:
         self._player = Player(run_from_json(run))
 
     def play(
-        self, weights: Weights | None, round: int, group: int, era: tuple[int, int], commands: Columns, count: int, version: tuple[int, int]
+        self, weights: Weights | None, round: int, group: int, era: tuple[int, int, int], commands: Columns, count: int, version: tuple[int, int]
     ) -> tuple[bytes, dict[str, Any]]:
         """(the episodes as the bytes of a shard, a summary of a few hundred bytes)."""
         before = self._player.busy_s

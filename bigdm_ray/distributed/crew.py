@@ -27,8 +27,11 @@ from bigdm_ray.training.params import Weights
 class RayCrew:
     """Players, the replay actor, the learners and the evaluator, each remade when it dies."""
 
-    def __init__(self, run: Run, folder: Path, resumed: Checkpoint | None, incarnation: int) -> None:
+    def __init__(self, run: Run, folder: Path, resumed: Checkpoint | None, incarnation: int, rolled_back: Callable[[int, int], None]) -> None:
+        """`rolled_back(learner step, incarnation)` is told when the learners went back to a checkpoint."""
         self._run = run
+        self._incarnation = incarnation
+        self._rolled_back = rolled_back
         settings = run.to_json()
         where = str(folder.resolve())
         self.players = [Station("rollout actor", PlayerActor, cpu_options(), (settings,)) for _ in range(run.machines.actors)]
@@ -60,11 +63,20 @@ class RayCrew:
         self.living, _ = self.living.merged(receipt.added, self._run.algorithm.retention())
         self._taken += receipt.shards
 
-    def refetch(self) -> None:
-        """After learners were made anew: they know nothing, so they are told all."""
-        self._taken, self._moved, self._gone = self.replay.insist("shards"), [], []
-        self._step = self.learners.step
-        self._refresh()
+    def learned(self, progress: Progress, weights_ref: Any) -> None:
+        """Note an answered update."""
+        self.learners.answered()
+        self._step, self._weights_ref = progress.step, weights_ref
+
+    def learners_lost(self, generation: int, error: BaseException) -> None:
+        """Make the learners anew, unless that is done; they know nothing, so they are told all. Raises what is no death."""
+        if not self.learners.is_death(error):
+            raise error
+        if self.learners.died(generation, error):
+            self._taken, self._moved, self._gone = self.replay.insist("shards"), [], []
+            self._step = self.learners.step
+            self._refresh()
+            self._rolled_back(self._step, self.learners.incarnation)
 
     def _refresh(self) -> None:
         """Have the newest weights at hand, from an update of no steps that also takes in all shards."""
@@ -83,12 +95,8 @@ class RayCrew:
 
     @property
     def weights_ref(self) -> Any:
-        """Reference to the newest weights: it travels, the driver reads it only to save or to evaluate."""
+        """Reference to the newest weights: it travels, the driver reads it only to evaluate."""
         return self._weights_ref
-
-    @weights_ref.setter
-    def weights_ref(self, ref: Any) -> None:
-        self._weights_ref = ref
 
     # --- the verbs
 
@@ -117,7 +125,7 @@ class RayCrew:
         station = self.players[group % len(self.players)]
         mine = {name: values[share] for name, values in commands.items()}
         weights = None if random else self._weights_ref
-        era = (saves, station.generation)
+        era = (saves, self._incarnation, station.generation)
         version = (self.learners.incarnation, 0)
         refs = station.call("play", weights, round, group, era, mine, share.stop - share.start, version, returns=2)
         return station, station.generation, refs
@@ -131,13 +139,9 @@ class RayCrew:
             refs = self.learners.update(self.moves(), target - self._step)
             try:
                 progress = ray.get(refs[1:])[0]
-                self._step, self._weights_ref = progress.step, refs[0]
-                self.learners.answered()
+                self.learned(progress, refs[0])
             except RayError as error:
-                if not self.learners.is_death(error):
-                    raise
-                self.learners.died(generation, error)
-                self.refetch()
+                self.learners_lost(generation, error)
         return progress
 
     def table(self) -> Table:
@@ -161,20 +165,14 @@ class RayCrew:
             try:
                 step, state = self.learners.state()
                 break
-            except DEATHS as error:
-                self.learners.died(generation, error)
-                self.refetch()
+            except RayError as error:
+                self.learners_lost(generation, error)
         self._step = step
-        names, self.living = self.replay.insist("compact")
+        names = self.replay.insist("compact")
         write(step, state, names)
         self._moved += names
         self._gone += self.replay.insist("release")
         self._taken = [name for name in self._taken if name not in self._gone]
-
-    @property
-    def step(self) -> int:
-        """The learner step that the last answered call reached."""
-        return self._step
 
     def close(self) -> None:
         """Let Ray end the actors with the run."""

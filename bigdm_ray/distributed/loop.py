@@ -36,7 +36,7 @@ IN_FLIGHT = 2
 
 def train_on_ray(run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None) -> dict[str, Any]:
     """Train with Ray; the summary. Raises UserError, and RunFailed with everything stored so far kept."""
-    home = RunFolder(folder).claim(run, resume)
+    home = RunFolder(folder).claim(run, resume, exact=run.machines.lock_step)
     try:
         with cluster(run):
             return _train(run, folder, home, resume, listeners or [])
@@ -58,11 +58,12 @@ def _train(run: Run, folder: Path, home: RunFolder, resume: bool, listeners: lis
     session = Session(run, home, [TensorBoard(folder / "tensorboard"), *listeners], resumed, exact)
     crew: RayCrew | None = None
     try:
-        crew = RayCrew(run, folder, resumed if exact else None, session.counters.incarnation)
+        driver = Driver(session)
+        crew = RayCrew(run, folder, resumed if exact else None, session.counters.incarnation, driver.rolled_back)
         if exact:
             loop(session, crew)
         else:
-            Driver(session, crew).drive()
+            driver.drive(crew)
         return session.finish(crew) | {"folder": str(folder)}
     finally:
         if crew is not None:
@@ -97,19 +98,29 @@ class Job:
 class Driver:
     """Asynchronous training: keeps rollouts, storing, learning and evaluation in flight until the budget is spent."""
 
-    def __init__(self, session: Session, crew: RayCrew) -> None:
-        self.session, self.crew = session, crew
+    crew: RayCrew
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
         self._jobs: dict[Any, Job] = {}
         self._playing = {group: 0 for group in range(session.run.groups)}
         self._learning = 0
         self._owed_in_flight = 0
         self._evaluating = False
         self._warm_up_asked = session.counters.episodes > 0
+        self._warming_up = 0
         self._next_round = session.counters.round
-        self._steps_in_flight = 0
+        self._episodes_in_flight = 0
 
-    def drive(self) -> None:
+    def rolled_back(self, step: int, incarnation: int) -> None:
+        """The learners were made anew: calls that the dead ones held are not waited for, their steps are owed again."""
+        self._jobs = {ref: job for ref, job in self._jobs.items() if not job.learning}
+        self._learning = self._owed_in_flight = 0
+        self.session.rolled_back(step, incarnation)
+
+    def drive(self, crew: RayCrew) -> None:
         """Until the budget is spent: hand out, wait, read."""
+        self.crew = crew
         session = self.session
         session.begin()
         while not session.spent():
@@ -139,6 +150,7 @@ class Driver:
         while self._jobs:
             self._settle(timeout=1.0)
         self.session.learned(self.crew.learn(self._owed()))
+        self.session.counters.round, self.session.counters.open_rounds = self._next_round, []
 
     def _save(self) -> None:
         counters = self.session.counters
@@ -153,8 +165,8 @@ class Driver:
         if not self._warm_up_asked:
             self._warm_up_asked = True
             for group in range(run.groups):
-                self._play(group, {}, run.share(run.algorithm.warm_up(), group), random=True)
-        if session.counters.episodes >= run.algorithm.warm_up():
+                self._warming_up += self._play(group, {}, run.share(run.algorithm.warm_up(), group), random=True)
+        if not self._warming_up and (session.counters.learner_step > 0 or not self._owed()):
             self._start_rollouts()
         self._start_learning()
 
@@ -174,15 +186,17 @@ class Driver:
         """Whether what is in flight will spend the environment steps that are left, by the mean length so far."""
         counters = self.session.counters
         mean = counters.env_steps / max(1, counters.episodes)
-        return counters.env_steps + self._steps_in_flight * mean >= self.session.run.budget.env_steps
+        return counters.env_steps + self._episodes_in_flight * mean >= self.session.run.budget.env_steps
 
-    def _play(self, group: int, commands: Columns, share: slice, random: bool) -> None:
+    def _play(self, group: int, commands: Columns, share: slice, random: bool) -> int:
+        """Begin a round of a group; how many were begun."""
         if share.stop == share.start:
-            return
+            return 0
         round, self._next_round = self._next_round, self._next_round + 1
         self._playing[group] += 1
-        self._steps_in_flight += share.stop - share.start
+        self._episodes_in_flight += share.stop - share.start
         self._submit_play(round, group, commands, share, random)
+        return 1
 
     def _submit_play(self, round: int, group: int, commands: Columns, share: slice, random: bool) -> None:
         station, generation, (data, summary) = self.crew.submit(round, group, self.session.counters.saves, commands, share, random)
@@ -210,7 +224,8 @@ class Driver:
         def done(answer: list[Any]) -> None:
             station.answered()
             self.crew.stored(answer[0])
-            self._steps_in_flight -= count
+            self._episodes_in_flight -= count
+            self._warming_up = max(0, self._warming_up - 1)
             self.session.played(as_round(answer[0], [summary]))
             self._evaluate_if_due()
 
@@ -237,26 +252,15 @@ class Driver:
         self._owed_in_flight += steps
 
         def lost(error: BaseException) -> None:
-            if not learners.is_death(error):
-                raise error
-            if learners.died(generation, error):
-                self._forget_learning()
-                self.crew.refetch()
-                self.session.rolled_back(self.crew.step, learners.incarnation)
+            self.crew.learners_lost(generation, error)
 
         def done(answer: list[Any]) -> None:
-            learners.answered()
             self._learning -= 1
             self._owed_in_flight -= steps
-            self.crew.weights_ref = weights
+            self.crew.learned(answer[0], weights)
             self.session.learned(answer[0])
 
         self._jobs[progress[0]] = Job(progress, done, lost, learning=True)
-
-    def _forget_learning(self) -> None:
-        """The learners were made anew: calls that the dead ones held are not waited for."""
-        self._jobs = {ref: job for ref, job in self._jobs.items() if not job.learning}
-        self._learning = self._owed_in_flight = 0
 
     # --- evaluation
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import ray
 
-from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay.store import Receipt, Store, Table
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import run_from_json
@@ -41,9 +40,9 @@ class ReplayActor:
         """Names of the shards that hold living episodes."""
         return self._store.living_shards()
 
-    def compact(self) -> tuple[list[str], Table]:
-        """Compact where it pays; (shards that hold living episodes, the table)."""
-        return self._store.compact(), self._store.table
+    def compact(self) -> list[str]:
+        """Compact where it pays; names of the shards that hold living episodes."""
+        return self._store.compact()
 
     def release(self) -> list[str]:
         """Unlink what neither lives nor is named by a checkpoint; the names that went."""
@@ -52,11 +51,3 @@ class ReplayActor:
     def problems(self) -> list[str]:
         """What was wrong with the folder when it was opened."""
         return self._store.problems
-
-
-def episodes_on_disk(folder: Path) -> Table:
-    """Every episode of a store's shards, living or not, each once."""
-    store = Store(folder, flat_bytes=0, write=False).open()
-    if store.problems:
-        raise RunFailed(store.problems[0])
-    return store.table

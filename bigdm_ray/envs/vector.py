@@ -7,6 +7,7 @@ environments (gymnasium's SyncVectorEnv cannot step a subset); `EnvPoolRows` is 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -147,19 +148,41 @@ class EnvPoolRows:
         self.signature = signature
         (self._action_path, self._action) = next(iter(signature.actions.items()))
         self._path = next(iter(signature.observations))
-        self._env = envpool.make(env_id, "gymnasium", num_envs=n, seed=seed % 2**31, num_threads=1, **options)
+        self._new = functools.partial(envpool.make, env_id, "gymnasium", num_envs=n, num_threads=1, **options)
+        self._seed = seed % 2**31
+        self._env = self._make()
+
+    def _make(self) -> Any:
+        made = self._new(seed=self._seed)
+        with warnings.catch_warnings():  # it builds its own spaces when they are first looked at, and warns of their precision
+            warnings.simplefilter("ignore")
+            _ = made.observation_space, made.action_space
+        return made
 
     def reset(self, rows: np.ndarray) -> Step:
         """See VectorEnv."""
-        observations, _ = self._env.reset(rows.astype(np.int32))
+        try:
+            observations, _ = self._env.reset(rows.astype(np.int32))
+        except (RuntimeError, ValueError) as error:
+            return self._failed(len(rows), error)
         return still(len(rows), {self._path: observations.astype(np.float32, copy=False)})
 
     def step(self, rows: np.ndarray, actions: Arrays) -> Step:
         """See VectorEnv."""
         action = actions[self._action_path].astype(self._action.dtype, copy=False)
-        observations, rewards, terminated, truncated, _ = self._env.step(action, rows.astype(np.int32))
+        try:
+            observations, rewards, terminated, truncated, _ = self._env.step(action, rows.astype(np.int32))
+        except (RuntimeError, ValueError) as error:
+            return self._failed(len(rows), error)
         seen = {self._path: observations.astype(np.float32, copy=False)}
         return Step(seen, rewards.astype(np.float32, copy=False), terminated, truncated)
+
+    def _failed(self, m: int, error: Exception) -> Step:
+        """All rows fail, and are made anew with other seeds."""
+        self._seed = (self._seed + self.n) % 2**31
+        self._env = self._make()
+        nothing = {path: np.zeros((m, *leaf.shape), leaf.dtype) for path, leaf in self.signature.observations.items()}
+        return still(m, nothing, dict.fromkeys(range(m), f"{type(error).__name__}: {error}"))
 
     def reseed(self, seed: int) -> None:
         """EnvPool fixes its seeds when it is made."""

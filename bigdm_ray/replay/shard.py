@@ -133,7 +133,7 @@ def unwritten(path: Path, error: OSError) -> RunFailed:
     """One sentence for a file that could not be written, with what may help."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     help = "free some space" if full else "see that its folder exists and may be written"
-    return RunFailed(f"cannot write {path}: {error.strerror or error}; {help}, then --resume")
+    return RunFailed(f"cannot write {path}: {error.strerror or error}; {help}, then try again (a run goes on with --resume)")
 
 
 def sync_folder(folder: Path) -> None:

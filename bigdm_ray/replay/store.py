@@ -370,6 +370,8 @@ def verify(folder: Path) -> tuple[int, int, list[str]]:
                     raise CorruptShard(f"in its episode {opened.ids[row]}, {problem}")
             sound, episodes = sound + 1, episodes + len(opened.ids)
         except CorruptShard as error:
+            if not path.exists():  # a run that goes on has let go of it
+                continue
             path.rename(path.with_name(f"{path.name}.corrupt"))
             problems.append(f"shard {path} is set aside as {path.name}.corrupt: {error}")
     return sound, episodes, problems

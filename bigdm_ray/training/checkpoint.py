@@ -40,7 +40,10 @@ class Counters:
     reports: int = 0
     incarnation: int = 0  # starts of the run; a resume adds one, unless it repeats the run exactly
     best_return: float | None = None
+    learned: int = 0  # learner steps taken, those that were owed again counted each time
     wall_s: float = 0.0
+    play_s: float = 0.0  # seconds spent playing and learning, all actors together
+    learn_s: float = 0.0
     barren: int = 0  # rounds in a row without one sound episode
     open_rounds: list[int] = field(default_factory=list)  # rounds in flight at a save (asynchronous runs)
 

@@ -1,8 +1,8 @@
 """Run: everything that decides a run, made once and never written to; and how a command line becomes one.
 
 Flags are the paths of the fields (`--algorithm.learning-rate`), so whatever a dataclass declares can be typed, is
-explained by `--help` with its default, and stands in `run.json`. Order of precedence: defaults, the preset of
-(algorithm, task), `--config FILE`, flags.
+explained by `--help` with its default, and stands in `run.json`. What comes later wins: the defaults, `--config FILE`,
+the preset of (algorithm, task), which with a `--config` must be named, and the flags.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bigdm_ray.algorithms.base import Algorithm, find_algorithm
+from bigdm_ray.doors import Parser
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError, nearest
 from bigdm_ray.settings import checked, converted, flag, from_json, setting, to_json
@@ -116,13 +117,15 @@ class Run:
 
 def run_from_json(data: Mapping[str, Any]) -> Run:
     """The Run of a run.json. Raises UserError for one of a newer version or with unknown settings."""
-    version = data.get("schema_version")
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise UserError(f"run.json has schema version {version!r}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray")
+    version = data.get("schema_version") if isinstance(data, Mapping) else None
+    if not isinstance(version, int):
+        raise UserError("run.json is not one of this project (it has no schema_version)")
+    if version > SCHEMA_VERSION:
+        raise UserError(f"run.json has schema version {version}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray")
     try:
         settings = dict(data["algorithm"])
         kind = find_algorithm(settings.pop("name"))
-        rest = {k: v for k, v in data.items() if k not in ("schema_version", "algorithm", "dataset", "versions")}
+        rest = {k: v for k, v in data.items() if k not in ("schema_version", "algorithm", "loop", "versions")}
         hints = typing.get_type_hints(Run)
         given: dict[str, Any] = {}
         for name, value in rest.items():
@@ -171,20 +174,11 @@ def settings_of(kind: type[Algorithm]) -> Iterator[tuple[str, Any, Any, str]]:
                 yield f"{prefix}.{f.name}", hints[f.name], f.default, f.metadata["help"] + choices
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> typing.NoReturn:
-        if message.startswith("unrecognized arguments: "):
-            word = message.removeprefix("unrecognized arguments: ").split()[0]
-            known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-            message = f"unknown argument {word!r}{nearest(word.split('=')[0], known) if word.startswith('--') else ''}"
-        raise UserError(message)
-
-
 def parse(arguments: list[str]) -> Door:
     """`ALGORITHM TASK [flags]` as a Door. Raises UserError; exits 0 after --help."""
     if arguments and not arguments[0].startswith("-"):
         find_algorithm(arguments[0])  # an unknown name is told before its flags are
-    parser = _Parser(
+    parser = Parser(
         prog="python -m bigdm_ray.run",
         description="Train a policy and leave a run folder.",
         epilog="`python -m bigdm_ray.run ALGORITHM TASK --help` also lists every hyperparameter with its default for that task.",
@@ -215,7 +209,7 @@ def parse(arguments: list[str]) -> Door:
     if "--help" in arguments or "-h" in arguments:
         parser.print_help()
         raise SystemExit(0)
-    given = parser.parse_args(arguments)
+    given = parser.parse(arguments)
     if kind is None or given.task is None:
         raise UserError("an ALGORITHM and a TASK are expected, as in: python -m bigdm_ray.run udrl lunarlander")
     typed = {path: converted(hint, getattr(given, path), path) for path, hint in flags.values() if getattr(given, path) is not None}

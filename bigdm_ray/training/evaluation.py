@@ -54,6 +54,7 @@ class Evaluator:
         self._task = find_task(run.task)
         self._model = run.algorithm.build({self._task.name: self._task.signature()})
         self._model.eval()
+        self._policy = run.algorithm.policy(self._model, cast(Mode, run.evaluations.mode))
         self._env: VectorEnv | None = None
 
     def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int) -> Score:
@@ -63,8 +64,7 @@ class Evaluator:
         if self._env is None or self._env.n != rows:
             self.close()
             self._env = self._task.make(rows, 0, "reference")
-        policy = self._run.algorithm.policy(self._model, cast(Mode, self._run.evaluations.mode))
-        return evaluate(policy, self._task, command, episodes, self._run.seed, purpose, round, self._env)
+        return evaluate(self._policy, self._task, command, episodes, self._run.seed, purpose, round, self._env)
 
     def close(self) -> None:
         """Close the environments."""

@@ -60,7 +60,6 @@ class Learner:
         device: str = "cpu",
         rank: int = 0,
         world: int = 1,
-        max_norm: float | None = None,
     ) -> None:
         self.algorithm = algorithm
         self.seed = seed
@@ -70,7 +69,6 @@ class Learner:
         self.model: nn.Module = algorithm.build(signatures).to(self.device)
         self.optimizers = algorithm.optimizers(self.model)
         self.step = 0
-        self.max_norm = max_norm
         self._view = algorithm.view()
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
 
@@ -108,8 +106,6 @@ class Learner:
         else:
             loss.sum.backward()
             metrics = self._reduce(loss.weight.detach(), loss.metrics)
-        if self.max_norm is not None:
-            metrics["train/gradient_norm"] = nn.utils.clip_grad_norm_(self._parameters, self.max_norm)
         for optimizer in self.optimizers.values():
             optimizer.step()
         return metrics

@@ -86,7 +86,7 @@ def loop(session: Session, crew: Crew) -> None:
     """Train in lock-step until the budget is spent."""
     run, counters = session.run, session.counters
     session.begin()
-    if counters.episodes == 0 and counters.round == 0:
+    if counters.round == 0 and run.algorithm.warm_up():
         session.played(crew.play(0, 0, {}, run.algorithm.warm_up(), random=True))
     while not session.spent():
         session.learned(crew.learn(session.owed(crew.table())))
@@ -122,8 +122,6 @@ class Session:
         self._began = time.monotonic()
         self._before = self.counters.wall_s
         self._mark = (time.monotonic(), self.counters.env_steps, self.counters.learner_step)
-        self.play_s = self.learn_s = 0.0
-        self._played_here = self._learned_here = 0
         self.command: dict[str, float] = {}
         self.problems: list[str] = []
 
@@ -182,8 +180,7 @@ class Session:
         counters.episodes += len(round.added)
         counters.discarded += round.discarded
         counters.barren = 0 if len(round.added) else counters.barren + 1
-        self.play_s += round.busy_s
-        self._played_here += round.env_steps
+        counters.play_s += round.busy_s
         self.problems = (self.problems + round.problems)[-100:]
         if counters.barren >= BARREN_ROUNDS:
             raise RunFailed(
@@ -202,8 +199,8 @@ class Session:
     def learned(self, progress: Progress) -> None:
         """Note where the learner stands."""
         self.counters.learner_step = progress.step
-        self.learn_s += progress.busy_s
-        self._learned_here += progress.steps
+        self.counters.learn_s += progress.busy_s
+        self.counters.learned += progress.steps
         if progress.steps:
             self._means.add(progress.metrics, progress.steps)
 
@@ -255,30 +252,27 @@ class Session:
         """What a checkpoint must be of."""
         return {"algorithm": self.run.algorithm.name, "task": self.run.task}
 
-    def save(self, crew: Crew) -> None:
-        """Report, then write a checkpoint with the weights beside it."""
-        self.counters.saves = max(self.counters.saves + 1, self.counters.env_steps // self.run.saves.every)
+    def save(self, crew: Crew) -> tuple[Weights, dict[str, float]]:
+        """Report, then write a checkpoint, and the same weights with their command beside it; these two."""
+        counters, saved = self.counters, []
+        counters.saves = max(counters.saves + 1, counters.env_steps // self.run.saves.every)
         self.report()
 
         def write(step: int, learner: dict[str, np.ndarray], shards: list[str]) -> None:
-            self.counters.learner_step = step
-            checkpoint.write(self.folder.checkpoints, self.counters, shards, self.lines.offset, learner, crew.table().ids, self.identity)
+            counters.learner_step = step
+            saved.append(Weights((counters.incarnation, step), {name[6:]: v for name, v in learner.items() if name.startswith("model/")}))
+            checkpoint.write(self.folder.checkpoints, counters, shards, self.lines.offset, learner, crew.table().ids, self.identity)
 
         crew.save(write)
-        self._save_last(crew)
-
-    def _save_last(self, crew: Crew) -> tuple[Weights, dict[str, float]]:
-        weights, table = crew.weights(), crew.table()
-        command = self.run.algorithm.evaluation_command(table) if len(table) else {}
-        save_weights(self.folder, "last", weights, command, None)
-        return weights, command
+        command = self.run.algorithm.evaluation_command(crew.table()) if len(crew.table()) else {}
+        save_weights(self.folder, "last", saved[0], command, None)
+        return saved[0], command
 
     def finish(self, crew: Crew) -> dict[str, Any]:
         """Save, score the last and the best weights on fresh seeds, and write the summary. Raises RunFailed without episodes."""
         if not len(crew.table()):
             raise RunFailed("the budget was spent before a single episode was stored; give --budget.minutes or --budget.env-steps more")
-        self.save(crew)
-        weights, command = self._save_last(crew)
+        weights, command = self.save(crew)
         episodes = self.run.evaluations.final_episodes
         score = crew.score(weights, command, episodes, "final", 0)
         last = score.summary(self.task)
@@ -306,8 +300,8 @@ class Session:
             "command": command,
             "mode": self.run.evaluations.mode,
             "wall_s": counters.wall_s,
-            "rollout_env_steps_per_s": self._played_here / max(self.play_s, 1e-9),
-            "learner_steps_per_s": self._learned_here / max(self.learn_s, 1e-9),
+            "rollout_env_steps_per_s": counters.env_steps / max(counters.play_s, 1e-9),
+            "learner_steps_per_s": counters.learned / max(counters.learn_s, 1e-9),
             "incarnation": counters.incarnation,
             "problems": self.problems,
             "versions": versions(),
@@ -357,7 +351,7 @@ class LocalCrew:
             share = self._run.share(count, group)
             mine = {name: values[share] for name, values in commands.items()}
             if share.stop > share.start:
-                parts.append(self._player.play(weights, round, group, (saves, 0), mine, share.stop - share.start))
+                parts.append(self._player.play(weights, round, group, (saves, self._incarnation, 0), mine, share.stop - share.start))
         receipt = self.store.add([episode for part in parts for episode in part.episodes])
         version = weights.version if weights else (self._incarnation, 0)
         return gathered(parts, receipt.added, version, self._player.busy_s - before)
@@ -410,7 +404,7 @@ def check_living(table: Table, problems: list[str], resumed: Checkpoint) -> None
 
 def train_local(run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None) -> dict[str, Any]:
     """Train in this process; the summary. Raises UserError, and RunFailed with everything stored so far kept."""
-    home = RunFolder(folder).claim(run, resume)
+    home = RunFolder(folder).claim(run, resume, exact=True)
     crew: LocalCrew | None = None
     session: Session | None = None
     try:

@@ -29,13 +29,13 @@ class Player:
         self._policy = run.algorithm.policy(self._model, "sample")
         self._random = RandomPolicy(self._signature)
         self._version: tuple[int, int] | None = None
-        self._envs: dict[int, tuple[tuple[int, int], int, VectorEnv]] = {}
+        self._envs: dict[int, tuple[tuple[int, int, int], int, VectorEnv]] = {}
         self.busy_s = 0.0
 
-    def play(self, weights: Weights | None, round: int, group: int, era: tuple[int, int], commands: Columns, count: int) -> Played:
+    def play(self, weights: Weights | None, round: int, group: int, era: tuple[int, int, int], commands: Columns, count: int) -> Played:
         """Play `count` episodes of a round in a group's environments, at random where there are no weights.
 
-        `era` is (save index, attempt): environments are made anew where it changes.
+        `era` is (save index, incarnation of the run, attempt): environments are made anew where it changes.
         """
         began = time.perf_counter()
         if weights is not None and weights.version != self._version:
@@ -50,7 +50,7 @@ class Player:
         self.busy_s += time.perf_counter() - began
         return played
 
-    def _environments(self, group: int, era: tuple[int, int]) -> tuple[int, VectorEnv]:
+    def _environments(self, group: int, era: tuple[int, int, int]) -> tuple[int, VectorEnv]:
         held = self._envs.get(group)
         if held is None or held[0] != era:
             if held is not None:

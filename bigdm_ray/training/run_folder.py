@@ -23,6 +23,8 @@ from bigdm_ray.replay.shard import publish
 from bigdm_ray.training.config import Run, read_run
 from bigdm_ray.training.params import Weights
 
+LOOPS = {True: "lock-step", False: "asynchronous"}
+
 
 class RunFolder:
     """The paths of a run. `claim` makes or reopens one for writing and locks it against a second writer."""
@@ -39,31 +41,40 @@ class RunFolder:
         """Where the `last` or `best` weights are."""
         return self.path / "weights" / f"{which}.safetensors"
 
-    def claim(self, run: Run, resume: bool) -> RunFolder:
-        """Make the folder for `run`, or with `resume` reopen the one that holds it. Raises UserError."""
+    def claim(self, run: Run, resume: bool, exact: bool) -> RunFolder:
+        """Make the folder for `run`, or with `resume` reopen the one that holds it. Raises UserError.
+
+        `exact` runs are in lock-step. They drop what was stored after their checkpoint and play it again, which an
+        asynchronous run must never do, so neither kind is resumed as the other.
+        """
         holds_run = (self.path / "run.json").is_file()
         if resume and not holds_run:
             raise UserError(f"--resume: there is no run in {self.path}; leave --resume out to begin one there")
         if resume:
-            self._same(run)
+            self._same(run, exact)
         elif self.path.exists() and (not self.path.is_dir() or any(p.name != ".lock" for p in self.path.iterdir())):
             what = "already holds a run; give --resume to go on with it" if holds_run else "is not empty"
             raise UserError(f"--folder {self.path} {what}, or choose another folder")
         try:
-            for folder in (self.store, self.checkpoints, self.path / "weights"):
-                folder.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not holds_run:
+                publish(self.path / "run.json", json.dumps(run.to_json() | {"loop": LOOPS[exact], "versions": versions()}, indent=1).encode())
+            for folder in (self.store, self.checkpoints, self.path / "weights"):
+                folder.mkdir(exist_ok=True)
         except BlockingIOError:
             raise UserError(f"--folder {self.path} is in use by another process; wait for it to end") from None
         except OSError as error:
             raise UserError(f"--folder {self.path} cannot be written: {error.strerror}; choose another folder") from None
-        if not holds_run:
-            publish(self.path / "run.json", json.dumps(run.to_json() | {"versions": versions()}, indent=1).encode())
         return self
 
-    def _same(self, run: Run) -> None:
+    def _same(self, run: Run, exact: bool) -> None:
         """Refuse to resume another run; the budget and the machines may change, nothing else."""
+        began = json.loads((self.path / "run.json").read_text()).get("loop", LOOPS[exact])
+        if began != LOOPS[exact]:
+            how = "with --local, or with --machines.lock-step true" if not exact else "without --local and --machines.lock-step"
+            raise UserError(f"--folder {self.path} holds a run that began as {began}; resume it {how}")
         mine, theirs = run.to_json(), read_run(self.path).to_json()
         for key in ("algorithm", "task", "seed", "rollouts", "evaluations", "saves"):
             if mine[key] != theirs[key]:

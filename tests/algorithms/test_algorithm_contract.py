@@ -42,13 +42,13 @@ def built(kind, task, seed=0, **more):
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    """For each of some toy tasks, a store of the best 60 of 600 random episodes: something can be learnt from those."""
+    """For each of some toy tasks, a store of the best 40 of 400 random episodes: something can be learnt from those."""
     made = {}
 
     def of(task):
         if task not in made:
-            made[task] = Store(tmp_path_factory.mktemp(task), Retention("best", 60))
-            made[task].add(played(task, 600).episodes)
+            made[task] = Store(tmp_path_factory.mktemp(task), Retention("best", 40))
+            made[task].add(played(task, 400).episodes)
         return made[task]
 
     return of

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import bigdm_ray
+from bigdm_ray.replay import Store, Table
 from bigdm_ray.training.config import Run
 
 TINY = (
@@ -48,3 +49,10 @@ def kill_one(kind: str, pid: int | None = None) -> bool:
             os.kill(child, signal.SIGKILL)
             return True
     return False
+
+
+def episodes_on_disk(folder: Path) -> Table:
+    """Every episode of a store's shards, living or not, each once."""
+    store = Store(folder, flat_bytes=0, write=False).open()
+    assert store.problems == []
+    return store.table

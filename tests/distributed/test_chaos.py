@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TINY, kill_one, tiny
+from helpers import TINY, episodes_on_disk, kill_one, tiny
 
 from bigdm_ray.distributed.crew import RayCrew
 from bigdm_ray.distributed.loop import train_on_ray
-from bigdm_ray.distributed.replay import episodes_on_disk
 from bigdm_ray.replay import Store, Table
 from bigdm_ray.replay.store import Receipt
 from bigdm_ray.training import checkpoint

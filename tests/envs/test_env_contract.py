@@ -1,5 +1,7 @@
 """What every task that is found must hold, on both backends. A task whose package is missing fails here: nothing is skipped."""
 
+import warnings
+
 import numpy as np
 import pytest
 from making import played, same_arrays, same_episode
@@ -156,6 +158,13 @@ def test_videos_show_frames(name):
     frame = env.frame()
     assert frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8
     env.close()
+
+
+@pytest.mark.parametrize("name", [name for name, backend in BOTH if backend == "fast"])
+def test_the_fast_backend_warns_of_nothing(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        played(name, 1, 1, 1)
 
 
 def test_rows_of_one_environment_differ():

@@ -1,8 +1,5 @@
 """Random streams named by counters: the same wherever they are asked for, and different from all others."""
 
-import subprocess
-import sys
-
 import numpy as np
 import torch
 
@@ -21,14 +18,8 @@ def test_every_name_has_a_stream_of_its_own():
     assert all(0 <= seed < 2**31 for seed in seeds.values())
 
 
-def test_a_stream_is_the_same_in_every_process():
-    code = "from bigdm_ray.training.streams import *; print(rng(3, 'draw', 7).integers(2**62), derived_seed(3, 'draw', 7))"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "17"}).stdout.split()
-    assert told == [str(rng(3, "draw", 7).integers(2**62)), str(derived_seed(3, "draw", 7))]
-
-
 def test_streams_are_what_they_were_when_runs_were_saved():
-    """Pinned: a change of these numbers makes every saved run go on differently."""
+    """Pinned: the same in every process, and a change of these numbers makes every saved run go on differently."""
     assert rng(1, "draw", 0).integers(0, 1000, 4).tolist() == [261, 686, 985, 172]
     assert derived_seed(1, "environments", 0, 0, 0) == 766237975
 
