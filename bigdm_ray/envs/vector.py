@@ -8,6 +8,7 @@ environments (gymnasium's SyncVectorEnv cannot step a subset); `EnvPoolRows` is 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
