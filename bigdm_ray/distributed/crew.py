@@ -46,6 +46,7 @@ class RayCrew:
         self._taken: list[str] = self.replay.insist("shards")
         self._moved: list[str] = []
         self._gone: list[str] = []
+        self._released: set[str] = set()  # a receipt may arrive after the shard that it names was compacted away
         self._step = self.learners.step
         self._weights_ref: Any = None
         self._refresh()
@@ -61,7 +62,7 @@ class RayCrew:
     def stored(self, receipt: Receipt) -> None:
         """Note an acknowledged round."""
         self.living, _ = self.living.merged(receipt.added, self._run.algorithm.retention())
-        self._taken += receipt.shards
+        self._taken += [name for name in receipt.shards if name not in self._released]
 
     def learned(self, progress: Progress, weights_ref: Any) -> None:
         """Note an answered update."""
@@ -171,8 +172,10 @@ class RayCrew:
         names = self.replay.insist("compact")
         write(step, state, names)
         self._moved += names
-        self._gone += self.replay.insist("release")
-        self._taken = [name for name in self._taken if name not in self._gone]
+        gone = self.replay.insist("release")
+        self._gone += gone
+        self._released |= set(gone)
+        self._taken = [name for name in self._taken if name not in self._released]
 
     def close(self) -> None:
         """Let Ray end the actors with the run."""
