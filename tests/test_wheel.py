@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TINY = "--local --quiet --budget.env-steps 1000 --algorithm.hidden 16,16 --algorithm.batch-size 16 --algorithm.n-updates-per-iter 2 --evaluations.final-episodes 2"
+TINY = (
+    "--local --quiet --budget.env-steps 1000 --algorithm.hidden 16,16 --algorithm.batch-size 16 --algorithm.n-updates-per-iter 2 --evaluations.final-episodes 2"
+)
 
 
 @pytest.mark.slow

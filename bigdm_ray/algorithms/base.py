@@ -142,8 +142,8 @@ class Algorithm(ABC):
         """Learner steps after which new weights are published, where the learner runs beside the rollouts."""
         return 100
 
-    def owed(self, episodes: int) -> int:
-        """Learner steps owed in total once `episodes` have been stored, those of the warm-up included."""
+    def owed(self, env_steps: int, episodes: int) -> int:
+        """Learner steps owed in total once so much has been played and stored, the warm-up included."""
         raise NotImplementedError(f"{self.name} does not learn online")
 
     def ask(self, table: Table, rng: np.random.Generator, n: int) -> Columns:

@@ -7,6 +7,7 @@ environments (gymnasium's SyncVectorEnv cannot step a subset); `EnvPoolRows` is 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from bigdm_ray.envs.task import Leaf, Signature, flatten, unflatten
+from bigdm_ray.errors import RunFailed
 
 if TYPE_CHECKING:
     import gymnasium
@@ -109,14 +111,17 @@ class GymnasiumRows:
         return Step(stack(seen), rewards, terminated, truncated, failures)
 
     def _failed(self, i: int, error: Exception) -> str:
-        try:
+        why = f"{type(error).__name__}: {error}"
+        with contextlib.suppress(Exception):  # it is broken already
             self._envs[i].close()
-        finally:
+        try:
             self._envs[i] = self._make()
-            self._failed_times[i] += 1
-            again = np.random.SeedSequence([self._seed, i, self._failed_times[i]])
-            self._seeds[i] = int(again.generate_state(1)[0] & 0x7FFFFFFF)
-        return f"{type(error).__name__}: {error}"
+        except Exception as again:  # noqa: BLE001  (as above)
+            raise RunFailed(f"an environment that failed ({why}) could not be made anew ({type(again).__name__}: {again})") from None
+        self._failed_times[i] += 1
+        seeds = np.random.SeedSequence([self._seed, i, self._failed_times[i]])
+        self._seeds[i] = int(seeds.generate_state(1)[0] & 0x7FFFFFFF)
+        return why
 
     def reseed(self, seed: int) -> None:
         """From the next resets on, be as if made with this seed."""

@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay import shard as shards
 from bigdm_ray.replay.episode import Episode, EpisodeId
 from bigdm_ray.replay.shard import CorruptShard, Shard
@@ -299,9 +300,15 @@ class Store:
         """Where garbage exceeds the living bytes, write the living anew into shards of about 64 MiB.
 
         Returns the names of all shards that hold living episodes now. Nothing is unlinked: the caller first saves
-        a checkpoint that names these, then calls `release`.
+        a checkpoint that names these, then calls `release`. Every byte that is copied is checked first, so that decay
+        is not sealed as sound; raises RunFailed where it is found.
         """
         if self._write and self.garbage_bytes > self.nbytes - self.garbage_bytes:
+            for name in self.living_shards():
+                try:
+                    Shard.open(self.folder / name, verify=True)
+                except CorruptShard as error:
+                    raise RunFailed(f"shard {self.folder / name} has decayed: {error}; `data verify` sets it aside, then --resume") from None
             batch: list[int] = []
             held = 0
             for position in range(len(self.table)):

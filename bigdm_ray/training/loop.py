@@ -145,7 +145,7 @@ class Session:
         """Learner steps that are owed now and that the budget allows."""
         if not len(table):
             return 0
-        owed = self.run.algorithm.owed(self.counters.episodes) - self.counters.learner_step
+        owed = self.run.algorithm.owed(self.counters.env_steps, self.counters.episodes) - self.counters.learner_step
         limit = self.run.budget.learner_steps
         return max(0, owed if limit is None else min(owed, limit - self.counters.learner_step))
 

@@ -111,8 +111,8 @@ def algorithm_1(algorithm, iterations):
 @given(st.integers(1, 60), st.integers(1, 30), st.integers(1, 200))
 def test_learner_steps_are_owed_as_algorithm_1_takes_them(warm_up, per_iteration, updates):
     algorithm = small(Udrl, warm_up_episodes=warm_up, episodes_per_iteration=per_iteration, n_updates_per_iter=updates)
-    assert [algorithm.owed(episodes) for episodes, _ in algorithm_1(algorithm, 5)] == [steps for _, steps in algorithm_1(algorithm, 5)]
-    assert algorithm.owed(warm_up - 1) == 0 and algorithm.owed(warm_up + per_iteration - 1) == updates
+    assert [algorithm.owed(0, episodes) for episodes, _ in algorithm_1(algorithm, 5)] == [steps for _, steps in algorithm_1(algorithm, 5)]
+    assert algorithm.owed(0, warm_up - 1) == 0 and algorithm.owed(0, warm_up + per_iteration - 1) == updates
     assert (algorithm.warm_up(), algorithm.per_iteration(), algorithm.steps_per_call()) == (warm_up, per_iteration, updates)
 
 
@@ -252,3 +252,9 @@ def test_a_policy_plays_its_commands_in_a_rollout():
     commands = {"desired_return": np.arange(9, dtype=np.float32), "desired_horizon": np.full(9, 10, np.float32)}
     episodes = played("toy-vector", 9, policy=algorithm.policy(model, "sample"), commands=commands, environments=4).episodes
     assert [e.command for e in episodes] == [{"desired_return": float(k), "desired_horizon": 10.0} for k in range(9)]
+
+
+def test_updates_may_be_owed_by_environment_steps() -> None:
+    algorithm = Udrl(steps_per_update_round=1000, n_updates_per_iter=7, warm_up_episodes=5)
+    assert [algorithm.owed(steps, 5) for steps in (0, 999, 1000, 5500)] == [7, 7, 14, 42]
+    assert algorithm.owed(5500, 4) == 0

@@ -10,7 +10,7 @@ import pytest
 from helpers import tiny
 
 from bigdm_ray.distributed.loop import train_on_ray
-from bigdm_ray.errors import RunFailed
+from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.replay import Store
 from bigdm_ray.training.loop import train_local
 from bigdm_ray.training.params import Weights
@@ -55,7 +55,7 @@ def test_asynchronous_run_does_its_whole_budget_and_reports_staleness(tmp_path: 
     run = tiny("--budget.env-steps 4000 --saves.every 1500 --saves.report-every 500 --evaluations.every 1500 --actors 2")
     summary = train_on_ray(run, tmp_path / "run")
     assert summary["env_steps"] >= 4000
-    assert summary["learner_steps"] == run.algorithm.owed(summary["episodes"])
+    assert summary["learner_steps"] == run.algorithm.owed(summary["env_steps"], summary["episodes"])
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any("evaluation/return_mean" in line for line in lines)
     assert all(line["play/staleness"] >= 0 for line in lines if "play/staleness" in line)
@@ -81,3 +81,15 @@ def test_a_store_that_cannot_be_written_ends_the_run_with_one_sentence(tmp_path:
 def test_environments_that_all_fail_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="paid a reward of nan"):
         train_on_ray(tiny("--budget.env-steps 100000", task="toy-nan"), tmp_path / "run")
+
+
+def test_discarded_warm_up_episodes_do_not_stop_a_run_and_a_finished_one_counts_each_round_once(tmp_path: Path) -> None:
+    run = tiny("--budget.env-steps 1500 --saves.every 400", task="toy-broken")
+    first = train_on_ray(run, tmp_path / "run")
+    assert first["episodes_discarded"] > 0 and first["env_steps"] >= 1500
+    again = train_on_ray(run, tmp_path / "run", resume=True)
+    assert again["env_steps"] == first["env_steps"]
+    assert again["episodes"] == first["episodes"]
+    assert again["incarnation"] == first["incarnation"] + 1
+    with pytest.raises(UserError, match="began as asynchronous"):
+        train_local(run, tmp_path / "run", resume=True)
