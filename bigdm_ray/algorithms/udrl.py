@@ -8,8 +8,7 @@ Deviations. (1) The horizon is T - t, 1 at the last step, so that every step is 
 leaves the last out). (2) The nonlinearity of the observation layer, not stated in the paper, is ReLU. (3)
 `length_cost` ranks episodes by return - length_cost * length; 0 is the paper. LunarLander pays for hovering on
 shaped reward, and a replay of the best returns fills with episodes of 900 steps that no command to land fast can be
-learned from; with a cost a step it fills with landings. (4) `steps_per_update_round` owes updates by environment steps
-instead of episodes, so that the short crashes of the beginning do not cost most of the updates; 0 is the paper.
+learned from; with a cost a step it fills with landings.
 
     python -m bigdm_ray.run udrl lunarlander
     python -m bigdm_ray.run udrl lunarlander --preset paper
@@ -124,7 +123,6 @@ class Udrl(Algorithm):
     last_few: int = setting(75, "best episodes that exploratory commands are made from", low=1)
     n_updates_per_iter: int = setting(100, "learner steps owed for each iteration", low=1)
     episodes_per_iteration: int = setting(20, "episodes played in each iteration (n_episodes_per_iter)", low=1)
-    steps_per_update_round: int = setting(0, "environment steps after which n_updates_per_iter are owed; 0: after each iteration, as in the paper", low=0)
     warm_up_episodes: int = setting(50, "episodes of random actions before learning (n_warm_up_episodes)", low=1)
     replay_size: int = setting(500, "episodes kept, the best by return", low=1)
     length_cost: float = setting(0.0, "return that a step costs when episodes are ranked; 0 is the paper's rule", low=0)
@@ -185,11 +183,9 @@ class Udrl(Algorithm):
         return self.n_updates_per_iter
 
     def owed(self, env_steps: int, episodes: int) -> int:
-        """n_updates_per_iter after the warm-up and after each iteration (Algorithm 1), or after each `steps_per_update_round`."""
+        """n_updates_per_iter after the warm-up and after each iteration (Algorithm 1)."""
         if episodes < self.warm_up_episodes:
             return 0
-        if self.steps_per_update_round:
-            return self.n_updates_per_iter * (1 + env_steps // self.steps_per_update_round)
         return self.n_updates_per_iter * (1 + (episodes - self.warm_up_episodes) // self.episodes_per_iteration)
 
     def _best(self, table: Table) -> Table:
@@ -220,7 +216,7 @@ class Udrl(Algorithm):
         values: dict[str, Any] = {"hidden": (128, 128), "batch_size": 512, "learning_rate": 1e-3, "return_scale": 0.01, "horizon_scale": 0.02}
         values |= {"last_few": 50, "replay_size": 600, "warm_up_episodes": 50, "n_updates_per_iter": 100, "episodes_per_iteration": 20}
         paper = {f"algorithm.{name}": value for name, value in values.items()}
-        landing = paper | {"algorithm.length_cost": 0.3, "algorithm.batch_size": 256, "algorithm.steps_per_update_round": 4000}
+        landing = paper | {"algorithm.length_cost": 0.3}
         doom = {"frame_stack": 8, "hidden": (128, 128), "channels": (32, 48, 96, 128), "batch_size": 512, "return_scale": 0.1}
         doom |= {"horizon_scale": 0.01, "replay_size": 300, "last_few": 50, "n_updates_per_iter": 200, "episodes_per_iteration": 40}
         doom |= {"horizon_equals_return": True}

@@ -252,9 +252,3 @@ def test_a_policy_plays_its_commands_in_a_rollout():
     commands = {"desired_return": np.arange(9, dtype=np.float32), "desired_horizon": np.full(9, 10, np.float32)}
     episodes = played("toy-vector", 9, policy=algorithm.policy(model, "sample"), commands=commands, environments=4).episodes
     assert [e.command for e in episodes] == [{"desired_return": float(k), "desired_horizon": 10.0} for k in range(9)]
-
-
-def test_updates_may_be_owed_by_environment_steps() -> None:
-    algorithm = Udrl(steps_per_update_round=1000, n_updates_per_iter=7, warm_up_episodes=5)
-    assert [algorithm.owed(steps, 5) for steps in (0, 999, 1000, 5500)] == [7, 7, 14, 42]
-    assert algorithm.owed(5500, 4) == 0
