@@ -6,9 +6,10 @@ best of them got. Algorithm 1 is the loop, Algorithm 2 is `Policy.after`; sectio
 
 Deviations. (1) The horizon is T - t, 1 at the last step, so that every step is trained on (the paper's t2 - t1
 leaves the last out). (2) The nonlinearity of the observation layer, not stated in the paper, is ReLU. (3)
-`length_cost` ranks episodes by return - length_cost * length; 0 is the paper. LunarLander pays for hovering on
-shaped reward, and a replay of the best returns fills with episodes of 900 steps that no command to land fast can be
-learned from; with a cost a step it fills with landings.
+`length_cost` takes a cost off an episode's return for each step beyond `length_allowance` where episodes are ranked; 0 is
+the paper. LunarLander pays for hovering on shaped reward, and a replay of the best returns fills with episodes of 900
+steps from which no command to land can be learned. A cost of every step would reward quick crashes; beyond 300 steps it
+takes away what hovering earns and leaves landings.
 
     python -m bigdm_ray.run udrl lunarlander
     python -m bigdm_ray.run udrl lunarlander --preset paper
@@ -126,6 +127,7 @@ class Udrl(Algorithm):
     warm_up_episodes: int = setting(50, "episodes of random actions before learning (n_warm_up_episodes)", low=1)
     replay_size: int = setting(500, "episodes kept, the best by return", low=1)
     length_cost: float = setting(0.0, "return that a step costs when episodes are ranked; 0 is the paper's rule", low=0)
+    length_allowance: int = setting(0, "steps of an episode that cost nothing", low=0)
     horizon_equals_return: bool = setting(False, "ask for as many steps as return, for tasks that pay 1 a step (TakeCover)")
 
     @property
@@ -168,7 +170,7 @@ class Udrl(Algorithm):
 
     def retention(self) -> Retention:
         """A fixed number of whole episodes, the highest returns (section 2.3.1)."""
-        return Retention("best", self.replay_size, self.length_cost)
+        return Retention("best", self.replay_size, self.length_cost, self.length_allowance)
 
     def warm_up(self) -> int:
         """See Algorithm."""
@@ -189,7 +191,7 @@ class Udrl(Algorithm):
         return self.n_updates_per_iter * (1 + (episodes - self.warm_up_episodes) // self.episodes_per_iteration)
 
     def _best(self, table: Table) -> Table:
-        return table.take(table.ranked(self.length_cost)[: self.last_few])
+        return table.take(table.ranked(self.length_cost, self.length_allowance)[: self.last_few])
 
     def ask(self, table: Table, rng: np.random.Generator, n: int) -> Columns:
         """Exploratory commands from the last_few best: mean horizon, return in U[M, M + S] (section 2.3.4)."""
@@ -216,7 +218,7 @@ class Udrl(Algorithm):
         values: dict[str, Any] = {"hidden": (128, 128), "batch_size": 512, "learning_rate": 1e-3, "return_scale": 0.01, "horizon_scale": 0.02}
         values |= {"last_few": 50, "replay_size": 600, "warm_up_episodes": 50, "n_updates_per_iter": 100, "episodes_per_iteration": 20}
         paper = {f"algorithm.{name}": value for name, value in values.items()}
-        landing = paper | {"algorithm.length_cost": 0.3}
+        landing = paper | {"algorithm.length_cost": 0.5, "algorithm.length_allowance": 300, "algorithm.episodes_per_iteration": 40}
         doom = {"frame_stack": 8, "hidden": (128, 128), "channels": (32, 48, 96, 128), "batch_size": 512, "return_scale": 0.1}
         doom |= {"horizon_scale": 0.01, "replay_size": 300, "last_few": 50, "n_updates_per_iter": 200, "episodes_per_iteration": 40}
         doom |= {"horizon_equals_return": True}

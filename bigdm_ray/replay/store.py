@@ -34,18 +34,19 @@ SHARD_BYTES = 64 << 20
 class Retention:
     """Which episodes live on: the `count` best by return, the `count` newest, or all. A tie goes to the newer id.
 
-    With a `length_cost`, episodes are ranked by return - length_cost * length.
+    With a `length_cost`, episodes are ranked by their return less that cost for each step beyond `length_allowance`.
     """
 
     keep: Literal["best", "newest", "all"] = "all"
     count: int = 0
     length_cost: float = 0.0
+    length_allowance: int = 0
 
     def living(self, table: Table) -> np.ndarray:
         """Positions of the episodes that live on, ascending by id. [m] int64"""
         if self.keep == "all" or len(table) <= self.count:
             return np.arange(len(table))
-        order = table.ranked(self.length_cost) if self.keep == "best" else np.arange(len(table))[::-1]
+        order = table.ranked(self.length_cost, self.length_allowance) if self.keep == "best" else np.arange(len(table))[::-1]
         return np.sort(order[: self.count])
 
 
@@ -65,9 +66,9 @@ class Table:
         """Steps up to and with each episode: `[n]` int64."""
         return np.cumsum(self.lengths)
 
-    def ranked(self, length_cost: float = 0.0) -> np.ndarray:
+    def ranked(self, length_cost: float = 0.0, length_allowance: int = 0) -> np.ndarray:
         """Positions from the best return to the worst; a tie goes to the newer id. [n] int64"""
-        return np.lexsort((-np.arange(len(self)), -(self.returns - length_cost * self.lengths)))
+        return np.lexsort((-np.arange(len(self)), -(self.returns - length_cost * np.maximum(self.lengths - length_allowance, 0))))
 
     def take(self, rows: np.ndarray) -> Table:
         """The table of these positions."""

@@ -124,7 +124,7 @@ def surviving(episodes, rule):
     if rule.keep == "newest":
         unique = unique[-rule.count :]
     if rule.keep == "best":
-        ranked = sorted(unique, key=lambda e: (e.total_return - rule.length_cost * e.length, e.id), reverse=True)
+        ranked = sorted(unique, key=lambda e: (e.total_return - rule.length_cost * max(0, e.length - rule.length_allowance), e.id), reverse=True)
         unique = sorted(ranked[: rule.count], key=lambda e: e.id)
     return unique
 
@@ -173,8 +173,8 @@ def test_of_two_equals_the_newer_lives(tmp_path):
 
 def test_a_length_cost_changes_the_rank(tmp_path):
     long, short = episode(1, 10, rewards=np.full(10, 0.6)), episode(2, 2, rewards=[2, 2])
-    for cost, lives in ((0.0, 1), (0.5, 2)):
-        store = Store(tmp_path / str(cost), Retention("best", 1, cost))
+    for cost, allowance, lives in ((0.0, 0, 1), (0.5, 0, 2), (0.5, 10, 1), (0.5, 4, 2)):
+        store = Store(tmp_path / f"{cost}-{allowance}", Retention("best", 1, cost, allowance))
         store.add([long, short])
         assert ids(store.table) == [(lives, 0, 0)]
 
