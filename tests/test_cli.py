@@ -10,6 +10,7 @@ import pytest
 
 import bigdm_ray
 from bigdm_ray import cli
+from bigdm_ray.doors import Parser
 from bigdm_ray.errors import UserError
 from bigdm_ray.settings import setting
 
@@ -118,7 +119,7 @@ class Flags:
 
 @pytest.fixture
 def parser():
-    made = cli.Parser(prog="prog", allow_abbrev=False)
+    made = Parser(prog="prog", allow_abbrev=False)
     made.add_argument("folder")
     made.add_argument("--loud", action="store_true")
     made.add_settings(Flags)

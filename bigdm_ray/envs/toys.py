@@ -119,7 +119,7 @@ def task(kind: str, about: str) -> Task:
     def env(render_mode: str | None) -> gymnasium.Env[Any, Any]:
         return toy(kind, render_mode)
 
-    return Task(f"toy-{kind}", env, max_return=12.0, reference_returns=(10 / 3, 10.0) if kind in ("vector", "image") else None, about=about)
+    return Task(f"toy-{kind}", env, max_return=12.0, reference_returns=(3.3, 10.0) if kind in ("vector", "image") else None, about=about)
 
 
 TASKS = {
