@@ -8,7 +8,7 @@ Deviations. (1) The horizon is T - t, 1 at the last step, so that every step is 
 leaves the last out). (2) The nonlinearity of the observation layer, not stated in the paper, is ReLU. (3)
 `length_cost` takes a cost off an episode's return for each step beyond `length_allowance` where episodes are ranked; 0 is
 the paper. LunarLander pays for hovering on shaped reward, and a replay of the best returns fills with episodes of 900
-steps from which no command to land can be learned. A cost of every step would reward quick crashes; beyond 300 steps it
+steps from which no command to land can be learned. A cost of every step would reward quick crashes; beyond 120 steps it
 takes away what hovering earns and leaves landings.
 
     python -m bigdm_ray.run udrl lunarlander
@@ -218,7 +218,7 @@ class Udrl(Algorithm):
         values: dict[str, Any] = {"hidden": (128, 128), "batch_size": 512, "learning_rate": 1e-3, "return_scale": 0.01, "horizon_scale": 0.02}
         values |= {"last_few": 50, "replay_size": 600, "warm_up_episodes": 50, "n_updates_per_iter": 100, "episodes_per_iteration": 20}
         paper = {f"algorithm.{name}": value for name, value in values.items()}
-        landing = paper | {"algorithm.length_cost": 0.5, "algorithm.length_allowance": 300, "algorithm.episodes_per_iteration": 40}
+        landing = paper | {"algorithm.length_cost": 0.4, "algorithm.length_allowance": 120}
         doom = {"frame_stack": 8, "hidden": (128, 128), "channels": (32, 48, 96, 128), "batch_size": 512, "return_scale": 0.1}
         doom |= {"horizon_scale": 0.01, "replay_size": 300, "last_few": 50, "n_updates_per_iter": 200, "episodes_per_iteration": 40}
         doom |= {"horizon_equals_return": True}

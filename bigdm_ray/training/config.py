@@ -72,7 +72,7 @@ class Machines:
     device: str = setting("auto", "where the learner trains: auto, cpu, cuda or cuda:N (--device)")
     address: str = setting("local", "Ray cluster to join; `local` starts one on this machine (--address)")
     lock_step: bool = setting(False, "play, store and learn in turn, equal to --local bit for bit; else side by side")
-    max_staleness: int = setting(1_000, "learner steps by which the weights of a rollout may lag behind when it starts", low=1)
+    max_staleness: int = setting(200, "learner steps that may be owed when a rollout starts, so that its weights are not far behind", low=1)
     threads: int = setting(1, "torch threads of the learner", low=1)
 
 
