@@ -1,7 +1,7 @@
 # `make run` and `make test` do all the set-up on a fresh machine (Debian, Python 3.11, make).
 PYTHON ?= python3
 FOLDER ?= runs/udrl-lunarlander-$(shell date +%Y%m%d-%H%M%S)
-MINUTES ?= 4.5
+MINUTES ?= 5
 BIN := .venv/bin
 READY := .venv/.installed
 
@@ -15,10 +15,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip check
 	touch $(READY)
 
-# Trains UDRL on LunarLander through Ray for $(MINUTES) minutes, then scores it, draws its curves and films it.
+# Trains UDRL on LunarLander through Ray for $(MINUTES) minutes, then scores the best weights, draws the curve and films them.
 run: install
 	$(BIN)/python -m bigdm_ray.run udrl lunarlander --budget.minutes $(MINUTES) --folder $(FOLDER)
-	$(BIN)/python -m bigdm_ray.evaluate $(FOLDER) --episodes 100 --video
+	$(BIN)/python -m bigdm_ray.evaluate $(FOLDER) --weights best --episodes 100 --video
 	$(BIN)/python -m bigdm_ray.plots $(FOLDER)
 
 test: install lint
