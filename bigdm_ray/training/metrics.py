@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -96,8 +95,6 @@ class Terminal:
         self._budget = budget
         self._stream = stream or sys.stderr
         self._alive = self._stream.isatty()
-        self._began = time.monotonic()
-        self._first: float | None = None
 
     def __call__(self, report: Report) -> None:
         """Redraw the line; print an evaluation above it."""
