@@ -119,6 +119,8 @@ class Udrl(Algorithm):
     frame_stack: int = setting(1, "frames of an image observation that the policy sees", low=1, high=64)
     batch_size: int = setting(768, "steps drawn for one learner step", low=1)
     learning_rate: float = setting(1e-3, "Adam's learning rate", above=0, high=1)
+    decay_steps: int = setting(0, "learner steps over which the learning rate falls to a tenth, along a straight line; 0 keeps it", low=0)
+    average: float = setting(0.0, "share of the acting weights kept at each learner step (their moving average acts); 0 is the paper", low=0, high=0.99999)
     return_scale: float = setting(0.02, "fixed factor on the desired return", above=0)
     horizon_scale: float = setting(0.01, "fixed factor on the desired horizon", above=0)
     last_few: int = setting(75, "best episodes that exploratory commands are made from", low=1)
@@ -149,6 +151,14 @@ class Udrl(Algorithm):
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """Adam, as in appendix B."""
         return {"adam": torch.optim.Adam(model.parameters(), lr=self.learning_rate, fused=True)}
+
+    def learning_rate_factor(self, step: int) -> float:
+        """See Algorithm."""
+        return max(0.1, 1 - 0.9 * step / self.decay_steps) if self.decay_steps else 1.0
+
+    def averaging(self) -> float:
+        """See Algorithm."""
+        return self.average
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
         """Negative log-likelihood of the stored actions under the commands that they fulfilled (equation 1)."""

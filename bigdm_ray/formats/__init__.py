@@ -1,0 +1,1 @@
+"""Datasets, and how those of others come in and go out: one file a format."""
