@@ -33,9 +33,9 @@ def train(run: Run, folder: str | Path | None = None, report: Listener | None = 
 
 
 def default_folder(run: Run) -> Path:
-    """runs/ALGORITHM-TASK-SEED, for presets other than the default with their name."""
+    """runs/ALGORITHM-TASK-SEED (the dataset's name where there is one), for presets other than the default with their name."""
     preset = "" if run.preset in ("default", "none") else f"-{run.preset}"
-    task = run.task.replace(":", "-").replace("/", "-")
+    task = (run.dataset.name if run.dataset else run.task).replace(":", "-").replace("/", "-")
     return Path("runs") / f"{run.algorithm.name}-{task}{preset}-{run.seed}"
 
 
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     folder = asked.folder or default_folder(run)
     if not asked.quiet:
         print(f"{described(run)}; folder {folder}", file=sys.stderr)
-    terminal = None if asked.quiet else Terminal(run.budget.env_steps)
+    terminal = None if asked.quiet else Terminal(run.learner_budget if run.dataset else run.budget.env_steps, clock=run.clock)
     try:
         summary = train(run, folder, terminal, resume=asked.resume, local=asked.local)
     except KeyboardInterrupt:

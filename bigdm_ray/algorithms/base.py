@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError, nearest
-from bigdm_ray.replay.store import Retention, Table
+from bigdm_ray.replay.store import Retention, Store, Table
 from bigdm_ray.replay.windows import View, Windows
 
 Columns = dict[str, np.ndarray]
@@ -34,6 +34,9 @@ State = dict[str, np.ndarray]
 """A policy's memory: arrays whose first axis is the row, so that rows can be taken and put."""
 
 Mode = Literal["sample", "mean", "plan"]
+
+FOLDERS = ("algorithms", "baselines")
+"""Where algorithms are found."""
 
 
 class Loss(NamedTuple):
@@ -92,6 +95,13 @@ class Algorithm(ABC):
     name: ClassVar[str]
     conditioned: ClassVar[bool] = True
     """Whether commands tell the policy what to achieve."""
+    online: ClassVar[bool] = False
+    """Whether it can learn from what it plays itself; every algorithm can learn from a dataset unless it says `offline = False`."""
+    offline: ClassVar[bool] = True
+    offline_steps: ClassVar[int] = 100_000
+    """Learner steps of a run on a dataset that is given no budget."""
+    own_update: ClassVar[bool] = False
+    """Whether `update` takes the learner step instead of a descent on `loss`: methods that bootstrap."""
 
     @abstractmethod
     def view(self) -> View:
@@ -114,13 +124,31 @@ class Algorithm(ABC):
     def policy(self, model: nn.Module, mode: Mode) -> Policy:
         """How `model` acts. Raises UserError for a mode that the algorithm does not have."""
 
+    def update(self, model: nn.Module, optimizers: dict[str, torch.optim.Optimizer], batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """Take one learner step oneself, where `own_update` is set; metrics as scalars. On one learner rank only."""
+        raise NotImplementedError
+
+    def fits(self, step: int) -> bool:
+        """Whether `fit` is called before this learner step."""
+        return step == 0
+
+    def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:
+        """Whole passes over the living episodes, for what becomes buffers of the network: statistics, copies, thresholds."""
+
+    def annotate(self, model: nn.Module, stores: Mapping[str, Store]) -> dict[str, Columns]:
+        """Columns `[steps]` float32 by task, in the order of the tables, for a View's `annotations`.
+
+        A pure function of the network and the episodes, computed after each `fit` and after a resume.
+        """
+        return {}
+
     def collate(self, windows: Mapping[str, Windows]) -> Batch:
         """Windows of each task as one batch. The default takes those of the only task as they are."""
         (only,) = windows.values()
         batch = {f"observations/{path}": v for path, v in only.observations.items()}
         batch |= {f"actions/{path}": v for path, v in only.actions.items()}
         batch |= {f"next_observations/{path}": v for path, v in only.next_observations.items()}
-        return batch | only.columns | {"rewards": only.rewards, "mask": only.mask, "timesteps": only.timesteps}
+        return batch | only.columns | only.annotations | {"rewards": only.rewards, "mask": only.mask, "timesteps": only.timesteps}
 
     @abstractmethod
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
@@ -164,18 +192,20 @@ class Algorithm(ABC):
 
     @classmethod
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """Task -> preset name -> flags (`algorithm.learning_rate`) that differ from the defaults."""
+        """Task -> preset name -> flags (`algorithm.learning_rate`) that differ from the defaults; the task `*` is every other one."""
         return {}
 
 
-def algorithms() -> dict[str, type[Algorithm]]:
-    """Every algorithm of this folder by name. A file is found by being there."""
-    package = importlib.import_module("bigdm_ray.algorithms")
+def algorithms(folders: tuple[str, ...] = FOLDERS) -> dict[str, type[Algorithm]]:
+    """Every algorithm of these folders by name. A file is found by being there; one that holds several has `ALGORITHMS`."""
     found: dict[str, type[Algorithm]] = {}
-    for _, name, _ in pkgutil.iter_modules(package.__path__):
-        kind = getattr(importlib.import_module(f"bigdm_ray.algorithms.{name}"), "ALGORITHM", None)
-        if kind is not None:
-            found[kind.name] = kind
+    for folder in folders:
+        package = importlib.import_module(f"bigdm_ray.{folder}")
+        for _, name, _ in pkgutil.iter_modules(package.__path__):
+            module = importlib.import_module(f"bigdm_ray.{folder}.{name}")
+            for kind in getattr(module, "ALGORITHMS", (getattr(module, "ALGORITHM", None),)):
+                if kind is not None:
+                    found[kind.name] = kind
     return dict(sorted(found.items()))
 
 

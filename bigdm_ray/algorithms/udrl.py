@@ -73,8 +73,9 @@ class BehaviourFunction(nn.Module):
 class UdrlPolicy(Policy):
     """Acts on the observation (its last `stack` frames, where there are images) and the command of the step."""
 
-    def __init__(self, model: BehaviourFunction, stack: int, greedy: bool) -> None:
+    def __init__(self, model: BehaviourFunction, stack: int, greedy: bool, temperature: float) -> None:
         self._model = model
+        self._temperature = temperature
         self._stack = stack
         self._greedy = greedy
         self._frames = {path: leaf for path, leaf in model.images.leaves.items() if stack > 1}
@@ -98,7 +99,7 @@ class UdrlPolicy(Policy):
         state = {path: self._pushed(frames, observations[path], first) for path, frames in state.items()}
         seen = {path: torch.from_numpy(merge_stack(state[path]) if path in state else v) for path, v in observations.items()}
         parameters = self._model(seen, torch.from_numpy(commands["desired_return"]), torch.from_numpy(commands["desired_horizon"]))
-        actions = self._model.head.act(parameters, None if self._greedy else torch.from_numpy(uniforms))
+        actions = self._model.head.act(parameters, None if self._greedy else torch.from_numpy(uniforms), self._temperature)
         return {path: value.numpy() for path, value in actions.items()}, state
 
     @staticmethod
@@ -113,6 +114,7 @@ class Udrl(Algorithm):
     """Hyperparameters of Upside-Down RL; the names are those of the paper's appendix B."""
 
     name: ClassVar[str] = "udrl"
+    online: ClassVar[bool] = True
 
     hidden: tuple[int, ...] = setting((64, 128, 128), "widths of the fully connected layers; the first embeds vector observations", low=1)
     channels: tuple[int, ...] = setting((32, 48, 96, 128), "channels of the convolutions over image observations", low=1)
@@ -121,6 +123,7 @@ class Udrl(Algorithm):
     learning_rate: float = setting(1e-3, "Adam's learning rate", above=0, high=1)
     decay_steps: int = setting(0, "learner steps over which the learning rate falls to a tenth, along a straight line; 0 keeps it", low=0)
     average: float = setting(0.0, "share of the acting weights kept at each learner step (their moving average acts); 0 is the paper", low=0, high=0.99999)
+    temperature: float = setting(1.0, "what logits are divided by before an action is sampled; 1 is the paper", above=0)
     return_scale: float = setting(0.02, "fixed factor on the desired return", above=0)
     horizon_scale: float = setting(0.01, "fixed factor on the desired horizon", above=0)
     last_few: int = setting(75, "best episodes that exploratory commands are made from", low=1)
@@ -176,7 +179,7 @@ class Udrl(Algorithm):
         assert isinstance(model, BehaviourFunction)
         if mode == "plan":
             raise UserError("udrl has no planner; its modes are sample and mean")
-        return UdrlPolicy(model, self.frame_stack, greedy=mode == "mean")
+        return UdrlPolicy(model, self.frame_stack, mode == "mean", self.temperature)
 
     def retention(self) -> Retention:
         """A fixed number of whole episodes, the highest returns (section 2.3.1)."""

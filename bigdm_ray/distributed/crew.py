@@ -20,7 +20,7 @@ from bigdm_ray.training.checkpoint import Checkpoint
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.evaluation import Score
 from bigdm_ray.training.learner import Progress
-from bigdm_ray.training.loop import Round, check_living
+from bigdm_ray.training.loop import Round, check_living, dataset_store
 from bigdm_ray.training.params import Weights
 
 
@@ -34,22 +34,38 @@ class RayCrew:
         self._rolled_back = rolled_back
         settings = run.to_json()
         where = str(folder.resolve())
-        self.players = [Station("rollout actor", PlayerActor, cpu_options(), (settings,)) for _ in range(run.machines.actors)]
         self.evaluator = Station("evaluator", EvaluatorActor, cpu_options(0), (settings,))
-        self.replay = Station("replay actor", ReplayActor, cpu_options(0), (settings, where))
-        for station in (*self.players, self.evaluator, self.replay):
+        self.players: list[Station] = []
+        self._replay: Station | None = None  # a dataset has no writer: learners map it themselves
+        if run.dataset is None:
+            self.players = [Station("rollout actor", PlayerActor, cpu_options(), (settings,)) for _ in range(run.machines.actors)]
+            self._replay = Station("replay actor", ReplayActor, cpu_options(0), (settings, where))
+        for station in self._stations():
             station.settle()
         self.learners = Learners(run, Path(where), incarnation)
-        self.living: Table = self.replay.insist("table")
-        if resumed:
+        self.living: Table = self.replay.insist("table") if self._replay else dataset_store(run).table
+        if resumed and self._replay:
             check_living(self.living, self.replay.insist("problems"), resumed)
-        self._taken: list[str] = self.replay.insist("shards")
+        self._taken: list[str] = self._all_shards()
         self._moved: list[str] = []
         self._gone: list[str] = []
         self._released: set[str] = set()  # a receipt may arrive after the shard that it names was compacted away
         self._step = self.learners.step
         self._weights_ref: Any = None
         self._refresh()
+
+    def _stations(self) -> list[Station]:
+        return [*self.players, self.evaluator, *([self._replay] if self._replay else [])]
+
+    @property
+    def replay(self) -> Station:
+        """The replay actor, of a run that plays."""
+        assert self._replay is not None
+        return self._replay
+
+    def _all_shards(self) -> list[str]:
+        names: list[str] = self._replay.insist("shards") if self._replay else []
+        return names
 
     # --- shards on their way to the learners
 
@@ -74,7 +90,7 @@ class RayCrew:
         if not self.learners.is_death(error):
             raise error
         if self.learners.died(generation, error):
-            self._taken, self._moved, self._gone = self.replay.insist("shards"), [], []
+            self._taken, self._moved, self._gone = self._all_shards(), [], []
             self._step = self.learners.step
             self._refresh()
             self._rolled_back(self._step, self.learners.incarnation)
@@ -92,7 +108,7 @@ class RayCrew:
                 if not self.learners.is_death(error):
                     raise
                 self.learners.died(generation, error)
-                self._taken = self.replay.insist("shards")
+                self._taken = self._all_shards()
 
     @property
     def weights_ref(self) -> Any:
@@ -169,6 +185,9 @@ class RayCrew:
             except RayError as error:
                 self.learners_lost(generation, error)
         self._step = step
+        if self._replay is None:
+            write(step, state, [])
+            return
         names = self.replay.insist("compact")
         write(step, state, names)
         self._moved += names
@@ -179,7 +198,7 @@ class RayCrew:
 
     def close(self) -> None:
         """Let Ray end the actors with the run."""
-        for station in (*self.players, self.evaluator, self.replay):
+        for station in self._stations():
             station.stop()
 
 

@@ -24,6 +24,7 @@ from bigdm_ray.replay.store import Store
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import Run, run_from_json
 from bigdm_ray.training.learner import Learner, Progress
+from bigdm_ray.training.loop import dataset_store
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder
 
@@ -53,7 +54,8 @@ class LearnerActor:
         if world > 1:
             backend = "nccl" if self._learner.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, init_method=f"tcp://{meet}", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60))
-        self._store = Store(home.store, settings.algorithm.retention(), settings.saves.flat_mib << 20, write=False)
+        flat = settings.saves.flat_mib << 20
+        self._store = dataset_store(settings) if settings.dataset else Store(home.store, settings.algorithm.retention(), flat, write=False)
         saved = checkpoint.last(home.checkpoints, {"algorithm": settings.algorithm.name, "task": settings.task})
         if saved is not None:
             self._learner.load(saved.learner, saved.counters.learner_step)

@@ -26,7 +26,7 @@ from bigdm_ray.replay.store import Store
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint, Counters
 from bigdm_ray.training.config import Run
-from bigdm_ray.training.loop import Session, drop_later, loop
+from bigdm_ray.training.loop import Session, drop_later, loop, study
 from bigdm_ray.training.metrics import Listener, TensorBoard
 from bigdm_ray.training.run_folder import RunFolder
 
@@ -36,7 +36,7 @@ IN_FLIGHT = 2
 
 def train_on_ray(run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None) -> dict[str, Any]:
     """Train with Ray; the summary. Raises UserError, and RunFailed with everything stored so far kept."""
-    home = RunFolder(folder).claim(run, resume, exact=run.machines.lock_step)
+    home = RunFolder(folder).claim(run, resume, exact=in_lock_step(run))
     try:
         with cluster(run):
             return _train(run, folder, home, resume, listeners or [])
@@ -48,20 +48,25 @@ def train_on_ray(run: Run, folder: Path, resume: bool = False, listeners: list[L
         home.release()
 
 
+def in_lock_step(run: Run) -> bool:
+    """Whether a resume repeats the run: a run on a dataset has nothing to do side by side."""
+    return run.machines.lock_step or run.dataset is not None
+
+
 def _train(run: Run, folder: Path, home: RunFolder, resume: bool, listeners: list[Listener]) -> dict[str, Any]:
-    exact = run.machines.lock_step
+    exact = in_lock_step(run)
     resumed = checkpoint.last(home.checkpoints, {"algorithm": run.algorithm.name, "task": run.task}) if resume else None
     if exact:
         drop_later(home.store, resumed)
     elif resume:
         resumed = counted(home, resumed)
-    session = Session(run, home, [TensorBoard(folder / "tensorboard"), *listeners], resumed, exact)
+    session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *listeners], resumed, exact)
     crew: RayCrew | None = None
     try:
         driver = Driver(session)
         crew = RayCrew(run, folder, resumed if exact else None, session.counters.incarnation, driver.rolled_back)
         if exact:
-            loop(session, crew)
+            (study if run.dataset else loop)(session, crew)
         else:
             driver.drive(crew)
         return session.finish(crew) | {"folder": str(folder)}

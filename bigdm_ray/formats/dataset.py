@@ -66,3 +66,9 @@ class Dataset:
             why = store.problems[0] if store.problems else f"it holds {len(store.table):,} episodes where its card says {self.episodes:,}"
             raise UserError(f"dataset {self.folder} is damaged: {why}; import it anew")
         return store
+
+
+def resolve(text: str) -> Dataset | None:
+    """The dataset that a TASK names: the path of a folder; None for anything else. Raises UserError for a folder that holds none."""
+    folder = Path(text)
+    return Dataset.open(folder) if folder.is_dir() or ("/" in text and ":" not in text) else None

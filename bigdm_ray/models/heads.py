@@ -51,17 +51,20 @@ class ActionHead(nn.Module):
                 total = total - (0.5 * z**2 + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
         return total
 
-    def act(self, parameters: Tensor, uniforms: Tensor | None) -> dict[str, Tensor]:
-        """Actions by leaf: sampled with `uniforms [n, k]` in [0, 1), or the most likely ones where it is None."""
+    def act(self, parameters: Tensor, uniforms: Tensor | None, temperature: float = 1.0) -> dict[str, Tensor]:
+        """Actions by leaf: sampled with `uniforms [n, k]` in [0, 1), or the most likely ones where it is None.
+
+        A `temperature` below 1 sharpens what is sampled from: logits are divided by it, standard deviations multiplied.
+        """
         out, used = {}, 0
         for i, ((path, leaf), part) in enumerate(zip(self.leaves.items(), parameters.split(self.sizes, -1), strict=True)):
             chance = None if uniforms is None else uniforms[:, used : used + leaf.size]
             used += leaf.size
             if leaf.kind == "discrete":
-                flat = _categorical(part, leaf, chance)
+                flat = _categorical(part / temperature, leaf, chance)
             else:
                 mean, log_std = _gaussian(part)
-                flat = mean if chance is None else mean + torch.exp(log_std) * _normal(chance)
+                flat = mean if chance is None else mean + temperature * torch.exp(log_std) * _normal(chance)
                 if leaf.low is not None:
                     flat = torch.minimum(torch.maximum(flat, getattr(self, f"low{i}")), getattr(self, f"high{i}"))
             out[path] = flat.reshape(len(part), *leaf.shape)

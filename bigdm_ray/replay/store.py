@@ -13,7 +13,7 @@ import functools
 import itertools
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -114,6 +114,8 @@ class Store:
         self._names: list[str] = []  # shard number -> name
         self._flat = Flat(flat_bytes)
         self._sidecars: dict[tuple[str, str], np.ndarray] = {}
+        self._annotations: dict[str, np.ndarray] = {}
+        self._starts = np.zeros(0, np.int64)  # where an episode's steps begin in the annotations
         self._write = write
         self._serial = itertools.count()
         if write:
@@ -219,6 +221,7 @@ class Store:
         before = len(self.table)
         self.table, origin = self.table.merged(fresh, self.retention)
         self._where = np.concatenate([self._where, places])[origin]
+        self._annotations = {}
         gone = before + len(rows) - len(self.table)
         if gone:
             self._flat.keep(self._where[self._where[:, 2] >= 0, 2])
@@ -246,10 +249,23 @@ class Store:
         timesteps, mask = view.span(steps, self.table.lengths[positions])
         fetch = self._fetch_flat if (self._where[:, 2] >= 0).all() else self._fetch_mixed
         windows = fetch(view, positions, timesteps)
+        noted = {name: self._annotations[name].take(self._starts[positions][:, None] + timesteps) for name in view.annotations}
         if not mask.all():
-            for values in _leaves_of(windows):
+            for values in (*_leaves_of(windows), *noted.values()):
                 values[~mask] = 0
-        return Windows(windows.observations, windows.actions, windows.rewards, mask, np.where(mask, timesteps, 0), windows.columns, windows.next_observations)
+        return replace(windows, mask=mask, timesteps=np.where(mask, timesteps, 0), annotations=noted)
+
+    def annotate(self, columns: dict[str, np.ndarray]) -> None:
+        """Columns `[steps]` of the living episodes, one after the other as the table has them, for views that name them.
+
+        They hold until an episode comes or goes.
+        """
+        steps = int(self.table.lengths.sum())
+        for name, values in columns.items():
+            if values.shape != (steps,):
+                raise ValueError(f"the annotation {name!r} has shape {values.shape}, but ({steps},) is expected")
+        self._annotations = columns
+        self._starts = self.table.ends - self.table.lengths
 
     def _fetch_flat(self, view: View, positions: np.ndarray, timesteps: np.ndarray) -> Windows:
         flat = self._flat

@@ -31,6 +31,7 @@ class View:
     above      only episodes with at least this return
     stack      image leaves carry their last `stack` frames along the channel axis; the first frame is repeated
     next_observation  add the observations that followed each step
+    annotations  columns to add that the algorithm has computed itself (`Store.annotate`)
     """
 
     length: int = 1
@@ -42,6 +43,7 @@ class View:
     above: float | None = None
     stack: int = 1
     next_observation: bool = False
+    annotations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         unknown = set(self.columns) - set(DERIVED)
@@ -103,6 +105,7 @@ class Windows:
     timesteps: np.ndarray  # int64, the step's place in its episode
     columns: dict[str, np.ndarray] = field(default_factory=dict)  # derived, float32
     next_observations: dict[str, np.ndarray] = field(default_factory=dict)
+    annotations: dict[str, np.ndarray] = field(default_factory=dict)  # float32
 
 
 def stacked_steps(timesteps: np.ndarray, stack: int) -> np.ndarray:

@@ -21,10 +21,25 @@ from bigdm_ray.algorithms.base import Algorithm, find_algorithm
 from bigdm_ray.doors import Parser
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError, nearest
+from bigdm_ray.formats.dataset import Dataset, resolve
 from bigdm_ray.settings import checked, converted, flag, from_json, setting, to_json
 
 SCHEMA_VERSION = 1
 SHORT = {"actors": "machines.actors", "learners": "machines.learners", "device": "machines.device", "address": "machines.address"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The dataset that a run learns from: where it lies, and what it was when the run began."""
+
+    folder: str
+    name: str
+    sha256: str
+    source: str
+    episodes: int
+    steps: int
+    return_mean: float
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,7 @@ class Rollouts:
 class Evaluations:
     """How often and how long the policy is scored, on gymnasium's environments."""
 
-    every: int = setting(250_000, "environment steps between evaluations", low=1)
+    every: int = setting(250_000, "environment steps between evaluations; learner steps for a run on a dataset", low=1)
     episodes: int = setting(20, "episodes of each", low=1)
     final_episodes: int = setting(100, "episodes of the last one, and of the re-score of the best weights", low=1)
     mode: str = setting("sample", "how the policy acts", choices=("sample", "mean", "plan"))
@@ -58,8 +73,8 @@ class Evaluations:
 class Saves:
     """Checkpoints and reports."""
 
-    every: int = setting(500_000, "environment steps between checkpoints", low=1)
-    report_every: int = setting(20_000, "environment steps between lines of metrics", low=1)
+    every: int = setting(500_000, "environment steps between checkpoints; learner steps for a run on a dataset", low=1)
+    report_every: int = setting(20_000, "environment steps between lines of metrics; learner steps for a run on a dataset", low=1)
     flat_mib: int = setting(256, "MiB of episodes that are kept in memory for drawing; the rest is drawn from the maps", low=0)
 
 
@@ -89,6 +104,7 @@ class Run:
     evaluations: Evaluations = field(default_factory=Evaluations)
     saves: Saves = field(default_factory=Saves)
     machines: Machines = field(default_factory=Machines)
+    dataset: Origin | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**31:
@@ -96,6 +112,16 @@ class Run:
         checked(self.algorithm, "algorithm.")
         for name in ("budget", "rollouts", "evaluations", "saves", "machines"):
             checked(getattr(self, name), f"{name}.")
+
+    @property
+    def clock(self) -> str:
+        """What the budget, evaluations, saves and reports are counted in."""
+        return "time/learner_steps" if self.dataset else "time/env_steps"
+
+    @property
+    def learner_budget(self) -> int:
+        """Learner steps of a run on a dataset."""
+        return self.budget.learner_steps or self.algorithm.offline_steps
 
     @property
     def groups(self) -> int:
@@ -131,6 +157,9 @@ def run_from_json(data: Mapping[str, Any]) -> Run:
         for name, value in rest.items():
             if name not in hints:
                 raise UserError(f"unknown setting {name!r} in run.json{nearest(name, sorted(hints))}")
+            if name == "dataset":
+                given[name] = None if value is None else Origin(**value)
+                continue
             given[name] = from_json(hints[name], value, f"{name}.") if dataclasses.is_dataclass(hints[name]) else converted(hints[name], value, name)
         return Run(algorithm=from_json(kind, settings, "algorithm."), **given)
     except (KeyError, TypeError, AttributeError) as error:
@@ -187,7 +216,7 @@ def parse(arguments: list[str]) -> Door:
         add_help=False,
     )
     parser.add_argument("algorithm", nargs="?", help=_names_help())
-    parser.add_argument("task", nargs="?", help="a short name (lunarlander), gymnasium:ID, or my_module:MyEnv-v0")
+    parser.add_argument("task", nargs="?", help="a short name (lunarlander), gymnasium:ID, my_module:MyEnv-v0; or a dataset: its folder, or a Minari id")
     parser.add_argument("--help", "-h", action="store_true", help="show this and exit")
     parser.add_argument("--folder", type=Path, help="run folder; default: runs/ALGORITHM-TASK-SEED")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --folder from its last checkpoint")
@@ -199,7 +228,11 @@ def parse(arguments: list[str]) -> Door:
     known, _ = parser.parse_known_args([a for a in arguments if a not in ("--help", "-h")])
     kind = find_algorithm(known.algorithm) if known.algorithm else None
     flags: dict[str, tuple[str, Any]] = {}
-    defaults = preset_of(kind, known.task, known.preset)[1] if kind and known.task else {}
+    dataset = resolve(known.task) if kind and known.task else None
+    task = dataset.task if dataset else known.task
+    defaults = preset_of(kind, task, known.preset)[1] if kind and task else {}
+    if kind and dataset:
+        defaults = offline_defaults(kind) | defaults
     for path, hint, default, about in settings_of(kind) if kind else ():
         shown = defaults.get(path, default)
         text = ",".join(map(str, shown)) if isinstance(shown, tuple) else shown
@@ -214,7 +247,7 @@ def parse(arguments: list[str]) -> Door:
         raise UserError("an ALGORITHM and a TASK are expected, as in: python -m bigdm_ray.run udrl lunarlander")
     typed = {path: converted(hint, getattr(given, path), path) for path, hint in flags.values() if getattr(given, path) is not None}
     seed = converted(int, given.seed, "seed") if given.seed is not None else None
-    run = _made(kind, given.task, given.preset, given.config, typed, seed)
+    run = _made(kind, task, given.preset, given.config, typed, seed, dataset)
     return Door(run, given.folder, given.resume, given.local, given.quiet)
 
 
@@ -226,7 +259,8 @@ def _names_help() -> str:
 
 def preset_of(kind: type[Algorithm], task: str, name: str | None) -> tuple[str, dict[str, Any]]:
     """The name and settings of a task's preset; `default` may be absent. Raises UserError for an unknown one."""
-    known = kind.presets().get(task, {})
+    presets = kind.presets()
+    known = presets.get(task, presets.get("*", {}))
     if name == "none" or (name in (None, "default") and "default" not in known):
         return "none", {}
     wanted = name or "default"
@@ -235,8 +269,21 @@ def preset_of(kind: type[Algorithm], task: str, name: str | None) -> tuple[str, 
     return wanted, known[wanted]
 
 
-def _made(kind: type[Algorithm], task: str, preset: str | None, config: Path | None, typed: dict[str, Any], seed: int | None) -> Run:
+def offline_defaults(kind: type[Algorithm]) -> dict[str, Any]:
+    """What a run on a dataset has in place of the defaults, which count environment steps."""
+    steps = kind.offline_steps
+    counted = {"evaluations.every": max(1, steps // 5), "saves.every": max(1, steps // 5), "saves.report_every": max(1, steps // 100)}
+    return {"budget.learner_steps": steps, **counted}
+
+
+def _made(kind: type[Algorithm], task: str, preset: str | None, config: Path | None, typed: dict[str, Any], seed: int | None, dataset: Dataset | None) -> Run:
     find_task(task)
+    if dataset is None and not kind.online:
+        raise UserError(
+            f"{kind.name} learns from a dataset, but {task} is a task to play; import episodes with `python -m bigdm_ray.data` and give their folder"
+        )
+    if dataset is not None and not kind.offline:
+        raise UserError(f"{kind.name} learns from what it plays, but {dataset.folder} is a dataset; give the task {task} itself")
     name, values = preset_of(kind, task, preset)
     if config is not None:
         base = read_run(config)
@@ -247,11 +294,20 @@ def _made(kind: type[Algorithm], task: str, preset: str | None, config: Path | N
             name, values = base.preset, {}
     else:
         data = Run(algorithm=kind(), task=task).to_json()
+    data["dataset"] = origin_of(dataset) if dataset else None
+    if dataset is not None and config is None:
+        values = offline_defaults(kind) | values
     data |= {"preset": name} | ({} if seed is None else {"seed": seed})
     for path, value in {**values, **typed}.items():
         owner, _, key = path.partition(".")
         data[owner] = data[owner] | {key: list(value) if isinstance(value, tuple) else value}
     return run_from_json(data)
+
+
+def origin_of(dataset: Dataset) -> dict[str, Any]:
+    """What run.json says of a dataset."""
+    named = {name: getattr(dataset, name) for name in ("name", "sha256", "source", "episodes", "steps", "return_mean", "versions")}
+    return {"folder": str(dataset.folder.resolve()), **named}
 
 
 def configure(algorithm: str, task: str, flags: list[str] | None = None) -> Run:
@@ -261,4 +317,5 @@ def configure(algorithm: str, task: str, flags: list[str] | None = None) -> Run:
 
 def described(run: Run) -> str:
     """One line that says what is about to be trained."""
-    return textwrap.shorten(f"{run.algorithm.name} on {run.task}, preset {run.preset}, seed {run.seed}, {run.budget.env_steps:,} environment steps", 120)
+    budget = f"{run.learner_budget:,} learner steps on {run.dataset.name}" if run.dataset else f"{run.budget.env_steps:,} environment steps"
+    return textwrap.shorten(f"{run.algorithm.name} on {run.task}, preset {run.preset}, seed {run.seed}, {budget}", 120)

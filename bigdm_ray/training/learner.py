@@ -74,12 +74,16 @@ class Learner:
         self.step = 0
         self._view = algorithm.view()
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self._annotated = False
+        if world > 1 and algorithm.own_update:
+            raise UserError(f"{algorithm.name} trains on one learner; leave --learners out")
 
     def update(self, stores: dict[str, Store], steps: int) -> Progress:
         """Take `steps` learner steps on windows of the stores. Raises RunFailed when the loss is no longer finite."""
         began = time.perf_counter()
         totals: dict[str, Tensor] = {}
         for _ in range(steps):
+            self._prepare(stores)
             seed_torch(self.seed, "dropout", self.step, self.rank)
             for name, value in self._step(self._draw(stores)).items():
                 totals[name] = totals[name] + value if name in totals else value
@@ -91,6 +95,17 @@ class Learner:
                 "and go on from the last checkpoint, or start anew"
             )
         return Progress(self.step, steps, means, time.perf_counter() - began)
+
+    def _prepare(self, stores: dict[str, Store]) -> None:
+        """Whole passes over the data, where they are due."""
+        due = self.algorithm.fits(self.step)
+        if due:
+            seed_torch(self.seed, "fit", self.step)
+            self.algorithm.fit(self.model, stores, self.step)
+        if due or not self._annotated:
+            for task, columns in self.algorithm.annotate(self.model, stores).items():
+                stores[task].annotate(columns)
+            self._annotated = True
 
     def _draw(self, stores: dict[str, Store]) -> Batch:
         chance = rng(self.seed, "draw", self.step)
@@ -104,6 +119,8 @@ class Learner:
             for group, rate in zip(optimizer.param_groups, self._rates[name], strict=True):
                 group["lr"] = rate * factor
             optimizer.zero_grad(set_to_none=True)
+        if self.algorithm.own_update:
+            return self.algorithm.update(self.model, self.optimizers, tensors, self.step)
         loss = self.algorithm.loss(self.model, tensors, self.step)
         if self.world == 1:
             weight = loss.weight.detach()
@@ -125,12 +142,13 @@ class Learner:
 
     def _reduce(self, weight: Tensor, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
         """Add gradients, weight and metrics over ranks in one message; divide by the weight."""
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
-        flat = torch.cat([g.reshape(-1) for g in gradients] + [torch.stack([weight, *metrics.values()]).to(gradients[0])])
+        used_parameters = [p for p in self._parameters if p.grad is not None]
+        gradients = [p.grad for p in used_parameters if p.grad is not None]
+        flat = torch.cat([g.reshape(-1) for g in gradients] + [torch.stack([weight, *metrics.values()]).float()])
         dist.all_reduce(flat)
         used = len(flat) - 1 - len(metrics)
         total = flat[used]
-        for parameter, part in zip(self._parameters, flat[:used].split([p.numel() for p in self._parameters]), strict=True):
+        for parameter, part in zip(used_parameters, flat[:used].split([p.numel() for p in used_parameters]), strict=True):
             parameter.grad = (part / total).view_as(parameter)
         return {name: flat[used + 1 + i] / total for i, name in enumerate(metrics)}
 
@@ -167,6 +185,7 @@ class Learner:
             whole = optimizer.state_dict()
             optimizer.load_state_dict({"state": slots, "param_groups": whole["param_groups"]})
         self.step = step
+        self._annotated = False
 
     def checksum(self) -> float:
         """The sum of all parameters, to compare ranks with."""

@@ -25,10 +25,12 @@ import torch
 
 from bigdm_ray.algorithms.base import Columns
 from bigdm_ray.envs.task import find_task
-from bigdm_ray.errors import RunFailed
+from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.replay.episode import EpisodeId
 from bigdm_ray.replay.shard import SUFFIX
 from bigdm_ray.replay.store import Store, Table
+from bigdm_ray.settings import to_json
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint, Counters
 from bigdm_ray.training.config import Run
@@ -106,6 +108,21 @@ def loop(session: Session, crew: Crew) -> None:
     session.learned(crew.learn(session.owed(crew.table())))
 
 
+def study(session: Session, crew: Crew) -> None:
+    """Train on a dataset until the budget is spent: the same loop, with nothing to play and all steps owed at once."""
+    session.begin()
+    while not session.spent():
+        session.learned(crew.learn(session.stride()))
+        if session.evaluation_due():
+            command = session.run.algorithm.evaluation_command(crew.table())
+            weights, evaluations = crew.weights(), session.run.evaluations
+            session.evaluated(crew.score(weights, command, evaluations.episodes, "validation", session.counters.evaluations), weights)
+        if session.save_due():
+            session.save(crew)
+        elif session.report_due():
+            session.report()
+
+
 class Session:
     """The bookkeeping of a run: counters, what is due, reports, best weights, summary."""
 
@@ -135,7 +152,9 @@ class Session:
     def spent(self) -> bool:
         """Whether the budget is used up."""
         budget, counters = self.run.budget, self.counters
-        if counters.env_steps >= budget.env_steps:
+        if self.run.dataset is None and counters.env_steps >= budget.env_steps:
+            return True
+        if self.run.dataset is not None and counters.learner_step >= self.run.learner_budget:
             return True
         if budget.learner_steps is not None and counters.learner_step >= budget.learner_steps:
             return True
@@ -149,6 +168,17 @@ class Session:
         limit = self.run.budget.learner_steps
         return max(0, owed if limit is None else min(owed, limit - self.counters.learner_step))
 
+    @property
+    def clock(self) -> int:
+        """What evaluations, saves and reports are counted in: environment steps, or learner steps on a dataset."""
+        return self.counters.learner_step if self.run.dataset else self.counters.env_steps
+
+    def stride(self) -> int:
+        """Learner steps until something is due, on a dataset; at most a hundred, so that a budget of minutes is kept."""
+        run, now = self.run, self.counters.learner_step
+        ends = [(now // every + 1) * every for every in (run.evaluations.every, run.saves.every, run.saves.report_every)]
+        return min(*ends, run.learner_budget, now + 100) - now
+
     def ask(self, table: Table, round: int, count: int) -> Columns:
         """The commands of a round, capped at what the task can pay."""
         if not len(table):
@@ -160,15 +190,15 @@ class Session:
 
     def evaluation_due(self) -> bool:
         """Whether an evaluation's step count has been passed."""
-        return self.counters.learner_step > 0 and self.counters.env_steps // self.run.evaluations.every > self.counters.evaluations
+        return self.counters.learner_step > 0 and self.clock // self.run.evaluations.every > self.counters.evaluations
 
     def report_due(self) -> bool:
         """Whether a report's step count has been passed."""
-        return self.counters.env_steps // self.run.saves.report_every > self.counters.reports
+        return self.clock // self.run.saves.report_every > self.counters.reports
 
     def save_due(self) -> bool:
         """Whether a checkpoint's step count has been passed."""
-        return self.counters.env_steps // self.run.saves.every > self.counters.saves
+        return self.clock // self.run.saves.every > self.counters.saves
 
     # --- what the loop tells
 
@@ -212,7 +242,7 @@ class Session:
     def evaluated(self, score: Score, weights: Weights, at: int | None = None) -> None:
         """Report a validation score; keep the best weights."""
         counters = self.counters
-        counters.evaluations = max(counters.evaluations + 1, counters.env_steps // self.run.evaluations.every)
+        counters.evaluations = max(counters.evaluations + 1, self.clock // self.run.evaluations.every)
         self.command = score.command
         report: Report = {"time/env_steps": float(counters.env_steps if at is None else at), "time/learner_steps": float(weights.version[1])}
         report |= {f"evaluation/{k}": float(v) for k, v in score.summary(self.task).items() if v is not None}
@@ -226,7 +256,7 @@ class Session:
     def report(self, extra: Report | None = None) -> None:
         """Tell the listeners the means since the last report."""
         counters = self.counters
-        counters.reports = counters.env_steps // self.run.saves.report_every
+        counters.reports = self.clock // self.run.saves.report_every
         now = time.monotonic()
         counters.wall_s = self._before + now - self._began
         since, steps, learned = self._mark
@@ -255,13 +285,14 @@ class Session:
     def save(self, crew: Crew) -> tuple[Weights, dict[str, float]]:
         """Report, then write a checkpoint, and the same weights with their command beside it; these two."""
         counters, saved = self.counters, []
-        counters.saves = max(counters.saves + 1, counters.env_steps // self.run.saves.every)
+        counters.saves = max(counters.saves + 1, self.clock // self.run.saves.every)
         self.report()
 
         def write(step: int, learner: dict[str, np.ndarray], shards: list[str]) -> None:
             counters.learner_step = step
             saved.append(Weights((counters.incarnation, step), acting(learner)))
-            checkpoint.write(self.folder.checkpoints, counters, shards, self.lines.offset, learner, crew.table().ids, self.identity)
+            living = crew.table().ids[: 0 if self.run.dataset else None]
+            checkpoint.write(self.folder.checkpoints, counters, shards, self.lines.offset, learner, living, self.identity)
 
         crew.save(write)
         command = self.run.algorithm.evaluation_command(crew.table()) if len(crew.table()) else {}
@@ -276,12 +307,12 @@ class Session:
         episodes = self.run.evaluations.final_episodes
         score = crew.score(weights, command, episodes, "final", 0)
         last = score.summary(self.task)
-        best_mean = last["return_mean"]
+        best_mean = float(score.returns.mean())
         best_path = self.folder.weights("best")
         if best_path.is_file():
             best = Weights.load(best_path)
-            asked = load_command(best_path)
-            best_mean = float(crew.score(best, asked, episodes, "final", 1).returns.mean())
+            if best.version != weights.version:
+                best_mean = float(crew.score(best, load_command(best_path), episodes, "final", 1).returns.mean())
         else:
             save_weights(self.folder, "best", weights, command, float(score.returns.mean()))
         counters = self.counters
@@ -297,6 +328,8 @@ class Session:
             "episodes_discarded": counters.discarded,
             **last,
             "best_return_mean": best_mean,
+            "best_normalized_score": self.task.normalized_score(float(best_mean)),
+            "dataset": to_json(self.run.dataset),
             "command": command,
             "mode": self.run.evaluations.mode,
             "wall_s": counters.wall_s,
@@ -332,12 +365,14 @@ class LocalCrew:
         self._run = run
         task = find_task(run.task)
         self._folder = folder
-        self.store = Store(folder.store, run.algorithm.retention(), run.saves.flat_mib << 20)
+        flat = run.saves.flat_mib << 20
+        self.store = dataset_store(run) if run.dataset else Store(folder.store, run.algorithm.retention(), flat)
         self.learner = Learner(run.algorithm, {run.task: task.signature()}, run.seed, run.machines.device)
         if resumed:
             self.learner.load(resumed.learner, resumed.counters.learner_step)
-            self.store.open()
-            check_living(self.store.table, self.store.problems, resumed)
+            if run.dataset is None:
+                self.store.open()
+                check_living(self.store.table, self.store.problems, resumed)
         self._player = Player(run)
         self._evaluator = Evaluator(run)
         self._incarnation = resumed.counters.incarnation if resumed else 0
@@ -374,6 +409,9 @@ class LocalCrew:
 
     def save(self, write: Callable[[int, dict[str, np.ndarray], list[str]], Any]) -> None:
         """See Crew."""
+        if self._run.dataset:
+            write(self.learner.step, self.learner.state(), [])
+            return
         write(self.learner.step, self.learner.state(), self.store.compact())
         self.store.release(checkpoint.named_shards(self._folder.checkpoints))
 
@@ -387,6 +425,17 @@ def gathered(parts: list[Played], added: Table, version: tuple[int, int], busy_s
     """The parts that groups played as one round."""
     problems = [problem for part in parts for problem in part.problems]
     return Round(added, version, sum(p.env_steps for p in parts), sum(p.discarded for p in parts), problems, busy_s)
+
+
+def dataset_store(run: Run) -> Store:
+    """The episodes of the run's dataset. Raises UserError where it is gone, damaged, or another one than the run began with."""
+    assert run.dataset is not None
+    found = Dataset.open(Path(run.dataset.folder))
+    if found.sha256 != run.dataset.sha256:
+        raise UserError(
+            f"{found.folder} holds another dataset than this run began with (hash {found.sha256[:12]}, then {run.dataset.sha256[:12]}); import that one again"
+        )
+    return found.store(run.saves.flat_mib << 20)
 
 
 def drop_later(store: Path, resumed: Checkpoint | None) -> None:
@@ -411,9 +460,9 @@ def train_local(run: Run, folder: Path, resume: bool = False, listeners: list[Li
         identity = {"algorithm": run.algorithm.name, "task": run.task}
         resumed = checkpoint.last(home.checkpoints, identity) if resume else None
         drop_later(home.store, resumed)
-        session = Session(run, home, [TensorBoard(folder / "tensorboard"), *(listeners or [])], resumed, exact=True)
+        session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *(listeners or [])], resumed, exact=True)
         crew = LocalCrew(run, home, resumed)
-        loop(session, crew)
+        (study if run.dataset else loop)(session, crew)
         return session.finish(crew) | {"folder": str(folder)}
     finally:
         if crew is not None:

@@ -69,18 +69,19 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Event files in `tensorboard/`, the horizontal axis being environment steps."""
+    """Event files in `tensorboard/`, the horizontal axis being `clock`: environment steps, learner steps on a dataset."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, clock: str = "time/env_steps") -> None:
         from tensorboardX import SummaryWriter
 
+        self._clock = clock
         self._writer = SummaryWriter(str(folder), flush_secs=10)
 
     def __call__(self, report: Report) -> None:
         """Write every number as a scalar."""
-        step = int(report["time/env_steps"])
+        step = int(report[self._clock])
         for name, value in report.items():
-            if name != "time/env_steps" and np.isfinite(value):
+            if name != self._clock and np.isfinite(value):
                 self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
@@ -91,8 +92,9 @@ class TensorBoard:
 class Terminal:
     """Progress on one line of a terminal; silent where standard error is not one. Evaluations stay on screen."""
 
-    def __init__(self, budget: int, stream: IO[str] | None = None) -> None:
+    def __init__(self, budget: int, stream: IO[str] | None = None, clock: str = "time/env_steps") -> None:
         self._budget = budget
+        self._clock = clock
         self._stream = stream or sys.stderr
         self._alive = self._stream.isatty()
 
@@ -100,7 +102,7 @@ class Terminal:
         """Redraw the line; print an evaluation above it."""
         if not self._alive:
             return
-        steps = report["time/env_steps"]
+        steps = report[self._clock]
         if "evaluation/return_mean" in report:
             text = f"evaluation at {steps:>11,.0f} steps: return {report['evaluation/return_mean']:8.1f} +- {report['evaluation/return_std']:.1f}"
             self._stream.write(f"\r\x1b[K{text}\n")
@@ -108,10 +110,11 @@ class Terminal:
             done = steps / self._budget
             width = 24
             bar = "#" * min(width, int(width * done))
-            rate = report.get("time/env_steps_per_s", 0.0)
+            rate = report.get(f"{self._clock}_per_s", 0.0)
             left = (self._budget - steps) / rate if rate else 0.0
+            played = f"return {report['play/return_mean']:7.1f}  " if "play/return_mean" in report else ""
             text = (
-                f"[{bar:<{width}}] {100 * done:3.0f} %  {steps / 1e6:.2f}M steps  {rate / 1e3:.1f}k/s  return {report.get('play/return_mean', 0.0):7.1f}  "
+                f"[{bar:<{width}}] {100 * done:3.0f} %  {steps / 1e6:.2f}M steps  {rate / 1e3:.1f}k/s  {played}"
                 f"loss {report.get('train/loss', 0.0):.3f}  about {left / 60:.0f} min left"
             )
             self._stream.write(f"\r\x1b[K{text}")

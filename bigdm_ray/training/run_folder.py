@@ -76,7 +76,9 @@ class RunFolder:
             how = "with --local, or with --machines.lock-step true" if not exact else "without --local and --machines.lock-step"
             raise UserError(f"--folder {self.path} holds a run that began as {began}; resume it {how}")
         mine, theirs = run.to_json(), read_run(self.path).to_json()
-        for key in ("algorithm", "task", "seed", "rollouts", "evaluations", "saves"):
+        for run_json in (mine, theirs):
+            run_json["dataset"] = run_json["dataset"] and run_json["dataset"]["sha256"]  # the same episodes may lie elsewhere
+        for key in ("algorithm", "task", "dataset", "seed", "rollouts", "evaluations", "saves"):
             if mine[key] != theirs[key]:
                 raise UserError(
                     f"--folder {self.path} holds another run ({key} is {_short(theirs[key])}, here {_short(mine[key])}); "
