@@ -55,7 +55,10 @@ def same_episode(a, b):
 def same_windows(a, b):
     for name in ("observations", "actions", "columns", "next_observations"):
         same_arrays(getattr(a, name), getattr(b, name))
-    same_arrays({n: getattr(a, n) for n in ("rewards", "mask", "timesteps")}, {n: getattr(b, n) for n in ("rewards", "mask", "timesteps")})
+    plain = ["rewards", "mask", "timesteps"]
+    assert (a.terminated is None) == (b.terminated is None)
+    plain += [] if a.terminated is None else ["terminated"]
+    same_arrays({n: getattr(a, n) for n in plain}, {n: getattr(b, n) for n in plain})
 
 
 def ids(table):

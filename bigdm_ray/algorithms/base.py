@@ -104,8 +104,8 @@ class Algorithm(ABC):
     """Whether `update` takes the learner step instead of a descent on `loss`: methods that bootstrap."""
 
     @abstractmethod
-    def view(self) -> View:
-        """What is drawn for one learner step."""
+    def view(self, step: int = 0) -> View:
+        """What is drawn for a learner step."""
 
     @property
     @abstractmethod
@@ -134,6 +134,7 @@ class Algorithm(ABC):
 
     def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:
         """Whole passes over the living episodes, for what becomes buffers of the network: statistics, copies, thresholds."""
+        return None
 
     def annotate(self, model: nn.Module, stores: Mapping[str, Store]) -> dict[str, Columns]:
         """Columns `[steps]` float32 by task, in the order of the tables, for a View's `annotations`.
@@ -148,6 +149,8 @@ class Algorithm(ABC):
         batch = {f"observations/{path}": v for path, v in only.observations.items()}
         batch |= {f"actions/{path}": v for path, v in only.actions.items()}
         batch |= {f"next_observations/{path}": v for path, v in only.next_observations.items()}
+        if only.terminated is not None:
+            batch["terminated"] = only.terminated
         return batch | only.columns | only.annotations | {"rewards": only.rewards, "mask": only.mask, "timesteps": only.timesteps}
 
     @abstractmethod

@@ -111,6 +111,7 @@ class Store:
         self.table = Table()
         self._shards: dict[str, Shard] = {}
         self._where = np.zeros((0, 3), np.int64)  # a row of `table`: shard number, row in it, place in the flat arrays or -1
+        self._terminated = np.zeros(0, bool)  # a row of `table`: whether the episode terminated
         self._names: list[str] = []  # shard number -> name
         self._flat = Flat(flat_bytes)
         self._sidecars: dict[tuple[str, str], np.ndarray] = {}
@@ -221,6 +222,7 @@ class Store:
         before = len(self.table)
         self.table, origin = self.table.merged(fresh, self.retention)
         self._where = np.concatenate([self._where, places])[origin]
+        self._terminated = np.concatenate([self._terminated, opened.terminated[rows]])[origin]
         self._annotations = {}
         gone = before + len(rows) - len(self.table)
         if gone:
@@ -246,14 +248,16 @@ class Store:
         positions, steps = view.rows(self.table, rng, size)
         share = slice(rank * size // world, (rank + 1) * size // world)
         positions, steps = positions[share], steps[share]
-        timesteps, mask = view.span(steps, self.table.lengths[positions])
+        lengths = self.table.lengths[positions]
+        timesteps, mask = view.span(steps, lengths)
         fetch = self._fetch_flat if (self._where[:, 2] >= 0).all() else self._fetch_mixed
         windows = fetch(view, positions, timesteps)
         noted = {name: self._annotations[name].take(self._starts[positions][:, None] + timesteps) for name in view.annotations}
         if not mask.all():
             for values in (*_leaves_of(windows), *noted.values()):
                 values[~mask] = 0
-        return replace(windows, mask=mask, timesteps=np.where(mask, timesteps, 0), annotations=noted)
+        ends = mask & self._terminated[positions][:, None] & (timesteps == lengths[:, None] - 1) if view.terminals else None
+        return replace(windows, mask=mask, timesteps=np.where(mask, timesteps, 0), annotations=noted, terminated=ends)
 
     def annotate(self, columns: dict[str, np.ndarray]) -> None:
         """Columns `[steps]` of the living episodes, one after the other as the table has them, for views that name them.

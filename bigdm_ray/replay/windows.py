@@ -31,6 +31,7 @@ class View:
     above      only episodes with at least this return
     stack      image leaves carry their last `stack` frames along the channel axis; the first frame is repeated
     next_observation  add the observations that followed each step
+    terminals  add whether the episode terminated at each step: what bootstrapping stops at. A time limit is no termination
     annotations  columns to add that the algorithm has computed itself (`Store.annotate`)
     """
 
@@ -43,6 +44,7 @@ class View:
     above: float | None = None
     stack: int = 1
     next_observation: bool = False
+    terminals: bool = False
     annotations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -106,6 +108,7 @@ class Windows:
     columns: dict[str, np.ndarray] = field(default_factory=dict)  # derived, float32
     next_observations: dict[str, np.ndarray] = field(default_factory=dict)
     annotations: dict[str, np.ndarray] = field(default_factory=dict)  # float32
+    terminated: np.ndarray | None = None  # bool, where the view asks for it
 
 
 def stacked_steps(timesteps: np.ndarray, stack: int) -> np.ndarray:

@@ -18,7 +18,7 @@ KINDS = ["vector", "image", "nested", "volume"]
 
 def made(kind):
     if kind != "volume":
-        return [episode((number // 2, number % 2, 0), length, kind) for number, length in enumerate(LENGTHS)]
+        return [episode((number // 2, number % 2, 0), length, kind, terminated=number % 3 != 1) for number, length in enumerate(LENGTHS)]
     out = []
     for e in made("image"):  # a float leaf of three axes is no image: it is not stacked
         out.append(dataclasses.replace(e, observations=e.observations | {"field": e.observations["eye"].astype(np.float32)}))
@@ -57,6 +57,7 @@ def reference(view, episodes, positions, steps):
         np.array([[0 if t is None else t for _, t in row] for row in rows], np.int64),
         {name: windows(lambda e, t, name=name: column(e, name, t)) for name in view.columns},
         {path: windows(lambda e, t, path=path: seen(e, path, t + 1)) for path in like.observations} if view.next_observation else {},
+        terminated=windows(lambda e, t: e.terminated and t == e.length - 1) if view.terminals else None,
     )
 
 
@@ -100,6 +101,7 @@ views = st.builds(
     above=st.sampled_from([None, -2.0, -0.5]),
     stack=st.sampled_from([1, 2, 4]),
     next_observation=st.booleans(),
+    terminals=st.booleans(),
 )
 
 
@@ -129,6 +131,8 @@ def test_the_shares_of_all_ranks_together_are_the_batch_of_one(folders, view, wh
 
     def joined(name):
         parts = [getattr(share, name) for share in shares]
+        if parts[0] is None:
+            return None
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if isinstance(parts[0], dict) else np.concatenate(parts)
 
     same_windows(whole, Windows(**{field.name: joined(field.name) for field in dataclasses.fields(Windows)}))
@@ -141,6 +145,16 @@ def test_padding_is_zero_and_masked(folders):
         for values in (*windows.observations.values(), *windows.actions.values(), *windows.next_observations.values(), windows.rewards, windows.timesteps):
             assert not values[~windows.mask].any()
         assert windows.observations["arm/joints"][windows.mask].any()
+
+
+def test_a_step_terminates_at_the_end_of_an_episode_that_no_time_limit_ended(folders):
+    episodes, stores = folders["vector"]
+    assert 0 < sum(e.terminated for e in episodes) < len(episodes)
+    for store in stores:
+        windows = store.draw(View(weight="length", terminals=True), np.random.default_rng(0), 400)
+        assert store.draw(View(), np.random.default_rng(0), 3).terminated is None
+        marks = {(float(o[0, 0]), bool(end[0])) for o, end in zip(windows.observations[""], windows.terminated, strict=True)}
+        assert marks == {(float(e.observations[""][t, 0]), e.terminated and t == e.length - 1) for e in episodes for t in range(e.length)}
 
 
 def test_a_draw_is_a_copy_that_may_be_written_to(folders):
@@ -172,11 +186,11 @@ def test_draws_stay_right_while_episodes_come_and_go(tmp_path, flat_slots):
     slot = 4 + 4 + 12
     flat = Store(tmp_path / "a", Retention("best", 8), flat_bytes=flat_slots * slot)
     maps = Store(tmp_path / "b", Retention("best", 8), flat_bytes=0)
-    view = View(length=3, columns=("returns_to_go", "steps_remaining"), next_observation=True)
+    view = View(length=3, columns=("returns_to_go", "steps_remaining"), next_observation=True, terminals=True)
     packed = 0
     held = []
     for number in range(35):
-        episodes = [episode((number, 0, k), int(chance.integers(1, 15)), rewards=None) for k in range(chance.integers(1, 4))]
+        episodes = [episode((number, 0, k), int(chance.integers(1, 15)), rewards=None, terminated=bool(k % 2)) for k in range(chance.integers(1, 4))]
         held += episodes
         before = flat._flat.rewards
         flat.add(episodes)
