@@ -8,16 +8,27 @@ dataset is written under a temporary name beside its own and renamed when it is 
 
 from __future__ import annotations
 
+import dataclasses
+import fcntl
+import hashlib
 import json
+import shutil
+import struct
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
-from bigdm_ray.replay.store import Store
+from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
+from bigdm_ray.replay.shard import SUFFIX, CorruptShard, Shard, encode, publish, sync_folder, unwritten
+from bigdm_ray.replay.store import SHARD_BYTES, Store
 
 CARD = "dataset.json"
+PROGRESS = "progress.json"
 SCHEMA_VERSION = 1
 
 
@@ -50,7 +61,9 @@ class Dataset:
                 raise UserError(f"{path} has schema version {version}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray")
             return Dataset(folder=folder, **(data | {"signature": Signature.from_json(data["signature"])}))
         except OSError as error:
-            raise UserError(f"{folder} is not a dataset ({CARD}: {error.strerror}); make one with: python -m bigdm_ray.data import SOURCE --folder {folder}") from None
+            raise UserError(
+                f"{folder} is not a dataset ({CARD}: {error.strerror}); make one with: python -m bigdm_ray.data import SOURCE --folder {folder}"
+            ) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not the card of a dataset ({error}); import the dataset anew") from None
 
@@ -67,8 +80,193 @@ class Dataset:
             raise UserError(f"dataset {self.folder} is damaged: {why}; import it anew")
         return store
 
+    def shards(self) -> list[Path]:
+        """The files of the episodes, in their order."""
+        return sorted(self.folder.glob(f"*{SUFFIX}"))
+
+    def stream(self) -> Iterator[Episode]:
+        """Every episode in the dataset's order, one shard mapped at a time. Raises UserError for a torn shard."""
+        for path in self.shards():
+            try:
+                opened = Shard.open(path)
+            except CorruptShard as error:
+                raise UserError(f"dataset {self.folder} is damaged: shard {path.name}: {error}; import it anew") from None
+            for row in range(len(opened.ids)):
+                yield opened.episode(row)
+
+    def content_hash(self) -> str:
+        """The hash of what the folder holds now; equal to `sha256` of the card where nothing has changed."""
+        made = ContentHash(self.signature)
+        for episode in self.stream():
+            made.add(episode)
+        return made.hexdigest()
+
 
 def resolve(text: str) -> Dataset | None:
     """The dataset that a TASK names: the path of a folder; None for anything else. Raises UserError for a folder that holds none."""
     folder = Path(text)
     return Dataset.open(folder) if folder.is_dir() or ("/" in text and ":" not in text) else None
+
+
+# --- the content's hash
+
+
+class ContentHash:
+    """SHA-256 over what the episodes hold, in their order: however they are cut into shards, and whichever format they came in.
+
+    Hashed are the paths, dtypes and shapes of the leaves, and of each episode its length (int64), how it ended (one byte),
+    rewards, observations and actions, leaves in the order of their paths, little-endian.
+    """
+
+    def __init__(self, signature: Signature) -> None:
+        kinds = [[path, leaf.dtype, list(leaf.shape)] for leaves in (signature.observations, signature.actions) for path, leaf in sorted(leaves.items())]
+        self._sha = hashlib.sha256(json.dumps(kinds).encode())
+
+    def add(self, episode: Episode) -> None:
+        """Take in the next episode."""
+        self._sha.update(struct.pack("<q?", episode.length, episode.terminated))
+        self._sha.update(memoryview(np.ascontiguousarray(episode.rewards)))
+        for leaves in (episode.observations, episode.actions):
+            for _, values in sorted(leaves.items()):
+                self._sha.update(memoryview(np.ascontiguousarray(values)))
+
+    def hexdigest(self) -> str:
+        """The hash so far."""
+        return self._sha.hexdigest()
+
+
+# --- writing
+
+
+class Writer:
+    """Writes a dataset as it streams by: shards of about 64 MiB in the hidden folder `.NAME.importing`, which becomes NAME at the end.
+
+    `plan` says what is being written, in JSON. Where the hidden folder holds the beginning of the same plan, `taken` tells how many
+    episodes of each part are already there; otherwise it is emptied. What stands in it is held by checksums and read again, so
+    that the hash needs no state of its own. Ctrl-C and a full disk leave the hidden folder, `discard` removes it.
+    """
+
+    def __init__(self, folder: Path, plan: dict[str, Any], task: str, signature: Signature) -> None:
+        if folder.exists() or folder.is_symlink():
+            raise UserError(f"--folder {folder} exists already; choose another, or delete it first")
+        self.folder = folder
+        self.taken: list[int] = []
+        self.lengths: list[int] = []
+        self._task, self._signature = task, signature
+        self._returns: list[float] = []
+        self._hash = ContentHash(signature)
+        self._pending: list[Episode] = []
+        self._pending_bytes = 0
+        self._shards = 0
+        self._plan = json.loads(json.dumps(plan))
+        self._hidden = folder.with_name(f".{folder.name}.importing")
+        try:
+            self._hidden.mkdir(parents=True, exist_ok=True)
+            self._lock = (self._hidden / ".lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"--folder {folder} is being written by another process; wait for it to end") from None
+        except OSError as error:
+            raise UserError(f"--folder {folder} cannot be written: {error.strerror}; choose another folder") from None
+        self._resume()
+
+    def _resume(self) -> None:
+        try:
+            progress = json.loads((self._hidden / PROGRESS).read_text())
+            same = progress["plan"] == self._plan
+            count, taken = int(progress["shards"]), [int(n) for n in progress["taken"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            same, count, taken = False, 0, []
+        kept = count if same else 0
+        try:
+            for number in range(kept):
+                opened = Shard.open(self._hidden / shard_name(number), verify=True)
+                for row in range(len(opened.ids)):
+                    self._note(opened.episode(row))
+            self.taken = taken if kept else []
+        except CorruptShard:
+            kept, self.taken, self.lengths, self._returns = 0, [], [], []
+            self._hash = ContentHash(self._signature)
+        self._shards = kept
+        sound = {shard_name(number) for number in range(kept)}
+        for path in self._hidden.iterdir():
+            if path.name not in sound and path.name != ".lock":
+                path.unlink()
+
+    def _note(self, episode: Episode) -> None:
+        self._hash.add(episode)
+        self.lengths.append(episode.length)
+        self._returns.append(episode.total_return)
+
+    def add(self, episodes: list[Episode], part: int = 0) -> None:
+        """Take in the next episodes, of a part of the plan. Raises RunFailed where the disk does not take a shard."""
+        self.taken += [0] * (part + 1 - len(self.taken))
+        for episode in episodes:
+            number = len(self.lengths)
+            self._pending.append(dataclasses.replace(episode, id=EpisodeId(0, FOREIGN, number), task=self._task))
+            self._note(episode)
+            self.taken[part] += 1
+            self._pending_bytes += bytes_of(episode)
+            if self._pending_bytes >= SHARD_BYTES:
+                self._flush()
+
+    def _flush(self) -> None:
+        publish(self._hidden / shard_name(self._shards), encode(self._pending))
+        self._shards += 1
+        self._pending, self._pending_bytes = [], 0
+        publish(self._hidden / PROGRESS, json.dumps({"plan": self._plan, "shards": self._shards, "taken": self.taken}).encode())
+
+    def finish(self, name: str, source: str, versions: dict[str, str]) -> Dataset:
+        """Write the last shard and the card, and let the folder appear. Raises UserError where there was no episode."""
+        if not self.lengths:
+            raise UserError(f"{source} holds no episodes; nothing was imported")
+        if self._pending:
+            self._flush()
+        returns = np.array(self._returns)
+        dataset = Dataset(
+            folder=self.folder,
+            name=name,
+            task=self._task,
+            signature=self._signature,
+            source=source,
+            sha256=self._hash.hexdigest(),
+            episodes=len(self.lengths),
+            steps=sum(self.lengths),
+            return_mean=float(returns.mean()),
+            return_std=float(returns.std()),
+            return_min=float(returns.min()),
+            return_max=float(returns.max()),
+            versions=versions,
+        )
+        publish(self._hidden / CARD, json.dumps(dataset.to_json(), indent=1).encode())
+        try:
+            if self.folder.exists():
+                raise UserError(f"--folder {self.folder} has appeared meanwhile; choose another, or delete it first")
+            self._hidden.rename(self.folder)
+            for left in (PROGRESS, ".lock"):
+                (self.folder / left).unlink(missing_ok=True)
+            sync_folder(self.folder.parent)
+        except OSError as error:
+            raise unwritten(self.folder, error) from None
+        finally:
+            self._lock.close()
+        return dataset
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        self._lock.close()
+        shutil.rmtree(self._hidden, ignore_errors=True)
+
+    def close(self) -> None:
+        """Leave what was written for the same command to go on with."""
+        self._lock.close()
+
+
+def shard_name(number: int) -> str:
+    """The file of a shard."""
+    return f"episodes-{number:07d}{SUFFIX}"
+
+
+def bytes_of(episode: Episode) -> int:
+    """Bytes of an episode's arrays."""
+    return episode.rewards.nbytes + sum(v.nbytes for v in (*episode.observations.values(), *episode.actions.values()))

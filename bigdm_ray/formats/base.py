@@ -1,0 +1,252 @@
+"""What a foreign format must answer, how formats are found, and which task a source is of.
+
+A format is a file of this folder with `FORMAT = TheClass()` at its end; no list is edited to add one. It says whether it
+recognises a source, opens it as a `Reader` of whole episodes, and may write a dataset back. A Reader yields what the
+file holds, in its dtypes; `checks.conform` holds each episode against the signature afterwards, so that a reader
+answers only for what its layout can get wrong. Nothing here unpickles, and no module is imported because a file says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bigdm_ray.envs.task import Leaf, Signature, Task, find_task, tasks
+from bigdm_ray.errors import UserError
+from bigdm_ray.replay.episode import Episode
+
+if TYPE_CHECKING:
+    from bigdm_ray.formats.dataset import Dataset
+
+Advance = Callable[[int], None]
+"""Is told how many steps have gone by."""
+
+MAX_EPISODE_BYTES = 2 << 30
+"""A field of an episode that claims more is refused before memory is asked for."""
+
+_ENV_ID = re.compile(r"[\w.\-]+(/[\w.\-]+)*")
+_VERSION = re.compile(r"-v\d+$")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a source tells about itself before its episodes are read; empty or None where it is silent."""
+
+    name: str  # path or id, for messages and for the card
+    env_id: str = ""
+    env_kwargs: dict[str, Any] | None = None
+    signature: Signature | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    episodes: int | None = None
+    steps: int | None = None
+    task: str = ""  # of a file that this project has written
+
+
+class Reader(ABC):
+    """An open source."""
+
+    said: Said
+
+    @abstractmethod
+    def episodes(self, task: str, signature: Signature, skip: int = 0) -> Iterator[Episode]:
+        """The episodes in their order without the first `skip`, lazily; numbered by `Episode.id.number` from 0.
+
+        Leaves are named and shaped as in `signature`; dtypes and values are the file's own. Raises UserError.
+        """
+
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """Every file that the episodes lie in: where one changes, an interrupted import begins anew."""
+
+    def place(self, number: int) -> str:
+        """Where an episode is, for messages."""
+        return f"{self.said.name}, episode {number}"
+
+
+class Format(ABC):
+    """A foreign format. Nothing is read when one is made."""
+
+    name: str
+    about: str
+    writes = False
+
+    @abstractmethod
+    def recognises(self, source: str) -> bool:
+        """Whether this is a source of this format. Raises UserError for a file that is torn."""
+
+    @abstractmethod
+    def open(self, source: str) -> Reader:
+        """Open a source that was recognised. Raises UserError."""
+
+    def write(self, dataset: Dataset, folder: Path, advance: Advance) -> None:
+        """Write a dataset into an empty folder, streaming."""
+        raise NotImplementedError(f"{self.name} is not written")
+
+
+def formats() -> dict[str, Format]:
+    """Every format of this folder by name. A file is found by being there."""
+    package = importlib.import_module("bigdm_ray.formats")
+    found: dict[str, Format] = {}
+    for _, name, _ in pkgutil.iter_modules(package.__path__):
+        made = getattr(importlib.import_module(f"bigdm_ray.formats.{name}"), "FORMAT", None)
+        if made is not None:
+            found[made.name] = made
+    return dict(sorted(found.items()))
+
+
+def open_source(source: str) -> Reader:
+    """The reader of whatever format recognises the source. Raises UserError where none does."""
+    for made in formats().values():
+        if made.recognises(source):
+            return made.open(source)
+    kinds = "; ".join(made.about for made in formats().values())
+    what = "is of no format that is known here" if Path(source).exists() else "is no file, no folder, and no id of a Minari dataset (minari:NAME-v0)"
+    raise UserError(f"{source} {what}; known are: {kinds}")
+
+
+def needed(module: str, extra: str) -> Any:
+    """An optional package. Raises UserError, naming the extra that helps, where it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"this format needs the package {module!r} ({error}); install it with: pip install 'bigdm-ray[{extra}]'") from None
+
+
+def inside(path: Path, folder: Path) -> Path:
+    """`path`, which must lie in `folder` once links are followed. Raises UserError."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{path} leads out of {folder} (to {path.resolve()}); nothing was imported")
+    return path
+
+
+# --- which task
+
+
+def task_of(said: Said, asked: str | None) -> tuple[str, Signature]:
+    """The task of a source, and its signature: the task's own where it can be made, else the file's.
+
+    Without `asked` the short name of the very environment that the source names is taken, else `gymnasium:ID`. Raises
+    UserError where the source says nothing, is of another task than asked, or does not look like its task.
+    """
+    written = said.task in tasks() or (said.task.startswith("gymnasium:") and _ENV_ID.fullmatch(said.task.partition(":")[2]))
+    if written and asked in (None, said.task):
+        asked = said.task
+    elif written:
+        raise UserError(f"{said.name} is a dataset of another task: {said.task}, not {asked}; nothing was imported")
+    elif not said.env_id and asked is None:
+        raise UserError(f"{said.name} does not say which environment it is of; name the task with --task TASK")
+    if said.env_id and not _ENV_ID.fullmatch(said.env_id):
+        raise UserError(f"{said.name} names the environment {said.env_id!r}, which is no plain gymnasium id; nothing was imported")
+    name = asked if asked is not None else _guess(said)
+    task = find_task(name)
+    if asked is not None and said.env_id and not written and not _kin(said, task):
+        raise UserError(f"{said.name} is a dataset of another task: its environment is {said.env_id}, not {asked}; nothing was imported")
+    try:
+        signature = task.signature()
+    except UserError:
+        if said.signature is None:
+            raise
+        return task.name, said.signature
+    if said.signature is not None and (why := misfit(said.signature, signature)):
+        raise UserError(f"{said.name} is a dataset of another task than {task.name}: {why}; nothing was imported")
+    return task.name, signature
+
+
+def _guess(said: Said) -> str:
+    for task in tasks().values():
+        if task.wrap is None and _alike(task.name, said.env_id) and _same_environment(said, task):
+            fits = spec_of(task) is None or said.signature is None or misfit(said.signature, task.signature()) is None
+            if fits:
+                return task.name
+    return f"gymnasium:{said.env_id}"
+
+
+def _base(env_id: str) -> str:
+    return _VERSION.sub("", env_id.rpartition("/")[2]).lower()
+
+
+def _alike(name: str, env_id: str) -> bool:
+    """A cheap question before an environment is made: might `lunarlander-continuous` be LunarLander-v3?"""
+    base = _base(env_id)
+    return base in (name.replace("-", ""), name.partition("-")[0], name)
+
+
+def _same_environment(said: Said, task: Task) -> bool:
+    """Whether the id, with its arguments where they are told, makes the task's own environment."""
+    import gymnasium
+
+    mine = spec_of(task)
+    if mine is None:
+        return _alike(task.name, said.env_id)
+    theirs = gymnasium.registry.get(said.env_id)
+    if theirs is None:
+        return False
+    kwargs = _told(said.env_kwargs if said.env_kwargs is not None else dict(theirs.kwargs))
+    unsaid = said.env_kwargs is None and mine.id == theirs.id  # an id alone: the signature decides between its variants
+    same = (mine.entry_point, mine.max_episode_steps) == (theirs.entry_point, theirs.max_episode_steps)
+    return same and (unsaid or kwargs == _told(mine.kwargs))
+
+
+def _told(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in kwargs.items() if k != "render_mode" and v is not None and v is not False}
+
+
+def _kin(said: Said, task: Task) -> bool:
+    """Whether the source is of the task's environment, whatever its version."""
+    mine = spec_of(task)
+    ids = [task.name] if mine is None else [mine.id, task.name.partition(":")[2]]
+    return _alike(task.name, said.env_id) or _base(said.env_id) in [_base(id) for id in ids]
+
+
+@functools.lru_cache(maxsize=64)
+def _spec(name: str) -> Any:
+    task = find_task(name)
+    try:
+        task.require()
+        env = task.env(None)
+    except UserError:
+        return None
+    try:
+        return env.spec
+    finally:
+        env.close()
+
+
+def spec_of(task: Task) -> Any:
+    """gymnasium's EnvSpec of a task, or None where it cannot be made here or was not registered."""
+    return _spec(task.name)
+
+
+def misfit(theirs: Signature, mine: Signature) -> str | None:
+    """The first difference between the arrays of a source and those of a task, in words; bounds and dtypes do not count."""
+    for what, a, b in (("observations", theirs.observations, mine.observations), ("actions", theirs.actions, mine.actions)):
+        if a.keys() != b.keys():
+            path = sorted(a.keys() ^ b.keys())[0]
+            return f"its {what} {'have' if path in a else 'lack'} {path!r}"
+        for path in a:
+            if _form(a[path]) != _form(b[path]):
+                return f"its {field_name(what, path)} are {words(a[path])} where {words(b[path])} is expected"
+    return None
+
+
+def _form(leaf: Leaf) -> tuple[str, int, tuple[int, ...]]:
+    return leaf.kind, leaf.size, leaf.choices
+
+
+def words(leaf: Leaf) -> str:
+    """A leaf for messages."""
+    if leaf.kind == "discrete":
+        return f"discrete of {' x '.join(map(str, leaf.choices))}"
+    return f"{leaf.kind} {list(leaf.shape)}"
+
+
+def field_name(what: str, path: str) -> str:
+    """`observations`, or `observations/arm/joints`."""
+    return f"{what}/{path}" if path else what

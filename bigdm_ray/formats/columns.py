@@ -1,0 +1,141 @@
+"""Arrow columns of foreign Parquet and Arrow files as flat numpy arrays, and what their metadata tells.
+
+Lists in lists, fixed or not, are flattened row-major; an empty cell, a type that is no number, and a torn file are one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.errors import UserError
+from bigdm_ray.formats.base import inside
+from bigdm_ray.formats.checks import refused
+
+if TYPE_CHECKING:
+    from bigdm_ray.formats.dataset import Dataset
+
+META = "bigdm"
+"""Key of the schema's metadata under which files that are written here carry their task and signature."""
+
+PACKAGES = ("gymnasium", "mujoco", "box2d", "vizdoom", "ale-py", "envpool", "numpy", "minari", "d4rl", "environment")
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """An open Parquet file, decoded page by page from a memory map. Raises UserError for a torn one."""
+    try:
+        return pq.ParquetFile(path, memory_map=True, pre_buffer=False)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is not a whole Parquet file ({one_line(error)}); nothing was imported") from None
+
+
+def parquet_files(source: str) -> list[Path]:
+    """The Parquet files of a source: a file, or the files of a folder that is no dataset of another kind; sorted."""
+    path = Path(source)
+    if path.is_file() and path.suffix == ".parquet":
+        return [path]
+    if path.is_dir() and not (path / "metadata.json").exists() and not (path / "data").is_dir():
+        return [inside(file, path) for file in sorted(path.glob("*.parquet"))]
+    return []
+
+
+def flat(column: pa.Array, name: str, place: Callable[[int], str]) -> tuple[np.ndarray, np.ndarray]:
+    """A list column as its numbers, one after another, and where each row begins: `[numbers]`, `[rows + 1]` int64."""
+    values, offsets = column, np.arange(len(column) + 1, dtype=np.int64)
+    while _is_list(values.type):
+        _filled(values, offsets, name, place)
+        if pa.types.is_fixed_size_list(values.type):
+            inner = np.arange(len(values) + 1, dtype=np.int64) * values.type.list_size
+        else:
+            inner = values.offsets.to_numpy().astype(np.int64)
+        values, offsets = values.flatten(), (inner - inner[0])[offsets]
+    if values is column:
+        raise refused(place(0), name, f"a list is expected, not {column.type}")
+    _filled(values, offsets, name, place)
+    return numbers(values, name, place), offsets
+
+
+def numbers(values: pa.Array, name: str, place: Callable[[int], str]) -> np.ndarray:
+    """A plain column of numbers or truth values as numpy."""
+    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type)):
+        raise refused(place(0), name, f"numbers are expected, not {values.type}")
+    _filled(values, np.arange(len(values) + 1), name, place)
+    made: np.ndarray = values.to_numpy(zero_copy_only=False)
+    return made
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _filled(values: pa.Array, offsets: np.ndarray, name: str, place: Callable[[int], str]) -> None:
+    if values.null_count:
+        at = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
+        k = int(np.searchsorted(offsets, at, side="right")) - 1
+        raise refused(place(k), name, "a value is missing (null)")
+
+
+def one_line(error: Exception) -> str:
+    """The text of an error on one line."""
+    return " ".join(str(error).split())[:300]
+
+
+# --- metadata
+
+
+def metadata_of(file: pq.ParquetFile) -> dict[str, str]:
+    """The metadata of a file's schema as text."""
+    return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in (file.schema_arrow.metadata or {}).items()}
+
+
+def carried(dataset: Dataset) -> dict[str, str]:
+    """What a Parquet file that is written here carries in its schema's metadata."""
+    told = {"task": dataset.task, "signature": dataset.signature.to_json(), "source": dataset.source, "sha256": dataset.sha256}
+    return {META: json.dumps(told), **dataset.versions}
+
+
+def ours(meta: Mapping[str, str], where: str) -> tuple[str, Signature | None]:
+    """Task and signature of a file that was written here; empty and None for others. Raises UserError where they are broken."""
+    if META not in meta:
+        return "", None
+    try:
+        told = json.loads(meta[META])
+        return str(told["task"]), sound_signature(told["signature"], where)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{where} carries a broken signature ({one_line(error)}); nothing was imported") from None
+
+
+def said_versions(meta: Mapping[str, str]) -> dict[str, str]:
+    """Versions of packages that a file's metadata names."""
+    return {name: meta[name] for name in PACKAGES if meta.get(name)}
+
+
+def sound_signature(data: Any, where: str) -> Signature:
+    """The signature of a file's JSON. Raises UserError where it is none."""
+    try:
+        signature = Signature.from_json(data)
+        for leaf in (*signature.observations.values(), *signature.actions.values()):
+            _sound_leaf(leaf)
+        if not signature.observations or not signature.actions:
+            raise ValueError("it has no leaves")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{where} carries a broken signature ({one_line(error)}); nothing was imported") from None
+    return signature
+
+
+def _sound_leaf(leaf: Leaf) -> None:
+    whole = all(isinstance(n, int) and n > 0 for n in (*leaf.shape, *leaf.choices))
+    kinds = {"tensor": "fiu", "discrete": "i", "image": "u", "text": "u"}
+    elements = math.prod(leaf.shape)
+    bounds = all(bound is None or len(bound) == elements for bound in (leaf.low, leaf.high))
+    picked = len(leaf.choices) == (elements if leaf.kind == "discrete" else 0)
+    if not (whole and bounds and picked and np.dtype(leaf.dtype).kind in kinds[leaf.kind]):
+        raise ValueError(f"the leaf {leaf}")

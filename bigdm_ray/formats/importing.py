@@ -1,0 +1,128 @@
+"""Taking episodes in: any source that a format recognises, checked, as a dataset of this project.
+
+Streaming: a batch of episodes is in memory at a time, and one shard of about 64 MiB. A source that is wrong somewhere leaves
+nothing behind. An import that was interrupted goes on where it stopped when the same command is given again, as long as no
+file of the source has changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bigdm_ray.envs.task import Signature
+from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.formats.base import Reader, open_source, task_of
+from bigdm_ray.formats.behaviour import at_stage
+from bigdm_ray.formats.checks import conform
+from bigdm_ray.formats.dataset import SCHEMA_VERSION, Dataset, Writer, bytes_of
+from bigdm_ray.formats.progress import Progress
+from bigdm_ray.replay.episode import Episode
+
+BATCH_BYTES = 8 << 20
+BATCH_EPISODES = 1024
+
+
+def import_dataset(sources: list[str], folder: Path, task: str | None = None, steps: int | None = None, quiet: bool = False) -> Dataset:
+    """Import sources, one after another, into the new dataset `folder`.
+
+    Of each source the first episodes that together reach `steps` are taken, where given (as D4RL's medium-expert sets
+    join two files). With several sources, the number of the source stands as `stage` in the episodes' `source`.
+    Raises UserError (nothing is left) or RunFailed (the disk; what was written waits for the same command).
+    """
+    readers = [open_source(source) for source in sources]
+    name, signature = task_of(readers[0].said, task)
+    for reader in readers[1:]:
+        if (other := task_of(reader.said, task)[0]) != name:
+            raise UserError(f"{reader.said.name} is a dataset of another task: {other}, while {readers[0].said.name} is of {name}; nothing was imported")
+    writer = Writer(folder, _plan(readers, name, signature, steps), name, signature)
+    with _keeping(writer), Progress(folder.name, _total(readers, steps), sum(writer.lengths), quiet) as bar:
+        for number, reader in enumerate(readers):
+            for batch in _batches(reader, name, signature, _taken(writer, number), steps):
+                if len(readers) > 1:
+                    batch = [dataclasses.replace(episode, source=at_stage(episode.source, number)) for episode in batch]
+                writer.add(batch, number)
+                bar.advance(sum(episode.length for episode in batch))
+            if not _taken(writer, number):
+                raise UserError(f"{reader.said.name} holds no episodes; nothing was imported")
+        return writer.finish(folder.name, _source(readers, steps), _versions(readers))
+
+
+@contextlib.contextmanager
+def _keeping(writer: Writer) -> Iterator[None]:
+    """After a mistake in the source nothing stays; after an interruption or a full disk the beginning does."""
+    try:
+        yield
+    except RunFailed:
+        raise
+    except UserError:
+        writer.discard()
+        raise
+    finally:
+        writer.close()
+
+
+def _taken(writer: Writer, number: int) -> list[int]:
+    """Lengths of the episodes of a part that are written already."""
+    taken = [*writer.taken, *[0] * (number + 1)][: number + 1]
+    start = sum(taken[:number])
+    return writer.lengths[start : start + taken[number]]
+
+
+def _batches(reader: Reader, task: str, signature: Signature, taken: list[int], steps: int | None) -> Iterator[list[Episode]]:
+    """The episodes that are still to come, checked, in batches of about 8 MiB."""
+    batch: list[Episode] = []
+    size, so_far = 0, sum(taken)
+    if steps is not None and so_far >= steps:
+        return
+    for episode in reader.episodes(task, signature, len(taken)):
+        batch.append(episode)
+        size, so_far = size + bytes_of(episode), so_far + len(episode.rewards)
+        enough = steps is not None and so_far >= steps
+        if enough or size >= BATCH_BYTES or len(batch) >= BATCH_EPISODES:
+            yield _checked(batch, signature, reader)
+            batch, size = [], 0
+        if enough:
+            return
+    if batch:
+        yield _checked(batch, signature, reader)
+
+
+def _checked(batch: list[Episode], signature: Signature, reader: Reader) -> list[Episode]:
+    return conform(batch, signature, lambda k: reader.place(batch[k].id.number))
+
+
+def _plan(readers: list[Reader], task: str, signature: Signature, steps: int | None) -> dict[str, Any]:
+    """What an interrupted import must have in common with one that goes on."""
+    sources = [[reader.said.name, [_stamp(file) for file in reader.files()]] for reader in readers]
+    return {"schema_version": SCHEMA_VERSION, "sources": sources, "task": task, "signature": signature.to_json(), "steps": steps}
+
+
+def _stamp(file: Path) -> list[Any]:
+    found = file.stat()
+    return [str(file.resolve()), found.st_size, found.st_mtime_ns]
+
+
+def _total(readers: list[Reader], steps: int | None) -> int | None:
+    known = [reader.said.steps for reader in readers]
+    if steps is not None:
+        return sum(min(steps, one) if one is not None else steps for one in known)
+    return None if None in known else sum(one for one in known if one is not None)
+
+
+def _source(readers: list[Reader], steps: int | None) -> str:
+    first = f"the first {steps:,} steps of " if steps is not None else ""
+    return " and ".join(f"{first}{reader.said.name}" for reader in readers)
+
+
+def _versions(readers: list[Reader]) -> dict[str, str]:
+    """Versions that the sources tell; where they differ, all of them."""
+    merged: dict[str, list[str]] = {}
+    for reader in readers:
+        environment = {"environment": reader.said.env_id} if reader.said.env_id else {}
+        for name, version in (environment | reader.said.versions).items():
+            merged.setdefault(name, []).append(version)
+    return {name: ", ".join(dict.fromkeys(found)) for name, found in merged.items()}

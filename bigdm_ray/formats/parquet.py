@@ -1,0 +1,275 @@
+"""Format `parquet`: one row is one whole episode, its lists flat and row-major.
+
+    observations  list  (T+1) * size    the last one is seen, not acted on
+    actions       list  T * size        applied actions; whole numbers from 0 for discrete ones
+    rewards       list  T
+    terminated, truncated   list<bool> T, true on the last step only, or one bool an episode
+    length, policy, mode, sigma, eps, stage, seed, env_id   optional scalars
+
+Leaves of a dict are columns of their own, `observations/arm/joints`. Files that are written here carry the signature in
+their schema's metadata, so any space goes out and comes back; others may tell `obs_dim`, `act_dim`, `n_actions` and
+`env_id` there. Batches of rows are decoded a few MiB at a time, whatever the size of the file's row groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.errors import UserError
+from bigdm_ray.formats.base import Advance, Format, Reader, Said, field_name
+from bigdm_ray.formats.behaviour import Behaviour
+from bigdm_ray.formats.checks import ended, refused
+from bigdm_ray.formats.columns import carried, flat, metadata_of, one_line, open_parquet, ours, parquet_files, said_versions, sound_signature
+from bigdm_ray.formats.dataset import Dataset, bytes_of
+from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
+
+ROW_BYTES = 16 << 20
+GROUP_EPISODES = 128
+SCALARS = ("policy", "mode", "sigma", "eps", "stage", "seed", "env_id", "length")
+"""Columns beside the lists."""
+
+
+class EpisodeRows(Reader):
+    """Files of episode rows, read one after another."""
+
+    def __init__(self, source: str, files: list[Path]) -> None:
+        self._files = files
+        opened = [open_parquet(path) for path in files]
+        self._starts = np.cumsum([0, *(file.metadata.num_rows for file in opened)])
+        self._names = opened[0].schema_arrow.names
+        meta = metadata_of(opened[0])
+        for path, file in zip(files, opened, strict=True):
+            if file.schema_arrow.names != self._names:
+                raise UserError(f"{path} has other columns than {files[0]}; nothing was imported")
+        steps = _sum_of_lengths(files) if "length" in self._names else None
+        told, signature = ours(meta, source)
+        env_id = meta.get("env_id") or self._first_env_id(opened)
+        self.said = Said(source, env_id, None, signature or _signature_of(meta, source), said_versions(meta), int(self._starts[-1]), steps, told)
+
+    def _first_env_id(self, opened: list[pq.ParquetFile]) -> str:
+        if "env_id" not in self._names or not self._starts[-1]:
+            return ""
+        first = next(file for file in opened if file.metadata.num_rows)
+        column = next(first.iter_batches(batch_size=1, columns=["env_id"])).column(0)
+        return str(column[0].as_py() or "")
+
+    def files(self) -> list[Path]:
+        """See Reader."""
+        return self._files
+
+    def place(self, number: int) -> str:
+        """See Reader."""
+        at = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return f"{self._files[min(at, len(self._files) - 1)]}, episode {number}"
+
+    def episodes(self, task: str, signature: Signature, skip: int = 0) -> Iterator[Episode]:
+        """See Reader."""
+        lists = [field_name("observations", p) for p in signature.observations] + [field_name("actions", p) for p in signature.actions]
+        for name in (*lists, "rewards", "terminated", "truncated"):
+            if name not in self._names:
+                raise refused(str(self._files[0]), name, "there is no such column")
+        columns = [*lists, "rewards", "terminated", "truncated", *(name for name in SCALARS if name in self._names)]
+        for path, start in zip(self._files, self._starts.tolist(), strict=False):
+            file = open_parquet(path)
+            yield from self._file(file, signature, columns, start, max(0, skip - start))
+
+    def _file(self, file: pq.ParquetFile, signature: Signature, columns: list[str], start: int, skip: int) -> Iterator[Episode]:
+        groups: list[int] = []
+        before = 0
+        for group in range(file.metadata.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if before + rows <= skip and not groups:
+                before += rows
+                continue
+            groups.append(group)
+        if not groups:
+            return
+        size = sum(file.metadata.row_group(group).total_byte_size for group in groups)
+        rows = sum(file.metadata.row_group(group).num_rows for group in groups)
+        each = max(1, min(1024, ROW_BYTES * rows // max(1, size)))
+        number = start + before
+        try:
+            for batch in file.iter_batches(batch_size=each, row_groups=groups, columns=columns):
+                drop = max(0, start + skip - number)
+                if drop < len(batch):
+                    yield from self._rows(batch.slice(drop), signature, number + drop)
+                number += len(batch)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{self.place(number)} or later cannot be read ({one_line(error)}); nothing was imported") from None
+
+    def _rows(self, batch: pa.RecordBatch, signature: Signature, number: int) -> Iterator[Episode]:
+        def place(k: int) -> str:
+            return self.place(number + k)
+
+        rewards, offsets = flat(batch.column("rewards"), "rewards", place)
+        lengths = np.diff(offsets)
+        if "length" in batch.schema.names and (wrong := np.flatnonzero(batch.column("length").to_numpy(zero_copy_only=False) != lengths)).size:
+            k = int(wrong[0])
+            raise refused(place(k), "length", f"it says {batch.column('length')[k].as_py()} where there are {lengths[k]:,} rewards")
+        if not lengths.all():
+            raise refused(place(int(np.argmin(lengths))), "rewards", "it has no steps")
+        observations: dict[str, np.ndarray] = {}
+        actions: dict[str, np.ndarray] = {}
+        for what, leaves, more, out in (("observations", signature.observations, 1, observations), ("actions", signature.actions, 0, actions)):
+            for path, leaf in leaves.items():
+                values, at = flat(batch.column(field_name(what, path)), field_name(what, path), place)
+                _expect(np.diff(at), lengths + more, leaf, field_name(what, path), place, lengths)
+                out[path] = values.reshape(-1, *leaf.shape)
+        terminated = self._ends(batch, offsets, place)
+        self._same_env(batch, place)
+        sources, seeds = _sources(batch), _column(batch, "seed", 0)
+        for k, (a, b) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
+            seen = {path: values[a + k : b + k + 1] for path, values in observations.items()}
+            done = {path: values[a:b] for path, values in actions.items()}
+            yield Episode(seen, done, rewards[a:b], bool(terminated[k]), EpisodeId(0, FOREIGN, number + k), "", source=sources[k], seed=int(seeds[k]))
+
+    def _ends(self, batch: pa.RecordBatch, offsets: np.ndarray, place: Any) -> np.ndarray:
+        flags = []
+        for name in ("terminated", "truncated"):
+            column = batch.column(name)
+            if pa.types.is_boolean(column.type):
+                one = np.zeros(int(offsets[-1]), bool)
+                one[offsets[1:] - 1] = column.to_numpy(zero_copy_only=False).astype(bool)
+                flags.append(one)
+                continue
+            values, at = flat(column, name, place)
+            if (wrong := np.flatnonzero(np.diff(at) != np.diff(offsets))).size:
+                k = int(wrong[0])
+                raise refused(place(k), name, f"it has {at[k + 1] - at[k]:,} entries where there are {offsets[k + 1] - offsets[k]:,} rewards")
+            flags.append(values)
+        return ended(flags[0], flags[1], offsets[1:], place, ("terminated", "truncated"))
+
+    def _same_env(self, batch: pa.RecordBatch, place: Any) -> None:
+        if "env_id" not in batch.schema.names:
+            return
+        for k, env_id in enumerate(batch.column("env_id").to_pylist()):
+            if env_id and env_id != self.said.env_id:
+                raise refused(place(k), "env_id", f"a dataset of another task: it says {env_id} where the file is of {self.said.env_id}")
+
+
+def _expect(found: np.ndarray, rows: np.ndarray, leaf: Leaf, name: str, place: Any, lengths: np.ndarray) -> None:
+    if (wrong := np.flatnonzero(found != rows * leaf.size)).size:
+        k = int(wrong[0])
+        raise refused(
+            place(k), name, f"it holds {found[k]:,} numbers where {rows[k] * leaf.size:,} ({rows[k]:,} times {leaf.size}) belong to {lengths[k]:,} rewards"
+        )
+
+
+def _column(batch: pa.RecordBatch, name: str, missing: Any) -> list[Any]:
+    if name not in batch.schema.names:
+        return [missing] * len(batch)
+    return [missing if value is None else value for value in batch.column(name).to_pylist()]
+
+
+def _sources(batch: pa.RecordBatch) -> list[str]:
+    """What each row tells about who acted."""
+    columns = [_column(batch, name, missing) for name, missing in (("policy", ""), ("mode", ""), ("sigma", 0.0), ("eps", 0.0), ("stage", None))]
+    return [str(Behaviour(*row)) for row in zip(*columns, strict=True)]
+
+
+def _sum_of_lengths(files: list[Path]) -> int:
+    batches = (batch for path in files for batch in open_parquet(path).iter_batches(columns=["length"]))
+    return int(sum(np.nan_to_num(batch.column(0).to_numpy(zero_copy_only=False)).sum() for batch in batches))
+
+
+def _signature_of(meta: dict[str, str], source: str) -> Signature | None:
+    """The signature that `obs_dim`, `act_dim` and `n_actions` tell, or None where they are missing."""
+    if not {"obs_dim", "act_dim", "n_actions"} <= meta.keys():
+        return None
+    try:
+        seen, done, choices = (int(meta[name]) for name in ("obs_dim", "act_dim", "n_actions"))
+        action = Leaf("discrete", (), "int32", choices=(choices,)) if choices else Leaf("tensor", (done,), "float32")
+        return sound_signature(Signature({"": Leaf("tensor", (seen,), "float32")}, {"": action}).to_json(), source)
+    except ValueError:
+        raise UserError(
+            f"{source} tells obs_dim {meta['obs_dim']!r}, act_dim {meta['act_dim']!r}, n_actions {meta['n_actions']!r}, where whole numbers are expected"
+        ) from None
+
+
+# --- writing
+
+
+class EpisodeParquet(Format):
+    """See the module."""
+
+    name = "parquet"
+    about = "Parquet files of one episode a row (columns observations, actions, rewards, terminated, truncated)"
+    writes = True
+
+    def recognises(self, source: str) -> bool:
+        """See Format."""
+        files = parquet_files(source)
+        return bool(files) and any(name.partition("/")[0] == "observations" for name in open_parquet(files[0]).schema_arrow.names)
+
+    def open(self, source: str) -> Reader:
+        """See Format."""
+        return EpisodeRows(source, parquet_files(source))
+
+    def write(self, dataset: Dataset, folder: Path, advance: Advance) -> None:
+        """One file, NAME.parquet, with 128 episodes a row group, or fewer where they are large."""
+        schema = _schema(dataset)
+        with pq.ParquetWriter(folder / f"{dataset.name}.parquet", schema, compression="zstd", use_dictionary=["policy", "mode", "env_id"]) as writer:
+            batch: list[Episode] = []
+            size = 0
+            for episode in dataset.stream():
+                batch.append(episode)
+                size += bytes_of(episode)
+                if len(batch) == GROUP_EPISODES or size >= ROW_BYTES:
+                    writer.write_table(_table(batch, schema, dataset))
+                    advance(sum(one.length for one in batch))
+                    batch, size = [], 0
+            if batch:
+                writer.write_table(_table(batch, schema, dataset))
+                advance(sum(one.length for one in batch))
+
+
+def _schema(dataset: Dataset) -> pa.Schema:
+    signature = dataset.signature
+    fields = [
+        (field_name(what, path), pa.large_list(pa.from_numpy_dtype(np.dtype(leaf.dtype))))
+        for what, leaves in (("observations", signature.observations), ("actions", signature.actions))
+        for path, leaf in leaves.items()
+    ]
+    fields += [("rewards", pa.large_list(pa.float32())), ("terminated", pa.large_list(pa.bool_())), ("truncated", pa.large_list(pa.bool_()))]
+    fields += [("return", pa.float64()), ("length", pa.int32()), ("policy", pa.string()), ("mode", pa.string())]
+    fields += [("sigma", pa.float32()), ("eps", pa.float32()), ("stage", pa.int16()), ("seed", pa.int64()), ("env_id", pa.string())]
+    return pa.schema(fields, carried(dataset))
+
+
+def _table(batch: list[Episode], schema: pa.Schema, dataset: Dataset) -> pa.Table:
+    ends = [_flags(episode.length, episode.terminated) for episode in batch]
+    done_by = [Behaviour.read(episode.source) for episode in batch]
+    columns: dict[str, Any] = {
+        "rewards": _lists([e.rewards for e in batch]),
+        "terminated": _lists([terminated for terminated, _ in ends]),
+        "truncated": _lists([truncated for _, truncated in ends]),
+        "return": [e.total_return for e in batch],
+        "length": [e.length for e in batch],
+        **{name: [getattr(one, name) for one in done_by] for name in ("policy", "mode", "sigma", "eps", "stage")},
+        "seed": [e.seed for e in batch],
+        "env_id": [dataset.versions.get("environment")] * len(batch),
+    }
+    columns |= {field_name("observations", p): _lists([e.observations[p] for e in batch]) for p in dataset.signature.observations}
+    columns |= {field_name("actions", p): _lists([e.actions[p] for e in batch]) for p in dataset.signature.actions}
+    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+
+
+def _flags(length: int, terminated: bool) -> tuple[np.ndarray, np.ndarray]:
+    flags = np.zeros((2, length), bool)
+    flags[0 if terminated else 1, -1] = True
+    return flags[0], flags[1]
+
+
+def _lists(parts: list[np.ndarray]) -> pa.Array:
+    offsets = np.cumsum([0, *(part.size for part in parts)])
+    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(np.concatenate([part.reshape(-1) for part in parts])))
+
+
+FORMAT = EpisodeParquet()
