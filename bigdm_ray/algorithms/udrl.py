@@ -140,7 +140,7 @@ class Udrl(Algorithm):
         """See Algorithm."""
         return self.batch_size
 
-    def view(self) -> View:
+    def view(self, step: int = 0) -> View:
         """Trailing segments: an episode uniformly, then a step uniformly; t2 is always the last step (section 2.3.3)."""
         return View(columns=("returns_to_go", "steps_remaining"), stack=self.frame_stack)
 

@@ -17,12 +17,19 @@ LOG_STD_RANGE = (-5.0, 1.0)
 
 
 class ActionHead(nn.Module):
-    """A linear layer to the parameters of all leaves, and what to do with them. `uniforms` counts chance per row."""
+    """A linear layer to the parameters of all leaves, and what to do with them. `uniforms` counts chance per row.
 
-    def __init__(self, width: int, leaves: dict[str, Leaf]) -> None:
+    `std` None: continuous elements learn their deviation. A number: it is fixed, in units of half the leaf's range; 0
+    acts on the mean and trains on the squared error. `squash`: tanh brings the mean between the leaf's bounds.
+    """
+
+    def __init__(self, width: int, leaves: dict[str, Leaf], std: float | None = None, squash: bool = False) -> None:
         super().__init__()
         self.leaves = leaves
-        self.sizes = [sum(leaf.choices) if leaf.kind == "discrete" else 2 * leaf.size for leaf in leaves.values()]
+        self.std = std
+        self.squash = squash
+        per = 2 if std is None else 1
+        self.sizes = [sum(leaf.choices) if leaf.kind == "discrete" else per * leaf.size for leaf in leaves.values()]
         self.uniforms = sum(leaf.size for leaf in leaves.values())
         self.linear = nn.Linear(width, sum(self.sizes))
         for i, leaf in enumerate(leaves.values()):
@@ -36,9 +43,9 @@ class ActionHead(nn.Module):
         return out
 
     def log_prob(self, parameters: Tensor, actions: dict[str, Tensor]) -> Tensor:
-        """log pi(a | s) of whole actions, summed over leaves and elements: `[...]`, nats."""
+        """log pi(a | s) of whole actions, summed over leaves and elements: `[...]`, nats; with a fixed deviation up to a constant."""
         total = parameters.new_zeros(parameters.shape[:-1])
-        for (path, leaf), part in zip(self.leaves.items(), parameters.split(self.sizes, -1), strict=True):
+        for i, ((path, leaf), part) in enumerate(zip(self.leaves.items(), parameters.split(self.sizes, -1), strict=True)):
             lead = part.shape[:-1]
             action = actions[path].reshape(*lead, leaf.size)
             if leaf.kind == "discrete":
@@ -46,10 +53,24 @@ class ActionHead(nn.Module):
                     flat = nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), action[..., j].reshape(-1).long(), reduction="none")
                     total = total - flat.reshape(lead)
             else:
+                if self.std is not None:
+                    z = (action.float() - self._mean(part, i)) / (self._half(i) * (self.std or 1.0))
+                    total = total - 0.5 * (z**2).sum(-1)
+                    continue
                 mean, log_std = _gaussian(part)
                 z = (action.float() - mean) * torch.exp(-log_std)
                 total = total - (0.5 * z**2 + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
         return total
+
+    def _half(self, i: int) -> Tensor | float:
+        """Half the range of a leaf's elements; 1 where it has no bounds."""
+        return (getattr(self, f"high{i}") - getattr(self, f"low{i}")) / 2 if hasattr(self, f"low{i}") else 1.0
+
+    def _mean(self, part: Tensor, i: int) -> Tensor:
+        if not self.squash or not hasattr(self, f"low{i}"):
+            return part
+        squashed: Tensor = getattr(self, f"low{i}") + self._half(i) * (1 + torch.tanh(part))
+        return squashed
 
     def act(self, parameters: Tensor, uniforms: Tensor | None, temperature: float = 1.0) -> dict[str, Tensor]:
         """Actions by leaf: sampled with `uniforms [n, k]` in [0, 1), or the most likely ones where it is None.
@@ -63,12 +84,17 @@ class ActionHead(nn.Module):
             if leaf.kind == "discrete":
                 flat = _categorical(part / temperature, leaf, chance)
             else:
-                mean, log_std = _gaussian(part)
-                flat = mean if chance is None else mean + temperature * torch.exp(log_std) * _normal(chance)
+                mean, deviation = (self._mean(part, i), self._half(i) * self.std) if self.std is not None else _mean_and_std(part)
+                flat = mean if chance is None or self.std == 0 else mean + temperature * deviation * _normal(chance)
                 if leaf.low is not None:
                     flat = torch.minimum(torch.maximum(flat, getattr(self, f"low{i}")), getattr(self, f"high{i}"))
             out[path] = flat.reshape(len(part), *leaf.shape)
         return out
+
+
+def _mean_and_std(part: Tensor) -> tuple[Tensor, Tensor]:
+    mean, log_std = _gaussian(part)
+    return mean, torch.exp(log_std)
 
 
 def _gaussian(part: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,9 @@ with gain sqrt(2), biases zero.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,11 +29,11 @@ def orthogonal(module: nn.Module, gain: float = 2.0**0.5) -> nn.Module:
     return module
 
 
-def mlp(sizes: list[int]) -> nn.Sequential:
-    """Linear layers through these widths, ReLU after each."""
+def mlp(sizes: list[int], dropout: float = 0.0) -> nn.Sequential:
+    """Linear layers through these widths, ReLU and dropout (where there is any) after each."""
     layers: list[nn.Module] = []
     for narrow, wide in itertools.pairwise(sizes):
-        layers += [nn.Linear(narrow, wide), nn.ReLU()]
+        layers += [nn.Linear(narrow, wide), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
     return nn.Sequential(*layers)
 
 
@@ -64,6 +66,61 @@ class Vector(nn.Module):
                 total = (self.text[str(i)](value.long()) * real).sum(-2)
                 parts.append(total / real.sum(-2).clamp(min=1.0))
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+class Standardise(nn.Module):
+    """(x - mean) / (deviation + 1e-6) with statistics of the data, which travel with the weights; the identity until they are fitted."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+
+    def fit(self, parts: Iterable[Tensor]) -> None:
+        """Take mean and deviation over all rows of `parts`, each `[m, width]`, added up in float64."""
+        count, total, squares = 0, torch.zeros(len(self.mean), dtype=torch.float64), torch.zeros(len(self.mean), dtype=torch.float64)
+        for part in parts:
+            rows = part.double().cpu()
+            count += len(rows)
+            total += rows.sum(0)
+            squares += (rows**2).sum(0)
+        mean = total / max(1, count)
+        self.mean.copy_(mean)
+        self.std.copy_((squares / max(1, count) - mean**2).clamp(min=0).sqrt())
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """`[..., width]` to the same."""
+        return (rows - self.mean) / (self.std + 1e-6)
+
+
+class Encoder(nn.Module):
+    """Observations of any signature as one embedding: vectors standardised, images convolved, both through layers with ReLU."""
+
+    def __init__(self, leaves: dict[str, Leaf], hidden: tuple[int, ...], channels: tuple[int, ...] = (), stack: int = 1, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.vector = Vector(leaves)
+        self.standardise = Standardise(self.vector.width)
+        self.images = Images(leaves, channels, stack)
+        self.layers = mlp([self.vector.width + self.images.width, *hidden], dropout)
+        self.width = hidden[-1]
+        orthogonal(self)
+
+    def fit(self, parts: Iterable[dict[str, np.ndarray]]) -> None:
+        """Fit the standardisation on observations by leaf, each `[m, ...]`."""
+        if self.vector.width:
+            with torch.no_grad():
+                device = self.standardise.mean.device
+                self.standardise.fit(self.vector({p: torch.from_numpy(np.array(v)).to(device) for p, v in seen.items()}) for seen in parts)
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """Leaves `[..., *shape]` to `[..., width]`."""
+        parts = [self.standardise(self.vector(observations))] if self.vector.width else []
+        if self.images.width:
+            parts.append(self.images(observations))
+        out: Tensor = self.layers(parts[0] if len(parts) == 1 else torch.cat(parts, -1))
+        return out
 
 
 class Images(nn.Module):

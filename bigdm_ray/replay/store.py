@@ -34,6 +34,7 @@ SHARD_BYTES = 64 << 20
 class Retention:
     """Which episodes live on: the `count` best by return, the `count` newest, or all. A tie goes to the newer id.
 
+    `newest` with `steps` keeps the newest that together hold at most so many steps, and at least one.
     With a `length_cost`, episodes are ranked by their return less that cost for each step beyond `length_allowance`.
     """
 
@@ -41,9 +42,13 @@ class Retention:
     count: int = 0
     length_cost: float = 0.0
     length_allowance: int = 0
+    steps: int = 0
 
     def living(self, table: Table) -> np.ndarray:
         """Positions of the episodes that live on, ascending by id. [m] int64"""
+        if self.keep == "newest" and self.steps:
+            held = np.cumsum(table.lengths[::-1])
+            return np.arange(len(table))[::-1][: max(1, int(np.searchsorted(held, self.steps, side="right")))][::-1]
         if self.keep == "all" or len(table) <= self.count:
             return np.arange(len(table))
         order = table.ranked(self.length_cost, self.length_allowance) if self.keep == "best" else np.arange(len(table))[::-1]
@@ -116,6 +121,7 @@ class Store:
         self._flat = Flat(flat_bytes)
         self._sidecars: dict[tuple[str, str], np.ndarray] = {}
         self._annotations: dict[str, np.ndarray] = {}
+        self._among: dict[str, np.ndarray] = {}  # annotation -> the steps at which it is above 0
         self._starts = np.zeros(0, np.int64)  # where an episode's steps begin in the annotations
         self._write = write
         self._serial = itertools.count()
@@ -245,7 +251,7 @@ class Store:
 
     def draw(self, view: View, rng: np.random.Generator, size: int, rank: int = 0, world: int = 1) -> Windows:
         """`size` windows; rank r of w draws the same rows as every other and fetches only its share of them."""
-        positions, steps = view.rows(self.table, rng, size)
+        positions, steps = self._rows_among(view.among, rng, size) if view.among else view.rows(self.table, rng, size)
         share = slice(rank * size // world, (rank + 1) * size // world)
         positions, steps = positions[share], steps[share]
         lengths = self.table.lengths[positions]
@@ -259,6 +265,15 @@ class Store:
         ends = mask & self._terminated[positions][:, None] & (timesteps == lengths[:, None] - 1) if view.terminals else None
         return replace(windows, mask=mask, timesteps=np.where(mask, timesteps, 0), annotations=noted, terminated=ends)
 
+    def _rows_among(self, name: str, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+        if name not in self._among:
+            self._among[name] = np.flatnonzero(self._annotations[name] > 0)
+        if not len(self._among[name]):
+            raise ValueError(f"no step may be drawn: the annotation {name!r} is above 0 nowhere")
+        steps = self._among[name][rng.integers(0, len(self._among[name]), size)]
+        positions = np.searchsorted(self.table.ends, steps, side="right")
+        return positions, steps - self._starts[positions]
+
     def annotate(self, columns: dict[str, np.ndarray]) -> None:
         """Columns `[steps]` of the living episodes, one after the other as the table has them, for views that name them.
 
@@ -268,7 +283,7 @@ class Store:
         for name, values in columns.items():
             if values.shape != (steps,):
                 raise ValueError(f"the annotation {name!r} has shape {values.shape}, but ({steps},) is expected")
-        self._annotations = columns
+        self._annotations, self._among = columns, {}
         self._starts = self.table.ends - self.table.lengths
 
     def _fetch_flat(self, view: View, positions: np.ndarray, timesteps: np.ndarray) -> Windows:

@@ -33,6 +33,7 @@ class View:
     next_observation  add the observations that followed each step
     terminals  add whether the episode terminated at each step: what bootstrapping stops at. A time limit is no termination
     annotations  columns to add that the algorithm has computed itself (`Store.annotate`)
+    among       only the steps at which this annotation is above 0, each alike
     """
 
     length: int = 1
@@ -46,6 +47,7 @@ class View:
     next_observation: bool = False
     terminals: bool = False
     annotations: tuple[str, ...] = ()
+    among: str = ""
 
     def __post_init__(self) -> None:
         unknown = set(self.columns) - set(DERIVED)

@@ -72,7 +72,6 @@ class Learner:
         self._averaging = algorithm.averaging()
         self._average = [p.detach().clone() for p in self._averaged()] if self._averaging else []
         self.step = 0
-        self._view = algorithm.view()
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self._annotated = False
         if world > 1 and algorithm.own_update:
@@ -109,7 +108,8 @@ class Learner:
 
     def _draw(self, stores: dict[str, Store]) -> Batch:
         chance = rng(self.seed, "draw", self.step)
-        windows = {task: store.draw(self._view, chance, self.algorithm.batch, self.rank, self.world) for task, store in stores.items()}
+        view = self.algorithm.view(self.step)
+        windows = {task: store.draw(view, chance, self.algorithm.batch, self.rank, self.world) for task, store in stores.items()}
         return self.algorithm.collate(windows)
 
     def _step(self, batch: Batch) -> dict[str, Tensor]:

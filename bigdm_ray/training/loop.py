@@ -301,7 +301,7 @@ class Session:
 
     def finish(self, crew: Crew) -> dict[str, Any]:
         """Save, score the last and the best weights on fresh seeds, and write the summary. Raises RunFailed without episodes."""
-        if not len(crew.table()):
+        if not self.counters.episodes and self.run.dataset is None:
             raise RunFailed("the budget was spent before a single episode was stored; give --budget.minutes or --budget.env-steps more")
         weights, command = self.save(crew)
         episodes = self.run.evaluations.final_episodes

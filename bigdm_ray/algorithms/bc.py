@@ -1,0 +1,171 @@
+"""Behaviour cloning, plain and filtered: repeat what the episodes of a dataset did, or what the best of them did.
+
+`best_fraction` 0.1, 0.25, 0.4 and 1 are the columns of percentage behaviour cloning (%BC; Chen et al. 2021, section 5.1):
+the episodes are ranked by return and kept until they hold that share of all time steps, as the official code counts. The
+network is the paper's: three layers of 256 with ReLU on standardised observations; continuous actions are a squashed mean
+trained on the squared error, discrete ones categorical.
+
+    python -m bigdm_ray.run bc DATASET
+    python -m bigdm_ray.run bc DATASET --algorithm.best-fraction 0.1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State
+from bigdm_ray.envs.task import Signature
+from bigdm_ray.errors import UserError
+from bigdm_ray.models.heads import ActionHead
+from bigdm_ray.models.networks import Encoder
+from bigdm_ray.replay.store import Store
+from bigdm_ray.replay.windows import View
+from bigdm_ray.settings import setting
+
+
+class Actor(nn.Module):
+    """Observations to the parameters of an action head. The whole imitation family acts with it."""
+
+    def __init__(
+        self,
+        signature: Signature,
+        hidden: tuple[int, ...],
+        channels: tuple[int, ...] = (),
+        dropout: float = 0.0,
+        std: float | None = 0.0,
+        squash: bool = True,
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(signature.observations, hidden, channels, dropout=dropout)
+        self.head = ActionHead(self.encoder.width, signature.actions, std, squash)
+        nn.init.orthogonal_(self.head.linear.weight, 0.01)
+        nn.init.zeros_(self.head.linear.bias)
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """Leaves `[..., *shape]` to parameters `[..., P]`."""
+        out: Tensor = self.head(self.encoder(observations))
+        return out
+
+
+class ActorPolicy(Policy):
+    """Acts on the observation alone."""
+
+    def __init__(self, actor: Actor, greedy: bool) -> None:
+        self._actor = actor
+        self._greedy = greedy
+        self.uniforms = actor.head.uniforms
+
+    def start(self, n: int) -> State:
+        """See Policy: nothing is remembered."""
+        return {}
+
+    @torch.inference_mode()
+    def act(
+        self,
+        state: State,
+        observations: dict[str, np.ndarray],
+        rewards: np.ndarray,
+        commands: Columns,
+        first: np.ndarray,
+        uniforms: np.ndarray,
+    ) -> tuple[dict[str, np.ndarray], State]:
+        """See Policy."""
+        parameters = self._actor({path: torch.from_numpy(values) for path, values in observations.items()})
+        actions = self._actor.head.act(parameters, None if self._greedy else torch.from_numpy(uniforms))
+        return {path: values.numpy() for path, values in actions.items()}, state
+
+
+def only_task(name: str, signatures: Mapping[str, Signature]) -> Signature:
+    """The signature of the only task. Raises UserError for more than one."""
+    if len(signatures) != 1:
+        raise UserError(f"{name} trains on one task, but {len(signatures)} were given")
+    return next(iter(signatures.values()))
+
+
+def acted_on(stores: Mapping[str, Store]) -> Iterator[dict[str, np.ndarray]]:
+    """The observations of each living episode that were acted on, by leaf: `[T, ...]`."""
+    for store in stores.values():
+        for position in range(len(store.table)):
+            yield {path: values[:-1] for path, values in store.episode(position).observations.items()}
+
+
+def steps_of(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """Observations, actions and mask of single steps: `[B, 1, ...]` to `[B, ...]`."""
+    steps = {name: value.flatten(0, 1) for name, value in batch.items()}
+    seen = {name.removeprefix("observations/"): v for name, v in steps.items() if name.startswith("observations/")}
+    actions = {name.removeprefix("actions/"): v for name, v in steps.items() if name.startswith("actions/")}
+    return seen, actions, steps["mask"].float()
+
+
+@dataclass(frozen=True)
+class Imitation(Algorithm):
+    """What behaviour cloning and its weighted forms share: the network, Adam, single steps drawn uniformly over time."""
+
+    conditioned: ClassVar[bool] = False
+    offline_steps: ClassVar[int] = 25_000
+
+    hidden: tuple[int, ...] = setting((256, 256, 256), "widths of the fully connected layers", low=1)
+    channels: tuple[int, ...] = setting((32, 48, 96, 128), "channels of the convolutions over image observations", low=1)
+    batch_size: int = setting(64, "steps drawn for one learner step", low=1)
+    learning_rate: float = setting(1e-3, "Adam's learning rate at the beginning", above=0, high=1)
+
+    @property
+    def batch(self) -> int:
+        """See Algorithm."""
+        return self.batch_size
+
+    def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
+        """Adam."""
+        return {"adam": torch.optim.Adam(model.parameters(), lr=self.learning_rate, fused=True)}
+
+    def policy(self, model: nn.Module, mode: Mode) -> Policy:
+        """`sample` draws from the head (its mean, where it is trained on the squared error), `mean` takes the most likely action."""
+        if mode == "plan":
+            raise UserError(f"{self.name} has no planner; its modes are sample and mean")
+        actor = model if isinstance(model, Actor) else model.get_submodule("actor")
+        assert isinstance(actor, Actor)
+        return ActorPolicy(actor, greedy=mode == "mean")
+
+
+@dataclass(frozen=True)
+class Bc(Imitation):
+    """Hyperparameters of behaviour cloning."""
+
+    name: ClassVar[str] = "bc"
+
+    best_fraction: float = setting(1.0, "only the best episodes by return that hold this share of all time steps", above=0, high=1)
+    dropout: float = setting(0.0, "share of activations that are dropped in training", low=0, high=0.9)
+    decay_steps: int = setting(25_000, "learner steps over which the learning rate falls to a tenth, along a straight line; 0 keeps it", low=0)
+
+    def view(self, step: int = 0) -> View:
+        """Every time step alike, of the best episodes."""
+        return View(weight="length", best=self.best_fraction)
+
+    def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
+        """See Algorithm. Raises UserError for more than one task."""
+        return Actor(only_task(self.name, signatures), self.hidden, self.channels, self.dropout)
+
+    def learning_rate_factor(self, step: int) -> float:
+        """See Algorithm."""
+        return max(0.1, 1 - 0.9 * step / self.decay_steps) if self.decay_steps else 1.0
+
+    def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:
+        """Mean and deviation of the observations, over all episodes as the official Decision Transformer code takes them."""
+        assert isinstance(model, Actor)
+        model.encoder.fit(acted_on(stores))
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
+        """Negative log-likelihood of the stored actions; squared error for continuous ones."""
+        assert isinstance(model, Actor)
+        seen, actions, mask = steps_of(batch)
+        negative = -(model.head.log_prob(model(seen), actions) * mask).sum()
+        return Loss(negative, mask.sum(), {"train/loss": negative.detach()})
+
+
+ALGORITHM = Bc

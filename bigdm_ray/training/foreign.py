@@ -1,0 +1,155 @@
+"""The loop of algorithms that another library trains: its turns between our evaluations, reports and checkpoints.
+
+The library holds environments, replay and networks; Session keeps the counters, Evaluator scores our network with its
+weights on the reference environments, and a checkpoint has all arrays that the library needs to go on. A resumed run
+begins new episodes and new random numbers, so it goes on from its checkpoint but does not repeat what an uninterrupted one had done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bigdm_ray.algorithms.base import Columns
+from bigdm_ray.baselines.base import Bench, Foreign, Trainer, Turn, below, prefixed
+from bigdm_ray.envs.task import find_task
+from bigdm_ray.errors import UserError
+from bigdm_ray.replay.store import Store, Table
+from bigdm_ray.training import checkpoint
+from bigdm_ray.training.checkpoint import Checkpoint
+from bigdm_ray.training.config import Run
+from bigdm_ray.training.evaluation import Evaluator, Score
+from bigdm_ray.training.learner import Progress, pick_device
+from bigdm_ray.training.loop import Round, Session, dataset_store
+from bigdm_ray.training.metrics import Listener, TensorBoard
+from bigdm_ray.training.params import Weights
+from bigdm_ray.training.run_folder import RunFolder
+from bigdm_ray.training.streams import derived_seed, seed_torch
+
+
+def train_foreign(run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None, actors: int = 0) -> dict[str, Any]:
+    """Train with the algorithm's library, `actors` processes playing beside this one; the summary. Raises UserError and RunFailed."""
+    check(run)
+    home = RunFolder(folder).claim(run, resume, exact=False)
+    crew: ForeignCrew | None = None
+    session: Session | None = None
+    try:
+        resumed = checkpoint.last(home.checkpoints, {"algorithm": run.algorithm.name, "task": run.task}) if resume else None
+        session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *(listeners or [])], resumed, exact=False)
+        crew = ForeignCrew(session, resumed, actors)
+        drive(session, crew)
+        return session.finish(crew) | {"folder": str(folder)}
+    finally:
+        if crew is not None:
+            crew.close()
+        if session is not None:
+            session.close()
+        home.release()
+
+
+def check(run: Run) -> Foreign:
+    """The algorithm, once all that can be said against the run has been. Raises UserError."""
+    algorithm = run.algorithm
+    assert isinstance(algorithm, Foreign)
+    if run.machines.learners > 1:
+        raise UserError(f"{algorithm.name} is trained by {algorithm.library} on one learner, but --learners is {run.machines.learners}; leave it out")
+    algorithm.require()
+    algorithm.policy(algorithm.build({run.task: find_task(run.task).signature()}), run.evaluations.mode)  # type: ignore[arg-type]
+    return algorithm
+
+
+def drive(session: Session, crew: ForeignCrew) -> None:
+    """Train until the budget is spent."""
+    run = session.run
+    session.begin()
+    while not session.spent():
+        crew.turn(session)
+        if session.evaluation_due():
+            weights = crew.weights()
+            session.evaluated(crew.score(weights, {}, run.evaluations.episodes, "validation", session.counters.evaluations), weights)
+        if session.save_due():
+            session.save(crew)
+        elif session.report_due():
+            session.report()
+
+
+def stride(session: Session, most: int) -> int:
+    """Steps until something is due, at most `most`."""
+    run, now = session.run, session.clock
+    ends = [(now // every + 1) * every for every in (run.evaluations.every, run.saves.every, run.saves.report_every)]
+    budget = run.learner_budget if run.dataset else run.budget.env_steps
+    return max(1, min(*ends, budget, now + most) - now)
+
+
+class ForeignCrew:
+    """A Trainer and an Evaluator, as the crew that Session saves and finishes with."""
+
+    def __init__(self, session: Session, resumed: Checkpoint | None, actors: int) -> None:
+        run, self._counters = session.run, session.counters
+        assert isinstance(run.algorithm, Foreign)
+        torch.set_num_threads(run.machines.threads)
+        self._store: Store | None = dataset_store(run) if run.dataset else None
+        budget = run.learner_budget if run.dataset else run.budget.env_steps
+        seed = derived_seed(run.seed, "foreign", self._counters.incarnation)
+        seed_torch(run.seed, "foreign", self._counters.incarnation)
+        device = str(pick_device(run.machines.device))
+        self._trainer: Trainer = run.algorithm.trainer(Bench(find_task(run.task), seed, budget, device, actors, self._store))
+        if resumed is not None:
+            self._trainer.restore(below(resumed.learner, "foreign/"))
+        self._evaluator = Evaluator(run)
+        self._stride = run.algorithm.stride
+
+    def turn(self, session: Session) -> None:
+        """Let the library train a little, and count what it did."""
+        began = time.perf_counter()
+        turn = self._trainer.step(stride(session, self._stride))
+        busy_s = time.perf_counter() - began
+        counters = session.counters
+        version = (counters.incarnation, counters.learner_step)
+        session.learned(Progress(counters.learner_step + turn.learner_steps, turn.learner_steps, turn.metrics, busy_s))
+        if turn.returns:
+            session.played(Round(ended(turn), version, turn.env_steps, 0, [], busy_s))
+        else:  # no episode has ended, and none needs to
+            counters.env_steps += turn.env_steps
+            counters.play_s += busy_s
+
+    def table(self) -> Table:
+        """See Crew. The library keeps its episodes to itself."""
+        return self._store.table if self._store is not None else Table()
+
+    def weights(self) -> Weights:
+        """See Crew."""
+        return Weights((self._counters.incarnation, self._counters.learner_step), self._trainer.weights())
+
+    def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int) -> Score:
+        """See Crew."""
+        return self._evaluator.score(weights, command, episodes, purpose, round)
+
+    def save(self, write: Callable[[int, dict[str, np.ndarray], list[str]], Any]) -> None:
+        """See Crew."""
+        state = prefixed("model/", self._trainer.weights()) | prefixed("foreign/", self._trainer.state())
+        write(self._counters.learner_step, state, [])
+
+    def play(self, round: int, saves: int, commands: Columns, count: int, random: bool) -> Round:
+        """See Crew: the library plays by itself."""
+        raise NotImplementedError
+
+    def learn(self, steps: int) -> Progress:
+        """See Crew: the library learns by itself."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """See Crew."""
+        self._trainer.close()
+        self._evaluator.close()
+
+
+def ended(turn: Turn) -> Table:
+    """The episodes that ended in a turn, without ids of their own."""
+    count = len(turn.returns)
+    return Table(np.zeros((count, 3), np.int64), np.array(turn.returns, np.float64), np.array(turn.lengths, np.int64))
