@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bigdm_ray.baselines.base import Foreign
 from bigdm_ray.doors import door
 from bigdm_ray.training.config import Run, described, parse
 from bigdm_ray.training.metrics import Listener, Terminal
@@ -23,6 +24,8 @@ def train(run: Run, folder: str | Path | None = None, report: Listener | None = 
     """
     path = Path(folder) if folder is not None else default_folder(run)
     listeners = [report] if report is not None else []
+    if isinstance(run.algorithm, Foreign):
+        return _train_foreign(run, path, resume, listeners, local)
     if local:
         from bigdm_ray.training.loop import train_local
 
@@ -30,6 +33,18 @@ def train(run: Run, folder: str | Path | None = None, report: Listener | None = 
     from bigdm_ray.distributed.loop import train_on_ray
 
     return train_on_ray(run, path, resume, listeners)
+
+
+def _train_foreign(run: Run, path: Path, resume: bool, listeners: list[Listener], local: bool) -> dict[str, Any]:
+    from bigdm_ray.training.foreign import check, train_foreign
+
+    algorithm = check(run)
+    if not algorithm.on_ray:
+        return train_foreign(run, path, resume, listeners, actors=run.machines.actors)
+    from bigdm_ray.distributed.cluster import cluster
+
+    with cluster(run):
+        return train_foreign(run, path, resume, listeners, actors=0 if local else run.machines.actors)
 
 
 def default_folder(run: Run) -> Path:

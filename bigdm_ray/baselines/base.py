@@ -1,20 +1,29 @@
-"""The contract of methods that bootstrap: they share task, store, draws, evaluation and run folder, and take their own steps.
+"""The contracts of methods that bootstrap: they share task, store, draws, evaluation and run folder, and take their own steps.
 
 A Baseline is an Algorithm whose `update` replaces the descent on a loss: several optimizers in turn, target
 networks, noise. Target networks are submodules of the network, so that a checkpoint holds them. Chance comes from torch's
 global generator, which the learner seeds at every step.
+
+A Foreign algorithm is trained by another library, through a Trainer; `build` and `policy` are ours, so that a run
+folder is scored without that library.
 """
 
 from __future__ import annotations
 
+import importlib
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Algorithm, Loss
+from bigdm_ray.envs.task import Task
+from bigdm_ray.errors import UserError
+from bigdm_ray.replay.store import Store
+from bigdm_ray.replay.windows import View
 
 
 @dataclass(frozen=True)
@@ -37,3 +46,119 @@ class Baseline(Algorithm):
 def follow(target: nn.Module, online: nn.Module, rate: float) -> None:
     """Move a target network towards the online one: target <- (1 - rate) target + rate online."""
     torch._foreach_lerp_(list(target.parameters()), [p.detach() for p in online.parameters()], rate)
+
+
+# --- other libraries
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a Trainer works on."""
+
+    task: Task
+    seed: int  # another one for each start of a run
+    budget: int  # environment steps of the whole run, or learner steps on a dataset: what schedules end at
+    device: str  # cpu, cuda or cuda:N
+    actors: int = 0  # processes that play beside this one; 0 plays here
+    store: Store | None = None  # the episodes of a run on a dataset
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a call of `Trainer.step` came to; `returns` and `lengths` are of the episodes that ended in it."""
+
+    env_steps: int
+    learner_steps: int
+    returns: list[float] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)  # `train/NAME`, means over the call
+
+
+class Trainer(Protocol):
+    """Another library at work."""
+
+    def step(self, steps: int) -> Turn:
+        """Train for about so many environment steps, or so many learner steps on a dataset."""
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The state of the network that `Foreign.build` makes, as the library has trained it."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that training needs to go on, as arrays by name."""
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Take over what `state` gave. Environments begin new episodes."""
+
+    def close(self) -> None:
+        """Let go of environments and processes."""
+
+
+@dataclass(frozen=True)
+class Foreign(Algorithm):
+    """A method that another library trains. Its fields are the library's hyperparameters under the papers' names."""
+
+    conditioned: ClassVar[bool] = False
+    library: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Modules that training needs; scoring does without."""
+    on_ray: ClassVar[bool] = False
+    """Whether the library itself runs on Ray."""
+    stride: ClassVar[int] = 2_000
+    """Steps of one call of `Trainer.step`, at most."""
+
+    @abstractmethod
+    def trainer(self, bench: Bench) -> Trainer:
+        """The library, ready to train. Raises UserError for what it cannot do."""
+
+    def require(self) -> None:
+        """Raise UserError, naming the extra that helps, where the library is missing."""
+        for module in self.needs:
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise UserError(
+                    f"{self.name} is trained by {self.library}, and the package {module!r} is missing ({error}); install it with: "
+                    "pip install 'bigdm-ray[baselines]'"
+                ) from None
+
+    def view(self, step: int = 0) -> View:
+        """The library draws for itself."""
+        raise NotImplementedError(f"{self.library} trains {self.name}")
+
+    @property
+    def batch(self) -> int:
+        """The library draws for itself."""
+        raise NotImplementedError(f"{self.library} trains {self.name}")
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
+        """The library has its own."""
+        raise NotImplementedError(f"{self.library} trains {self.name}")
+
+    def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
+        """The library has its own."""
+        raise NotImplementedError(f"{self.library} trains {self.name}")
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:
+    """The moments of an optimizer, `INDEX/KEY` by name; its settings are those of the run."""
+    slots = optimizer.state_dict()["state"]
+    return {f"{index}/{key}": torch.as_tensor(value).detach().cpu().numpy().copy() for index, kept in slots.items() for key, value in kept.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, arrays: dict[str, np.ndarray]) -> None:
+    """Take over what `optimizer_state` gave."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in arrays.items():
+        index, key = name.split("/")
+        slots.setdefault(int(index), {})[key] = torch.from_numpy(np.array(value))
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def below(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+
+def prefixed(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of `below`."""
+    return {prefix + name: value for name, value in arrays.items()}

@@ -58,6 +58,8 @@ def check(run: Run) -> Foreign:
     assert isinstance(algorithm, Foreign)
     if run.machines.learners > 1:
         raise UserError(f"{algorithm.name} is trained by {algorithm.library} on one learner, but --learners is {run.machines.learners}; leave it out")
+    if run.machines.actors > 1 and not algorithm.on_ray:
+        raise UserError(f"{algorithm.name} plays and learns in one process, but --actors is {run.machines.actors}; leave it out")
     algorithm.require()
     algorithm.policy(algorithm.build({run.task: find_task(run.task).signature()}), run.evaluations.mode)  # type: ignore[arg-type]
     return algorithm
@@ -110,10 +112,9 @@ class ForeignCrew:
         turn = self._trainer.step(stride(session, self._stride))
         busy_s = time.perf_counter() - began
         counters = session.counters
-        version = (counters.incarnation, counters.learner_step)
         session.learned(Progress(counters.learner_step + turn.learner_steps, turn.learner_steps, turn.metrics, busy_s))
         if turn.returns:
-            session.played(Round(ended(turn), version, turn.env_steps, 0, [], busy_s))
+            session.played(Round(ended(turn), (counters.incarnation, counters.learner_step), turn.env_steps, 0, [], busy_s))
         else:  # no episode has ended, and none needs to
             counters.env_steps += turn.env_steps
             counters.play_s += busy_s

@@ -15,7 +15,7 @@ from bigdm_ray.training.learner import Learner
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.streams import rng
 
-KINDS = list(algorithms().values())
+KINDS = list(algorithms(("algorithms",)).values())
 TASKS = [name for name in tasks() if name.startswith("toy-")] + ["lunarlander", "lunarlander-continuous"]
 LEARNT = ["toy-vector", "toy-continuous", "toy-image", "toy-mixed"]
 every = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
