@@ -21,6 +21,7 @@ FLOORS = [
     {"algorithms"},
     {"baselines"},
     {"training"},
+    {"tables"},
     {"distributed", "serving"},
     {"doors", "tuning"},
 ]

@@ -186,7 +186,7 @@ class Awr(Imitation):
     @classmethod
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
         """`paper` has the official step sizes. The fixed deviation is for exploring: scores are those of the mean."""
-        scored = {"evaluations.mode": "mean"}
+        scored: dict[str, Any] = {"evaluations.mode": "mean"}
         rates = {"lunarlander": 5e-4, "hopper": 1e-4, "halfcheetah": 5e-5, "walker2d": 2.5e-5, "ant": 5e-5, "humanoid": 1e-5}
         paper = scored | {"algorithm.optimizer": "sgd", "algorithm.critic_stepsize": 0.01}
         known = {task: {"default": scored, "paper": paper | {"algorithm.actor_stepsize": rate}} for task, rate in rates.items()}

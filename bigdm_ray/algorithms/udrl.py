@@ -131,6 +131,7 @@ class Udrl(Algorithm):
     episodes_per_iteration: int = setting(20, "episodes played in each iteration (n_episodes_per_iter)", low=1)
     warm_up_episodes: int = setting(50, "episodes of random actions before learning (n_warm_up_episodes)", low=1)
     replay_size: int = setting(500, "episodes kept, the best by return", low=1)
+    replay_iterations: int = setting(0, "iterations after which an episode is forgotten however good it was; 0 is the paper's rule: never", low=0)
     length_cost: float = setting(0.0, "return that a step costs when episodes are ranked; 0 is the paper's rule", low=0)
     length_allowance: int = setting(0, "steps of an episode that cost nothing", low=0)
     horizon_equals_return: bool = setting(False, "ask for as many steps as return, for tasks that pay 1 a step (TakeCover)")
@@ -183,7 +184,7 @@ class Udrl(Algorithm):
 
     def retention(self) -> Retention:
         """A fixed number of whole episodes, the highest returns (section 2.3.1)."""
-        return Retention("best", self.replay_size, self.length_cost, self.length_allowance)
+        return Retention("best", self.replay_size, self.length_cost, self.length_allowance, rounds=self.replay_iterations)
 
     def warm_up(self) -> int:
         """See Algorithm."""

@@ -1,0 +1,47 @@
+"""Many whole jobs side by side: each a Ray task with one core and one thread, made again where its worker dies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from bigdm_ray.distributed.cluster import ONE_THREAD
+from bigdm_ray.errors import RunFailed, UserError
+
+DEATHS_FORGIVEN = 2
+
+
+def side_by_side(work: Callable[..., Any], jobs: list[tuple[Any, ...]], at_once: int) -> Iterator[tuple[int, Any, str]]:
+    """Call `work(*job)` for every job, `at_once` of them at a time; (its number, the answer or None, why there is none) as they end.
+
+    `work` is a function of this package: workers import it by name.
+    """
+    began = not ray.is_initialized()
+    if began:
+        cpus = max(os.cpu_count() or 1, at_once)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="error")
+    try:
+        task = ray.remote(num_cpus=1, max_retries=DEATHS_FORGIVEN, runtime_env={"env_vars": dict(ONE_THREAD)})(work)
+        waiting = list(enumerate(jobs))[::-1]
+        running: dict[Any, int] = {}
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                number, job = waiting.pop()
+                running[task.remote(*job)] = number
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            number = running.pop(ready)
+            try:
+                yield number, ray.get(ready), ""
+            except RayTaskError as error:
+                if not isinstance(error.cause, UserError | RunFailed):
+                    raise
+                yield number, None, str(error.cause)
+            except RayError as error:
+                yield number, None, f"its worker died {DEATHS_FORGIVEN + 1} times ({str(error).strip().splitlines()[0][:200]})"
+    finally:
+        if began:
+            ray.shutdown()

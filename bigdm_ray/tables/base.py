@@ -1,0 +1,87 @@
+"""Grid and Cell: a published table as runs. A cell is one ordinary run, given by the words one would type.
+
+`python -m bigdm_ray.reproduce TABLE` trains the cells that are missing and prints ours beside the published ones. A file of this
+folder has a `GRIDS` tuple; no list is edited to add one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bigdm_ray.errors import UserError, nearest
+
+Scale = Literal["quick", "paper"]
+SCALES: tuple[Scale, ...] = ("quick", "paper")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: `python -m bigdm_ray.run ALGORITHM TARGET FLAGS --seed SEED`, the target a task or a dataset's name."""
+
+    row: str
+    column: str
+    seed: int
+    algorithm: str
+    target: str
+    dataset: bool
+    flags: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """A file name of its own."""
+        text = f"{self.row}--{self.column}--{self.seed}"
+        return "".join(c if c.isalnum() or c in "-._" else "_" for c in text)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: its rows, its columns, what was published, and the runs of a scale.
+
+    `make(row, column, scale)` gives (algorithm, target, whether that is a dataset, flags), or None for a cell that this project
+    cannot run. `published` has (row, column) -> (mean, deviation or None).
+    """
+
+    name: str
+    title: str
+    unit: Literal["normalised score", "return"]
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    seeds: int
+    make: Callable[[str, str, Scale], tuple[str, str, bool, tuple[str, ...]] | None]
+    budgets: dict[Scale, str]
+    source: str
+    published: dict[tuple[str, str], tuple[float, float | None]] = field(default_factory=dict)
+    averages: bool = True
+    notes: tuple[str, ...] = ()
+
+    def cells(self, scale: Scale) -> list[Cell]:
+        """All runs of a scale, seed by seed, so that a stopped grid has every cell once before any twice."""
+        out = []
+        for seed in range(1, self.seeds + 1):
+            for row in self.rows:
+                for column in self.columns:
+                    if made := self.make(row, column, scale):
+                        out.append(Cell(row, column, seed, *made))
+        return out
+
+
+def grids() -> dict[str, Grid]:
+    """Every grid of this folder by name."""
+    package = importlib.import_module("bigdm_ray.tables")
+    found: dict[str, Grid] = {}
+    for _, name, _ in pkgutil.iter_modules(package.__path__):
+        for grid in getattr(importlib.import_module(f"bigdm_ray.tables.{name}"), "GRIDS", ()):
+            found[grid.name] = grid
+    return dict(sorted(found.items()))
+
+
+def find_grid(name: str) -> Grid:
+    """The grid of a name. Raises UserError with the nearest names."""
+    known = grids()
+    if name not in known:
+        raise UserError(f"unknown table {name!r}{nearest(name, list(known))}")
+    return known[name]

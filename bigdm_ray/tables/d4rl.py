@@ -1,0 +1,167 @@
+"""Tables on the locomotion datasets: percentage cloning, the imitation family, value-based methods, cloning of experts.
+
+Published numbers are normalised scores of Chen et al. 2021 (Decision Transformer), tables 2 and 3, measured on D4RL's files.
+"""
+
+from __future__ import annotations
+
+from bigdm_ray.tables.base import Grid, Scale
+
+BODIES = ("halfcheetah", "hopper", "walker2d")
+SETS = tuple(f"{body}-{quality}" for quality in ("medium", "medium-replay", "medium-expert") for body in BODIES)
+NOT_D4RL = (
+    "The datasets are laid out like D4RL's but are not D4RL's: other agents recorded them on other versions of the simulator. "
+    "Compare the methods of one table with each other, not our numbers with the published ones."
+)
+
+Made = tuple[str, str, bool, tuple[str, ...]] | None
+
+
+def steps(count: int, *more: str, every: int | None = None, final: int = 100) -> tuple[str, ...]:
+    """Flags of a budget in learner steps, scored five times on the way."""
+    period = every or count // 5
+    scored = ("--evaluations.every", str(period), "--evaluations.episodes", "10", "--evaluations.final-episodes", str(final), "--saves.every", str(period))
+    return ("--budget.learner-steps", str(count), *scored, *more)
+
+
+def percent(row: str, column: str, scale: Scale) -> Made:
+    """A column of %BC."""
+    fraction = int(column.removesuffix(" %")) / 100
+    budget = {"quick": (5_000, 20), "paper": (25_000, 100)}[scale]
+    return "bc", row, True, steps(budget[0], "--algorithm.decay-steps", str(budget[0]), "--algorithm.best-fraction", f"{fraction:g}", final=budget[1])
+
+
+def imitation(row: str, column: str, scale: Scale) -> Made:
+    """A method of the imitation family."""
+    if column == "BC":
+        return percent(row, "100 %", scale)
+    short = scale == "quick"
+    flags = {
+        "BAIL": steps(15_000 if short else 212_500, "--algorithm.envelope-steps", "5000" if short else "12500", final=20 if short else 100),
+        "AWR": steps(12_000 if short else 120_000, final=20 if short else 100),
+        "RWR": steps(10_000 if short else 100_000, final=20 if short else 100),
+        "MARWIL": steps(10_000 if short else 100_000, final=20 if short else 100),
+    }
+    if column == "BAIL" and short:
+        flags["BAIL"] += ("--algorithm.batch-size", "256")
+    return column.lower(), row, True, flags[column]
+
+
+def value_based(row: str, column: str, scale: Scale) -> Made:
+    """A method that bootstraps."""
+    return column.lower(), row, True, steps(20_000 if scale == "quick" else 100_000, final=20 if scale == "quick" else 100)
+
+
+def experts(row: str, column: str, scale: Scale) -> Made:
+    """Cloning of an expert."""
+    return percent(row, "100 %", scale)
+
+
+def table(columns: tuple[str, ...], values: str) -> dict[tuple[str, str], tuple[float, float | None]]:
+    """Published numbers, a line a row: the row's name, then its columns (`-` where there is none)."""
+    out: dict[tuple[str, str], tuple[float, float | None]] = {}
+    for line in values.strip().splitlines():
+        row, *numbers = line.split()
+        out |= {(row, column): (float(n), None) for column, n in zip(columns, numbers, strict=True) if n != "-"}
+    return out
+
+
+PERCENT = ("10 %", "25 %", "40 %", "100 %")
+PERCENT_BC = table(
+    PERCENT,
+    """
+    halfcheetah-medium 42.9 43.0 43.1 43.1
+    hopper-medium 65.9 65.2 65.3 63.9
+    walker2d-medium 78.8 80.9 78.8 77.3
+    halfcheetah-medium-replay 40.8 40.9 41.1 4.3
+    hopper-medium-replay 70.6 58.6 31.0 27.6
+    walker2d-medium-replay 70.4 67.8 67.2 36.9
+    """,
+)
+IMITATION = ("BC", "BAIL", "AWR", "RWR", "MARWIL")
+PUBLISHED_IMITATION = table(
+    ("BC", "AWR"),
+    """
+    halfcheetah-medium 43.1 37.4
+    hopper-medium 63.9 35.9
+    walker2d-medium 77.3 17.4
+    halfcheetah-medium-replay 4.3 40.3
+    hopper-medium-replay 27.6 28.4
+    walker2d-medium-replay 36.9 15.5
+    halfcheetah-medium-expert 59.9 52.7
+    hopper-medium-expert 79.6 27.1
+    walker2d-medium-expert 36.6 53.8
+    """,
+)
+VALUE_BASED = ("CQL", "IQL", "BCQ", "BEAR", "BRAC", "MBOP")
+PUBLISHED_VALUE_BASED = table(
+    ("CQL", "BEAR", "BRAC"),
+    """
+    halfcheetah-medium 44.4 41.7 46.3
+    hopper-medium 58.0 52.1 31.1
+    walker2d-medium 79.2 59.1 81.1
+    halfcheetah-medium-replay 46.2 38.6 47.7
+    hopper-medium-replay 48.6 33.7 0.6
+    walker2d-medium-replay 26.7 19.2 0.9
+    halfcheetah-medium-expert 62.4 53.4 41.9
+    hopper-medium-expert 111.0 96.3 0.8
+    walker2d-medium-expert 98.7 40.1 81.6
+    """,
+)
+
+GRIDS = (
+    Grid(
+        "percent-bc",
+        "Behaviour cloning of the best episodes that hold 10, 25, 40, 100 % of all time steps",
+        "normalised score",
+        SETS,
+        PERCENT,
+        3,
+        percent,
+        {"quick": "5,000 learner steps of 64, 20 final episodes", "paper": "25,000 learner steps of 64, 100 final episodes"},
+        "Chen et al. 2021, table 3",
+        PERCENT_BC,
+        notes=(NOT_D4RL,),
+    ),
+    Grid(
+        "imitation",
+        "The imitation family on the same nine sets",
+        "normalised score",
+        SETS,
+        IMITATION,
+        3,
+        imitation,
+        {
+            "quick": "learner steps: BC 5,000 of 64, BAIL 5,000 + 10,000 of 256, AWR 12,000 of 256, RWR 10,000 of 256, MARWIL 10,000; 20 final episodes",
+            "paper": "learner steps: BC 25,000 of 64, BAIL 12,500 + 200,000 of 1,000, AWR 120,000, RWR 100,000, MARWIL 100,000 of 256; 100 final episodes",
+        },
+        "Chen et al. 2021, table 2 (BC and AWR)",
+        PUBLISHED_IMITATION,
+        notes=(NOT_D4RL,),
+    ),
+    Grid(
+        "value-based",
+        "Methods that bootstrap, on the same nine sets",
+        "normalised score",
+        SETS,
+        VALUE_BASED,
+        3,
+        value_based,
+        {"quick": "20,000 learner steps, 20 final episodes", "paper": "100,000 learner steps, 100 final episodes"},
+        "Chen et al. 2021, table 2 (CQL, BEAR, BRAC-v)",
+        PUBLISHED_VALUE_BASED,
+        notes=(NOT_D4RL,),
+    ),
+    Grid(
+        "expert-bc",
+        "Behaviour cloning of experts",
+        "normalised score",
+        tuple(f"{body}-expert" for body in BODIES),
+        ("BC",),
+        3,
+        experts,
+        {"quick": "5,000 learner steps of 64, 20 final episodes", "paper": "25,000 learner steps of 64, 100 final episodes"},
+        "none; asked is 95 % of the data's mean return",
+        notes=(NOT_D4RL,),
+    ),
+)
