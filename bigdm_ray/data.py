@@ -1,25 +1,35 @@
-"""Look after stored episodes: `python -m bigdm_ray.data COMMAND ...`.
+"""Datasets and stored episodes: `python -m bigdm_ray.data COMMAND ...`.
 
-    python -m bigdm_ray.data import hopper-medium.parquet --folder datasets/hopper-medium
-    python -m bigdm_ray.data import a.parquet b.parquet --steps 150000 --folder datasets/hopper-medium-expert
-    python -m bigdm_ray.data verify runs/udrl-lunarlander-1          the store of a run
-    python -m bigdm_ray.data verify datasets/hopper-medium           shards, card and content of a dataset
+    import SOURCE... --folder DATASET         from Minari (minari:mujoco/hopper/medium-v0, or a folder), D4RL HDF5, episode and step Parquet
+    export DATASET --to minari|parquet|steps --folder OUT
+    record RUN --folder DATASET --episodes 100 --action-noise 0.1      play a trained run; --random TASK plays at random
+    merge DATASET... --folder DATASET         one after another
+    list [FOLDER...]     show DATASET --plot
+    verify DATASET|RUN|FOLDER                 every byte of every shard, and a dataset's content hash
 
-`import` streams, shows a bar on a terminal, and goes on where it was stopped when the same command is given again. `verify`
-reads every byte of every shard and compares checksums. A shard that is not sound is set aside as NAME.corrupt, which
-no reader opens. The exit code is 0 where all is sound, 1 where something is not, 2 where there is nothing to verify.
+`import` streams, shows a bar on a terminal, and goes on where it was stopped when the same command is given again. A shard that
+`verify` finds unsound is set aside as NAME.corrupt. Exit codes: 0 all is well, 1 something is unsound or failed, 2 a mistake of the user.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import sys
 from pathlib import Path
 
+import numpy as np
+
 from bigdm_ray.doors import Parser, door
+from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.dataset import CARD, Dataset
-from bigdm_ray.replay.shard import SUFFIX
+from bigdm_ray.replay.shard import SUFFIX, unwritten
 from bigdm_ray.replay.store import verify
+
+BARS = 20
+BAR_WIDTH = 50
+MODES = ("own", "sample", "mean", "plan")
 
 
 def counted(n: int, noun: str) -> str:
@@ -27,17 +37,76 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
-# --- import
+# --- import, merge, export
 
 
 def importing(given: argparse.Namespace) -> int:
     """`import`: print the card of what was made."""
     from bigdm_ray.formats.importing import import_dataset
 
-    if given.steps is not None and given.steps < 1:
-        raise UserError(f"--steps is {given.steps}, but at least 1 is expected")
     print(card(import_dataset(given.sources, given.folder, given.task, given.steps, given.quiet)))
     return 0
+
+
+def merging(given: argparse.Namespace) -> int:
+    """`merge`: datasets only, as one."""
+    from bigdm_ray.formats.importing import import_dataset
+
+    for folder in given.datasets:
+        Dataset.open(folder)
+    print(card(import_dataset([str(folder) for folder in given.datasets], given.folder, None, given.steps, given.quiet)))
+    return 0
+
+
+def exporting(given: argparse.Namespace) -> int:
+    """`export`: say what was written."""
+    from bigdm_ray.formats.exporting import export_dataset
+
+    dataset = Dataset.open(given.dataset)
+    export_dataset(dataset, given.to, given.folder, given.quiet)
+    print(f"{given.folder}: {counted(dataset.episodes, 'episode')} of {dataset.folder} as {given.to}")
+    return 0
+
+
+# --- record
+
+
+def recording(given: argparse.Namespace) -> int:
+    """`record`: play, and print the card of what was made."""
+    from bigdm_ray.formats.behaviour import Behaviour
+    from bigdm_ray.training.recording import NoisyPolicy, Recording, record
+    from bigdm_ray.training.rollout import RandomPolicy
+
+    if (given.run is None) == (given.random is None):
+        raise UserError("give either the folder of a run, or --random TASK")
+    if (given.episodes is None) == (given.steps is None):
+        raise UserError("give either --episodes N or --steps N")
+    if given.random is not None:
+        refused = [flag for flag in ("action_noise", "epsilon", "desired_return", "desired_horizon") if getattr(given, flag)]
+        if refused:
+            raise UserError(f"--{refused[0].replace('_', '-')} has no meaning for a random policy; leave it out")
+        task = find_task(given.random)
+        asked = Recording(RandomPolicy(task.signature()), task, "random", episodes=given.episodes, steps=given.steps, seed=given.seed)
+        source = f"uniformly random actions, seed {given.seed}"
+    else:
+        from bigdm_ray.evaluate import command_of, policy_of
+        from bigdm_ray.training.run_folder import load
+
+        loaded = load(given.run, given.weights)
+        policy, mode = policy_of(loaded, given.mode)
+        noisy = NoisyPolicy(policy, loaded.signature, given.action_noise, given.epsilon) if given.action_noise or given.epsilon else policy
+        command = command_of(loaded, given.desired_return, given.desired_horizon)
+        who = str(Behaviour(f"{loaded.run.algorithm.name}-{given.weights}", mode, given.action_noise, given.epsilon))
+        asked = Recording(noisy, loaded.task, who, loaded.version, command, given.episodes, given.steps, given.seed)
+        source = f"{who} of the run {loaded.folder}, seed {given.seed}" + "".join(f", {name.replace('_', ' ')} {value:g}" for name, value in command.items())
+    dataset, problems = record(asked, given.folder, source, given.quiet)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    print(card(dataset))
+    return 0
+
+
+# --- list and show
 
 
 def card(dataset: Dataset) -> str:
@@ -50,10 +119,92 @@ def card(dataset: Dataset) -> str:
         "return mean": f"{dataset.return_mean:,.2f}",
         "return std": f"{dataset.return_std:,.2f}",
         "return min, max": f"{dataset.return_min:,.2f}, {dataset.return_max:,.2f}",
+        "normalised score": score(dataset),
         "versions": ", ".join(f"{name} {version}" for name, version in dataset.versions.items()) or "not told",
         "sha256": dataset.sha256,
     }
     return "\n".join([f"dataset {dataset.folder}", *(f"  {name:<18}{value}" for name, value in rows.items())])
+
+
+def score(dataset: Dataset) -> str:
+    """The normalised score of the mean return, in words."""
+    try:
+        found = find_task(dataset.task).normalized_score(dataset.return_mean)
+    except UserError:
+        return "the task is not known here"
+    return "none for this task" if found is None else f"{found:.1f}"
+
+
+def listing(given: argparse.Namespace) -> int:
+    """`list`: a line for each dataset in the folders and in the folders that they hold."""
+    folders = given.folders or [Path("datasets"), Path()]
+    missing = [folder for folder in given.folders if not folder.is_dir()]
+    if missing:
+        raise UserError(f"there is no folder {missing[0]}")
+    places = [path for folder in folders if folder.is_dir() for path in (folder, *sorted(p for p in folder.iterdir() if p.is_dir()))]
+    found = list(dict.fromkeys(path for path in places if (path / CARD).is_file()))
+    rows = [("dataset", "task", "episodes", "steps", "return mean", "std")]
+    for path in found:
+        try:
+            one = Dataset.open(path)
+            rows.append((str(path), one.task, f"{one.episodes:,}", f"{one.steps:,}", f"{one.return_mean:,.1f}", f"{one.return_std:,.1f}"))
+        except UserError as error:
+            print(error, file=sys.stderr)
+    if not found:
+        print(f"no datasets in {', '.join(str(folder) for folder in folders)}")
+        return 0
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(f"{cell:<{width}}" if i < 2 else f"{cell:>{width}}" for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip())
+    return 0
+
+
+def showing(given: argparse.Namespace) -> int:
+    """`show`: the card, how episodes ended, who acted, the returns."""
+    dataset = Dataset.open(given.dataset)
+    returns, lengths, terminated = dataset.returns()
+    print(card(dataset))
+    print(f"  {'ends':<18}{int(terminated.sum()):,} terminated, {int((~terminated).sum()):,} truncated")
+    print(f"  {'length':<18}{lengths.mean():,.1f} on average, {lengths.min():,} to {lengths.max():,}")
+    behaviours = {who or "not told": count for who, count in dataset.behaviours().items()}
+    for number, (who, count) in enumerate(list(behaviours.items())[:BARS]):
+        print(f"  {'' if number else 'who acted':<18}{who}: {counted(count, 'episode')}")
+    if len(behaviours) > BARS:
+        print(f"  {'':<18}and {len(behaviours) - BARS:,} more")
+    print("\nreturns, episodes")
+    print("\n".join(histogram(returns)))
+    if given.plot:
+        path = given.dataset / "returns.png"
+        plot(dataset, returns, lengths, path)
+        print(f"\nplot: {path}")
+    return 0
+
+
+def histogram(values: np.ndarray) -> list[str]:
+    """Bins of equal width, one line each, with a bar and the number in it."""
+    low, high = float(values.min()), float(values.max())
+    counts, edges = np.histogram(values, bins=1 if low == high else BARS)
+    labels = [f"{a:,.1f} to {b:,.1f}" for a, b in itertools.pairwise(edges)] if low < high else [f"{low:,.1f}"]
+    width = max(map(len, labels))
+    most = int(counts.max())
+    return [f"  {label:>{width}}  {'#' * -(-BAR_WIDTH * int(n) // most):<{BAR_WIDTH}} {int(n):,}" for label, n in zip(labels, counts, strict=True)]
+
+
+def plot(dataset: Dataset, returns: np.ndarray, lengths: np.ndarray, path: Path) -> None:
+    """A picture of the distribution of returns and lengths. Raises RunFailed where it cannot be written."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.hist(returns, bins=50)
+    left.axvline(dataset.return_mean, color="black", linewidth=1)
+    left.set(xlabel="return (line: mean)", ylabel="episodes", title=f"{dataset.name}: {counted(dataset.episodes, 'episode')}")
+    right.hist(lengths, bins=50)
+    right.set(xlabel="length in steps", ylabel="episodes", title=f"{counted(dataset.steps, 'step')} of {dataset.task}")
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise unwritten(path, error) from None
 
 
 # --- verify
@@ -71,18 +222,19 @@ def store_of(folder: Path) -> Path:
     return store
 
 
-def verify_folder(folder: Path) -> int:
-    """Print a line for each shard that is set aside and a summary; the exit code. Raises UserError."""
-    store = store_of(folder)
+def verifying(given: argparse.Namespace) -> int:
+    """`verify`: print a line for each problem and a summary; the exit code. Raises UserError."""
+    store = store_of(given.folder)
     try:
         sound, episodes, problems = verify(store)
     except OSError as error:
         raise RunFailed(f"cannot set aside {error.filename}: {error.strerror}; verify again where {store} can be written and no run uses it") from None
+    aside = len(problems)
     if (store / CARD).is_file():
         problems += card_problems(Dataset.open(store), episodes)
     for problem in problems:
         print(problem)
-    print(f"{store}: {counted(sound, 'sound shard')} with {counted(episodes, 'episode')}, {counted(len(problems), 'problem')}")
+    print(f"{store}: {counted(sound, 'sound shard')} with {counted(episodes, 'episode')}, {aside} set aside")
     return 1 if problems else 0
 
 
@@ -95,24 +247,99 @@ def card_problems(dataset: Dataset, episodes: int) -> list[str]:
     return []
 
 
-def main(arguments: list[str]) -> int:
-    """The door."""
-    parser = Parser(prog="python -m bigdm_ray.data", description="Look after stored episodes.", allow_abbrev=False)
+# --- the command line
+
+
+def number(text: str) -> int:
+    """A whole number, at least 1, with thousands separated by underscores at will."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def seed(text: str) -> int:
+    """A seed."""
+    value = int(text)
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"{value} is not an integer from 0 to 2147483647")
+    return value
+
+
+def share(text: str) -> float:
+    """A probability."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{value} does not lie from 0 to 1")
+    return value
+
+
+def amount(text: str) -> float:
+    """A finite number, not below 0."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not a finite number from 0 up")
+    return value
+
+
+def parser() -> Parser:
+    """The commands and their flags."""
+    parser = Parser(prog="python -m bigdm_ray.data", description="Datasets and stored episodes.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    imports = commands.add_parser("import", help="make a dataset of foreign episodes")
+    imports = commands.add_parser("import", help="make a dataset of foreign episodes", allow_abbrev=False)
     imports.add_argument("sources", metavar="SOURCE", nargs="+", help="a file, a folder, or minari:NAMESPACE/NAME-v0; several are joined in this order")
-    imports.add_argument("--folder", metavar="DATASET", type=Path, required=True, help="the folder to make")
     imports.add_argument("--task", metavar="TASK", help="the task of the episodes, where the source does not say it")
-    imports.add_argument("--steps", metavar="N", type=int, help="take of each source the first whole episodes that together reach N steps")
-    imports.add_argument("--quiet", action="store_true", help="no progress bar")
     imports.set_defaults(act=importing)
 
-    check = commands.add_parser("verify", help="read every byte of every shard and set aside those that are not sound")
-    check.add_argument("folder", metavar="FOLDER", type=Path, help="a run folder, a dataset, or a folder of shards")
-    check.set_defaults(act=lambda given: verify_folder(given.folder))
+    merge = commands.add_parser("merge", help="join datasets into one", allow_abbrev=False)
+    merge.add_argument("datasets", metavar="DATASET", nargs="+", type=Path, help="datasets, in this order")
+    merge.set_defaults(act=merging)
 
-    given = parser.parse(arguments)
+    for joins in (imports, merge):
+        joins.add_argument("--steps", metavar="N", type=number, help="take of each source the first whole episodes that together reach N steps")
+
+    export = commands.add_parser("export", help="write a dataset in a format that others read", allow_abbrev=False)
+    export.add_argument("dataset", metavar="DATASET", type=Path, help="a dataset")
+    export.add_argument("--to", metavar="FORMAT", required=True, help="minari (HDF5), parquet (an episode a row) or steps (a step a row, for RLlib)")
+    export.set_defaults(act=exporting)
+
+    records = commands.add_parser("record", help="play a trained run, or at random, and keep the episodes", allow_abbrev=False)
+    records.add_argument("run", metavar="RUN", nargs="?", type=Path, help="a run folder")
+    records.add_argument("--random", metavar="TASK", help="play this task with uniformly random actions instead")
+    records.add_argument("--episodes", metavar="N", type=number, help="episodes to keep")
+    records.add_argument("--steps", metavar="N", type=number, help="whole episodes until they reach N steps")
+    records.add_argument("--action-noise", metavar="SIGMA", type=amount, default=0.0, help="deviation of Gaussian noise, an action's box being [-1, 1]")
+    records.add_argument("--epsilon", metavar="E", type=share, default=0.0, help="share of steps with a uniformly random action")
+    records.add_argument("--mode", choices=MODES, default="own", help="how the policy acts; own: as in the run's evaluations (default)")
+    records.add_argument("--weights", choices=("last", "best"), default="last", help="which weights (default: last)")
+    records.add_argument("--desired-return", metavar="X", type=float, help="return to ask for; default: what the run's own evaluation asked for")
+    records.add_argument("--desired-horizon", metavar="X", type=float, help="steps to ask for; default: what the run's own evaluation asked for")
+    records.add_argument("--seed", metavar="S", type=seed, default=1, help="seed of environments and actions (default: 1)")
+    records.set_defaults(act=recording)
+
+    for makes in (imports, merge, export, records):
+        makes.add_argument("--folder", metavar="FOLDER", type=Path, required=True, help="the folder to make")
+        makes.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    lists = commands.add_parser("list", help="a line for each dataset", allow_abbrev=False)
+    lists.add_argument("folders", metavar="FOLDER", nargs="*", type=Path, help="where to look; default: datasets and this folder")
+    lists.set_defaults(act=listing)
+
+    show = commands.add_parser("show", help="card, ends, who acted, distribution of returns", allow_abbrev=False)
+    show.add_argument("dataset", metavar="DATASET", type=Path, help="a dataset")
+    show.add_argument("--plot", action="store_true", help="also write DATASET/returns.png")
+    show.set_defaults(act=showing)
+
+    check = commands.add_parser("verify", help="read every byte of every shard and set aside those that are not sound", allow_abbrev=False)
+    check.add_argument("folder", metavar="FOLDER", type=Path, help="a run folder, a dataset, or a folder of shards")
+    check.set_defaults(act=verifying)
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """The door."""
+    given = parser().parse(arguments)
     code: int = given.act(given)
     return code
 

@@ -49,7 +49,7 @@ def test_a_sound_store_is_0_and_is_left_as_it_is(run_folder, shards, capsys):
     for folder in (run_folder, run_folder / "store"):
         code, lines, error = verify(folder, capsys)
         assert (code, error) == (0, "")
-        assert lines == [f"{run_folder / 'store'}: 3 sound shards with 6 episodes, 0 problems"]
+        assert lines == [f"{run_folder / 'store'}: 3 sound shards with 6 episodes, 0 set aside"]
     assert [path.read_bytes() for path in shards] == before
     assert sorted((run_folder / "store").iterdir()) == shards
 
@@ -70,7 +70,7 @@ def test_a_damaged_shard_is_set_aside_and_named_and_the_code_is_1(run_folder, sh
     assert (code, error) == (1, "")
     assert len(lines) == 2
     assert str(shards[1]) in lines[0] and why in lines[0]
-    assert lines[1].endswith("2 sound shards with 4 episodes, 1 problem")
+    assert lines[1].endswith("2 sound shards with 4 episodes, 1 set aside")
     aside = shards[1].with_name(f"{shards[1].name}.corrupt")
     assert sorted((run_folder / "store").iterdir()) == sorted([shards[0], aside, shards[2]])
     assert len(Store(run_folder / "store").open().table) == 4
@@ -84,7 +84,7 @@ def test_every_damaged_shard_has_its_line(run_folder, shards, capsys):
     code, lines, _ = verify(run_folder, capsys)
     assert code == 1
     assert [path.name in line for path, line in zip(shards[:2], lines, strict=False)] == [True, True]
-    assert lines[2].endswith("1 sound shard with 2 episodes, 2 problems")
+    assert lines[2].endswith("1 sound shard with 2 episodes, 2 set aside")
 
 
 def test_nothing_to_verify_is_2(run_folder, shards, capsys, tmp_path):
@@ -121,4 +121,4 @@ def test_a_wrong_command_line_is_one_sentence(capsys, arguments, word):
 def test_a_moved_store_is_still_sound(run_folder, capsys, tmp_path):
     shutil.move(run_folder / "store", tmp_path / "elsewhere")
     code, lines, _ = verify(tmp_path / "elsewhere", capsys)
-    assert code == 0 and lines == [f"{tmp_path / 'elsewhere'}: 3 sound shards with 6 episodes, 0 problems"]
+    assert code == 0 and lines == [f"{tmp_path / 'elsewhere'}: 3 sound shards with 6 episodes, 0 set aside"]

@@ -47,6 +47,7 @@ class Said:
     episodes: int | None = None
     steps: int | None = None
     task: str = ""  # of a file that this project has written
+    likely: str = ""  # the task that its name speaks of
 
 
 class Reader(ABC):
@@ -144,7 +145,7 @@ def task_of(said: Said, asked: str | None) -> tuple[str, Signature]:
         raise UserError(f"{said.name} does not say which environment it is of; name the task with --task TASK")
     if said.env_id and not _ENV_ID.fullmatch(said.env_id):
         raise UserError(f"{said.name} names the environment {said.env_id!r}, which is no plain gymnasium id; nothing was imported")
-    name = asked if asked is not None else _guess(said)
+    name = asked or said.likely or _guess(said)
     task = find_task(name)
     if asked is not None and said.env_id and not written and not _kin(said, task):
         raise UserError(f"{said.name} is a dataset of another task: its environment is {said.env_id}, not {asked}; nothing was imported")

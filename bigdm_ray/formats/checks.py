@@ -99,7 +99,8 @@ def _bounded(values: np.ndarray, leaf: Leaf, ends: np.ndarray, name: str, place:
         return values
     room = [np.maximum(TOLERANCE, TOLERANCE * np.abs(bound)) for bound in (low, high)]
     _none((values < low - room[0]) | (values > high + room[1]), values, ends, name, place, "lies outside its space", low, high)
-    return np.clip(values, low, high)
+    clipped: np.ndarray = np.clip(values, low, high)
+    return clipped
 
 
 def _whole(flat: np.ndarray, leaf: Leaf, ends: np.ndarray, name: str, place: Place, bounded: bool) -> np.ndarray:

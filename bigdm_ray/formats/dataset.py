@@ -94,6 +94,19 @@ class Dataset:
             for row in range(len(opened.ids)):
                 yield opened.episode(row)
 
+    def returns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (float64), length and whether it terminated, of each episode: three `[episodes]` arrays."""
+        found = [(episode.total_return, episode.length, episode.terminated) for episode in self.stream()]
+        columns = list(zip(*found, strict=True)) if found else [(), (), ()]
+        return np.array(columns[0], np.float64), np.array(columns[1], np.int64), np.array(columns[2], bool)
+
+    def behaviours(self) -> dict[str, int]:
+        """Who acted, with the number of episodes, in the order of first appearance."""
+        counted: dict[str, int] = {}
+        for episode in self.stream():
+            counted[episode.source] = counted.get(episode.source, 0) + 1
+        return counted
+
     def content_hash(self) -> str:
         """The hash of what the folder holds now; equal to `sha256` of the card where nothing has changed."""
         made = ContentHash(self.signature)
@@ -103,7 +116,16 @@ class Dataset:
 
 
 def resolve(text: str) -> Dataset | None:
-    """The dataset that a TASK names: the path of a folder; None for anything else. Raises UserError for a folder that holds none."""
+    """The dataset that a TASK names: the path of a folder, or `minari:ID`, which is imported into ./datasets at its first use.
+
+    None for anything else. Raises UserError for a folder that holds none, and RunFailed where a download fails.
+    """
+    if text.startswith("minari:"):
+        from bigdm_ray.formats.importing import import_dataset
+        from bigdm_ray.formats.minari import dataset_id
+
+        folder = Path("datasets") / str(dataset_id(text)).replace("/", "-")
+        return Dataset.open(folder) if (folder / CARD).is_file() else import_dataset([text], folder)
     folder = Path(text)
     return Dataset.open(folder) if folder.is_dir() or ("/" in text and ":" not in text) else None
 
@@ -125,10 +147,10 @@ class ContentHash:
     def add(self, episode: Episode) -> None:
         """Take in the next episode."""
         self._sha.update(struct.pack("<q?", episode.length, episode.terminated))
-        self._sha.update(memoryview(np.ascontiguousarray(episode.rewards)))
+        self._sha.update(np.ascontiguousarray(episode.rewards).data)
         for leaves in (episode.observations, episode.actions):
             for _, values in sorted(leaves.items()):
-                self._sha.update(memoryview(np.ascontiguousarray(values)))
+                self._sha.update(np.ascontiguousarray(values).data)
 
     def hexdigest(self) -> str:
         """The hash so far."""

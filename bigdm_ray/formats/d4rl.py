@@ -1,0 +1,170 @@
+"""Format `d4rl`: an HDF5 file with observations, actions, rewards, terminals and, mostly, timeouts, one row a step.
+
+The file does not say which environment it is of: the task is the first word of its name (`hopper_medium-v2.hdf5`) or
+`--task`. An episode ends where `terminals` or `timeouts` is set; without `timeouts`, also after the task's time limit
+(1,000 steps where it tells none). What was seen after an episode's last step is taken from `next_observations`. Where that is missing it is
+not known, and D4RL's own `qlearning_dataset` drops the transition; here the last step of an episode that ran into a
+limit is dropped, its observation being the last one seen, while a terminated episode keeps its last step and repeats its
+last observation, for the reward of the end must not be lost. Rows after the last end are kept as a truncated episode.
+Source: Fu et al. 2020, arXiv:2004.07219; Farama-Foundation/D4RL, d4rl/__init__.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bigdm_ray.envs.task import Signature, find_task, tasks
+from bigdm_ray.errors import UserError
+from bigdm_ray.formats.base import Format, Reader, Said, spec_of
+from bigdm_ray.formats.checks import refused
+from bigdm_ray.formats.hdf5 import ERRORS, Fields, open_hdf5
+from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
+
+SUFFIXES = (".hdf5", ".h5")
+BLOCK = 1 << 16
+"""Steps that are read at once."""
+BLOCK_BYTES = 16 << 20
+TIME_LIMIT = 1000
+
+
+class Span(NamedTuple):
+    """The rows of an episode and how it ended."""
+
+    start: int
+    end: int
+    terminated: bool
+
+
+class D4rlFile(Reader):
+    """One file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with open_hdf5(path) as file:
+            fields = Fields()
+            found = {name: fields.high(file.id, name.encode(), str(path)) for name in ("observations", "actions", "rewards", "terminals")}
+            found |= {name: fields.high(file.id, name.encode(), str(path)) for name in ("timeouts", "next_observations") if name in file}
+            for name, dataset in found.items():
+                if dataset.dtype.kind not in "biuf" or not dataset.ndim:
+                    raise refused(f"{path}, episode 0", name, f"an array of numbers is expected, not {dataset.dtype}")
+            self._names = set(found)
+            rows = {name: len(dataset) for name, dataset in found.items()}
+            self._rows = max(rows.values())
+            self._row_bytes = sum(dataset.dtype.itemsize * int(np.prod(dataset.shape[1:], dtype=np.int64)) for dataset in found.values())
+            if len(set(rows.values())) > 1:
+                name = min(rows, key=lambda one: rows[one])
+                ends = int(np.count_nonzero(found["terminals"][: rows[name]]))
+                if "timeouts" in found:
+                    ends = int(np.count_nonzero(_padded(found["terminals"], rows[name]) | _padded(found["timeouts"], rows[name])))
+                raise refused(f"{path}, episode {ends}", name, f"the file holds {rows[name]:,} rows of it where it holds {self._rows:,} of others")
+        word = re.split(r"[-_.]", path.name.lower())[0]
+        likely = word if word in tasks() else ""
+        self.said = Said(str(path), likely, steps=self._rows, likely=likely)
+
+    def files(self) -> list[Path]:
+        """See Reader."""
+        return [self._path]
+
+    def episodes(self, task: str, signature: Signature, skip: int = 0) -> Iterator[Episode]:
+        """See Reader."""
+        if set(signature.observations) != {""} or set(signature.actions) != {""}:
+            raise UserError(f"{self._path} is a dataset of another task: it holds one array of observations, but {task} has dicts; nothing was imported")
+        with open_hdf5(self._path) as file:
+            group: list[Span] = []
+            number, size = skip, 0
+            for span in self._spans(file, self._limit(task), skip):
+                group.append(span)
+                size += span.end - span.start
+                if size >= BLOCK or size * self._row_bytes >= BLOCK_BYTES:
+                    yield from self._read(file, group, number)
+                    number, group, size = number + len(group), [], 0
+            if group:
+                yield from self._read(file, group, number)
+
+    def _limit(self, task: str) -> int:
+        spec = spec_of(find_task(task))
+        return int(getattr(spec, "max_episode_steps", None) or TIME_LIMIT)
+
+    def _spans(self, file: Any, limit: int, skip: int) -> Iterator[Span]:
+        """Episodes in order, without the first `skip`; those that would have no step left are none."""
+        begin, kept = 0, 0
+        known = "next_observations" in self._names
+
+        def whole(start: int, end: int, terminated: bool) -> Iterator[Span]:
+            nonlocal kept
+            if known or terminated or end - start > 1:
+                kept += 1
+                if kept > skip:
+                    yield Span(start, end, terminated)
+
+        for at in range(0, self._rows, BLOCK):
+            terminals = self._flags(file, "terminals", at)
+            stops = terminals if "timeouts" not in self._names else terminals | self._flags(file, "timeouts", at)
+            for stop in np.flatnonzero(stops).tolist():
+                end = at + stop + 1
+                while "timeouts" not in self._names and end - begin > limit:
+                    yield from whole(begin, begin + limit, False)
+                    begin += limit
+                yield from whole(begin, end, bool(terminals[stop]))
+                begin = end
+        while begin < self._rows:
+            end = min(self._rows, begin + limit) if "timeouts" not in self._names else self._rows
+            yield from whole(begin, end, False)
+            begin = end
+
+    def _flags(self, file: Any, name: str, at: int) -> np.ndarray:
+        try:
+            values = file[name][at : at + BLOCK].reshape(-1)
+        except ERRORS as error:
+            raise refused(f"{self._path}, in rows {at:,} to {at + BLOCK:,}", name, f"it cannot be read ({' '.join(str(error).split())})") from None
+        return np.asarray(values.astype(bool))
+
+    def _read(self, file: Any, spans: list[Span], number: int) -> Iterator[Episode]:
+        first, last = spans[0].start, spans[-1].end
+        fields = {name: self._slice(file, name, first, last, number) for name in ("observations", "actions", "rewards")}
+        after = self._slice(file, "next_observations", first, last, number) if "next_observations" in self._names else None
+        for k, (a, b, terminated) in enumerate(spans):
+            a, b = a - first, b - first
+            seen = fields["observations"][a:b]
+            if after is not None:
+                seen = np.concatenate([seen, after[b - 1 : b]])
+            elif terminated:
+                seen = np.concatenate([seen, seen[-1:]])
+            else:
+                b -= 1
+            yield Episode({"": seen}, {"": fields["actions"][a:b]}, fields["rewards"][a:b], terminated, EpisodeId(0, FOREIGN, number + k), "")
+
+    def _slice(self, file: Any, name: str, first: int, last: int, number: int) -> np.ndarray:
+        try:
+            return np.asarray(file[name][first:last])
+        except ERRORS as error:
+            raise refused(f"{self.place(number)} or a later one", name, f"it cannot be read ({' '.join(str(error).split())})") from None
+
+
+def _padded(flags: Any, rows: int) -> np.ndarray:
+    out = np.zeros(rows, bool)
+    out[: len(flags)] = flags[:rows]
+    return out
+
+
+class D4rl(Format):
+    """See the module."""
+
+    name = "d4rl"
+    about = "D4RL files (.hdf5 with observations, actions, rewards, terminals)"
+
+    def recognises(self, source: str) -> bool:
+        """See Format."""
+        return Path(source).suffix in SUFFIXES and Path(source).is_file()
+
+    def open(self, source: str) -> Reader:
+        """See Format."""
+        return D4rlFile(Path(source))
+
+
+FORMAT = D4rl()

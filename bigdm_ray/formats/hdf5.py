@@ -1,0 +1,135 @@
+"""Reading HDF5 that others have written: plain arrays of numbers that lie in the file itself, and nothing else.
+
+Links that lead elsewhere, virtual datasets and raw data in other files are refused, and so is every type that is not a
+number (h5py would build Python objects of some). Small datasets are opened through h5py's low-level calls, which cost a third of the
+high-level ones: files with a group an episode hold many.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigdm_ray.errors import UserError
+from bigdm_ray.formats.base import MAX_EPISODE_BYTES, needed
+from bigdm_ray.formats.checks import refused
+from bigdm_ray.formats.columns import one_line
+
+ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+"""What h5py raises for a file that is torn somewhere."""
+
+
+def open_hdf5(path: Path) -> Any:
+    """An open `h5py.File`. Raises UserError for a torn one."""
+    h5py = needed("h5py", "datasets")
+    try:
+        return h5py.File(path, "r", locking="best-effort")
+    except ERRORS as error:
+        raise UserError(f"{path} is not a whole HDF5 file ({one_line(error)}); nothing was imported") from None
+
+
+class Fields:
+    """Datasets of groups that look alike (one an episode), read with what the first has told about their types."""
+
+    def __init__(self) -> None:
+        self._h5py = needed("h5py", "datasets")
+        self._types: dict[bytes, tuple[Any, np.dtype[Any]]] = {}
+
+    def open(self, group: Any, name: bytes, place: str) -> Any:
+        """The low-level dataset `name` (`a/b/c`) of a low-level group. Raises UserError where it is none that may be read."""
+        h5d, h5l = self._h5py.h5d, self._h5py.h5l
+        field = name.decode(errors="replace")
+        try:
+            self._hard(group, name, h5l, place)
+            found = self._h5py.h5o.open(group, name)
+            if not isinstance(found, h5d.DatasetID):
+                raise refused(place, field, "it is no array")
+            made = found.get_create_plist()
+            if made.get_layout() == h5d.VIRTUAL or made.get_external_count():
+                raise refused(place, field, "its data lie in another file")
+        except ERRORS as error:
+            raise refused(place, field, f"it is missing or cannot be read ({one_line(error)})") from None
+        return found
+
+    def _hard(self, group: Any, name: bytes, h5l: Any, place: str) -> None:
+        parts = name.split(b"/")
+        for depth in range(1, len(parts) + 1):
+            if group.links.get_info(b"/".join(parts[:depth])).type != h5l.TYPE_HARD:
+                raise refused(place, name.decode(errors="replace"), "it is a link that leads elsewhere")
+
+    def group(self, file: Any, name: bytes, place: str) -> Any:
+        """A low-level group of a file. Raises UserError where it is missing or a link."""
+        try:
+            self._hard(file, name, self._h5py.h5l, place)
+            return self._h5py.h5g.open(file, name)
+        except ERRORS as error:
+            raise UserError(f"{place}: the group {name.decode()!r} is missing or cannot be read ({one_line(error)}); nothing was imported") from None
+
+    def read(self, group: Any, name: bytes, place: str) -> np.ndarray:
+        """A whole dataset of numbers."""
+        found = self.open(group, name, place)
+        field = name.decode(errors="replace")
+        try:
+            shape = found.shape
+            known = self._types.get(name)
+            if known is None or not found.get_type().equal(known[0]):
+                known = self._types[name] = (found.get_type(), found.dtype)
+            kind, dtype = known
+            if dtype.kind not in "biuf":
+                raise refused(place, field, f"numbers are expected, not {'objects' if dtype.kind == 'O' else dtype}")
+            if not shape or int(np.prod(shape, dtype=np.float64)) * dtype.itemsize > MAX_EPISODE_BYTES:
+                raise refused(place, field, f"it claims the shape {list(shape)}, more than the {MAX_EPISODE_BYTES >> 30} GiB that an episode may have")
+            values = np.empty(shape, dtype)
+            if values.size:
+                found.read(self._h5py.h5s.ALL, self._h5py.h5s.ALL, values, kind)
+            return values
+        except ERRORS as error:
+            raise refused(place, field, f"it cannot be read ({one_line(error)})") from None
+
+    def rank(self, group: Any, name: bytes, place: str) -> int:
+        """How many axes a dataset has."""
+        return int(self.open(group, name, place).rank)
+
+    def attribute(self, group: Any, name: bytes) -> int | None:
+        """A whole number that a group carries, or None."""
+        h5a = self._h5py.h5a
+        try:
+            if not h5a.exists(group, name):
+                return None
+            found = h5a.open(group, name)
+            if found.shape != () or found.dtype.kind not in "iu":
+                return None
+            value = np.empty((), found.dtype)
+            found.read(value)
+            return int(value)
+        except ERRORS:
+            return None
+
+    def high(self, group: Any, name: bytes, place: str) -> Any:
+        """The same dataset as an `h5py.Dataset`, to be sliced."""
+        return self._h5py.Dataset(self.open(group, name, place))
+
+    def strings(self, group: Any, name: bytes, place: str) -> list[str]:
+        """A dataset of strings; of nothing else that h5py would make objects of."""
+        found = self.high(group, name, place)
+        field = name.decode(errors="replace")
+        if self._h5py.check_string_dtype(found.dtype) is None or found.ndim != 1:
+            raise refused(place, field, f"text is expected, not {found.dtype}")
+        try:
+            return [value.decode("utf-8", errors="replace") for value in found[()]]
+        except ERRORS as error:
+            raise refused(place, field, f"it cannot be read ({one_line(error)})") from None
+
+    def blobs(self, group: Any, name: bytes, place: str) -> list[bytes]:
+        """A dataset whose entries are bytes: `[N, bytes]` uint8, or lists of uint8 of any length."""
+        found = self.high(group, name, place)
+        field = name.decode(errors="replace")
+        inner = self._h5py.check_vlen_dtype(found.dtype)
+        if found.dtype != np.uint8 and inner != np.uint8:
+            raise refused(place, field, f"encoded pictures are expected, not {found.dtype}")
+        try:
+            return [bytes(row) for row in found[()]]
+        except ERRORS as error:
+            raise refused(place, field, f"it cannot be read ({one_line(error)})") from None

@@ -1,0 +1,395 @@
+"""Format `minari`: a local Minari folder (HDF5, Arrow or Parquet inside), or the id of a dataset, which Minari downloads first.
+
+    minari:mujoco/hopper/medium-v0      an id; so is a bare one with slashes that is no path
+    FOLDER                              with data/metadata.json, or the data folder itself
+
+Files are read with h5py and pyarrow directly; the package `minari` is needed for downloads only. The spaces come from the
+folder's metadata, pictures in JPEG are decoded with Pillow, infos are left out. An episode without a final flag broke off
+and counts as truncated. Links that lead out of the folder are refused, and no environment is made because a file names
+its code. What is exported is HDF5 with pictures as they are, in the layout of Minari 0.5 (minari/dataset/_storages).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import json
+import math
+import re
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from bigdm_ray.envs.task import Signature, find_task
+from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.formats.base import Advance, Format, Reader, Said, field_name, inside, needed, spec_of
+from bigdm_ray.formats.checks import ended, refused
+from bigdm_ray.formats.columns import flat, numbers, one_line, open_parquet
+from bigdm_ray.formats.dataset import Dataset
+from bigdm_ray.formats.hdf5 import Fields, open_hdf5
+from bigdm_ray.formats.spaces import flatten_leaf, layout, leaf_spaces, space_from_json, space_to_json, unflatten_leaf
+from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
+
+METADATA = "metadata.json"
+HDF5_FILE = "main_data.hdf5"
+LAYOUT_VERSION = "0.5.3"
+"""The version of Minari whose layout exports have."""
+
+_ID = re.compile(r"(?P<name>(?:\w[\w-]*/)*\w[\w-]*-v\d+)")
+_PIN = re.compile(r"([A-Za-z][\w.-]*)==([\w.+-]+)$")
+_SPACES = ("observations", "actions")
+
+
+class MinariFolder(Reader):
+    """A folder that Minari has written."""
+
+    def __init__(self, data: Path, source: str) -> None:
+        self._data = data
+        self._meta = _metadata(data)
+        where = str(data / METADATA)
+        for name in ("observation_space", "action_space"):
+            if name not in self._meta:
+                raise UserError(f"{where} tells no {name}; nothing was imported")
+        self._spaces = {
+            "observations": space_from_json(self._meta["observation_space"], f"{where}, field 'observation_space',"),
+            "actions": space_from_json(self._meta["action_space"], f"{where}, field 'action_space',"),
+        }
+        self._format = str(self._meta.get("data_format") or "hdf5")
+        if self._format not in ("hdf5", "arrow", "parquet"):
+            raise UserError(f"{where} tells the data format {self._format!r}, but hdf5, arrow or parquet is expected; nothing was imported")
+        self._count, steps = (_count(self._meta, name, where) for name in ("total_episodes", "total_steps"))
+        env_id, kwargs = _environment(self._meta, where)
+        versions = {found[1]: found[2] for text in _texts(self._meta.get("requirements")) if (found := _PIN.match(text))}
+        told = {"minari": str(self._meta.get("minari_version", "")), "dataset": str(self._meta.get("dataset_id", ""))}
+        versions |= {name: value for name, value in told.items() if value}
+        self._policy = str(self._meta.get("algorithm_name") or self._meta.get("dataset_id") or "")
+        signature = Signature.of(self._spaces["observations"], self._spaces["actions"])
+        task = str(self._meta.get("bigdm_task", ""))
+        self.said = Said(source, env_id, kwargs, signature, versions, self._count, steps, task)
+
+    def files(self) -> list[Path]:
+        """See Reader."""
+        if self._format == "hdf5":
+            return [self._data / METADATA, self._hdf5()]
+        return [self._data / METADATA, *(path for number in range(self._count) for path in self._parts(number))]
+
+    def place(self, number: int) -> str:
+        """See Reader."""
+        return f"{self._data / HDF5_FILE if self._format == 'hdf5' else self._data}, episode {number}"
+
+    def episodes(self, task: str, signature: Signature, skip: int = 0) -> Iterator[Episode]:
+        """See Reader."""
+        return self._from_hdf5(skip) if self._format == "hdf5" else self._from_arrow(skip)
+
+    # --- HDF5
+
+    def _hdf5(self) -> Path:
+        path = inside(self._data / HDF5_FILE, self._data)
+        if not path.is_file():
+            raise UserError(f"{self._data} holds no {HDF5_FILE}; nothing was imported")
+        return path
+
+    def _from_hdf5(self, skip: int) -> Iterator[Episode]:
+        leaves = {what: leaf_spaces(space, tuple_name="_index_{}") for what, space in self._spaces.items()}
+        fields = Fields()
+        with open_hdf5(self._hdf5()) as file:
+            if len(file) != self._count:
+                raise UserError(f"{self._data / HDF5_FILE} holds {len(file):,} episodes where {METADATA} tells {self._count:,}; nothing was imported")
+            for number in range(skip, self._count):
+                place = self.place(number)
+                group = fields.group(file.id, b"episode_%d" % number, place)
+                arrays = {
+                    what: {path: self._leaf(fields, group, "/".join([what, name]).rstrip("/"), space, place) for path, name, space in parts}
+                    for what, parts in leaves.items()
+                }
+                rewards, terminated, truncated = (fields.read(group, name, place).reshape(-1) for name in (b"rewards", b"terminations", b"truncations"))
+                yield self._episode(number, arrays, rewards, terminated, truncated, fields.attribute(group, b"seed"))
+
+    def _leaf(self, fields: Fields, group: Any, name: str, space: Any, place: str) -> np.ndarray:
+        from gymnasium import spaces
+
+        if isinstance(space, spaces.Text):
+            return flatten_leaf(space, fields.strings(group, name.encode(), place))
+        if _pictured(space) and fields.rank(group, name.encode(), place) != 1 + len(space.shape):
+            return flatten_leaf(space, _decoded(fields.blobs(group, name.encode(), place), space, name, place))
+        return flatten_leaf(space, fields.read(group, name.encode(), place))
+
+    # --- Arrow and Parquet, a folder an episode
+
+    def _parts(self, number: int) -> list[Path]:
+        folder = inside(self._data / str(number), self._data)
+        found = sorted(path for path in folder.glob(f"*.{self._format}")) if folder.is_dir() else []
+        if not found:
+            raise UserError(f"{self.place(number)}: there is no {self._format} file in {folder}; nothing was imported")
+        return [inside(path, self._data) for path in found]
+
+    def _from_arrow(self, skip: int) -> Iterator[Episode]:
+        leaves = {what: leaf_spaces(space) for what, space in self._spaces.items()}
+        for number in range(skip, self._count):
+            place = self.place(number)
+            batch = self._batch(number, place)
+            missing = [name for name in (*_SPACES, "rewards", "terminations", "truncations") if name not in batch.schema.names]
+            if missing:
+                raise refused(place, missing[0], "there is no such column")
+            rows = len(batch) - 1
+            arrays = {
+                "observations": {p: _column(batch.column("observations"), "observations", name, space, place) for p, name, space in leaves["observations"]},
+                "actions": {p: _column(batch.column("actions").slice(0, rows), "actions", name, space, place) for p, name, space in leaves["actions"]},
+            }
+            rewards, terminated, truncated = (_numbers(batch.column(name).slice(0, rows), name, place) for name in ("rewards", "terminations", "truncations"))
+            yield self._episode(number, arrays, rewards, terminated, truncated, self._seed(number))
+
+    def _batch(self, number: int, place: str) -> pa.RecordBatch:
+        parts = self._parts(number)
+        try:
+            if self._format == "parquet":
+                tables = [open_parquet(path).read() for path in parts]
+            else:
+                tables = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in parts]
+            batches = pa.concat_tables(tables).combine_chunks().to_batches()
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{place} cannot be read ({one_line(error)}); nothing was imported") from None
+        if not batches or len(batches[0]) < 2:
+            raise refused(place, "rewards", "it has no steps")
+        return batches[0]
+
+    def _seed(self, number: int) -> Any:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return json.loads(inside(self._data / str(number) / METADATA, self._data).read_text()).get("seed")
+        return None
+
+    def _episode(self, number: int, arrays: Any, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray, seed: Any) -> Episode:
+        place = self.place(number)
+        steps = len(rewards)
+        if not steps:
+            raise refused(place, "rewards", "it has no steps")
+        for name, flags in (("terminations", terminated), ("truncations", truncated)):
+            if len(flags) != steps:
+                raise refused(place, name, f"it has {len(flags):,} entries where there are {steps:,} rewards")
+        over = ended(terminated, truncated, np.array([steps]), lambda _: place, ("terminations", "truncations"))
+        kept = int(seed) if isinstance(seed, int | np.integer) and abs(int(seed)) < 2**63 else 0
+        return Episode(arrays["observations"], arrays["actions"], rewards, bool(over[0]), EpisodeId(0, FOREIGN, number), "", source=self._policy, seed=kept)
+
+
+def _metadata(data: Path) -> dict[str, Any]:
+    path = inside(data / METADATA, data)
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); nothing was imported") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({one_line(error)}); nothing was imported") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object; nothing was imported")
+    return found
+
+
+def _count(meta: dict[str, Any], name: str, where: str) -> int:
+    value = meta.get(name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+        raise UserError(f"{where}, field {name!r}: a count is expected, not {value!r}; nothing was imported")
+    return int(value)
+
+
+def _texts(value: Any) -> list[str]:
+    return [str(one) for one in value] if isinstance(value, list) else []
+
+
+def _environment(meta: dict[str, Any], where: str) -> tuple[str, dict[str, Any] | None]:
+    """Id and arguments of the environment, from JSON alone: the code that a file names is never looked for."""
+    text = meta.get("env_spec")
+    if not text:
+        return "", None
+    try:
+        spec = json.loads(text) if isinstance(text, str) else text
+        return str(spec["id"]), dict(spec.get("kwargs") or {})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{where}, field 'env_spec': it is not an environment's description ({one_line(error)}); nothing was imported") from None
+
+
+def _pictured(space: Any) -> bool:
+    """Whether Minari may have stored this space as JPEG (minari/dataset/minari_storage.py, is_image_space)."""
+    return space.dtype == np.uint8 and len(space.shape) in (2, 3) and min(space.shape[:2]) >= 32
+
+
+def _decoded(blobs: list[bytes], space: Any, name: str, place: str) -> np.ndarray:
+    """JPEG pictures as `[N, *space.shape]`."""
+    image = needed("PIL.Image", "datasets")
+    out = np.empty((len(blobs), *space.shape), np.uint8)
+    for step, blob in enumerate(blobs):
+        try:
+            with image.open(io.BytesIO(blob), formats=("JPEG",)) as picture:
+                if (picture.height, picture.width) != tuple(space.shape[:2]):
+                    raise ValueError(f"it is {picture.height} x {picture.width} where {space.shape[0]} x {space.shape[1]} is expected")
+                out[step] = np.asarray(picture).reshape(space.shape)
+        except Exception as error:  # noqa: BLE001  (a decoder of foreign bytes: whatever it raises is a broken picture)
+            raise refused(place, name, f"step {step}: the picture cannot be decoded ({one_line(error)})") from None
+    return out
+
+
+def _numbers(column: pa.Array, name: str, place: str) -> np.ndarray:
+    return numbers(column, name, lambda _: place)
+
+
+def _column(column: pa.Array, what: str, name: str, space: Any, place: str) -> np.ndarray:
+    """One leaf of an Arrow column: fields of structs, then lists, numbers, strings or JPEG."""
+    from gymnasium import spaces
+
+    field = field_name(what, name)
+
+    def here(_: int) -> str:
+        return place
+
+    for part in name.split("/") if name else []:
+        if not pa.types.is_struct(column.type) or column.type.get_field_index(part) < 0:
+            raise refused(place, field, "there is no such field")
+        column = column.field(part) if not column.offset else pa.compute.struct_field(column, part)
+    if isinstance(space, spaces.Text):
+        if not pa.types.is_string(column.type) or column.null_count:
+            raise refused(place, field, f"text is expected, not {column.type}")
+        return flatten_leaf(space, column.to_pylist())
+    if pa.types.is_binary(column.type):
+        if not _pictured(space) or column.null_count:
+            raise refused(place, field, "numbers are expected, not bytes")
+        return flatten_leaf(space, _decoded(column.to_pylist(), space, field, place))
+    if isinstance(space, spaces.Discrete):
+        return flatten_leaf(space, numbers(column, field, here))
+    values, offsets = flat(column, field, here)
+    width = math.prod(space.shape)
+    if (wrong := np.flatnonzero(np.diff(offsets) != width)).size:
+        step = int(wrong[0])
+        raise refused(place, field, f"step {step}: it holds {int(np.diff(offsets)[step]):,} numbers where {width:,} are expected")
+    return flatten_leaf(space, values.reshape(-1, *space.shape))
+
+
+# --- ids
+
+
+def dataset_id(source: str) -> str | None:
+    """The id of a source that is one: behind `minari:`, or with a slash where no such path exists. Raises UserError for a bad one."""
+    named = source.startswith("minari:")
+    text = source.removeprefix("minari:")
+    if not named and ("/" not in text or Path(source).exists()):
+        return None
+    if found := _ID.fullmatch(text):
+        return found["name"]
+    if named:
+        raise UserError(f"{source} is not the id of a Minari dataset; one looks like minari:mujoco/hopper/medium-v0")
+    return None
+
+
+def download(name: str) -> Path:
+    """The folder of a dataset in Minari's own cache, downloaded where it is not there yet. Raises UserError, RunFailed."""
+    minari = needed("minari", "datasets")
+    try:
+        storage = importlib.import_module("minari.storage.datasets_root_dir")
+        folder = Path(storage.get_dataset_path(name))
+        if not (folder / "data").is_dir():
+            minari.download_dataset(name)
+    except ImportError as error:
+        raise UserError(f"Minari lacks a package to download {name} with ({one_line(error)}); install: pip install 'bigdm-ray[datasets]'") from None
+    except ValueError as error:
+        raise UserError(f"Minari cannot download {name}: {one_line(error)}") from None
+    except Exception as error:  # noqa: BLE001  (clients of clouds raise errors of their own; all of them mean that there is no download)
+        raise RunFailed(f"{name} could not be downloaded ({type(error).__name__}: {one_line(error)}); see that the network is there, then try again") from None
+    return folder
+
+
+def data_folder(path: Path) -> Path | None:
+    """The folder with the metadata: the given one or its `data`; None where it is no Minari folder."""
+    for folder in (path / "data", path):
+        if (folder / METADATA).is_file() and not (folder / "dataset.json").exists():
+            return folder
+    return None
+
+
+class Minari(Format):
+    """See the module."""
+
+    name = "minari"
+    about = "Minari folders (with data/metadata.json) and ids (minari:NAMESPACE/NAME-v0)"
+    writes = True
+
+    def recognises(self, source: str) -> bool:
+        """See Format."""
+        return dataset_id(source) is not None or data_folder(Path(source)) is not None
+
+    def open(self, source: str) -> Reader:
+        """See Format."""
+        name = dataset_id(source)
+        path = Path(source) if name is None else download(name)
+        folder = data_folder(path)
+        if folder is None:
+            raise UserError(f"{path} holds no data/{METADATA}; delete it and try again")
+        inside(folder, path)
+        return MinariFolder(folder, source if name is None else f"minari:{name}")
+
+    def write(self, dataset: Dataset, folder: Path, advance: Advance) -> None:
+        """FOLDER/data/main_data.hdf5 and its metadata; `minari.MinariDataset(FOLDER / "data")` reads them."""
+        h5py = needed("h5py", "datasets")
+        data = folder / "data"
+        data.mkdir()
+        seen, done = layout(dataset.task, dataset.signature)
+        with h5py.File(data / HDF5_FILE, "w", track_order=True) as file:
+            for number, episode in enumerate(dataset.stream()):
+                group = file.create_group(f"episode_{number}", track_order=True)
+                group.attrs.update({"id": number, "total_steps": episode.length, "seed": episode.seed})
+                _put(h5py, group, "observations", seen, episode.observations)
+                _put(h5py, group, "actions", done, episode.actions)
+                flags = np.zeros((2, episode.length), bool)
+                flags[0 if episode.terminated else 1, -1] = True
+                for name, values in (("rewards", episode.rewards), ("terminations", flags[0]), ("truncations", flags[1])):
+                    group.create_dataset(name, data=values)
+                group.create_group("infos")
+                advance(episode.length)
+        (data / METADATA).write_text(json.dumps(_card(dataset, seen, done, (data / HDF5_FILE).stat().st_size)))
+
+
+def _put(h5py: Any, group: Any, what: str, space: Any, arrays: dict[str, np.ndarray]) -> None:
+    for path, name, leaf in leaf_spaces(space, tuple_name="_index_{}"):
+        values = unflatten_leaf(leaf, arrays[path])
+        kind = h5py.string_dtype("utf-8") if isinstance(values, list) else None
+        group.create_dataset("/".join([what, name]).rstrip("/"), data=values, dtype=kind)
+
+
+def _card(dataset: Dataset, seen: Any, done: Any, size: int) -> dict[str, Any]:
+    """The metadata that Minari expects, and the task for the way back."""
+    name = re.sub(r"[^\w-]+", "-", dataset.name).strip("-") or "dataset"
+    card = {
+        "total_episodes": dataset.episodes,
+        "total_steps": dataset.steps,
+        "data_format": "hdf5",
+        "jpeg_encoding": False,
+        "observation_space": json.dumps(space_to_json(seen)),
+        "action_space": json.dumps(space_to_json(done)),
+        "dataset_id": f"bigdm/{re.sub(r'-v[0-9]+$', '', name)}-v0",
+        "minari_version": _minari_version(),
+        "dataset_size": round(size / 1e6, 1),
+        "requirements": [f"{name}=={version}" for name, version in dataset.versions.items() if re.fullmatch(r"[\d.]+\w*", version)],
+        "algorithm_name": dataset.source,
+        "bigdm_task": dataset.task,
+    }
+    spec = _spec_json(dataset.task)
+    return card | ({"env_spec": spec} if spec else {})
+
+
+def _minari_version() -> str:
+    return metadata.version("minari") if importlib.util.find_spec("minari") else LAYOUT_VERSION
+
+
+def _spec_json(task: str) -> str | None:
+    spec = spec_of(find_task(task))
+    try:
+        return None if spec is None else str(spec.to_json())
+    except (TypeError, ValueError, AttributeError):  # made from code that has no name
+        return None
+
+
+FORMAT = Minari()

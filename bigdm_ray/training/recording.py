@@ -1,0 +1,154 @@
+"""Recording: episodes of a policy as a dataset, with noise on its actions where a medium or a replay set is wanted.
+
+With probability `epsilon` a step's action is uniformly random; otherwise it is the policy's own, clipped to its box, plus Gaussian
+noise of deviation `sigma` (a box counts as [-1, 1]), clipped again. Stored are the actions that were really applied.
+Episodes are played on the task's fast environments, every one to its end, and written round by round.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bigdm_ray.algorithms.base import Columns, Policy, State
+from bigdm_ray.envs.task import Leaf, Signature, Task
+from bigdm_ray.envs.vector import Arrays
+from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.formats.dataset import Dataset, Writer
+from bigdm_ray.formats.progress import Progress
+from bigdm_ray.replay.episode import Episode
+from bigdm_ray.training.evaluation import constant
+from bigdm_ray.training.rollout import Origin, RandomPolicy, rollout
+from bigdm_ray.training.run_folder import versions
+from bigdm_ray.training.streams import derived_seed, rng
+
+ROWS = 32
+"""Environments side by side, and episodes a round."""
+BARREN_ROUNDS = 3
+"""Rounds in a row without a sound episode that end a recording."""
+
+
+class NoisyPolicy(Policy):
+    """A policy with noise on its actions; see the module. Its memory is the inner policy's."""
+
+    def __init__(self, inner: Policy, signature: Signature, sigma: float = 0.0, epsilon: float = 0.0) -> None:
+        self._inner, self._leaves = inner, signature.actions
+        self._sigma, self._epsilon = sigma, epsilon
+        self._random = RandomPolicy(signature)
+        self._sizes = {path: leaf.size for path, leaf in signature.actions.items() if _boxed(leaf)}
+        if sigma and not self._sizes:
+            raise UserError(f"--action-noise is {sigma:g}, but this task has no continuous actions within bounds; use --epsilon")
+        self.uniforms = inner.uniforms + 1 + self._random.uniforms + sum(self._sizes.values())
+
+    def start(self, n: int) -> State:
+        """See Policy."""
+        return self._inner.start(n)
+
+    def act(
+        self,
+        state: State,
+        observations: Arrays,
+        rewards: np.ndarray,
+        commands: Columns,
+        first: np.ndarray,
+        uniforms: np.ndarray,
+    ) -> tuple[Arrays, State]:
+        """See Policy."""
+        own, coin, at_random, noise = np.split(uniforms, np.cumsum([self._inner.uniforms, 1, self._random.uniforms]), axis=1)
+        actions, after = self._inner.act(state, observations, rewards, commands, first, own)
+        used = 0
+        for path, size in self._sizes.items():
+            actions = actions | {path: self._noised(self._leaves[path], actions[path], noise[:, used : used + size])}
+            used += size
+        if self._epsilon:
+            drawn, _ = self._random.act({}, observations, rewards, commands, first, at_random)
+            instead = coin[:, 0] < self._epsilon
+            actions = {path: np.where(instead.reshape(-1, *[1] * (v.ndim - 1)), drawn[path], v).astype(v.dtype) for path, v in actions.items()}
+        return actions, after
+
+    def _noised(self, leaf: Leaf, actions: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+        low, high = (np.array(bound, np.float64).reshape(leaf.shape) for bound in (leaf.low, leaf.high))
+        chance = torch.from_numpy(uniforms).double().clamp(1e-7, 1 - 1e-7)
+        normal = (math.sqrt(2.0) * torch.erfinv(2.0 * chance - 1.0)).numpy().reshape(actions.shape)
+        moved = np.clip(actions, low, high) + self._sigma * (high - low) / 2.0 * normal
+        clipped: np.ndarray = np.clip(moved, low, high).astype(leaf.dtype)
+        return clipped
+
+    def after(self, commands: Columns, rewards: np.ndarray, max_return: float | None) -> Columns:
+        """See Policy."""
+        return self._inner.after(commands, rewards, max_return)
+
+
+def _boxed(leaf: Leaf) -> bool:
+    return leaf.kind == "tensor" and np.dtype(leaf.dtype).kind == "f" and leaf.low is not None and leaf.high is not None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What is to be recorded. Of `episodes` and `steps` one is given; `steps` takes whole episodes until they reach it."""
+
+    policy: Policy
+    task: Task
+    source: str  # who acts, as `Episode.source` has it
+    version: tuple[int, int] = (0, 0)
+    command: dict[str, float] | None = None
+    episodes: int | None = None
+    steps: int | None = None
+    seed: int = 1
+
+
+def record(asked: Recording, folder: Path, source: str, quiet: bool = False) -> tuple[Dataset, list[str]]:
+    """Play and write the new dataset `folder`, whose card names `source`; and what went wrong with episodes that were discarded.
+
+    Raises UserError for a folder that exists, RunFailed where no episode can be played to its end or the disk is full; then nothing is left.
+    """
+    signature = asked.task.signature()
+    writer = Writer(folder, {"recorded": time.time_ns()}, asked.task.name, signature)
+    problems: list[str] = []
+    try:
+        with Progress(folder.name, asked.steps, quiet=quiet) as bar:
+            for episodes in _played(asked, problems):
+                writer.add(episodes)
+                bar.advance(sum(episode.length for episode in episodes))
+        return writer.finish(folder.name, source, versions()), problems
+    except BaseException:
+        writer.discard()
+        raise
+    finally:
+        writer.close()
+
+
+def _played(asked: Recording, problems: list[str]) -> Iterator[list[Episode]]:
+    """Rounds of episodes, in the order of their commands, up to what is asked for."""
+    count, steps, round, barren = 0, 0, 0, 0
+    seed = derived_seed(asked.seed, "record environments")
+    env = asked.task.make(ROWS if asked.episodes is None else min(ROWS, asked.episodes), seed)
+    try:
+        while not _enough(asked, count, steps):
+            wanted = ROWS if asked.episodes is None else min(ROWS, asked.episodes - count)
+            origin = Origin(round, 0, asked.task.name, asked.version, asked.source, seed, asked.task.max_return)
+            played = rollout(asked.policy, env, constant(asked.command or {}, wanted), wanted, rng(asked.seed, "record", round), origin)
+            problems += played.problems
+            barren = 0 if played.episodes else barren + 1
+            if barren == BARREN_ROUNDS:
+                raise RunFailed(f"no episode of {asked.task.name} could be played to its end in {BARREN_ROUNDS} rounds: {played.problems[0]}")
+            kept: list[Episode] = []
+            for episode in played.episodes:
+                if _enough(asked, count, steps):
+                    break
+                kept.append(episode)
+                count, steps = count + 1, steps + episode.length
+            yield kept
+            round += 1
+    finally:
+        env.close()
+
+
+def _enough(asked: Recording, count: int, steps: int) -> bool:
+    return (asked.episodes is not None and count >= asked.episodes) or (asked.steps is not None and steps >= asked.steps)
