@@ -66,7 +66,7 @@ class MbopModel(nn.Module):
     def returns(self, state: Tensor, before: Tensor) -> Tensor:
         """The mean over members of the return of the next steps `[..., n]`, for rows shared by all members, in deviations of a reward."""
         rows = torch.cat([state, before], -1)
-        mean = self.value(rows.flatten(0, -2)).mean(0).reshape(rows.shape[:-1])
+        mean: Tensor = self.value(rows.flatten(0, -2)).mean(0).reshape(rows.shape[:-1])
         return (mean * (self.of_return.std + 1e-6) + self.of_return.mean) / (self.of_reward.std + 1e-6)
 
 
