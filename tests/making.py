@@ -87,9 +87,19 @@ def stored(folder, task, count, seed=1):
 
 
 SMALL = {"hidden": (32, 32), "channels": (4, 8, 8, 8), "batch_size": 64, "learning_rate": 3e-3, "return_scale": 0.1, "horizon_scale": 0.1}
+SMALL |= {"envelope_hidden": (32,), "envelope_steps": 100, "critic_updates": 2, "actor_updates": 8, "decay_steps": 0}
 
 
 def small(kind, **more):
     """An algorithm with sizes that learn in seconds; settings that it does not have are left out."""
     known = {field.name for field in dataclasses.fields(kind)}
     return kind(**{name: value for name, value in (SMALL | more).items() if name in known})
+
+
+def dataset_of(folder, task="toy-vector", count=60, seed=1):
+    """A dataset of random episodes."""
+    from bigdm_ray.formats.dataset import Writer
+
+    writer = Writer(folder, {"made": seed}, task, find_task(task).signature())
+    writer.add(played(task, count, seed).episodes)
+    return writer.finish(folder.name, "made for a test", {"toys": "1"})

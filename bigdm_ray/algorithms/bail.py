@@ -2,7 +2,7 @@
 
 Static: (1) `envelope_steps` steps fit the upper envelope V of the returns G, an error that counts K times where G lies
 above V; (2) the `selected` share of all pairs with the largest G / V is kept; (3) behaviour cloning on those.
-Progressive: envelope and policy learn together, and each batch keeps its own best share. G is discounted and, where an
+Progressive: envelope and policy learn together, and each batch (of each learner rank) keeps its own best share. G is discounted and, where an
 episode ran to the time limit, continued as from the state most like its last (`replay/returns.py`).
 
 Deviations from the official code. (1) All pairs fit the envelope: its validation split serves a restore that does
@@ -142,7 +142,7 @@ class Bail(Imitation):
         if not self.progressive:
             return Loss(error.sum(), mask.sum(), metrics)
         ratios = ratio(returns, values.detach())
-        best = (ratios >= torch.quantile(ratios, 1 - self.selected)).float() * mask / self.selected
+        best = (ratios >= torch.quantile(ratios[mask > 0], 1 - self.selected)).float() * mask / self.selected
         negative = -(model.actor.head.log_prob(model.actor(seen), actions) * best).sum()
         return Loss(error.sum() + negative, mask.sum(), metrics | {"train/loss": negative.detach()})
 

@@ -81,13 +81,15 @@ class Learner:
         """Take `steps` learner steps on windows of the stores. Raises RunFailed when the loss is no longer finite."""
         began = time.perf_counter()
         totals: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
         for _ in range(steps):
             self._prepare(stores)
             seed_torch(self.seed, "dropout", self.step, self.rank)
             for name, value in self._step(self._draw(stores)).items():
                 totals[name] = totals[name] + value if name in totals else value
+                counts[name] = counts.get(name, 0) + 1
             self.step += 1
-        means = {name: float(value) / steps for name, value in totals.items()} if steps else {}
+        means = {name: float(value) / counts[name] for name, value in totals.items()}
         if bad := [name for name, value in means.items() if not math.isfinite(value)]:
             raise RunFailed(
                 f"{bad[0]} is {means[bad[0]]} at learner step {self.step}: training has diverged; lower --algorithm.learning-rate "

@@ -55,6 +55,11 @@ def stores(tmp_path_factory):
 
 
 def batch_of(algorithm, task, store, step=0):
+    torch.manual_seed(0)
+    model = algorithm.build({task: find_task(task).signature()})
+    algorithm.fit(model, {task: store}, 0)
+    for columns in algorithm.annotate(model, {task: store}).values():
+        store.annotate(columns)
     windows = store.draw(algorithm.view(), rng(3, "draw", step), algorithm.batch)
     return {name: torch.from_numpy(values) for name, values in algorithm.collate({task: windows}).items()}
 
@@ -157,7 +162,7 @@ def test_its_presets_are_settings_that_it_has_for_tasks_that_there_are(kind):
 
     for task, presets in kind.presets().items():
         for name in presets:
-            run = configure(kind.name, task, ["--preset", name])
+            run = configure(kind.name, "toy-continuous" if task == "*" else task, ["--preset", name])
             assert run.preset == name
             for path, value in presets[name].items():
                 owner, _, key = path.partition(".")
@@ -177,14 +182,14 @@ def test_the_loss_falls_on_a_toy(kind, task, stores):
     def loss():
         learner.model.eval()
         with torch.no_grad():
-            parts = [algorithm.loss(learner.model, batch, learner.step) for batch in probe]
+            parts = [algorithm.loss(learner.model, batch, 9) for batch in probe]  # of one phase, where there are several
         learner.model.train()
         return float(sum(p.sum for p in parts) / sum(p.weight for p in parts))
 
     before = loss()
     progress = learner.update({task: stores(task)}, 200)
     assert progress.step == progress.steps == learner.step == 200
-    assert loss() < before - 0.05
+    assert loss() < before - 0.01 * abs(before)
     assert all(np.isfinite(value) for value in progress.metrics.values()) and "train/loss" in progress.metrics
 
 
@@ -310,7 +315,7 @@ def test_saved_and_loaded_weights_act_the_same(kind, task, tmp_path):
     Weights.of(model, (3, 41)).save(tmp_path / "w.safetensors")
     loaded = Weights.load(tmp_path / "w.safetensors")
     assert loaded.version == (3, 41)
-    policies = [algorithm.policy(m, "sample") for m in (model, other)]
+    policies = [algorithm.policy(m, modes(algorithm, m)[-1]) for m in (model, other)]
     play = Play(task, policies[0], 4)
     expected, different = (play.act(policy, range(4))[0] for policy in policies)
     assert any(not np.array_equal(a[path], b[path]) for a, b in zip(expected, different, strict=True) for path in a)

@@ -1,0 +1,189 @@
+"""The imitation family: what is cloned, with which weight, and that it acts."""
+
+import numpy as np
+import pytest
+import torch
+from making import dataset_of, episode, played, small
+
+from bigdm_ray.algorithms.awr import ActorCritic, Awr
+from bigdm_ray.algorithms.bail import ActorEnvelope, Bail, ratio
+from bigdm_ray.algorithms.bc import Actor, Bc
+from bigdm_ray.algorithms.rwr import Rwr
+from bigdm_ray.envs import find_task
+from bigdm_ray.replay import Store
+from bigdm_ray.replay.returns import continued, discounted, episode_groups, td_lambda
+from bigdm_ray.training.config import configure
+from bigdm_ray.training.learner import Learner
+from bigdm_ray.training.loop import train_local
+from bigdm_ray.training.streams import rng
+
+TASK = "toy-vector"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    made = Store(tmp_path_factory.mktemp("store"))
+    made.add(played(TASK, 120).episodes)
+    return made
+
+
+def learner_of(algorithm):
+    return Learner(algorithm, {TASK: find_task(TASK).signature()}, 3)
+
+
+def test_percent_bc_keeps_the_best_episodes_until_they_hold_that_share_of_time_steps(tmp_path):
+    made = Store(tmp_path)
+    lengths, returns = [10, 20, 30, 40], [4.0, 3.0, 2.0, 1.0]
+    made.add([episode(i, length=n, rewards=np.full(n, r / n)) for i, (n, r) in enumerate(zip(lengths, returns, strict=True))])
+    for fraction, kept in ((0.1, {0}), (0.25, {0, 1}), (0.4, {0, 1, 2}), (1.0, {0, 1, 2, 3})):
+        rows, _ = Bc(best_fraction=fraction).view().rows(made.table, rng(0, "draw", 0), 500)
+        assert set(rows) == kept, fraction
+
+
+def test_cloning_draws_every_time_step_alike(store):
+    rows, steps = Bc().view().rows(store.table, rng(0, "draw", 0), 20_000)
+    share = np.bincount(rows, minlength=len(store.table)) / 20_000
+    np.testing.assert_allclose(share, store.table.lengths / store.table.lengths.sum(), atol=0.012)
+    assert (steps < store.table.lengths[rows]).all()
+
+
+def test_observations_are_standardised_with_the_statistics_of_the_data(store):
+    learner = learner_of(small(Bc))
+    learner.update({TASK: store}, 1)
+    seen = np.concatenate([store.episode(i).observations[""][:-1] for i in range(len(store.table))]).astype(np.float64)
+    fitted = learner.model.encoder.standardise
+    np.testing.assert_allclose(fitted.mean.numpy(), seen.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(fitted.std.numpy(), seen.std(0), rtol=1e-3, atol=1e-5)
+    assert "encoder.standardise.mean" in learner.weights(0).arrays, "they travel with the weights"
+
+
+def test_squared_error_of_squashed_actions_is_within_bounds_and_deterministic():
+    torch.manual_seed(0)
+    signature = find_task("toy-continuous").signature()
+    actor = Actor(signature, (8,))
+    policy = Bc().policy(actor, "sample")
+    seen = {path: np.random.default_rng(0).normal(size=(5, *leaf.shape)).astype(leaf.dtype) * 100 for path, leaf in signature.observations.items()}
+    chances = [np.random.default_rng(i).random((5, policy.uniforms), np.float32) for i in (1, 2)]
+    first, second = (policy.act({}, seen, np.zeros(5, np.float32), {}, np.ones(5, bool), chance)[0] for chance in chances)
+    for path, leaf in signature.actions.items():
+        np.testing.assert_array_equal(first[path], second[path])
+        assert (first[path].reshape(5, -1) >= np.array(leaf.low)).all() and (first[path].reshape(5, -1) <= np.array(leaf.high)).all()
+
+
+def test_awr_draws_td_lambda_targets_and_clipped_weights_of_the_frozen_critic(store):
+    algorithm = small(Awr, critic_updates=2, actor_updates=3)
+    learner = learner_of(algorithm)
+    learner.update({TASK: store}, 3)  # the actor's phase has begun: critic and copy agree
+    model = learner.model
+    assert isinstance(model, ActorCritic)
+    columns = algorithm.annotate(model, {TASK: store})[TASK]
+    group = next(iter(episode_groups(store)))
+    target, value = td_lambda(group, model.frozen.values(group.observations), 0.99, 0.95)
+    np.testing.assert_allclose(columns["target"], target, rtol=1e-5)
+    advantage = target - value
+    want = np.minimum(np.exp((advantage - advantage.mean()) / (advantage.std() + 1e-5)), 20)
+    np.testing.assert_allclose(columns["weight"], want, rtol=1e-3)
+    windows = store.draw(algorithm.view(3), rng(1, "draw", 3), 64)
+    assert set(windows.annotations) == {"target", "weight"}
+    assert np.isin(windows.annotations["weight"].ravel(), columns["weight"]).all()
+
+
+def test_awr_moves_critic_and_actor_in_turn(store):
+    learner = learner_of(small(Awr, critic_updates=2, actor_updates=3))
+    moved = []
+    for _ in range(10):
+        before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+        learner.update({TASK: store}, 1)
+        moved.append({name.split(".")[0] for name, p in learner.model.named_parameters() if not torch.equal(p, before[name])})
+    critic, actor = {"critic"}, {"actor"}
+    for step, names in enumerate(moved):
+        wanted = critic if step % 5 < 2 else actor
+        assert names - {"frozen"} == wanted, step
+        assert ("frozen" in names) == (step % 5 == 2), step  # at 5 it is equal still
+
+
+def test_awr_keeps_the_newest_steps(tmp_path):
+    made = Store(tmp_path, Awr(replay_steps=25).retention())
+    for i, n in enumerate([10, 10, 10, 4, 30, 3]):
+        made.add([episode(i, length=n)])
+        assert made.table.lengths.sum() <= 25 or len(made.table) == 1
+    assert made.table.ids[:, 0].tolist() == [5]
+    assert Store(tmp_path, Awr(replay_steps=25).retention()).open().table.ids[:, 0].tolist() == [5]
+
+
+def test_rwr_weighs_by_normalised_discounted_returns(store):
+    columns = Rwr(temperature=0.5).annotate(learner_of(small(Rwr)).model, {TASK: store})[TASK]
+    returns = np.concatenate([discounted(g.rewards, g.lengths, 0.99) for g in episode_groups(store)])
+    want = np.minimum(np.exp((returns - returns.mean()) / (returns.std() + 1e-5) / 0.5), 20)
+    np.testing.assert_allclose(columns["weight"], want, rtol=1e-3)
+
+
+def test_bail_fits_an_upper_envelope_and_then_clones_the_best_quarter(store):
+    algorithm = small(Bail, envelope_steps=300, batch_size=128, envelope_hidden=(64, 64), envelope_decay=0.0)
+    learner = learner_of(algorithm)
+    learner.update({TASK: store}, 300)
+    model = learner.model
+    assert isinstance(model, ActorEnvelope)
+    untouched = model.actor.head.linear.weight.detach().clone()
+    group = next(iter(episode_groups(store)))
+    returns = continued(group, 0.99)
+    columns = algorithm.annotate(model, {TASK: store})[TASK]
+    np.testing.assert_allclose(columns["return"], returns, rtol=1e-5)
+    seen = np.concatenate([store.episode(i).observations[""][:-1] for i in range(len(store.table))])
+    values = model.envelope({"": torch.from_numpy(seen)}).detach().numpy()
+    assert (values >= returns).mean() > 0.9, "it lies above nearly all returns"
+    ratios = ratio(torch.from_numpy(returns), torch.from_numpy(values)).numpy()
+    np.testing.assert_array_equal(columns["selected"] > 0, ratios >= np.quantile(ratios, 0.75))
+    learner.update({TASK: store}, 50)
+    assert not torch.equal(model.actor.head.linear.weight, untouched)
+    np.testing.assert_array_equal(values, model.envelope({"": torch.from_numpy(seen)}).detach().numpy())  # it learns no more
+    drawn = store.draw(algorithm.view(310), rng(1, "draw", 310), 400)
+    chosen = {tuple(np.round(row, 5)) for row in seen[columns["selected"] > 0]}
+    assert all(tuple(np.round(row, 5)) in chosen for row in drawn.observations[""][:, 0])
+
+
+def test_progressive_bail_weighs_only_the_best_share_of_a_batch():
+    signature = find_task(TASK).signature()
+    algorithm = small(Bail, progressive=True, selected=0.25)
+    torch.manual_seed(0)
+    model = algorithm.build({TASK: signature})
+    n = 8
+    batch = {
+        "observations/": torch.randn(n, 1, *signature.observations[""].shape),
+        "actions/": torch.zeros(n, 1, dtype=torch.int32),
+        "mask": torch.ones(n, 1, dtype=torch.bool),
+        "return": torch.arange(n, dtype=torch.float32)[:, None],
+    }
+    values = model.envelope({"": batch["observations/"][:, 0]}).detach()
+    best = torch.topk(ratio(batch["return"][:, 0], values), 2).indices
+    algorithm.loss(model, batch, 0).sum.backward()
+    whole = model.actor.head.linear.weight.grad.clone()
+    model.zero_grad()
+    negative = -model.actor.head.log_prob(model.actor({"": batch["observations/"][best, 0]}), {"": batch["actions/"][best, 0]}).sum() / 0.25
+    negative.backward()
+    np.testing.assert_allclose(whole.numpy(), model.actor.head.linear.weight.grad.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_weights_below_one_keep_the_ratio_positive():
+    got = ratio(torch.tensor([2.0, 2.0, -1.0]), torch.tensor([4.0, -3.0, 0.0]))
+    np.testing.assert_allclose(got.numpy(), [0.5, 2 / np.exp(-4), -1 / np.exp(-1)], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["awr", "rwr"])
+def test_the_weighted_forms_also_learn_from_what_they_play(name, tmp_path):
+    flags = "--budget.env-steps 1500 --algorithm.hidden 16 --algorithm.batch-size 32 --evaluations.episodes 4 --evaluations.final-episodes 4"
+    flags += (
+        " --algorithm.critic-updates 5 --algorithm.actor-updates 10 --algorithm.samples-per-iteration 300"
+        if name == "awr"
+        else " --algorithm.n-updates-per-iter 10"
+    )
+    summary = train_local(configure(name, TASK, flags.split()), tmp_path / "run")
+    assert summary["env_steps"] >= 1500 and summary["learner_steps"] >= 30
+
+
+def test_cloning_recovers_what_a_task_pays_for(tmp_path):
+    """Episodes of the best 5 % of random play on a toy, cloned, return more than the data."""
+    dataset = dataset_of(tmp_path / "data", count=800)
+    flags = "--budget.learner-steps 600 --algorithm.hidden 32,32 --algorithm.best-fraction 0.05 --evaluations.episodes 4 --evaluations.final-episodes 100"
+    summary = train_local(configure("bc", str(dataset.folder), flags.split()), tmp_path / "run")
+    assert summary["return_mean"] > dataset.return_mean + 0.5 * dataset.return_std

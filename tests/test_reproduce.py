@@ -1,0 +1,138 @@
+"""reproduce: only missing cells are trained, a stopped cell goes on, tables say what is not run."""
+
+import json
+
+import numpy as np
+import pytest
+from making import dataset_of
+
+from bigdm_ray import reproduce
+from bigdm_ray.algorithms.base import algorithms
+from bigdm_ray.envs import tasks
+from bigdm_ray.errors import UserError
+from bigdm_ray.reproduce import BEGIN, END, Shelf, interquartile_mean, table, write_docs
+from bigdm_ray.tables.base import SCALES, Grid, find_grid, grids
+from bigdm_ray.training.config import configure
+
+TINY = (
+    "--budget.learner-steps",
+    "20",
+    "--algorithm.hidden",
+    "8",
+    "--evaluations.episodes",
+    "2",
+    "--evaluations.final-episodes",
+    "2",
+    "--evaluations.every",
+    "10",
+)
+
+
+def made(row, column, scale):
+    return None if (row, column) == ("b", "two") else ("bc", f"toys-{row}", True, TINY)
+
+
+GRID = Grid(
+    "tiny", "A tiny table", "return", ("a", "b"), ("one", "two"), 2, made, dict.fromkeys(SCALES, "20 learner steps"), "nobody", {("a", "one"): (7, None)}
+)
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    dataset_of(tmp_path / "data" / "toys-a")
+    return Shelf(GRID, "quick", tmp_path / "data", tmp_path / "results", tmp_path / "runs")
+
+
+def test_missing_cells_are_trained_once_and_the_rest_prints_as_not_run(shelf, capsys):
+    assert "not run [7]" in table(shelf) and "0 of 6 runs are finished" in table(shelf)
+    assert reproduce.fill_missing(shelf, ["one"], 1, local=True) == []
+    told = capsys.readouterr().err
+    assert "the dataset is missing: toys-b" in told and "2 to train" in told
+    files = sorted(shelf.results.glob("*.json"))
+    assert [f.name for f in files] == ["a--one--1.json", "a--one--2.json"]
+    result = json.loads(files[0].read_text())
+    assert result["dataset"]["sha256"] and result["learner_steps"] == 20 and result["flags"] == list(TINY)
+    assert {"return_mean", "best_return_mean", "wall_s", "versions", "date", "seed"} <= set(result)
+    stamp = [f.stat().st_mtime_ns for f in files]
+    assert reproduce.fill_missing(shelf, ["one"], 1, local=True) == []
+    assert "2 of 4 cells are there, 0 to train" in capsys.readouterr().err
+    assert stamp == [f.stat().st_mtime_ns for f in files]
+    text = table(shelf)
+    mean = np.mean([json.loads(f.read_text())["return_mean"] for f in files])
+    assert f"{mean:.1f} ± " in text and "[7]" in text and "| b | not run | none |" in text and "2 of 6 runs are finished" in text
+    assert "interquartile mean" in text
+
+
+def test_a_stopped_cell_goes_on_from_its_checkpoint(shelf):
+    cell = GRID.cells("quick")[0]
+    run = configure("bc", str(shelf.data / "toys-a"), [*TINY, "--seed", "1", "--saves.every", "10"])
+    from bigdm_ray.training.loop import train_local
+
+    def strike(report):
+        if report["time/learner_steps"] >= 10 and "evaluation/return_mean" not in report:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_local(run, shelf.folder(cell), listeners=[strike])
+    summary = reproduce.train_cell(run.to_json(), str(shelf.folder(cell)))
+    assert summary["learner_steps"] == 20
+    again = reproduce.train_cell(run.to_json(), str(shelf.folder(cell)))
+    assert again["return_mean"] == summary["return_mean"]
+
+
+def test_words_that_fit_no_cell_are_told(shelf):
+    with pytest.raises(UserError, match="--only three fits no cell of tiny; its rows are a, b"):
+        reproduce.fill_missing(shelf, ["three"], 1, local=True)
+
+
+def test_a_result_that_is_none_is_told(shelf):
+    shelf.results.mkdir(parents=True)
+    shelf.file(GRID.cells("quick")[0]).write_text("{}")
+    with pytest.raises(UserError, match="is not the result of a cell"):
+        table(shelf)
+
+
+def test_an_unknown_table_suggests_the_nearest():
+    with pytest.raises(UserError, match=r"unknown table 'percent-cb'.*percent-bc"):
+        find_grid("percent-cb")
+
+
+def test_the_tables_go_between_the_marks_of_the_page(shelf, tmp_path, monkeypatch):
+    reproduce.fill_missing(shelf, ["one"], 1, local=True)
+    monkeypatch.setattr(reproduce, "grids", lambda: {"tiny": GRID})
+    page = tmp_path / "results.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    for _ in range(2):
+        write_docs(page, tmp_path / "results", tmp_path / "data", tmp_path / "runs")
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text and text.count("A tiny table") == 1
+    page.write_text("nothing")
+    with pytest.raises(UserError, match="has no place for tables"):
+        write_docs(page, tmp_path / "results", tmp_path / "data", tmp_path / "runs")
+
+
+@pytest.mark.parametrize("grid", grids().values(), ids=lambda grid: grid.name)
+def test_every_cell_of_every_table_can_be_asked_for(grid, tmp_path):
+    assert set(grid.budgets) == set(SCALES) and grid.source
+    assert set(grid.published) <= {(r, c) for r in grid.rows for c in grid.columns}
+    for scale in SCALES:
+        cells = grid.cells(scale)
+        assert cells and len({cell.name for cell in cells}) == len(cells)
+        for cell in cells:
+            assert cell.algorithm in algorithms()
+            assert cell.dataset or cell.target in tasks()
+            if not cell.dataset and cell.seed == 1:
+                configure(cell.algorithm, cell.target, list(cell.flags))
+
+
+def test_the_interquartile_mean_cuts_a_quarter_at_each_end():
+    assert interquartile_mean([0, 1, 2, 100]) == pytest.approx(1.5)
+    assert interquartile_mean([3.0]) == 3.0
+    assert interquartile_mean(range(8)) == pytest.approx(3.5)
+
+
+def test_the_door_lists_the_tables_and_refuses_wrong_flags(capsys):
+    assert reproduce.main([]) == 0
+    assert "percent-bc" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--jobs is 0"):
+        reproduce.main(["percent-bc", "--jobs", "0"])

@@ -1,0 +1,112 @@
+"""Runs on datasets: resumed they equal the uninterrupted one; what does not fit is told in one sentence."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from making import dataset_of
+
+from bigdm_ray.errors import UserError
+from bigdm_ray.run import default_folder
+from bigdm_ray.training.config import configure, read_run
+from bigdm_ray.training.loop import train_local
+from bigdm_ray.training.params import Weights
+
+FLAGS = "--algorithm.hidden 16,16 --algorithm.batch-size 16 --evaluations.episodes 3 --evaluations.final-episodes 3 --evaluations.every 40 --saves.every 30"
+FLAGS += " --saves.report-every 10"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return dataset_of(tmp_path_factory.mktemp("data") / "toys")
+
+
+def run_of(dataset, algorithm="bc", steps=100, flags=FLAGS):
+    return configure(algorithm, str(dataset.folder), [*flags.split(), "--budget.learner-steps", str(steps)])
+
+
+def test_the_dataset_travels_into_run_json_and_the_summary(dataset, tmp_path):
+    run = run_of(dataset)
+    summary = train_local(run, tmp_path / "run")
+    assert summary["learner_steps"] == 100 and summary["env_steps"] == 0
+    for said in (json.loads((tmp_path / "run" / "run.json").read_text())["dataset"], summary["dataset"]):
+        assert said["sha256"] == dataset.sha256 and said["source"] == "made for a test" and said["versions"] == {"toys": "1"}
+        assert said["return_mean"] == dataset.return_mean
+    assert read_run(tmp_path / "run") == run
+    assert default_folder(run).name == "bc-toys-1"
+    steps = [json.loads(line)["time/learner_steps"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {40, 80} <= set(steps) and steps == sorted(steps)
+
+
+@pytest.mark.parametrize("algorithm", ["bc", "awr", "rwr", "bail"])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(algorithm, dataset, tmp_path):
+    more = {
+        "awr": " --algorithm.critic-updates 7 --algorithm.actor-updates 16",
+        "bail": " --algorithm.envelope-steps 25",
+        "rwr": " --algorithm.n-updates-per-iter 40",
+    }.get(algorithm, "")
+    run = run_of(dataset, algorithm, flags=FLAGS + more)
+    train_local(run, tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    def strike(report):
+        if report["time/learner_steps"] >= 50:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_local(run, tmp_path / "cut", listeners=[strike])
+    train_local(run, tmp_path / "cut", resume=True)
+    whole, cut = (Weights.load(tmp_path / name / "weights" / "last.safetensors") for name in ("whole", "cut"))
+    assert whole.version == cut.version
+    for name, values in whole.arrays.items():
+        np.testing.assert_array_equal(values, cut.arrays[name], err_msg=name)
+
+
+def test_udrl_learns_from_a_dataset_too(dataset, tmp_path):
+    summary = train_local(run_of(dataset, "udrl"), tmp_path / "run")
+    assert summary["learner_steps"] == 100 and set(summary["command"]) == {"desired_return", "desired_horizon"}
+
+
+def test_another_dataset_in_its_place_is_refused(dataset, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(dataset.folder, folder)
+    run = configure("bc", str(folder), FLAGS.split())
+    shutil.rmtree(folder)
+    other = dataset_of(folder, count=20, seed=9)
+    assert other.sha256 != dataset.sha256
+    with pytest.raises(UserError, match="holds another dataset than this run began with"):
+        train_local(run, tmp_path / "run")
+
+
+def test_the_same_dataset_may_lie_elsewhere_at_a_resume(dataset, tmp_path):
+    train_local(run_of(dataset, steps=40), tmp_path / "run")
+    moved = tmp_path / "moved"
+    shutil.copytree(dataset.folder, moved)
+    run = configure("bc", str(moved), [*FLAGS.split(), "--budget.learner-steps", "60"])
+    assert train_local(run, tmp_path / "run", resume=True)["learner_steps"] == 60
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "target", "told"),
+    [
+        ("bc", "toy-vector", "bc learns from a dataset, but toy-vector is a task to play"),
+        ("bc", "nowhere/at-all", "is not a dataset"),
+        ("bc", "lunarlandr", "unknown task 'lunarlandr'"),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_told(algorithm, target, told):
+    with pytest.raises(UserError, match=told):
+        configure(algorithm, target)
+
+
+def test_missing_episodes_are_told(dataset, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(dataset.folder, folder)
+    run = configure("bc", str(folder), FLAGS.split())
+    for shard in folder.glob("*.arrow"):
+        shard.unlink()
+    with pytest.raises(UserError, match="is damaged: it holds 0 episodes where its card says"):
+        train_local(run, tmp_path / "run")
