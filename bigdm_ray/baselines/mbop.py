@@ -1,25 +1,25 @@
 """Model-Based Offline Planning (MBOP; Argenson and Dulac-Arnold 2021, arXiv 2008.05556).
 
-Three ensembles are fitted by squared error: what follows a step and its reward f_m(s, a), what the data would do
-f_b(s, a_before), and the return of the next `return_horizon` steps f_R(s, a_before) (section 3.1). At each step a planner of the
-MPPI kind (algorithm 2) rolls noisy actions of f_b, mixed with the plan of the step before, through f_m, adds f_R at the end, and averages
-the action sequences with weights exp(kappa R). Nothing bootstraps: the three are one supervised loss. Settings are those of Acme
-(google-deepmind/acme, agents/jax/mbop); the paper tunes the planner for each dataset.
+Three ensembles are fitted by squared error: what follows a step and its reward f_m(s, a), what the data would do f_b(s, a_before), and the
+return of the next `return_horizon` steps f_R(s, a_before) (section 3.1). At each step a planner of the MPPI kind (algorithm 2) rolls noisy actions of
+f_b, mixed with the plan of the step before, through f_m, adds f_R at the end, and averages the action sequences with weights exp(kappa R).
+Nothing bootstraps: the three are one supervised loss. Networks are those of Acme (google-deepmind/acme, agents/jax/mbop). The paper tunes
+the planner for each dataset, with 100 trajectories of 2 to 10 steps, where the defaults lie; the preset `acme` has Acme's planner.
 
-Deviations. (1) As in Acme a trajectory's rewards are those of its own ensemble member, not the mean over all; its final return is the mean.
-(2) f_m predicts the standardised change of the observation. (3) As in Acme everything is standardised: noise is in deviations of the data's actions,
-rewards and returns in deviations of a reward. (4) Planned actions are cut to their bounds. (5) f_R is not fitted
-where a time limit hides part of the return. (6) The planner's chance is a generator for each row, seeded from two uniforms.
+Deviations. (1) As in Acme a trajectory's rewards are those of its own ensemble member, not the mean over all; its final return is the mean. (2)
+f_m predicts the standardised change of the observation. (3) As in Acme, noise is in deviations of the data's actions; returns are in deviations of a
+reward. (4) The models see actions cut to their bounds, as the environment does; averaged are uncut ones, since cutting would pull the mean inwards.
+(5) f_R is not fitted where a time limit hides part of the return. (6) Chance is a generator for each row, seeded from two uniforms.
 
     python -m bigdm_ray.run mbop DATASET
-    python -m bigdm_ray.run mbop DATASET --algorithm.samples 100 --algorithm.horizon 5
+    python -m bigdm_ray.run mbop DATASET --algorithm.horizon 8 --algorithm.kappa 1
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -112,7 +112,7 @@ class MbopPolicy(Policy):
         if self._plans:
             plan = self.plan(seen, before, self.noise(uniforms))
         else:
-            imitated = model.behaviour(torch.cat([seen, before[:, 0]], -1)).mean(0).clamp(-1.0, 1.0)
+            imitated = model.behaviour(torch.cat([seen, before[:, 0].clamp(-1.0, 1.0)], -1)).mean(0)
             plan = torch.cat([imitated.unsqueeze(1), before[:, 1:]], 1)
         actions = model.spaces.unpack(plan[:, 0])
         return {path: values.numpy() for path, values in actions.items()}, {"plan": plan.numpy()}
@@ -131,15 +131,16 @@ class MbopPolicy(Policy):
         model, settings = self._model, self._settings
         horizon, members, n, each, acted = noise.shape
         state = seen.repeat_interleave(each, 0).expand(members, n * each, -1)
-        action = before[:, 0].repeat_interleave(each, 0).expand(members, n * each, -1)
+        action = before[:, 0].clamp(-1.0, 1.0).repeat_interleave(each, 0).expand(members, n * each, -1)
         total = torch.zeros(members, n * each)
         chosen = []
         for h in range(horizon):
             imitated = model.behaviour(torch.cat([state, action], -1))
             tried = imitated + settings.sigma * model.of_action.std * noise[h].reshape(members, n * each, acted)
             kept = before[:, min(h + 1, horizon - 1)].repeat_interleave(each, 0)
-            action = ((1 - settings.beta) * tried + settings.beta * kept).clamp(-1.0, 1.0)
-            chosen.append(action)
+            mixed = (1 - settings.beta) * tried + settings.beta * kept
+            chosen.append(mixed)
+            action = mixed.clamp(-1.0, 1.0)
             state, reward = model.next(state, action)
             total = total + reward
         total = total + model.returns(state, action)
@@ -160,9 +161,9 @@ class Mbop(Algorithm):
     members: int = setting(10, "networks in each ensemble (K)", low=1)
     learning_rate: float = setting(1e-3, "Adam's learning rate", above=0, high=1)
     return_horizon: int = setting(10, "steps whose return the value network predicts", low=1)
-    horizon: int = setting(15, "steps planned ahead (H)", low=1)
-    samples: int = setting(1000, "trajectories of a plan, a multiple of the members (N)", low=1)
-    sigma: float = setting(0.8, "noise on tried actions, in standard deviations of the data's actions", low=0)
+    horizon: int = setting(4, "steps planned ahead (H)", low=1)
+    samples: int = setting(100, "trajectories of a plan, a multiple of the members (N)", low=1)
+    sigma: float = setting(0.2, "noise on tried actions, in standard deviations of the data's actions", low=0)
     beta: float = setting(0.2, "share of the last plan in a tried action", low=0, high=1)
     kappa: float = setting(0.5, "how much a trajectory's weight grows with its return, in standard deviations of a reward", low=0)
 
@@ -250,6 +251,12 @@ class Mbop(Algorithm):
         """`sample` and `plan` are the paper's planner; `mean` acts on the behaviour ensemble alone (Acme's horizon of 0)."""
         assert isinstance(model, MbopModel)
         return MbopPolicy(model, self, plans=mode != "mean")
+
+    @classmethod
+    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
+        """`acme`: the planner of Acme's defaults."""
+        values: dict[str, Any] = {"samples": 1000, "horizon": 15, "sigma": 0.8, "beta": 0.2, "kappa": 0.5}
+        return {"*": {"acme": {f"algorithm.{name}": value for name, value in values.items()}}}
 
 
 ALGORITHM = Mbop

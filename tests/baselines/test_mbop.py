@@ -29,11 +29,11 @@ def test_plans_are_averaged_with_weights_exp_kappa_r():
 
 
 def test_the_plan_is_that_of_algorithm_2(learnt):
-    algorithm, model, _ = learnt
-    policy = algorithm.policy(model, "plan")
+    _, model, _ = learnt
+    policy = small(Mbop, sigma=0.7).policy(model, "plan")
     h_max, members, each = 4, 3, 10
     generator = torch.Generator().manual_seed(0)
-    seen, before = torch.randn(2, 3, generator=generator) * 0.3, torch.rand(2, h_max, 2, generator=generator) - 0.5
+    seen, before = torch.randn(2, 3, generator=generator) * 0.3, 3 * torch.rand(2, h_max, 2, generator=generator) - 1.5
     noise = torch.randn(h_max, members, 2, each, 2, generator=generator)
     with torch.inference_mode():
         found = policy.plan(seen, before, noise)
@@ -41,15 +41,16 @@ def test_the_plan_is_that_of_algorithm_2(learnt):
             total, weighted = 0.0, torch.zeros(h_max, 2)
             for member in range(members):
                 for n in range(each):
-                    state, action, gained, taken = seen[row], before[row, 0], 0.0, []
+                    state, action, gained, taken = seen[row], before[row, 0].clamp(-1, 1), 0.0, []
                     for h in range(h_max):
-                        tried = one(model.behaviour, member, torch.cat([state, action])) + 0.8 * model.of_action.std * noise[h, member, row, n]
-                        action = (0.8 * tried + 0.2 * before[row, min(h + 1, h_max - 1)]).clamp(-1, 1)
+                        tried = one(model.behaviour, member, torch.cat([state, action])) + 0.7 * model.of_action.std * noise[h, member, row, n]
+                        mixed = 0.8 * tried + 0.2 * before[row, min(h + 1, h_max - 1)]
+                        action = mixed.clamp(-1, 1)
                         out = one(model.dynamics, member, torch.cat([state, action]))
                         change = out[:-1] * (model.of_change.std + 1e-6) + model.of_change.mean
                         state = state + change / (model.of_seen.std + 1e-6)
                         gained = gained + out[-1] + (model.of_reward.mean / (model.of_reward.std + 1e-6))[0]
-                        taken.append(action)
+                        taken.append(mixed)
                     ends = torch.stack([one(model.value, k, torch.cat([state, action]))[0] for k in range(members)]).mean()
                     ends = (ends * (model.of_return.std + 1e-6) + model.of_return.mean) / (model.of_reward.std + 1e-6)
                     weight = torch.exp(0.5 * (gained + ends[0])).double()
@@ -63,12 +64,24 @@ def one(ensemble, member, row):
     return row
 
 
+def test_noise_does_not_pull_actions_to_the_middle_where_the_clone_is_at_a_bound(learnt):
+    _, model, _ = learnt
+    with torch.no_grad():
+        for parameters in (model.behaviour.weights[-1], model.behaviour.biases[-1]):
+            parameters.fill_(0.0)
+        model.behaviour.biases[-1].fill_(1.0)
+    noise = torch.randn(4, 3, 2, 2000, 2, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        plan = small(Mbop, kappa=0.0, beta=0.0).policy(model, "plan").plan(torch.zeros(2, 3), torch.zeros(2, 4, 2), noise)
+    torch.testing.assert_close(plan, torch.ones(2, 4, 2), rtol=0, atol=0.03)
+
+
 def test_the_first_action_of_the_plan_is_taken_and_remembered(learnt):
     algorithm, model, stores = learnt
     seen = stores[TASK].episode(0).observations[""][:4]
     policy = algorithm.policy(model, "plan")
     actions, state = act(policy, seen)
-    np.testing.assert_array_equal(state["plan"][:, 0], actions)
+    np.testing.assert_array_equal(np.clip(state["plan"][:, 0], -1, 1), actions)
     assert state["plan"].shape == (4, 4, 2)
     carried, _ = act(policy, seen, 0, state, first=False)
     assert not np.array_equal(carried, actions), "the last plan takes part in the next"
@@ -142,6 +155,11 @@ def test_the_three_errors_of_a_batch_are_those_of_a_loop(learnt):
         torch.testing.assert_close(loss.metrics[f"train/{name}_loss"], torch.as_tensor(value), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(loss.sum, torch.as_tensor(sum(sums.values())), rtol=1e-3, atol=1e-3)
     assert loss.weight == len(batch["rewards"])
+
+
+def test_the_preset_of_acmes_planner():
+    values = {path.removeprefix("algorithm."): value for path, value in Mbop.presets()["*"]["acme"].items()}
+    assert Mbop(**values) == Mbop(samples=1000, horizon=15, sigma=0.8, beta=0.2, kappa=0.5)
 
 
 def test_samples_that_the_members_cannot_share_are_told():
