@@ -31,7 +31,7 @@ Advance = Callable[[int], None]
 MAX_EPISODE_BYTES = 2 << 30
 """A field of an episode that claims more is refused before memory is asked for."""
 
-_ENV_ID = re.compile(r"[\w.\-]+(/[\w.\-]+)*")
+_ENV_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 _VERSION = re.compile(r"-v\d+$")
 
 

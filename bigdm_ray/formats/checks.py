@@ -148,9 +148,9 @@ def ended(terminated: np.ndarray, truncated: np.ndarray, ends: np.ndarray, place
     as truncated. Raises UserError for a flag in the middle of an episode.
     """
     for flags, name in ((terminated, names[0]), (truncated, names[1])):
-        early = flags.astype(bool, copy=True)
-        early[ends - 1] = False
-        if early.any():
+        if np.count_nonzero(flags) > np.count_nonzero(flags[ends - 1]):
+            early = flags.astype(bool)
+            early[ends - 1] = False
             at = int(np.argmax(early))
             k = int(np.searchsorted(ends, at, side="right"))
             raise refused(place(k), name, f"step {at - int(ends[k - 1] if k else 0)} ends the episode, but more steps follow")

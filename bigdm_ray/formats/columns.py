@@ -43,7 +43,7 @@ def parquet_files(source: str) -> list[Path]:
     if path.is_file() and path.suffix == ".parquet":
         return [path]
     if path.is_dir() and not (path / "metadata.json").exists() and not (path / "data").is_dir():
-        return [inside(file, path) for file in sorted(path.glob("*.parquet"))]
+        return [inside(file, path) for file in sorted(path.rglob("*.parquet"))]
     return []
 
 

@@ -14,6 +14,7 @@ import hashlib
 import json
 import shutil
 import struct
+from array import array
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ from bigdm_ray.replay.store import SHARD_BYTES, Store
 
 CARD = "dataset.json"
 PROGRESS = "progress.json"
+SHARD_EPISODES = 1 << 14
+"""Episodes in a shard, at most: short ones weigh more as objects than as numbers."""
 SCHEMA_VERSION = 1
 
 
@@ -173,9 +176,9 @@ class Writer:
             raise UserError(f"--folder {folder} exists already; choose another, or delete it first")
         self.folder = folder
         self.taken: list[int] = []
-        self.lengths: list[int] = []
+        self.lengths = array("q")
         self._task, self._signature = task, signature
-        self._returns: list[float] = []
+        self._returns = array("d")
         self._hash = ContentHash(signature)
         self._pending: list[Episode] = []
         self._pending_bytes = 0
@@ -207,7 +210,7 @@ class Writer:
                     self._note(opened.episode(row))
             self.taken = taken if kept else []
         except CorruptShard:
-            kept, self.taken, self.lengths, self._returns = 0, [], [], []
+            kept, self.taken, self.lengths, self._returns = 0, [], array("q"), array("d")
             self._hash = ContentHash(self._signature)
         self._shards = kept
         sound = {shard_name(number) for number in range(kept)}
@@ -229,7 +232,7 @@ class Writer:
             self._note(episode)
             self.taken[part] += 1
             self._pending_bytes += bytes_of(episode)
-            if self._pending_bytes >= SHARD_BYTES:
+            if self._pending_bytes >= SHARD_BYTES or len(self._pending) >= SHARD_EPISODES:
                 self._flush()
 
     def _flush(self) -> None:

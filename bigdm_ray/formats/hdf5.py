@@ -7,6 +7,9 @@ high-level ones: files with a group an episode hold many.
 
 from __future__ import annotations
 
+import contextlib
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,72 +24,82 @@ ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 """What h5py raises for a file that is torn somewhere."""
 
 
-def open_hdf5(path: Path) -> Any:
-    """An open `h5py.File`. Raises UserError for a torn one."""
+@contextlib.contextmanager
+def open_hdf5(path: Path) -> Iterator[Any]:
+    """An open `h5py.File`. Raises UserError for a torn one, and for whatever h5py raises while it is read."""
     h5py = needed("h5py", "datasets")
     try:
-        return h5py.File(path, "r", locking="best-effort")
+        file = h5py.File(path, "r", locking="best-effort")
     except ERRORS as error:
         raise UserError(f"{path} is not a whole HDF5 file ({one_line(error)}); nothing was imported") from None
+    try:
+        with file:
+            yield file
+    except ERRORS as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}); nothing was imported") from None
 
 
 class Fields:
     """Datasets of groups that look alike (one an episode), read with what the first has told about their types."""
 
     def __init__(self) -> None:
-        self._h5py = needed("h5py", "datasets")
+        h5py = needed("h5py", "datasets")
+        self._h5py, self._open_dataset, self._open_group, self._hard_link = h5py, h5py.h5d.open, h5py.h5g.open, h5py.h5l.TYPE_HARD
+        self._virtual, self._all = h5py.h5d.VIRTUAL, h5py.h5s.ALL
         self._types: dict[bytes, tuple[Any, np.dtype[Any]]] = {}
+        self._prefixes: dict[bytes, list[bytes]] = {}
 
     def open(self, group: Any, name: bytes, place: str) -> Any:
         """The low-level dataset `name` (`a/b/c`) of a low-level group. Raises UserError where it is none that may be read."""
-        h5d, h5l = self._h5py.h5d, self._h5py.h5l
-        field = name.decode(errors="replace")
         try:
-            self._hard(group, name, h5l, place)
-            found = self._h5py.h5o.open(group, name)
-            if not isinstance(found, h5d.DatasetID):
-                raise refused(place, field, "it is no array")
+            self._hard(group, name, place)
+            found = self._open_dataset(group, name)
             made = found.get_create_plist()
-            if made.get_layout() == h5d.VIRTUAL or made.get_external_count():
-                raise refused(place, field, "its data lie in another file")
+            if made.get_layout() == self._virtual or made.get_external_count():
+                raise refused(place, name.decode(errors="replace"), "its data lie in another file")
         except ERRORS as error:
-            raise refused(place, field, f"it is missing or cannot be read ({one_line(error)})") from None
+            raise refused(place, name.decode(errors="replace"), f"it is missing or cannot be read ({one_line(error)})") from None
         return found
 
-    def _hard(self, group: Any, name: bytes, h5l: Any, place: str) -> None:
-        parts = name.split(b"/")
-        for depth in range(1, len(parts) + 1):
-            if group.links.get_info(b"/".join(parts[:depth])).type != h5l.TYPE_HARD:
+    def _hard(self, group: Any, name: bytes, place: str) -> None:
+        if name not in self._prefixes:
+            parts = name.split(b"/")
+            self._prefixes[name] = [b"/".join(parts[: depth + 1]) for depth in range(len(parts))]
+        links = group.links
+        for prefix in self._prefixes[name]:
+            if links.get_info(prefix).type != self._hard_link:
                 raise refused(place, name.decode(errors="replace"), "it is a link that leads elsewhere")
 
     def group(self, file: Any, name: bytes, place: str) -> Any:
         """A low-level group of a file. Raises UserError where it is missing or a link."""
         try:
-            self._hard(file, name, self._h5py.h5l, place)
-            return self._h5py.h5g.open(file, name)
+            if file.links.get_info(name).type != self._hard_link:
+                raise refused(place, name.decode(errors="replace"), "it is a link that leads elsewhere")
+            return self._open_group(file, name)
         except ERRORS as error:
             raise UserError(f"{place}: the group {name.decode()!r} is missing or cannot be read ({one_line(error)}); nothing was imported") from None
 
     def read(self, group: Any, name: bytes, place: str) -> np.ndarray:
         """A whole dataset of numbers."""
         found = self.open(group, name, place)
-        field = name.decode(errors="replace")
         try:
-            shape = found.shape
+            shape, kind = found.shape, found.get_type()
             known = self._types.get(name)
-            if known is None or not found.get_type().equal(known[0]):
-                known = self._types[name] = (found.get_type(), found.dtype)
-            kind, dtype = known
+            if known is None or not kind.equal(known[0]):
+                known = self._types[name] = (kind, found.dtype)
+            dtype = known[1]
             if dtype.kind not in "biuf":
-                raise refused(place, field, f"numbers are expected, not {'objects' if dtype.kind == 'O' else dtype}")
-            if not shape or int(np.prod(shape, dtype=np.float64)) * dtype.itemsize > MAX_EPISODE_BYTES:
-                raise refused(place, field, f"it claims the shape {list(shape)}, more than the {MAX_EPISODE_BYTES >> 30} GiB that an episode may have")
+                what = "objects" if dtype.kind == "O" else dtype
+                raise refused(place, name.decode(errors="replace"), f"numbers are expected, not {what}")
+            if not shape or math.prod(shape) * dtype.itemsize > MAX_EPISODE_BYTES:
+                limit = f"an array of at most {MAX_EPISODE_BYTES >> 30} GiB is expected"
+                raise refused(place, name.decode(errors="replace"), f"it claims the shape {list(shape)}, but {limit}")
             values = np.empty(shape, dtype)
             if values.size:
-                found.read(self._h5py.h5s.ALL, self._h5py.h5s.ALL, values, kind)
+                found.read(self._all, self._all, values, known[0])
             return values
         except ERRORS as error:
-            raise refused(place, field, f"it cannot be read ({one_line(error)})") from None
+            raise refused(place, name.decode(errors="replace"), f"it cannot be read ({one_line(error)})") from None
 
     def rank(self, group: Any, name: bytes, place: str) -> int:
         """How many axes a dataset has."""
@@ -99,10 +112,10 @@ class Fields:
             if not h5a.exists(group, name):
                 return None
             found = h5a.open(group, name)
-            if found.shape != () or found.dtype.kind not in "iu":
+            if found.shape != ():
                 return None
-            value = np.empty((), found.dtype)
-            found.read(value)
+            value = np.empty((), np.int64)
+            found.read(value)  # HDF5 converts numbers and raises for all else
             return int(value)
         except ERRORS:
             return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +65,14 @@ def _keeping(writer: Writer) -> Iterator[None]:
         writer.close()
 
 
-def _taken(writer: Writer, number: int) -> list[int]:
+def _taken(writer: Writer, number: int) -> Sequence[int]:
     """Lengths of the episodes of a part that are written already."""
     taken = [*writer.taken, *[0] * (number + 1)][: number + 1]
     start = sum(taken[:number])
     return writer.lengths[start : start + taken[number]]
 
 
-def _batches(reader: Reader, task: str, signature: Signature, taken: list[int], steps: int | None) -> Iterator[list[Episode]]:
+def _batches(reader: Reader, task: str, signature: Signature, taken: Sequence[int], steps: int | None) -> Iterator[list[Episode]]:
     """The episodes that are still to come, checked, in batches of about 8 MiB."""
     batch: list[Episode] = []
     size, so_far = 0, sum(taken)

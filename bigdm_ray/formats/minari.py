@@ -64,6 +64,7 @@ class MinariFolder(Reader):
         self._format = str(self._meta.get("data_format") or "hdf5")
         if self._format not in ("hdf5", "arrow", "parquet"):
             raise UserError(f"{where} tells the data format {self._format!r}, but hdf5, arrow or parquet is expected; nothing was imported")
+        self._told = str(data / HDF5_FILE if self._format == "hdf5" else data)
         self._count, steps = (_count(self._meta, name, where) for name in ("total_episodes", "total_steps"))
         env_id, kwargs = _environment(self._meta, where)
         versions = {found[1]: found[2] for text in _texts(self._meta.get("requirements")) if (found := _PIN.match(text))}
@@ -82,7 +83,7 @@ class MinariFolder(Reader):
 
     def place(self, number: int) -> str:
         """See Reader."""
-        return f"{self._data / HDF5_FILE if self._format == 'hdf5' else self._data}, episode {number}"
+        return f"{self._told}, episode {number}"
 
     def episodes(self, task: str, signature: Signature, skip: int = 0) -> Iterator[Episode]:
         """See Reader."""
@@ -97,7 +98,10 @@ class MinariFolder(Reader):
         return path
 
     def _from_hdf5(self, skip: int) -> Iterator[Episode]:
-        leaves = {what: leaf_spaces(space, tuple_name="_index_{}") for what, space in self._spaces.items()}
+        leaves = {
+            what: [(path, "/".join([what, name]).rstrip("/").encode(), leaf) for path, name, leaf in leaf_spaces(space, tuple_name="_index_{}")]
+            for what, space in self._spaces.items()
+        }
         fields = Fields()
         with open_hdf5(self._hdf5()) as file:
             if len(file) != self._count:
@@ -105,21 +109,9 @@ class MinariFolder(Reader):
             for number in range(skip, self._count):
                 place = self.place(number)
                 group = fields.group(file.id, b"episode_%d" % number, place)
-                arrays = {
-                    what: {path: self._leaf(fields, group, "/".join([what, name]).rstrip("/"), space, place) for path, name, space in parts}
-                    for what, parts in leaves.items()
-                }
+                arrays = {what: {path: _leaf(fields, group, name, leaf, place) for path, name, leaf in parts} for what, parts in leaves.items()}
                 rewards, terminated, truncated = (fields.read(group, name, place).reshape(-1) for name in (b"rewards", b"terminations", b"truncations"))
                 yield self._episode(number, arrays, rewards, terminated, truncated, fields.attribute(group, b"seed"))
-
-    def _leaf(self, fields: Fields, group: Any, name: str, space: Any, place: str) -> np.ndarray:
-        from gymnasium import spaces
-
-        if isinstance(space, spaces.Text):
-            return flatten_leaf(space, fields.strings(group, name.encode(), place))
-        if _pictured(space) and fields.rank(group, name.encode(), place) != 1 + len(space.shape):
-            return flatten_leaf(space, _decoded(fields.blobs(group, name.encode(), place), space, name, place))
-        return flatten_leaf(space, fields.read(group, name.encode(), place))
 
     # --- Arrow and Parquet, a folder an episode
 
@@ -176,6 +168,17 @@ class MinariFolder(Reader):
         over = ended(terminated, truncated, np.array([steps]), lambda _: place, ("terminations", "truncations"))
         kept = int(seed) if isinstance(seed, int | np.integer) and abs(int(seed)) < 2**63 else 0
         return Episode(arrays["observations"], arrays["actions"], rewards, bool(over[0]), EpisodeId(0, FOREIGN, number), "", source=self._policy, seed=kept)
+
+
+def _leaf(fields: Fields, group: Any, name: bytes, space: Any, place: str) -> np.ndarray:
+    """One leaf of an episode's HDF5 group: numbers, strings, or pictures in JPEG."""
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Text):
+        return flatten_leaf(space, fields.strings(group, name, place))
+    if _pictured(space) and fields.rank(group, name, place) != 1 + len(space.shape):
+        return flatten_leaf(space, _decoded(fields.blobs(group, name, place), space, name.decode(), place))
+    return flatten_leaf(space, fields.read(group, name, place))
 
 
 def _metadata(data: Path) -> dict[str, Any]:

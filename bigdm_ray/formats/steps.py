@@ -165,6 +165,9 @@ class StepRows(Reader):
             if not pa.types.is_string(column.type) or column.null_count:
                 raise refused(self._here(), field, f"text is expected, not {column.type}")
             return flatten_leaf(space, column.to_pylist())
+        if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
+            why = "RLlib packs columns as pickles unless told output_compress_columns=[], and pickles are never opened here"
+            raise refused(self._here(), field, f"numbers are expected, not {column.type} ({why})")
         if isinstance(space, spaces.Discrete) and not pa.types.is_nested(column.type):
             return flatten_leaf(space, numbers(column, field, self._here))
         values, offsets = flat(column, field, self._here)

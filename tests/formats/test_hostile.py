@@ -1,0 +1,550 @@
+"""Wrong and hostile sources: one sentence that names file, episode and field; nothing is imported."""
+
+import dataclasses
+import json
+import os
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from making import played
+from sources import d4rl_file, dataset, edited, episode_parquet, minari_folder, rows_of, step_columns
+
+from bigdm_ray.envs import find_task
+from bigdm_ray.errors import UserError
+from bigdm_ray.formats.importing import import_dataset
+
+TASK = "toy-continuous"
+BAD = 3
+"""The episode that is spoilt."""
+
+
+@pytest.fixture(scope="module")
+def episodes():
+    return played(TASK, 6).episodes
+
+
+def refused(source, folder, *words, task=TASK, several=()):
+    """The import fails with one sentence that holds these words, and leaves nothing."""
+    with pytest.raises(UserError) as caught:
+        import_dataset([str(source), *several], folder, task)
+    text = str(caught.value)
+    assert "\n" not in text and type(caught.value) is UserError, text
+    for word in words:
+        assert word in text, text
+    assert not folder.exists() and not folder.with_name(f".{folder.name}.importing").exists()
+    return text
+
+
+def spoilt(episodes, what, path="", at=(2, 1), value=np.nan):
+    """The episodes with one number of one of them changed."""
+    if what == "rewards":
+        changed = episodes[BAD].rewards.astype(np.float64).copy()
+        changed[at[0]] = value
+        return [*episodes[:BAD], dataclasses.replace(episodes[BAD], rewards=changed), *episodes[BAD + 1 :]]
+    arrays = getattr(episodes[BAD], what)
+    changed = arrays[path].astype(np.float64 if isinstance(value, float) else arrays[path].dtype).copy()
+    changed[at] = value
+    return [*episodes[:BAD], dataclasses.replace(episodes[BAD], **{what: arrays | {path: changed}}), *episodes[BAD + 1 :]]
+
+
+def written(kind, tmp_path, episodes, task=TASK):
+    """The episodes as a source of this kind, numbers as they are."""
+    if kind == "parquet":
+        return episode_parquet(tmp_path / "s.parquet", rows_of(episodes))
+    if kind == "d4rl":
+        return d4rl_file(tmp_path / "s.hdf5", episodes)
+    if kind == "steps":
+        return episode_parquet(tmp_path / "s.parquet", step_columns(episodes))
+    return exact_minari(tmp_path, episodes, kind.removeprefix("minari-"), task)
+
+
+def exact_minari(tmp_path, episodes, data_format, task):
+    """Minari writes what it is told in the space's dtype; the spoilt numbers are put in afterwards."""
+    sound = [dataclasses.replace(e, rewards=np.nan_to_num(e.rewards)) for e in played(task, 6).episodes]
+    folder = minari_folder(tmp_path / "minari", task, sound, data_format)
+    if data_format == "hdf5":
+        with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+            for number, e in enumerate(episodes):
+                group = file[f"episode_{number}"]
+                for name, values in (("observations", e.observations[""]), ("actions", e.actions[""]), ("rewards", e.rewards)):
+                    del group[name]
+                    group[name] = values
+        return folder
+    path = next((folder / "data" / str(BAD)).glob("*.parquet"))
+    table = pq.read_table(path)
+    e = episodes[BAD]
+    columns = {
+        "observations": pa.array(list(e.observations[""])),
+        "actions": pa.array([*e.actions[""], np.zeros(2)]),
+        "rewards": pa.array([*e.rewards, 0.0]),
+    }
+    for name, column in columns.items():
+        table = table.set_column(table.schema.get_field_index(name), name, column)
+    pq.write_table(table, path)
+    return folder
+
+
+KINDS = ["parquet", "d4rl", "steps", "minari-hdf5", "minari-parquet"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("what", "value", "words"),
+    [
+        ("observations", np.nan, ("step 2, element 1", "nan", "not a finite")),
+        ("observations", np.inf, ("step 2, element 1", "inf", "not a finite")),
+        ("observations", 1e300, ("step 2, element 1", "1e+300", "not a finite")),
+        ("actions", np.nan, ("step 2, element 1", "nan", "not a finite")),
+        ("actions", 1.5, ("step 2, element 1", "1.5", "outside its space [-1, 1]")),
+        ("actions", -1.00001, ("step 2, element 1", "-1.00001", "outside its space [-1, 1]")),
+        ("rewards", -np.inf, ("step 2", "-inf", "not a finite")),
+    ],
+)
+def test_numbers_that_are_not_finite_or_outside_their_space(tmp_path, episodes, kind, what, value, words):
+    source = written(kind, tmp_path, spoilt(episodes, what, value=value))
+    refused(source, tmp_path / "set", f"episode {BAD}", f"field '{what}'", *words, source.name.partition(".")[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rounding_at_the_bound_is_put_on_the_bound(tmp_path, episodes, kind):
+    source = written(kind, tmp_path, spoilt(episodes, "actions", value=1.0 + 5e-7))
+    made = import_dataset([str(source)], tmp_path / "set", TASK)
+    assert list(made.stream())[BAD].actions[""][2, 1] == np.float32(1.0)
+
+
+@pytest.mark.parametrize(("value", "shown"), [(3, "3"), (-1, "-1"), (200, "200")])
+def test_a_discrete_action_outside_its_space(tmp_path, value, shown):
+    episodes = played("toy-vector", 6).episodes
+    source = episode_parquet(tmp_path / "s.parquet", rows_of(spoilt(episodes, "actions", at=2, value=value)))
+    refused(source, tmp_path / "set", "s.parquet, episode 3", "field 'actions'", f"step 2: {shown} lies outside its space [0, 2]", task="toy-vector")
+
+
+def test_a_discrete_action_that_is_no_whole_number(tmp_path):
+    episodes = played("toy-vector", 6).episodes
+    source = episode_parquet(tmp_path / "s.parquet", rows_of(spoilt(episodes, "actions", at=2, value=0.5)))
+    refused(source, tmp_path / "set", "episode 3", "'actions'", "0.5 lies outside", task="toy-vector")
+
+
+# --- lists of unequal length
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("observations", ("30 numbers where 33 (11 times 3) belong to 10 rewards",)),
+        ("actions", ("18 numbers where 20 (10 times 2) belong to 10 rewards",)),
+        ("terminated", ("9 entries where there are 10 rewards",)),
+        ("truncated", ("9 entries where there are 10 rewards",)),
+    ],
+)
+def test_lists_of_unequal_length(tmp_path, name, words):
+    episodes = [e for e in played(TASK, 60).episodes if e.length == 10][:6]
+    columns = rows_of(episodes)
+    width = {"observations": 3, "actions": 2}.get(name, 1)
+    columns[name] = [values[: len(values) - width] if k == BAD else values for k, values in enumerate(columns[name])]
+    refused(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", "s.parquet, episode 3", f"field '{name}'", *words)
+
+
+def test_a_length_that_is_another(tmp_path, episodes):
+    columns = rows_of(episodes)
+    columns["length"][BAD] += 1
+    refused(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", "episode 3", "'length'")
+
+
+def test_arrays_of_unequal_length_in_d4rl(tmp_path, episodes):
+    ends = np.cumsum([e.length for e in episodes])
+    source = d4rl_file(tmp_path / "s.hdf5", episodes, actions=np.concatenate([e.actions[""] for e in episodes])[: ends[BAD - 1] + 2])
+    refused(source, tmp_path / "set", "s.hdf5, episode 3", "field 'actions'", f"{ends[BAD - 1] + 2:,} rows", f"{ends[-1]:,} of others")
+
+
+@pytest.mark.parametrize("name", ["observations", "actions", "rewards", "terminations", "truncations"])
+def test_arrays_of_unequal_length_in_minari(tmp_path, episodes, name):
+    folder = minari_folder(tmp_path / "minari", TASK, episodes)
+    with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+        values = file[f"episode_{BAD}/{name}"][:-1]
+        del file[f"episode_{BAD}/{name}"]
+        file[f"episode_{BAD}/{name}"] = values
+    field = "observations" if name == "rewards" else name  # the number of rewards is what the others are held against
+    text = refused(folder, tmp_path / "set", "main_data.hdf5, episode 3", "entries where")
+    assert f"'{field}'" in text or name == "rewards"
+
+
+def test_a_step_that_is_missing(tmp_path, episodes):
+    columns = step_columns(episodes, t=[k for e in episodes for k in range(e.length)])
+    at = sum(e.length for e in episodes[:BAD]) + 4
+    columns = {name: values[:at] + values[at + 1 :] for name, values in columns.items()}
+    refused(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", "s.parquet, episode 3", "field 't'", "5 does not follow")
+
+
+def test_an_episode_that_comes_back(tmp_path, episodes):
+    columns = step_columns([*episodes, episodes[0]])
+    columns["eps_id"][-episodes[0].length :] = ["id-1"] * episodes[0].length
+    refused(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", "s.parquet", "'eps_id'", "'id-1' comes back")
+
+
+# --- the ends
+
+
+@pytest.mark.parametrize("kind", ["parquet", "minari-hdf5"])
+def test_an_end_in_the_middle(tmp_path, episodes, kind):
+    if kind == "parquet":
+        columns = rows_of(episodes)
+        columns["truncated"][BAD] = columns["truncated"][BAD].copy()
+        columns["truncated"][BAD][4] = True
+        source, name = episode_parquet(tmp_path / "s.parquet", columns), "truncated"
+    else:
+        source, name = minari_folder(tmp_path / "minari", TASK, episodes), "truncations"
+        with h5py.File(source / "data" / "main_data.hdf5", "a") as file:
+            file[f"episode_{BAD}/truncations"][4] = True
+    refused(source, tmp_path / "set", "episode 3", f"field '{name}'", "step 4 ends the episode")
+
+
+# --- no episodes, no steps, nothing there
+
+
+def test_zero_episodes(tmp_path, episodes):
+    empty = {name: pa.array(list(values) if isinstance(values, list) else values)[:0] for name, values in rows_of(episodes).items()}
+    pq.write_table(pa.table(empty), tmp_path / "s.parquet")
+    refused(tmp_path / "s.parquet", tmp_path / "set", "s.parquet holds no episodes")
+    step = {name: pa.array(values)[:0] for name, values in step_columns(episodes).items()}
+    pq.write_table(pa.table(step), tmp_path / "steps.parquet")
+    refused(tmp_path / "steps.parquet", tmp_path / "set", "steps.parquet holds no episodes")
+    source = d4rl_file(tmp_path / "s.hdf5", episodes, tail=sum(e.length for e in episodes))
+    refused(source, tmp_path / "set", "s.hdf5 holds no episodes")
+
+
+def test_zero_episodes_of_the_second_source(tmp_path, episodes):
+    first = episode_parquet(tmp_path / "s.parquet", rows_of(episodes))
+    empty = {name: pa.array(list(values) if isinstance(values, list) else values)[:0] for name, values in rows_of(episodes).items()}
+    pq.write_table(pa.table(empty), tmp_path / "empty.parquet")
+    refused(first, tmp_path / "set", "empty.parquet holds no episodes", several=[str(tmp_path / "empty.parquet")])
+
+
+def test_an_episode_without_steps(tmp_path, episodes):
+    columns = rows_of(episodes)
+    for name in ("rewards", "terminated", "truncated", "actions"):
+        columns[name] = [values[:0] if k == BAD else values for k, values in enumerate(columns[name])]
+    columns["length"][BAD] = 0
+    refused(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", "episode 3", "'rewards'", "no steps")
+
+
+def test_an_empty_cell(tmp_path, episodes):
+    columns = rows_of(episodes)
+    columns["actions"] = pa.array([None if k == BAD else values for k, values in enumerate(columns["actions"])])
+    pq.write_table(pa.table(columns), tmp_path / "s.parquet")
+    refused(tmp_path / "s.parquet", tmp_path / "set", "episode 3", "'actions'", "missing (null)")
+    columns = rows_of(episodes)
+    lists = [list(map(float, values)) for values in columns["rewards"]]
+    lists[BAD][5] = None
+    pq.write_table(pa.table(columns | {"rewards": pa.array(lists)}), tmp_path / "s.parquet")
+    refused(tmp_path / "s.parquet", tmp_path / "set", "episode 3", "'rewards'", "missing (null)")
+
+
+@pytest.mark.parametrize("name", ["observations", "actions", "rewards", "terminated", "truncated"])
+def test_a_missing_column(tmp_path, episodes, name):
+    source = episode_parquet(tmp_path / "s.parquet", rows_of(episodes, **{name: None}))
+    text = refused(source, tmp_path / "set", "s.parquet")
+    assert f"'{name}'" in text or "no format that is known" in text
+
+
+@pytest.mark.parametrize("name", ["observations", "actions", "rewards", "terminals"])
+def test_a_missing_array_in_d4rl(tmp_path, episodes, name):
+    source = d4rl_file(tmp_path / "s.hdf5", episodes)
+    with h5py.File(source, "a") as file:
+        del file[name]
+    refused(source, tmp_path / "set", "s.hdf5", f"'{name}'", "missing")
+
+
+@pytest.mark.parametrize("name", ["episode_3", "episode_3/actions", "episode_3/rewards"])
+def test_a_missing_array_in_minari(tmp_path, episodes, name):
+    folder = minari_folder(tmp_path / "minari", TASK, episodes)
+    with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+        del file[name]
+    text = refused(folder, tmp_path / "set", "main_data.hdf5")
+    assert "episode 3" in text or "holds 5 episodes where metadata.json tells 6" in text
+
+
+def test_text_where_numbers_are_expected(tmp_path, episodes):
+    columns = rows_of(episodes)
+    columns["actions"] = [[str(x) for x in values] for values in columns["actions"]]
+    refused(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", "s.parquet", "'actions'", "numbers are expected, not string")
+
+
+# --- torn files
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("kind", ["parquet", "d4rl", "minari-hdf5"])
+def test_a_truncated_file(tmp_path, episodes, kind, share):
+    source = written(kind, tmp_path, episodes)
+    path = source / "data" / "main_data.hdf5" if source.is_dir() else source
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    refused(source, tmp_path / "set", path.name, "not a whole")
+
+
+@pytest.mark.parametrize("data_format", ["arrow", "parquet"])
+def test_a_truncated_episode_of_minari(tmp_path, episodes, data_format):
+    folder = minari_folder(tmp_path / "minari", TASK, episodes, data_format)
+    path = next((folder / "data" / str(BAD)).glob(f"*.{data_format}"))
+    path.write_bytes(path.read_bytes()[:-40])
+    refused(folder, tmp_path / "set", str(BAD))
+    path.unlink()
+    refused(folder, tmp_path / "set", "episode 3", f"no {data_format} file")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "d4rl", "steps"])
+def test_rubbish_with_the_right_name(tmp_path, kind):
+    path = tmp_path / ("s.hdf5" if kind == "d4rl" else "s.parquet")
+    path.write_bytes(np.random.default_rng(1).bytes(5000))
+    refused(path, tmp_path / "set", path.name, "not a whole")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "d4rl", "steps", "minari-hdf5"])
+def test_flipped_bytes_end_in_a_sentence_or_in_sound_episodes(tmp_path, episodes, kind):
+    """Whatever is flipped, nothing but the project's own error comes out, and no half dataset."""
+    source = written(kind, tmp_path, episodes)
+    path = source / "data" / "main_data.hdf5" if source.is_dir() else source
+    whole, chance = path.read_bytes(), np.random.default_rng(3)
+    outcomes = set()
+    for attempt in range(40):
+        data = bytearray(whole)
+        for at in chance.integers(0, len(data), 4):
+            data[at] ^= 1 << int(chance.integers(8))
+        path.write_bytes(data)
+        folder = tmp_path / f"set-{attempt}"
+        try:
+            made = import_dataset([str(source)], folder, TASK)
+            assert made.content_hash() == made.sha256
+            outcomes.add("sound")
+        except UserError as error:
+            assert "\n" not in str(error)
+            assert not folder.exists() and not folder.with_name(f".{folder.name}.importing").exists()
+            outcomes.add("refused")
+    assert "refused" in outcomes
+
+
+# --- another task
+
+
+def test_a_dataset_of_another_task(tmp_path, episodes):
+    source = episode_parquet(tmp_path / "s.parquet", rows_of(episodes, env_id=["Hopper-v5"] * 6))
+    refused(source, tmp_path / "set", "s.parquet is a dataset of another task", "Hopper-v5", "not toy-continuous")
+
+
+def test_a_row_of_another_environment(tmp_path, episodes):
+    ids = ["CartPole-v1"] * 6
+    ids[BAD] = "Acrobot-v1"
+    carts = played("cartpole", 6).episodes
+    source = episode_parquet(tmp_path / "s.parquet", rows_of(carts, env_id=ids))
+    refused(source, tmp_path / "set", "episode 3", "'env_id'", "another task", "Acrobot-v1", "CartPole-v1", task=None)
+
+
+def test_arrays_of_another_shape_than_the_task(tmp_path, episodes):
+    source = d4rl_file(tmp_path / "s.hdf5", episodes)
+    refused(source, tmp_path / "set", "s.hdf5, episode 0", "'observations'", "[3] where [4]", task="cartpole")
+
+
+def test_a_name_that_tells_another_task(tmp_path, episodes):
+    source = d4rl_file(tmp_path / "halfcheetah_medium-v2.hdf5", episodes)
+    refused(source, tmp_path / "set", "another task", "halfcheetah", "not toy-continuous")
+
+
+def test_a_minari_folder_of_another_task(tmp_path):
+    folder = minari_folder(tmp_path / "minari", "cartpole", played("cartpole", 3).episodes, env="CartPole-v1")
+    refused(folder, tmp_path / "set", "another task", "CartPole-v1", "not toy-continuous")
+
+
+def test_a_minari_folder_whose_spaces_are_not_its_tasks(tmp_path, episodes):
+    folder = minari_folder(tmp_path / "minari", TASK, episodes)
+    refused(folder, tmp_path / "set", "another task than cartpole", "observations are tensor [3] where tensor [4]", task="cartpole")
+
+
+def test_a_source_that_does_not_say_its_task(tmp_path, episodes):
+    for source in (d4rl_file(tmp_path / "mine.hdf5", episodes), episode_parquet(tmp_path / "s.parquet", rows_of(episodes))):
+        refused(source, tmp_path / "set", source.name, "--task TASK", task=None)
+
+
+# --- paths that escape, code that would run
+
+
+def test_a_link_out_of_a_minari_folder(tmp_path, episodes):
+    folder = minari_folder(tmp_path / "minari", TASK, episodes)
+    data = folder / "data"
+    (data / "main_data.hdf5").rename(tmp_path / "elsewhere.hdf5")
+    (data / "main_data.hdf5").symlink_to(tmp_path / "elsewhere.hdf5")
+    refused(folder, tmp_path / "set", "main_data.hdf5 leads out of", "elsewhere.hdf5")
+    (data / "metadata.json").rename(tmp_path / "elsewhere.json")
+    (data / "metadata.json").symlink_to(tmp_path / "elsewhere.json")
+    refused(folder, tmp_path / "set", "metadata.json leads out of")
+
+
+def test_a_data_folder_that_leads_out(tmp_path, episodes):
+    folder = minari_folder(tmp_path / "minari", TASK, episodes)
+    (folder / "data").rename(tmp_path / "data")
+    (folder / "data").symlink_to(tmp_path / "data")
+    refused(folder, tmp_path / "set", "leads out of")
+
+
+def test_an_episode_folder_that_leads_out(tmp_path, episodes):
+    folder = minari_folder(tmp_path / "minari", TASK, episodes, "parquet")
+    (folder / "data" / "3").rename(tmp_path / "3")
+    (folder / "data" / "3").symlink_to(tmp_path / "3")
+    refused(folder, tmp_path / "set", "leads out of")
+
+
+def test_a_parquet_file_of_a_folder_that_leads_out(tmp_path, episodes):
+    (tmp_path / "folder").mkdir()
+    episode_parquet(tmp_path / "s.parquet", rows_of(episodes))
+    (tmp_path / "folder" / "s.parquet").symlink_to(tmp_path / "s.parquet")
+    refused(tmp_path / "folder", tmp_path / "set", "s.parquet leads out of")
+
+
+@pytest.mark.parametrize("how", ["external link", "soft link", "virtual", "external data"])
+@pytest.mark.parametrize("kind", ["d4rl", "minari"])
+def test_hdf5_that_reads_other_files(tmp_path, episodes, how, kind):
+    source = d4rl_file(tmp_path / "s.hdf5", episodes) if kind == "d4rl" else minari_folder(tmp_path / "minari", TASK, episodes)
+    path = source if kind == "d4rl" else source / "data" / "main_data.hdf5"
+    name = "actions" if kind == "d4rl" else f"episode_{BAD}/actions"
+    with h5py.File(path, "a") as file:
+        values = file[name][()]
+        del file[name]
+        with h5py.File(tmp_path / "other.hdf5", "w") as other:
+            other["actions"] = values
+        values.tofile(tmp_path / "other.raw")
+        if how == "external link":
+            file[name] = h5py.ExternalLink(tmp_path / "other.hdf5", "actions")
+        elif how == "soft link":
+            file["elsewhere"] = values
+            file[name] = h5py.SoftLink("/elsewhere")
+            if kind == "minari":
+                file.move("elsewhere", "episode_0/elsewhere")
+                del file[name]
+                file[name] = h5py.SoftLink("/episode_0/elsewhere")
+        elif how == "virtual":
+            layout = h5py.VirtualLayout(values.shape, values.dtype)
+            layout[:] = h5py.VirtualSource(tmp_path / "other.hdf5", "actions", values.shape)
+            file.create_virtual_dataset(name, layout)
+        else:
+            file.create_dataset(name, values.shape, values.dtype, external=[(tmp_path / "other.raw", 0, values.nbytes)])
+    refused(source, tmp_path / "set", path.name, "actions'", "elsewhere" if "link" in how else "in another file")
+
+
+@pytest.mark.parametrize("kind", ["strings", "references", "compound"])
+def test_hdf5_types_that_h5py_would_make_objects_of(tmp_path, episodes, kind):
+    folder = minari_folder(tmp_path / "minari", TASK, episodes)
+    with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+        del file[f"episode_{BAD}/actions"]
+        steps = episodes[BAD].length
+        values, dtype = {
+            "strings": (["x"] * steps, h5py.string_dtype()),
+            "references": ([file.ref] * steps, h5py.ref_dtype),
+            "compound": (np.zeros(steps, [("a", "f4")]), None),
+        }[kind]
+        file.create_dataset(f"episode_{BAD}/actions", data=values, dtype=dtype)
+    refused(folder, tmp_path / "set", "episode 3", "'actions'", "numbers are expected")
+
+
+def test_a_shape_that_would_eat_the_memory(tmp_path, episodes):
+    folder = minari_folder(tmp_path / "minari", TASK, episodes)
+    with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+        del file[f"episode_{BAD}/actions"]
+        file.create_dataset(f"episode_{BAD}/actions", (10**12, 2), np.float32, chunks=(1000, 2))
+    refused(folder, tmp_path / "set", "episode 3", "'actions'", "at most 2 GiB")
+
+
+def test_metadata_that_names_code_runs_none_of_it(tmp_path, episodes, monkeypatch):
+    (tmp_path / "trap.py").write_text("import pathlib; pathlib.Path('sprung').touch()")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    folder = minari_folder(tmp_path / "minari", TASK, episodes)
+    spec = {"id": "trap:Trap-v0", "entry_point": "trap:Trap", "kwargs": {}}
+    with edited(folder) as meta:
+        meta["env_spec"] = json.dumps(spec)
+    refused(folder, tmp_path / "set", "'trap:Trap-v0', which is no plain gymnasium id", task=None)
+    with edited(folder) as meta:
+        meta["env_spec"] = json.dumps(spec | {"id": "Trap-v0"})
+        meta["bigdm_task"] = "trap:Trap-v0"
+    import_dataset([str(folder)], tmp_path / "set")  # its id is plain; its code is not looked for
+    assert not os.path.exists("sprung")  # noqa: PTH110
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("observation_space", "{", "observation_space"),
+        ("observation_space", '{"type": "Box"}', "observation_space"),
+        ("observation_space", '{"type": "Evil"}', "'Evil'"),
+        ("observation_space", '{"type": "Box", "shape": [1000000, 1000000], "dtype": "float32", "low": 0, "high": 1}', "no space"),
+        ("observation_space", '{"type": "Box", "shape": [3], "dtype": "object", "low": 0, "high": 1}', "no space"),
+        ("action_space", None, "action_space"),
+        ("data_format", "pickle", "'pickle'"),
+        ("total_episodes", "many", "'total_episodes'"),
+        ("total_episodes", -1, "'total_episodes'"),
+        ("total_episodes", 7, "tells 7"),
+        ("env_spec", "[]", "'env_spec'"),
+        ("env_spec", '{"id": "../../etc"}', "no plain gymnasium id"),
+    ],
+)
+def test_broken_metadata(tmp_path, episodes, key, value, word):
+    folder = minari_folder(tmp_path / "minari", TASK, episodes)
+    with edited(folder) as meta:
+        meta[key] = value
+        if value is None:
+            del meta[key]
+    refused(folder, tmp_path / "set", word, task=None if key == "env_spec" else TASK)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "\x00"])
+def test_metadata_that_is_none(tmp_path, episodes, text):
+    folder = minari_folder(tmp_path / "minari", TASK, episodes)
+    (folder / "data" / "metadata.json").write_text(text)
+    refused(folder, tmp_path / "set", "metadata.json")
+
+
+@pytest.mark.parametrize(
+    "id", ["minari:../../etc/passwd-v0", "minari:/etc/passwd-v0", "minari:a/../b-v0", "minari:", "minari:x", "minari:a//b-v0", "minari:.."]
+)
+def test_an_id_that_is_a_path(tmp_path, id):
+    refused(id, tmp_path / "set", "not the id of a Minari dataset")
+
+
+def test_a_broken_signature(tmp_path, episodes):
+    own = dataset(tmp_path / "own", episodes=episodes)
+    good = {"task": TASK, "signature": own.signature.to_json()}
+    for broken in (
+        {},
+        {"task": TASK},
+        {"task": TASK, "signature": {"observations": {}, "actions": {}}},
+        spoil(good, "shape", [-3]),
+        spoil(good, "kind", "evil"),
+        7,
+    ):
+        source = episode_parquet(tmp_path / "s.parquet", rows_of(episodes), {"bigdm": json.dumps(broken)})
+        refused(source, tmp_path / "set", "broken signature")
+    source = episode_parquet(tmp_path / "s.parquet", rows_of(episodes), {"obs_dim": "many", "act_dim": "2", "n_actions": "0"})
+    refused(source, tmp_path / "set", "obs_dim 'many'")
+
+
+def spoil(good, key, value):
+    changed = json.loads(json.dumps(good))
+    changed["signature"]["observations"][""][key] = value
+    return changed
+
+
+def test_a_dataset_whose_card_is_broken(tmp_path):
+    made = dataset(tmp_path / "own")
+    card = json.loads((made.folder / "dataset.json").read_text())
+    for changed in ({"schema_version": 99}, {"signature": 5}, {"more": 1}):
+        (made.folder / "dataset.json").write_text(json.dumps(card | changed))
+        refused(made.folder, tmp_path / "set", "dataset.json", task=None)
+
+
+def test_a_signature_that_is_not_the_tasks(tmp_path):
+    made = dataset(tmp_path / "own", "toy-vector")
+    card = json.loads((made.folder / "dataset.json").read_text())
+    (made.folder / "dataset.json").write_text(json.dumps(card | {"task": TASK}))
+    refused(made.folder, tmp_path / "set", "another task than toy-continuous", "actions", task=None)
+    assert find_task(TASK).signature() != made.signature
