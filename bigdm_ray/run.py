@@ -36,15 +36,17 @@ def train(run: Run, folder: str | Path | None = None, report: Listener | None = 
 
 
 def _train_foreign(run: Run, path: Path, resume: bool, listeners: list[Listener], local: bool) -> dict[str, Any]:
+    import bigdm_ray.distributed  # noqa: F401  (settles how Ray is imported, which the library may do)
     from bigdm_ray.training.foreign import check, train_foreign
 
-    algorithm = check(run)
-    if not algorithm.on_ray:
-        return train_foreign(run, path, resume, listeners, actors=run.machines.actors)
+    assert isinstance(run.algorithm, Foreign)
+    if local or not run.algorithm.on_ray:
+        return train_foreign(run, path, resume, listeners)
+    check(run)  # before a Ray is started
     from bigdm_ray.distributed.cluster import cluster
 
     with cluster(run):
-        return train_foreign(run, path, resume, listeners, actors=0 if local else run.machines.actors)
+        return train_foreign(run, path, resume, listeners, actors=run.machines.actors)
 
 
 def default_folder(run: Run) -> Path:

@@ -21,8 +21,8 @@ from bigdm_ray.errors import UserError
 
 Way = Literal["logits", "values", "gaussian", "squashed"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
-LOG_STD_LIMIT = 20.0
-"""RLlib clips the logarithm of a standard deviation at this, both ways."""
+LOG_STD_RANGE = {"gaussian": (-20.0, 20.0), "squashed": (-5.0, 2.0)}
+"""Where RLlib clips the logarithm of a standard deviation."""
 
 
 def plain_leaves(signature: Signature, name: str, kinds: tuple[str, ...] = ("discrete", "tensor")) -> tuple[str, Leaf, str, Leaf]:
@@ -58,6 +58,8 @@ class Actor(nn.Module):
         super().__init__()
         kinds = ("discrete",) if way in ("logits", "values") else ("tensor",)
         self.path, seen, self.action_path, self.action = plain_leaves(signature, name, kinds)
+        if way == "squashed" and self.action.low is None:
+            raise UserError(f"{name} squashes its actions between bounds, but this task states none; choose another task or algorithm")
         self.way, self.scaled, self.name = way, scaled, name
         size = sum(self.action.choices) if self.action.kind == "discrete" else self.action.size * (1 if free_std else 2)
         layers: list[nn.Module] = []
@@ -124,7 +126,7 @@ class ActorPolicy(Policy):
         move, log_std = out.chunk(2, -1)
         if chance is not None:
             normal = math.sqrt(2.0) * torch.erfinv(2.0 * chance.clamp(1e-6, 1 - 1e-6) - 1.0)
-            move = move + torch.exp(log_std.clamp(-LOG_STD_LIMIT, LOG_STD_LIMIT)) * normal
+            move = move + torch.exp(log_std.clamp(*LOG_STD_RANGE[model.way])) * normal
         if model.way == "squashed":
             move = torch.tanh(move)
         if model.action.low is None or model.action.high is None:

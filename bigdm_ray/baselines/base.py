@@ -13,15 +13,15 @@ from __future__ import annotations
 import importlib
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Algorithm, Loss
-from bigdm_ray.envs.task import Task
-from bigdm_ray.errors import UserError
+from bigdm_ray.envs.task import Leaf, Task
+from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.replay.store import Store
 from bigdm_ray.replay.windows import View
 
@@ -162,3 +162,38 @@ def below(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
 def prefixed(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The inverse of `below`."""
     return {prefix + name: value for name, value in arrays.items()}
+
+
+def sound(failures: dict[int, str], name: str) -> None:
+    """Raise RunFailed where an environment has raised: the libraries cannot discard an episode."""
+    if failures:
+        raise RunFailed(f"an environment failed while {name} played it: {next(iter(failures.values()))}")
+
+
+def spaces_of(leaf: Leaf, unit: bool = False) -> Any:
+    """The gymnasium space of one choice or one vector; with `unit`, bounded elements run from -1 to 1."""
+    from gymnasium import spaces
+
+    if leaf.kind == "discrete":
+        return spaces.Discrete(sum(leaf.choices))
+    if leaf.low is None or leaf.high is None:
+        return spaces.Box(-np.inf, np.inf, leaf.shape, np.float32)
+    if unit:
+        return spaces.Box(-1.0, 1.0, leaf.shape, np.float32)
+    return spaces.Box(np.array(leaf.low, np.float32), np.array(leaf.high, np.float32), dtype=np.float32)
+
+
+def to_unit(actions: np.ndarray, leaf: Leaf) -> np.ndarray:
+    """Continuous actions `[n, size]` with the leaf's bounds at -1 and 1; as they are where there are none."""
+    if leaf.low is None or leaf.high is None:
+        return actions
+    low, high = np.array(leaf.low, np.float32), np.array(leaf.high, np.float32)
+    return np.asarray(np.clip(2.0 * (actions - low) / (high - low) - 1.0, -1.0, 1.0), np.float32)
+
+
+def from_unit(actions: np.ndarray, leaf: Leaf) -> np.ndarray:
+    """The inverse of `to_unit`, clipped to the bounds."""
+    if leaf.low is None or leaf.high is None:
+        return actions
+    low, high = np.array(leaf.low, np.float32), np.array(leaf.high, np.float32)
+    return np.asarray(np.clip(low + (actions + 1.0) * (high - low) / 2.0, low, high), np.float32)

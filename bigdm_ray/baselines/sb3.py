@@ -21,10 +21,9 @@ from torch import nn
 
 from bigdm_ray.algorithms.base import Mode, Policy
 from bigdm_ray.baselines.actor import Actor, ActorPolicy, layers_of, plain_leaves
-from bigdm_ray.baselines.base import Bench, Foreign, Turn, below, load_optimizer, optimizer_state, prefixed
-from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.baselines.base import Bench, Foreign, Turn, below, load_optimizer, optimizer_state, prefixed, sound, spaces_of
+from bigdm_ray.envs.task import Signature
 from bigdm_ray.envs.vector import VectorEnv
-from bigdm_ray.errors import RunFailed
 from bigdm_ray.settings import setting
 
 MEAN = {"evaluations.mode": "mean"}
@@ -330,20 +329,3 @@ def playing(env: VectorEnv, name: str, ended: list[tuple[float, int]]) -> Any:
             return [False] * env.n
 
     return Rows()
-
-
-def sound(failures: dict[int, str], name: str) -> None:
-    """Raise RunFailed where an environment has raised: the libraries cannot discard an episode."""
-    if failures:
-        raise RunFailed(f"an environment failed while {name} played it: {next(iter(failures.values()))}")
-
-
-def spaces_of(leaf: Leaf) -> Any:
-    """The gymnasium space of a plain leaf."""
-    from gymnasium import spaces
-
-    if leaf.kind == "discrete":
-        return spaces.Discrete(sum(leaf.choices))
-    low = np.array(leaf.low if leaf.low is not None else [-np.inf] * leaf.size, np.float32)
-    high = np.array(leaf.high if leaf.high is not None else [np.inf] * leaf.size, np.float32)
-    return spaces.Box(low, high, dtype=np.float32)

@@ -2,9 +2,12 @@
 
 import json
 
+from making import played
+
 from bigdm_ray.baselines.base import Bench
 from bigdm_ray.envs import find_task
 from bigdm_ray.evaluate import main as evaluate
+from bigdm_ray.formats.dataset import Writer
 from bigdm_ray.run import main as run
 from bigdm_ray.training.run_folder import load
 
@@ -55,3 +58,10 @@ def whole(folder, name, steps):
     first, again = evaluated(folder), evaluated(folder)
     assert first["returns"] == again["returns"] and len(first["returns"]) == 4
     return loaded
+
+
+def dataset(folder, task, count, policy=None):
+    """A dataset of episodes of a random (or given) policy."""
+    writer = Writer(folder, {}, task, find_task(task).signature())
+    writer.add(played(task, count, policy=policy).episodes)
+    return writer.finish(folder.name, "made up", {})
