@@ -110,7 +110,7 @@ class Playing(Rllib):
 class Studying(Rllib):
     """Algorithms that learn from a dataset."""
 
-    stride: ClassVar[int] = 100
+    stride: ClassVar[int] = 50
 
     def trainer(self, bench: Bench) -> RllibTrainer:
         """See Foreign."""
@@ -254,6 +254,7 @@ class Cql(Squashed, Studying):
     """Hyperparameters of conservative Q-learning, CQL(H) without Lagrange (Kumar et al. 2020); those of the authors' D4RL runs."""
 
     name: ClassVar[str] = "cql"
+    offline_steps: ClassVar[int] = 500_000
 
     batch_size: int = setting(256, "steps drawn for one learner step", low=1)
     actor_learning_rate: float = setting(1e-4, "Adam's learning rate of the policy", above=0, high=1)
@@ -300,6 +301,7 @@ class Iql(Squashed, Studying):
     """Hyperparameters of implicit Q-learning (Kostrikov et al. 2021, section 5 and appendix B for MuJoCo)."""
 
     name: ClassVar[str] = "iql"
+    offline_steps: ClassVar[int] = 500_000
 
     batch_size: int = setting(256, "steps drawn for one learner step", low=1)
     actor_learning_rate: float = setting(3e-4, "Adam's learning rate of the policy", above=0, high=1)
