@@ -1,11 +1,18 @@
+import json
 import shutil
+import subprocess
+import sys
 
+import numpy as np
 import pytest
-from making import episode
+from making import episode, played
 
-from bigdm_ray.data import main
+from bigdm_ray.data import histogram, main
 from bigdm_ray.doors import door
+from bigdm_ray.envs import find_task
+from bigdm_ray.formats.dataset import Dataset, Writer
 from bigdm_ray.replay import Store
+from bigdm_ray.run import main as run
 
 SHARDS = 3
 EACH = 2
@@ -122,3 +129,199 @@ def test_a_moved_store_is_still_sound(run_folder, capsys, tmp_path):
     shutil.move(run_folder / "store", tmp_path / "elsewhere")
     code, lines, _ = verify(tmp_path / "elsewhere", capsys)
     assert code == 0 and lines == [f"{tmp_path / 'elsewhere'}: 3 sound shards with 6 episodes, 0 set aside"]
+
+
+# --- datasets
+
+
+def made(folder, task="toy-vector", count=12, seed=1):
+    """A dataset of random episodes."""
+    writer = Writer(folder, {}, task, find_task(task).signature())
+    writer.add(played(task, count, seed).episodes)
+    return writer.finish(folder.name, "a test", {"environment": "made up"})
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return made(tmp_path / "set")
+
+
+def call(capsys, *arguments):
+    """Exit code, lines on standard output, text on standard error."""
+    code = door(main, [str(a) for a in arguments])
+    said = capsys.readouterr()
+    return code, said.out.splitlines(), said.err
+
+
+def test_export_and_import_lead_back(dataset, capsys, tmp_path):
+    for to in ("minari", "parquet", "steps"):
+        code, lines, error = call(capsys, "export", dataset.folder, "--to", to, "--folder", tmp_path / to)
+        assert (code, error, lines) == (0, "", [f"{tmp_path / to}: 12 episodes of {dataset.folder} as {to}"])
+        code, lines, error = call(capsys, "import", tmp_path / to, "--folder", tmp_path / f"{to}-back")
+        assert (code, error) == (0, "") and lines[0] == f"dataset {tmp_path / f'{to}-back'}"
+        assert lines[-1].split() == ["sha256", dataset.sha256]
+
+
+def test_merge_joins_datasets_and_numbers_their_stages(dataset, capsys, tmp_path):
+    made(tmp_path / "other", count=5, seed=2)
+    code, _, _ = call(capsys, "merge", dataset.folder, tmp_path / "other", "--folder", tmp_path / "both")
+    assert code == 0 and Dataset.open(tmp_path / "both").behaviours() == {"random stage 0": 12, "random stage 1": 5}
+    assert call(capsys, "merge", tmp_path / "nowhere", "--folder", tmp_path / "x")[0] == 2
+    code, _, _ = call(capsys, "merge", dataset.folder, tmp_path / "other", "--steps", "20", "--folder", tmp_path / "few")
+    assert code == 0 and 40 <= Dataset.open(tmp_path / "few").steps < 64
+
+
+def test_list_has_a_line_for_each_dataset(dataset, capsys, tmp_path, monkeypatch):
+    made(tmp_path / "datasets" / "deep", "toy-continuous", 3)
+    (tmp_path / "datasets" / "broken").mkdir()
+    (tmp_path / "datasets" / "broken" / "dataset.json").write_text("{")
+    monkeypatch.chdir(tmp_path)
+    code, lines, error = call(capsys, "list")
+    assert code == 0 and len(lines) == 3 and error.count("\n") == 1 and "broken" in error
+    assert lines[0].split() == ["dataset", "task", "episodes", "steps", "return", "mean", "std"]
+    assert lines[1].split()[:3] == ["datasets/deep", "toy-continuous", "3"] and lines[2].split()[:3] == ["set", "toy-vector", "12"]
+    assert call(capsys, "list", dataset.folder)[1][1].split()[:3] == [str(dataset.folder), "toy-vector", "12"]
+    (tmp_path / "empty").mkdir()
+    assert call(capsys, "list", "empty") == (0, ["no datasets in empty"], "")
+    assert call(capsys, "list", "nowhere")[0] == 2
+
+
+def test_show_tells_the_distribution(dataset, capsys):
+    code, lines, error = call(capsys, "show", dataset.folder)
+    assert (code, error) == (0, "")
+    text = "\n".join(lines)
+    returns, lengths, terminated = dataset.returns()
+    for words in (
+        "task              toy-vector",
+        f"return mean       {returns.mean():,.2f}",
+        f"normalised score  {find_task('toy-vector').normalized_score(returns.mean()):.1f}",
+        f"ends              {terminated.sum()} terminated, {12 - terminated.sum()} truncated",
+        f"length            {lengths.mean():,.1f} on average, {lengths.min()} to {lengths.max()}",
+        "who acted         random: 12 episodes",
+        "versions          environment made up",
+    ):
+        assert words in text, words
+    counts = [int(line.split()[-1]) for line in lines[lines.index("returns, episodes") + 1 :]]
+    assert sum(counts) == 12
+    assert not (dataset.folder / "returns.png").exists()
+
+
+def test_show_draws_a_plot(dataset, capsys):
+    code, lines, _ = call(capsys, "show", dataset.folder, "--plot")
+    assert code == 0 and lines[-1] == f"plot: {dataset.folder / 'returns.png'}"
+    assert (dataset.folder / "returns.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert call(capsys, "verify", dataset.folder)[0] == 0, "the picture is no part of the dataset"
+
+
+def test_a_histogram_counts_all_and_scales_to_the_fullest():
+    lines = histogram(np.array([0.0] * 30 + [9.9] * 3 + [10.0]))
+    assert len(lines) == 20 and [int(line.split()[-1]) for line in lines] == [30] + [0] * 18 + [4]
+    assert lines[0].count("#") == 50 and lines[-1].count("#") == 7 and lines[1].count("#") == 0
+    assert histogram(np.full(3, 7.0)) == [f"  7.0  {'#' * 50} 3"]
+
+
+def test_verify_compares_the_content_with_the_card(dataset, capsys):
+    folder = dataset.folder
+    assert call(capsys, "verify", folder) == (0, [f"{folder}: 1 sound shard with 12 episodes, 0 set aside"], "")
+    card = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(card | {"sha256": "0" * 64}))
+    code, lines, _ = call(capsys, "verify", folder)
+    assert code == 1 and len(lines) == 2 and "content hash 000000" in lines[0] and dataset.sha256 in lines[0]
+    (folder / "dataset.json").write_text(json.dumps(card | {"episodes": 13}))
+    code, lines, _ = call(capsys, "verify", folder)
+    assert code == 1 and "says 13 episodes where 12 are sound" in lines[0]
+
+
+def test_verify_of_a_dataset_with_a_damaged_shard(dataset, capsys):
+    (shard,) = dataset.shards()
+    flip(shard)
+    code, lines, _ = call(capsys, "verify", dataset.folder)
+    assert code == 1 and "set aside" in lines[0] and "says 12 episodes where 0 are sound" in lines[1]
+    assert call(capsys, "export", dataset.folder, "--to", "parquet", "--folder", dataset.folder.parent / "out")[0] == 2
+    assert sorted(path.name for path in dataset.folder.parent.iterdir()) == ["set"]
+
+
+def test_a_shard_swapped_for_another_sound_one_is_found(dataset, capsys, tmp_path):
+    other = made(tmp_path / "other", seed=5)
+    shutil.copy(other.shards()[0], dataset.shards()[0])
+    code, lines, _ = call(capsys, "verify", dataset.folder)
+    assert code == 1 and "content hash" in lines[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tiny run with continuous actions."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    flags = "--local --quiet --budget.env-steps 250 --algorithm.warm-up-episodes 10 --algorithm.episodes-per-iteration 5 --algorithm.n-updates-per-iter 2"
+    few = "--evaluations.every 1000 --evaluations.episodes 2 --evaluations.final-episodes 2 --algorithm.hidden 8,8"
+    assert run(["udrl", "toy-continuous", *flags.split(), *few.split(), "--folder", str(folder)]) == 0
+    return folder
+
+
+def test_record_plays_a_run(trained, capsys, tmp_path):
+    code, _, error = call(capsys, "record", trained, "--folder", tmp_path / "plain", "--episodes", "6", "--seed", "3", "--desired-return", "5")
+    assert (code, error) == (0, "")
+    plain = Dataset.open(tmp_path / "plain")
+    assert plain.episodes == 6 and "seed 3" in plain.source and str(trained) in plain.source and "desired return 5" in plain.source
+    assert set(plain.behaviours()) == {"udrl-last sample"}
+    assert next(plain.stream()).command["desired_return"] == 5.0 and next(plain.stream()).version[1] > 0
+    noise = ["--action-noise", "0.2", "--epsilon", "0.1", "--mode", "mean", "--weights", "best", "--steps", "100"]
+    code, _, _ = call(capsys, "record", trained, "--folder", tmp_path / "noisy", *noise)
+    noisy = Dataset.open(tmp_path / "noisy")
+    assert code == 0 and set(noisy.behaviours()) == {"udrl-best mean sigma 0.2 eps 0.1"} and noisy.steps >= 100
+    assert len({e.actions[""].tobytes() for e in noisy.stream()}) == noisy.episodes
+
+
+def test_record_plays_at_random(capsys, tmp_path):
+    code, _, _ = call(capsys, "record", "--random", "toy-mixed", "--folder", tmp_path / "set", "--episodes", "5")
+    assert code == 0 and Dataset.open(tmp_path / "set").behaviours() == {"random": 5}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ("record --folder x --episodes 5", "either the folder of a run, or --random TASK"),
+        ("record somewhere --random cartpole --folder x --episodes 5", "either the folder of a run, or --random TASK"),
+        ("record --random toy-vector --folder x", "either --episodes N or --steps N"),
+        ("record --random toy-vector --folder x --episodes 5 --steps 5", "either --episodes N or --steps N"),
+        ("record --random toy-vector --folder x --episodes 5 --epsilon 0.1", "--epsilon has no meaning for a random policy"),
+        ("record --random toy-vectr --folder x --episodes 5", "'toy-vector'"),
+        ("record nowhere --folder x --episodes 5", "there is no run in nowhere"),
+        ("record nowhere --folder x --episodes 0", "0 is not at least 1"),
+        ("record nowhere --folder x --episodes 5 --epsilon 1.5", "1.5 does not lie from 0 to 1"),
+        ("record nowhere --folder x --episodes 5 --action-noise -1", "-1.0 is not a finite number from 0 up"),
+        ("record nowhere --folder x --episodes 5 --action-noise nan", "nan is not a finite number"),
+        ("record nowhere --folder x --episodes 5 --seed -1", "-1 is not an integer from 0"),
+        ("import nowhere.parquet --folder x", "nowhere.parquet is no file"),
+        ("import nowhere.parquet", "--folder"),
+        ("import a.parquet --folder x --steps none", "--steps"),
+        ("export nowhere --to parquet --folder x", "nowhere is not a dataset"),
+        ("show nowhere", "nowhere is not a dataset"),
+        ("show", "DATASET"),
+    ],
+)
+def test_wrong_commands_are_one_sentence(capsys, tmp_path, monkeypatch, arguments, word):
+    monkeypatch.chdir(tmp_path)
+    assert door(main, arguments.split()) == 2
+    one_error(capsys, word)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_command_explains_itself(capsys):
+    for command in ("import", "merge", "export", "record", "list", "show", "verify"):
+        with pytest.raises(SystemExit) as caught:
+            main([command, "--help"])
+        assert caught.value.code == 0 and f"data {command}" in capsys.readouterr().out
+
+
+def test_looking_at_datasets_needs_no_torch(dataset, tmp_path):
+    """`list`, `show`, `import` and `export` begin quickly."""
+    code = (
+        "import sys; from bigdm_ray.data import main\n"
+        f"main(['show', {str(dataset.folder)!r}]); main(['export', {str(dataset.folder)!r}, '--to', 'parquet', '--folder', 'out'])\n"
+        "main(['import', 'out', '--folder', 'back'])\n"
+        "print('held', sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'ray', 'minari', 'h5py'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "held []", done.stdout
+    assert done.stderr == "", "no bar where there is no terminal"

@@ -143,7 +143,7 @@ def task_of(said: Said, asked: str | None) -> tuple[str, Signature]:
         raise UserError(f"{said.name} is a dataset of another task: {said.task}, not {asked}; nothing was imported")
     elif not said.env_id and asked is None:
         raise UserError(f"{said.name} does not say which environment it is of; name the task with --task TASK")
-    if said.env_id and not _ENV_ID.fullmatch(said.env_id):
+    if said.env_id and not written and not _ENV_ID.fullmatch(said.env_id):
         raise UserError(f"{said.name} names the environment {said.env_id!r}, which is no plain gymnasium id; nothing was imported")
     name = asked or said.likely or _guess(said)
     task = find_task(name)

@@ -88,7 +88,8 @@ class Dataset:
         return sorted(self.folder.glob(f"*{SUFFIX}"))
 
     def stream(self) -> Iterator[Episode]:
-        """Every episode in the dataset's order, one shard mapped at a time. Raises UserError for a torn shard."""
+        """Every episode in the dataset's order, one shard mapped at a time. Raises UserError for a shard that is torn or missing."""
+        count = 0
         for path in self.shards():
             try:
                 opened = Shard.open(path)
@@ -96,6 +97,9 @@ class Dataset:
                 raise UserError(f"dataset {self.folder} is damaged: shard {path.name}: {error}; import it anew") from None
             for row in range(len(opened.ids)):
                 yield opened.episode(row)
+            count += len(opened.ids)
+        if count != self.episodes:
+            raise UserError(f"dataset {self.folder} is damaged: it holds {count:,} episodes where its card says {self.episodes:,}; import it anew")
 
     def returns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (float64), length and whether it terminated, of each episode: three `[episodes]` arrays."""

@@ -1,0 +1,167 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from making import played, same_arrays
+from sources import dataset, episode_parquet, episodes_of, imported, rows_of
+
+from bigdm_ray.envs import find_task
+from bigdm_ray.errors import UserError
+from bigdm_ray.formats import parquet
+from bigdm_ray.formats.behaviour import Behaviour, at_stage
+from bigdm_ray.formats.exporting import export_dataset
+
+TASK = "toy-continuous"
+
+
+@pytest.fixture(scope="module")
+def episodes():
+    return played(TASK, 11).episodes
+
+
+def same(mine, theirs):
+    same_arrays(mine.observations, theirs.observations)
+    same_arrays(mine.actions, theirs.actions)
+    np.testing.assert_array_equal(mine.rewards, theirs.rewards)
+    assert mine.terminated == theirs.terminated
+
+
+@pytest.mark.parametrize("group", [1, 4, 100])
+@pytest.mark.parametrize("row_bytes", [1, 1 << 24])
+def test_rows_of_flat_lists_become_episodes(tmp_path, episodes, group, row_bytes, monkeypatch):
+    monkeypatch.setattr(parquet, "ROW_BYTES", row_bytes)
+    source = episode_parquet(tmp_path / "s.parquet", rows_of(episodes), row_group_size=group)
+    found = episodes_of(imported(source, tmp_path / "set", task=TASK))
+    for number, (mine, theirs) in enumerate(zip(found, episodes, strict=True)):
+        same(mine, theirs)
+        assert mine.source == "chance sto sigma 0.5 stage 3" and mine.seed == 500 + number
+
+
+def test_the_metadata_tells_task_and_signature(tmp_path):
+    """obs_dim, act_dim, n_actions and env_id, as in the layout this format is of; versions are kept."""
+    for task, choices in (("lunarlander", 4), ("lunarlander-continuous", 0)):
+        episodes = played(task, 3).episodes
+        meta = {
+            "env_id": "LunarLander-v3",
+            "obs_dim": "8",
+            "act_dim": "1" if choices else "2",
+            "n_actions": str(choices),
+            "gymnasium": "1.4.0",
+            "box2d": "2.3.10",
+        }
+        stored = [e.actions[""].astype(np.int8 if choices else np.float32).reshape(-1) for e in episodes]
+        rows = rows_of(episodes, actions=stored)
+        made = imported(episode_parquet(tmp_path / f"{task}.parquet", rows, meta), tmp_path / task)
+        assert made.task == task, "the id alone does not say which LunarLander it is; the actions do"
+        assert made.versions == {"environment": "LunarLander-v3", "gymnasium": "1.4.0", "box2d": "2.3.10"}
+        for mine, theirs in zip(episodes_of(made), episodes, strict=True):
+            same(mine, theirs)
+
+
+def test_a_column_tells_the_environment_where_the_metadata_does_not(tmp_path):
+    episodes = played("cartpole", 3).episodes
+    assert imported(episode_parquet(tmp_path / "s.parquet", rows_of(episodes, env_id=["CartPole-v1"] * 3)), tmp_path / "set").task == "cartpole"
+
+
+def test_lists_may_nest_and_ends_may_be_one_flag_an_episode(tmp_path, episodes):
+    rows = rows_of(episodes)
+    rows["observations"] = pa.array([e.observations[""].tolist() for e in episodes], pa.list_(pa.list_(pa.float32(), 3)))
+    rows["actions"] = pa.array([e.actions[""].tolist() for e in episodes], pa.large_list(pa.list_(pa.float64())))
+    rows["terminated"] = pa.array([e.terminated for e in episodes])
+    rows["truncated"] = pa.array([not e.terminated for e in episodes])
+    pq.write_table(pa.table({name: pa.array(values) if isinstance(values, list) else values for name, values in rows.items()}), tmp_path / "s.parquet")
+    for mine, theirs in zip(episodes_of(imported(tmp_path / "s.parquet", tmp_path / "set", task=TASK)), episodes, strict=True):
+        same(mine, theirs)
+
+
+def test_only_arrays_and_ends_are_needed(tmp_path, episodes):
+    optional = dict.fromkeys(("length", "policy", "mode", "sigma", "eps", "stage", "seed"))
+    found = episodes_of(imported(episode_parquet(tmp_path / "s.parquet", rows_of(episodes, **optional)), tmp_path / "set", task=TASK))
+    assert len(found) == 11 and {(e.source, e.seed) for e in found} == {("", 0)}
+
+
+def test_a_folder_of_files_is_one_source(tmp_path, episodes):
+    (tmp_path / "many").mkdir()
+    for number, part in enumerate((episodes[:3], episodes[3:5], episodes[5:])):
+        episode_parquet(tmp_path / "many" / f"{number}.parquet", rows_of(part), row_group_size=2)
+    for mine, theirs in zip(episodes_of(imported(tmp_path / "many", tmp_path / "set", task=TASK)), episodes, strict=True):
+        same(mine, theirs)
+    reader = parquet.FORMAT.open(str(tmp_path / "many"))
+    assert reader.place(0).endswith("0.parquet, episode 0") and reader.place(4).endswith("1.parquet, episode 4")
+    signature = find_task(TASK).signature()
+    for skip in range(12):
+        assert [e.id.number for e in reader.episodes(TASK, signature, skip)] == list(range(skip, 11))
+    episode_parquet(tmp_path / "many" / "3.parquet", rows_of(episodes, seed=None))
+    with pytest.raises(UserError, match=r"3.parquet has other columns than .*0.parquet"):
+        imported(tmp_path / "many", tmp_path / "other", task=TASK)
+
+
+# --- out and back
+
+
+@pytest.mark.parametrize("format", ["minari", "parquet", "steps"])
+@pytest.mark.parametrize("task", ["toy-continuous", "toy-vector", "toy-image", "toy-mixed", "toy-memory", "cartpole"])
+def test_every_space_goes_out_and_comes_back(tmp_path, task, format):
+    own = dataset(tmp_path / "own", task, versions={"numpy": "2.4"})
+    export_dataset(own, format, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    back = imported(tmp_path / "out", tmp_path / "back")
+    assert (back.sha256, back.task, back.signature) == (own.sha256, own.task, own.signature)
+    assert back.versions["numpy"] == "2.4"
+
+
+def test_seed_and_behaviour_travel_with_episode_parquet(tmp_path):
+    own = dataset(tmp_path / "own", count=3)
+    export_dataset(own, "parquet", tmp_path / "out")
+    back = episodes_of(imported(tmp_path / "out", tmp_path / "back"))
+    assert [(e.source, e.seed) for e in back] == [(e.source, e.seed) for e in episodes_of(own)]
+    table = pq.read_table(tmp_path / "out" / "own.parquet")
+    assert table["return"].to_pylist() == [e.total_return for e in episodes_of(own)]
+    assert json.loads(table.schema.metadata[b"bigdm"])["sha256"] == own.sha256
+
+
+@pytest.mark.parametrize("format", ["minari", "parquet", "steps"])
+def test_an_export_that_fails_leaves_nothing(tmp_path, format, monkeypatch):
+    own = dataset(tmp_path / "own")
+
+    def broken(self):
+        yield next(whole(self))
+        raise OSError(28, "No space left on device")
+
+    whole = type(own).stream
+    monkeypatch.setattr(type(own), "stream", broken)
+    with pytest.raises(UserError, match="No space left on device"):
+        export_dataset(own, format, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["own"]
+
+
+def test_an_export_overwrites_nothing(tmp_path):
+    own = dataset(tmp_path / "own")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="out exists already"):
+        export_dataset(own, "parquet", tmp_path / "out")
+    with pytest.raises(UserError, match=r"--to is 'd4rl', but one of minari, parquet, steps is expected"):
+        export_dataset(own, "d4rl", tmp_path / "out2")
+
+
+@pytest.mark.parametrize(
+    ("line", "made"),
+    [
+        ("sac-final sto sigma 0.05 eps 0.3 stage 4", Behaviour("sac-final", "sto", 0.05, 0.3, 4)),
+        ("random", Behaviour("random")),
+        ("", Behaviour("")),
+        ("a long name of two words", Behaviour("a long name of two words")),
+        ("udrl-best sample eps 1e-05", Behaviour("udrl-best", "sample", 0.0, 1e-5)),
+        ("x stage 0", Behaviour("x", stage=0)),
+        ("x sigma ..", Behaviour("x sigma ..")),
+    ],
+)
+def test_a_behaviour_is_one_line(line, made):
+    assert Behaviour.read(line) == made and str(made) == line
+
+
+def test_another_stage():
+    assert at_stage("sac sto sigma 0.5 stage 3", 1) == "sac sto sigma 0.5 stage 1"
+    assert at_stage("random", 2) == "random stage 2"
