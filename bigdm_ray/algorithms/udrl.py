@@ -42,7 +42,9 @@ class BehaviourFunction(nn.Module):
     embedding of the observation: after the first fully connected layer for vectors, after the convolutions for images.
     """
 
-    def __init__(self, signature: Signature, hidden: tuple[int, ...], channels: tuple[int, ...], stack: int, scales: tuple[float, float]) -> None:
+    def __init__(
+        self, signature: Signature, hidden: tuple[int, ...], channels: tuple[int, ...], stack: int, scales: tuple[float, float], horizon_floor: int = 1
+    ) -> None:
         super().__init__()
         self.vector = Vector(signature.observations)
         self.images = Images(signature.observations, channels, stack)
@@ -52,6 +54,7 @@ class BehaviourFunction(nn.Module):
         self.command = nn.Linear(2, gated)
         self.hidden = mlp([gated, *(hidden[1:] if first else hidden)])
         self.head = ActionHead(hidden[-1] if len(hidden) > 1 or not first else gated, signature.actions)
+        self.horizon_floor = horizon_floor
         self.scales: Tensor
         self.register_buffer("scales", torch.tensor(scales), persistent=False)
         orthogonal(self)
@@ -64,7 +67,7 @@ class BehaviourFunction(nn.Module):
         if self.images.width:
             parts.append(self.images(observations))
         embedding = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        command = torch.stack([desired_return, desired_horizon], -1) * self.scales
+        command = torch.stack([desired_return, desired_horizon.clamp(min=self.horizon_floor)], -1) * self.scales
         gate = torch.sigmoid(self.command(command))
         out: Tensor = self.head(self.hidden(embedding * gate))
         return out
@@ -131,7 +134,7 @@ class Udrl(Algorithm):
     episodes_per_iteration: int = setting(20, "episodes played in each iteration (n_episodes_per_iter)", low=1)
     warm_up_episodes: int = setting(50, "episodes of random actions before learning (n_warm_up_episodes)", low=1)
     replay_size: int = setting(500, "episodes kept, the best by return", low=1)
-    replay_iterations: int = setting(0, "iterations after which an episode is forgotten however good it was; 0 is the paper's rule: never", low=0)
+    horizon_floor: int = setting(1, "shorter horizons are told as this one, in training and in acting; 1 is the paper", low=1)
     length_cost: float = setting(0.0, "return that a step costs when episodes are ranked; 0 is the paper's rule", low=0)
     length_allowance: int = setting(0, "steps of an episode that cost nothing", low=0)
     horizon_equals_return: bool = setting(False, "ask for as many steps as return, for tasks that pay 1 a step (TakeCover)")
@@ -150,7 +153,7 @@ class Udrl(Algorithm):
         if len(signatures) != 1:
             raise UserError(f"udrl trains on one task, but {len(signatures)} were given")
         (signature,) = signatures.values()
-        return BehaviourFunction(signature, self.hidden, self.channels, self.frame_stack, (self.return_scale, self.horizon_scale))
+        return BehaviourFunction(signature, self.hidden, self.channels, self.frame_stack, (self.return_scale, self.horizon_scale), self.horizon_floor)
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """Adam, as in appendix B."""
@@ -184,7 +187,7 @@ class Udrl(Algorithm):
 
     def retention(self) -> Retention:
         """A fixed number of whole episodes, the highest returns (section 2.3.1)."""
-        return Retention("best", self.replay_size, self.length_cost, self.length_allowance, rounds=self.replay_iterations)
+        return Retention("best", self.replay_size, self.length_cost, self.length_allowance)
 
     def warm_up(self) -> int:
         """See Algorithm."""

@@ -35,7 +35,7 @@ class Retention:
     """Which episodes live on: the `count` best by return, the `count` newest, or all. A tie goes to the newer id.
 
     `newest` with `steps` keeps the newest that together hold at most so many steps, and at least one.
-    `best` with `rounds` forgets episodes older than so many rounds. With a `length_cost`, episodes are ranked by their return less that cost for each step beyond `length_allowance`.
+    With a `length_cost`, episodes are ranked by their return less that cost for each step beyond `length_allowance`.
     """
 
     keep: Literal["best", "newest", "all"] = "all"
@@ -43,20 +43,16 @@ class Retention:
     length_cost: float = 0.0
     length_allowance: int = 0
     steps: int = 0
-    rounds: int = 0
 
     def living(self, table: Table) -> np.ndarray:
         """Positions of the episodes that live on, ascending by id. [m] int64"""
         if self.keep == "newest" and self.steps:
             held = np.cumsum(table.lengths[::-1])
             return np.arange(len(table))[::-1][: max(1, int(np.searchsorted(held, self.steps, side="right")))][::-1]
-        rows = np.arange(len(table))
-        if self.rounds and len(rows):
-            rows = rows[table.ids[:, 0] > table.ids[-1, 0] - self.rounds]
-        if self.keep == "all" or len(rows) <= self.count:
-            return rows
-        order = table.take(rows).ranked(self.length_cost, self.length_allowance) if self.keep == "best" else np.arange(len(rows))[::-1]
-        return np.sort(rows[order[: self.count]])
+        if self.keep == "all" or len(table) <= self.count:
+            return np.arange(len(table))
+        order = table.ranked(self.length_cost, self.length_allowance) if self.keep == "best" else np.arange(len(table))[::-1]
+        return np.sort(order[: self.count])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,117 @@
+"""Learner steps of `bc` with the paper's network against d3rlpy's BC on the same episodes, data path included.
+
+    python -m tests.benchmarks.cloning                                   ours alone
+    python -m tests.benchmarks.cloning --peer PEER/bin/python            both; PEER is a virtual environment with d3rlpy 2.8.1
+
+Both: three layers of 256, batches of 64, Adam, one thread, 250,000 steps of made-up Hopper-sized episodes in memory. They take
+turns, so that what else runs on the machine troubles both alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from tests.benchmarks.common import header
+
+STEPS, REPEATS, EPISODES, LENGTH = 2_000, 5, 250, 1_000
+
+PEER = """
+import json, sys, time, warnings
+warnings.filterwarnings("ignore")
+import numpy as np, torch, d3rlpy, structlog, logging
+torch.set_num_threads(1)
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+chance = np.random.default_rng(0)
+n, t = EPISODES, LENGTH
+ends = np.zeros(n * t, np.float32); ends[t - 1 :: t] = 1
+data = d3rlpy.dataset.MDPDataset(
+    chance.normal(size=(n * t, 11)).astype(np.float32), chance.uniform(-1, 1, (n * t, 3)).astype(np.float32), chance.normal(size=n * t).astype(np.float32), ends
+)
+encoder = d3rlpy.models.VectorEncoderFactory(hidden_units=[256, 256, 256])
+bc = d3rlpy.algos.BCConfig(batch_size=64, learning_rate=1e-3, encoder_factory=encoder, observation_scaler=d3rlpy.preprocessing.StandardObservationScaler()).create()
+bc.build_with_dataset(data)
+bc.config.observation_scaler.fit_with_transition_picker(data.episodes, data.transition_picker)
+for line in sys.stdin:
+    cpu, wall = time.process_time(), time.perf_counter()
+    for _ in range(int(line)):
+        bc.update(data.sample_transition_batch(64))
+    print(json.dumps([time.process_time() - cpu, time.perf_counter() - wall, d3rlpy.__version__]), flush=True)
+"""
+
+
+class Ours:
+    """The learner on a dataset, as `python -m bigdm_ray.run bc DATASET --local` trains it."""
+
+    def __init__(self, folder: Path) -> None:
+        from bigdm_ray.algorithms.bc import Bc
+        from bigdm_ray.envs import find_task
+        from bigdm_ray.replay import Episode, EpisodeId, Store
+        from bigdm_ray.training.learner import Learner
+
+        chance = np.random.default_rng(0)
+        self._store = Store(folder)
+        self._store.add([
+            Episode(
+                {"": chance.normal(size=(LENGTH + 1, 11)).astype(np.float32)},
+                {"": chance.uniform(-1, 1, (LENGTH, 3)).astype(np.float32)},
+                chance.normal(size=LENGTH).astype(np.float32),
+                True,
+                EpisodeId(0, 0, i),
+                "hopper",
+            )
+            for i in range(EPISODES)
+        ])  # fmt: skip
+        self._learner = Learner(Bc(), {"hopper": find_task("hopper").signature()}, 1)
+
+    def update(self, steps: int) -> tuple[float, float]:
+        """CPU and wall seconds."""
+        cpu, wall = time.process_time(), time.perf_counter()
+        self._learner.update({"hopper": self._store}, steps)
+        return time.process_time() - cpu, time.perf_counter() - wall
+
+
+def told(name: str, spent: list[tuple[float, float]]) -> float:
+    """Print the medians; learner steps per CPU-second."""
+    cpu, wall = (statistics.median(STEPS / pair[i] for pair in spent) for i in (0, 1))
+    print(f"{name:<24} {cpu:>8,.0f} learner steps per CPU-second   {wall:>8,.0f} per wall second")
+    return cpu
+
+
+def main() -> None:
+    """Take turns, print medians and the ratio."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--peer", help="a Python that has d3rlpy")
+    peer_python = parser.parse_args().peer
+    header()
+    peer = None
+    if peer_python:
+        program = PEER.replace("EPISODES", str(EPISODES)).replace("LENGTH", str(LENGTH))
+        peer = subprocess.Popen([peer_python, "-W", "ignore", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with tempfile.TemporaryDirectory() as folder:
+        ours, mine, theirs, version = Ours(Path(folder)), [], [], ""
+        for repeat in range(REPEATS + 1):  # the first is for warming up
+            spent = ours.update(STEPS)
+            if peer is not None and peer.stdin and peer.stdout:
+                peer.stdin.write(f"{STEPS}\n")
+                peer.stdin.flush()
+                *other, version = json.loads(next(line for line in peer.stdout if line.startswith("[")))
+                theirs += [(other[0], other[1])] if repeat else []
+            mine += [spent] if repeat else []
+    if peer is not None and peer.stdin:
+        peer.stdin.close()
+        peer.wait()
+    rate = told("bc, ours", mine)
+    if theirs:
+        print(f"ratio {rate / told(f'd3rlpy {version}', theirs):.2f}")
+
+
+if __name__ == "__main__":
+    main()
