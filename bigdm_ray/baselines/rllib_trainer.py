@@ -319,6 +319,7 @@ class SacTrainer(PlayingTrainer):
         before, learned = self.env_steps, self.learner_steps
         returns: list[float] = []
         lengths: list[int] = []
+        metrics: dict[str, float] = {}
         while self.env_steps - before < steps:
             pieces, ended, long = self.played(algorithm.fragment, random=self.env_steps < algorithm.learning_starts)
             returns, lengths = returns + ended, lengths + long
@@ -328,7 +329,7 @@ class SacTrainer(PlayingTrainer):
                 self.learned(self._kept.draw(self._chance, algorithm.batch_size, self.bench.device))
             if owed >= 1:
                 self._sync()
-        metrics = self.metrics() if self.learner_steps > learned else {}
+                metrics = self.metrics()  # here, because RLlib keeps the graphs of all errors until they are reported
         return Turn(self.env_steps - before, self.learner_steps - learned, returns, lengths, metrics)
 
     def state(self) -> dict[str, np.ndarray]:
