@@ -24,7 +24,9 @@ import numpy as np
 
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
+from bigdm_ray.formats.base import vacant
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
+from bigdm_ray.replay.rotating import RotatingStore
 from bigdm_ray.replay.shard import SUFFIX, CorruptShard, Shard, encode, publish, sync_folder, unwritten
 from bigdm_ray.replay.store import SHARD_BYTES, Store
 
@@ -77,7 +79,8 @@ class Dataset:
 
     def store(self, flat_bytes: int = 256 << 20) -> Store:
         """The episodes, to read. Raises UserError where the folder does not hold what the card says."""
-        store = Store(self.folder, flat_bytes=flat_bytes, write=False).open()
+        large = sum(path.stat().st_size for path in self.folder.glob(f"*{SUFFIX}")) > flat_bytes
+        store = (RotatingStore(self.folder, flat_bytes) if large else Store(self.folder, flat_bytes=flat_bytes, write=False)).open()
         if store.problems or len(store.table) != self.episodes:
             why = store.problems[0] if store.problems else f"it holds {len(store.table):,} episodes where its card says {self.episodes:,}"
             raise UserError(f"dataset {self.folder} is damaged: {why}; import it anew")
@@ -176,9 +179,7 @@ class Writer:
     """
 
     def __init__(self, folder: Path, plan: dict[str, Any], task: str, signature: Signature) -> None:
-        if folder.exists() or folder.is_symlink():
-            raise UserError(f"--folder {folder} exists already; choose another, or delete it first")
-        self.folder = folder
+        self.folder = vacant(folder)
         self.taken: list[int] = []
         self.lengths = array("q")
         self._task, self._signature = task, signature

@@ -111,7 +111,7 @@ class Learner:
     def _draw(self, stores: dict[str, Store]) -> Batch:
         chance = rng(self.seed, "draw", self.step)
         view = self.algorithm.view(self.step)
-        windows = {task: store.draw(view, chance, self.algorithm.batch, self.rank, self.world) for task, store in stores.items()}
+        windows = {task: store.draw(view, chance, self.algorithm.batch, self.rank, self.world, self.step) for task, store in stores.items()}
         return self.algorithm.collate(windows)
 
     def _step(self, batch: Batch) -> dict[str, Tensor]:
