@@ -36,7 +36,8 @@ data = d3rlpy.dataset.MDPDataset(
     chance.normal(size=(n * t, 11)).astype(np.float32), chance.uniform(-1, 1, (n * t, 3)).astype(np.float32), chance.normal(size=n * t).astype(np.float32), ends
 )
 encoder = d3rlpy.models.VectorEncoderFactory(hidden_units=[256, 256, 256])
-bc = d3rlpy.algos.BCConfig(batch_size=64, learning_rate=1e-3, encoder_factory=encoder, observation_scaler=d3rlpy.preprocessing.StandardObservationScaler()).create()
+scaler = d3rlpy.preprocessing.StandardObservationScaler()
+bc = d3rlpy.algos.BCConfig(batch_size=64, learning_rate=1e-3, encoder_factory=encoder, observation_scaler=scaler).create()
 bc.build_with_dataset(data)
 bc.config.observation_scaler.fit_with_transition_picker(data.episodes, data.transition_picker)
 for line in sys.stdin:

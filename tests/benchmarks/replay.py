@@ -1,4 +1,7 @@
-"""Drawing windows and inserting steps, one core: python -m tests.benchmarks.replay
+"""Drawing windows and inserting steps, one core.
+
+    python -m tests.benchmarks.replay
+    python -m tests.benchmarks.replay --gib 12 --where /var/tmp     a dataset of that size, drawn warm and cold, 256 MiB of it in memory
 
 Hopper's shapes (11 observations, 3 actions), 1,000 episodes of 1,000 steps in memory-mapped shards; batches of 64
 windows of 20 steps with returns-to-go, as a decision transformer draws them.
@@ -6,14 +9,18 @@ windows of 20 steps with returns-to-go, as a decision transformer draws them.
 
 from __future__ import annotations
 
+import argparse
 import itertools
+import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from bigdm_ray.replay import Episode, EpisodeId, Retention, Store, View
+from bigdm_ray.replay.rotating import RotatingStore
 from tests.benchmarks.common import header, measure, row
 
 
@@ -55,10 +62,42 @@ def inserting(folder: Path, retention: Retention) -> Callable[[], float]:
     return work
 
 
+def anonymous_mib() -> float:
+    """Memory of this process that no file backs."""
+    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")).split()[1]) / 1024
+
+
+def large(folder: Path, gib: float, view: View) -> None:
+    """Draw from a dataset of `gib` GiB, of which 256 MiB are in memory: warm, and after its pages were dropped."""
+    writer = Store(folder, flat_bytes=0)
+    rounds = itertools.count()
+    while writer.nbytes < gib * 2**30:
+        writer.add(episodes(1000, 1000, next(rounds)))
+    del writer
+    store = RotatingStore(folder, 256 << 20).open()
+    chance, at = np.random.default_rng(0), itertools.count()
+
+    def work(draws: int = 5_000) -> float:
+        for _ in range(draws):
+            store.draw(view, chance, 64, turn=next(at))
+        return 64.0 * draws
+
+    row(f"windows of 20 from {store.nbytes / 2**30:.1f} GiB in {len(store.living_shards())} shards, warm", "windows", measure(work, 3))
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    began = time.perf_counter()
+    print(f"{'the same, cold':<64} {work() / (time.perf_counter() - began):>12,.0f} windows per wall second; {anonymous_mib():.0f} MiB of anonymous memory")
+
+
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--gib", type=float, default=0.0, help="also draw from a dataset of this size")
+    parser.add_argument("--where", default=".", help="where temporary files go")
+    given = parser.parse_args()
     header()
     view = View(length=20, weight="length", pad="left", columns=("returns_to_go",))
-    with tempfile.TemporaryDirectory(dir=".") as name:
+    with tempfile.TemporaryDirectory(dir=given.where) as name:
         folder = Path(name)
         writer = Store(folder / "store", flat_bytes=0)
         for round in range(50):
@@ -73,3 +112,5 @@ if __name__ == "__main__":
         )
         row("inserting, best 600 kept, synced", "steps", measure(inserting(folder / "best", Retention("best", 600))))
         row("inserting, all kept, synced", "steps", measure(inserting(folder / "all", Retention())))
+        if given.gib:
+            large(folder / "large", given.gib, view)
