@@ -383,16 +383,12 @@ class Marwil(Gaussian, Studying):
             total, summed = 0.0, np.zeros(episode.length, np.float32)
             for t in range(episode.length - 1, -1, -1):
                 total = summed[t] = episode.rewards[t] + self.gamma * total
+            remaining = np.arange(episode.length, 0, -1).astype(np.float32)
             returns.append(summed)
-            left.append(0.0 if episode.terminated else self.gamma ** np.arange(episode.length, 0, -1.0) + np.zeros(episode.length))
+            left.append(np.zeros_like(remaining) if episode.terminated else self.gamma**remaining)
             last.append(episode.observations[path][-1].astype(np.float32))
-        lengths = store.table.lengths
-        columns = {
-            "discounted_return": np.concatenate(returns),
-            "discount_left": np.concatenate([np.broadcast_to(rest, length) for rest, length in zip(left, lengths, strict=True)]).astype(np.float32),
-            "episode": np.repeat(np.arange(len(lengths)), lengths).astype(np.float32),
-        }
-        store.annotate(columns)
+        which = np.repeat(np.arange(len(store.table), dtype=np.float32), store.table.lengths)
+        store.annotate({"discounted_return": np.concatenate(returns), "discount_left": np.concatenate(left), "episode": which})
         return torch.from_numpy(np.stack(last)).to(bench.device)
 
     def targets(self, prepared: Any, annotations: dict[str, np.ndarray], module: Any) -> dict[str, Tensor]:
