@@ -4,7 +4,8 @@ Three ensembles are fitted by squared error: what follows a step and its reward 
 return of the next `return_horizon` steps f_R(s, a_before) (section 3.1). At each step a planner of the MPPI kind (algorithm 2) rolls noisy actions of
 f_b, mixed with the plan of the step before, through f_m, adds f_R at the end, and averages the action sequences with weights exp(kappa R).
 Nothing bootstraps: the three are one supervised loss. Networks are those of Acme (google-deepmind/acme, agents/jax/mbop). The paper tunes
-the planner for each dataset, with 100 trajectories of 2 to 10 steps, where the defaults lie; the preset `acme` has Acme's planner.
+the planner for each dataset, with 100 trajectories of 2 to 10 steps, where the defaults lie. Acme's values, in the preset `acme`, see 25 steps ahead, fewer
+than a fall takes on Hopper: that planner leans forward and falls where the data is poor.
 
 Deviations. (1) As in Acme a trajectory's rewards are those of its own ensemble member, not the mean over all; its final return is the mean. (2)
 f_m predicts the standardised change of the observation. (3) As in Acme, noise is in deviations of the data's actions; returns are in deviations of a
@@ -160,7 +161,7 @@ class Mbop(Algorithm):
     hidden: tuple[int, ...] = setting((64, 64), "widths of each network", low=1)
     members: int = setting(10, "networks in each ensemble (K)", low=1)
     learning_rate: float = setting(1e-3, "Adam's learning rate", above=0, high=1)
-    return_horizon: int = setting(10, "steps whose return the value network predicts", low=1)
+    return_horizon: int = setting(50, "steps whose return the value network predicts", low=1)
     horizon: int = setting(4, "steps planned ahead (H)", low=1)
     samples: int = setting(100, "trajectories of a plan, a multiple of the members (N)", low=1)
     sigma: float = setting(0.2, "noise on tried actions, in standard deviations of the data's actions", low=0)
@@ -254,8 +255,8 @@ class Mbop(Algorithm):
 
     @classmethod
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """`acme`: the planner of Acme's defaults."""
-        values: dict[str, Any] = {"samples": 1000, "horizon": 15, "sigma": 0.8, "beta": 0.2, "kappa": 0.5}
+        """`acme`: the planner and the return horizon of Acme's defaults."""
+        values: dict[str, Any] = {"return_horizon": 10, "samples": 1000, "horizon": 15, "sigma": 0.8, "beta": 0.2, "kappa": 0.5}
         return {"*": {"acme": {f"algorithm.{name}": value for name, value in values.items()}}}
 
 
