@@ -161,10 +161,6 @@ class Algorithm(ABC):
         """What the optimizers' learning rates are multiplied by at a learner step: the schedule."""
         return 1.0
 
-    def averaging(self) -> float:
-        """Share of the acting weights that each learner step keeps, the rest being the newest; 0 acts on the newest alone."""
-        return 0.0
-
     def retention(self) -> Retention:
         """Which episodes a run keeps."""
         return Retention()

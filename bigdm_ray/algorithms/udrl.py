@@ -42,9 +42,7 @@ class BehaviourFunction(nn.Module):
     embedding of the observation: after the first fully connected layer for vectors, after the convolutions for images.
     """
 
-    def __init__(
-        self, signature: Signature, hidden: tuple[int, ...], channels: tuple[int, ...], stack: int, scales: tuple[float, float], horizon_floor: int = 1
-    ) -> None:
+    def __init__(self, signature: Signature, hidden: tuple[int, ...], channels: tuple[int, ...], stack: int, scales: tuple[float, float]) -> None:
         super().__init__()
         self.vector = Vector(signature.observations)
         self.images = Images(signature.observations, channels, stack)
@@ -54,7 +52,6 @@ class BehaviourFunction(nn.Module):
         self.command = nn.Linear(2, gated)
         self.hidden = mlp([gated, *(hidden[1:] if first else hidden)])
         self.head = ActionHead(hidden[-1] if len(hidden) > 1 or not first else gated, signature.actions)
-        self.horizon_floor = horizon_floor
         self.scales: Tensor
         self.register_buffer("scales", torch.tensor(scales), persistent=False)
         orthogonal(self)
@@ -67,7 +64,7 @@ class BehaviourFunction(nn.Module):
         if self.images.width:
             parts.append(self.images(observations))
         embedding = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        command = torch.stack([desired_return, desired_horizon.clamp(min=self.horizon_floor)], -1) * self.scales
+        command = torch.stack([desired_return, desired_horizon], -1) * self.scales
         gate = torch.sigmoid(self.command(command))
         out: Tensor = self.head(self.hidden(embedding * gate))
         return out
@@ -76,9 +73,8 @@ class BehaviourFunction(nn.Module):
 class UdrlPolicy(Policy):
     """Acts on the observation (its last `stack` frames, where there are images) and the command of the step."""
 
-    def __init__(self, model: BehaviourFunction, stack: int, greedy: bool, temperature: float) -> None:
+    def __init__(self, model: BehaviourFunction, stack: int, greedy: bool) -> None:
         self._model = model
-        self._temperature = temperature
         self._stack = stack
         self._greedy = greedy
         self._frames = {path: leaf for path, leaf in model.images.leaves.items() if stack > 1}
@@ -102,7 +98,7 @@ class UdrlPolicy(Policy):
         state = {path: self._pushed(frames, observations[path], first) for path, frames in state.items()}
         seen = {path: torch.from_numpy(merge_stack(state[path]) if path in state else v) for path, v in observations.items()}
         parameters = self._model(seen, torch.from_numpy(commands["desired_return"]), torch.from_numpy(commands["desired_horizon"]))
-        actions = self._model.head.act(parameters, None if self._greedy else torch.from_numpy(uniforms), self._temperature)
+        actions = self._model.head.act(parameters, None if self._greedy else torch.from_numpy(uniforms))
         return {path: value.numpy() for path, value in actions.items()}, state
 
     @staticmethod
@@ -124,9 +120,6 @@ class Udrl(Algorithm):
     frame_stack: int = setting(1, "frames of an image observation that the policy sees", low=1, high=64)
     batch_size: int = setting(768, "steps drawn for one learner step", low=1)
     learning_rate: float = setting(1e-3, "Adam's learning rate", above=0, high=1)
-    decay_steps: int = setting(0, "learner steps over which the learning rate falls to a tenth, along a straight line; 0 keeps it", low=0)
-    average: float = setting(0.0, "share of the acting weights kept at each learner step (their moving average acts); 0 is the paper", low=0, high=0.99999)
-    temperature: float = setting(1.0, "what logits are divided by before an action is sampled; 1 is the paper", above=0)
     return_scale: float = setting(0.02, "fixed factor on the desired return", above=0)
     horizon_scale: float = setting(0.01, "fixed factor on the desired horizon", above=0)
     last_few: int = setting(75, "best episodes that exploratory commands are made from", low=1)
@@ -134,7 +127,6 @@ class Udrl(Algorithm):
     episodes_per_iteration: int = setting(20, "episodes played in each iteration (n_episodes_per_iter)", low=1)
     warm_up_episodes: int = setting(50, "episodes of random actions before learning (n_warm_up_episodes)", low=1)
     replay_size: int = setting(500, "episodes kept, the best by return", low=1)
-    horizon_floor: int = setting(1, "shorter horizons are told as this one, in training and in acting; 1 is the paper", low=1)
     length_cost: float = setting(0.0, "return that a step costs when episodes are ranked; 0 is the paper's rule", low=0)
     length_allowance: int = setting(0, "steps of an episode that cost nothing", low=0)
     horizon_equals_return: bool = setting(False, "ask for as many steps as return, for tasks that pay 1 a step (TakeCover)")
@@ -153,19 +145,11 @@ class Udrl(Algorithm):
         if len(signatures) != 1:
             raise UserError(f"udrl trains on one task, but {len(signatures)} were given")
         (signature,) = signatures.values()
-        return BehaviourFunction(signature, self.hidden, self.channels, self.frame_stack, (self.return_scale, self.horizon_scale), self.horizon_floor)
+        return BehaviourFunction(signature, self.hidden, self.channels, self.frame_stack, (self.return_scale, self.horizon_scale))
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """Adam, as in appendix B."""
         return {"adam": torch.optim.Adam(model.parameters(), lr=self.learning_rate, fused=True)}
-
-    def learning_rate_factor(self, step: int) -> float:
-        """See Algorithm."""
-        return max(0.1, 1 - 0.9 * step / self.decay_steps) if self.decay_steps else 1.0
-
-    def averaging(self) -> float:
-        """See Algorithm."""
-        return self.average
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
         """Negative log-likelihood of the stored actions under the commands that they fulfilled (equation 1)."""
@@ -183,7 +167,7 @@ class Udrl(Algorithm):
         assert isinstance(model, BehaviourFunction)
         if mode == "plan":
             raise UserError("udrl has no planner; its modes are sample and mean")
-        return UdrlPolicy(model, self.frame_stack, mode == "mean", self.temperature)
+        return UdrlPolicy(model, self.frame_stack, greedy=mode == "mean")
 
     def retention(self) -> Retention:
         """A fixed number of whole episodes, the highest returns (section 2.3.1)."""
@@ -235,7 +219,7 @@ class Udrl(Algorithm):
         values: dict[str, Any] = {"hidden": (128, 128), "batch_size": 512, "learning_rate": 1e-3, "return_scale": 0.01, "horizon_scale": 0.02}
         values |= {"last_few": 50, "replay_size": 600, "warm_up_episodes": 50, "n_updates_per_iter": 100, "episodes_per_iteration": 20}
         paper = {f"algorithm.{name}": value for name, value in values.items()}
-        landing = paper | {"algorithm.length_cost": 0.4, "algorithm.length_allowance": 120}
+        landing = paper | {"algorithm.length_cost": 0.3, "algorithm.length_allowance": 120}
         doom = {"frame_stack": 8, "hidden": (128, 128), "channels": (32, 48, 96, 128), "batch_size": 512, "return_scale": 0.1}
         doom |= {"horizon_scale": 0.01, "replay_size": 300, "last_few": 50, "n_updates_per_iter": 200, "episodes_per_iteration": 40}
         doom |= {"horizon_equals_return": True}

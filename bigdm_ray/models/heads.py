@@ -72,20 +72,17 @@ class ActionHead(nn.Module):
         squashed: Tensor = getattr(self, f"low{i}") + self._half(i) * (1 + torch.tanh(part))
         return squashed
 
-    def act(self, parameters: Tensor, uniforms: Tensor | None, temperature: float = 1.0) -> dict[str, Tensor]:
-        """Actions by leaf: sampled with `uniforms [n, k]` in [0, 1), or the most likely ones where it is None.
-
-        A `temperature` below 1 sharpens what is sampled from: logits are divided by it, standard deviations multiplied.
-        """
+    def act(self, parameters: Tensor, uniforms: Tensor | None) -> dict[str, Tensor]:
+        """Actions by leaf: sampled with `uniforms [n, k]` in [0, 1), or the most likely ones where it is None."""
         out, used = {}, 0
         for i, ((path, leaf), part) in enumerate(zip(self.leaves.items(), parameters.split(self.sizes, -1), strict=True)):
             chance = None if uniforms is None else uniforms[:, used : used + leaf.size]
             used += leaf.size
             if leaf.kind == "discrete":
-                flat = _categorical(part / temperature, leaf, chance)
+                flat = _categorical(part, leaf, chance)
             else:
                 mean, deviation = (self._mean(part, i), self._half(i) * self.std) if self.std is not None else _mean_and_std(part)
-                flat = mean if chance is None or self.std == 0 else mean + temperature * deviation * _normal(chance)
+                flat = mean if chance is None or self.std == 0 else mean + deviation * _normal(chance)
                 if leaf.low is not None:
                     flat = torch.minimum(torch.maximum(flat, getattr(self, f"low{i}")), getattr(self, f"high{i}"))
             out[path] = flat.reshape(len(part), *leaf.shape)

@@ -69,8 +69,6 @@ class Learner:
         self.model: nn.Module = algorithm.build(signatures).to(self.device)
         self.optimizers = algorithm.optimizers(self.model)
         self._rates = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in self.optimizers.items()}
-        self._averaging = algorithm.averaging()
-        self._average = [p.detach().clone() for p in self._averaged()] if self._averaging else []
         self.step = 0
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self._annotated = False
@@ -133,14 +131,7 @@ class Learner:
             metrics = self._reduce(loss.weight.detach(), loss.metrics)
         for optimizer in self.optimizers.values():
             optimizer.step()
-        if self._average:
-            with torch.no_grad():
-                torch._foreach_lerp_(self._average, self._averaged(), 1 - self._averaging)
         return metrics
-
-    def _averaged(self) -> list[Tensor]:
-        """The floating-point state of the network, in the order of its names."""
-        return [value for value in self.model.state_dict(keep_vars=False).values() if value.is_floating_point()]
 
     def _reduce(self, weight: Tensor, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
         """Add gradients, weight and metrics over ranks in one message; divide by the weight."""
@@ -155,18 +146,15 @@ class Learner:
         return {name: flat[used + 1 + i] / total for i, name in enumerate(metrics)}
 
     def weights(self, incarnation: int) -> Weights:
-        """The network that acts (its average, where the algorithm averages) as arrays, for actors and files."""
-        return Weights((incarnation, self.step), acting(self.state(optimizers=False)))
+        """The network as arrays, for actors and files."""
+        return Weights.of(self.model, (incarnation, self.step))
 
     # --- saving and loading
 
-    def state(self, optimizers: bool = True) -> dict[str, np.ndarray]:
-        """Arrays by name: `model/NAME`, `average/NAME` where there is one, and `optimizer/WHICH/INDEX/KEY`."""
-        state = self.model.state_dict()
-        out = {f"model/{name}": value.detach().cpu().numpy().copy() for name, value in state.items()}
-        names = [name for name, value in state.items() if value.is_floating_point()] if self._average else []
-        out |= {f"average/{name}": value.cpu().numpy().copy() for name, value in zip(names, self._average, strict=True)}
-        for which, optimizer in self.optimizers.items() if optimizers else ():
+    def state(self) -> dict[str, np.ndarray]:
+        """Network and optimizers as arrays by name: `model/NAME` and `optimizer/WHICH/INDEX/KEY`."""
+        out = {f"model/{name}": value.detach().cpu().numpy().copy() for name, value in self.model.state_dict().items()}
+        for which, optimizer in self.optimizers.items():
             for index, slots in optimizer.state_dict()["state"].items():
                 for key, value in slots.items():
                     out[f"optimizer/{which}/{index}/{key}"] = torch.as_tensor(value).detach().cpu().numpy().copy()
@@ -174,9 +162,6 @@ class Learner:
 
     def load(self, state: dict[str, np.ndarray], step: int) -> None:
         """Take over what `state` gave, at learner step `step`. Raises UserError for arrays that do not fit."""
-        if self._average:
-            Weights((0, step), acting(state)).into(self.model)
-            self._average = [p.detach().clone() for p in self._averaged()]
         Weights((0, step), {name[6:]: v for name, v in state.items() if name.startswith("model/")}).into(self.model)
         for which, optimizer in self.optimizers.items():
             slots: dict[int, dict[str, Tensor]] = {}
@@ -192,9 +177,3 @@ class Learner:
     def checksum(self) -> float:
         """The sum of all parameters, to compare ranks with."""
         return float(sum(p.detach().double().sum() for p in itertools.chain(self._parameters)))
-
-
-def acting(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of the network that acts, out of a learner's state: the averaged ones where there are any."""
-    newest = {name.removeprefix("model/"): v for name, v in state.items() if name.startswith("model/")}
-    return newest | {name.removeprefix("average/"): v for name, v in state.items() if name.startswith("average/")}

@@ -35,7 +35,7 @@ from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint, Counters
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.evaluation import Evaluator, Score
-from bigdm_ray.training.learner import Learner, Progress, acting
+from bigdm_ray.training.learner import Learner, Progress
 from bigdm_ray.training.metrics import JsonLines, Listener, Means, Report, TensorBoard
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.player import Player
@@ -290,7 +290,7 @@ class Session:
 
         def write(step: int, learner: dict[str, np.ndarray], shards: list[str]) -> None:
             counters.learner_step = step
-            saved.append(Weights((counters.incarnation, step), acting(learner)))
+            saved.append(Weights((counters.incarnation, step), {name[6:]: v for name, v in learner.items() if name.startswith("model/")}))
             living = crew.table().ids[: 0 if self.run.dataset else None]
             checkpoint.write(self.folder.checkpoints, counters, shards, self.lines.offset, learner, living, self.identity)
 
