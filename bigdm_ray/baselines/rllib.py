@@ -64,17 +64,19 @@ class Rllib(Foreign):
 
 
 class Gaussian(Rllib):
-    """Tanh layers to logits, or to the means of a Gaussian whose deviations depend on nothing; the critic has layers of its own."""
+    """Layers to logits, or to the means of a Gaussian whose deviations depend on nothing; the critic has layers of its own."""
+
+    activation: ClassVar[str] = "tanh"
 
     def build(self, signatures: Mapping[str, Signature]) -> Actor:
         """See Algorithm."""
         (signature,) = signatures.values()
         discrete = plain_leaves(signature, self.name)[3].kind == "discrete"
-        return Actor(signature, self.name, self.hidden, "tanh", "logits" if discrete else "gaussian", free_std=not discrete, scaled=True)
+        return Actor(signature, self.name, self.hidden, self.activation, "logits" if discrete else "gaussian", free_std=not discrete, scaled=True)
 
     def network(self, discrete: bool) -> dict[str, Any]:
         """See Rllib."""
-        return {"fcnet_hiddens": list(self.hidden), "fcnet_activation": "tanh", "vf_share_layers": False, "free_log_std": not discrete}
+        return {"fcnet_hiddens": list(self.hidden), "fcnet_activation": self.activation, "vf_share_layers": False, "free_log_std": not discrete}
 
     def exported(self, module: Any) -> dict[str, np.ndarray]:
         """See Rllib."""
@@ -128,8 +130,8 @@ class Studying(Rllib):
         size: int = self.batch_size  # type: ignore[attr-defined]
         return size
 
-    def prepare(self, bench: Bench, path: str) -> Any:
-        """What is computed once from the episodes, for `targets`. `path` is that of the observation."""
+    def prepare(self, bench: Bench, path: str, learner: Any) -> Any:
+        """What is computed once from the episodes, for `targets`. `path` is that of the observation, `learner` RLlib's."""
         return None
 
     def targets(self, prepared: Any, annotations: dict[str, np.ndarray], module: Any) -> dict[str, Tensor]:
@@ -338,14 +340,15 @@ class Marwil(Gaussian, Studying):
     """Hyperparameters of monotonic advantage re-weighted imitation learning (Wang et al. 2018); beta 0 is behaviour cloning."""
 
     name: ClassVar[str] = "marwil"
+    activation: ClassVar[str] = "relu"
 
     batch_size: int = setting(256, "steps drawn for one learner step", low=1)
     learning_rate: float = setting(3e-4, "Adam's learning rate", above=0, high=1)
     gamma: float = setting(0.99, "discount of the returns", low=0, high=1)
     beta: float = setting(1.0, "how much the advantages weigh", low=0)
     value_coefficient: float = setting(1.0, "weight of the value loss", low=0)
-    norm_start: float = setting(100.0, "mean squared advantage that advantages are divided by the root of, at the start", above=0)
-    norm_rate: float = setting(1e-8, "how fast that follows the advantages", low=0, high=1)
+    norm_start: float | None = setting(None, "mean square that advantages are divided by the root of, at the start; default: that of the returns", above=0)
+    norm_rate: float = setting(1e-3, "how fast that follows the advantages", low=0, high=1)
 
     def settings(self) -> Any:
         """See Rllib."""
@@ -356,7 +359,7 @@ class Marwil(Gaussian, Studying):
             gamma=self.gamma,
             beta=self.beta,
             vf_coeff=self.value_coefficient,
-            moving_average_sqd_adv_norm_start=self.norm_start,
+            moving_average_sqd_adv_norm_start=self.norm_start or 1.0,
             moving_average_sqd_adv_norm_update_rate=self.norm_rate,
             train_batch_size_per_learner=self.batch_size,
         )
@@ -369,8 +372,11 @@ class Marwil(Gaussian, Studying):
         """See Algorithm."""
         return View(weight="length", annotations=("discounted_return", "discount_left", "episode"))
 
-    def prepare(self, bench: Bench, path: str) -> Tensor:
+    def prepare(self, bench: Bench, path: str, learner: Any) -> Tensor:
         """Annotate the steps with what their value targets are made of; the last observation of each episode `[e, width]`.
+
+        The first weights are exp(beta R / c): with RLlib's own c of 10 and returns in the hundreds they would fill Adam's
+        second moments for good, so c begins as the root mean square of the returns.
 
         RLlib's targets are generalised advantages with lambda 1 plus the value: the discounted return to the episode's end and,
         where a time limit ended it, the discounted value of its last observation.
@@ -388,6 +394,8 @@ class Marwil(Gaussian, Studying):
             left.append(np.zeros_like(remaining) if episode.terminated else self.gamma**remaining)
             last.append(episode.observations[path][-1].astype(np.float32))
         which = np.repeat(np.arange(len(store.table), dtype=np.float32), store.table.lengths)
+        if self.norm_start is None:
+            self.memory(learner)["squared_advantage"].fill_(float(np.mean(np.square(np.concatenate(returns)))))
         store.annotate({"discounted_return": np.concatenate(returns), "discount_left": np.concatenate(left), "episode": which})
         return torch.from_numpy(np.stack(last)).to(bench.device)
 

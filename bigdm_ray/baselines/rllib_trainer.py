@@ -154,7 +154,7 @@ class StudyingTrainer(RllibTrainer):
 
     def __init__(self, algorithm: Studying, bench: Bench) -> None:
         super().__init__(algorithm, bench)
-        self._prepared = algorithm.prepare(bench, self.path)
+        self._prepared = algorithm.prepare(bench, self.path, self.learner)
 
     def step(self, steps: int) -> Turn:
         """See Trainer: so many learner steps."""

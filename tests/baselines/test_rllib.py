@@ -286,6 +286,18 @@ def test_marwils_targets_are_those_of_rllibs_own_pipeline(trainers):
     np.testing.assert_allclose(given, [expected[key] for key in keys], atol=1e-4)
 
 
+def test_marwil_divides_its_advantages_by_what_the_returns_are_of(trainers):
+    trainer = trainers("marwil", "toy-vector", algorithm=Marwil(hidden=(16,), gamma=0.9, norm_rate=0.0))
+    store = trainer.bench.store
+    returns = store.draw(trainer.algorithm.view(), np.random.default_rng(0), 20_000).annotations["discounted_return"]
+    norm = trainer.algorithm.memory(trainer.learner)["squared_advantage"]
+    assert float(norm) == pytest.approx(float((returns**2).mean()), rel=0.03)
+    trainer.step(3)
+    assert float(trainer.algorithm.memory(trainer.learner)["squared_advantage"]) == pytest.approx(float(norm))
+    given = trainers("marwil", "toy-vector", algorithm=Marwil(hidden=(16,), norm_start=7.0))
+    assert float(given.algorithm.memory(given.learner)["squared_advantage"]) == 7.0
+
+
 # --- mistakes
 
 
