@@ -194,8 +194,9 @@ class Ppo(Gaussian, Playing):
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
         """See Algorithm. LunarLander: the RL Zoo's discount, lambda, entropy and epochs, with a smaller iteration."""
         zoo = {"gamma": 0.999, "gae_lambda": 0.98, "entropy_coefficient": 0.01, "epochs": 4, "train_batch": 4096}
-        lander = {"default": MEAN | {f"algorithm.{k}": v for k, v in zoo.items()} | {"budget.env_steps": 1_000_000, "evaluations.every": 100_000}}
-        body = {"default": MEAN | {"budget.env_steps": 1_000_000, "evaluations.every": 100_000}}
+        counted = {"budget.env_steps": 1_000_000, "evaluations.every": 100_000, "saves.every": 100_000}
+        lander = {"default": MEAN | {f"algorithm.{name}": value for name, value in zoo.items()} | counted}
+        body = {"default": MEAN | counted}
         bodies = dict.fromkeys(("hopper", "halfcheetah", "walker2d", "reacher"), body)
         return {"lunarlander": lander, "lunarlander-sparse": lander, **bodies, "*": {"default": MEAN}}
 
