@@ -50,7 +50,7 @@ def make(row: str, column: str, scale: Scale) -> Made:
     """A method on a batch; the batch is the dataset `bail-sac-hopper-b1` and so on."""
     short = scale == "quick"
     budget = {"BAIL": 35_000 if short else 212_500, "BC": 25_000 if short else 200_000}.get(column, 20_000 if short else 100_000)
-    more = ("--algorithm.envelope-steps", "5000", "--algorithm.batch-size", "256") if short and column == "BAIL" else ()
+    more: tuple[str, ...] = ("--algorithm.envelope-steps", "5000", "--algorithm.batch-size", "256") if short and column == "BAIL" else ()
     tenth = str(budget // 10)
     if column == "BEAR":
         more = ("--algorithm.warm-start", tenth)
