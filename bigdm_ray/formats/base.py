@@ -120,6 +120,13 @@ def needed(module: str, extra: str) -> Any:
         raise UserError(f"this format needs the package {module!r} ({error}); install it with: pip install 'bigdm-ray[{extra}]'") from None
 
 
+def vacant(folder: Path) -> Path:
+    """`folder`, where nothing may be yet. Raises UserError."""
+    if folder.exists() or folder.is_symlink():
+        raise UserError(f"--folder {folder} exists already; choose another, or delete it first")
+    return folder
+
+
 def inside(path: Path, folder: Path) -> Path:
     """`path`, which must lie in `folder` once links are followed. Raises UserError."""
     if not path.resolve().is_relative_to(folder.resolve()):
@@ -201,6 +208,8 @@ def _told(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _kin(said: Said, task: Task) -> bool:
     """Whether the source is of the task's environment, whatever its version."""
+    if task.wrap is not None:  # its rewards are others
+        return False
     mine = spec_of(task)
     ids = [task.name] if mine is None else [mine.id, task.name.partition(":")[2]]
     return _alike(task.name, said.env_id) or _base(said.env_id) in [_base(id) for id in ids]

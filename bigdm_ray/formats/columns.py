@@ -5,9 +5,10 @@ Lists in lists, fixed or not, are flattened row-major; an empty cell, a type tha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,34 @@ META = "bigdm"
 PACKAGES = ("gymnasium", "mujoco", "box2d", "vizdoom", "ale-py", "envpool", "numpy", "minari", "d4rl", "environment")
 
 
+@contextlib.contextmanager
+def reading(place: Callable[[], str]) -> Iterator[None]:
+    """What pyarrow raises for bytes that it cannot read becomes one sentence that begins with `place()`."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise UserError(f"{place()} cannot be read ({one_line(error)}); nothing was imported") from None
+
+
 def open_parquet(path: Path) -> pq.ParquetFile:
     """An open Parquet file, decoded page by page from a memory map. Raises UserError for a torn one."""
     try:
-        return pq.ParquetFile(path, memory_map=True, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
+        file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
+        _ = file.schema_arrow.names
+        return file
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is not a whole Parquet file ({one_line(error)}); nothing was imported") from None
+
+
+PROBE_ROWS = 8
+
+
+def rows_at_once(file: pq.ParquetFile, names: list[str], groups: list[int], wanted: int, most: int) -> int:
+    """How many rows decode to about `wanted` bytes, judged by the first few: what they take in the file may be a thousandth of it."""
+    for batch in file.iter_batches(batch_size=PROBE_ROWS, row_groups=groups, columns=names):
+        if len(batch):
+            return max(1, min(most, wanted * len(batch) // max(1, int(batch.nbytes))))
+    return 1
 
 
 def parquet_files(source: str) -> list[Path]:

@@ -91,11 +91,11 @@ class Dataset:
         return sorted(self.folder.glob(f"*{SUFFIX}"))
 
     def stream(self) -> Iterator[Episode]:
-        """Every episode in the dataset's order, one shard mapped at a time. Raises UserError for a shard that is torn or missing."""
+        """Every episode in the dataset's order, one shard mapped at a time and each of its bytes checked. Raises UserError for one that is torn or missing."""
         count = 0
         for path in self.shards():
             try:
-                opened = Shard.open(path)
+                opened = Shard.open(path, verify=True)
             except CorruptShard as error:
                 raise UserError(f"dataset {self.folder} is damaged: shard {path.name}: {error}; import it anew") from None
             for row in range(len(opened.ids)):

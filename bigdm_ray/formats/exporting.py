@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from bigdm_ray.errors import UserError, nearest
-from bigdm_ray.formats.base import formats
+from bigdm_ray.formats.base import formats, vacant
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.progress import Progress
 from bigdm_ray.replay.shard import sync_folder, unwritten
@@ -20,9 +20,7 @@ def export_dataset(dataset: Dataset, to: str, folder: Path, quiet: bool = False)
     known = {name: made for name, made in formats().items() if made.writes}
     if to not in known:
         raise UserError(f"--to is {to!r}, but one of {', '.join(known)} is expected{nearest(to, list(known))}")
-    if folder.exists() or folder.is_symlink():
-        raise UserError(f"--folder {folder} exists already; choose another, or delete it first")
-    hidden = folder.with_name(f".{folder.name}.exporting")
+    hidden = vacant(folder).with_name(f".{folder.name}.exporting")
     try:
         shutil.rmtree(hidden, ignore_errors=True)
         hidden.mkdir(parents=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.formats.base import Reader, open_source, task_of
+from bigdm_ray.formats.base import Reader, open_source, task_of, vacant
 from bigdm_ray.formats.behaviour import at_stage
 from bigdm_ray.formats.checks import conform
 from bigdm_ray.formats.dataset import SCHEMA_VERSION, Dataset, Writer, bytes_of
@@ -33,6 +33,7 @@ def import_dataset(sources: list[str], folder: Path, task: str | None = None, st
     join two files). With several sources, the number of the source stands as `stage` in the episodes' `source`.
     Raises UserError (nothing is left) or RunFailed (the disk; what was written waits for the same command).
     """
+    vacant(folder)
     readers = [open_source(source) for source in sources]
     name, signature = task_of(readers[0].said, task)
     for reader in readers[1:]:

@@ -31,7 +31,7 @@ from bigdm_ray.envs.task import Signature, find_task
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.base import Advance, Format, Reader, Said, field_name, inside, needed, spec_of
 from bigdm_ray.formats.checks import ended, refused
-from bigdm_ray.formats.columns import flat, numbers, one_line, open_parquet
+from bigdm_ray.formats.columns import flat, numbers, one_line, open_parquet, reading
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.hdf5 import Fields, open_hdf5
 from bigdm_ray.formats.spaces import flatten_leaf, layout, leaf_spaces, space_from_json, space_to_json, unflatten_leaf
@@ -140,14 +140,14 @@ class MinariFolder(Reader):
 
     def _batch(self, number: int, place: str) -> pa.RecordBatch:
         parts = self._parts(number)
-        try:
+        with reading(lambda: place):
             if self._format == "parquet":
                 tables = [open_parquet(path).read() for path in parts]
             else:
                 tables = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in parts]
+            for table in tables:
+                table.validate(full=True)  # Arrow trusts the offsets of an IPC file otherwise
             batches = pa.concat_tables(tables).combine_chunks().to_batches()
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{place} cannot be read ({one_line(error)}); nothing was imported") from None
         if not batches or len(batches[0]) < 2:
             raise refused(place, "rewards", "it has no steps")
         return batches[0]

@@ -26,7 +26,18 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import Advance, Format, Reader, Said, field_name
 from bigdm_ray.formats.behaviour import Behaviour
 from bigdm_ray.formats.checks import ended, refused
-from bigdm_ray.formats.columns import carried, flat, metadata_of, one_line, open_parquet, ours, parquet_files, said_versions, sound_signature
+from bigdm_ray.formats.columns import (
+    carried,
+    flat,
+    metadata_of,
+    open_parquet,
+    ours,
+    parquet_files,
+    reading,
+    rows_at_once,
+    said_versions,
+    sound_signature,
+)
 from bigdm_ray.formats.dataset import Dataset, bytes_of
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
@@ -48,9 +59,11 @@ class EpisodeRows(Reader):
         for path, file in zip(files, opened, strict=True):
             if file.schema_arrow.names != self._names:
                 raise UserError(f"{path} has other columns than {files[0]}; nothing was imported")
-        steps = _sum_of_lengths(files) if "length" in self._names else None
+        with reading(lambda: source):
+            steps = _sum_of_lengths(files) if "length" in self._names else None
+            first_id = self._first_env_id(opened)
         told, signature = ours(meta, source)
-        env_id = meta.get("env_id") or self._first_env_id(opened)
+        env_id = meta.get("env_id") or first_id
         self.said = Said(source, env_id, None, signature or _signature_of(meta, source), said_versions(meta), int(self._starts[-1]), steps, told)
 
     def _first_env_id(self, opened: list[pq.ParquetFile]) -> str:
@@ -81,28 +94,16 @@ class EpisodeRows(Reader):
             yield from self._file(file, signature, columns, start, max(0, skip - start))
 
     def _file(self, file: pq.ParquetFile, signature: Signature, columns: list[str], start: int, skip: int) -> Iterator[Episode]:
-        groups: list[int] = []
-        before = 0
-        for group in range(file.metadata.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if before + rows <= skip and not groups:
-                before += rows
-                continue
-            groups.append(group)
-        if not groups:
-            return
-        size = sum(file.metadata.row_group(group).total_byte_size for group in groups)
-        rows = sum(file.metadata.row_group(group).num_rows for group in groups)
-        each = max(1, min(1024, ROW_BYTES * rows // max(1, size)))
-        number = start + before
-        try:
-            for batch in file.iter_batches(batch_size=each, row_groups=groups, columns=columns):
+        number = start
+        with reading(lambda: f"{self.place(number)} or a later one"):
+            groups, before = _groups(file, skip)
+            number += before
+            each = rows_at_once(file, columns, groups, ROW_BYTES, 1024) if groups else 1
+            for batch in file.iter_batches(batch_size=each, row_groups=groups, columns=columns) if groups else ():
                 drop = max(0, start + skip - number)
                 if drop < len(batch):
                     yield from self._rows(batch.slice(drop), signature, number + drop)
                 number += len(batch)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{self.place(number)} or later cannot be read ({one_line(error)}); nothing was imported") from None
 
     def _rows(self, batch: pa.RecordBatch, signature: Signature, number: int) -> Iterator[Episode]:
         def place(k: int) -> str:
@@ -152,6 +153,13 @@ class EpisodeRows(Reader):
         for k, env_id in enumerate(batch.column("env_id").to_pylist()):
             if env_id and env_id != self.said.env_id:
                 raise refused(place(k), "env_id", f"a dataset of another task: it says {env_id} where the file is of {self.said.env_id}")
+
+
+def _groups(file: pq.ParquetFile, skip: int) -> tuple[list[int], int]:
+    """The row groups from the one on that holds row `skip`, and the rows before them."""
+    starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups))])
+    first = int(np.searchsorted(starts, skip, side="right")) - 1
+    return list(range(first, file.metadata.num_row_groups)), int(starts[first])
 
 
 def _expect(found: np.ndarray, rows: np.ndarray, leaf: Leaf, name: str, place: Any, lengths: np.ndarray) -> None:

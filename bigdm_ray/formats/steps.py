@@ -10,6 +10,7 @@ what `d4rl` does is done here too. Dicts are structs, tensors are lists or tenso
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterator
@@ -26,7 +27,20 @@ from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import MAX_EPISODE_BYTES, Advance, Format, Reader, Said, field_name
 from bigdm_ray.formats.checks import refused
-from bigdm_ray.formats.columns import META, carried, flat, metadata_of, numbers, one_line, open_parquet, ours, parquet_files, said_versions
+from bigdm_ray.formats.columns import (
+    META,
+    carried,
+    flat,
+    metadata_of,
+    numbers,
+    one_line,
+    open_parquet,
+    ours,
+    parquet_files,
+    reading,
+    rows_at_once,
+    said_versions,
+)
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.spaces import flatten_leaf, layout, leaf_spaces, space_from_json, space_to_json, unflatten_leaf
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
@@ -130,12 +144,12 @@ class StepRows(Reader):
         names = list(self._columns.values())
         for path in self._files:
             file = open_parquet(path)
-            size = sum(file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups))
-            each = max(1, min(1 << 16, ROW_BYTES * file.metadata.num_rows // max(1, size)))
-            try:
+            with reading(functools.partial(self._within, path)):
+                each = rows_at_once(file, names, list(range(file.metadata.num_row_groups)), ROW_BYTES, 1 << 16)
                 yield from (batch for batch in file.iter_batches(batch_size=each, columns=names) if len(batch))
-            except (pa.ArrowException, OSError) as error:
-                raise UserError(f"{path}, episode {self._number} or later, cannot be read ({one_line(error)}); nothing was imported") from None
+
+    def _within(self, path: Path) -> str:
+        return f"{path}, episode {self._number} or a later one"
 
     def _here(self, _: int = 0) -> str:
         return f"{self.place(self._number)} or a later one"

@@ -14,6 +14,7 @@ from sources import d4rl_file, dataset, edited, episode_parquet, minari_folder, 
 
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
+from bigdm_ray.formats.columns import open_parquet, rows_at_once
 from bigdm_ray.formats.importing import import_dataset
 
 TASK = "toy-continuous"
@@ -273,6 +274,16 @@ def test_text_where_numbers_are_expected(tmp_path, episodes):
     refused(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", "s.parquet", "'actions'", "numbers are expected, not string")
 
 
+def test_a_file_that_decodes_to_much_more_is_decoded_in_small_batches(tmp_path):
+    """Constant columns take next to nothing in the file: batches go by what they become."""
+    rows = {"observations": [np.zeros(3000, np.float32)] * 50, "rewards": [np.zeros(1000, np.float32)] * 50}
+    path = episode_parquet(tmp_path / "s.parquet", rows, row_group_size=20)
+    assert path.stat().st_size < 10_000
+    for wanted, most, each in ((16_000 * 10, 1024, 9), (16_000 * 10, 5, 5), (1, 1024, 1)):
+        assert rows_at_once(open_parquet(path), ["observations", "rewards"], [0, 1, 2], wanted, most) == each
+    assert rows_at_once(open_parquet(path), ["rewards"], [2], 10**9, 1024) == 1024
+
+
 # --- torn files
 
 
@@ -340,6 +351,11 @@ def test_a_row_of_another_environment(tmp_path, episodes):
     carts = played("cartpole", 6).episodes
     source = episode_parquet(tmp_path / "s.parquet", rows_of(carts, env_id=ids))
     refused(source, tmp_path / "set", "episode 3", "'env_id'", "another task", "Acrobot-v1", "CartPole-v1", task=None)
+
+
+def test_a_task_that_pays_otherwise_is_another(tmp_path):
+    source = episode_parquet(tmp_path / "s.parquet", rows_of(played("lunarlander", 2).episodes, env_id=["LunarLander-v3"] * 2))
+    refused(source, tmp_path / "set", "another task", "LunarLander-v3", "not lunarlander-sparse", task="lunarlander-sparse")
 
 
 def test_arrays_of_another_shape_than_the_task(tmp_path, episodes):
