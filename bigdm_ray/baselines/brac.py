@@ -2,12 +2,13 @@
 
 A squashed Gaussian that was cloned from the data stays fixed; an actor-critic pays `alpha` times the divergence of its policy from
 it: in the policy's objective (equation 5), and with `value_penalty` (BRAC-v) in the critics' targets too (equation 4), without it (BRAC-p) not.
-The first `clone_steps` learner steps fit the clone by maximum likelihood; then come `warm_start` steps in which the policy minimises
-the divergence alone. Settings are those of the official code (google-research/behavior_regularized_offline_rl) and D4RL's evaluations.
+The first `clone_steps` learner steps fit the clone by maximum likelihood; then come `warm_start` steps of the critics alone. Settings are those of the
+official code (google-research/behavior_regularized_offline_rl) and D4RL's evaluations; the paper tunes `alpha` for each task.
 
-Deviations. (1) The divergence of the two Gaussians before tanh is added up in closed form, where the paper averages 4 samples:
-tanh is one-to-one, so it is the same quantity without the noise. (2) Cloning is part of the run, has no entropy term, and the policy
-begins as the clone. (3) Bootstrapping stops at terminations only, not at time limits.
+Deviations. (1) The divergence of the two Gaussians before tanh is added up in closed form, where the paper averages 4 samples: tanh is one-to-one,
+so it is the same quantity without the noise. (2) Cloning is part of the run, has no entropy term, and the policy begins as the clone. So it
+rests in the warm start, which for the official code is the time to reach the clone: steps at a divergence of 0 would wear Adam's second moments
+away, and the critics' first gradients would throw the policy far. (3) Bootstrapping stops at terminations only, not at time limits.
 
     python -m bigdm_ray.run brac DATASET --evaluations.mode mean
     python -m bigdm_ray.run brac DATASET --algorithm.clone-steps 5000 --algorithm.warm-start 2000 --budget.learner-steps 50000
@@ -71,7 +72,7 @@ class Brac(OfflineBaseline):
     value_penalty: bool = setting(True, "put the divergence into the critics' targets too (BRAC-v); false is BRAC-p")
     min_share: float = setting(1.0, "share of the smaller critic, the rest being of the larger", low=0, high=1)
     clone_steps: int = setting(50_000, "learner steps at the beginning that fit the clone", low=1)
-    warm_start: int = setting(20_000, "learner steps after these in which the policy minimises the divergence alone", low=0)
+    warm_start: int = setting(20_000, "learner steps after these in which the critics learn alone, and the policy stays the clone", low=0)
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for what is not one task of vectors and bounded continuous actions."""
@@ -107,16 +108,14 @@ class Brac(OfflineBaseline):
         fit = ((values - targets) ** 2).mean(1).sum()
         descend(fit, optimizers["critics"])
 
-        mean, log_std = model.actor(t.seen)
-        divergence = model.divergence(t.seen, mean, log_std).mean()
-        loss = self.alpha * divergence
-        metrics = {"loss": fit, "value": values.mean(), "target": targets.mean(), "divergence": divergence}
+        metrics = {"loss": fit, "value": values.mean(), "target": targets.mean()}
         if step >= self.clone_steps + self.warm_start:
+            mean, log_std = model.actor(t.seen)
+            divergence = model.divergence(t.seen, mean, log_std).mean()
             action = torch.tanh(mean + torch.exp(log_std) * torch.randn_like(mean))
             judged = soft_clipped(model.critics.both(t.seen, action), self.min_share).mean()
-            loss = loss - judged
-            metrics["policy_value"] = judged
-        descend(loss, optimizers["actor"])
+            descend(self.alpha * divergence - judged, optimizers["actor"])
+            metrics |= {"divergence": divergence, "policy_value": judged}
         follow(model.critics.target, model.critics.online, self.follow_rate)
         return {f"train/{name}": value.detach() for name, value in metrics.items()}
 

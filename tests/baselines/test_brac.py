@@ -46,7 +46,7 @@ def test_targets_are_the_smaller_critic_less_alpha_times_the_divergence(tmp_path
             torch.testing.assert_close(targets[row], t.reward[row] + 0.99 * t.goes_on[row] * value, rtol=1e-4, atol=1e-4)
 
 
-def test_first_the_clone_then_the_divergence_alone_then_the_critics(tmp_path):
+def test_first_the_clone_then_the_critics_alone_then_both(tmp_path):
     learner, stores = made(Brac, tmp_path, clone_steps=4, warm_start=3)
     model = learner.model
 
@@ -57,8 +57,10 @@ def test_first_the_clone_then_the_divergence_alone_then_the_critics(tmp_path):
     assert set(learner.update(stores, 4).metrics) == {"train/clone_loss"}
     assert same(model.actor, model.clone) and all(torch.equal(a, b) for a, b in zip(critics, model.critics.parameters(), strict=True))
     clone = [p.clone() for p in model.clone.parameters()]
+    moments = learner.optimizers["actor"].state_dict()["state"][0]["exp_avg_sq"].clone()
     metrics = learner.update(stores, 3).metrics
-    assert metrics["train/divergence"] < 1e-3 and "train/policy_value" not in metrics
+    assert same(model.actor, model.clone) and "train/policy_value" not in metrics
+    assert torch.equal(moments, learner.optimizers["actor"].state_dict()["state"][0]["exp_avg_sq"]), "Adam's memory is not worn away"
     assert not all(torch.equal(a, b) for a, b in zip(critics, model.critics.parameters(), strict=True))
     assert "train/policy_value" in learner.update(stores, 3).metrics
     assert not same(model.actor, model.clone) and all(torch.equal(a, b) for a, b in zip(clone, model.clone.parameters(), strict=True))
