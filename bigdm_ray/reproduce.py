@@ -90,7 +90,7 @@ class Shelf:
             "algorithm": cell.algorithm,
             "target": cell.target,
             "flags": list(cell.flags),
-            "dataset": dataset and {name: dataset[name] for name in ("name", "sha256", "source", "episodes", "steps", "return_mean")},
+            "dataset": dataset and {name: dataset[name] for name in ("name", "sha256", "episodes", "steps", "return_mean")},
             **{name: summary.get(name) for name in kept},
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         }
