@@ -18,7 +18,7 @@ from bigdm_ray.replay.gather import Arrays, gather
 from bigdm_ray.replay.store import Store
 from bigdm_ray.replay.windows import View, Windows
 
-TURN = 250
+TURN = 500
 
 
 class RotatingStore(Store):
