@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -86,6 +86,32 @@ class Policy(ABC):
         if "desired_horizon" in commands:
             out["desired_horizon"] = np.maximum(commands["desired_horizon"] - 1, np.float32(1))
         return out
+
+
+class Memoryless(Policy):
+    """Acts on the observation alone: `choose` makes actions by leaf, of observations by leaf `[n, ...]` and uniforms `[n, k]`."""
+
+    def __init__(self, choose: Callable[[dict[str, Tensor], Tensor], dict[str, Tensor]], uniforms: int) -> None:
+        self._choose = choose
+        self.uniforms = uniforms
+
+    def start(self, n: int) -> State:
+        """See Policy: nothing is remembered."""
+        return {}
+
+    @torch.inference_mode()
+    def act(
+        self,
+        state: State,
+        observations: dict[str, np.ndarray],
+        rewards: np.ndarray,
+        commands: Columns,
+        first: np.ndarray,
+        uniforms: np.ndarray,
+    ) -> tuple[dict[str, np.ndarray], State]:
+        """See Policy."""
+        actions = self._choose({path: torch.from_numpy(values) for path, values in observations.items()}, torch.from_numpy(uniforms))
+        return {path: values.numpy() for path, values in actions.items()}, state
 
 
 @dataclass(frozen=True)

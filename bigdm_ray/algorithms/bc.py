@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State
+from bigdm_ray.algorithms.base import Algorithm, Loss, Memoryless, Mode, Policy
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.heads import ActionHead
@@ -51,34 +51,6 @@ class Actor(nn.Module):
         """Leaves `[..., *shape]` to parameters `[..., P]`."""
         out: Tensor = self.head(self.encoder(observations))
         return out
-
-
-class ActorPolicy(Policy):
-    """Acts on the observation alone."""
-
-    def __init__(self, actor: Actor, greedy: bool) -> None:
-        self._actor = actor
-        self._greedy = greedy
-        self.uniforms = actor.head.uniforms
-
-    def start(self, n: int) -> State:
-        """See Policy: nothing is remembered."""
-        return {}
-
-    @torch.inference_mode()
-    def act(
-        self,
-        state: State,
-        observations: dict[str, np.ndarray],
-        rewards: np.ndarray,
-        commands: Columns,
-        first: np.ndarray,
-        uniforms: np.ndarray,
-    ) -> tuple[dict[str, np.ndarray], State]:
-        """See Policy."""
-        parameters = self._actor({path: torch.from_numpy(values) for path, values in observations.items()})
-        actions = self._actor.head.act(parameters, None if self._greedy else torch.from_numpy(uniforms))
-        return {path: values.numpy() for path, values in actions.items()}, state
 
 
 def only_task(name: str, signatures: Mapping[str, Signature]) -> Signature:
@@ -130,7 +102,7 @@ class Imitation(Algorithm):
             raise UserError(f"{self.name} has no planner; its modes are sample and mean")
         actor = model if isinstance(model, Actor) else model.get_submodule("actor")
         assert isinstance(actor, Actor)
-        return ActorPolicy(actor, greedy=mode == "mean")
+        return Memoryless(lambda seen, chance: actor.head.act(actor(seen), None if mode == "mean" else chance), actor.head.uniforms)
 
 
 @dataclass(frozen=True)

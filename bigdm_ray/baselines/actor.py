@@ -8,16 +8,16 @@ are: logits, action values, a Gaussian, or a Gaussian squashed by tanh.
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Columns, Mode, Policy, State
+from bigdm_ray.algorithms.base import Memoryless, Mode
 from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.errors import UserError
+from bigdm_ray.models.heads import normals
 
 Way = Literal["logits", "values", "gaussian", "squashed"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -81,7 +81,7 @@ def layers_of(*modules: nn.Module, log_std: Tensor | None = None) -> dict[str, n
     return out if log_std is None else {"log_std": log_std.detach().cpu().numpy().copy()} | out
 
 
-class ActorPolicy(Policy):
+class ActorPolicy(Memoryless):
     """Acts with an Actor. `sample` draws (from action values: with probability `epsilon` any action), `mean` takes the likeliest."""
 
     def __init__(self, model: nn.Module, mode: Mode, epsilon: float = 0.0) -> None:
@@ -89,28 +89,14 @@ class ActorPolicy(Policy):
         if mode == "plan":
             raise UserError(f"{model.name} has no planner; its modes are sample and mean")
         self._model, self._greedy, self._epsilon = model, mode == "mean", epsilon
-        self.uniforms = {"logits": 1, "values": 2}.get(model.way, model.action.size)
+        super().__init__(self._act, {"logits": 1, "values": 2}.get(model.way, model.action.size))
 
-    def start(self, n: int) -> State:
-        """See Policy: no memory."""
-        return {}
-
-    @torch.inference_mode()
-    def act(
-        self,
-        state: State,
-        observations: dict[str, np.ndarray],
-        rewards: np.ndarray,
-        commands: Columns,
-        first: np.ndarray,
-        uniforms: np.ndarray,
-    ) -> tuple[dict[str, np.ndarray], State]:
-        """See Policy."""
+    def _act(self, observations: dict[str, Tensor], uniforms: Tensor) -> dict[str, Tensor]:
         model = self._model
-        out = model(torch.from_numpy(observations[model.path]).float())
-        chance = None if self._greedy else torch.from_numpy(uniforms)
+        out = model(observations[model.path].float())
+        chance = None if self._greedy else uniforms
         picked = self._chosen(out, chance) if model.action.kind == "discrete" else self._moved(out, chance)
-        return {model.action_path: picked.numpy().astype(model.action.dtype).reshape(len(out), *model.action.shape)}, state
+        return {model.action_path: picked.to(getattr(torch, model.action.dtype)).reshape(len(out), *model.action.shape)}
 
     def _chosen(self, out: Tensor, chance: Tensor | None) -> Tensor:
         best = out.argmax(-1)
@@ -125,8 +111,7 @@ class ActorPolicy(Policy):
         model = self._model
         move, log_std = out.chunk(2, -1)
         if chance is not None:
-            normal = math.sqrt(2.0) * torch.erfinv(2.0 * chance.clamp(1e-6, 1 - 1e-6) - 1.0)
-            move = move + torch.exp(log_std.clamp(*LOG_STD_RANGE[model.way])) * normal
+            move = move + torch.exp(log_std.clamp(*LOG_STD_RANGE[model.way])) * normals(chance)
         if model.way == "squashed":
             move = torch.tanh(move)
         if model.action.low is None or model.action.high is None:

@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Mode, Policy
 from bigdm_ray.baselines.base import follow
-from bigdm_ray.baselines.offline import Critics, Memoryless, OfflineBaseline, Transitions, best_of, descend, frozen, repeated, soft_clipped
+from bigdm_ray.baselines.offline import Critics, OfflineBaseline, Transitions, best_of, descend, frozen, on_vectors, repeated, soft_clipped
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.autoencoder import Autoencoder
-from bigdm_ray.models.continuous import Spaces, normals
+from bigdm_ray.models.continuous import Spaces
+from bigdm_ray.models.heads import normals
 from bigdm_ray.models.networks import mlp
 from bigdm_ray.settings import setting
 
@@ -104,9 +105,7 @@ class Bcq(OfflineBaseline):
         descend(encoding, optimizers["autoencoder"])
         with torch.no_grad():
             targets = self.targets(model, t)
-        values = model.critics.both(t.seen, t.action)
-        fit = ((values - targets) ** 2).mean(1).sum()
-        descend(fit, optimizers["critics"])
+        metrics = self.fit_critics(model.critics, t, targets, optimizers["critics"])
         with torch.no_grad():
             noise = torch.randn(len(t.seen), model.autoencoder.latent, device=t.seen.device).clamp(-0.5, 0.5)
             sampled = torch.tanh(model.autoencoder.decode(t.seen, noise))
@@ -114,7 +113,7 @@ class Bcq(OfflineBaseline):
         descend(improvement, optimizers["perturbation"])
         follow(model.critics.target, model.critics.online, self.follow_rate)
         follow(model.perturbation_target, model.perturbation, self.follow_rate)
-        metrics = {"loss": fit, "autoencoder_loss": encoding, "value": values.mean(), "policy_value": -improvement, "target": targets.mean()}
+        metrics |= {"autoencoder_loss": encoding, "policy_value": -improvement}
         return {f"train/{name}": value.detach() for name, value in metrics.items()}
 
     def policy(self, model: nn.Module, mode: Mode) -> Policy:
@@ -129,7 +128,7 @@ class Bcq(OfflineBaseline):
             generated = model.generated(repeated(seen, count), noise, model.perturbation)
             return best_of(model.critics, seen, generated.reshape(len(seen), count, -1))
 
-        return Memoryless(model.spaces, choose, count * latent)
+        return on_vectors(model.spaces, choose, count * latent)
 
 
 ALGORITHM = Bcq

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Mode, Policy
 from bigdm_ray.baselines.base import follow
-from bigdm_ray.baselines.offline import Critics, Memoryless, OfflineBaseline, Transitions, best_of, descend, frozen, repeated, soft_clipped
+from bigdm_ray.baselines.offline import Critics, OfflineBaseline, Transitions, best_of, descend, frozen, on_vectors, repeated, soft_clipped
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.autoencoder import Autoencoder
-from bigdm_ray.models.continuous import Gaussian, Spaces, normals
+from bigdm_ray.models.continuous import Gaussian, Spaces
+from bigdm_ray.models.heads import normals
 from bigdm_ray.settings import setting
 
 LOG_STD_RANGE = (-20.0, 2.0)
@@ -123,14 +124,11 @@ class Bear(OfflineBaseline):
         descend(encoding, optimizers["autoencoder"])
         with torch.no_grad():
             targets = self.targets(model, t)
-        values = model.critics.both(t.seen, t.action)
-        fit = ((values - targets) ** 2).mean(1).sum()
-        descend(fit, optimizers["critics"])
+        metrics = self.fit_critics(model.critics, t, targets, optimizers["critics"])
 
         discrepancy, raw = self._discrepancy(model, t.seen)
         weight = torch.exp(model.multiplier.log.detach())
         loss = weight * discrepancy.mean()
-        metrics = {"loss": fit, "autoencoder_loss": encoding, "value": values.mean(), "target": targets.mean()}
         if step >= self.warm_start:
             count = raw.shape[1]
             judged = model.critics.both(repeated(t.seen, count), torch.tanh(raw).flatten(0, 1)).reshape(2, -1, count).mean(2).amin(0).mean()
@@ -143,7 +141,7 @@ class Bear(OfflineBaseline):
             model.multiplier.log.clamp_(*LOG_MULTIPLIER_RANGE)
         follow(model.critics.target, model.critics.online, self.follow_rate)
         follow(model.actor_target, model.actor, self.follow_rate)
-        metrics |= {"mmd": discrepancy.mean(), "multiplier": weight}
+        metrics |= {"autoencoder_loss": encoding, "mmd": discrepancy.mean(), "multiplier": weight}
         return {f"train/{name}": value.detach() for name, value in metrics.items()}
 
     def _discrepancy(self, model: BearModel, seen: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,7 +168,7 @@ class Bear(OfflineBaseline):
         def middle(seen: Tensor, uniforms: Tensor) -> Tensor:
             return torch.tanh(model.actor(seen)[0])
 
-        return Memoryless(model.spaces, best if mode == "sample" else middle, count * model.spaces.acted)
+        return on_vectors(model.spaces, best if mode == "sample" else middle, count * model.spaces.acted)
 
     @classmethod
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:

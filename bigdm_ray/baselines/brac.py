@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Mode, Policy
 from bigdm_ray.baselines.base import follow
-from bigdm_ray.baselines.offline import Critics, Memoryless, OfflineBaseline, Transitions, descend, frozen, soft_clipped
+from bigdm_ray.baselines.offline import Critics, OfflineBaseline, Transitions, descend, frozen, on_vectors, soft_clipped
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
-from bigdm_ray.models.continuous import Gaussian, Spaces, normals, squashed_log_prob
+from bigdm_ray.models.continuous import Gaussian, Spaces, squashed_log_prob
+from bigdm_ray.models.heads import normals
 from bigdm_ray.settings import setting
 
 LOG_STD_RANGE = (-5.0, 0.0)
@@ -104,11 +105,8 @@ class Brac(OfflineBaseline):
             return {"train/clone_loss": loss.detach()}
         with torch.no_grad():
             targets = self.targets(model, t)
-        values = model.critics.both(t.seen, t.action)
-        fit = ((values - targets) ** 2).mean(1).sum()
-        descend(fit, optimizers["critics"])
+        metrics = self.fit_critics(model.critics, t, targets, optimizers["critics"])
 
-        metrics = {"loss": fit, "value": values.mean(), "target": targets.mean()}
         if step >= self.clone_steps + self.warm_start:
             mean, log_std = model.actor(t.seen)
             divergence = model.divergence(t.seen, mean, log_std).mean()
@@ -129,7 +127,7 @@ class Brac(OfflineBaseline):
             mean, log_std = model.actor(seen)
             return torch.tanh(mean if mode == "mean" else mean + torch.exp(log_std) * normals(uniforms))
 
-        return Memoryless(model.spaces, choose, model.spaces.acted)
+        return on_vectors(model.spaces, choose, model.spaces.acted)
 
     @classmethod
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:

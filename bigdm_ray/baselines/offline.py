@@ -11,11 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Columns, Policy, State
+from bigdm_ray.algorithms.base import Memoryless, Policy
 from bigdm_ray.baselines.base import Baseline
 from bigdm_ray.models.continuous import Ensemble, Spaces
 from bigdm_ray.replay.windows import View
@@ -106,37 +105,21 @@ class OfflineBaseline(Baseline):
         """Single steps, every time step alike, with what followed."""
         return View(weight="length", next_observation=True, terminals=True)
 
+    def fit_critics(self, critics: Critics, t: Transitions, targets: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """One step of both critics towards `targets [B]`; metrics."""
+        values = critics.both(t.seen, t.action)
+        fit = ((values - targets) ** 2).mean(1).sum()
+        descend(fit, optimizer)
+        return {"loss": fit, "value": values.mean(), "target": targets.mean()}
+
     def adam(self, network: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
         """Adam for the parameters of `network` that are trained."""
         return torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=learning_rate, fused=True)
 
 
-class Memoryless(Policy):
-    """Acts on the observation alone: `choose` makes packed actions `[n, acted]` of rows `[n, seen]` and uniforms `[n, k]`."""
-
-    def __init__(self, spaces: Spaces, choose: Callable[[Tensor, Tensor], Tensor], uniforms: int) -> None:
-        self._spaces = spaces
-        self._choose = choose
-        self.uniforms = uniforms
-
-    def start(self, n: int) -> State:
-        """See Policy: nothing is remembered."""
-        return {}
-
-    @torch.inference_mode()
-    def act(
-        self,
-        state: State,
-        observations: dict[str, np.ndarray],
-        rewards: np.ndarray,
-        commands: Columns,
-        first: np.ndarray,
-        uniforms: np.ndarray,
-    ) -> tuple[dict[str, np.ndarray], State]:
-        """See Policy."""
-        seen = self._spaces.see({path: torch.from_numpy(values) for path, values in observations.items()})
-        actions = self._spaces.unpack(self._choose(seen, torch.from_numpy(uniforms)))
-        return {path: values.numpy() for path, values in actions.items()}, state
+def on_vectors(spaces: Spaces, choose: Callable[[Tensor, Tensor], Tensor], uniforms: int) -> Policy:
+    """Acts without memory: `choose` makes packed actions `[n, acted]` of rows `[n, seen]` and uniforms `[n, k]`."""
+    return Memoryless(lambda seen, chance: spaces.unpack(choose(spaces.see(seen), chance)), uniforms)
 
 
 def best_of(critics: Critics, seen: Tensor, candidates: Tensor) -> Tensor:

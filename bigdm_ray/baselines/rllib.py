@@ -23,6 +23,7 @@ from bigdm_ray.algorithms.base import Mode, Policy
 from bigdm_ray.baselines.actor import Actor, ActorPolicy, layers_of, plain_leaves
 from bigdm_ray.baselines.base import Bench, Foreign
 from bigdm_ray.envs.task import Signature
+from bigdm_ray.replay.returns import discounted, episode_groups
 from bigdm_ray.replay.windows import View
 from bigdm_ray.settings import setting
 
@@ -101,6 +102,15 @@ class Squashed(Rllib):
         return layers_of(module.pi_encoder, module.pi)
 
 
+class Tempered(Squashed):
+    """Squashed, with a temperature that is learned."""
+
+    def memory(self, learner: Any) -> dict[str, Tensor]:
+        """See Rllib."""
+        return {"log_alpha": learner.curr_log_alpha[MODULE]}
+
+
+@dataclass(frozen=True)
 class Playing(Rllib):
     """Algorithms that learn from what they play."""
 
@@ -108,11 +118,16 @@ class Playing(Rllib):
     offline: ClassVar[bool] = False
     on_ray: ClassVar[bool] = True
 
+    environments: int = setting(8, "environments that each runner plays side by side", low=1)
 
+
+@dataclass(frozen=True)
 class Studying(Rllib):
     """Algorithms that learn from a dataset."""
 
     stride: ClassVar[int] = 50
+
+    batch_size: int = setting(256, "steps drawn for one learner step", low=1)
 
     def trainer(self, bench: Bench) -> RllibTrainer:
         """See Foreign."""
@@ -127,8 +142,12 @@ class Studying(Rllib):
     @property
     def batch(self) -> int:
         """See Algorithm."""
-        size: int = self.batch_size  # type: ignore[attr-defined]
-        return size
+        return self.batch_size
+
+    @classmethod
+    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
+        """See Algorithm."""
+        return {"*": {"default": MEAN}}
 
     def prepare(self, bench: Bench, path: str, learner: Any) -> Any:
         """What is computed once from the episodes, for `targets`. `path` is that of the observation, `learner` RLlib's."""
@@ -145,7 +164,6 @@ class Ppo(Gaussian, Playing):
 
     name: ClassVar[str] = "ppo"
 
-    environments: int = setting(8, "environments that each runner plays side by side", low=1)
     train_batch: int = setting(2048, "environment steps of an iteration", low=1)
     minibatch: int = setting(64, "steps of a learner step", low=1)
     epochs: int = setting(10, "passes over the steps of an iteration", low=1)
@@ -202,7 +220,7 @@ class Ppo(Gaussian, Playing):
 
 
 @dataclass(frozen=True)
-class Sac(Squashed, Playing):
+class Sac(Tempered, Playing):
     """Hyperparameters of soft actor-critic (Haarnoja et al. 2018) with a temperature that is learned."""
 
     name: ClassVar[str] = "sac"
@@ -235,10 +253,6 @@ class Sac(Squashed, Playing):
             train_batch_size_per_learner=self.batch_size,
         )
 
-    def memory(self, learner: Any) -> dict[str, Tensor]:
-        """See Rllib."""
-        return {"log_alpha": learner.curr_log_alpha[MODULE]}
-
     def trainer(self, bench: Bench) -> RllibTrainer:
         """See Foreign."""
         from bigdm_ray.baselines.rllib_trainer import SacTrainer
@@ -253,13 +267,12 @@ class Sac(Squashed, Playing):
 
 
 @dataclass(frozen=True)
-class Cql(Squashed, Studying):
+class Cql(Tempered, Studying):
     """Hyperparameters of conservative Q-learning, CQL(H) without Lagrange (Kumar et al. 2020); those of the authors' D4RL runs."""
 
     name: ClassVar[str] = "cql"
     offline_steps: ClassVar[int] = 500_000
 
-    batch_size: int = setting(256, "steps drawn for one learner step", low=1)
     actor_learning_rate: float = setting(1e-4, "Adam's learning rate of the policy", above=0, high=1)
     critic_learning_rate: float = setting(3e-4, "Adam's learning rate of the critics", above=0, high=1)
     alpha_learning_rate: float = setting(1e-4, "Adam's learning rate of the temperature", above=0, high=1)
@@ -289,15 +302,6 @@ class Cql(Squashed, Studying):
             train_batch_size_per_learner=self.batch_size,
         )
 
-    def memory(self, learner: Any) -> dict[str, Tensor]:
-        """See Rllib."""
-        return {"log_alpha": learner.curr_log_alpha[MODULE]}
-
-    @classmethod
-    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """See Algorithm."""
-        return {"*": {"default": MEAN}}
-
 
 @dataclass(frozen=True)
 class Iql(Squashed, Studying):
@@ -306,7 +310,6 @@ class Iql(Squashed, Studying):
     name: ClassVar[str] = "iql"
     offline_steps: ClassVar[int] = 500_000
 
-    batch_size: int = setting(256, "steps drawn for one learner step", low=1)
     actor_learning_rate: float = setting(3e-4, "Adam's learning rate of the policy", above=0, high=1)
     critic_learning_rate: float = setting(3e-4, "Adam's learning rate of the critics", above=0, high=1)
     value_learning_rate: float = setting(3e-4, "Adam's learning rate of the value", above=0, high=1)
@@ -330,11 +333,6 @@ class Iql(Squashed, Studying):
             train_batch_size_per_learner=self.batch_size,
         )
 
-    @classmethod
-    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """See Algorithm."""
-        return {"*": {"default": MEAN}}
-
 
 @dataclass(frozen=True)
 class Marwil(Gaussian, Studying):
@@ -343,7 +341,6 @@ class Marwil(Gaussian, Studying):
     name: ClassVar[str] = "marwil"
     activation: ClassVar[str] = "relu"
 
-    batch_size: int = setting(256, "steps drawn for one learner step", low=1)
     learning_rate: float = setting(3e-4, "Adam's learning rate", above=0, high=1)
     gamma: float = setting(0.99, "discount of the returns", low=0, high=1)
     beta: float = setting(1.0, "how much the advantages weigh", low=0)
@@ -384,21 +381,20 @@ class Marwil(Gaussian, Studying):
         """
         store = bench.store
         assert store is not None
-        returns, left, last = [], [], []
-        for position in range(len(store.table)):
-            episode = store.episode(position)
-            total, summed = 0.0, np.zeros(episode.length, np.float32)
-            for t in range(episode.length - 1, -1, -1):
-                total = summed[t] = episode.rewards[t] + self.gamma * total
-            remaining = np.arange(episode.length, 0, -1).astype(np.float32)
-            returns.append(summed)
-            left.append(np.zeros_like(remaining) if episode.terminated else self.gamma**remaining)
-            last.append(episode.observations[path][-1].astype(np.float32))
-        which = np.repeat(np.arange(len(store.table), dtype=np.float32), store.table.lengths)
+        lengths = store.table.lengths
+        returns, last, ends = [], [], []
+        for group in episode_groups(store):
+            returns.append(discounted(group.rewards, group.lengths, self.gamma))
+            last.append(group.observations[path][np.cumsum(group.lengths + 1) - 1].astype(np.float32))
+            ends.append(group.terminated)
+        which = np.repeat(np.arange(len(lengths)), lengths)
+        remaining = store.table.ends[which] - np.arange(len(which))
+        left = np.where(np.concatenate(ends)[which], 0.0, self.gamma**remaining).astype(np.float32)
+        together = np.concatenate(returns)
         if self.norm_start is None:
-            self.memory(learner)["squared_advantage"].fill_(float(np.mean(np.square(np.concatenate(returns)))))
-        store.annotate({"discounted_return": np.concatenate(returns), "discount_left": np.concatenate(left), "episode": which})
-        return torch.from_numpy(np.stack(last)).to(bench.device)
+            self.memory(learner)["squared_advantage"].fill_(float(np.mean(np.square(together))))
+        store.annotate({"discounted_return": together, "discount_left": left, "episode": which.astype(np.float32)})
+        return torch.from_numpy(np.concatenate(last)).to(bench.device)
 
     def targets(self, prepared: Any, annotations: dict[str, np.ndarray], module: Any) -> dict[str, Tensor]:
         """See Studying: `value_targets` with the value as it is now."""
@@ -409,11 +405,6 @@ class Marwil(Gaussian, Studying):
                 values = module.compute_values({"obs": prepared[which[open_ended].long()]})
             returns[open_ended] += left[open_ended] * values
         return {"value_targets": returns}
-
-    @classmethod
-    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """See Algorithm."""
-        return {"*": {"default": MEAN}}
 
 
 MODULE = "default_policy"

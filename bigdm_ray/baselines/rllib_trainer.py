@@ -22,7 +22,7 @@ import torch
 
 from bigdm_ray.baselines.actor import plain_leaves
 from bigdm_ray.baselines.base import Bench, Turn, below, from_unit, load_optimizer, optimizer_state, prefixed, sound, spaces_of, to_unit
-from bigdm_ray.baselines.rllib import MODULE, Cql, Ppo, Rllib, Sac, Squashed, Studying
+from bigdm_ray.baselines.rllib import MODULE, Cql, Playing, Ppo, Rllib, Sac, Squashed, Studying
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import RunFailed
 
@@ -135,7 +135,7 @@ def joint_catalog() -> Any:
         def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             return {ENCODER_OUT: torch.relu(self.layer(torch.cat([batch["obs"], batch["actions"]], -1)))}
 
-    class JointCatalog(SACCatalog):  # type: ignore[misc]
+    class JointCatalog(SACCatalog):  # type: ignore[misc]  # mypy does not look into RLlib
         """See `joint_catalog`."""
 
         def _build_qf_encoder_continuous(self, framework: str) -> Joint:
@@ -215,7 +215,8 @@ class PlayingTrainer(RllibTrainer):
 
     def _runner_config(self, index: int) -> Any:
         seed = (self.bench.seed + SEED_STRIDE * index) % 2**31
-        rows = self.algorithm.environments  # type: ignore[attr-defined]
+        assert isinstance(self.algorithm, Playing)
+        rows = self.algorithm.environments
         make = functools.partial(environments, self.bench.task.name, self.algorithm.name, rows, seed)
         config = self.config.copy(copy_frozen=False).environment(env=make)
         return config.env_runners(num_env_runners=self.bench.actors, num_envs_per_env_runner=rows, gym_env_vectorize_mode="vector_entry_point")
@@ -391,7 +392,7 @@ def rows_class() -> Any:
     from gymnasium.vector import AutoresetMode, VectorEnv
     from gymnasium.vector.utils import batch_space
 
-    class Rows(VectorEnv):  # type: ignore[type-arg]
+    class Rows(VectorEnv[Any, Any, Any]):
         """See `rows_class`."""
 
         metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012  (gymnasium declares it so)

@@ -44,7 +44,12 @@ def _connect(ray: Any, run: Run) -> None:
                 "or HOST:PORT of its head"
             ) from None
         return
-    cpus = max(os.cpu_count() or 1, machines.actors + machines.learners + 1)  # logical: what is asked for fits
+    start_here(machines.actors + machines.learners + 1)
+
+
+def start_here(cpus: int) -> None:
+    """Start a Ray on this machine with at least so many (logical) CPUs: what is asked for fits. Raises RunFailed."""
+    cpus = max(os.cpu_count() or 1, cpus)
     for attempt in range(START_ATTEMPTS):  # another Ray that starts at the same moment may take the port that this one has picked
         try:
             ray.init(address="local", log_to_driver=False, logging_level="error", num_cpus=cpus, include_dashboard=False)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from bigdm_ray.distributed.cluster import ONE_THREAD
+from bigdm_ray.distributed.cluster import ONE_THREAD, start_here
 from bigdm_ray.errors import RunFailed, UserError
 
 DEATHS_FORGIVEN = 2
@@ -22,8 +21,7 @@ def side_by_side(work: Callable[..., Any], jobs: list[tuple[Any, ...]], at_once:
     """
     began = not ray.is_initialized()
     if began:
-        cpus = max(os.cpu_count() or 1, at_once)
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="error")
+        start_here(at_once)
     try:
         task = ray.remote(num_cpus=1, max_retries=DEATHS_FORGIVEN, runtime_env={"env_vars": dict(ONE_THREAD)})(work)
         waiting = list(enumerate(jobs))[::-1]

@@ -127,9 +127,3 @@ def squashed_log_prob(raw: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     gaussian = -0.5 * ((raw - mean) * torch.exp(-log_std)) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
     slope = 2 * (math.log(2) - raw - nn.functional.softplus(-2 * raw))  # log(1 - tanh(raw)^2)
     return (gaussian - slope).sum(-1)
-
-
-def normals(uniforms: Tensor) -> Tensor:
-    """Standard normals from uniforms in [0, 1), by the inverse of the distribution."""
-    out: Tensor = torch.special.ndtri(uniforms.clamp(1e-6, 1 - 1e-6))
-    return out

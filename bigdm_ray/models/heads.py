@@ -82,7 +82,7 @@ class ActionHead(nn.Module):
                 flat = _categorical(part, leaf, chance)
             else:
                 mean, deviation = (self._mean(part, i), self._half(i) * self.std) if self.std is not None else _mean_and_std(part)
-                flat = mean if chance is None or self.std == 0 else mean + deviation * _normal(chance)
+                flat = mean if chance is None or self.std == 0 else mean + deviation * normals(chance)
                 if leaf.low is not None:
                     flat = torch.minimum(torch.maximum(flat, getattr(self, f"low{i}")), getattr(self, f"high{i}"))
             out[path] = flat.reshape(len(part), *leaf.shape)
@@ -99,7 +99,8 @@ def _gaussian(part: Tensor) -> tuple[Tensor, Tensor]:
     return mean, raw.clamp(*LOG_STD_RANGE)
 
 
-def _normal(uniforms: Tensor) -> Tensor:
+def normals(uniforms: Tensor) -> Tensor:
+    """Standard normals from uniforms in [0, 1), by the inverse of the distribution."""
     clipped = uniforms.clamp(1e-6, 1 - 1e-6)
     return math.sqrt(2.0) * torch.erfinv(2.0 * clipped - 1.0)
 

@@ -105,9 +105,8 @@ def _gain(returns: np.ndarray, states: np.ndarray, gamma: float) -> np.ndarray:
     """What follows the end of one episode, seen from each of its steps: `[T]`."""
     length = len(returns)
     distance = ((states[:-1].astype(np.float64) - states[-1]) ** 2).sum(1)
-    nearest = np.arange(length)
-    for t in range(1, length):  # the nearest of the first t + 1 states
-        nearest[t] = nearest[t - 1] if distance[nearest[t - 1]] <= distance[t] else t
+    nearer = np.append(True, distance[1:] < np.minimum.accumulate(distance)[:-1])
+    nearest = np.maximum.accumulate(np.where(nearer, np.arange(length), 0))  # of the first t + 1 states
     left = length - np.arange(length)  # steps left at each step, 1 at the last
     match = nearest[np.minimum(left, length - 1)]
     later = match + (length - left)  # where the terms beyond the limit begin

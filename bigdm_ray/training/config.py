@@ -124,6 +124,11 @@ class Run:
         return self.budget.learner_steps or self.algorithm.offline_steps
 
     @property
+    def total(self) -> int:
+        """The whole budget, in what `clock` counts."""
+        return self.learner_budget if self.dataset else self.budget.env_steps
+
+    @property
     def groups(self) -> int:
         """Vector environments that share a round."""
         return self.rollouts.groups or self.machines.actors

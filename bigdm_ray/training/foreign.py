@@ -10,12 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from bigdm_ray.algorithms.base import Columns
+from bigdm_ray.algorithms.base import Columns, Mode
 from bigdm_ray.baselines.base import Bench, Foreign, Trainer, Turn, below, prefixed
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError
@@ -61,7 +61,7 @@ def check(run: Run) -> Foreign:
     if run.machines.actors > 1 and not algorithm.on_ray:
         raise UserError(f"{algorithm.name} plays and learns in one process, but --actors is {run.machines.actors}; leave it out")
     algorithm.require()
-    algorithm.policy(algorithm.build({run.task: find_task(run.task).signature()}), run.evaluations.mode)  # type: ignore[arg-type]
+    algorithm.policy(algorithm.build({run.task: find_task(run.task).signature()}), cast(Mode, run.evaluations.mode))
     return algorithm
 
 
@@ -80,14 +80,6 @@ def drive(session: Session, crew: ForeignCrew) -> None:
             session.report()
 
 
-def stride(session: Session, most: int) -> int:
-    """Steps until something is due, at most `most`."""
-    run, now = session.run, session.clock
-    ends = [(now // every + 1) * every for every in (run.evaluations.every, run.saves.every, run.saves.report_every)]
-    budget = run.learner_budget if run.dataset else run.budget.env_steps
-    return max(1, min(*ends, budget, now + most) - now)
-
-
 class ForeignCrew:
     """A Trainer and an Evaluator, as the crew that Session saves and finishes with."""
 
@@ -96,11 +88,10 @@ class ForeignCrew:
         assert isinstance(run.algorithm, Foreign)
         torch.set_num_threads(run.machines.threads)
         self._store: Store | None = dataset_store(run) if run.dataset else None
-        budget = run.learner_budget if run.dataset else run.budget.env_steps
         seed = derived_seed(run.seed, "foreign", self._counters.incarnation)
         seed_torch(run.seed, "foreign", self._counters.incarnation)
         device = str(pick_device(run.machines.device))
-        self._trainer: Trainer = run.algorithm.trainer(Bench(find_task(run.task), seed, budget, device, actors, self._store))
+        self._trainer: Trainer = run.algorithm.trainer(Bench(find_task(run.task), seed, run.total, device, actors, self._store))
         if resumed is not None:
             self._trainer.restore(below(resumed.learner, "foreign/"))
         self._evaluator = Evaluator(run)
@@ -109,7 +100,7 @@ class ForeignCrew:
     def turn(self, session: Session) -> None:
         """Let the library train a little, and count what it did."""
         began = time.perf_counter()
-        turn = self._trainer.step(stride(session, self._stride))
+        turn = self._trainer.step(session.stride(self._stride))
         busy_s = time.perf_counter() - began
         counters = session.counters
         session.learned(Progress(counters.learner_step + turn.learner_steps, turn.learner_steps, turn.metrics, busy_s))

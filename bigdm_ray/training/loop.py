@@ -152,9 +152,7 @@ class Session:
     def spent(self) -> bool:
         """Whether the budget is used up."""
         budget, counters = self.run.budget, self.counters
-        if self.run.dataset is None and counters.env_steps >= budget.env_steps:
-            return True
-        if self.run.dataset is not None and counters.learner_step >= self.run.learner_budget:
+        if self.clock >= self.run.total:
             return True
         if budget.learner_steps is not None and counters.learner_step >= budget.learner_steps:
             return True
@@ -173,11 +171,11 @@ class Session:
         """What evaluations, saves and reports are counted in: environment steps, or learner steps on a dataset."""
         return self.counters.learner_step if self.run.dataset else self.counters.env_steps
 
-    def stride(self) -> int:
-        """Learner steps until something is due, on a dataset; at most a hundred, so that a budget of minutes is kept."""
-        run, now = self.run, self.counters.learner_step
+    def stride(self, most: int = 100) -> int:
+        """Steps of the clock until something is due; at most `most`, so that a budget of minutes is kept."""
+        run, now = self.run, self.clock
         ends = [(now // every + 1) * every for every in (run.evaluations.every, run.saves.every, run.saves.report_every)]
-        return min(*ends, run.learner_budget, now + 100) - now
+        return max(1, min(*ends, run.total, now + most) - now)
 
     def ask(self, table: Table, round: int, count: int) -> Columns:
         """The commands of a round, capped at what the task can pay."""

@@ -7,7 +7,6 @@ Episodes are played on the task's fast environments, every one to its end, and w
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from bigdm_ray.envs.vector import Arrays
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.dataset import Dataset, Writer
 from bigdm_ray.formats.progress import Progress
+from bigdm_ray.models.heads import normals
 from bigdm_ray.replay.episode import Episode
 from bigdm_ray.training.evaluation import constant
 from bigdm_ray.training.rollout import Origin, RandomPolicy, rollout
@@ -74,8 +74,7 @@ class NoisyPolicy(Policy):
 
     def _noised(self, leaf: Leaf, actions: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
         low, high = (np.array(bound, np.float64).reshape(leaf.shape) for bound in (leaf.low, leaf.high))
-        chance = torch.from_numpy(uniforms).double().clamp(1e-7, 1 - 1e-7)
-        normal = (math.sqrt(2.0) * torch.erfinv(2.0 * chance - 1.0)).numpy().reshape(actions.shape)
+        normal = normals(torch.from_numpy(uniforms).double()).numpy().reshape(actions.shape)
         moved = np.clip(actions, low, high) + self._sigma * (high - low) / 2.0 * normal
         clipped: np.ndarray = np.clip(moved, low, high).astype(leaf.dtype)
         return clipped

@@ -6,7 +6,8 @@ import torch
 
 from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.errors import UserError
-from bigdm_ray.models.continuous import Ensemble, Gaussian, Spaces, normals, squashed_log_prob
+from bigdm_ray.models.continuous import Ensemble, Gaussian, Spaces, squashed_log_prob
+from bigdm_ray.models.heads import normals
 
 SEEN = {"a": Leaf("tensor", (2, 2), "float32"), "b": Leaf("discrete", (), "int32", choices=(3,))}
 ACTED = {"arm": Leaf("tensor", (2,), "float32", (-1.0, 0.0), (1.0, 4.0)), "grip": Leaf("tensor", (), "float64", (2.0,), (6.0,))}
