@@ -24,6 +24,35 @@ from bigdm_ray.training.loop import Round, check_living, dataset_store
 from bigdm_ray.training.params import Weights
 
 
+class Ledger:
+    """What the learners have not been told yet of the shards that they map."""
+
+    def __init__(self, living: list[str]) -> None:
+        self._released: set[str] = set()  # a receipt may arrive after the shard that it names was compacted away
+        self.restart(living)
+
+    def restart(self, living: list[str]) -> None:
+        """Learners that know nothing are told of all shards that hold living episodes."""
+        self._taken, self._moved, self._gone = list(living), list[str](), list[str]()
+
+    def stored(self, names: list[str]) -> None:
+        """Shards that a receipt names."""
+        self._taken += [name for name in names if name not in self._released]
+
+    def saved(self, living: list[str], released: list[str]) -> None:
+        """A save has left the living episodes in these shards, and has unlinked those."""
+        self._released |= set(released)
+        self._taken = [name for name in self._taken if name not in self._released]
+        self._moved = list(living)  # in place of what an earlier save said: it may be unlinked by now
+        self._gone += released
+
+    def moves(self) -> Moves:
+        """All of it, once: from now on it is the learners'."""
+        moves = (self._taken, self._moved, self._gone)
+        self.restart([])
+        return moves
+
+
 class RayCrew:
     """Players, the replay actor, the learners and the evaluator, each remade when it dies."""
 
@@ -46,10 +75,7 @@ class RayCrew:
         self.living: Table = self.replay.insist("table") if self._replay else dataset_store(run).table
         if resumed and self._replay:
             check_living(self.living, self.replay.insist("problems"), resumed)
-        self._taken: list[str] = self._all_shards()
-        self._moved: list[str] = []
-        self._gone: list[str] = []
-        self._released: set[str] = set()  # a receipt may arrive after the shard that it names was compacted away
+        self._ledger = Ledger(self._all_shards())
         self._step = self.learners.step
         self._weights_ref: Any = None
         self._refresh()
@@ -71,14 +97,12 @@ class RayCrew:
 
     def moves(self) -> Moves:
         """What the learners have not been told yet; it is theirs from now on."""
-        moves = (self._taken, self._moved, self._gone)
-        self._taken, self._moved, self._gone = [], [], []
-        return moves
+        return self._ledger.moves()
 
     def stored(self, receipt: Receipt) -> None:
         """Note an acknowledged round."""
         self.living, _ = self.living.merged(receipt.added, self._run.algorithm.retention())
-        self._taken += [name for name in receipt.shards if name not in self._released]
+        self._ledger.stored(receipt.shards)
 
     def learned(self, progress: Progress, weights_ref: Any) -> None:
         """Note an answered update."""
@@ -90,7 +114,7 @@ class RayCrew:
         if not self.learners.is_death(error):
             raise error
         if self.learners.died(generation, error):
-            self._taken, self._moved, self._gone = self._all_shards(), [], []
+            self._ledger.restart(self._all_shards())
             self._step = self.learners.step
             self._refresh()
             self._rolled_back(self._step, self.learners.incarnation)
@@ -108,7 +132,7 @@ class RayCrew:
                 if not self.learners.is_death(error):
                     raise
                 self.learners.died(generation, error)
-                self._taken = self._all_shards()
+                self._ledger.restart(self._all_shards())
 
     @property
     def weights_ref(self) -> Any:
@@ -190,11 +214,7 @@ class RayCrew:
             return
         names = self.replay.insist("compact")
         write(step, state, names)
-        self._moved += names
-        gone = self.replay.insist("release")
-        self._gone += gone
-        self._released |= set(gone)
-        self._taken = [name for name in self._taken if name not in self._released]
+        self._ledger.saved(names, self.replay.insist("release"))
 
     def close(self) -> None:
         """Let Ray end the actors with the run."""

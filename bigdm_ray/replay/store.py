@@ -374,9 +374,12 @@ class Store:
         self._where[positions, 1] = np.arange(len(positions))
 
     def release(self, named: set[str]) -> list[str]:
-        """Unlink every shard without a living episode that is not `named` by a checkpoint; the names that went."""
-        living = set(self.living_shards())
-        gone = [name for name in self._names if name not in living and name not in named]
+        """Unlink every shard without a living episode that is not `named` by a checkpoint; the names that went.
+
+        The newest stays, so that a writer that opens the folder anew numbers its shards on from it: no name comes twice.
+        """
+        kept = {*self.living_shards(), *named, max(self._names, default="")}
+        gone = [name for name in self._names if name not in kept]
         self.forget(gone)
         for name in gone:
             for path in (self.folder / name, *self.folder.glob(f".{name}.*.npy")):

@@ -306,6 +306,20 @@ def test_compaction_keeps_the_living_and_what_they_draw(tmp_path, flat_bytes):
     same_windows(drawn(store), drawn(Store(tmp_path, Retention("best", 4)).open()))
 
 
+def test_a_name_never_comes_twice(tmp_path):
+    store = Store(tmp_path, Retention("best", 1))
+    store.add([episode((0, 0, 0), rewards=np.full(5, 9.0))])
+    store.add([episode((1, 0, 0), rewards=np.full(5, 1.0))])  # evicted at once
+    first = set(names(tmp_path))
+    released = set(store.release(set()))
+    again = Store(tmp_path, Retention("best", 1)).open()
+    again.add([episode((2, 0, 0), rewards=np.full(5, 10.0))])
+    new = set(names(tmp_path)) - first
+    assert len(new) == 1 and not new & released
+    again.release(set())
+    assert len(names(tmp_path)) == 1
+
+
 def test_little_garbage_is_left_where_it_is(tmp_path):
     store = Store(tmp_path, Retention("best", 10))
     for number in range(4):
