@@ -1,0 +1,227 @@
+"""A causal transformer over embedded tokens, and an explicit cache of its keys and values.
+
+Every block is pre-norm. With the defaults it is GPT-2's (LayerNorm, one matrix for queries, keys and values, GELU);
+`norm="rms"`, `gated=True`, `positions="rotary"` give the modern one. Padding belongs on the right: causal attention then
+never sees it, and no mask is needed. What is not asked for is not computed: `at` names the tokens whose outputs are
+wanted, and the last block then works for these alone. It is written for one device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+_ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "gelu_tanh": lambda: nn.GELU("tanh"), "silu": nn.SiLU}
+
+
+@dataclass
+class Cache:
+    """Keys and values of tokens that were seen, `[layers, rows, heads, slots, head width]` each. It belongs to the caller."""
+
+    keys: Tensor
+    values: Tensor
+
+    def take(self, rows: Tensor) -> Cache:
+        """The cache of these rows `[m]`, which may repeat: copies of what is in use."""
+        return Cache(self.keys[:, rows], self.values[:, rows])
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward layer, each behind its norm and added to what came in."""
+
+    def __init__(self, width: int, heads: int, inner: int, activation: Activation, dropout: float, norm: Literal["layer", "rms"], gated: bool) -> None:
+        super().__init__()
+        kind = nn.LayerNorm if norm == "layer" else nn.RMSNorm
+        self.heads = heads
+        self.norm1 = kind(width, eps=1e-5)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm2 = kind(width, eps=1e-5)
+        self.up = nn.Linear(width, inner)
+        self.gate = nn.Linear(width, inner) if gated else None
+        self.activation = _ACTIVATIONS[activation]()
+        self.down = nn.Linear(inner, width)
+        self.attention_dropout = dropout
+        self.dropout = nn.Dropout(dropout)
+
+    def split(self, x: Tensor) -> Tensor:
+        """`[n, t, width]` as `[n, heads, t, head width]`."""
+        n, t, width = x.shape
+        return x.view(n, t, self.heads, width // self.heads).transpose(1, 2)
+
+    def project(self, x: Tensor, at: slice | Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the tokens `at`, keys and values of all, each split into heads."""
+        normed = self.norm1(x)
+        if at is None:
+            queries, keys, values = self.qkv(normed).chunk(3, -1)
+        else:
+            width = x.shape[-1]
+            queries = linear(normed[:, at], self.qkv.weight[:width], self.qkv.bias[:width])
+            keys, values = linear(normed, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, -1)
+        return self.split(queries), self.split(keys), self.split(values)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        """What each query gathers `[n, t, width]`; `mask` is True where it may look."""
+        dropout = self.attention_dropout if self.training else 0.0
+        gathered = scaled_dot_product_attention(queries, keys, values, mask, dropout, causal)
+        return gathered.transpose(1, 2).flatten(2)
+
+    def finish(self, x: Tensor, gathered: Tensor) -> Tensor:
+        """The residual stream `[n, t, width]` with what attention gathered, then through the feed-forward layer."""
+        x = x + self.dropout(self.out(gathered))
+        normed = self.norm2(x)
+        hidden = self.activation(self.up(normed)) if self.gate is None else self.activation(self.gate(normed)) * self.up(normed)
+        out: Tensor = x + self.dropout(self.down(hidden))
+        return out
+
+
+class Transformer(nn.Module):
+    """Blocks and a last norm over embedded tokens `[n, t, width]`.
+
+    `positions`: `none` (the caller embeds them), `learned` (a table of `context` rows is added), `rotary` (queries and keys are
+    turned, so that only distances count). `hidden_keys`, a row of booleans `[context]`, marks places that no other token may look at.
+    """
+
+    hidden_keys: Tensor | None
+
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        context: int,
+        inner: int | None = None,
+        activation: Activation = "gelu",
+        dropout: float = 0.0,
+        norm: Literal["layer", "rms"] = "layer",
+        gated: bool = False,
+        positions: Literal["none", "learned", "rotary"] = "none",
+        hidden_keys: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"a width of {width} cannot be shared by {heads} heads")
+        self.context = context
+        self.blocks = nn.ModuleList(Block(width, heads, inner or 4 * width, activation, dropout, norm, gated) for _ in range(layers))
+        self.norm = (nn.LayerNorm if norm == "layer" else nn.RMSNorm)(width, eps=1e-5)
+        self.dropout = nn.Dropout(dropout)
+        self.table = nn.Parameter(torch.zeros(context, width)) if positions == "learned" else None
+        self.rotary = positions == "rotary"
+        self.register_buffer("hidden_keys", hidden_keys, persistent=False)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor, at: slice | Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Outputs `[n, t', width]` of the tokens `at` (all by default), each having seen itself and what came before.
+
+        `mask [n, t]` is False at tokens that nobody else may look at: padding that is not on the right. Raises ValueError for
+        more tokens than the context.
+        """
+        t = x.shape[1]
+        place = torch.arange(t, device=x.device)
+        x = self._enter(x, place)
+        look = self._look(place, place, mask)
+        for layer, block in enumerate(self._blocks()):
+            last = at if layer == len(self.blocks) - 1 else None
+            queries, keys, values = block.project(x, last)
+            seen = place if last is None else place[last]
+            queries, keys = self._turn(queries, seen), self._turn(keys, place)
+            if last is None:
+                gathered = block.attend(queries, keys, values, look, look is None)
+                x = block.finish(x, gathered)
+            else:
+                rows = (place <= seen[:, None]) if look is None else look[..., last, :]
+                x = block.finish(x[:, last], block.attend(queries, keys, values, rows, False))
+        out: Tensor = self.norm(x)
+        return out
+
+    def empty(self, rows: int, slots: int | None = None) -> Cache:
+        """A cache with room for `slots` tokens of each row (the whole context by default)."""
+        first = next(iter(self._blocks()))
+        width = first.qkv.in_features
+        shape = (len(self.blocks), rows, first.heads, slots or self.context, width // first.heads)
+        like = first.qkv.weight
+        return Cache(like.new_zeros(shape), like.new_zeros(shape))
+
+    def extend(self, x: Tensor, cache: Cache, start: int, wanted: int | None = None) -> Tensor:
+        """Tokens that follow the `start` ones that the cache holds, the same number for each row: outputs of the last `wanted`.
+
+        Writes their keys and values into the cache. Equals `forward` over all tokens, position by position.
+        """
+        t = x.shape[1]
+        place = torch.arange(start, start + t, device=x.device)
+        x = self._enter(x, place)
+        before = torch.arange(start + t, device=x.device)
+        look = self._look(place, before, None) if t > 1 or self.hidden_keys is not None else None
+        if look is None and t > 1:
+            look = before <= place[:, None]
+        for layer, block in enumerate(self._blocks()):
+            at = slice(t - wanted, t) if wanted is not None and layer == len(self.blocks) - 1 else None
+            queries, keys, values = block.project(x, at)
+            cache.keys[layer, :, :, start : start + t] = self._turn(keys, place)
+            cache.values[layer, :, :, start : start + t] = values
+            queries = self._turn(queries, place if at is None else place[at])
+            rows = look if look is None or at is None else look[at]
+            gathered = block.attend(queries, cache.keys[layer, :, :, : start + t], cache.values[layer, :, :, : start + t], rows, False)
+            x = block.finish(x if at is None else x[:, at], gathered)
+        out: Tensor = self.norm(x)
+        return out
+
+    def scatter(self, x: Tensor, cache: Cache, slots: Tensor, look: Tensor) -> Tensor:
+        """Tokens `[n, t, width]` of rows that stand at different places: outputs `[n, t, width]`.
+
+        Writes their keys and values into the cache at `slots [n, t]`; `look [n, t, cache slots]` is True where a token may look, at
+        itself too. For positions that the caller embeds.
+        """
+        x = self.dropout(x)
+        rows = torch.arange(len(x), device=x.device)[:, None]
+        for layer, block in enumerate(self._blocks()):
+            queries, keys, values = block.project(x, None)
+            cache.keys[layer][rows, :, slots] = keys.transpose(1, 2)
+            cache.values[layer][rows, :, slots] = values.transpose(1, 2)
+            x = block.finish(x, block.attend(queries, cache.keys[layer], cache.values[layer], look[:, None], False))
+        out: Tensor = self.norm(x)
+        return out
+
+    def _blocks(self) -> list[Block]:
+        return list(self.blocks)  # type: ignore[arg-type]
+
+    def _enter(self, x: Tensor, place: Tensor) -> Tensor:
+        if self.table is not None or self.hidden_keys is not None:
+            if int(place[-1]) >= self.context:
+                raise ValueError(f"{int(place[-1]) + 1} tokens do not fit a context of {self.context}")
+            x = x if self.table is None else x + self.table[place]
+        out: Tensor = self.dropout(x)
+        return out
+
+    def _look(self, queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Which of the `keys` places each of the `queries` places may look at; None where it is the causal triangle alone."""
+        if mask is None and self.hidden_keys is None:
+            return None
+        itself = keys == queries[:, None]
+        look = keys < queries[:, None]
+        if self.hidden_keys is not None:
+            look = look & ~self.hidden_keys[keys]
+        if mask is None:
+            return look | itself
+        return ((look & mask[:, None, :]) | itself)[:, None]
+
+    def _turn(self, heads: Tensor, place: Tensor) -> Tensor:
+        """Rotary positions (Su et al. 2021, equation 34), halves of a head's width being the pairs."""
+        if not self.rotary:
+            return heads
+        half = heads.shape[-1] // 2
+        speed = torch.exp(torch.arange(half, device=heads.device) * (-math.log(10_000.0) / half))
+        angle = place[:, None] * speed
+        cosine, sine = angle.cos(), angle.sin()
+        a, b = heads[..., :half], heads[..., half:]
+        return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)

@@ -1,0 +1,106 @@
+"""The transformer: causal, its cache equal to the full forward, and only what is asked for computed."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from bigdm_ray.models.transformer import Transformer
+
+KINDS = [
+    {"positions": "none"},
+    {"positions": "learned"},
+    {"positions": "rotary", "norm": "rms", "gated": True, "activation": "silu"},
+    {"positions": "learned", "hidden_keys": torch.tensor([False, False, True] * 8)},
+]
+
+
+def made(**more):
+    torch.manual_seed(0)
+    model = Transformer(16, 3, 2, 24, **more)
+    if model.table is not None:
+        torch.nn.init.normal_(model.table)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3) if p.ndim > 1 else None
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_later_is_seen(kind):
+    model, x = made(**kind), torch.randn(2, 12, 16)
+    y = x.clone()
+    y[:, 7:] += torch.randn(5, 16)
+    a, b = model(x), model(y)
+    torch.testing.assert_close(a[:, :7], b[:, :7])
+    assert (a[:, 7:] - b[:, 7:]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("at", [slice(1, None, 3), slice(-1, None), torch.tensor([0, 5, 11])])
+def test_outputs_at_some_tokens_are_those_of_all(kind, at):
+    model, x = made(**kind), torch.randn(2, 12, 16)
+    torch.testing.assert_close(model(x, at), model(x)[:, at], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pieces", [[1] * 24, [5, 1, 1, 3, 14], [24]])
+def test_decoding_with_the_cache_equals_the_full_forward(kind, pieces):
+    model, x = made(**kind), torch.randn(3, 24, 16)
+    full, cache = model(x), model.empty(3)
+    for end, t in zip(itertools.accumulate(pieces), pieces, strict=True):
+        torch.testing.assert_close(model.extend(x[:, end - t : end], cache, end - t), full[:, end - t : end], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_cache_can_be_indexed(kind):
+    model, x = made(**kind), torch.randn(3, 12, 16)
+    cache = model.empty(3)
+    model.extend(x[:, :8], cache, 0)
+    rows = torch.tensor([2, 2, 0, 1])
+    out = model.extend(x[rows, 8:], cache.take(rows), 8, wanted=1)
+    torch.testing.assert_close(out, model(x)[rows, -1:], atol=1e-5, rtol=1e-5)
+
+
+def test_rows_at_different_places_decode_as_the_full_forward():
+    model, x = made(), torch.randn(2, 12, 16)
+    cache = model.empty(2)
+    full = model(x)
+    model.extend(x[:1, :5], one := model.empty(1), 0)  # the first row has seen five tokens, the second two
+    cache.keys[:, 0], cache.values[:, 0] = one.keys[:, 0], one.values[:, 0]
+    model.extend(x[1:, :2], one := model.empty(1), 0)
+    cache.keys[:, 1], cache.values[:, 1] = one.keys[:, 0], one.values[:, 0]
+    slots = torch.tensor([[5, 6], [2, 3]])
+    new = torch.stack([x[0, 5:7], x[1, 2:4]])
+    out = model.scatter(new, cache, slots, torch.arange(24) <= slots[..., None])
+    torch.testing.assert_close(out, torch.stack([full[0, 5:7], full[1, 2:4]]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS[:3])
+def test_padding_on_either_side_changes_nothing(kind):
+    model, x = made(**kind), torch.randn(2, 10, 16)
+    right = torch.cat([x, 9 * torch.randn(2, 4, 16)], 1)
+    torch.testing.assert_close(model(right)[:, :10], model(x), atol=1e-5, rtol=1e-5)
+    if kind["positions"] == "learned":
+        return
+    left = torch.cat([9 * torch.randn(2, 4, 16), x], 1)
+    mask = torch.arange(14).expand(2, 14) >= 4
+    torch.testing.assert_close(model(left, mask=mask)[:, 4:], model(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(left, slice(-1, None), mask), model(x)[:, -1:], atol=1e-5, rtol=1e-5)
+
+
+def test_hidden_keys_are_seen_by_themselves_alone():
+    model, x = made(positions="learned", hidden_keys=torch.tensor([False, False, True] * 8)), torch.randn(1, 12, 16)
+    y = x.clone()
+    y[:, 5] += torch.randn(16)
+    a, b = model(x), model(y)
+    changed = (a - b).abs().amax(-1)[0] > 1e-6
+    assert changed.nonzero().flatten().tolist() == [5]
+
+
+def test_what_does_not_fit_is_said():
+    with pytest.raises(ValueError, match="25 tokens do not fit a context of 24"):
+        made(positions="learned")(torch.randn(1, 25, 16))
+    with pytest.raises(ValueError, match="width of 10 cannot be shared by 3 heads"):
+        Transformer(10, 1, 3, 8)
