@@ -88,6 +88,7 @@ def stored(folder, task, count, seed=1):
 
 SMALL = {"hidden": (32, 32), "channels": (4, 8, 8, 8), "batch_size": 64, "learning_rate": 3e-3, "return_scale": 0.1, "horizon_scale": 0.1}
 SMALL |= {"envelope_hidden": (32,), "envelope_steps": 100, "critic_updates": 2, "actor_updates": 8, "decay_steps": 0}
+SMALL |= {"width": 32, "layers": 2, "context": 6, "warm_up_steps": 0, "dropout": 0.0, "max_norm": 10.0, "timesteps": 40}
 
 
 def small(kind, **more):

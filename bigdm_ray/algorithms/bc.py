@@ -123,7 +123,7 @@ class Bc(Imitation):
         """See Algorithm. Raises UserError for more than one task."""
         return Actor(only_task(self.name, signatures), self.hidden, self.channels, self.dropout)
 
-    def learning_rate_factor(self, step: int) -> float:
+    def learning_rate_factor(self, step: int, optimizer: str) -> float:
         """See Algorithm."""
         return max(0.1, 1 - 0.9 * step / self.decay_steps) if self.decay_steps else 1.0
 
