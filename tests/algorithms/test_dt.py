@@ -193,12 +193,12 @@ def test_actions_of_the_squashed_head_stay_between_their_bounds():
 def test_what_cannot_be_built_is_said():
     with pytest.raises(UserError, match="dt needs continuous actions"):
         built("toy-vector", stochastic=True)
-    with pytest.raises(UserError, match="multiple of --algorithm.heads 3"):
+    with pytest.raises(UserError, match=r"multiple of --algorithm\.heads 3"):
         built(heads=3)
     algorithm, model = built(positions="window", cached=True)
-    with pytest.raises(UserError, match="--algorithm.cached"):
+    with pytest.raises(UserError, match=r"--algorithm\.cached"):
         algorithm.policy(model, "sample")
-    with pytest.raises(UserError, match="--algorithm.target-return is nan"):
+    with pytest.raises(UserError, match=r"--algorithm\.target-return is nan"):
         configure("dt", "hopper", ["--algorithm.target-return", "nan"])
 
 
