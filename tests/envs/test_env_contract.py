@@ -126,10 +126,11 @@ def test_the_reference_is_gymnasiums_environment_step_for_step(name):
 def test_the_fast_backend_is_another_engine_with_the_same_signature(name):
     fast, reference = find_task(name).make(1, 0), find_task(name).make(1, 0, "reference")
     inner = [getattr(env, "_inner", env) for env in (fast, reference)]
-    assert isinstance(inner[0], EnvPoolRows) and isinstance(inner[1], GymnasiumRows)
+    assert not isinstance(inner[0], GymnasiumRows) and isinstance(inner[1], GymnasiumRows)
     assert fast.signature == reference.signature
-    with pytest.raises(NotImplementedError):
-        fast.reseed(1)
+    if isinstance(inner[0], EnvPoolRows):
+        with pytest.raises(NotImplementedError):
+            fast.reseed(1)
     fast.close()
     reference.close()
 
@@ -150,7 +151,7 @@ def test_a_reference_seeded_anew_is_as_if_new(name):
     fresh.close()
 
 
-@pytest.mark.parametrize("name", ["cartpole", "lunarlander", "takecover", "toy-image"])
+@pytest.mark.parametrize("name", ["cartpole", "lunarlander", "takecover", "toy-image", "key-to-door"])
 def test_videos_show_frames(name):
     env = find_task(name).video_env(1)
     env.reset(np.arange(1))
