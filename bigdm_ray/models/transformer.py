@@ -43,7 +43,8 @@ class Dropout(nn.Dropout):
         """As nn.Dropout."""
         if not self.training or not self.p or input.is_cuda or self.p == 1:
             return super().forward(input)
-        return input * kept(input.shape, self.p).to(input.dtype)
+        out: Tensor = input * kept(input.shape, self.p).to(input.dtype)
+        return out
 
 
 def kept(shape: torch.Size, p: float) -> Tensor:
@@ -104,7 +105,8 @@ class Block(nn.Module):
         if mask is None:
             mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril_()
         weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
-        return (weights * kept(weights.shape, dropout)) @ values
+        out: Tensor = (weights * kept(weights.shape, dropout)) @ values
+        return out
 
     def finish(self, x: Tensor, gathered: Tensor) -> Tensor:
         """The residual stream `[n, t, width]` with what attention gathered, then through the feed-forward layer."""
