@@ -243,7 +243,7 @@ def default_returns(loaded: Loaded) -> tuple[float, ...]:
 
 def sweep(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
     """Play the episodes of a sweep; its numbers. Raises UserError, and RunFailed where a return's episodes all fail."""
-    if not loaded.run.algorithm.conditioned:
+    if not loaded.run.algorithm.commands:
         raise UserError(f"{loaded.run.algorithm.name} takes no command, so {loaded.folder} has no obedience to draw")
     policy, mode = policy_of(loaded, asked.mode)
     seed = loaded.run.seed if asked.seed is None else asked.seed

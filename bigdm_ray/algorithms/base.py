@@ -119,8 +119,8 @@ class Algorithm(ABC):
     """See the module. The four verbs first, then what has a default."""
 
     name: ClassVar[str]
-    conditioned: ClassVar[bool] = True
-    """Whether commands tell the policy what to achieve."""
+    commands: ClassVar[tuple[str, ...]] = ()
+    """The columns of a command that tell the policy what to achieve, if any."""
     online: ClassVar[bool] = False
     """Whether it can learn from what it plays itself; every algorithm can learn from a dataset unless it says `offline = False`."""
     offline: ClassVar[bool] = True

@@ -79,7 +79,6 @@ def steps_of(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Ten
 class Imitation(Algorithm):
     """What behaviour cloning and its weighted forms share: the network, Adam, single steps drawn uniformly over time."""
 
-    conditioned: ClassVar[bool] = False
     offline_steps: ClassVar[int] = 25_000
 
     hidden: tuple[int, ...] = setting((256, 256, 256), "widths of the fully connected layers", low=1)

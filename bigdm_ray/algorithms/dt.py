@@ -270,6 +270,7 @@ class Dt(Algorithm):
 
     name: ClassVar[str] = "dt"
     online: ClassVar[bool] = True
+    commands: ClassVar[tuple[str, ...]] = ("desired_return",)
     offline_steps: ClassVar[int] = 100_000
 
     context: int = setting(20, "steps in a window (K)", low=1)

@@ -187,7 +187,7 @@ class Driver:
         for group in sorted(self._playing, key=lambda g: self._playing[g]):
             while self._playing[group] < IN_FLIGHT and self._owed() <= run.machines.max_staleness and not self._enough():
                 commands = self.session.ask(self.crew.table(), self._next_round, count)
-                self._play(group, commands, slice(0, count), random=not commands and run.algorithm.conditioned)
+                self._play(group, commands, slice(0, count), random=not commands and bool(run.algorithm.commands))
 
     def _enough(self) -> bool:
         """Whether what is in flight will spend the environment steps that are left, by the mean length so far."""
