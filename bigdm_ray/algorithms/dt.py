@@ -107,12 +107,21 @@ class DecisionTransformer(nn.Module):
         out: Tensor = tokens + self.place[: tokens.shape[1]] + steps[:, None]
         return out
 
+    def window(self, observations: dict[str, Tensor], actions: dict[str, Tensor], returns: Tensor, timesteps: Tensor) -> Tensor:
+        """Windows `[B, K, ...]` as tokens `[B, 3 K, width]`."""
+        tokens = torch.stack([self.returns(returns), self.embed_state(observations), self.embed_action(actions)], 2)
+        return self.placed(self.stamped(tokens, timesteps).flatten(1, 2), timesteps[:, 0])
+
     def forward(self, observations: dict[str, Tensor], actions: dict[str, Tensor], returns: Tensor, timesteps: Tensor) -> Tensor:
         """Windows `[B, K, ...]` to the parameters of the action head at each step `[B, K, P]`."""
-        tokens = torch.stack([self.returns(returns), self.embed_state(observations), self.embed_action(actions)], 2)
-        whole = self.placed(self.stamped(tokens, timesteps).flatten(1, 2), timesteps[:, 0])
+        whole = self.window(observations, actions, returns, timesteps)
         out: Tensor = self.head(self.transformer(whole[:, :-1], at=slice(1, None, TOKENS)))
         return out
+
+    def attention(self, observations: dict[str, Tensor], actions: dict[str, Tensor], returns: Tensor, timesteps: Tensor) -> Tensor:
+        """How much the state's token of each step looks at each step, all its tokens together: `[layers, B, heads, K, K]`."""
+        found = self.transformer.attention(self.window(observations, actions, returns, timesteps))
+        return found[..., 1::TOKENS, :].unflatten(-1, (-1, TOKENS)).sum(-1)
 
 
 _RELU: Any = "relu"

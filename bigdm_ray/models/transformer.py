@@ -179,6 +179,20 @@ class Transformer(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
+    @torch.no_grad()
+    def attention(self, x: Tensor) -> Tensor:
+        """How much each token looks at each before it, `[layers, n, heads, t, t]`; rows add up to 1. For pictures."""
+        place = torch.arange(x.shape[1], device=x.device)
+        x, look, found = self._enter(x, place), self._look(place, place, None), []
+        allowed = place <= place[:, None] if look is None else look
+        for block in self._blocks():
+            queries, keys, values = block.project(x, None)
+            queries, keys = self._turn(queries, place), self._turn(keys, place)
+            scores = queries @ keys.transpose(-1, -2) * keys.shape[-1] ** -0.5
+            found.append(scores.masked_fill(~allowed, float("-inf")).softmax(-1))
+            x = block.finish(x, block.attend(queries, keys, values, look, look is None))
+        return torch.stack(found)
+
     def empty(self, rows: int, slots: int | None = None) -> Cache:
         """A cache with room for `slots` tokens of each row (the whole context by default)."""
         first = next(iter(self._blocks()))
