@@ -104,7 +104,7 @@ def _short(value: Any) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of everything that a score depends on."""
-    names = ("bigdm-ray", "ray", "torch", "numpy", "pyarrow", "gymnasium", "envpool", "box2d", "vizdoom", "mujoco", "stable_baselines3")
+    names = ("bigdm-ray", "ray", "torch", "numpy", "pyarrow", "gymnasium", "envpool", "box2d", "vizdoom", "mujoco", "ale-py", "stable_baselines3")
     found = {"python": platform.python_version()}
     for name in names:
         try:
