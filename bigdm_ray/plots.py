@@ -471,9 +471,7 @@ def attention(folders: list[Path], out: Path | None, asked: Sweep) -> None:
 
 def main(arguments: list[str]) -> int:
     """The door."""
-    parser = Parser(
-        prog="python -m bigdm_ray.plots", description="Draw learning curves, how well commands are obeyed, or what a transformer looks at.", allow_abbrev=False
-    )
+    parser = Parser(prog="python -m bigdm_ray.plots", description="Draw learning curves, obedience to commands, or attention.", allow_abbrev=False)
     parser.add_argument("folders", metavar="FOLDER", type=Path, nargs="+", help="run folders; those that differ in nothing but their seed are one line")
     parser.add_argument("--out", metavar="X", type=Path, help="folder or file (.png, .pdf, .svg); default: plots/ in the first FOLDER")
     parser.add_argument("--obedience", action="store_true", help="draw asked return against obtained return; the flags below belong to this and to --attention")

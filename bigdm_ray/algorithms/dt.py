@@ -121,7 +121,8 @@ class DecisionTransformer(nn.Module):
     def attention(self, observations: dict[str, Tensor], actions: dict[str, Tensor], returns: Tensor, timesteps: Tensor) -> Tensor:
         """How much the state's token of each step looks at each step, all its tokens together: `[layers, B, heads, K, K]`."""
         found = self.transformer.attention(self.window(observations, actions, returns, timesteps))
-        return found[..., 1::TOKENS, :].unflatten(-1, (-1, TOKENS)).sum(-1)
+        out: Tensor = found[..., 1::TOKENS, :].unflatten(-1, (-1, TOKENS)).sum(-1)
+        return out
 
 
 _RELU: Any = "relu"

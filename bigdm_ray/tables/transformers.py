@@ -53,9 +53,8 @@ def atari(row: str, column: str, scale: Scale) -> Made:
     return "bc", row, True, steps(5_000 if short else 50_000, "--algorithm.best-fraction", f"{fraction:g}", final=10)
 
 
-PUBLISHED_DT: dict[tuple[str, str], tuple[float, float | None]] = {
-    (row, "DT"): (value, None) for row, value in zip(SETS, (42.6, 67.6, 74.0, 36.6, 82.7, 66.6, 86.8, 107.6, 108.1), strict=True)
-}
+GYM = (42.6, 67.6, 74.0, 36.6, 82.7, 66.6, 86.8, 107.6, 108.1)
+PUBLISHED_DT: dict[tuple[str, str], tuple[float, float | None]] = {(row, "DT"): (value, None) for row, value in zip(SETS, GYM, strict=True)}
 DELAYED = table(
     ("DT", "BC", "%BC"),
     """
@@ -64,13 +63,13 @@ DELAYED = table(
     hopper-medium-replay 78.5 27.6 70.6
     """,
 )
-DOOR: dict[tuple[str, str], tuple[float, float | None]] = {
-    ("1000", "DT"): (71.8, None),
-    ("1000", "%BC"): (69.9, None),
-    ("1000", "BC"): (1.4, None),
-    ("1000", "CQL"): (13.1, None),
-}
-DOOR |= {("10000", "DT"): (94.6, None), ("10000", "%BC"): (95.1, None), ("10000", "BC"): (1.6, None), ("10000", "CQL"): (13.3, None)}
+DOOR = table(
+    ("DT", "%BC", "BC", "CQL"),
+    """
+    1000 71.8 69.9 1.4 13.1
+    10000 94.6 95.1 1.6 13.3
+    """,
+)
 ATARI = table(
     ("DT", *PERCENT),
     """
