@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import tiny
+from helpers import episodes_on_disk, tiny
+from making import dataset_of
 
+import bigdm_ray
 from bigdm_ray.distributed.loop import train_on_ray
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.replay import Store
+from bigdm_ray.replay.episode import FOREIGN
 from bigdm_ray.training.loop import train_local
 from bigdm_ray.training.params import Weights
 
@@ -38,6 +41,22 @@ def test_lock_step_on_ray_equals_one_process_bit_for_bit(tmp_path: Path) -> None
     tables = [Store(tmp_path / name / "store", run.algorithm.retention()).open().table for name in ("local", "ray")]
     np.testing.assert_array_equal(tables[0].ids, tables[1].ids)
     np.testing.assert_array_equal(tables[0].returns, tables[1].returns)
+
+
+def test_fine_tuning_on_ray_equals_one_process_bit_for_bit_and_runs_beside_its_learner(tmp_path: Path) -> None:
+    dataset_of(tmp_path / "data", "toy-continuous", 20)
+    small = "--algorithm.width 16 --algorithm.layers 1 --algorithm.context 4 --algorithm.batch-size 16 --evaluations.final-episodes 2 --evaluations.episodes 2"
+    train_local(bigdm_ray.configure("dt", str(tmp_path / "data"), [*small.split(), "--budget.learner-steps", "5"]), tmp_path / "offline")
+    flags = f"--from {tmp_path / 'offline'} --budget.env-steps 150 --saves.every 60 --algorithm.updates-per-episode 2 --algorithm.episodes-per-iteration 2"
+    train_local(bigdm_ray.configure("dt", "toy-continuous", flags.split()), tmp_path / "local")
+    train_on_ray(bigdm_ray.configure("dt", "toy-continuous", [*flags.split(), "--machines.lock-step", "true"]), tmp_path / "ray")
+    local, ray = (Weights.load(tmp_path / name / "weights" / "last.safetensors") for name in ("local", "ray"))
+    assert local.version == ray.version
+    for name, values in local.arrays.items():
+        np.testing.assert_array_equal(values, ray.arrays[name], err_msg=name)
+    summary = train_on_ray(bigdm_ray.configure("dt", "toy-continuous", flags.split()), tmp_path / "side")
+    assert summary["env_steps"] >= 150 and summary["learner_steps"] == 5 + 2 * summary["episodes"]
+    assert sum(episodes_on_disk(tmp_path / "side" / "store").ids[:, 1] == FOREIGN) == 20
 
 
 @pytest.mark.slow
