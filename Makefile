@@ -21,12 +21,14 @@ run: install
 	$(BIN)/python -m bigdm_ray.evaluate $(FOLDER) --weights best --episodes 100 --video
 	$(BIN)/python -m bigdm_ray.plots $(FOLDER)
 
+# What starts Ray has the machine to itself; the rest runs in two processes.
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 -m "not ray"
+	$(BIN)/python -m pytest -m ray
 
 # The part without Ray and without long tests.
 fast: install
-	$(BIN)/python -m pytest -m "not slow and not ray"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not ray"
 
 lint: install
 	$(BIN)/ruff check .

@@ -175,7 +175,7 @@ def test_its_presets_are_settings_that_it_has_for_tasks_that_there_are(kind):
 @every
 @pytest.mark.parametrize("task", LEARNT)
 def test_the_loss_falls_on_a_toy(kind, task, stores):
-    algorithm = small(kind)
+    algorithm = small(kind, batch_size=64 // small(kind).view().length)  # as many steps, whatever a window holds
     learner = Learner(algorithm, {task: find_task(task).signature()}, 1)
     probe = [batch_of(algorithm, task, stores(task), step) for step in range(1000, 1004)]
 
