@@ -79,7 +79,7 @@ class DecisionTransformer(nn.Module):
         self.embed_timestep = nn.Embedding(settings.timesteps, width) if settings.positions != "none" else None
         self.place = nn.Parameter(torch.zeros(TOKENS * settings.context, width)) if atari else None
         self.norm = nn.Identity() if atari else nn.LayerNorm(width)
-        self.transformer = Transformer(width, settings.layers, settings.heads, TOKENS * settings.context, activation=_RELU, dropout=settings.dropout)
+        self.transformer = Transformer(width, settings.layers, settings.heads, TOKENS * settings.context, activation="relu", dropout=settings.dropout)
         self.head: ActionHead | SquashedHead
         if settings.stochastic:
             self.head = SquashedHead(settings.name, width, signature.actions)
@@ -125,20 +125,19 @@ class DecisionTransformer(nn.Module):
         return out
 
 
-_RELU: Any = "relu"
-
-
 class DtPolicy(Policy):
     """Acts on the last K steps, whose tokens it remembers; all of them are read anew at each step."""
 
-    def __init__(self, model: DecisionTransformer, signature_stack: int, context: int, greedy: bool) -> None:
+    def __init__(self, model: DecisionTransformer, stack: int, context: int, greedy: bool, held: bool) -> None:
+        """`held`: the desired return stays what it was, for rewards that come at the end only (section 5.6)."""
         self.model = model
         self.context = context
         self.greedy = greedy
+        self.held = held
         self.uniforms = model.head.uniforms
         self.width = model.embed_return.out_features
-        self._frames = {path: leaf for path, leaf in model.embed_state.images.leaves.items() if signature_stack > 1}
-        self._stack = signature_stack
+        self._frames = {path: leaf for path, leaf in model.embed_state.images.leaves.items() if stack > 1}
+        self._stack = stack
 
     def start(self, n: int) -> State:
         """See Policy. Memory is the tokens of the window (the newest step last), how many steps it holds, and the time."""
@@ -170,6 +169,10 @@ class DtPolicy(Policy):
         actions = self.model.head.act(self.model.head(embedding), None if self.greedy else torch.from_numpy(uniforms))
         self.remember(state, self.model.stamped(self.model.embed_action(actions)[:, None], time)[:, 0])
         return {path: value.numpy() for path, value in actions.items()}, state
+
+    def after(self, commands: Columns, rewards: np.ndarray, max_return: float | None) -> Columns:
+        """See Policy."""
+        return commands if self.held else super().after(commands, rewards, max_return)
 
     def _see(self, state: State, observations: dict[str, np.ndarray], first: np.ndarray) -> Tensor:
         seen = {path: torch.from_numpy(values) for path, values in observations.items()}
@@ -244,34 +247,6 @@ class CachedPolicy(DtPolicy):
     def remember(self, state: State, token: Tensor) -> None:
         """See DtPolicy."""
         state["action"] = token.numpy()
-
-
-class HeldReturn(Policy):
-    """A policy whose desired return stays what it was: for rewards that come at the end only (section 5.6)."""
-
-    def __init__(self, inner: Policy) -> None:
-        self.inner = inner
-        self.uniforms = inner.uniforms
-
-    def start(self, n: int) -> State:
-        """See Policy."""
-        return self.inner.start(n)
-
-    def act(
-        self,
-        state: State,
-        observations: dict[str, np.ndarray],
-        rewards: np.ndarray,
-        commands: Columns,
-        first: np.ndarray,
-        uniforms: np.ndarray,
-    ) -> tuple[dict[str, np.ndarray], State]:
-        """See Policy."""
-        return self.inner.act(state, observations, rewards, commands, first, uniforms)
-
-    def after(self, commands: Columns, rewards: np.ndarray, max_return: float | None) -> Columns:
-        """See Policy: the command is held."""
-        return commands
 
 
 @dataclass(frozen=True)
@@ -409,8 +384,8 @@ class Dt(Algorithm):
         if self.cached and self.positions == "window":
             raise UserError("--algorithm.cached is true, but with --algorithm.positions window every token changes its place at each step; leave it out")
         kind = CachedPolicy if self.cached else DtPolicy
-        policy = kind(model, self.frame_stack, min(self.acting_context or self.context, self.context), mode == "mean")
-        return HeldReturn(policy) if self.delayed_reward else policy
+        context = min(self.acting_context or self.context, self.context)
+        return kind(model, self.frame_stack, context, mode == "mean", self.delayed_reward)
 
     # --- online
 
