@@ -88,7 +88,7 @@ def stored(folder, task, count, seed=1):
 
 SMALL = {"hidden": (32, 32), "channels": (4, 8, 8, 8), "batch_size": 64, "learning_rate": 3e-3, "return_scale": 0.1, "horizon_scale": 0.1}
 SMALL |= {"envelope_hidden": (32,), "envelope_steps": 100, "critic_updates": 2, "actor_updates": 8, "decay_steps": 0}
-SMALL |= {"bins": 12, "window": 3, "context": 2, "width": 32, "layers": 1, "heads": 2, "dropout": 0.0, "warmup_steps": 0, "cells": 2, "letters": 4}
+SMALL |= {"bins": 12, "window": 3, "context": 2, "width": 16, "layers": 1, "heads": 2, "dropout": 0.0, "warmup_steps": 0, "cells": 2, "letters": 2}
 SMALL |= {"horizon": 2, "beams": 3}
 
 

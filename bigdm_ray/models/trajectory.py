@@ -54,5 +54,5 @@ class TrajectoryTransformer(nn.Module):
         """
         n, k, dims = tokens.shape
         seen = self.transformer(self.embed(tokens).flatten(1, 2)[:, :-1])
-        before = nn.functional.pad(seen, (0, 0, 1, 0)).reshape(n * k, dims, -1).transpose(0, 1)
+        before = nn.functional.pad(seen, (0, 0, 1, 0)).reshape(n * k, dims, seen.shape[-1]).transpose(0, 1)
         return torch.baddbmm(self.closed[:, None], before, self.heads.transpose(1, 2))

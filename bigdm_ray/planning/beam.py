@@ -31,6 +31,9 @@ from bigdm_ray.tokens.bins import Bins
 SEED_BITS = 24
 """Bits of chance in a float32 uniform."""
 
+ROWS = 1024
+"""Tokens that pass a feed-forward layer at once: more do not fit a core's cache."""
+
 Numbers = dict[str, Tensor]
 """Uniforms in [0, 1) of a plan: `actions [n, H, acted, candidates]`, and, where they are drawn, `states [n, H, seen, beams]` and
 `outcomes [n, H, 2, candidates]`."""
@@ -191,7 +194,10 @@ class Encoder:
                 asked = queries[0 if final else k].view(n, t, self.split, -1).transpose(1, 2)
                 mask = self._mask(t, before) if adds and t > 1 else None
                 gathered.append(scaled_dot_product_attention(asked, keys, values, mask).transpose(1, 2).flatten(2).flatten(0, 1))
-        return block.finish(x, torch.cat(gathered))
+        looked = torch.cat(gathered)
+        if len(x) <= ROWS:
+            return block.finish(x, looked)
+        return torch.cat([block.finish(a, b) for a, b in zip(x.split(ROWS), looked.split(ROWS), strict=True)])
 
     def step(self, trunk: Trunk, x: Tensor) -> None:
         """One more token of each row of a trunk, `[rows, width]` with its place: its keys take the next slot, its output becomes `last`."""

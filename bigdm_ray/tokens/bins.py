@@ -47,7 +47,7 @@ class Elements:
             lead = value.shape[: value.ndim - len(leaf.shape)]
             if leaf.kind == "image":
                 pooled = adaptive_avg_pool2d(value.reshape(-1, *leaf.shape).float(), self.cells)
-                parts.append(pooled.reshape(*lead, -1))
+                parts.append(pooled.reshape(*lead, leaf.shape[0] * self.cells**2))
             else:
                 flat = value.reshape(*lead, leaf.size).float()
                 parts.append(flat[..., : self.letters] if leaf.kind == "text" else flat)
