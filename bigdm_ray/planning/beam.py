@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch import Tensor, nn
+from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
 from bigdm_ray.models.trajectory import TrajectoryTransformer
 from bigdm_ray.models.transformer import Block
@@ -112,12 +112,38 @@ class Trunk:
             part[target] = part[source]
 
 
+class Layer:
+    """A block of the network for acting alone, without dropout: its weights, and functions in place of modules, whose calls cost
+    as much as a small multiplication does."""
+
+    def __init__(self, block: Block) -> None:
+        assert isinstance(block.norm1, nn.LayerNorm) and isinstance(block.norm2, nn.LayerNorm) and block.gate is None
+        self.heads = block.heads
+        self._norm1, self._norm2 = ((norm.normalized_shape, norm.weight, norm.bias, norm.eps) for norm in (block.norm1, block.norm2))
+        self._qkv, self._out, self._up, self._down = ((part.weight, part.bias) for part in (block.qkv, block.out, block.up, block.down))
+
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values `[..., 3 * width]`."""
+        return linear(layer_norm(x, *self._norm1), *self._qkv)
+
+    def project_apart(self, x: Tensor, ends: int) -> tuple[Tensor, Tensor]:
+        """Queries `[ends, width]` of the last `ends` tokens, keys and values `[tokens, 2 * width]` of all."""
+        width, (weight, bias) = x.shape[-1], self._qkv
+        normed = layer_norm(x, *self._norm1)
+        return linear(normed[-ends:], weight[:width], bias[:width]), linear(normed, weight[width:], bias[width:])
+
+    def finish(self, x: Tensor, gathered: Tensor) -> Tensor:
+        """As Block.finish."""
+        x = linear(gathered, *self._out).add_(x)
+        return linear(gelu(linear(layer_norm(x, *self._norm2), *self._up)), *self._down).add_(x)
+
+
 class Encoder:
     """The network's forward pass in the pieces that a search needs. It reads weights; it trains nothing."""
 
     def __init__(self, net: TrajectoryTransformer) -> None:
         self.net = net
-        self.blocks: list[Block] = list(net.transformer.blocks)  # type: ignore[arg-type]
+        self.blocks = [Layer(block) for block in net.transformer.blocks if isinstance(block, Block)]
         self.split = self.blocks[0].heads
         self._masks: dict[tuple[int, int], Tensor] = {}
 
@@ -162,19 +188,17 @@ class Encoder:
         trunk.last = net.transformer.norm(x.view(len(parts[-1]), -1, x.shape[-1])[:, -1])
         return trunk, which
 
-    def _level(self, block: Block, x: Tensor, shapes: list[torch.Size], tree: list[Tensor], keep: int, room: int, final: bool, trunk: Trunk) -> Tensor:
+    def _level(self, block: Layer, x: Tensor, shapes: list[torch.Size], tree: list[Tensor], keep: int, room: int, final: bool, trunk: Trunk) -> Tensor:
         """One block over the tokens of all levels, joined to `[tokens, width]`; of the last level alone where it is the final block.
 
         Adds the keys and values of the whole windows to the trunk.
         """
         width, (rows, count) = x.shape[1], shapes[-1]
-        normed = block.norm1(x)
         if final:
-            keys_values = linear(normed, block.qkv.weight[width:], block.qkv.bias[width:])
-            x = x[-rows * count :]
-            queries = [linear(normed[-rows * count :], block.qkv.weight[:width], block.qkv.bias[:width])]
+            asking, keys_values = block.project_apart(x, rows * count)
+            x, queries = x[-rows * count :], [asking]
         else:
-            both = block.qkv(normed)
+            both = block.project(x)
             queries, keys_values = list(both[:, :width].split([n * t for n, t in shapes])), both[:, width:]
         gathered: list[Tensor] = []
         keys = values = x.new_zeros(1, self.split, 0, width // self.split)
@@ -204,7 +228,7 @@ class Encoder:
         slot = trunk.used
         trunk.used += 1
         for block, keys, values in zip(self.blocks, trunk.keys, trunk.values, strict=True):
-            query, key, value = block.qkv(block.norm1(x)).view(len(x), 3, self.split, -1).unbind(1)
+            query, key, value = block.project(x).view(len(x), 3, self.split, -1).unbind(1)
             keys[:, :, slot], values[:, :, slot] = key, value
             scores = (query.unsqueeze(2) * query.shape[-1] ** -0.5) @ keys[:, :, : slot + 1].transpose(2, 3)
             x = block.finish(x, (torch.softmax(scores, -1) @ values[:, :, : slot + 1]).flatten(1))
@@ -218,7 +242,7 @@ class Encoder:
         """
         n, each, _ = x.shape
         for block, keys, values, (mine, worth) in zip(self.blocks, trunk.keys, trunk.values, own, strict=True):
-            query, key, value = block.qkv(block.norm1(x)).view(n, each, 3, self.split, -1).permute(2, 0, 3, 1, 4)
+            query, key, value = block.project(x).view(n, each, 3, self.split, -1).permute(2, 0, 3, 1, 4)
             mine[:, :, :, slot], worth[:, :, :, slot] = key, value
             query = query * query.shape[-1] ** -0.5
             shared = query @ keys[:, :, : trunk.used].transpose(2, 3)
