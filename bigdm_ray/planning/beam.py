@@ -104,12 +104,12 @@ class Trunk:
         """These rows, which may repeat; the trunk itself where they are all of them in order."""
         if len(rows) == len(self.last) and bool((rows == torch.arange(len(rows), device=rows.device)).all()):
             return self
-        return Trunk([k[rows] for k in self.keys], [v[rows] for v in self.values], self.last[rows], self.used)
+        return Trunk([k.index_select(0, rows) for k in self.keys], [v.index_select(0, rows) for v in self.values], self.last[rows], self.used)
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Write the rows `source` over the rows `target`, in place."""
         for part in (*self.keys, *self.values, self.last):
-            part[target] = part[source]
+            part.index_copy_(0, target, part.index_select(0, source))
 
 
 class Layer:
@@ -145,6 +145,7 @@ class Encoder:
         self.net = net
         self.blocks = [Layer(block) for block in net.transformer.blocks if isinstance(block, Block)]
         self.split = self.blocks[0].heads
+        self._heads = torch.arange(self.split, device=self._places.device)
         self._masks: dict[tuple[int, int], Tensor] = {}
 
     @property
@@ -201,21 +202,24 @@ class Encoder:
             both = block.project(x)
             queries, keys_values = list(both[:, :width].split([n * t for n, t in shapes])), both[:, width:]
         gathered: list[Tensor] = []
-        keys = values = x.new_zeros(1, self.split, 0, width // self.split)
+        head = width // self.split
+        keys = values = x.new_zeros(1, self.split, 0, head)
         for k, (part, (n, t)) in enumerate(zip(keys_values.split([n * t for n, t in shapes]), shapes, strict=True)):
-            new = part.view(n, t, 2, self.split, -1).permute(2, 0, 3, 1, 4)
+            new = part.view(n, t, 2, self.split, head).permute(2, 0, 3, 1, 4)
             last = k == len(shapes) - 1
             adds, before = keep if last else t, keys.shape[2]
-            grown = [x.new_empty(n, self.split, before + adds + (room if last else 0), width // self.split) for _ in range(2)]
+            rows_before = (tree[k][:, None] * self.split + self._heads).flatten()
+            grown = [x.new_empty(n, self.split, before + adds + (room if last else 0), head) for _ in range(2)]
             for whole, old, more in zip(grown, (keys, values), new, strict=True):
-                whole[:, :, :before] = old[tree[k]]
+                if before:
+                    torch.index_select(old.flatten(0, 1).flatten(1), 0, rows_before, out=whole.flatten(0, 1).flatten(1)[:, : before * head])
                 whole[:, :, before : before + adds] = more[:, :, :adds]
             keys, values = (whole[:, :, : before + adds] for whole in grown)
             if last:
                 trunk.keys.append(grown[0])
                 trunk.values.append(grown[1])
             if last or not final:
-                asked = queries[0 if final else k].view(n, t, self.split, -1).transpose(1, 2)
+                asked = queries[0 if final else k].view(n, t, self.split, head).transpose(1, 2)
                 mask = self._mask(t, before) if adds and t > 1 else None
                 gathered.append(scaled_dot_product_attention(asked, keys, values, mask).transpose(1, 2).flatten(2).flatten(0, 1))
         looked = torch.cat(gathered)
