@@ -17,6 +17,7 @@ All chance comes in as numbers, so a plan is a function of its inputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,9 @@ SEED_BITS = 24
 
 ROWS = 1024
 """Tokens that pass a feed-forward layer at once: more do not fit a core's cache."""
+
+BEAMS_ON_CPU, BEAMS = 256, 65_536
+"""Beams of several environments that are searched together, on a CPU and elsewhere: enough to keep it busy, and memory bounded."""
 
 Numbers = dict[str, Tensor]
 """Uniforms in [0, 1) of a plan: `actions [n, H, acted, candidates]`, and, where they are drawn, `states [n, H, seen, beams]` and
@@ -291,6 +295,12 @@ class Planner:
             rows.append({name: torch.rand(shape, generator=generator) for name, shape in shapes.items()})
         return {name: torch.stack([row[name] for row in rows]).to(self.middles.device) for name in shapes}
 
+    def _in_parts(self, search: Callable[[slice], Plan], n: int, device: torch.device) -> Plan:
+        """Plans of n rows, as many at a time as keep the caches small."""
+        each = max(1, (BEAMS_ON_CPU if device.type == "cpu" else BEAMS) // self.search.beams)
+        parts = [search(slice(start, start + each)) for start in range(0, n, each)]
+        return parts[0] if len(parts) == 1 else Plan(torch.cat([part.tokens for part in parts]), torch.cat([part.score for part in parts]))
+
     @torch.inference_mode()
     def plan(self, past: Tensor, state: Tensor, numbers: Numbers) -> Plan:
         """The plan with the highest sum of discounted rewards, and value after its last step.
@@ -298,6 +308,9 @@ class Planner:
         `past [n, m, dims]` are the last transitions as tokens, of which at most `context` - 1 are looked at, `state [n, seen]` the
         current state. Candidate c of a row continues its beam c modulo `beams`.
         """
+        return self._in_parts(lambda part: self._plan(past[part], state[part], {k: v[part] for k, v in numbers.items()}), len(state), state.device)
+
+    def _plan(self, past: Tensor, state: Tensor, numbers: Numbers) -> Plan:
         search, encoder = self.search, self.encoder
         n, beams = len(state), search.beams
         window = self._window(past)
@@ -394,6 +407,9 @@ class Planner:
 
         Token by token the `beams` most likely sequences are kept. Arguments as in `plan`.
         """
+        return self._in_parts(lambda part: self._likely(past[part], state[part]), len(state), state.device)
+
+    def _likely(self, past: Tensor, state: Tensor) -> Plan:
         search, net, encoder = self.search, self.net, self.encoder
         n = len(state)
         window = self._window(past).unsqueeze(1)

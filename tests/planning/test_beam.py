@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from bigdm_ray.models.trajectory import TrajectoryTransformer
+from bigdm_ray.planning import beam
 from bigdm_ray.planning.beam import Encoder, Planner, Search, drawn, narrowed
 from bigdm_ray.tokens.bins import Bins
 
@@ -199,7 +200,9 @@ def test_a_search_over_everything_finds_the_most_likely_of_all():
 
 
 @pytest.mark.parametrize("kind", [{}, {"k_obs": 0}])
-def test_many_environments_are_planned_as_each_alone(kind):
+@pytest.mark.parametrize("at_once", [256, 12])
+def test_many_environments_are_planned_as_each_alone(kind, at_once, monkeypatch):
+    monkeypatch.setattr(beam, "BEAMS_ON_CPU", at_once)
     p = planner(network(2), **kind)
     past, state = given(5, 3)
     past[3], state[3] = past[1], state[1]  # two that agree
