@@ -11,6 +11,7 @@ use; the same seed gives the same returns. Prints a table and leaves FOLDER/eval
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import json
 import sys
@@ -47,6 +48,7 @@ class Asked:
     desired_horizon: float | None = setting(None, "steps to ask for; default: what the run's own evaluation asked for", low=1, high=1e9)
     mode: str = setting("own", "how the policy acts; own: as in the run's own evaluations", choices=MODES)
     weights: str = setting("last", "which weights", choices=("last", "best"))
+    cached: bool = setting(False, "of dt: keep keys and values when acting: faster, and exact only until the window slides")
     seed: int | None = setting(None, "seed of environments and actions; default: the run's", low=0, high=2**31 - 1)
 
 
@@ -54,18 +56,23 @@ def command_of(loaded: Loaded, desired_return: float | None = None, desired_hori
     """The run's own command with what is asked for put in its place. Raises UserError where the policy takes no such command."""
     algorithm, own = loaded.run.algorithm, loaded.command
     asked = {name: v for name, v in (("desired_return", desired_return), ("desired_horizon", desired_horizon)) if v is not None}
-    refused = [name for name in asked if not algorithm.conditioned or (own and name not in own)]
+    refused = [name for name in asked if name not in algorithm.commands]
     if refused:
         raise UserError(f"the {algorithm.name} policy of {loaded.folder} takes no {refused[0].replace('_', ' ')}; leave {flag(refused[0])} out")
     if desired_return is not None and desired_horizon is None and getattr(algorithm, "horizon_equals_return", False):
         asked["desired_horizon"] = max(1.0, float(round(desired_return)))
-    if algorithm.conditioned and not own and len(asked) < 2:
-        raise UserError(f"{loaded.folder} holds no command beside its weights; give both --desired-return and --desired-horizon")
+    if missing := [flag(name) for name in algorithm.commands if name not in own and name not in asked]:
+        raise UserError(f"{loaded.folder} holds no command beside its weights; give {' and '.join(missing)}")
     return {**own, **asked}
 
 
-def policy_of(loaded: Loaded, mode: str) -> tuple[Policy, str]:
-    """How the network acts, and the mode with `own` resolved. Raises UserError for a mode that the algorithm lacks."""
+def policy_of(loaded: Loaded, mode: str, cached: bool = False) -> tuple[Policy, str]:
+    """How the network acts, and the mode with `own` resolved. Raises UserError for a mode or a cache that the algorithm lacks."""
+    if cached:
+        if not hasattr(loaded.run.algorithm, "cached"):
+            raise UserError(f"the {loaded.run.algorithm.name} policy of {loaded.folder} has no cache; leave --cached out")
+        algorithm = dataclasses.replace(loaded.run.algorithm, cached=True)  # type: ignore[call-arg]
+        loaded = dataclasses.replace(loaded, run=dataclasses.replace(loaded.run, algorithm=algorithm))
     resolved = loaded.run.evaluations.mode if mode == "own" else mode
     torch.set_num_threads(loaded.run.machines.threads)
     return loaded.policy(cast(Mode, resolved)), resolved
@@ -73,7 +80,7 @@ def policy_of(loaded: Loaded, mode: str) -> tuple[Policy, str]:
 
 def score(loaded: Loaded, asked: Asked) -> dict[str, Any]:
     """Play the episodes; the content of evaluation.json. Raises UserError, and RunFailed where no episode ends well."""
-    policy, mode = policy_of(loaded, asked.mode)
+    policy, mode = policy_of(loaded, asked.mode, asked.cached)
     command = command_of(loaded, asked.desired_return, asked.desired_horizon)
     seed = loaded.run.seed if asked.seed is None else asked.seed
     print(f"playing {asked.episodes:,} episodes of {loaded.run.task}", file=sys.stderr)
@@ -87,6 +94,7 @@ def score(loaded: Loaded, asked: Asked) -> dict[str, Any]:
         "weights": asked.weights,
         "version": list(loaded.version),
         "mode": mode,
+        "cached": asked.cached,
         "seed": seed,
         "command": command,
         **result.summary(loaded.task),
@@ -105,7 +113,7 @@ def table(report: dict[str, Any]) -> str:
     rows = {
         "weights": f"{report['weights']}, learner step {report['version'][1]:,} of incarnation {report['version'][0]}",
         "command": command or "none",
-        "actions": f"{report['mode']}, seed {report['seed']}",
+        "actions": f"{report['mode']}{', cached' if report['cached'] else ''}, seed {report['seed']}",
         "episodes": f"{report['return_episodes']:,}{discarded}",
         "return mean": f"{report['return_mean']:,.2f}",
         "95 % interval": f"{report['return_low']:,.2f} to {report['return_high']:,.2f}",

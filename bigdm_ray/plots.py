@@ -3,11 +3,13 @@
     python -m bigdm_ray.plots runs/udrl-lunarlander-*                            learning curves, a panel for each task
     python -m bigdm_ray.plots runs/udrl-lunarlander-1 --obedience                asked return against the return obtained
     python -m bigdm_ray.plots runs/udrl-lunarlander-1 --obedience --returns -300,0,100,200,250,300
+    python -m bigdm_ray.plots runs/dt-key-to-door-1000-1 --attention             which earlier steps a transformer looks at
 
 A learning curve is drawn from the evaluations in metrics.jsonl. Runs that differ in nothing but their seed are one line: the
 mean over seeds with its 95 % bootstrap band, each seed interpolated linearly onto common steps; one seed alone carries the
 95 % interval of its evaluation episodes. Obedience is Figure 6 of Srivastava et al. 2019: it plays episodes. Grey markers
-are the values of that paper. Each picture has its numbers beside it as JSON; both go into plots/ of the first FOLDER.
+are the values of that paper; a dotted line is the best return of the run's dataset. Attention is of one played episode, the mean over
+layers and heads. Each picture has its numbers beside it as JSON; both go into plots/ of the first FOLDER.
 """
 
 from __future__ import annotations
@@ -20,13 +22,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
+from bigdm_ray.algorithms.dt import DecisionTransformer, Dt
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.errors import RunFailed, UserError, nearest
 from bigdm_ray.evaluate import MODES, command_of, policy_of, write_json
+from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.settings import setting, to_json
 from bigdm_ray.training.config import Run, read_run
-from bigdm_ray.training.evaluation import bootstrap_interval, play
+from bigdm_ray.training.evaluation import bootstrap_interval, constant, play
 from bigdm_ray.training.run_folder import Loaded, RunFolder, load, versions
 
 if TYPE_CHECKING:
@@ -243,7 +248,7 @@ def default_returns(loaded: Loaded) -> tuple[float, ...]:
 
 def sweep(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
     """Play the episodes of a sweep; its numbers. Raises UserError, and RunFailed where a return's episodes all fail."""
-    if not loaded.run.algorithm.conditioned:
+    if not loaded.run.algorithm.commands:
         raise UserError(f"{loaded.run.algorithm.name} takes no command, so {loaded.folder} has no obedience to draw")
     policy, mode = policy_of(loaded, asked.mode)
     seed = loaded.run.seed if asked.seed is None else asked.seed
@@ -267,9 +272,18 @@ def sweep(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
         "version": list(loaded.version),
         "mode": mode,
         "seed": seed,
+        "data_best": data_best(loaded),
         "points": [point(command, np.array(returns)) for command, returns in zip(commands, obtained, strict=True)],
         "versions": versions(),
     }
+
+
+def data_best(loaded: Loaded) -> float | None:
+    """The best return of the dataset that a run learned from, where it still lies there."""
+    origin = loaded.run.dataset
+    if origin is None or not (Path(origin.folder) / CARD).is_file():
+        return None
+    return float(Dataset.open(Path(origin.folder)).store(0).table.returns.max())
 
 
 def point(command: dict[str, float], returns: np.ndarray) -> dict[str, Any]:
@@ -286,9 +300,64 @@ def draw_obedience(sweeps: list[dict[str, Any]]) -> Figure:
         axes.plot([low, high], [low, high], color=GREY, linewidth=1.2, linestyle="--", label="obtained = asked")
         text = f"mean ± std of {here['points'][0]['return_episodes']} episodes"
         axes.errorbar(asked, mean, spread, color=COLOURS[0], marker="o", markersize=5, capsize=3, elinewidth=1.2, label=text)
+        if here.get("data_best") is not None:
+            axes.axvline(here["data_best"], color=GREY, linewidth=1.2, linestyle=":", label="best of the data")
         published = PUBLISHED[here["task"]].obedience if here["task"] in PUBLISHED else ()
         mark(axes, [pair for pair in published if low <= pair[0] <= high], "UDRL, Srivastava et al. 2019 (digitised)")
         label_axes(axes, f"{here['algorithm']} on {here['task']}, seed {here['run_seed']}", "desired return", "return obtained")
+    return figure
+
+
+# --- attention
+
+
+def look(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
+    """Play episodes, take the best, and see which steps each of its steps looked at. Raises UserError for a policy without attention."""
+    model, algorithm = loaded.model, loaded.run.algorithm
+    if not isinstance(model, DecisionTransformer) or not isinstance(algorithm, Dt) or algorithm.frame_stack > 1:
+        raise UserError(f"the {algorithm.name} policy of {loaded.folder} has no attention over single observations to draw; a dt run is expected")
+    policy, mode = policy_of(loaded, asked.mode)
+    seed = loaded.run.seed if asked.seed is None else asked.seed
+    command = command_of(loaded, asked.returns[0] if asked.returns else None)
+    print(f"playing {asked.episodes:,} episodes of {loaded.run.task}", file=sys.stderr)
+    played = play(policy, loaded.task, constant(command, asked.episodes), asked.episodes, seed, "attention", 0)
+    if not played.episodes:
+        raise RunFailed(f"no episode of {loaded.run.task} could be played to its end: {played.problems[0]}")
+    best = max(played.episodes, key=lambda episode: episode.total_return)
+    last = slice(max(0, best.length - algorithm.context), best.length)
+    told = np.float32(command["desired_return"]) - np.concatenate([[0], np.cumsum(best.rewards)[:-1] * (not algorithm.delayed_reward)])
+    seen, acted = ({p: torch.from_numpy(np.array(v[last]))[None] for p, v in leaves.items()} for leaves in (best.observations, best.actions))
+    times = torch.arange(last.start, last.stop)[None]
+    with torch.no_grad():
+        found = model.attention(seen, acted, torch.from_numpy(told[last].astype(np.float32))[None], times)
+    return {
+        "folder": str(loaded.folder),
+        "task": loaded.run.task,
+        "run_seed": loaded.run.seed,
+        "mode": mode,
+        "seed": seed,
+        "command": command,
+        "return": best.total_return,
+        "first_step": last.start,
+        "rewards": best.rewards[last].tolist(),
+        "attention": found[:, 0].mean((0, 1)).tolist(),  # [looking step][step looked at]
+        "versions": versions(),
+    }
+
+
+def draw_attention(looks: list[dict[str, Any]]) -> Figure:
+    """Steps against the steps that they look at, a panel for each run."""
+    figure, panels = panelled(len(looks), 6.2, 5.0)
+    for axes, here in zip(panels, looks, strict=True):
+        values, first = np.array(here["attention"]), here["first_step"]
+        end = first + len(values)
+        shown = np.ma.masked_array(values, np.triu(np.ones_like(values), 1) > 0)
+        image = axes.imshow(shown, origin="lower", extent=(first, end, first, end), cmap="viridis", vmax=float(np.quantile(values[values > 0], 0.995)))
+        figure.colorbar(image, ax=axes, label="share of attention")
+        axes.grid(visible=False)
+        axes.set_title(f"{here['task']}, seed {here['run_seed']}: an episode of return {here['return']:.3g}")
+        axes.set_xlabel("step looked at")
+        axes.set_ylabel("step that acts")
     return figure
 
 
@@ -389,20 +458,34 @@ def obedience(folders: list[Path], out: Path | None, asked: Sweep) -> None:
             print(f"  {here['task']}, seed {here['run_seed']}: asked {p['desired_return']:,.1f}, obtained {p['return_mean']:,.1f} +- {p['return_std']:,.1f}")
 
 
+def attention(folders: list[Path], out: Path | None, asked: Sweep) -> None:
+    """Draw what the transformers of run folders look at. Raises UserError and RunFailed."""
+    import matplotlib
+
+    runs = [load(folder, asked.weights) for folder in folders]
+    path = target(out, folders[0], "attention")
+    looks = [look(loaded, asked) for loaded in runs]
+    with matplotlib.rc_context(STYLE):
+        write(draw_attention(looks), {"schema_version": SCHEMA_VERSION, "looks": looks}, path)
+
+
 def main(arguments: list[str]) -> int:
     """The door."""
-    parser = Parser(prog="python -m bigdm_ray.plots", description="Draw learning curves, or how well commands are obeyed.", allow_abbrev=False)
+    parser = Parser(prog="python -m bigdm_ray.plots", description="Draw learning curves, obedience to commands, or attention.", allow_abbrev=False)
     parser.add_argument("folders", metavar="FOLDER", type=Path, nargs="+", help="run folders; those that differ in nothing but their seed are one line")
     parser.add_argument("--out", metavar="X", type=Path, help="folder or file (.png, .pdf, .svg); default: plots/ in the first FOLDER")
-    parser.add_argument("--obedience", action="store_true", help="draw asked return against obtained return; the flags below belong to it")
+    parser.add_argument("--obedience", action="store_true", help="draw asked return against obtained return; the flags below belong to this and to --attention")
+    parser.add_argument("--attention", action="store_true", help="draw which earlier steps a Decision Transformer looks at in the best of some episodes")
     parser.add_settings(Sweep)
     given = parser.parse(arguments)
     asked = parser.settings(Sweep, given)
     folders = list({folder.resolve(): folder for folder in given.folders}.values())
-    if given.obedience:
-        obedience(folders, given.out, asked)
+    if given.obedience and given.attention:
+        raise UserError("--obedience and --attention are two pictures; ask for one of them")
+    if given.obedience or given.attention:
+        (obedience if given.obedience else attention)(folders, given.out, asked)
     elif asked != Sweep():
-        raise UserError("--returns, --episodes, --mode, --weights and --seed belong to the obedience picture; give --obedience too")
+        raise UserError("--returns, --episodes, --mode, --weights and --seed belong to other pictures; give --obedience or --attention too")
     else:
         learning(folders, given.out)
     return 0

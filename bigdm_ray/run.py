@@ -72,9 +72,11 @@ def main(arguments: list[str]) -> int:
     finally:
         if terminal is not None:
             terminal.close()
+    scores = summary["normalized_score"], summary["best_normalized_score"]
+    score = "" if None in scores else "normalised score {:.1f}, best weights {:.1f}; ".format(*scores)
     print(
         f"return {summary['return_mean']:.1f} +- {summary['return_std']:.1f} over {summary['return_episodes']} episodes "
-        f"({summary['return_low']:.1f}..{summary['return_high']:.1f} is the mean's 95 % interval), best weights {summary['best_return_mean']:.1f}; "
+        f"({summary['return_low']:.1f}..{summary['return_high']:.1f} is the mean's 95 % interval), best weights {summary['best_return_mean']:.1f}; {score}"
         f"{summary['env_steps']:,} environment steps, {summary['learner_steps']:,} learner steps, {summary['wall_s']:.0f} s"
     )
     print(f"summary: {folder / 'summary.json'}")

@@ -1,6 +1,7 @@
 import argparse
 import importlib
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -104,7 +105,8 @@ def test_train_evaluate_draw_and_verify_through_the_script(tmp_path, capsys):
     assert cli.main(["data", "verify", folder]) == 0
     assert len(json.loads((tmp_path / "run" / "evaluation.json").read_text())["returns"]) == 3
     assert (tmp_path / "run" / "plots" / "learning_curve.png").is_file()
-    assert "set aside" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "set aside" in told and re.search(r"best weights [\d.]+; normalised score -?[\d.]+, best weights", told)
 
 
 # --- the parser

@@ -184,7 +184,7 @@ def test_runs_without_an_evaluation(tmp_path, capsys):
         (["nowhere"], ["there is no run in nowhere"]),
         ([], ["FOLDER"]),
         (["nowhere", "--obedience"], ["there is no run in nowhere"]),
-        (["nowhere", "--returns", "1,2"], ["give --obedience too"]),
+        (["nowhere", "--returns", "1,2"], ["give --obedience or --attention too"]),
         (["nowhere", "--obedience", "--returns", "1,x"], ["--returns is 'x'", "a number"]),
         (["nowhere", "--obedience", "--returns", "1,nan"], ["--returns is nan", "finite"]),
         (["nowhere", "--obedience", "--episodes", "0"], ["--episodes is 0"]),
@@ -268,3 +268,34 @@ def test_default_returns_of_another_task_come_from_its_metrics(trained, tmp_path
 def test_the_papers_tasks_are_asked_what_the_paper_asked():
     loaded = types.SimpleNamespace(task=find_task("lunarlander"))
     assert set(dict(PUBLISHED["lunarlander"].obedience)) <= set(default_returns(loaded))
+
+
+# --- attention
+
+
+def test_the_attention_picture(tmp_path, capsys):
+    from making import dataset_of
+
+    dataset_of(tmp_path / "data", "toy-continuous", 20)
+    flags = "--algorithm.width 16 --algorithm.layers 2 --algorithm.context 5 --budget.learner-steps 3 --evaluations.episodes 1 --evaluations.final-episodes 1"
+    train_local(configure("dt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
+    assert main([str(tmp_path / "run"), "--attention", "--episodes", "3", "--out", str(tmp_path / "a.png")]) == 0
+    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+    (here,) = json.loads((tmp_path / "a.json").read_text())["looks"]
+    shares = np.array(here["attention"])
+    assert shares.shape == (5, 5) and len(here["rewards"]) == 5
+    np.testing.assert_allclose(shares.sum(1), 1, atol=1e-5)
+    assert (shares[np.triu_indices(5, 1)] == 0).all() and (shares[np.tril_indices(5)] > 0).all()
+    assert main([str(tmp_path / "run"), "--obedience", "--returns", "1,5", "--episodes", "2", "--out", str(tmp_path / "o.png")]) == 0
+    (one,) = json.loads((tmp_path / "o.json").read_text())["sweeps"]
+    assert (
+        one["data_best"] == pytest.approx(float(load(tmp_path / "run").run.dataset.return_mean), rel=1)
+        and one["data_best"] > load(tmp_path / "run").run.dataset.return_mean
+    )
+
+
+def test_only_a_transformer_has_attention(trained, capsys):
+    assert door(main, [str(trained), "--attention"]) == 2
+    one_error(capsys, "no attention", "a dt run is expected")
+    assert door(main, [str(trained), "--attention", "--obedience"]) == 2
+    one_error(capsys, "two pictures")

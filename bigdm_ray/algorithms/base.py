@@ -119,8 +119,8 @@ class Algorithm(ABC):
     """See the module. The four verbs first, then what has a default."""
 
     name: ClassVar[str]
-    conditioned: ClassVar[bool] = True
-    """Whether commands tell the policy what to achieve."""
+    commands: ClassVar[tuple[str, ...]] = ()
+    """The columns of a command that tell the policy what to achieve, if any."""
     online: ClassVar[bool] = False
     """Whether it can learn from what it plays itself; every algorithm can learn from a dataset unless it says `offline = False`."""
     offline: ClassVar[bool] = True
@@ -183,9 +183,14 @@ class Algorithm(ABC):
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """The optimizers by name; each steps at every learner step."""
 
-    def learning_rate_factor(self, step: int) -> float:
-        """What the optimizers' learning rates are multiplied by at a learner step: the schedule."""
+    def learning_rate_factor(self, step: int, optimizer: str) -> float:
+        """What the learning rates of an optimizer are multiplied by at a learner step: its schedule."""
         return 1.0
+
+    @property
+    def clip_norm(self) -> float | None:
+        """Norm that the gradients of all parameters together are cut down to; None leaves them."""
+        return None
 
     def retention(self) -> Retention:
         """Which episodes a run keeps."""

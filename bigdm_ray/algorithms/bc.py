@@ -79,7 +79,6 @@ def steps_of(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Ten
 class Imitation(Algorithm):
     """What behaviour cloning and its weighted forms share: the network, Adam, single steps drawn uniformly over time."""
 
-    conditioned: ClassVar[bool] = False
     offline_steps: ClassVar[int] = 25_000
 
     hidden: tuple[int, ...] = setting((256, 256, 256), "widths of the fully connected layers", low=1)
@@ -123,7 +122,7 @@ class Bc(Imitation):
         """See Algorithm. Raises UserError for more than one task."""
         return Actor(only_task(self.name, signatures), self.hidden, self.channels, self.dropout)
 
-    def learning_rate_factor(self, step: int) -> float:
+    def learning_rate_factor(self, step: int, optimizer: str) -> float:
         """See Algorithm."""
         return max(0.1, 1 - 0.9 * step / self.decay_steps) if self.decay_steps else 1.0
 

@@ -9,6 +9,8 @@ which filter actions otherwise: `cdf_act`. Its training is the default: AdamW, d
 warm-up over one epoch of a million windows, then a cosine to a tenth at epoch 20. There the cosine is not capped, so that the official
 learning rate climbs again and is back at its height at epoch 39 of 50; here it stays at a tenth.
 
+The planner, too, is the official one (`planning/beam.py`): the model sees `context` - 1 whole transitions and the one being written.
+
 Deviations. (1) Windows begin at the last step too. (2) The loss is divided by the real transitions, not by all positions. (3) Behind the end the stop token is
 learned where the episode terminated; the official mask goes by the number of the step. (4) The first action of a plan cannot be the stop
 token. (5) A value that much of the data shares has a bin of its own (`tokens/bins.py`). (6) Pictures are averaged over
@@ -129,7 +131,6 @@ class Tt(Algorithm):
     """Hyperparameters of the Trajectory Transformer."""
 
     name: ClassVar[str] = "tt"
-    conditioned: ClassVar[bool] = False
     offline_steps: ClassVar[int] = 195_000
 
     bins: int = setting(100, "bins of each dimension", low=2, high=10_000)
@@ -143,7 +144,7 @@ class Tt(Algorithm):
     learning_rate: float = setting(6e-4, "AdamW's learning rate after the warm-up", above=0, high=1)
     weight_decay: float = setting(0.1, "decay of the weights of linear layers", low=0)
     max_norm: float | None = setting(1.0, "gradients are scaled down to this norm", above=0)
-    warmup_steps: int = setting(3_900, "learner steps over which the learning rate rises to its height", low=0)
+    warm_up_steps: int = setting(3_900, "learner steps over which the learning rate rises to its height", low=0)
     decay_steps: int = setting(74_000, "learner steps of the cosine that follows, down to a tenth; 0 keeps the height", low=0)
     discount: float = setting(0.99, "gamma of values and plans", low=0, high=1)
     action_weight: float = setting(5.0, "weight of action tokens in the loss", low=0)
@@ -169,6 +170,11 @@ class Tt(Algorithm):
     def batch(self) -> int:
         """See Algorithm."""
         return self.batch_size
+
+    @property
+    def clip_norm(self) -> float | None:
+        """See Algorithm."""
+        return self.max_norm
 
     @property
     def search(self) -> Search:
@@ -264,13 +270,13 @@ class Tt(Algorithm):
         ]
         return {"adamw": torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.95), fused=True)}
 
-    def learning_rate_factor(self, step: int, optimizer: str = "adamw") -> float:
+    def learning_rate_factor(self, step: int, optimizer: str) -> float:
         """A straight rise, then a cosine that stays at a tenth once it is there (the official one climbs again, see the module)."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
+        if step < self.warm_up_steps:
+            return (step + 1) / self.warm_up_steps
         if not self.decay_steps:
             return 1.0
-        progress = min(1.0, (step - self.warmup_steps) / self.decay_steps)
+        progress = min(1.0, (step - self.warm_up_steps) / self.decay_steps)
         return max(0.1, 0.5 * (1 + math.cos(math.pi * progress)))
 
     def policy(self, model: nn.Module, mode: Mode) -> Policy:

@@ -114,6 +114,7 @@ class Udrl(Algorithm):
 
     name: ClassVar[str] = "udrl"
     online: ClassVar[bool] = True
+    commands: ClassVar[tuple[str, ...]] = ("desired_return", "desired_horizon")
 
     hidden: tuple[int, ...] = setting((64, 128, 128), "widths of the fully connected layers; the first embeds vector observations", low=1)
     channels: tuple[int, ...] = setting((32, 48, 96, 128), "channels of the convolutions over image observations", low=1)

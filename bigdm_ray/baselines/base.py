@@ -30,7 +30,6 @@ from bigdm_ray.replay.windows import View
 class Baseline(Algorithm):
     """See the module."""
 
-    conditioned: ClassVar[bool] = False
     own_update: ClassVar[bool] = True
 
     @abstractmethod
@@ -97,7 +96,6 @@ class Trainer(Protocol):
 class Foreign(Algorithm):
     """A method that another library trains. Its fields are the library's hyperparameters under the papers' names."""
 
-    conditioned: ClassVar[bool] = False
     library: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
     """Modules that training needs; scoring does without."""

@@ -154,7 +154,6 @@ class Mbop(Algorithm):
     """Hyperparameters of MBOP; those of the planner have the letters of algorithm 2."""
 
     name: ClassVar[str] = "mbop"
-    conditioned: ClassVar[bool] = False
     offline_steps: ClassVar[int] = 100_000
 
     batch_size: int = setting(64, "steps drawn for one learner step", low=1)

@@ -24,9 +24,9 @@ from bigdm_ray.replay.store import Store
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import Run, run_from_json
 from bigdm_ray.training.learner import Learner, Progress
-from bigdm_ray.training.loop import dataset_store
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder
+from bigdm_ray.training.start import dataset_store
 
 Moves = tuple[list[str], list[str], list[str]]
 """Shards to take in; shards that living episodes have moved to; shards to let go of."""

@@ -29,6 +29,7 @@ from bigdm_ray.training.config import Run
 from bigdm_ray.training.loop import Session, drop_later, loop, study
 from bigdm_ray.training.metrics import Listener, TensorBoard
 from bigdm_ray.training.run_folder import RunFolder
+from bigdm_ray.training.start import take_over
 
 IN_FLIGHT = 2
 """Calls that wait at a rollout actor or at the learners, at most: one runs, the next one is there when it ends."""
@@ -55,10 +56,11 @@ def in_lock_step(run: Run) -> bool:
 
 def _train(run: Run, folder: Path, home: RunFolder, resume: bool, listeners: list[Listener]) -> dict[str, Any]:
     exact = in_lock_step(run)
-    resumed = checkpoint.last(home.checkpoints, {"algorithm": run.algorithm.name, "task": run.task}) if resume else None
+    take_over(run, home)
+    resumed = checkpoint.last(home.checkpoints, {"algorithm": run.algorithm.name, "task": run.task}) if resume or run.start else None
     if exact:
         drop_later(home.store, resumed)
-    elif resume:
+    elif resume or run.start:
         resumed = counted(home, resumed)
     session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *listeners], resumed, exact)
     crew: RayCrew | None = None
@@ -112,7 +114,7 @@ class Driver:
         self._learning = 0
         self._owed_in_flight = 0
         self._evaluating = False
-        self._warm_up_asked = session.counters.episodes > 0
+        self._warm_up_asked = session.counters.round > 0
         self._warming_up = 0
         self._next_round = session.counters.round
         self._episodes_in_flight = 0
@@ -185,7 +187,7 @@ class Driver:
         for group in sorted(self._playing, key=lambda g: self._playing[g]):
             while self._playing[group] < IN_FLIGHT and self._owed() <= run.machines.max_staleness and not self._enough():
                 commands = self.session.ask(self.crew.table(), self._next_round, count)
-                self._play(group, commands, slice(0, count), random=not commands and run.algorithm.conditioned)
+                self._play(group, commands, slice(0, count), random=not commands and bool(run.algorithm.commands))
 
     def _enough(self) -> bool:
         """Whether what is in flight will spend the environment steps that are left, by the mean length so far."""

@@ -140,7 +140,7 @@ class GymnasiumRows:
 
 
 class EnvPoolRows:
-    """n EnvPool environments of one thread, with its traps kept inside.
+    """n EnvPool environments of one thread, with its traps kept inside: one observation leaf, numbers or a picture, and one action leaf.
 
     Its spaces are not used (low bounds are wrong): the signature comes from gymnasium. Rows are reset by id, so the
     row that its NEXT_STEP autoreset would add never appears. Seeds are fixed when it is made and its state cannot be
@@ -153,7 +153,7 @@ class EnvPoolRows:
         self.n = n
         self.signature = signature
         (self._action_path, self._action) = next(iter(signature.actions.items()))
-        self._path = next(iter(signature.observations))
+        (self._path, self._seen) = next(iter(signature.observations.items()))
         self._new = functools.partial(envpool.make, env_id, "gymnasium", num_envs=n, num_threads=1, **options)
         self._seed = seed % 2**31
         self._env = self._make()
@@ -171,7 +171,7 @@ class EnvPoolRows:
             observations, _ = self._env.reset(rows.astype(np.int32))
         except (RuntimeError, ValueError) as error:
             return self._failed(len(rows), error)
-        return still(len(rows), {self._path: observations.astype(np.float32, copy=False)})
+        return still(len(rows), {self._path: observations.astype(self._seen.dtype, copy=False)})
 
     def step(self, rows: np.ndarray, actions: Arrays) -> Step:
         """See VectorEnv."""
@@ -180,7 +180,7 @@ class EnvPoolRows:
             observations, rewards, terminated, truncated, _ = self._env.step(action, rows.astype(np.int32))
         except (RuntimeError, ValueError) as error:
             return self._failed(len(rows), error)
-        seen = {self._path: observations.astype(np.float32, copy=False)}
+        seen = {self._path: observations.astype(self._seen.dtype, copy=False)}
         return Step(seen, rewards.astype(np.float32, copy=False), terminated, truncated)
 
     def _failed(self, m: int, error: Exception) -> Step:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.errors import UserError
+from bigdm_ray.models.heads import normals
 from bigdm_ray.models.networks import Vector, mlp
 
 
@@ -120,6 +121,48 @@ class Gaussian(nn.Module):
         mean, raw = self.head(self.layers(seen)).chunk(2, -1)
         low, high = self.range
         return mean, low + 0.5 * (high - low) * (torch.tanh(raw) + 1) if self.soft else raw.clamp(low, high)
+
+
+class SquashedHead(nn.Module):
+    """A linear layer to a squashed Gaussian over all action leaves, with a deviation of each state's own (Zheng et al. 2022, appendix)."""
+
+    LOG_STD = (-5.0, 2.0)
+
+    def __init__(self, name: str, width: int, leaves: dict[str, Leaf]) -> None:
+        """`name` is the method's. Raises UserError for actions that are not continuous and bounded."""
+        super().__init__()
+        self.spaces = Spaces(name, {"": Signature({}, leaves)})
+        self.acted = self.uniforms = self.spaces.acted
+        self.linear = nn.Linear(width, 2 * self.acted)
+        nn.init.orthogonal_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """`[..., width]` to parameters `[..., 2 * acted]`."""
+        out: Tensor = self.linear(embedding)
+        return out
+
+    def _gaussian(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        mean, raw = parameters.chunk(2, -1)
+        low, high = self.LOG_STD
+        return mean, low + 0.5 * (high - low) * (torch.tanh(raw) + 1)
+
+    def log_prob(self, parameters: Tensor, actions: dict[str, Tensor]) -> Tensor:
+        """log-density of whole actions `[...]`, nats, in units where the bounds are -1 and 1."""
+        packed = self.spaces.pack(actions).clamp(-1 + 1e-6, 1 - 1e-6)
+        return squashed_log_prob(torch.atanh(packed), *self._gaussian(parameters))
+
+    def entropy(self, parameters: Tensor) -> Tensor:
+        """An estimate `[...]` of the entropy from one sample that gradients pass through, nats."""
+        mean, log_std = self._gaussian(parameters)
+        raw = mean + log_std.exp() * torch.randn_like(mean)
+        return -squashed_log_prob(raw, mean, log_std)
+
+    def act(self, parameters: Tensor, uniforms: Tensor | None) -> dict[str, Tensor]:
+        """Actions by leaf: sampled with `uniforms [n, k]` in [0, 1), or the squashed means where it is None."""
+        mean, log_std = self._gaussian(parameters)
+        raw = mean if uniforms is None else mean + log_std.exp() * normals(uniforms)
+        return self.spaces.unpack(torch.tanh(raw).clamp(-1 + 1e-6, 1 - 1e-6))
 
 
 def squashed_log_prob(raw: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ class ActionHead(nn.Module):
     """A linear layer to the parameters of all leaves, and what to do with them. `uniforms` counts chance per row.
 
     `std` None: continuous elements learn their deviation. A number: it is fixed, in units of half the leaf's range; 0
-    acts on the mean and trains on the squared error. `squash`: tanh brings the mean between the leaf's bounds.
+    acts on the mean and trains on the squared error, of which `mean_square_factor` times -log_prob is the mean over elements.
+    `squash`: tanh brings the mean between the leaf's bounds.
     """
 
     def __init__(self, width: int, leaves: dict[str, Leaf], std: float | None = None, squash: bool = False) -> None:
@@ -32,6 +33,8 @@ class ActionHead(nn.Module):
         self.sizes = [sum(leaf.choices) if leaf.kind == "discrete" else per * leaf.size for leaf in leaves.values()]
         self.uniforms = sum(leaf.size for leaf in leaves.values())
         self.linear = nn.Linear(width, sum(self.sizes))
+        elements = sum(leaf.size for leaf in leaves.values() if leaf.kind != "discrete")
+        self.mean_square_factor = 2 / elements if std == 0 and elements == self.uniforms else 1.0
         for i, leaf in enumerate(leaves.values()):
             if leaf.low is not None and leaf.high is not None:
                 self.register_buffer(f"low{i}", torch.tensor(leaf.low), persistent=False)

@@ -94,6 +94,8 @@ def derive(name: str, rewards: np.ndarray) -> np.ndarray:
     """A derived column of one episode from its rewards [T]; float32 [T], summed in float64."""
     if name == "steps_remaining":
         return np.arange(len(rewards), 0, -1, dtype=np.float32)
+    if name == "episode_return":
+        return np.full(len(rewards), rewards.sum(dtype=np.float64), np.float32)
     return np.cumsum(rewards[::-1], dtype=np.float64)[::-1].astype(np.float32)
 
 

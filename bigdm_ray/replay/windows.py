@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from bigdm_ray.replay.store import Table
 
-DERIVED = ("returns_to_go", "steps_remaining")
+DERIVED = ("returns_to_go", "episode_return", "steps_remaining")
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class View:
     weight     `episode`: every episode alike, then a step uniformly; `length`: every step alike
     anchor     the drawn step is the window's first (`start`) or last (`end`) one
     pad        the side on which steps outside the episode are left empty
-    columns    derived columns to add: `returns_to_go` (sum of rewards from this step on, added up in float64) and
-               `steps_remaining` (steps left, this one included, so 1 at the last)
+    columns    derived columns to add: `returns_to_go` (sum of rewards from this step on, added up in float64),
+               `episode_return` (the same of the whole episode) and `steps_remaining` (steps left, this one included, so 1 at the last)
     best       only the best episodes by return that together hold this fraction of all steps
     above      only episodes with at least this return
     stack      image leaves carry their last `stack` frames along the channel axis; the first frame is repeated

@@ -45,6 +45,7 @@ class Counters:
     play_s: float = 0.0  # seconds spent playing and learning, all actors together
     learn_s: float = 0.0
     barren: int = 0  # rounds in a row without one sound episode
+    began_at: int = 0  # the learner step that the run began at: that of the run it starts from
     open_rounds: list[int] = field(default_factory=list)  # rounds in flight at a save (asynchronous runs)
 
 

@@ -23,6 +23,8 @@ from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError, nearest
 from bigdm_ray.formats.dataset import Dataset, resolve
 from bigdm_ray.settings import checked, converted, flag, from_json, setting, to_json
+from bigdm_ray.training import checkpoint
+from bigdm_ray.training.checkpoint import Checkpoint
 
 SCHEMA_VERSION = 1
 SHORT = {"actors": "machines.actors", "learners": "machines.learners", "device": "machines.device", "address": "machines.address"}
@@ -40,6 +42,16 @@ class Origin:
     steps: int
     return_mean: float
     versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Start:
+    """The run that another one starts from: where it lies, and where it stood."""
+
+    folder: str
+    algorithm: str
+    learner_step: int
+    dataset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +117,7 @@ class Run:
     saves: Saves = field(default_factory=Saves)
     machines: Machines = field(default_factory=Machines)
     dataset: Origin | None = None
+    start: Start | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**31:
@@ -162,8 +175,8 @@ def run_from_json(data: Mapping[str, Any]) -> Run:
         for name, value in rest.items():
             if name not in hints:
                 raise UserError(f"unknown setting {name!r} in run.json{nearest(name, sorted(hints))}")
-            if name == "dataset":
-                given[name] = None if value is None else Origin(**value)
+            if name in ("dataset", "start"):
+                given[name] = None if value is None else {"dataset": Origin, "start": Start}[name](**value)
                 continue
             given[name] = from_json(hints[name], value, f"{name}.") if dataclasses.is_dataclass(hints[name]) else converted(hints[name], value, name)
         return Run(algorithm=from_json(kind, settings, "algorithm."), **given)
@@ -228,6 +241,7 @@ def parse(arguments: list[str]) -> Door:
     parser.add_argument("--local", action="store_true", help="one process, without Ray")
     parser.add_argument("--quiet", action="store_true", help="no progress, only the summary")
     parser.add_argument("--preset", default=None, help="named settings for this task: default, paper; `none` for the bare defaults")
+    parser.add_argument("--from", dest="start", type=Path, metavar="RUN", help="go on from the learner and the best episodes of another run folder")
     parser.add_argument("--config", type=Path, help="start from the settings of another run's run.json")
     parser.add_argument("--seed", default=None, help="seed of everything; default 1")
     known, _ = parser.parse_known_args([a for a in arguments if a not in ("--help", "-h")])
@@ -252,7 +266,7 @@ def parse(arguments: list[str]) -> Door:
         raise UserError("an ALGORITHM and a TASK are expected, as in: python -m bigdm_ray.run udrl lunarlander")
     typed = {path: converted(hint, getattr(given, path), path) for path, hint in flags.values() if getattr(given, path) is not None}
     seed = converted(int, given.seed, "seed") if given.seed is not None else None
-    run = _made(kind, task, given.preset, given.config, typed, seed, dataset)
+    run = _made(kind, task, given.preset, given.config, typed, seed, dataset, given.start)
     return Door(run, given.folder, given.resume, given.local, given.quiet)
 
 
@@ -281,7 +295,20 @@ def offline_defaults(kind: type[Algorithm]) -> dict[str, Any]:
     return {"budget.learner_steps": steps, **counted}
 
 
-def _made(kind: type[Algorithm], task: str, preset: str | None, config: Path | None, typed: dict[str, Any], seed: int | None, dataset: Dataset | None) -> Run:
+FINE_TUNING = {"budget.env_steps": 200_000, "evaluations.every": 20_000, "saves.every": 50_000, "saves.report_every": 5_000}
+"""What a run that starts from another has in place of the defaults: the budget of Zheng et al. 2022."""
+
+
+def _made(
+    kind: type[Algorithm],
+    task: str,
+    preset: str | None,
+    config: Path | None,
+    typed: dict[str, Any],
+    seed: int | None,
+    dataset: Dataset | None,
+    start: Path | None,
+) -> Run:
     find_task(task)
     if dataset is None and not kind.online:
         raise UserError(
@@ -290,7 +317,12 @@ def _made(kind: type[Algorithm], task: str, preset: str | None, config: Path | N
     if dataset is not None and not kind.offline:
         raise UserError(f"{kind.name} learns from what it plays, but {dataset.folder} is a dataset; give the task {task} itself")
     name, values = preset_of(kind, task, preset)
-    if config is not None:
+    begun = start_of(start, kind, task, dataset, config) if start is not None else None
+    if start is not None:
+        base = read_run(start)
+        data = Run(algorithm=base.algorithm, task=task).to_json()
+        name, values = (base.preset, FINE_TUNING) if preset is None else (name, FINE_TUNING | values)
+    elif config is not None:
         base = read_run(config)
         if base.algorithm.name != kind.name:
             raise UserError(f"--config {config} is of algorithm {base.algorithm.name!r}, not of {kind.name!r}")
@@ -300,6 +332,7 @@ def _made(kind: type[Algorithm], task: str, preset: str | None, config: Path | N
     else:
         data = Run(algorithm=kind(), task=task).to_json()
     data["dataset"] = origin_of(dataset) if dataset else None
+    data["start"] = to_json(begun) if begun else data.get("start")
     if dataset is not None and config is None:
         values = offline_defaults(kind) | values
     data |= {"preset": name} | ({} if seed is None else {"seed": seed})
@@ -307,6 +340,27 @@ def _made(kind: type[Algorithm], task: str, preset: str | None, config: Path | N
         owner, _, key = path.partition(".")
         data[owner] = data[owner] | {key: list(value) if isinstance(value, tuple) else value}
     return run_from_json(data)
+
+
+def opened(folder: Path) -> tuple[Run, Checkpoint]:
+    """A run and its last checkpoint, to start another from. Raises UserError where there is none."""
+    if not (folder / "run.json").is_file():
+        raise UserError(f"--from {folder} holds no run: a folder with a run.json is expected, as `run` leaves one")
+    run = read_run(folder)
+    saved = checkpoint.last(folder / "checkpoints", {"algorithm": run.algorithm.name, "task": run.task})
+    if saved is None:
+        raise UserError(f"--from {folder} has no checkpoint yet: train it to its first one, or start anew without --from")
+    return run, saved
+
+
+def start_of(folder: Path, kind: type[Algorithm], task: str, dataset: Dataset | None, config: Path | None) -> Start:
+    """What run.json says of the run that another starts from. Raises UserError for one that does not fit."""
+    run, saved = opened(folder)
+    if run.algorithm.name != kind.name or run.task != task:
+        raise UserError(f"--from {folder} is {run.algorithm.name} on {run.task}, not {kind.name} on {task}")
+    if dataset is not None or config is not None:
+        raise UserError(f"--from takes its settings from {folder} and then plays {task}: give the task's name alone, without a dataset and without --config")
+    return Start(str(folder.resolve()), run.algorithm.name, saved.counters.learner_step, run.dataset.name if run.dataset else None)
 
 
 def origin_of(dataset: Dataset) -> dict[str, Any]:

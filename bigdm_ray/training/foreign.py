@@ -25,10 +25,11 @@ from bigdm_ray.training.checkpoint import Checkpoint
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.evaluation import Evaluator, Score
 from bigdm_ray.training.learner import Progress, pick_device
-from bigdm_ray.training.loop import Round, Session, dataset_store
+from bigdm_ray.training.loop import Round, Session
 from bigdm_ray.training.metrics import Listener, TensorBoard
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder
+from bigdm_ray.training.start import dataset_store
 from bigdm_ray.training.streams import derived_seed, seed_torch
 
 

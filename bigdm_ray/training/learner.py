@@ -114,8 +114,8 @@ class Learner:
 
     def _step(self, batch: Batch) -> dict[str, Tensor]:
         tensors = {name: torch.from_numpy(values).to(self.device, non_blocking=True) for name, values in batch.items()}
-        factor = self.algorithm.learning_rate_factor(self.step)
         for name, optimizer in self.optimizers.items():
+            factor = self.algorithm.learning_rate_factor(self.step, name)
             for group, rate in zip(optimizer.param_groups, self._rates[name], strict=True):
                 group["lr"] = rate * factor
             optimizer.zero_grad(set_to_none=True)
@@ -129,6 +129,8 @@ class Learner:
         else:
             loss.sum.backward()
             metrics = self._reduce(loss.weight.detach(), loss.metrics)
+        if self.algorithm.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self.algorithm.clip_norm)
         for optimizer in self.optimizers.values():
             optimizer.step()
         return metrics

@@ -25,8 +25,7 @@ import torch
 
 from bigdm_ray.algorithms.base import Columns
 from bigdm_ray.envs.task import find_task
-from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.formats.dataset import Dataset
+from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay.episode import EpisodeId
 from bigdm_ray.replay.shard import SUFFIX
 from bigdm_ray.replay.store import Store, Table
@@ -41,6 +40,7 @@ from bigdm_ray.training.params import Weights
 from bigdm_ray.training.player import Player
 from bigdm_ray.training.rollout import Played
 from bigdm_ray.training.run_folder import RunFolder, save_weights, versions
+from bigdm_ray.training.start import dataset_store, take_over
 from bigdm_ray.training.streams import rng
 
 BARREN_ROUNDS = 3
@@ -96,7 +96,7 @@ def loop(session: Session, crew: Crew) -> None:
             break
         count = run.algorithm.per_iteration()
         commands = session.ask(crew.table(), counters.round, count)
-        session.played(crew.play(counters.round, counters.saves, commands, count, random=not counters.episodes))
+        session.played(crew.play(counters.round, counters.saves, commands, count, random=not counters.learner_step))
         if session.evaluation_due():
             command = run.algorithm.evaluation_command(crew.table())
             weights = crew.weights()
@@ -162,7 +162,7 @@ class Session:
         """Learner steps that are owed now and that the budget allows."""
         if not len(table):
             return 0
-        owed = self.run.algorithm.owed(self.counters.env_steps, self.counters.episodes) - self.counters.learner_step
+        owed = self.run.algorithm.owed(self.counters.env_steps, self.counters.episodes) + self.counters.began_at - self.counters.learner_step
         limit = self.run.budget.learner_steps
         return max(0, owed if limit is None else min(owed, limit - self.counters.learner_step))
 
@@ -425,17 +425,6 @@ def gathered(parts: list[Played], added: Table, version: tuple[int, int], busy_s
     return Round(added, version, sum(p.env_steps for p in parts), sum(p.discarded for p in parts), problems, busy_s)
 
 
-def dataset_store(run: Run) -> Store:
-    """The episodes of the run's dataset. Raises UserError where it is gone, damaged, or another one than the run began with."""
-    assert run.dataset is not None
-    found = Dataset.open(Path(run.dataset.folder))
-    if found.sha256 != run.dataset.sha256:
-        raise UserError(
-            f"{found.folder} holds another dataset than this run began with (hash {found.sha256[:12]}, then {run.dataset.sha256[:12]}); import that one again"
-        )
-    return found.store(run.saves.flat_mib << 20)
-
-
 def drop_later(store: Path, resumed: Checkpoint | None) -> None:
     """Unlink the shards that a checkpoint does not name: a lock-step run plays their rounds again, bit for bit."""
     for path in store.glob(f"*{SUFFIX}"):
@@ -456,7 +445,8 @@ def train_local(run: Run, folder: Path, resume: bool = False, listeners: list[Li
     session: Session | None = None
     try:
         identity = {"algorithm": run.algorithm.name, "task": run.task}
-        resumed = checkpoint.last(home.checkpoints, identity) if resume else None
+        take_over(run, home)
+        resumed = checkpoint.last(home.checkpoints, identity) if resume or run.start else None
         drop_later(home.store, resumed)
         session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *(listeners or [])], resumed, exact=True)
         crew = LocalCrew(run, home, resumed)

@@ -105,6 +105,8 @@ class Terminal:
         steps = report[self._clock]
         if "evaluation/return_mean" in report:
             text = f"evaluation at {steps:>11,.0f} steps: return {report['evaluation/return_mean']:8.1f} +- {report['evaluation/return_std']:.1f}"
+            if "evaluation/normalized_score" in report:
+                text += f", normalised score {report['evaluation/normalized_score']:.1f}"
             self._stream.write(f"\r\x1b[K{text}\n")
         else:
             done = steps / self._budget

@@ -78,7 +78,8 @@ class RunFolder:
         mine, theirs = run.to_json(), read_run(self.path).to_json()
         for run_json in (mine, theirs):
             run_json["dataset"] = run_json["dataset"] and run_json["dataset"]["sha256"]  # the same episodes may lie elsewhere
-        for key in ("algorithm", "task", "dataset", "seed", "rollouts", "evaluations", "saves"):
+            run_json["start"] = run_json["start"] and run_json["start"]["learner_step"]
+        for key in ("algorithm", "task", "dataset", "start", "seed", "rollouts", "evaluations", "saves"):
             if mine[key] != theirs[key]:
                 raise UserError(
                     f"--folder {self.path} holds another run ({key} is {_short(theirs[key])}, here {_short(mine[key])}); "
@@ -103,7 +104,7 @@ def _short(value: Any) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of everything that a score depends on."""
-    names = ("bigdm-ray", "ray", "torch", "numpy", "pyarrow", "gymnasium", "envpool", "box2d", "vizdoom", "mujoco", "stable_baselines3")
+    names = ("bigdm-ray", "ray", "torch", "numpy", "pyarrow", "gymnasium", "envpool", "box2d", "vizdoom", "mujoco", "ale-py", "stable_baselines3")
     found = {"python": platform.python_version()}
     for name in names:
         try:

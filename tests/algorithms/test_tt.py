@@ -133,11 +133,11 @@ def test_only_weights_of_linear_layers_decay():
 
 
 def test_the_learning_rate_rises_falls_and_stays_at_a_tenth():
-    algorithm = Tt(warmup_steps=10, decay_steps=100)
-    factors = [algorithm.learning_rate_factor(step) for step in range(300)]
+    algorithm = Tt(warm_up_steps=10, decay_steps=100)
+    factors = [algorithm.learning_rate_factor(step, "adamw") for step in range(300)]
     assert factors[0] == 0.1 and factors[9] == 1.0 and factors[10] == 1.0
     assert factors[60] == pytest.approx(0.5) and factors[110:] == [0.1] * 190
-    assert Tt(warmup_steps=0, decay_steps=0).learning_rate_factor(10**6) == 1.0
+    assert Tt(warm_up_steps=0, decay_steps=0).learning_rate_factor(10**6, "adamw") == 1.0
 
 
 def test_the_memory_is_the_last_transitions_as_tokens(store, monkeypatch):

@@ -1,6 +1,7 @@
 """Evaluation: streams of its own, the reference environments, and the same score whenever it is asked for."""
 
 import dataclasses
+import io
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from bigdm_ray.errors import RunFailed
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.evaluation import Evaluator, Score, bootstrap_interval, evaluate, play
 from bigdm_ray.training.learner import Learner
+from bigdm_ray.training.metrics import Terminal
 from bigdm_ray.training.rollout import RandomPolicy
 
 COMMAND = {"desired_return": 8.0, "desired_horizon": 10.0}
@@ -87,3 +89,11 @@ def test_bootstrap_intervals_cover_the_mean_and_shrink_with_the_sample():
         assert widths[-1] == pytest.approx(2 * 1.96 * 2 / np.sqrt(n), rel=0.35)
     assert widths[1] < widths[0] / 3
     np.testing.assert_array_equal(bootstrap_interval(values)[0], bootstrap_interval(values)[0])
+
+
+@pytest.mark.parametrize(("score", "says"), [({"evaluation/normalized_score": 71.8}, ", normalised score 71.8"), ({}, "")])
+def test_a_terminal_shows_the_normalised_score_where_there_is_one(score, says):
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    Terminal(1000, stream)({"time/env_steps": 500.0, "evaluation/return_mean": 0.7, "evaluation/return_std": 0.4, **score})
+    assert stream.getvalue().strip().endswith(f"return      0.7 +- 0.4{says}")

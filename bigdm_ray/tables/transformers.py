@@ -1,0 +1,145 @@
+"""Tables of Decision Transformer: locomotion, delayed rewards, Key-to-Door, Atari (Chen et al. 2021, tables 1 to 6)."""
+
+from __future__ import annotations
+
+from bigdm_ray.tables.base import Grid, Scale
+from bigdm_ray.tables.d4rl import NOT_D4RL, PERCENT, PERCENT_BC, SETS, Made, percent, steps, table
+
+GAMES = ("breakout", "qbert", "pong", "seaquest")
+SHORT = ("--algorithm.learning-rate", "5e-4", "--algorithm.warm-up-steps", "500", "--algorithm.cosine-steps", "10000")
+"""A tenth of the paper's steps at the paper's rate would end in the warm-up."""
+
+
+def transformer(row: str, column: str, scale: Scale, *more: str) -> Made:
+    """DT on a locomotion set; the scale `quick` has a schedule that fits its budget."""
+    if scale == "quick":
+        return "dt", row, True, steps(10_000, *SHORT, *more, final=50)
+    return "dt", row, True, steps(100_000, *more)
+
+
+def locomotion(row: str, column: str, scale: Scale) -> Made:
+    """DT beside the columns of %BC, which `percent-bc` fills with the same runs."""
+    return transformer(row, column, scale) if column == "DT" else percent(row, column, scale)
+
+
+def delayed(row: str, column: str, scale: Scale) -> Made:
+    """All reward at the end: cloning sees none, so its columns are those of `percent-bc`."""
+    if column == "DT":
+        return transformer(row, column, scale, "--algorithm.delayed-reward", "true")
+    return percent(row, {"BC": "100 %", "%BC": "10 %"}[column], scale)
+
+
+def door(row: str, column: str, scale: Scale) -> Made:
+    """Key-to-Door on random trajectories; %BC clones those that succeeded."""
+    short = scale == "quick"
+    if column == "DT":
+        budget = ("3000", "16", "5e-4") if short else ("20000", "64", "3e-4")
+        more = ("--algorithm.batch-size", budget[1], "--algorithm.learning-rate", budget[2], "--algorithm.warm-up-steps", "200")
+        return "dt", f"key-to-door-{row}", True, steps(int(budget[0]), *more, "--evaluations.mode", "sample")
+    if column == "CQL":
+        return "cql", f"key-to-door-{row}", True, steps(5_000 if short else 50_000)
+    count = 5_000 if short else 25_000
+    more = ("--algorithm.decay-steps", str(count), *(("--algorithm.best-fraction", "0.02") if column == "%BC" else ()))
+    return "bc", f"key-to-door-{row}", True, steps(count, *more)
+
+
+def atari(row: str, column: str, scale: Scale) -> Made:
+    """DT and %BC on a game."""
+    short = scale == "quick"
+    if column == "DT":
+        narrow = ("--algorithm.batch-size", "32", "--algorithm.context", "20") if short else ()
+        return "dt", row, True, steps(2_000 if short else 20_000, *narrow, final=10)
+    fraction = int(column.removesuffix(" %")) / 100
+    return "bc", row, True, steps(5_000 if short else 50_000, "--algorithm.best-fraction", f"{fraction:g}", final=10)
+
+
+GYM = (42.6, 67.6, 74.0, 36.6, 82.7, 66.6, 86.8, 107.6, 108.1)
+PUBLISHED_DT: dict[tuple[str, str], tuple[float, float | None]] = {(row, "DT"): (value, None) for row, value in zip(SETS, GYM, strict=True)}
+DELAYED = table(
+    ("DT", "BC", "%BC"),
+    """
+    hopper-medium-expert 107.3 59.9 102.6
+    hopper-medium 60.7 63.9 65.9
+    hopper-medium-replay 78.5 27.6 70.6
+    """,
+)
+DOOR = table(
+    ("DT", "%BC", "BC", "CQL"),
+    """
+    1000 71.8 69.9 1.4 13.1
+    10000 94.6 95.1 1.6 13.3
+    """,
+)
+ATARI = table(
+    ("DT", *PERCENT),
+    """
+    breakout 267.5 28.5 73.5 108.2 138.9
+    qbert 15.4 6.6 16.0 11.8 17.3
+    pong 106.1 2.5 13.3 72.7 85.2
+    seaquest 2.5 1.1 1.1 1.6 2.1
+    """,
+)
+QUICK_DT = "DT 10,000 learner steps of 64 windows of 20 with a rate of 5e-4, 50 final episodes"
+
+GRIDS = (
+    Grid(
+        "dt",
+        "Decision Transformer beside percentage cloning",
+        "normalised score",
+        SETS,
+        ("DT", *PERCENT),
+        3,
+        locomotion,
+        {"quick": f"{QUICK_DT}; %BC 5,000 of 64, 20 final episodes", "paper": "DT 100,000 learner steps of 64 windows of 20; %BC 25,000 of 64"},
+        "Chen et al. 2021, tables 2 and 3",
+        {**PUBLISHED_DT, **PERCENT_BC},
+        notes=(NOT_D4RL,),
+    ),
+    Grid(
+        "dt-delayed",
+        "Decision Transformer where all reward comes at the end",
+        "normalised score",
+        ("hopper-medium-expert", "hopper-medium", "hopper-medium-replay"),
+        ("DT", "BC", "%BC"),
+        3,
+        delayed,
+        {"quick": f"{QUICK_DT}; BC 5,000 of 64", "paper": "DT 100,000 learner steps of 64 windows of 20; BC 25,000 of 64"},
+        "Chen et al. 2021, section 5.6",
+        DELAYED,
+        notes=(NOT_D4RL,),
+    ),
+    Grid(
+        "key-to-door",
+        "Success on Key-to-Door, in percent, from so many random trajectories",
+        "normalised score",
+        ("1000", "10000"),
+        ("DT", "%BC", "BC", "CQL"),
+        5,
+        door,
+        {"quick": "DT 3,000 learner steps of 16 episodes, BC 5,000 of 64, CQL 5,000", "paper": "DT 20,000 of 64 episodes, BC 25,000 of 64, CQL 50,000"},
+        "Chen et al. 2021, table 5; random play succeeds in 3.1 %, here 2.8 %",
+        DOOR,
+        averages=False,
+        notes=(
+            "Data: `python -m bigdm_ray.data record --random key-to-door --episodes 1000 --folder DATA/key-to-door-1000`; with 10000 likewise. "
+            "%BC clones the best 2 % of time steps, which are fewer than those that succeeded.",
+        ),
+    ),
+    Grid(
+        "dt-atari",
+        "Decision Transformer and percentage cloning on Atari, gamer-normalised",
+        "normalised score",
+        GAMES,
+        ("DT", *PERCENT),
+        3,
+        atari,
+        {
+            "quick": "DT 2,000 learner steps of 32 windows of 20, BC 5,000 of 64, 10 final episodes",
+            "paper": "DT 20,000 of 128, BC 50,000 of 64, 10 final episodes",
+        },
+        "Chen et al. 2021, tables 1 and 4",
+        ATARI,
+        averages=False,
+        notes=("The data are episodes of an agent's whole training, recorded as DATA/GAME; the published ones are 1 % of DQN's replay.",),
+    ),
+)

@@ -1,0 +1,172 @@
+"""Weights of others, in and out: `python -m bigdm_ray.weights COMMAND ...`.
+
+    import SOURCE --task hopper --folder RUN --data DATASET     a Decision Transformer of Hugging Face or of the original repository
+    export RUN --folder OUT                                      a `dt` run in Hugging Face's layout
+
+SOURCE is a folder with model.safetensors and config.json, a .safetensors file, or hf:OWNER/NAME on the Hub. Only safetensors and JSON
+are read: a pickle is refused with the line that converts it. The imported run evaluates, plots and fine-tunes like any other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save as save_safetensors
+
+from bigdm_ray.algorithms.dt import DecisionTransformer, Dt
+from bigdm_ray.doors import Parser, door
+from bigdm_ray.envs.task import Signature, find_task
+from bigdm_ray.errors import UserError
+from bigdm_ray.formats import decision_transformer
+from bigdm_ray.formats.dataset import Dataset
+from bigdm_ray.replay.shard import publish
+from bigdm_ray.settings import converted
+from bigdm_ray.training import checkpoint
+from bigdm_ray.training.checkpoint import Counters
+from bigdm_ray.training.config import Run, configure, origin_of, run_from_json
+from bigdm_ray.training.params import Weights
+from bigdm_ray.training.run_folder import RunFolder, load, save_weights
+
+STATISTICS = ("embed_state.standardise.mean", "embed_state.standardise.std")
+
+
+def importing(given: argparse.Namespace) -> int:
+    """`import`: make a run folder."""
+    source = fetched(given.source)
+    found = decision_transformer.ours(given.source, *decision_transformer.read(source))
+    task = find_task(given.task)
+    signature = task.signature()
+    fits(given.source, found, given.task, signature)
+    heads = found.heads or converted(int, given.heads, "heads")
+    flags = ["--preset", "none", "--algorithm.width", str(found.width), "--algorithm.layers", str(found.layers), "--algorithm.heads", str(heads)]
+    flags += ["--algorithm.timesteps", str(found.timesteps)]
+    for name in ("return_scale", "context", "target_return"):
+        if getattr(given, name) is not None:
+            flags += [f"--algorithm.{name.replace('_', '-')}", given.__dict__[name]]
+    dataset = Dataset.open(given.data) if given.data else None
+    run = configure("dt", given.task, flags)
+    if dataset is not None:
+        if dataset.task != task.name:
+            raise UserError(f"--data {given.data} is of {dataset.task}, but these weights are for {task.name}")
+        run = run_from_json(run.to_json() | {"dataset": origin_of(dataset)})
+    weights = complete(run, found, signature, dataset, given.statistics)
+    home = RunFolder(given.folder).claim(run, False, exact=True)
+    try:
+        target = run.algorithm.evaluation_command(dataset.store().table) if dataset else {}
+        if given.target_return is not None:
+            target = {"desired_return": converted(float, given.target_return, "target_return")}
+        for which in ("last", "best"):
+            save_weights(home, which, weights, target, None)
+        learner = {f"model/{name}": values for name, values in weights.arrays.items()}
+        identity = {"algorithm": run.algorithm.name, "task": run.task}
+        checkpoint.write(home.checkpoints, Counters(), [], 0, learner, np.zeros((0, 3), np.int64), identity)
+    finally:
+        home.release()
+    print(f"{given.folder}: width {found.width}, {found.layers} layers, {heads} heads; score it with: python -m bigdm_ray.evaluate {given.folder}")
+    if dataset is None and given.statistics is None:
+        print("its states are not standardised: give --data or --statistics where it was trained on standardised ones")
+    return 0
+
+
+def fetched(source: str) -> Path:
+    """Where a source lies on this machine; from the Hub the two files alone. Raises UserError."""
+    if not source.startswith("hf:"):
+        return Path(source)
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError:
+        raise UserError("hf: sources need the package huggingface_hub; install it with: pip install 'bigdm-ray[datasets]'") from None
+    try:
+        return Path(snapshot_download(source.removeprefix("hf:"), allow_patterns=["config.json", "model.safetensors"]))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise UserError(f"{source} cannot be downloaded ({str(error).splitlines()[0]}); see its name and your connection") from None
+
+
+def fits(source: str, found: decision_transformer.Foreign, task: str, signature: Signature) -> None:
+    """Raise UserError where a checkpoint's shapes are not those of the task."""
+    actions = list(signature.actions.values())
+    bounded = all(set(leaf.low or ()) == {-1.0} and set(leaf.high or ()) == {1.0} for leaf in actions)
+    if not all(leaf.kind == "tensor" for leaf in actions) or not bounded:
+        raise UserError(f"{source} acts between -1 and 1, which {task} does not: a task with such actions is expected")
+    seen, acted = sum(leaf.size for leaf in signature.observations.values()), sum(leaf.size for leaf in actions)
+    if (found.seen, found.acted) != (seen, acted):
+        raise UserError(f"{source} reads {found.seen} numbers and acts with {found.acted}, but {task} shows {seen} and takes {acted}")
+
+
+def complete(run: Run, found: decision_transformer.Foreign, signature: Signature, dataset: Dataset | None, statistics: Path | None) -> Weights:
+    """The checkpoint's arrays with the statistics of the states: those of the data, those given, or none. Raises UserError."""
+    model = run.algorithm.build({run.task: signature})
+    if dataset is not None:
+        run.algorithm.fit(model, {run.task: dataset.store()}, 0)
+    arrays = {name: value.numpy() for name, value in model.state_dict().items() if name in STATISTICS}
+    if statistics is not None:
+        try:
+            given = json.loads(statistics.read_text())
+            arrays = {name: np.array(given[key], np.float32).reshape(found.seen) for name, key in zip(STATISTICS, ("mean", "std"), strict=True)}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f'--statistics {statistics} is not {{"mean": [...], "std": [...]}} with {found.seen} numbers each ({error})') from None
+    weights = Weights((0, 0), found.arrays | arrays)
+    weights.into(model)
+    return weights
+
+
+def exporting(given: argparse.Namespace) -> int:
+    """`export`: a folder that Hugging Face's `DecisionTransformerModel.from_pretrained` loads, and the statistics beside it."""
+    loaded = load(given.run, given.which)
+    algorithm, model = loaded.run.algorithm, loaded.model
+    if not isinstance(algorithm, Dt) or not isinstance(model, DecisionTransformer):
+        raise UserError(f"{given.run} is of {algorithm.name}; only dt has a layout that others read")
+    if algorithm.stochastic or algorithm.positions != "timesteps" or model.embed_state.images.width:
+        raise UserError(f"{given.run} is a Decision Transformer with a stochastic policy, other positions or images, which Hugging Face's has not")
+    fits(str(given.run), decision_transformer.Foreign({}, 0, 0, 0, 0, *sizes(model)), loaded.run.task, loaded.signature)
+    arrays = {name: value.numpy() for name, value in model.state_dict().items()}
+    out, config = decision_transformer.theirs(arrays, algorithm.heads, algorithm.dropout, algorithm.context)
+    if given.folder.exists() and any(given.folder.iterdir()):
+        raise UserError(f"--folder {given.folder} is not empty; choose another")
+    given.folder.mkdir(parents=True, exist_ok=True)
+    publish(given.folder / "model.safetensors", save_safetensors(out, {"format": "pt"}))
+    publish(given.folder / "config.json", json.dumps(config, indent=1).encode())
+    named = dict(zip(("mean", "std"), (arrays[name].tolist() for name in STATISTICS), strict=True))
+    publish(given.folder / "statistics.json", json.dumps({**named, "return_scale": algorithm.return_scale}, indent=1).encode())
+    print(f"{given.folder}: model.safetensors, config.json, and statistics.json (states are standardised, returns scaled by {algorithm.return_scale:g})")
+    return 0
+
+
+def sizes(model: DecisionTransformer) -> tuple[int, int]:
+    """Numbers that a network reads and acts with."""
+    return model.embed_state.linear.in_features, model.embed_action.linear.in_features
+
+
+def main(arguments: list[str]) -> int:
+    """The door."""
+    parser = Parser(prog="python -m bigdm_ray.weights", description="Weights of others, in and out.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser, required=True)
+    one = commands.add_parser("import", help="a Decision Transformer checkpoint as a run folder", allow_abbrev=False)
+    one.add_argument("source", metavar="SOURCE", help="a folder, a .safetensors file, or hf:OWNER/NAME")
+    one.add_argument("--task", required=True, help="the task it is for")
+    one.add_argument("--folder", required=True, type=Path, help="the run folder to make")
+    one.add_argument("--data", type=Path, metavar="DATASET", help="take the mean and deviation of states from this dataset")
+    one.add_argument("--statistics", type=Path, metavar="FILE", help='or from a JSON file {"mean": [...], "std": [...]}')
+    one.add_argument("--heads", default="1", help="attention heads, where there is no config.json (default: 1)")
+    one.add_argument("--return-scale", metavar="X", help="factor on returns-to-go (default: 0.001)")
+    one.add_argument("--context", metavar="K", help="steps that it looks back on (default: 20)")
+    one.add_argument("--target-return", metavar="R", help="return that evaluations ask for")
+    one.set_defaults(call=importing)
+    two = commands.add_parser("export", help="a dt run in Hugging Face's layout", allow_abbrev=False)
+    two.add_argument("run", type=Path, metavar="RUN")
+    two.add_argument("--folder", required=True, type=Path, help="the folder to make")
+    two.add_argument("--which", choices=("last", "best"), default="last", help="which weights (default: last)")
+    two.set_defaults(call=exporting)
+    given = parser.parse(arguments)
+    torch.set_num_threads(1)
+    code: int = given.call(given)
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(door(main))

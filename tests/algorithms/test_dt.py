@@ -1,0 +1,242 @@
+"""Decision Transformer: what its tokens are, what it may see, and that acting is training's forward pass."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from making import dataset_of, played
+
+from bigdm_ray.algorithms.dt import Dt
+from bigdm_ray.envs import find_task
+from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.errors import UserError
+from bigdm_ray.models.continuous import SquashedHead, squashed_log_prob
+from bigdm_ray.models.lamb import Lamb
+from bigdm_ray.replay import Store
+from bigdm_ray.training.config import configure
+
+TINY = {"width": 16, "layers": 2, "heads": 2, "context": 4, "timesteps": 12, "dropout": 0.0, "warm_up_steps": 0, "return_scale": 0.1}
+VARIANTS = {
+    "gym": {},
+    "atari": {"positions": "window"},
+    "odt": {"positions": "none", "stochastic": True},
+}
+
+
+def built(task="toy-continuous", **more):
+    torch.manual_seed(0)
+    algorithm = Dt(**(TINY | more))
+    model = algorithm.build({task: find_task(task).signature()}).eval()
+    for p in model.parameters():
+        if p.ndim > 1:
+            torch.nn.init.normal_(p, std=0.5)
+    return algorithm, model
+
+
+def window_of(episode, start, length, returns):
+    """Steps `start` to `start + length` of an episode as a batch of one, unpadded."""
+    span = slice(start, start + length)
+    seen = {p: torch.from_numpy(np.array(v[span]))[None] for p, v in episode.observations.items()}
+    actions = {p: torch.from_numpy(np.array(v[span]))[None] for p, v in episode.actions.items()}
+    return seen, actions, torch.from_numpy(returns[span])[None], torch.arange(start, start + length)[None]
+
+
+def acted(policy, episode, commands):
+    """Play an episode's observations to a policy that repeats the episode's own actions; its parameters at each step."""
+    state, noted = policy.start(1), []
+    head = policy.model.head
+    made = head.act
+    for t in range(episode.length):
+        own = {p: torch.from_numpy(np.array(v[t : t + 1])) for p, v in episode.actions.items()}
+        head.act = lambda parameters, _, own=own: (noted.append(parameters), own)[1]
+        seen = {p: np.array(v[t : t + 1]) for p, v in episode.observations.items()}
+        _, state = policy.act(
+            state, seen, np.zeros(1, np.float32), {"desired_return": commands[t : t + 1]}, np.array([t == 0]), np.full((1, policy.uniforms), 0.5, np.float32)
+        )
+    head.act = made
+    return noted
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_acting_is_the_forward_pass_over_the_last_steps(variant):
+    algorithm, model = built(**VARIANTS[variant])
+    (episode,) = played("toy-continuous", 1, 3).episodes
+    returns = np.linspace(5, 1, episode.length).astype(np.float32)
+    with torch.no_grad():
+        for t, parameters in enumerate(acted(algorithm.policy(model, "sample"), episode, returns)):
+            start = max(0, t - algorithm.context + 1)
+            whole = model(*window_of(episode, start, t + 1 - start, returns))
+            torch.testing.assert_close(parameters, whole[:, -1], atol=1e-5, rtol=1e-5)
+
+
+def test_the_cached_policy_is_exact_until_the_window_slides_and_close_to_nothing_it_never_saw():
+    algorithm, model = built(context=5)
+    (episode,) = played("toy-continuous", 1, 3).episodes
+    assert episode.length > 7
+    returns = np.linspace(5, 1, episode.length).astype(np.float32)
+    exact = acted(algorithm.policy(model, "sample"), episode, returns)
+    cached = acted(Dt(**(TINY | {"context": 5, "cached": True})).policy(model, "sample"), episode, returns)
+    for t in range(5):
+        torch.testing.assert_close(exact[t], cached[t], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(exact[6], cached[6], atol=1e-5)
+    assert all(bool(p.isfinite().all()) for p in cached)
+
+
+@pytest.mark.parametrize("layers", [1])
+def test_with_one_layer_the_cached_policy_is_exact_for_ever(layers):
+    """Keys and values of the first layer depend on their own token alone, so only the ring can be wrong."""
+    algorithm, model = built(layers=layers)
+    (episode,) = played("toy-continuous", 1, 3).episodes
+    returns = np.linspace(5, 1, episode.length).astype(np.float32)
+    exact = acted(algorithm.policy(model, "sample"), episode, returns)
+    cached = acted(Dt(**(TINY | {"layers": layers, "cached": True})).policy(model, "sample"), episode, returns)
+    torch.testing.assert_close(torch.cat(exact), torch.cat(cached), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_prediction_sees_its_state_and_return_but_not_its_action(variant):
+    _, model = built(**VARIANTS[variant])
+    (episode,) = played("toy-continuous", 1, 3).episodes
+    seen, actions, returns, times = window_of(episode, 0, 4, np.linspace(5, 1, episode.length).astype(np.float32))
+    base = model(seen, actions, returns, times)
+
+    def changed(**more):
+        given = {"seen": seen, "actions": actions, "returns": returns} | more
+        out = model(given["seen"], given["actions"], given["returns"], times)
+        return ((out - base).abs().amax(-1)[0] > 1e-6).tolist()
+
+    at = torch.tensor([0.0, 0, 3, 0])
+    assert changed(actions={p: v + at.view(1, 4, *([1] * (v.ndim - 2))) for p, v in actions.items()}) == [False, False, False, True]
+    assert changed(seen={p: v + at.view(1, 4, *([1] * (v.ndim - 2))) for p, v in seen.items()}) == [False, False, True, True]
+    assert changed(returns=returns + at) == [False, False, True, True]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_padding_weighs_nothing(variant, tmp_path):
+    algorithm, model = built(**VARIANTS[variant], context=30)
+    store = Store(tmp_path)
+    store.add(played("toy-continuous", 3, 3).episodes)
+    windows = store.draw(algorithm.view(), np.random.default_rng(0), 8)
+    assert not windows.mask.all()
+    batch = {name: torch.from_numpy(v) for name, v in algorithm.collate({"toy-continuous": windows}).items()}
+    torch.manual_seed(0)
+    loss = algorithm.loss(model, batch, 0)
+    assert loss.weight == windows.mask.sum()
+    for name, values in batch.items():
+        if values.is_floating_point() and name != "mask":
+            values[~batch["mask"]] = 0.7
+    torch.manual_seed(0)
+    torch.testing.assert_close(algorithm.loss(model, batch, 0).sum, loss.sum, rtol=1e-4, atol=1e-4)
+
+
+def test_the_squared_error_is_the_mean_over_elements():
+    algorithm, model = built()
+    (episode,) = played("toy-continuous", 1, 3).episodes
+    seen, actions, returns, times = window_of(episode, 0, 4, np.ones(episode.length, np.float32))
+    batch = {f"observations/{p}": v for p, v in seen.items()} | {f"actions/{p}": v for p, v in actions.items()}
+    loss = algorithm.loss(model, batch | {"returns_to_go": returns, "timesteps": times, "mask": torch.ones(1, 4, dtype=torch.bool)}, 0)
+    means = model.head.act(model(seen, actions, returns, times)[0], None)
+    errors = []
+    for path, leaf in model.head.leaves.items():
+        half = (np.array(leaf.high) - np.array(leaf.low)) / 2
+        errors.append(((means[path] - actions[path][0]).detach().numpy().reshape(4, -1) / half) ** 2)
+    np.testing.assert_allclose(float(loss.sum / loss.weight), np.concatenate(errors, 1).mean(), rtol=1e-4)
+
+
+def test_delayed_rewards_are_the_episode_s_return_and_the_command_is_held(tmp_path):
+    algorithm, model = built(delayed_reward=True)
+    store = Store(tmp_path)
+    store.add(played("toy-continuous", 3, 3).episodes)
+    windows = store.draw(algorithm.view(), np.random.default_rng(0), 8)
+    returns = windows.columns["episode_return"][windows.mask]
+    assert all(np.isclose(store.table.returns, value, atol=1e-4).any() for value in returns)
+    policy = algorithm.policy(model, "sample")
+    command = {"desired_return": np.array([7.0], np.float32)}
+    assert policy.after(command, np.array([3.0], np.float32), None) == command
+
+
+def test_the_entropy_is_held_above_its_bound():
+    """The temperature rises where the entropy is below minus the number of action elements, and falls where it is above."""
+    algorithm, model = built(stochastic=True, positions="none")
+    head = model.head
+    assert isinstance(head, SquashedHead)
+    for raw, sign in ((-9.0, -1), (0.0, 1)):  # deviations of e^-5, and of e^-1.5
+        with torch.no_grad():
+            head.linear.weight.zero_()
+            head.linear.bias.zero_()
+            head.linear.bias[head.acted :] = raw
+        (episode,) = played("toy-continuous", 1, 3).episodes
+        seen, actions, returns, times = window_of(episode, 0, 4, np.ones(episode.length, np.float32))
+        batch = {f"observations/{p}": v for p, v in seen.items()} | {f"actions/{p}": v for p, v in actions.items()}
+        model.log_temperature.grad = None
+        loss = algorithm.loss(model, batch | {"returns_to_go": returns, "timesteps": times, "mask": torch.ones(1, 4, dtype=torch.bool)}, 0)
+        loss.sum.backward()
+        assert np.sign(float(model.log_temperature.grad)) == sign
+    assert set(algorithm.optimizers(model)) == {"adamw", "temperature"}
+    assert algorithm.learning_rate_factor(0, "temperature") == 1.0
+
+
+def test_the_squashed_density_integrates_to_one():
+    mean, log_std = torch.tensor([[0.3]]), torch.tensor([[-0.5]])
+    a = torch.linspace(-0.9999, 0.9999, 20001)[:, None]
+    density = squashed_log_prob(torch.atanh(a), mean, log_std).exp()
+    assert abs(float(torch.trapezoid(density, a[:, 0])) - 1) < 1e-2
+
+
+def test_actions_of_the_squashed_head_stay_between_their_bounds():
+    head = SquashedHead("dt", 4, {"": Leaf("tensor", (2,), "float32", (-2.0, 0.0), (2.0, 1.0))})
+    out = head.act(torch.randn(500, 4) * 10, torch.rand(500, 2))[""]
+    assert bool((out >= torch.tensor([-2.0, 0.0])).all()) and bool((out <= torch.tensor([2.0, 1.0])).all())
+
+
+def test_what_cannot_be_built_is_said():
+    with pytest.raises(UserError, match="dt needs continuous actions"):
+        built("toy-vector", stochastic=True)
+    with pytest.raises(UserError, match=r"multiple of --algorithm\.heads 3"):
+        built(heads=3)
+    algorithm, model = built(positions="window", cached=True)
+    with pytest.raises(UserError, match=r"--algorithm\.cached"):
+        algorithm.policy(model, "sample")
+    with pytest.raises(UserError, match=r"--algorithm\.target-return is nan"):
+        configure("dt", "hopper", ["--algorithm.target-return", "nan"])
+
+
+def test_lamb_takes_steps_of_the_size_of_the_weights():
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(10, 4))
+    before = p.detach().clone()
+    Lamb([p], lr=0.01).load_state_dict(Lamb([p], lr=0.01).state_dict())
+    optimizer = Lamb([p], lr=0.01)
+    p.grad = torch.randn_like(p) * 1e-3
+    optimizer.step()
+    np.testing.assert_allclose(float((p - before).norm() / before.norm()), 0.01, rtol=1e-4)
+
+
+def test_schedules():
+    algorithm = Dt(warm_up_steps=10, cosine_steps=110)
+    factors = [algorithm.learning_rate_factor(step, "adamw") for step in (0, 4, 9, 60, 110, 500)]
+    np.testing.assert_allclose(factors, [0.1, 0.5, 1.0, 0.5, 0.1, 0.1], atol=0.01)
+
+
+@pytest.mark.parametrize("lengths", [1, 5])
+def test_windows_longer_than_any_episode_train(lengths, tmp_path):
+    from making import episode
+
+    signature = Signature({"": Leaf("tensor", (3,), "float32")}, {"": Leaf("discrete", (), "int32", choices=(4,))})
+    algorithm = Dt(**(TINY | {"context": 20}))
+    model = algorithm.build({"made-up": signature})
+    store = Store(tmp_path)
+    store.add([episode((k, 0, 0), lengths) for k in range(4)])
+    algorithm.fit(model, {"made-up": store}, 0)
+    windows = store.draw(algorithm.view(), np.random.default_rng(0), 8)
+    loss = algorithm.loss(model, {n: torch.from_numpy(v) for n, v in algorithm.collate({"made-up": windows}).items()}, 0)
+    assert bool(loss.sum.isfinite())
+
+
+def test_the_standardisation_is_of_the_data(tmp_path):
+    algorithm, model = built()
+    dataset = dataset_of(tmp_path / "d", "toy-continuous", 20)
+    algorithm.fit(model, {"toy-continuous": dataset.store()}, 0)
+    seen = np.concatenate([dataset.store().episode(i).observations[""][:-1] for i in range(20)])
+    np.testing.assert_allclose(model.embed_state.standardise.mean.numpy(), seen.reshape(len(seen), -1).mean(0), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,165 @@
+"""The weights door: Decision Transformers of others act here as they do there, and ours there as here."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from making import dataset_of
+from safetensors.torch import save_file
+
+import bigdm_ray
+from bigdm_ray.doors import door
+from bigdm_ray.run import train
+from bigdm_ray.training.config import configure
+from bigdm_ray.weights import main
+
+SEEN, ACTED, STEPS = 11, 3, 7
+
+
+def peer(**more):
+    """Hugging Face's network with random weights, its position table included."""
+    from transformers import DecisionTransformerConfig, DecisionTransformerModel
+
+    torch.manual_seed(0)
+    sizes = {"state_dim": SEEN, "act_dim": ACTED, "hidden_size": 32, "n_layer": 2, "n_head": 2, "max_ep_len": 50, "n_positions": 64}
+    model = DecisionTransformerModel(DecisionTransformerConfig(**(sizes | more))).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.3)
+    return model
+
+
+def theirs(model, seen, actions, returns, times, pad):
+    """What the peer predicts for windows that it pads on the left."""
+
+    def padded(values, fill=0.0):
+        return torch.cat([torch.full((len(values), pad, *values.shape[2:]), fill, dtype=values.dtype), values], 1)
+
+    mask = torch.cat([torch.zeros(len(seen), pad), torch.ones(len(seen), STEPS)], 1).long()
+    with torch.no_grad():
+        out = model(
+            states=padded(seen, 0.7),
+            actions=padded(actions, -10.0),
+            returns_to_go=padded(returns[..., None]),
+            rewards=None,
+            timesteps=padded(times),
+            attention_mask=mask,
+        )
+    return out.action_preds[:, pad:]
+
+
+def windows():
+    torch.manual_seed(1)
+    times = torch.randint(0, 40, (5, 1)) + torch.arange(STEPS)
+    return torch.randn(5, STEPS, SEEN), torch.rand(5, STEPS, ACTED) * 2 - 1, torch.randn(5, STEPS), times
+
+
+def ours(folder, seen, actions, returns, times):
+    loaded = bigdm_ray.load(folder)
+    with torch.no_grad():
+        out = loaded.model({"": seen}, {"": actions}, returns, times)
+        return torch.tanh(out)
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "original", "file"])
+def test_imported_weights_act_as_they_did(kind, tmp_path, capsys):
+    model = peer()
+    source = tmp_path / "theirs"
+    if kind == "huggingface":
+        model.save_pretrained(source)
+    else:
+        with torch.no_grad():
+            model.encoder.wpe.weight.zero_()  # the original has none
+        arrays = {n.replace("encoder.", "transformer."): v.contiguous() for n, v in model.state_dict().items() if "wpe" not in n}
+        source.mkdir()
+        save_file(arrays, source / "model.safetensors")
+        source = source / "model.safetensors" if kind == "file" else source
+    flags = ["import", str(source), "--task", "hopper", "--folder", str(tmp_path / "run"), "--heads", "2", "--return-scale", "1", "--target-return", "3600"]
+    assert main(flags) == 0
+    seen, actions, returns, times = windows()
+    for pad in (0, 4):
+        torch.testing.assert_close(
+            ours(tmp_path / "run", seen, actions, returns, times), theirs(model, seen, actions, returns, times, pad), atol=1e-5, rtol=1e-5
+        )
+    assert bigdm_ray.load(tmp_path / "run").command == {"desired_return": 3600.0}
+    assert "score it with" in capsys.readouterr().out
+
+
+def test_exported_weights_act_there_as_here(tmp_path):
+    from transformers import DecisionTransformerModel
+
+    dataset_of(tmp_path / "data", "hopper", 3)
+    flags = "--algorithm.width 16 --algorithm.layers 2 --algorithm.heads 2 --algorithm.context 5 --algorithm.return-scale 1 --budget.learner-steps 5"
+    flags += " --evaluations.episodes 1 --evaluations.final-episodes 1 --algorithm.learning-rate 0.01 --algorithm.warm-up-steps 0"
+    train(configure("dt", str(tmp_path / "data"), flags.split()), tmp_path / "run", local=True)
+    assert main(["export", str(tmp_path / "run"), "--folder", str(tmp_path / "out")]) == 0
+    model = DecisionTransformerModel.from_pretrained(tmp_path / "out").eval()
+    seen, actions, returns, times = windows()
+    statistics = json.loads((tmp_path / "out" / "statistics.json").read_text())
+    standard = (seen - torch.tensor(statistics["mean"])) / (torch.tensor(statistics["std"]) + 1e-6)
+    expected = ours(tmp_path / "run", seen, actions, returns, times)
+    torch.testing.assert_close(theirs(model, standard, actions, returns, times, 3), expected, atol=1e-5, rtol=1e-5)
+    assert main(["import", str(tmp_path / "out"), "--task", "hopper", "--folder", str(tmp_path / "again"), "--return-scale", "1"]) == 0
+    again = bigdm_ray.load(tmp_path / "again").model.state_dict()
+    for name, value in bigdm_ray.load(tmp_path / "run").model.state_dict().items():
+        if "standardise" not in name:
+            torch.testing.assert_close(again[name], value, msg=name)
+
+
+def test_statistics_come_from_data_or_a_file(tmp_path):
+    model = peer()
+    model.save_pretrained(tmp_path / "theirs")
+    dataset = dataset_of(tmp_path / "data", "hopper", 3)
+    start = ["import", str(tmp_path / "theirs"), "--task", "hopper"]
+    assert main([*start, "--folder", str(tmp_path / "a"), "--data", str(tmp_path / "data")]) == 0
+    seen = np.concatenate([dataset.store().episode(i).observations[""][:-1] for i in range(3)])
+    np.testing.assert_allclose(bigdm_ray.load(tmp_path / "a").model.embed_state.standardise.mean.numpy(), seen.mean(0), rtol=1e-3, atol=1e-4)
+    (tmp_path / "s.json").write_text(json.dumps({"mean": list(range(SEEN)), "std": [2.0] * SEEN}))
+    assert main([*start, "--folder", str(tmp_path / "b"), "--statistics", str(tmp_path / "s.json")]) == 0
+    assert bigdm_ray.load(tmp_path / "b").model.embed_state.standardise.mean.tolist() == list(range(SEEN))
+
+
+def test_an_imported_run_is_fine_tuned_like_any_other(tmp_path):
+    peer().save_pretrained(tmp_path / "theirs")
+    dataset_of(tmp_path / "data", "hopper", 3)
+    assert main(["import", str(tmp_path / "theirs"), "--task", "hopper", "--folder", str(tmp_path / "run"), "--data", str(tmp_path / "data")]) == 0
+    flags = ["--from", str(tmp_path / "run"), "--budget.env-steps", "40", "--algorithm.updates-per-episode", "1", "--algorithm.batch-size", "4"]
+    summary = train(configure("dt", "hopper", [*flags, "--evaluations.final-episodes", "1"]), tmp_path / "on", local=True)
+    assert summary["learner_steps"] >= 1 and summary["env_steps"] >= 40
+
+
+def test_what_cannot_be_taken_is_said_in_one_sentence(tmp_path, capsys):
+    model = peer()
+    model.save_pretrained(tmp_path / "good")
+    (tmp_path / "pickle").mkdir()
+    (tmp_path / "pickle" / "pytorch_model.bin").write_bytes(b"x")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "model.safetensors").write_bytes((tmp_path / "good" / "model.safetensors").read_bytes()[:1000])
+    (tmp_path / "other").mkdir()
+    save_file({"a": torch.zeros(3)}, tmp_path / "other" / "model.safetensors")
+    peer(activation_function="gelu").save_pretrained(tmp_path / "gelu")
+    peer(n_inner=64).save_pretrained(tmp_path / "inner")
+    (tmp_path / "s.json").write_text('{"mean": [1]}')
+    dataset_of(tmp_path / "data", "toy-continuous", 3)
+    capsys.readouterr()
+    for source, task, more, text in [
+        ("nowhere", "hopper", [], "there are no weights at"),
+        ("pickle", "hopper", [], "a pickle, which may run any code"),
+        ("torn", "hopper", [], "cannot be read as safetensors"),
+        ("other", "hopper", [], "holds no Decision Transformer"),
+        ("gelu", "hopper", [], "has activation_function 'gelu', but 'relu' is expected"),
+        ("inner", "hopper", [], "inner layers of 64"),
+        ("good", "walker2d", [], "reads 11 numbers and acts with 3, but walker2d shows 17 and takes 6"),
+        ("good", "lunarlander", [], "acts between -1 and 1, which lunarlander does not"),
+        ("good", "hopper", ["--statistics", str(tmp_path / "s.json")], "with 11 numbers each"),
+        ("good", "hopper", ["--data", str(tmp_path / "data")], "is of toy-continuous"),
+        ("good", "hoper", [], "unknown task 'hoper'; did you mean 'hopper'"),
+    ]:
+        code = door(main, ["import", str(tmp_path / source), "--task", task, "--folder", str(tmp_path / "run"), *more])
+        told = capsys.readouterr().err
+        assert code == 2 and text in told and told.count("\n") == 1, told
+        assert not (tmp_path / "run").exists()
+    assert door(main, ["export", str(tmp_path / "nowhere"), "--folder", str(tmp_path / "out")]) == 2
