@@ -17,6 +17,7 @@ All chance comes in as numbers, so a plan is a function of its inputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -150,6 +151,7 @@ class Encoder:
         self.blocks = [Layer(block) for block in net.transformer.blocks if isinstance(block, Block)]
         self.split = self.blocks[0].heads
         self._heads = torch.arange(self.split, device=self._places.device)
+        self._memory: dict[tuple[object, ...], Tensor] = {}
         self._masks: dict[tuple[int, int], Tensor] = {}
 
     @property
@@ -171,7 +173,8 @@ class Encoder:
         """Encode windows of transitions `[n, m, dims]`, and where it is given the state `[n, seen]` that follows.
 
         Returns what is different among them, with `room` more slots, and which of it each of the n rows is `[n]`. Without
-        a state the last output is that of the last value token, which predicts the next state.
+        a state the last output is that of the last value token, which predicts the next state. The trunk's memory is used again
+        by the next one that is encoded.
         """
         net, m = self.net, past.shape[1]
         each = net.dims - 1  # a transition without its value
@@ -188,16 +191,27 @@ class Encoder:
         keep = 0 if state is None else state.shape[1]
         trunk = Trunk([], [], parts[-1], each * m + keep)
         x = torch.cat([part.flatten(0, 1) for part in parts])
-        for layer, block in enumerate(self.blocks):
-            x = self._level(block, x, [part.shape[:2] for part in parts], tree, keep, room, layer == len(self.blocks) - 1, trunk)
+        rows_of = [len(part) for part in parts]
+        as_before = not keep and rows_of[-1] == rows_of[-2] and bool((tree[-1] == torch.arange(rows_of[-1], device=x.device)).all())
+        for layer in range(len(self.blocks)):
+            x = self._level(layer, x, [part.shape[:2] for part in parts], tree, keep, room, as_before, trunk)
         trunk.last = net.transformer.norm(x.view(len(parts[-1]), -1, x.shape[-1])[:, -1])
         return trunk, which
 
-    def _level(self, block: Layer, x: Tensor, shapes: list[torch.Size], tree: list[Tensor], keep: int, room: int, final: bool, trunk: Trunk) -> Tensor:
+    def _room(self, name: tuple[object, ...], shape: tuple[int, ...]) -> Tensor:
+        """Memory of this name and shape, whatever it holds: fresh memory would cost a page fault for each of its pages."""
+        size = math.prod(shape)
+        if name not in self._memory or len(self._memory[name]) < size:
+            self._memory[name] = self._places.new_empty(size)
+        return self._memory[name][:size].view(shape)
+
+    def _level(self, layer: int, x: Tensor, shapes: list[torch.Size], tree: list[Tensor], keep: int, room: int, as_before: bool, trunk: Trunk) -> Tensor:
         """One block over the tokens of all levels, joined to `[tokens, width]`; of the last level alone where it is the final block.
 
-        Adds the keys and values of the whole windows to the trunk.
+        Adds the keys and values of the whole windows to the trunk. `as_before`: the last level's rows are those of the level
+        before it, and add no keys.
         """
+        block, final, end = self.blocks[layer], layer == len(self.blocks) - 1, len(shapes) - 1
         width, (rows, count) = x.shape[1], shapes[-1]
         if final:
             asking, keys_values = block.project_apart(x, rows * count)
@@ -209,20 +223,24 @@ class Encoder:
         head = width // self.split
         keys = values = x.new_zeros(1, self.split, 0, head)
         for k, (part, (n, t)) in enumerate(zip(keys_values.split([n * t for n, t in shapes]), shapes, strict=True)):
-            new = part.view(n, t, 2, self.split, head).permute(2, 0, 3, 1, 4)
-            last = k == len(shapes) - 1
-            adds, before = keep if last else t, keys.shape[2]
-            rows_before = (tree[k][:, None] * self.split + self._heads).flatten()
-            grown = [x.new_empty(n, self.split, before + adds + (room if last else 0), head) for _ in range(2)]
-            for whole, old, more in zip(grown, (keys, values), new, strict=True):
-                if before:
-                    torch.index_select(old.flatten(0, 1).flatten(1), 0, rows_before, out=whole.flatten(0, 1).flatten(1)[:, : before * head])
-                whole[:, :, before : before + adds] = more[:, :, :adds]
-            keys, values = (whole[:, :, : before + adds] for whole in grown)
-            if last:
-                trunk.keys.append(grown[0])
-                trunk.values.append(grown[1])
-            if last or not final:
+            before = keys.shape[2]
+            adds = t if k < end else keep
+            if k < end or not as_before:
+                new = part.view(n, t, 2, self.split, head).permute(2, 0, 3, 1, 4)
+                whole_windows = k == end - as_before
+                name = (layer, "trunk") if whole_windows else (k % 2, "level")
+                size = (n, self.split, before + adds + (room if whole_windows else 0), head)
+                grown = [self._room((*name, which), size) for which in range(2)]
+                rows_before = (tree[k][:, None] * self.split + self._heads).flatten()
+                for whole, old, more in zip(grown, (keys, values), new, strict=True):
+                    if before:
+                        torch.index_select(old.flatten(0, 1).flatten(1), 0, rows_before, out=whole.flatten(0, 1).flatten(1)[:, : before * head])
+                    whole[:, :, before : before + adds] = more[:, :, :adds]
+                keys, values = (whole[:, :, : before + adds] for whole in grown)
+                if whole_windows:
+                    trunk.keys.append(grown[0])
+                    trunk.values.append(grown[1])
+            if k == end or not final:
                 asked = queries[0 if final else k].view(n, t, self.split, head).transpose(1, 2)
                 mask = self._mask(t, before) if adds and t > 1 else None
                 gathered.append(scaled_dot_product_attention(asked, keys, values, mask).transpose(1, 2).flatten(2).flatten(0, 1))
