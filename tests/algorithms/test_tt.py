@@ -157,7 +157,7 @@ def test_the_memory_is_the_last_transitions_as_tokens(store, monkeypatch):
     state, seen = policy.start(1), store.episode(0).observations[""]
     for t in range(4):
         first = np.array([t == 0])
-        actions, state = policy.act(state, {"": seen[t : t + 1]}, np.float32([99.0 if t == 0 else t]), {}, first, np.zeros((1, 2), np.float32))
+        actions, state = policy.act(state, {"": seen[t : t + 1].copy()}, np.float32([99.0 if t == 0 else t]), {}, first, np.zeros((1, 2), np.float32))
         assert actions[""].tolist() == [(t + 1) % 4]
     assert [past.shape[1] for past, _ in given] == [0, 1, 2, 2]
     past, now = given[-1]
@@ -165,7 +165,7 @@ def test_the_memory_is_the_last_transitions_as_tokens(store, monkeypatch):
         numbers = torch.tensor([[*seen[t], (t + 1) % 4, t + 1, 0.0]], dtype=torch.float32)
         assert past[0, k, :-1].tolist() == model.bins.encode(numbers)[0, :-1].tolist()
     assert past[0, :, -1].tolist() == [49, 49], "a placeholder"
-    assert now.tolist() == model.bins.encode(torch.from_numpy(seen[3:4]), slice(0, 3)).tolist()
+    assert now.tolist() == model.bins.encode(torch.tensor(seen[3:4]), slice(0, 3)).tolist()
 
 
 def test_rows_of_different_ages_are_planned_together_as_alone(store):
