@@ -89,12 +89,14 @@ def stored(folder, task, count, seed=1):
 SMALL = {"hidden": (32, 32), "channels": (4, 8, 8, 8), "batch_size": 64, "learning_rate": 3e-3, "return_scale": 0.1, "horizon_scale": 0.1}
 SMALL |= {"envelope_hidden": (32,), "envelope_steps": 100, "critic_updates": 2, "actor_updates": 8, "decay_steps": 0}
 SMALL |= {"width": 32, "layers": 2, "context": 6, "warm_up_steps": 0, "dropout": 0.0, "max_norm": 10.0, "timesteps": 40}
+SMALL_OF = {"tt": {"bins": 12, "window": 3, "context": 2, "width": 16, "layers": 1, "heads": 2, "cells": 2, "letters": 2, "horizon": 2, "beams": 3}}
+"""What an algorithm of this name has beside them, or in their place: it has many tokens to a step."""
 
 
 def small(kind, **more):
     """An algorithm with sizes that learn in seconds; settings that it does not have are left out."""
     known = {field.name for field in dataclasses.fields(kind)}
-    return kind(**{name: value for name, value in (SMALL | more).items() if name in known})
+    return kind(**{name: value for name, value in (SMALL | SMALL_OF.get(kind.name, {}) | more).items() if name in known})
 
 
 def dataset_of(folder, task="toy-vector", count=60, seed=1):

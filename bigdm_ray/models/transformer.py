@@ -121,7 +121,8 @@ class Transformer(nn.Module):
     """Blocks and a last norm over embedded tokens `[n, t, width]`.
 
     `positions`: `none` (the caller embeds them), `learned` (a table of `context` rows is added), `rotary` (queries and keys are
-    turned, so that only distances count). `hidden_keys`, a row of booleans `[context]`, marks places that no other token may look at.
+    turned, so that only distances count). `hidden_keys`, a row of booleans `[context]`, marks places that no token may look at, the
+    token that stands there included: it is known to itself by the residual stream alone. The first place cannot be hidden.
     """
 
     hidden_keys: Tensor | None
@@ -143,6 +144,8 @@ class Transformer(nn.Module):
         super().__init__()
         if width % heads:
             raise ValueError(f"a width of {width} cannot be shared by {heads} heads")
+        if hidden_keys is not None and bool(hidden_keys[0]):
+            raise ValueError("the first place is hidden, but its token would then have nothing to look at")
         self.context = context
         self.blocks = nn.ModuleList(Block(width, heads, inner or 4 * width, activation, dropout, norm, gated) for _ in range(layers))
         self.norm = (nn.LayerNorm if norm == "layer" else nn.RMSNorm)(width, eps=1e-5)
@@ -256,12 +259,12 @@ class Transformer(nn.Module):
         """Which of the `keys` places each of the `queries` places may look at; None where it is the causal triangle alone."""
         if mask is None and self.hidden_keys is None:
             return None
-        itself = keys == queries[:, None]
-        look = keys < queries[:, None]
+        look = keys <= queries[:, None]
         if self.hidden_keys is not None:
             look = look & ~self.hidden_keys[keys]
         if mask is None:
-            return look | itself
+            return look
+        itself = keys == queries[:, None]
         return ((look & mask[:, None, :]) | itself)[:, None]
 
     def _turn(self, heads: Tensor, place: Tensor) -> Tensor:

@@ -158,12 +158,17 @@ def test_initial_weights_follow_from_torchs_seed_alone(kind):
 
 @every
 def test_its_presets_are_settings_that_it_has_for_tasks_that_there_are(kind):
-    from bigdm_ray.training.config import configure
+    from bigdm_ray.training.config import Run, preset_of, run_from_json
 
     for task, presets in kind.presets().items():
         for name in presets:
-            run = configure(kind.name, "toy-continuous" if task == "*" else task, ["--preset", name])
-            assert run.preset == name
+            made, values = preset_of(kind, "toy-continuous" if task == "*" else find_task(task).name, name)
+            data = Run(kind(), task).to_json()
+            for path, value in values.items():
+                owner, _, key = path.partition(".")
+                data[owner] |= {key: list(value) if isinstance(value, tuple) else value}
+            run = run_from_json(data)
+            assert made == name
             for path, value in presets[name].items():
                 owner, _, key = path.partition(".")
                 assert getattr(getattr(run, owner), key) == value

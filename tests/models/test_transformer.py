@@ -90,13 +90,17 @@ def test_padding_on_either_side_changes_nothing(kind):
     torch.testing.assert_close(model(left, slice(-1, None), mask), model(x)[:, -1:], atol=1e-5, rtol=1e-5)
 
 
-def test_hidden_keys_are_seen_by_themselves_alone():
+def test_hidden_keys_are_known_to_themselves_alone_and_by_no_attention():
     model, x = made(positions="learned", hidden_keys=torch.tensor([False, False, True] * 8)), torch.randn(1, 12, 16)
     y = x.clone()
     y[:, 5] += torch.randn(16)
     a, b = model(x), model(y)
     changed = (a - b).abs().amax(-1)[0] > 1e-6
     assert changed.nonzero().flatten().tolist() == [5]
+    looked = model._look(torch.arange(12), torch.arange(12), None)
+    assert looked[5].tolist() == [True, True, False, True, True, False] + [False] * 6
+    with pytest.raises(ValueError, match="first place is hidden"):
+        made(hidden_keys=torch.tensor([True] + [False] * 23))
 
 
 def test_what_does_not_fit_is_said():

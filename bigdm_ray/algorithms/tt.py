@@ -1,0 +1,313 @@
+"""Trajectory Transformer: a sequence model of whole trajectories that plans by beam search (Janner, Li, Levine 2021, arXiv 2106.02039).
+
+States, actions, rewards and rewards-to-go become tokens, bins of each dimension, and a transformer learns what follows what. To act,
+mode `plan` searches the model for the continuation with the highest rewards and reward-to-go (`--algorithm.objective reward`), or
+for the most likely one (`likelihood`: imitation); `sample` and `mean` take the next action's tokens from the model without a search.
+
+The defaults are the paper's table for planning; presets are the settings of the official repository (jannerm/trajectory-transformer),
+which filter actions otherwise: `cdf_act`. Its training is the default: AdamW, decay on linear weights alone, gradients clipped at 1, a
+warm-up over one epoch of a million windows, then a cosine to a tenth at epoch 20. There the cosine is not capped, so that the official
+learning rate climbs again and is back at its height at epoch 39 of 50; here it stays at a tenth.
+
+The planner, too, is the official one (`planning/beam.py`): the model sees `context` - 1 whole transitions and the one being written.
+
+Deviations. (1) Windows begin at the last step too. (2) The loss is divided by the real transitions, not by all positions. (3) Behind the end the stop token is
+learned where the episode terminated; the official mask goes by the number of the step. (4) The first action of a plan cannot be the stop
+token. (5) A value that much of the data shares has a bin of its own (`tokens/bins.py`). (6) Pictures are averaged over
+`cells` x `cells` fields and texts cut to `letters` bytes, for tasks that the paper has not.
+
+    python -m bigdm_ray.run tt DATASET
+    python -m bigdm_ray.run tt DATASET --evaluations.mode mean --algorithm.layers 2 --budget.learner-steps 5000
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State
+from bigdm_ray.algorithms.bc import only_task
+from bigdm_ray.envs.task import Signature
+from bigdm_ray.errors import UserError
+from bigdm_ray.models.trajectory import TrajectoryTransformer
+from bigdm_ray.planning.beam import Planner, Search
+from bigdm_ray.replay.returns import discounted, episode_groups
+from bigdm_ray.replay.store import Store
+from bigdm_ray.replay.windows import View
+from bigdm_ray.settings import setting
+from bigdm_ray.tokens.bins import Bins, Elements
+
+
+class TrajectoryModel(nn.Module):
+    """The transformer, the bins of its tokens, and the leaves that they are made of."""
+
+    def __init__(self, signature: Signature, settings: Tt) -> None:
+        super().__init__()
+        self.seen = Elements(signature.observations, settings.cells, settings.letters, settings.observed)
+        self.acted = Elements(signature.actions)
+        choices = [*self.seen.choices, *self.acted.choices, 0, 0]
+        self.bins = Bins(choices, settings.bins)
+        self.net = TrajectoryTransformer(choices, settings.bins, settings.window, settings.width, settings.layers, settings.heads, settings.dropout)
+
+    def rows(self, observations: dict[str, Tensor], actions: dict[str, Tensor], rewards: Tensor, values: Tensor) -> Tensor:
+        """Transitions as numbers `[..., dims]`: state, action, reward, value."""
+        return torch.cat([self.seen.rows(observations), self.acted.rows(actions), rewards.unsqueeze(-1), values.unsqueeze(-1)], -1)
+
+
+def values_to_go(store: Store, discount: float, penalty: float | None) -> np.ndarray:
+    """V of each living step, the discounted rewards after it (its own left out): `[steps]` float32.
+
+    `penalty`, where given, is the reward of steps at which an episode terminated. Nothing is added behind an episode's end.
+    """
+    parts = []
+    for group in episode_groups(store):
+        ends = np.cumsum(group.lengths) - 1
+        rewards = group.rewards.copy()
+        if penalty is not None:
+            rewards[ends[group.terminated]] = penalty
+        after = np.append(discounted(rewards, group.lengths, discount)[1:], np.float32(0))
+        after[ends] = 0
+        parts.append(after)
+    return np.concatenate(parts)
+
+
+class TtPolicy(Policy):
+    """Remembers the last transitions as tokens; the reward of the last one comes with the next call."""
+
+    def __init__(self, model: TrajectoryModel, settings: Tt, mode: Mode) -> None:
+        self._model, self._mode, self._objective = model, mode, settings.objective
+        self._planner = Planner(model.net, model.bins, model.seen.width, model.acted.width, settings.search)
+        self._kept = settings.context - 1
+        self.uniforms = 2 if mode == "plan" else model.acted.width
+
+    def start(self, n: int) -> State:
+        """See Policy."""
+        return {"past": np.zeros((n, self._kept, self._model.net.dims), np.int16), "held": np.zeros(n, np.int64)}
+
+    @torch.inference_mode()
+    def act(
+        self,
+        state: State,
+        observations: dict[str, np.ndarray],
+        rewards: np.ndarray,
+        commands: Columns,
+        first: np.ndarray,
+        uniforms: np.ndarray,
+    ) -> tuple[dict[str, np.ndarray], State]:
+        """See Policy. Rows are planned in one batch; those whose episodes are younger than the context in batches of their age."""
+        model, bins = self._model, self._model.bins
+        device, seen, dims = bins.edges.device, model.seen.width, model.net.dims
+        held = np.where(first, 0, state["held"])
+        past = torch.from_numpy(state["past"].astype(np.int64)).to(device)
+        past[:, -1, dims - 2] = bins.encode(torch.from_numpy(rewards)[:, None].to(device), slice(dims - 2, dims - 1))[:, 0]
+        tokens = bins.encode(model.seen.rows({path: torch.from_numpy(v).to(device) for path, v in observations.items()}), slice(0, seen))
+        chosen = tokens.new_empty(len(tokens), model.acted.width)
+        for age in np.unique(held).tolist():
+            rows = np.flatnonzero(held == age)
+            chosen[rows] = self._choose(past[rows, self._kept - age :], tokens[rows], uniforms[rows])
+        numbers = bins.decode(chosen, slice(seen, dims - 2))
+        transition = torch.cat([tokens, chosen, torch.zeros_like(tokens[:, :1]), torch.full_like(tokens[:, :1], bins.count - 1)], 1)
+        past = torch.cat([past[:, 1:], transition[:, None]], 1)
+        memory = {"past": past.cpu().numpy().astype(np.int16), "held": np.minimum(held + 1, self._kept)}
+        return {path: values.cpu().numpy() for path, values in model.acted.values(numbers).items()}, memory
+
+    def _choose(self, past: Tensor, tokens: Tensor, uniforms: np.ndarray) -> Tensor:
+        planner, seen = self._planner, self._model.seen.width
+        if self._mode != "plan":
+            return planner.act(past, tokens, None if self._mode == "mean" else torch.from_numpy(uniforms).to(tokens.device))
+        plan = planner.likely(past, tokens) if self._objective == "likelihood" else planner.plan(past, tokens, planner.numbers(uniforms))
+        return plan.tokens[:, 0, seen:-2]
+
+
+@dataclass(frozen=True)
+class Tt(Algorithm):
+    """Hyperparameters of the Trajectory Transformer."""
+
+    name: ClassVar[str] = "tt"
+    offline_steps: ClassVar[int] = 195_000
+
+    bins: int = setting(100, "bins of each dimension", low=2, high=10_000)
+    discretiser: str = setting("quantile", "bins that hold equally many values, or that are equally wide", choices=("quantile", "uniform"))
+    window: int = setting(10, "transitions of a training window", low=2)
+    width: int = setting(128, "width of the transformer", low=1)
+    layers: int = setting(4, "blocks of the transformer", low=1)
+    heads: int = setting(4, "attention heads of each block", low=1)
+    dropout: float = setting(0.1, "share of embeddings, residuals and attention that is dropped in training", low=0, high=0.9)
+    batch_size: int = setting(256, "windows drawn for one learner step", low=1)
+    learning_rate: float = setting(6e-4, "AdamW's learning rate after the warm-up", above=0, high=1)
+    weight_decay: float = setting(0.1, "decay of the weights of linear layers", low=0)
+    max_norm: float | None = setting(1.0, "gradients are scaled down to this norm", above=0)
+    warm_up_steps: int = setting(3_900, "learner steps over which the learning rate rises to its height", low=0)
+    decay_steps: int = setting(74_000, "learner steps of the cosine that follows, down to a tenth; 0 keeps the height", low=0)
+    discount: float = setting(0.99, "gamma of values and plans", low=0, high=1)
+    action_weight: float = setting(5.0, "weight of action tokens in the loss", low=0)
+    reward_weight: float = setting(1.0, "weight of reward tokens in the loss", low=0)
+    value_weight: float = setting(1.0, "weight of value tokens in the loss", low=0)
+    termination_penalty: float | None = setting(None, "reward that stands for that of a step at which the episode terminated; none leaves it")
+    observed: int = setting(0, "only the first so many elements of an observation are seen; 0 for all", low=0)
+    cells: int = setting(4, "fields, along a side, that a picture is averaged over", low=1)
+    letters: int = setting(16, "bytes of a text that are seen", low=1)
+    objective: str = setting("reward", "what plan searches for: reward and reward-to-go, or the likelihood (imitation)", choices=("reward", "likelihood"))
+    context: int = setting(5, "transitions that the planner sees, the one being written included", low=2)
+    horizon: int = setting(15, "transitions of a plan", low=1)
+    beams: int = setting(128, "sequences that are kept at each transition", low=1)
+    expansions: int = setting(2, "actions that are tried for each of them", low=1)
+    k_obs: int = setting(1, "states are drawn from so many most likely tokens; 1 takes the most likely, 0 all", low=0)
+    k_act: int = setting(20, "actions are drawn from so many most likely tokens; 0 for all", low=0)
+    k_rew: int = setting(1, "rewards and values are drawn from so many most likely tokens; 0 for all", low=0)
+    cdf_obs: float = setting(0.0, "the least likely state tokens that hold this probability together are not drawn", low=0, high=0.999)
+    cdf_act: float = setting(0.0, "the least likely action tokens that hold this probability together are not drawn", low=0, high=0.999)
+    expected_rewards: bool = setting(True, "plans are scored by the expected reward and value, not by those drawn")
+
+    @property
+    def batch(self) -> int:
+        """See Algorithm."""
+        return self.batch_size
+
+    @property
+    def clip_norm(self) -> float | None:
+        """See Algorithm."""
+        return self.max_norm
+
+    @property
+    def search(self) -> Search:
+        """The settings of the planner."""
+        return Search(
+            self.horizon,
+            self.beams,
+            self.expansions,
+            self.context,
+            self.discount,
+            self.k_obs,
+            self.k_act,
+            self.k_rew,
+            self.cdf_obs,
+            self.cdf_act,
+            self.expected_rewards,
+        )
+
+    def view(self, step: int = 0) -> View:
+        """Windows that begin at every time step alike."""
+        return View(self.window, weight="length", terminals=True, annotations=("value",))
+
+    def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
+        """See Algorithm. Raises UserError for more than one task, for more choices than bins, and for settings that do not go together."""
+        signature = only_task(self.name, signatures)
+        if self.context > self.window:
+            raise UserError(f"--algorithm.context is {self.context}, but at most --algorithm.window, which is {self.window}, is expected")
+        if self.width % self.heads:
+            raise UserError(f"--algorithm.width is {self.width}, but a multiple of --algorithm.heads, which is {self.heads}, is expected")
+        for path, leaf in (*signature.observations.items(), *signature.actions.items()):
+            if max(leaf.choices, default=0) > self.bins:
+                raise UserError(f"--algorithm.bins is {self.bins}, but the {max(leaf.choices)} choices of {path!r} need as many bins")
+        for path, leaf in signature.actions.items():
+            if leaf.kind not in ("tensor", "discrete"):
+                raise UserError(f"{self.name} acts with numbers and choices, but the action {path!r} is of kind {leaf.kind}")
+        return TrajectoryModel(signature, self)
+
+    def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:
+        """The bins of every dimension, from all transitions."""
+        assert isinstance(model, TrajectoryModel)
+        noted = {task: values_to_go(store, self.discount, self.termination_penalty) for task, store in stores.items()}
+
+        def passes() -> Iterator[Tensor]:
+            for task, store in stores.items():
+                for position, end in enumerate(store.table.ends.tolist()):
+                    episode = store.episode(position)
+                    rewards = episode.rewards.copy()
+                    if episode.terminated and self.termination_penalty is not None:
+                        rewards[-1] = self.termination_penalty
+                    seen = {path: torch.from_numpy(np.array(values[:-1])) for path, values in episode.observations.items()}
+                    acted = {path: torch.from_numpy(np.array(values)) for path, values in episode.actions.items()}
+                    yield model.rows(seen, acted, torch.from_numpy(rewards), torch.from_numpy(noted[task][end - episode.length : end]))
+
+        model.bins.fit(passes, sum(int(store.table.lengths.sum()) for store in stores.values()), "quantile" if self.discretiser == "quantile" else "uniform")
+
+    def annotate(self, model: nn.Module, stores: Mapping[str, Store]) -> dict[str, Columns]:
+        """`value`: the discounted rewards after each step, to the end of its episode."""
+        return {task: {"value": values_to_go(store, self.discount, self.termination_penalty)} for task, store in stores.items()}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
+        """Weighted cross-entropy of every token of a window from those before it, a mean over the tokens of a transition (section 3.1).
+
+        Behind the end of an episode that terminated, stop tokens are learned; they count into the sum, not into the weight.
+        """
+        assert isinstance(model, TrajectoryModel)
+        seen = {name.removeprefix("observations/"): v for name, v in batch.items() if name.startswith("observations/")}
+        acted = {name.removeprefix("actions/"): v for name, v in batch.items() if name.startswith("actions/")}
+        mask, rewards = batch["mask"], batch["rewards"]
+        ends = batch["terminated"] & mask
+        if self.termination_penalty is not None:
+            rewards = torch.where(ends, self.termination_penalty, rewards)
+        tokens = model.bins.encode(model.rows(seen, acted, rewards, batch["value"]))
+        tokens = torch.where(mask.unsqueeze(-1), tokens, model.bins.count)
+        logits = model.net(tokens)
+        targets = tokens.flatten(0, 1).T
+        nats = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(len(targets), *mask.shape)
+        counted = (mask | ends.any(1, keepdim=True)).float().expand_as(nats).clone()
+        counted[0, :, 0] = 0  # nothing comes before it
+        weights = nats.new_ones(len(targets))
+        weights[model.seen.width : -2], weights[-2], weights[-1] = self.action_weight, self.reward_weight, self.value_weight
+        total = torch.einsum("dnk,dnk,d->", nats, counted, weights) / len(targets)
+        apart = (nats.detach() * mask).sum((1, 2)).split([model.seen.width, model.acted.width, 1, 1])
+        parts = {f"train/{name}_loss": part.mean() for name, part in zip(("state", "action", "reward", "value"), apart, strict=True)}
+        return Loss(total, mask.float().sum(), {"train/loss": total.detach(), **parts})
+
+    def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
+        """AdamW that decays the weights of linear layers, the heads among them, and nothing else."""
+        assert isinstance(model, TrajectoryModel)
+        linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)} | {id(model.net.heads)}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in model.parameters() if id(p) in linear], "weight_decay": self.weight_decay},
+            {"params": [p for p in model.parameters() if id(p) not in linear], "weight_decay": 0.0},
+        ]
+        return {"adamw": torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.95), fused=True)}
+
+    def learning_rate_factor(self, step: int, optimizer: str) -> float:
+        """A straight rise, then a cosine that stays at a tenth once it is there (the official one climbs again, see the module)."""
+        if step < self.warm_up_steps:
+            return (step + 1) / self.warm_up_steps
+        if not self.decay_steps:
+            return 1.0
+        progress = min(1.0, (step - self.warm_up_steps) / self.decay_steps)
+        return max(0.1, 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def policy(self, model: nn.Module, mode: Mode) -> Policy:
+        """`plan` searches; `sample` draws the next action's tokens from the model, `mean` takes the most likely ones."""
+        assert isinstance(model, TrajectoryModel)
+        return TtPolicy(model, self, mode)
+
+    @classmethod
+    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
+        """`cdf` and the bodies' presets are settings of the official repository, which differ by data set; a body's default is its `medium`.
+
+        They score 15 episodes, as published, and only at the end; `--evaluations.mode mean` scores without planning.
+        """
+        planned: dict[str, Any] = {"evaluations.mode": "plan", "evaluations.episodes": 1, "evaluations.final_episodes": 15}
+        base = planned | {"algorithm.k_act": 0, "algorithm.cdf_act": 0.6}
+        body = base | {"algorithm.termination_penalty": -100.0}
+        longer = {"budget.learner_steps": 312_500}
+        quick = {"algorithm.horizon": 5}
+        narrow = {"algorithm.beams": 32}
+        wide_body = body | quick | {"algorithm.batch_size": 128, "algorithm.observed": 27}
+        return {
+            "hopper": {"default": body, "medium-replay": body | longer},
+            "halfcheetah": {"default": body | quick | narrow, "medium-expert": body | narrow},
+            "walker2d": {
+                "default": body,
+                "medium-expert": body | quick,
+                "medium-replay": body | narrow | longer | {"algorithm.horizon": 20, "algorithm.k_act": 40, "algorithm.cdf_act": 0.0},
+            },
+            "ant": {"default": wide_body, "medium-expert": wide_body | {"algorithm.horizon": 15}},
+            "*": {"default": planned, "cdf": base},
+        }
+
+
+ALGORITHM = Tt

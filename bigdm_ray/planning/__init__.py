@@ -1,0 +1,1 @@
+"""Planners: how a sequence model is searched for what to do."""

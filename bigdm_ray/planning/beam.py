@@ -1,0 +1,508 @@
+"""Beam search over the tokens of a TrajectoryTransformer (Janner, Li, Levine 2021, section 3.2, algorithm 1).
+
+Two uses: the plan with the highest reward and reward-to-go (offline reinforcement learning, `Planner.plan`), and the most
+likely continuation (imitation, `Planner.likely`). The rules are those of the paper's official implementation (jannerm/trajectory-transformer,
+trajectory/search): the model sees `context` transitions, the one being written included, so when a new one begins the oldest
+leaves and the places of all others move by one; cached keys are worth nothing then, for places are embedded. What remains to be saved is
+saved without changing what is computed:
+
+- windows of all beams and environments are encoded as a tree, in which what begins alike is computed once: an
+  environment's own past once for all its beams, beams that agree once, ancestors once for all their descendants;
+- the expansions of a beam look at its keys from one matrix, and at their own few tokens beside it;
+- a head is evaluated only where its token is drawn, the last block only for tokens whose outputs are used, and value tokens,
+  at which nothing looks, have no keys.
+
+All chance comes in as numbers, so a plan is a function of its inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
+
+from bigdm_ray.models.trajectory import TrajectoryTransformer
+from bigdm_ray.models.transformer import Block
+from bigdm_ray.tokens.bins import Bins
+
+SEED_BITS = 24
+"""Bits of chance in a float32 uniform."""
+
+ROWS = 1024
+"""Tokens that pass a feed-forward layer at once: more do not fit a core's cache."""
+
+BEAMS_ON_CPU, BEAMS = 256, 65_536
+"""Beams of several environments that are searched together, on a CPU and elsewhere: enough to keep it busy, and memory bounded."""
+
+Numbers = dict[str, Tensor]
+"""Uniforms in [0, 1) of a plan: `actions [n, H, acted, candidates]`, and, where they are drawn, `states [n, H, seen, beams]` and
+`outcomes [n, H, 2, candidates]`."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How a plan is searched for; `k` and `cdf` filters are 0 where they are off."""
+
+    horizon: int = 15
+    beams: int = 128
+    expansions: int = 2
+    context: int = 5
+    discount: float = 0.99
+    k_obs: int = 1
+    k_act: int = 20
+    k_rew: int = 1
+    cdf_obs: float = 0.0
+    cdf_act: float = 0.0
+    expected: bool = True
+    """Whether rewards and values count as the expectation over their bins, or as the bin that was drawn."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tokens `[n, H, dims]` of the best beam of each row, from the current state on, and its score `[n]`."""
+
+    tokens: Tensor
+    score: Tensor
+
+
+def narrowed(logits: Tensor, k: int, cdf: float) -> Tensor:
+    """Logits `[..., m]` with -inf at what may not be drawn.
+
+    `cdf`: the least likely tokens go, as many as stay under this probability together, and what is as unlikely as the last of
+    them; then of the rest all but the `k` most likely. The most likely token always stays.
+    """
+    if cdf > 0:
+        probability = torch.softmax(logits, -1)
+        ordered = probability.sort(-1).values
+        under = (ordered.cumsum(-1) < cdf).sum(-1, keepdim=True)
+        last = torch.where(under > 0, ordered.gather(-1, (under - 1).clamp(min=0)), -1.0)
+        logits = logits.masked_fill((probability <= last) & (probability < ordered[..., -1:]), -torch.inf)
+    if 0 < k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(k, -1).values[..., -1:], -torch.inf)
+    return logits
+
+
+def drawn(logits: Tensor, k: int, uniforms: Tensor | None) -> Tensor:
+    """A token of each distribution `[..., m]` by the inverse of its distribution function: `[...]`; the most likely where k is 1."""
+    if k == 1 or uniforms is None:
+        return logits.argmax(-1)
+    below = torch.softmax(logits, -1).cumsum(-1)
+    return (below <= uniforms.unsqueeze(-1) * below[..., -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
+
+
+@dataclass
+class Trunk:
+    """What rows of windows have been encoded to: keys and values `[rows, heads, slots, head width]` of each layer, the output of
+    the last token `[rows, width]`, and how many slots are in use."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    last: Tensor
+    used: int
+
+    def take(self, rows: Tensor) -> Trunk:
+        """These rows, which may repeat; the trunk itself where they are all of them in order."""
+        if len(rows) == len(self.last) and bool((rows == torch.arange(len(rows), device=rows.device)).all()):
+            return self
+        return Trunk([k.index_select(0, rows) for k in self.keys], [v.index_select(0, rows) for v in self.values], self.last[rows], self.used)
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Write the rows `source` over the rows `target`, in place."""
+        for part in (*self.keys, *self.values, self.last):
+            part.index_copy_(0, target, part.index_select(0, source))
+
+
+class Layer:
+    """A block of the network for acting alone, without dropout: its weights, and functions in place of modules, whose calls cost
+    as much as a small multiplication does."""
+
+    def __init__(self, block: Block) -> None:
+        assert isinstance(block.norm1, nn.LayerNorm) and isinstance(block.norm2, nn.LayerNorm) and block.gate is None
+        self.heads = block.heads
+        self._norm1, self._norm2 = ((norm.normalized_shape, norm.weight, norm.bias, norm.eps) for norm in (block.norm1, block.norm2))
+        self._qkv, self._out, self._up, self._down = ((part.weight, part.bias) for part in (block.qkv, block.out, block.up, block.down))
+
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values `[..., 3 * width]`."""
+        return linear(layer_norm(x, *self._norm1), *self._qkv)
+
+    def project_apart(self, x: Tensor, ends: int) -> tuple[Tensor, Tensor]:
+        """Queries `[ends, width]` of the last `ends` tokens, keys and values `[tokens, 2 * width]` of all."""
+        width, (weight, bias) = x.shape[-1], self._qkv
+        normed = layer_norm(x, *self._norm1)
+        return linear(normed[-ends:], weight[:width], bias[:width]), linear(normed, weight[width:], bias[width:])
+
+    def finish(self, x: Tensor, gathered: Tensor) -> Tensor:
+        """As Block.finish."""
+        x = linear(gathered, *self._out).add_(x)
+        return linear(gelu(linear(layer_norm(x, *self._norm2), *self._up)), *self._down).add_(x)
+
+
+class Encoder:
+    """The network's forward pass in the pieces that a search needs. It reads weights; it trains nothing."""
+
+    def __init__(self, net: TrajectoryTransformer) -> None:
+        self.net = net
+        self.blocks = [Layer(block) for block in net.transformer.blocks if isinstance(block, Block)]
+        self.split = self.blocks[0].heads
+        self._heads = torch.arange(self.split, device=self._places.device)
+        self._memory: dict[tuple[object, ...], Tensor] = {}
+        self._masks: dict[tuple[int, int], Tensor] = {}
+
+    @property
+    def _places(self) -> Tensor:
+        assert self.net.transformer.table is not None
+        return self.net.transformer.table
+
+    def placed(self, tokens: Tensor, dim: int, place: int) -> Tensor:
+        """One token of each row `[...]`, of dimension `dim`, with its place: `[..., width]`."""
+        return self.net.embed(tokens, dim) + self._places[place]
+
+    def _mask(self, own: int, before: int) -> Tensor:
+        """Which keys each of `own` tokens may look at, when `before` come before them: `[own, before + own]`."""
+        if (own, before) not in self._masks:
+            self._masks[own, before] = torch.ones(own, before + own, dtype=torch.bool, device=self._places.device).tril(before)
+        return self._masks[own, before]
+
+    def trunk(self, past: Tensor, state: Tensor | None, room: int) -> tuple[Trunk, Tensor]:
+        """Encode windows of transitions `[n, m, dims]`, and where it is given the state `[n, seen]` that follows.
+
+        Returns what is different among them, with `room` more slots, and which of it each of the n rows is `[n]`. Without
+        a state the last output is that of the last value token, which predicts the next state. The trunk's memory is used again
+        by the next one that is encoded.
+        """
+        net, m = self.net, past.shape[1]
+        each = net.dims - 1  # a transition without its value
+        tail, dim, place = (past[:, -1, -1:], each, net.dims * m - 1) if state is None else (state, 0, net.dims * m)
+        tree: list[Tensor] = []  # for each level, which row of the level before comes before
+        parts: list[Tensor] = []
+        which = torch.zeros(len(past), dtype=torch.int64, device=past.device)
+        for k, tokens in enumerate((*past[:, :, :-1].unbind(1), tail)):
+            rows, which = torch.unique(torch.cat([which[:, None], tokens], 1), dim=0, return_inverse=True)
+            begin, start = (dim, place) if k == m else (0, net.dims * k)
+            count = tokens.shape[1]
+            tree.append(rows[:, 0])
+            parts.append(net.embed(rows[:, 1:], slice(begin, begin + count)) + self._places[start : start + count])
+        keep = 0 if state is None else state.shape[1]
+        trunk = Trunk([], [], parts[-1], each * m + keep)
+        x = torch.cat([part.flatten(0, 1) for part in parts])
+        rows_of = [len(part) for part in parts]
+        as_before = not keep and rows_of[-1] == rows_of[-2] and bool((tree[-1] == torch.arange(rows_of[-1], device=x.device)).all())
+        for layer in range(len(self.blocks)):
+            x = self._level(layer, x, [part.shape[:2] for part in parts], tree, keep, room, as_before, trunk)
+        trunk.last = net.transformer.norm(x.view(len(parts[-1]), -1, x.shape[-1])[:, -1])
+        return trunk, which
+
+    def _room(self, name: tuple[object, ...], shape: tuple[int, ...]) -> Tensor:
+        """Memory of this name and shape, whatever it holds: fresh memory would cost a page fault for each of its pages."""
+        size = math.prod(shape)
+        if name not in self._memory or len(self._memory[name]) < size:
+            self._memory[name] = self._places.new_empty(size)
+        return self._memory[name][:size].view(shape)
+
+    def _level(self, layer: int, x: Tensor, shapes: list[torch.Size], tree: list[Tensor], keep: int, room: int, as_before: bool, trunk: Trunk) -> Tensor:
+        """One block over the tokens of all levels, joined to `[tokens, width]`; of the last level alone where it is the final block.
+
+        Adds the keys and values of the whole windows to the trunk. `as_before`: the last level's rows are those of the level
+        before it, and add no keys.
+        """
+        block, final, end = self.blocks[layer], layer == len(self.blocks) - 1, len(shapes) - 1
+        width, (rows, count) = x.shape[1], shapes[-1]
+        if final:
+            asking, keys_values = block.project_apart(x, rows * count)
+            x, queries = x[-rows * count :], [asking]
+        else:
+            both = block.project(x)
+            queries, keys_values = list(both[:, :width].split([n * t for n, t in shapes])), both[:, width:]
+        gathered: list[Tensor] = []
+        head = width // self.split
+        keys = values = x.new_zeros(1, self.split, 0, head)
+        for k, (part, (n, t)) in enumerate(zip(keys_values.split([n * t for n, t in shapes]), shapes, strict=True)):
+            before = keys.shape[2]
+            adds = t if k < end else keep
+            if k < end or not as_before:
+                new = part.view(n, t, 2, self.split, head).permute(2, 0, 3, 1, 4)
+                whole_windows = k == end - as_before
+                name = (layer, "trunk") if whole_windows else (k % 2, "level")
+                size = (n, self.split, before + adds + (room if whole_windows else 0), head)
+                grown = [self._room((*name, which), size) for which in range(2)]
+                rows_before = (tree[k][:, None] * self.split + self._heads).flatten()
+                for whole, old, more in zip(grown, (keys, values), new, strict=True):
+                    if before:
+                        torch.index_select(old.flatten(0, 1).flatten(1), 0, rows_before, out=whole.flatten(0, 1).flatten(1)[:, : before * head])
+                    whole[:, :, before : before + adds] = more[:, :, :adds]
+                keys, values = (whole[:, :, : before + adds] for whole in grown)
+                if whole_windows:
+                    trunk.keys.append(grown[0])
+                    trunk.values.append(grown[1])
+            if k == end or not final:
+                asked = queries[0 if final else k].view(n, t, self.split, head).transpose(1, 2)
+                mask = self._mask(t, before) if adds and t > 1 else None
+                gathered.append(scaled_dot_product_attention(asked, keys, values, mask).transpose(1, 2).flatten(2).flatten(0, 1))
+        looked = torch.cat(gathered)
+        if len(x) <= ROWS:
+            return block.finish(x, looked)
+        return torch.cat([block.finish(a, b) for a, b in zip(x.split(ROWS), looked.split(ROWS), strict=True)])
+
+    def step(self, trunk: Trunk, x: Tensor) -> None:
+        """One more token of each row of a trunk, `[rows, width]` with its place: its keys take the next slot, its output becomes `last`."""
+        slot = trunk.used
+        trunk.used += 1
+        for block, keys, values in zip(self.blocks, trunk.keys, trunk.values, strict=True):
+            query, key, value = block.project(x).view(len(x), 3, self.split, -1).unbind(1)
+            keys[:, :, slot], values[:, :, slot] = key, value
+            scores = (query.unsqueeze(2) * query.shape[-1] ** -0.5) @ keys[:, :, : slot + 1].transpose(2, 3)
+            x = block.finish(x, (torch.softmax(scores, -1) @ values[:, :, : slot + 1]).flatten(1))
+        trunk.last = self.net.transformer.norm(x)
+
+    def branch(self, trunk: Trunk, own: list[tuple[Tensor, Tensor]], x: Tensor, slot: int) -> Tensor:
+        """A token of each of several continuations of the rows of a trunk, `[rows, each, width]` with its place: outputs of this shape.
+
+        `own` are keys and values of the continuations' own tokens `[rows, heads, each, slots, head width]` by layer; this one's take
+        `slot`. The attention is one softmax over the trunk's keys, read once for all continuations of a row, and their own.
+        """
+        n, each, _ = x.shape
+        for block, keys, values, (mine, worth) in zip(self.blocks, trunk.keys, trunk.values, own, strict=True):
+            query, key, value = block.project(x).view(n, each, 3, self.split, -1).permute(2, 0, 3, 1, 4)
+            mine[:, :, :, slot], worth[:, :, :, slot] = key, value
+            query = query * query.shape[-1] ** -0.5
+            shared = query @ keys[:, :, : trunk.used].transpose(2, 3)
+            apart = (query.unsqueeze(3) * mine[:, :, :, : slot + 1]).sum(-1)
+            looks = torch.softmax(torch.cat([shared, apart], -1), -1)
+            gathered = looks[..., : trunk.used] @ values[:, :, : trunk.used]
+            gathered = gathered + (looks[..., trunk.used :].unsqueeze(-1) * worth[:, :, :, : slot + 1]).sum(3)
+            x = block.finish(x, gathered.transpose(1, 2).flatten(2))
+        out: Tensor = self.net.transformer.norm(x)
+        return out
+
+    def own(self, trunk: Trunk, each: int, slots: int) -> list[tuple[Tensor, Tensor]]:
+        """Room for the keys and values of `slots` tokens of each of `each` continuations of a trunk's rows."""
+        return [(k.new_empty(len(k), self.split, each, slots, k.shape[-1]), k.new_empty(len(k), self.split, each, slots, k.shape[-1])) for k in trunk.keys]
+
+
+class Planner:
+    """Searches with one network. `bins` say what numbers its tokens stand for; states have `seen` tokens, actions `acted`."""
+
+    def __init__(self, net: TrajectoryTransformer, bins: Bins, seen: int, acted: int, search: Search) -> None:
+        if not 2 <= search.context <= net.window:
+            raise ValueError(f"a context of {search.context} transitions is not from 2 to the network's {net.window}")
+        self.net, self.bins, self.seen, self.acted, self.search = net, bins, seen, acted, search
+        self.encoder = Encoder(net)
+
+    @property
+    def middles(self) -> Tensor:
+        """The numbers that tokens stand for `[dims, bins]`."""
+        return self.bins.middles
+
+    def numbers(self, uniforms: np.ndarray) -> Numbers:
+        """All chance of plans, of two uniforms a row `[n, 2]` that seed a generator of the row's own."""
+        search = self.search
+        shapes = {"actions": (search.horizon, self.acted, search.beams * search.expansions)}
+        if search.k_obs != 1:
+            shapes["states"] = (search.horizon, self.seen, search.beams)
+        if search.k_rew != 1:
+            shapes["outcomes"] = (search.horizon, 2, search.beams * search.expansions)
+        rows = []
+        for high, low in (uniforms[:, :2] * 2**SEED_BITS).astype(np.int64).tolist():
+            generator = torch.Generator().manual_seed((high << SEED_BITS) + low)
+            rows.append({name: torch.rand(shape, generator=generator) for name, shape in shapes.items()})
+        return {name: torch.stack([row[name] for row in rows]).to(self.middles.device) for name in shapes}
+
+    def _in_parts(self, search: Callable[[slice], Plan], n: int, device: torch.device) -> Plan:
+        """Plans of n rows, as many at a time as keep the caches small."""
+        each = max(1, (BEAMS_ON_CPU if device.type == "cpu" else BEAMS) // self.search.beams)
+        parts = [search(slice(start, start + each)) for start in range(0, n, each)]
+        return parts[0] if len(parts) == 1 else Plan(torch.cat([part.tokens for part in parts]), torch.cat([part.score for part in parts]))
+
+    @torch.inference_mode()
+    def plan(self, past: Tensor, state: Tensor, numbers: Numbers) -> Plan:
+        """The plan with the highest sum of discounted rewards, and value after its last step.
+
+        `past [n, m, dims]` are the last transitions as tokens, of which at most `context` - 1 are looked at, `state [n, seen]` the
+        current state. Candidate c of a row continues its beam c modulo `beams`.
+        """
+        return self._in_parts(lambda part: self._plan(past[part], state[part], {k: v[part] for k, v in numbers.items()}), len(state), state.device)
+
+    def _plan(self, past: Tensor, state: Tensor, numbers: Numbers) -> Plan:
+        search, encoder = self.search, self.encoder
+        n, beams = len(state), search.beams
+        window = self._window(past)
+        trunk, which = encoder.trunk(window, state, 0)
+        trunk = trunk.take(which)
+        states = state[:, None].expand(n, beams, self.seen)
+        plans = state.new_zeros(n, beams, 0, self.net.dims)
+        window = window[:, None].expand(n, beams, *window.shape[1:])
+        earned = score = self.middles.new_zeros(n, beams)
+        for t in range(search.horizon):
+            tokens, reward, value = self._expand(trunk, numbers, t, window.shape[2])
+            earned = earned.repeat(1, search.expansions) + search.discount**t * reward
+            score, best = (earned + search.discount ** (t + 1) * value).sort(dim=1, descending=True, stable=True)
+            best = best[:, :beams]
+            whole = torch.cat([states.repeat(1, search.expansions, 1), tokens], 2)
+            plans = torch.cat([_rows(plans, best % beams), _rows(whole, best).unsqueeze(2)], 2)
+            if t == search.horizon - 1:
+                break
+            earned = earned.gather(1, best)
+            window = self._window(torch.cat([_rows(window, best % beams), plans[:, :, -1:]], 2))
+            trunk, which = encoder.trunk(window.flatten(0, 1), None, self.seen)
+            chance = None
+            if search.k_obs != 1:  # beams that agree may go on to different states
+                trunk, which = trunk.take(which), torch.arange(n * beams, device=which.device)
+                chance = numbers["states"][:, t].transpose(1, 2).flatten(0, 1)
+            states = self._next_state(trunk, window.shape[2], chance)[which].view(n, beams, self.seen)
+            trunk = trunk.take(which)
+        return Plan(plans[:, 0], score[:, 0])
+
+    def _window(self, transitions: Tensor) -> Tensor:
+        """The transitions `[..., m, dims]` that are looked at beside the one being written."""
+        return transitions[..., max(0, transitions.shape[-2] - self.search.context + 1) :, :]
+
+    def _expand(self, trunk: Trunk, numbers: Numbers, t: int, place: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions, rewards and values of all candidates: their tokens `[n, candidates, acted + 2]`, and two of `[n, candidates]`.
+
+        The trunk has one row for each environment, or one for each of its beams.
+        """
+        search, net, encoder = self.search, self.net, self.encoder
+        n = len(numbers["actions"])
+        beams = len(trunk.last) // n
+        each = search.beams * search.expansions // beams
+
+        def by_row(values: Tensor) -> Tensor:
+            return values.view(n, each, beams).transpose(1, 2).reshape(n * beams, each)
+
+        def by_candidate(values: Tensor) -> Tensor:
+            return values.view(n, beams, each).transpose(1, 2).reshape(n, each * beams)
+
+        own = encoder.own(trunk, each, self.acted + 1)
+        hidden = trunk.last.unsqueeze(1)
+        tokens, numbers_of = [], []
+        for j in range(self.acted + 2):
+            dim = self.seen + j
+            logits = net.logits(hidden, dim)
+            if j < self.acted:
+                logits = narrowed(self._acting(logits, t), search.k_act, search.cdf_act)
+                token = drawn(logits.expand(-1, each, -1), search.k_act, by_row(numbers["actions"][:, t, j]))
+            else:
+                chance = by_row(numbers["outcomes"][:, t, j - self.acted]) if search.k_rew != 1 else None
+                token = drawn(narrowed(logits, search.k_rew, 0.0), search.k_rew, chance)
+                numbers_of.append(self._number(logits, token, dim))
+            tokens.append(token)
+            if j <= self.acted:
+                hidden = encoder.branch(trunk, own, encoder.placed(token, dim, net.dims * place + dim), j)
+        reward, value = numbers_of
+        return torch.stack([by_candidate(token) for token in tokens], 2), by_candidate(reward), by_candidate(value)
+
+    def _number(self, logits: Tensor, token: Tensor, dim: int) -> Tensor:
+        """What a reward or value counts as; a stop token is worth 0."""
+        middles = self.middles[dim]
+        if self.search.expected:
+            return torch.softmax(logits, -1)[..., :-1] @ middles
+        return torch.cat([middles, middles.new_zeros(1)])[token]
+
+    def _acting(self, logits: Tensor, t: int) -> Tensor:
+        """Logits of an action's token. The first action will be taken, so that it cannot be the stop token."""
+        return logits if t else torch.cat([logits[..., :-1], torch.full_like(logits[..., -1:], -torch.inf)], -1)
+
+    def _next_state(self, trunk: Trunk, place: int, chance: Tensor | None) -> Tensor:
+        """Write the tokens of the next state `[rows, seen]` behind each row of the trunk."""
+        search, net = self.search, self.net
+        tokens = []
+        for dim in range(self.seen):
+            logits = net.logits(trunk.last, dim)
+            logits = logits if chance is None else narrowed(logits, search.k_obs, search.cdf_obs)
+            tokens.append(drawn(logits, search.k_obs, None if chance is None else chance[:, dim]))
+            self.encoder.step(trunk, self.encoder.placed(tokens[-1], dim, net.dims * place + dim))
+        return torch.stack(tokens, 1)
+
+    @torch.inference_mode()
+    def likely(self, past: Tensor, state: Tensor) -> Plan:
+        """The most likely continuation for `horizon` transitions under the filtered distributions; its score is the log-probability in nats.
+
+        Token by token the `beams` most likely sequences are kept. Arguments as in `plan`.
+        """
+        return self._in_parts(lambda part: self._likely(past[part], state[part]), len(state), state.device)
+
+    def _likely(self, past: Tensor, state: Tensor) -> Plan:
+        search, net, encoder = self.search, self.net, self.encoder
+        n = len(state)
+        window = self._window(past).unsqueeze(1)
+        plans = state.new_zeros(n, 1, 0, net.dims)
+        total = self.middles.new_zeros(n, 1)
+        for t in range(search.horizon):
+            place = window.shape[2]
+            trunk, which = encoder.trunk(window.flatten(0, 1), state if t == 0 else None, net.dims)
+            trunk = trunk.take(which)
+            written = state[:, None] if t == 0 else state.new_zeros(n, window.shape[1], 0)
+            for dim in range(written.shape[2], net.dims):
+                logits = net.logits(trunk.last, dim)
+                if dim < self.seen:
+                    logits = narrowed(logits, search.k_obs, search.cdf_obs)
+                elif dim < self.seen + self.acted:
+                    logits = narrowed(self._acting(logits, t), search.k_act, search.cdf_act)
+                else:
+                    logits = narrowed(logits, search.k_rew, 0.0)
+                sums = (total.unsqueeze(2) + torch.log_softmax(logits, -1).view(*total.shape, -1)).flatten(1)
+                keep = min(search.beams, int((sums > -torch.inf).sum(1).max()))
+                total, chosen = sums.topk(keep)
+                parents, token = chosen // (net.bins + 1), chosen % (net.bins + 1)
+                trunk, order = _grown(trunk, parents)
+                total, parents, token = total.gather(1, order), parents.gather(1, order), token.gather(1, order)
+                window, plans = _rows(window, parents), _rows(plans, parents)
+                written = torch.cat([_rows(written, parents), token.unsqueeze(2)], 2)
+                if dim < net.dims - 1:
+                    encoder.step(trunk, encoder.placed(token.flatten(), dim, net.dims * place + dim))
+            plans = torch.cat([plans, written.unsqueeze(2)], 2)
+            window = self._window(torch.cat([window, written.unsqueeze(2)], 2))
+        score, best = total.max(1)
+        return Plan(_rows(plans, best[:, None])[:, 0], score)
+
+    @torch.inference_mode()
+    def act(self, past: Tensor, state: Tensor, uniforms: Tensor | None) -> Tensor:
+        """An action without a plan: tokens `[n, acted]` drawn one after the other with `uniforms [n, acted]`, or the most likely ones."""
+        window = self._window(past)
+        trunk, which = self.encoder.trunk(window, state, self.acted)
+        trunk = trunk.take(which)
+        tokens = []
+        for j in range(self.acted):
+            dim = self.seen + j
+            logits = self._acting(self.net.logits(trunk.last, dim), 0)
+            tokens.append(drawn(logits, 0, None if uniforms is None else uniforms[:, j]))
+            if j < self.acted - 1:
+                self.encoder.step(trunk, self.encoder.placed(tokens[-1], dim, self.net.dims * window.shape[1] + dim))
+        return torch.stack(tokens, 1)
+
+
+def _rows(values: Tensor, chosen: Tensor) -> Tensor:
+    """`[n, b, ...]` at `chosen [n, c]`: `[n, c, ...]`."""
+    return values[torch.arange(len(values), device=values.device)[:, None], chosen]
+
+
+def _grown(trunk: Trunk, parents: Tensor) -> tuple[Trunk, Tensor]:
+    """The trunk of beams whose parents were `parents [n, c]`, and in which order `[n, c]` the beams now stand.
+
+    Where their number stays, each parent's first child stands where the parent stood, and only its other children are copied, in
+    place, over parents that have none.
+    """
+    n, count = parents.shape
+    beams = len(trunk.last) // n
+    flat = (parents + beams * torch.arange(n, device=parents.device)[:, None]).flatten()
+    order = torch.arange(count, device=parents.device).repeat(n, 1)
+    if count != beams:
+        return trunk.take(flat), order
+    ranked = flat.argsort(stable=True)
+    first = torch.ones_like(flat, dtype=torch.bool)
+    first[ranked[1:]] = flat[ranked[1:]] != flat[ranked[:-1]]
+    vacant = torch.ones_like(first)
+    vacant[flat[first]] = False
+    free, others = vacant.nonzero().flatten(), (~first).nonzero().flatten()  # as many of each environment, in its order
+    trunk.move(flat[others], free)
+    child = order.flatten()
+    place = torch.empty_like(child)
+    place[flat[first]] = child[first]
+    place[free] = child[others]
+    return trunk, place.view(n, count)

@@ -1,0 +1,1 @@
+"""How leaves of observations and actions become tokens."""

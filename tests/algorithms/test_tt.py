@@ -1,0 +1,220 @@
+"""Trajectory Transformer: values, tokens and stop tokens, loss, schedule, memory; and planning does better than its data."""
+
+import numpy as np
+import pytest
+import torch
+from making import episode, small, stored
+
+from bigdm_ray.algorithms.tt import Tt, values_to_go
+from bigdm_ray.envs import find_task
+from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.errors import UserError
+from bigdm_ray.planning.beam import Plan
+from bigdm_ray.replay import Store
+from bigdm_ray.training.evaluation import evaluate
+from bigdm_ray.training.learner import Learner
+from bigdm_ray.training.streams import rng
+
+SIGNATURE = Signature({"": Leaf("tensor", (3,), "float32")}, {"": Leaf("discrete", (), "int32", choices=(4,))})
+REWARDS = [[1.0, 2.0, 3.0, 4.0], [5.0, -1.0, 0.5]]
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Two episodes; the first was cut by a time limit, the second terminated."""
+    made = Store(tmp_path)
+    made.add([episode(i, len(r), rewards=r, terminated=bool(i)) for i, r in enumerate(REWARDS)])
+    return made
+
+
+def built(algorithm, seed=0):
+    torch.manual_seed(seed)
+    return algorithm.build({"t": SIGNATURE}).eval()
+
+
+def drawn(algorithm, model, store, size=16):
+    algorithm.fit(model, {"t": store}, 0)
+    store.annotate(algorithm.annotate(model, {"t": store})["t"])
+    windows = store.draw(algorithm.view(), rng(0, "draw", 0), size)
+    return windows, {name: torch.from_numpy(values) for name, values in algorithm.collate({"t": windows}).items()}
+
+
+@pytest.mark.parametrize("penalty", [None, -100.0])
+def test_values_are_the_discounted_rewards_after_a_step(store, penalty):
+    want = []
+    for i, rewards in enumerate(REWARDS):
+        r = [*rewards[:-1], penalty] if i and penalty is not None else rewards
+        want += [sum(0.9 ** (k - 1) * r[t + k] for k in range(1, len(r) - t)) for t in range(len(r))]
+    np.testing.assert_allclose(values_to_go(store, 0.9, penalty), want, rtol=1e-6)
+
+
+def test_values_of_a_window_reach_beyond_its_end(store):
+    algorithm = small(Tt, window=2, discount=0.5, bins=50)
+    windows, _ = drawn(algorithm, built(algorithm), store)
+    row = next(i for i in range(16) if windows.rewards[i, 0] == 1.0)
+    np.testing.assert_allclose(windows.annotations["value"][row], [2 + 3 / 2 + 4 / 4, 3 + 4 / 2])
+
+
+def plain_loss(algorithm, model, windows):
+    """Token by token, from the network's outputs over the whole window."""
+    bins, dims, stop = model.bins, model.net.dims, algorithm.bins
+    total = 0.0
+    for i in range(len(windows.mask)):
+        tokens = []
+        for k in range(algorithm.window):
+            if not windows.mask[i, k]:
+                tokens += [stop] * dims
+                continue
+            reward = algorithm.termination_penalty if windows.terminated[i, k] and algorithm.termination_penalty is not None else windows.rewards[i, k]
+            numbers = [*windows.observations[""][i, k], windows.actions[""][i, k], reward, windows.annotations["value"][i, k]]
+            tokens += bins.encode(torch.tensor(numbers, dtype=torch.float32)[None])[0].tolist()
+        hidden = model.net.transformer(model.net.embed(torch.tensor(tokens).view(1, -1, dims)).flatten(1, 2)[:, :-1])[0]
+        for place in range(1, len(tokens)):
+            d, k = place % dims, place // dims
+            if windows.mask[i, k] or windows.terminated[i].any():
+                weight = {3: algorithm.action_weight, 4: algorithm.reward_weight, 5: algorithm.value_weight}.get(d, 1.0)
+                total -= weight * float(model.net.logits(hidden[place - 1], d).log_softmax(0)[tokens[place]])
+    return total / dims
+
+
+@pytest.mark.parametrize("penalty", [None, -100.0])
+@torch.no_grad()
+def test_the_loss_is_the_weighted_cross_entropy_of_every_token(store, penalty):
+    algorithm = small(Tt, window=3, termination_penalty=penalty, action_weight=5.0, reward_weight=0.5, value_weight=2.0)
+    model = built(algorithm)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    windows, batch = drawn(algorithm, model, store)
+    assert windows.terminated.any() and not windows.mask.all()
+    loss = algorithm.loss(model, batch, 0)
+    assert float(loss.sum) == pytest.approx(plain_loss(algorithm, model, windows), rel=1e-4)
+    assert float(loss.weight) == windows.mask.sum()
+
+
+@torch.no_grad()
+def test_stop_tokens_are_learned_behind_terminations_alone(store):
+    algorithm = small(Tt, window=3)
+    model = built(algorithm)
+    _, batch = drawn(algorithm, model, store)
+    before = float(algorithm.loss(model, batch, 0).sum)
+    batch["terminated"] = torch.zeros_like(batch["terminated"])
+    assert float(algorithm.loss(model, batch, 0).sum) < before
+
+
+@torch.no_grad()
+def test_a_value_changes_what_follows_it_at_once_and_nothing_else():
+    algorithm = small(Tt, window=3, layers=2)
+    model = built(algorithm)
+    for p in model.net.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    tokens = torch.randint(0, 4, (1, 3, 6))
+    other = tokens.clone()
+    other[0, 0, 5] += 1
+    changed = (model.net(tokens) - model.net(other)).nan_to_num().abs().amax(-1).T.flatten() > 1e-6
+    assert changed.nonzero().flatten().tolist() == [6], "the first token of the next state, by the residual stream"
+
+
+def test_penalties_and_bins_are_of_the_data(store):
+    algorithm = small(Tt, termination_penalty=-100.0, discretiser="uniform", discount=1.0)
+    model = built(algorithm)
+    algorithm.fit(model, {"t": store}, 0)
+    assert model.bins.edges[4, 0] == -100 and model.bins.edges[4, -1] == 5
+    assert model.bins.edges[5, 0] == -101 and model.bins.edges[5, -1] == 9  # -1 and the penalty; 2 + 3 + 4
+    assert model.bins.decode(torch.tensor([[0, 0, 0, 2, 0, 0]]))[0, 3] == 2, "a choice is its own bin"
+
+
+def test_only_weights_of_linear_layers_decay():
+    model = built(small(Tt))
+    (optimizer,) = small(Tt, weight_decay=0.3).optimizers(model).values()
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for name, p in model.named_parameters():
+        linear = p.ndim > 1 and "embedding" not in name and "table" not in name
+        assert decays[id(p)] == (0.3 if linear else 0.0), name
+
+
+def test_the_learning_rate_rises_falls_and_stays_at_a_tenth():
+    algorithm = Tt(warm_up_steps=10, decay_steps=100)
+    factors = [algorithm.learning_rate_factor(step, "adamw") for step in range(300)]
+    assert factors[0] == 0.1 and factors[9] == 1.0 and factors[10] == 1.0
+    assert factors[60] == pytest.approx(0.5) and factors[110:] == [0.1] * 190
+    assert Tt(warm_up_steps=0, decay_steps=0).learning_rate_factor(10**6, "adamw") == 1.0
+
+
+def test_the_memory_is_the_last_transitions_as_tokens(store, monkeypatch):
+    algorithm = small(Tt, window=4, context=3, bins=50)
+    model = built(algorithm)
+    algorithm.fit(model, {"t": store}, 0)
+    policy = algorithm.policy(model, "plan")
+    given = []
+
+    def plan(past, state, numbers):
+        given.append((past.clone(), state.clone()))
+        tokens = torch.zeros(len(state), 1, 6, dtype=torch.int64)
+        tokens[:, 0, 3] = len(given) % 4
+        return Plan(tokens, torch.zeros(len(state)))
+
+    monkeypatch.setattr(policy._planner, "plan", plan)
+    state, seen = policy.start(1), store.episode(0).observations[""]
+    for t in range(4):
+        first = np.array([t == 0])
+        actions, state = policy.act(state, {"": seen[t : t + 1].copy()}, np.float32([99.0 if t == 0 else t]), {}, first, np.zeros((1, 2), np.float32))
+        assert actions[""].tolist() == [(t + 1) % 4]
+    assert [past.shape[1] for past, _ in given] == [0, 1, 2, 2]
+    past, now = given[-1]
+    for k, t in enumerate((1, 2)):
+        numbers = torch.tensor([[*seen[t], (t + 1) % 4, t + 1, 0.0]], dtype=torch.float32)
+        assert past[0, k, :-1].tolist() == model.bins.encode(numbers)[0, :-1].tolist()
+    assert past[0, :, -1].tolist() == [49, 49], "a placeholder"
+    assert now.tolist() == model.bins.encode(torch.tensor(seen[3:4]), slice(0, 3)).tolist()
+
+
+def test_rows_of_different_ages_are_planned_together_as_alone(store):
+    algorithm = small(Tt, window=4, context=4)
+    model = built(algorithm)
+    algorithm.fit(model, {"t": store}, 0)
+    for objective in ("reward", "likelihood"):
+        policy = small(Tt, window=4, context=4, objective=objective).policy(model, "plan")
+        chance = np.random.default_rng(0)
+        state = {"past": chance.integers(0, 4, (3, 3, 6)).astype(np.int16), "held": np.array([0, 3, 2])}
+        seen, uniforms = chance.normal(size=(3, 3)).astype(np.float32), chance.random((3, 2), np.float32)
+        zeros = np.zeros(3, np.float32)
+        together, after = policy.act(state, {"": seen}, zeros, {}, np.zeros(3, bool), uniforms)
+        assert after["held"].tolist() == [1, 3, 3]
+        for i in range(3):
+            one = {name: values[i : i + 1] for name, values in state.items()}
+            alone, _ = policy.act(one, {"": seen[i : i + 1]}, zeros[:1], {}, np.zeros(1, bool), uniforms[i : i + 1])
+            assert alone[""][0] == together[""][i]
+
+
+def test_what_does_not_go_together_is_said():
+    for flags, signature, words in [
+        ({"context": 4, "window": 3}, SIGNATURE, "--algorithm.context is 4"),
+        ({"width": 10, "heads": 4}, SIGNATURE, "multiple of --algorithm.heads"),
+        ({"bins": 3}, SIGNATURE, "4 choices"),
+        ({}, Signature(SIGNATURE.observations, {"say": Leaf("text", (4,), "uint8")}), "'say' is of kind text"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            Tt(**flags).build({"t": signature})
+
+
+def test_presets_are_the_published_settings():
+    known = Tt.presets()
+    assert known["halfcheetah"]["default"]["algorithm.horizon"] == 5 and known["halfcheetah"]["default"]["algorithm.beams"] == 32
+    assert known["walker2d"]["medium-replay"]["algorithm.k_act"] == 40 and known["walker2d"]["medium-replay"]["algorithm.cdf_act"] == 0
+    assert all(values["algorithm.termination_penalty"] == -100 for task, named in known.items() if task != "*" for values in named.values())
+    plain = Tt()
+    assert (plain.bins, plain.context, plain.horizon, plain.beams * plain.expansions, plain.k_obs, plain.k_act) == (100, 5, 15, 256, 1, 20)
+
+
+@pytest.mark.slow
+def test_planning_does_better_than_the_data(tmp_path):
+    """Random play of a toy earns a third of what can be earned; the planner sees in its model which actions are paid."""
+    task = find_task("toy-vector")
+    store = stored(tmp_path, "toy-vector", 200)
+    algorithm = small(Tt, horizon=2, beams=8, k_act=0, window=3, context=2)
+    learner = Learner(algorithm, {"toy-vector": task.signature()}, 1)
+    learner.update({"toy-vector": store}, 250)
+    model = learner.model.eval()
+    planned, imitated = (evaluate(algorithm.policy(model, mode), task, {}, 20, 1, "final", 0).returns.mean() for mode in ("plan", "sample"))
+    assert planned > 1.8 * store.table.returns.mean()
+    assert imitated < 1.5 * store.table.returns.mean(), "without a plan it does what the data does"

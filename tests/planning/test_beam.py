@@ -1,0 +1,299 @@
+"""Beam search against a plain rebuilding of the same rules: a full forward pass for every token, and no cache."""
+
+import numpy as np
+import pytest
+import torch
+
+from bigdm_ray.models.trajectory import TrajectoryTransformer
+from bigdm_ray.planning import beam
+from bigdm_ray.planning.beam import Encoder, Planner, Search, drawn, narrowed
+from bigdm_ray.tokens.bins import Bins
+
+SEEN, ACTED, BINS = 3, 2, 9
+DIMS = SEEN + ACTED + 2
+
+
+def network(seed=0, choices=(0, 0, 0, 0, 3, 0, 0), window=6, std=0.35):
+    torch.manual_seed(seed)
+    net = TrajectoryTransformer(list(choices), BINS, window, 16, 2, 2).eval()
+    for name, p in net.named_parameters():
+        torch.nn.init.normal_(p, std=std) if p.ndim > 1 else torch.nn.init.normal_(p, 1.0 if "norm" in name and "weight" in name else 0.0, 0.1)
+    return net.requires_grad_(False)
+
+
+def planner(net, **more):
+    fixed = {"horizon": 4, "beams": 6, "expansions": 2, "context": 3, "k_act": 4}
+    bins = Bins([0] * DIMS, BINS)
+    bins.edges *= torch.arange(1, DIMS + 1)[:, None]
+    return Planner(net, bins, SEEN, ACTED, Search(**(fixed | more)))
+
+
+def given(n=1, m=3, seed=0):
+    chance = torch.Generator().manual_seed(seed)
+    past = torch.randint(0, BINS, (n, m, DIMS), generator=chance)
+    past[:, :, 4] %= 3
+    return past, torch.randint(0, BINS, (n, SEEN), generator=chance)
+
+
+# --- the rules, plainly: sequences are lists of tokens, each probability is a full forward pass
+
+
+def cropped(sequence, context):
+    """At most `context` transitions less one token, by whole transitions from the left."""
+    while len(sequence) > context * DIMS - 1:
+        sequence = sequence[DIMS:]
+    return sequence
+
+
+def logits_after(net, sequence, context):
+    sequence = cropped(sequence, context)
+    k = len(sequence) // DIMS + 1
+    tokens = torch.zeros(1, k * DIMS, dtype=torch.int64)
+    tokens[0, : len(sequence)] = torch.tensor(sequence)
+    return net(tokens.view(1, k, DIMS)).view(DIMS, k, BINS + 1)[len(sequence) % DIMS, len(sequence) // DIMS]
+
+
+def filtered(logits, k, cdf):
+    keep = torch.ones(len(logits), dtype=torch.bool)
+    probability = logits.softmax(0)
+    if cdf:
+        gone, total = [], 0.0
+        for i in probability.argsort().tolist():
+            total += float(probability[i])
+            if total >= cdf:
+                break
+            gone.append(i)
+        if gone:
+            keep &= probability > max(float(probability[i]) for i in gone)
+    logits = torch.where(keep, logits, -torch.inf)
+    if k:
+        best = logits.argsort(descending=True)[:k]
+        mask = torch.zeros(len(logits), dtype=torch.bool)
+        mask[best] = True
+        logits = torch.where(mask, logits, -torch.inf)
+    return logits
+
+
+def picked(logits, k, u):
+    if k == 1:
+        return int(logits.argmax())
+    total = 0.0
+    for i, p in enumerate(logits.softmax(0).tolist()):
+        total += p
+        if total > u:
+            return i
+    raise AssertionError
+
+
+def plain_plan(p, past, state, numbers):
+    net, s = p.net, p.search
+    beams = [([*past.flatten().tolist(), *state.tolist()], []) for _ in range(s.beams)]
+    for t in range(s.horizon):
+        scored = []
+        for c in range(s.beams * s.expansions):
+            sequence, earned = beams[c % s.beams]
+            sequence, numbers_of = list(sequence), []
+            for j in range(ACTED + 2):
+                logits = logits_after(net, sequence, s.context)
+                if j < ACTED:
+                    if t == 0:
+                        logits[BINS] = -torch.inf
+                    token = picked(filtered(logits, s.k_act, s.cdf_act), s.k_act, float(numbers["actions"][t, j, c]))
+                else:
+                    u = float(numbers["outcomes"][t, j - ACTED, c]) if s.k_rew != 1 else 0.0
+                    token = picked(filtered(logits, s.k_rew, 0.0), s.k_rew, u)
+                    middles = p.middles[SEEN + j].tolist()
+                    probability = logits.softmax(0).tolist()
+                    expected = sum(q * x for q, x in zip(probability, middles, strict=False))  # without the stop token
+                    numbers_of.append(expected if s.expected else (*middles, 0.0)[token])
+                sequence.append(token)
+            rewards = [*earned, numbers_of[0]]
+            score = sum(s.discount**i * r for i, r in enumerate(rewards)) + s.discount ** (t + 1) * numbers_of[1]
+            scored.append((score, c, sequence, rewards))
+        scored.sort(key=lambda row: (-row[0], row[1]))
+        beams = [(sequence, rewards) for _, _, sequence, rewards in scored[: s.beams]]
+        if t < s.horizon - 1:
+            for b, (sequence, _) in enumerate(beams):
+                for d in range(SEEN):
+                    u = float(numbers["states"][t, d, b]) if s.k_obs != 1 else 0.0
+                    sequence.append(picked(filtered(logits_after(net, sequence, s.context), s.k_obs, s.cdf_obs), s.k_obs, u))
+    return torch.tensor(beams[0][0])[past.numel() :].view(s.horizon, DIMS), scored[0][0]
+
+
+def plain_likely(p, past, state):
+    net, s = p.net, p.search
+    beams = [(0.0, [*past.flatten().tolist(), *state.tolist()])]
+    for place in range(SEEN, s.horizon * DIMS):
+        d, t = place % DIMS, place // DIMS
+        k, cdf = (s.k_obs, s.cdf_obs) if d < SEEN else (s.k_act, s.cdf_act) if d < SEEN + ACTED else (s.k_rew, 0.0)
+        found = []
+        for total, sequence in beams:
+            logits = logits_after(net, sequence, s.context)
+            if t == 0 and SEEN <= d < SEEN + ACTED:
+                logits[BINS] = -torch.inf
+            for token, logp in enumerate(filtered(logits, k, cdf).log_softmax(0).tolist()):
+                if logp > -np.inf:
+                    found.append((total + logp, [*sequence, token]))
+        beams = sorted(found, key=lambda row: -row[0])[: s.beams]
+    return torch.tensor(beams[0][1])[past.numel() :].view(s.horizon, DIMS), beams[0][0]
+
+
+PLANS = [
+    {},
+    {"cdf_act": 0.6, "k_act": 0},
+    {"cdf_act": 0.3, "k_act": 3, "expansions": 3},
+    {"k_obs": 0, "horizon": 3},
+    {"k_obs": 3, "cdf_obs": 0.2, "k_rew": 0, "expected": False},
+    {"expected": False, "discount": 0.5},
+    {"beams": 1, "expansions": 8, "horizon": 5},
+    {"context": 2, "k_act": 1},
+    {"context": 6, "horizon": 6, "beams": 3},
+]
+
+
+LIKELY = [{"horizon": 2}, {"k_act": 0, "k_obs": 0, "k_rew": 0, "horizon": 2, "beams": 4}, {"beams": 1}, {"k_obs": 2, "beams": 12, "horizon": 3}]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("m", [0, 1, 5])
+@pytest.mark.parametrize("kind", PLANS, ids=str)
+def test_a_plan_is_that_of_the_plain_algorithm(kind, m):
+    p = planner(network(m), **kind)
+    past, state = given(1, m, seed=m)
+    numbers = p.numbers(np.random.default_rng(m).random((1, 2), np.float32))
+    plan = p.plan(past, state, numbers)
+    tokens, score = plain_plan(p, past[0], state[0], {name: values[0] for name, values in numbers.items()})
+    assert plan.tokens[0].tolist() == tokens.tolist()
+    assert float(plan.score[0]) == pytest.approx(score, rel=1e-4, abs=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("m", [0, 1, 5])
+@pytest.mark.parametrize(
+    "kind", [{"horizon": 2}, {"k_act": 0, "k_obs": 0, "k_rew": 0, "horizon": 2, "beams": 4}, {"beams": 1}, {"k_obs": 2, "beams": 20}], ids=str
+)
+def test_the_most_likely_continuation_is_that_of_the_plain_algorithm(kind, m):
+    p = planner(network(m + 10), **kind)
+    past, state = given(1, m, seed=m)
+    found = p.likely(past, state)
+    tokens, score = plain_likely(p, past[0], state[0])
+    assert found.tokens[0].tolist() == tokens.tolist()
+    assert float(found.score[0]) == pytest.approx(score, rel=1e-4, abs=1e-4)
+
+
+def test_a_search_over_everything_finds_the_most_likely_of_all():
+    """With more beams than there are sequences, against the product of all probabilities."""
+    p = planner(network(3), horizon=1, beams=200, k_act=0, k_rew=1)
+    past, state = given(1, 1)
+    found = p.likely(past, state)
+    best = -np.inf
+    for a in range(BINS):
+        for b in range(3):
+            sequence, total = [*past.flatten().tolist(), *state[0].tolist()], 0.0
+            for token in (a, b):
+                logits = logits_after(p.net, sequence, 3)
+                logits[BINS] = -torch.inf
+                total += float(logits.log_softmax(0)[token])
+                sequence.append(token)
+            best = max(best, total)
+    assert float(found.score) == pytest.approx(best, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", [{}, {"k_obs": 0}])
+@pytest.mark.parametrize("at_once", [256, 12])
+def test_many_environments_are_planned_as_each_alone(kind, at_once, monkeypatch):
+    monkeypatch.setattr(beam, "BEAMS_ON_CPU", at_once)
+    p = planner(network(2), **kind)
+    past, state = given(5, 3)
+    past[3], state[3] = past[1], state[1]  # two that agree
+    uniforms = np.random.default_rng(0).random((5, 2), np.float32)
+    together = p.plan(past, state, p.numbers(uniforms))
+    likely = p.likely(past, state)
+    acted = p.act(past, state, torch.from_numpy(uniforms))
+    for i in range(5):
+        one = slice(i, i + 1)
+        assert p.plan(past[one], state[one], p.numbers(uniforms[one])).tokens.tolist() == together.tokens[one].tolist()
+        assert p.likely(past[one], state[one]).tokens.tolist() == likely.tokens[one].tolist()
+        assert p.act(past[one], state[one], torch.from_numpy(uniforms[one])).tolist() == acted[one].tolist()
+
+
+def test_an_action_without_a_plan_follows_the_distribution_of_its_tokens():
+    p = planner(network(4))
+    past, state = given(1, 2)
+    sequence = [*past.flatten().tolist(), *state[0].tolist()]
+    want = []
+    for _ in range(ACTED):
+        logits = logits_after(p.net, sequence, 3)
+        logits[BINS] = -torch.inf
+        want.append(logits.softmax(0))
+        sequence.append(int(logits.argmax()))
+    assert p.act(past, state, None)[0].tolist() == sequence[-ACTED:]
+    many = p.act(past.expand(4000, -1, -1), state.expand(4000, -1), torch.rand(4000, ACTED, generator=torch.Generator().manual_seed(0)))
+    share = torch.bincount(many[:, 0], minlength=BINS + 1) / 4000
+    torch.testing.assert_close(share, want[0], atol=0.03, rtol=0)
+    assert many[:, 1].max() < 3, "a dimension of three choices has three"
+
+
+def test_what_agrees_is_computed_once():
+    encoder = Encoder(network(5))
+    past, state = given(1, 2)
+    many = past.expand(7, -1, -1).clone()
+    many[4, 1, 0] = (many[4, 1, 0] + 1) % BINS
+    many[5, 1, -1] = (many[5, 1, -1] + 1) % BINS  # a value: nobody but itself looks at it
+    trunk, which = encoder.trunk(many, None, 0)
+    assert len(trunk.last) == 3 and len(which.unique()) == 3 and (which[[0, 1, 2, 3, 6]] == which[0]).all()
+    trunk, which = encoder.trunk(many, state.expand(7, -1), 0)
+    assert len(trunk.last) == 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("m", [0, 2])
+def test_the_encoder_in_pieces_is_the_forward_pass(m):
+    net = network(6)
+    encoder, places = Encoder(net), net.dims * m
+    past, state = given(4, m)
+    tokens = torch.randint(0, 3, (4, ACTED + 1))
+    whole = torch.cat([past.flatten(1), state, tokens], 1)
+    x = torch.stack([encoder.placed(whole[:, i], i % DIMS, i) for i in range(whole.shape[1])], 1) - net.transformer.table[: whole.shape[1]]
+    want = net.transformer(x)
+    trunk, which = encoder.trunk(past, state, ACTED + 1)
+    trunk = trunk.take(which)
+    torch.testing.assert_close(trunk.last, want[:, places + SEEN - 1], atol=1e-5, rtol=1e-4)
+    own = encoder.own(trunk, 2, ACTED + 1)
+    for j in range(ACTED + 1):
+        placed = encoder.placed(tokens[:, j], SEEN + j, places + SEEN + j)
+        branched = encoder.branch(trunk, own, placed[:, None].repeat(1, 2, 1), j)
+        torch.testing.assert_close(branched, want[:, None, places + SEEN + j].expand(-1, 2, -1), atol=1e-5, rtol=1e-4)
+    for j in range(ACTED + 1):
+        encoder.step(trunk, encoder.placed(tokens[:, j], SEEN + j, places + SEEN + j))
+        torch.testing.assert_close(trunk.last, want[:, places + SEEN + j], atol=1e-5, rtol=1e-4)
+
+
+def test_filters_keep_what_their_rules_say():
+    probability = torch.tensor([0.05, 0.4, 0.1, 0.3, 0.15])
+    everything = {0, 1, 2, 3, 4}
+    cases = [(0, 0.61, {1}), (0, 0.55, {1, 3}), (0, 0.04, everything), (2, 0, {1, 3}), (2, 0.1, {1, 3}), (9, 0, everything), (1, 0.99, {1})]
+    for k, cdf, kept in cases:
+        out = narrowed(probability.log(), k, cdf)
+        assert set((out > -torch.inf).nonzero().flatten().tolist()) == kept, (k, cdf)
+    assert (narrowed(torch.zeros(4), 0, 0.9) > -torch.inf).all(), "of equals all stay"
+
+
+def test_draws_never_take_what_is_closed():
+    logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]).expand(1000, 5)
+    chance = torch.linspace(0, 1 - 2**-24, 1000)
+    tokens = drawn(logits, 0, chance)
+    assert set(tokens.tolist()) == {1, 3} and tokens[0] == 1 and tokens[-1] == 3
+    assert float((tokens == 3).float().mean()) == pytest.approx(np.e / (1 + np.e), abs=0.002)
+
+
+def test_a_context_that_the_network_has_not_is_said():
+    with pytest.raises(ValueError, match="context of 7"):
+        planner(network(), context=7)
+
+
+def test_rows_of_a_trunk_are_moved_in_place():
+    p = planner(network(7), beams=12, k_act=0, k_obs=2, k_rew=2)
+    past, state = given(3, 2)
+    found = p.likely(past, state)
+    assert found.tokens.shape == (3, 4, DIMS) and (found.score.diff() != 0).all()
