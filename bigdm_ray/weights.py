@@ -44,9 +44,11 @@ def importing(given: argparse.Namespace) -> int:
     heads = found.heads or converted(int, given.heads, "heads")
     flags = ["--preset", "none", "--algorithm.width", str(found.width), "--algorithm.layers", str(found.layers), "--algorithm.heads", str(heads)]
     flags += ["--algorithm.timesteps", str(found.timesteps)]
-    for name in ("return_scale", "context", "target_return"):
-        if getattr(given, name) is not None:
-            flags += [f"--algorithm.{name.replace('_', '-')}", given.__dict__[name]]
+    told = {name: getattr(given, name) for name in ("return_scale", "context", "target_return")}
+    told |= {name: str(value) for name, value in decision_transformer.beside(source).items() if told[name] is None}
+    for name, value in told.items():
+        if value is not None:
+            flags += [f"--algorithm.{name.replace('_', '-')}", value]
     dataset = Dataset.open(given.data) if given.data else None
     run = configure("dt", given.task, flags)
     if dataset is not None:
@@ -63,10 +65,11 @@ def importing(given: argparse.Namespace) -> int:
             save_weights(home, which, weights, target, None)
         learner = {f"model/{name}": values for name, values in weights.arrays.items()}
         identity = {"algorithm": run.algorithm.name, "task": run.task}
-        checkpoint.write(home.checkpoints, Counters(), [], 0, learner, np.zeros((0, 3), np.int64), identity)
+        checkpoint.write(home.checkpoints, Counters(learner_step=1), [], 0, learner, np.zeros((0, 3), np.int64), identity)
     finally:
         home.release()
-    print(f"{given.folder}: width {found.width}, {found.layers} layers, {heads} heads; score it with: python -m bigdm_ray.evaluate {given.folder}")
+    asked = "" if target else " --desired-return R"
+    print(f"{given.folder}: width {found.width}, {found.layers} layers, {heads} heads; score it with: python -m bigdm_ray.evaluate {given.folder}{asked}")
     if dataset is None and given.statistics is None:
         print("its states are not standardised: give --data or --statistics where it was trained on standardised ones")
     return 0
@@ -110,7 +113,7 @@ def complete(run: Run, found: decision_transformer.Foreign, signature: Signature
             arrays = {name: np.array(given[key], np.float32).reshape(found.seen) for name, key in zip(STATISTICS, ("mean", "std"), strict=True)}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f'--statistics {statistics} is not {{"mean": [...], "std": [...]}} with {found.seen} numbers each ({error})') from None
-    weights = Weights((0, 0), found.arrays | arrays)
+    weights = Weights((0, 1), found.arrays | arrays)  # step 1: what a run fits before its first step is there
     weights.into(model)
     return weights
 
