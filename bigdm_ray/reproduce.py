@@ -76,7 +76,7 @@ class Shelf:
     def keep(self, cell: Cell, summary: dict[str, Any]) -> Result:
         """Write the small file that says that a cell is finished."""
         kept = (
-            "env_steps", "learner_steps", "return_mean", "return_std", "return_low", "return_high", "return_episodes", "normalized_score",
+            "task", "env_steps", "learner_steps", "return_mean", "return_std", "return_low", "return_high", "return_episodes", "normalized_score",
             "best_return_mean", "best_normalized_score", "mode", "wall_s", "versions",
         )  # fmt: skip
         dataset = summary.get("dataset")
@@ -206,7 +206,8 @@ def _data(row: str, grid: Grid, found: dict[tuple[str, str], list[Result]]) -> s
         if r == row and results[0]["dataset"]:
             mean = results[0]["dataset"]["return_mean"]
             ratio = results[0]["normalized_score"] is not None and grid.unit == "normalised score"
-            score = find_task(row.partition("-")[0]).normalized_score(mean) if ratio else None
+            task = results[0].get("task") or row.partition("-")[0]  # results of before it was kept are of bodies
+            score = find_task(task).normalized_score(mean) if ratio else None
             return f"{mean if score is None else score:.1f}"
     return ""
 
