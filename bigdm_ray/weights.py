@@ -19,7 +19,7 @@ import torch
 from safetensors.numpy import save as save_safetensors
 
 from bigdm_ray.algorithms.dt import DecisionTransformer, Dt
-from bigdm_ray.algorithms.tt import TrajectoryModel
+from bigdm_ray.algorithms.tt import TrajectoryModel, Tt
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.envs.task import Signature, find_task
 from bigdm_ray.errors import UserError
@@ -29,7 +29,7 @@ from bigdm_ray.replay.shard import publish
 from bigdm_ray.settings import converted
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Counters
-from bigdm_ray.training.config import Run, configure, origin_of, run_from_json
+from bigdm_ray.training.config import Run, configure, foreign_run, origin_of, run_from_json
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder, load, save_weights
 
@@ -83,9 +83,8 @@ def import_trajectory(given: argparse.Namespace, found: trajectory_transformer.F
     if given.bins is None:
         raise UserError(f"{given.source} holds no thresholds of its tokens: --bins FILE is expected; {trajectory_transformer.PAGE} has the lines that write it")
     heads = converted(int, given.heads or "4", "heads")
-    sizes = {"width": found.width, "layers": found.layers, "heads": heads, "bins": found.bins, "window": found.window, "stop": str(found.stop).lower()}
-    flags = [word for name, value in sizes.items() for word in (f"--algorithm.{name}", str(value))]
-    run = configure("tt", given.task, [*flags, *(("--preset", given.preset) if given.preset else ())])
+    sizes = {"width": found.width, "layers": found.layers, "heads": heads, "bins": found.bins, "window": found.window, "stop": found.stop}
+    run = foreign_run(Tt, given.task, given.preset, {f"algorithm.{name}": value for name, value in sizes.items()})
     signature = find_task(given.task).signature()
     leaves = (*signature.observations.values(), *signature.actions.values())
     if not all(leaf.kind == "tensor" for leaf in leaves):
