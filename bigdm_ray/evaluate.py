@@ -48,7 +48,7 @@ class Asked:
     desired_horizon: float | None = setting(None, "steps to ask for; default: what the run's own evaluation asked for", low=1, high=1e9)
     mode: str = setting("own", "how the policy acts; own: as in the run's own evaluations", choices=MODES)
     weights: str = setting("last", "which weights", choices=("last", "best"))
-    cached: bool = setting(False, "of dt: keep keys and values when acting: faster, and exact only until the window slides")
+    cached: bool | None = setting(None, "of dt, default as the run says: keep keys and values when acting: faster, and exact only until the window slides")
     seed: int | None = setting(None, "seed of environments and actions; default: the run's", low=0, high=2**31 - 1)
 
 
@@ -66,12 +66,12 @@ def command_of(loaded: Loaded, desired_return: float | None = None, desired_hori
     return {**own, **asked}
 
 
-def policy_of(loaded: Loaded, mode: str, cached: bool = False) -> tuple[Policy, str]:
+def policy_of(loaded: Loaded, mode: str, cached: bool | None = None) -> tuple[Policy, str]:
     """How the network acts, and the mode with `own` resolved. Raises UserError for a mode or a cache that the algorithm lacks."""
-    if cached:
+    if cached is not None:
         if not hasattr(loaded.run.algorithm, "cached"):
             raise UserError(f"the {loaded.run.algorithm.name} policy of {loaded.folder} has no cache; leave --cached out")
-        algorithm = dataclasses.replace(loaded.run.algorithm, cached=True)  # type: ignore[call-arg]
+        algorithm = dataclasses.replace(loaded.run.algorithm, cached=cached)  # type: ignore[call-arg]
         loaded = dataclasses.replace(loaded, run=dataclasses.replace(loaded.run, algorithm=algorithm))
     resolved = loaded.run.evaluations.mode if mode == "own" else mode
     torch.set_num_threads(loaded.run.machines.threads)
@@ -94,7 +94,7 @@ def score(loaded: Loaded, asked: Asked) -> dict[str, Any]:
         "weights": asked.weights,
         "version": list(loaded.version),
         "mode": mode,
-        "cached": asked.cached,
+        "cached": bool(getattr(loaded.run.algorithm, "cached", False)) if asked.cached is None else asked.cached,
         "seed": seed,
         "command": command,
         **result.summary(loaded.task),
@@ -176,7 +176,7 @@ def record(loaded: Loaded, report: dict[str, Any], path: Path, episodes: int = V
 
     The frames are those after each step. Raises RunFailed where an episode cannot be played or written.
     """
-    policy, _ = policy_of(loaded, report["mode"])
+    policy, _ = policy_of(loaded, report["mode"], report["cached"] if hasattr(loaded.run.algorithm, "cached") else None)
     task, seed = loaded.task, report["seed"]
     returns: list[float] = []
     env = task.video_env(derived_seed(seed, "video environments"))

@@ -280,7 +280,8 @@ def sweep(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
 
 def data_best(loaded: Loaded) -> float | None:
     """The best return of the dataset that a run learned from, where it still lies there."""
-    origin = loaded.run.dataset
+    before = loaded.run.start
+    origin = read_run(Path(before.folder)).dataset if before and (Path(before.folder) / "run.json").is_file() else loaded.run.dataset
     if origin is None or not (Path(origin.folder) / CARD).is_file():
         return None
     return float(Dataset.open(Path(origin.folder)).store(0).table.returns.max())

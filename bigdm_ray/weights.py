@@ -40,17 +40,18 @@ STATISTICS = ("embed_state.standardise.mean", "embed_state.standardise.std")
 
 def importing(given: argparse.Namespace) -> int:
     """`import`: make a run folder. The names of the arrays tell which network they are of."""
-    arrays, config = checkpoints.read(fetched(given.source))
+    source = fetched(given.source)
+    arrays, config = checkpoints.read(source)
     trajectory = trajectory_transformer.known(arrays)
     for name, of in FOR.items():
         if getattr(given, name) is not None and of != ("tt" if trajectory else "dt"):
             raise UserError(f"{given.source} is a {'Trajectory' if trajectory else 'Decision'} Transformer, which --{name.replace('_', '-')} is not for")
     if trajectory:
         return import_trajectory(given, trajectory_transformer.ours(given.source, arrays))
-    return import_decision(given, decision_transformer.ours(given.source, arrays, config))
+    return import_decision(given, source, decision_transformer.ours(given.source, arrays, config))
 
 
-def import_decision(given: argparse.Namespace, found: decision_transformer.Foreign) -> int:
+def import_decision(given: argparse.Namespace, source: Path, found: decision_transformer.Foreign) -> int:
     """A run folder of a Decision Transformer. Raises UserError where it does not fit the task."""
     task = find_task(given.task)
     signature = task.signature()
@@ -58,9 +59,11 @@ def import_decision(given: argparse.Namespace, found: decision_transformer.Forei
     heads = found.heads or converted(int, given.heads or "1", "heads")
     flags = ["--preset", "none", "--algorithm.width", str(found.width), "--algorithm.layers", str(found.layers), "--algorithm.heads", str(heads)]
     flags += ["--algorithm.timesteps", str(found.timesteps)]
-    for name in ("return_scale", "context", "target_return"):
-        if getattr(given, name) is not None:
-            flags += [f"--algorithm.{name.replace('_', '-')}", given.__dict__[name]]
+    told = {name: getattr(given, name) for name in ("return_scale", "context", "target_return")}
+    told |= {name: str(value) for name, value in decision_transformer.beside(source).items() if told[name] is None}
+    for name, value in told.items():
+        if value is not None:
+            flags += [f"--algorithm.{name.replace('_', '-')}", value]
     dataset = Dataset.open(given.data) if given.data else None
     run = configure("dt", given.task, flags)
     if dataset is not None:
@@ -72,7 +75,8 @@ def import_decision(given: argparse.Namespace, found: decision_transformer.Forei
     if given.target_return is not None:
         target = {"desired_return": converted(float, given.target_return, "target_return")}
     publish_run(given.folder, run, weights, target)
-    print(f"{given.folder}: width {found.width}, {found.layers} layers, {heads} heads; score it with: python -m bigdm_ray.evaluate {given.folder}")
+    asked = "" if target else " --desired-return R"
+    print(f"{given.folder}: width {found.width}, {found.layers} layers, {heads} heads; score it with: python -m bigdm_ray.evaluate {given.folder}{asked}")
     if dataset is None and given.statistics is None:
         print("its states are not standardised: give --data or --statistics where it was trained on standardised ones")
     return 0
@@ -97,7 +101,7 @@ def import_trajectory(given: argparse.Namespace, found: trajectory_transformer.F
     thresholds = trajectory_transformer.thresholds(given.bins)
     if thresholds.shape != (found.dims, found.bins + 1):
         raise UserError(f"--bins {given.bins} holds {list(thresholds.shape)} thresholds, but {found.dims} rows of {found.bins + 1} are expected")
-    weights = Weights((0, 0), found.arrays | {"bins.edges": trajectory_transformer.edges(thresholds)})
+    weights = Weights((0, 1), found.arrays | {"bins.edges": trajectory_transformer.edges(thresholds)})
     weights.into(model)
     publish_run(given.folder, run, weights, {})
     print(f"{given.folder}: width {found.width}, {found.layers} layers, {heads} heads; score it with: python -m bigdm_ray.evaluate {given.folder}")
@@ -105,14 +109,14 @@ def import_trajectory(given: argparse.Namespace, found: trajectory_transformer.F
 
 
 def publish_run(folder: Path, run: Run, weights: Weights, target: dict[str, float]) -> None:
-    """Write a run folder that has these weights at learner step 0. Raises UserError where the folder is taken."""
+    """Write a run folder that has these weights at learner step 1, before which a run fits what it fits. Raises UserError where the folder is taken."""
     home = RunFolder(folder).claim(run, False, exact=True)
     try:
         for which in ("last", "best"):
             save_weights(home, which, weights, target, None)
         learner = {f"model/{name}": values for name, values in weights.arrays.items()}
         identity = {"algorithm": run.algorithm.name, "task": run.task}
-        checkpoint.write(home.checkpoints, Counters(), [], 0, learner, np.zeros((0, 3), np.int64), identity)
+        checkpoint.write(home.checkpoints, Counters(learner_step=1), [], 0, learner, np.zeros((0, 3), np.int64), identity)
     finally:
         home.release()
 
@@ -155,7 +159,7 @@ def complete(run: Run, found: decision_transformer.Foreign, signature: Signature
             arrays = {name: np.array(given[key], np.float32).reshape(found.seen) for name, key in zip(STATISTICS, ("mean", "std"), strict=True)}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f'--statistics {statistics} is not {{"mean": [...], "std": [...]}} with {found.seen} numbers each ({error})') from None
-    weights = Weights((0, 0), found.arrays | arrays)
+    weights = Weights((0, 1), found.arrays | arrays)  # step 1: what a run fits before its first step is there
     weights.into(model)
     return weights
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 import bigdm_ray
 from bigdm_ray.doors import door
+from bigdm_ray.errors import UserError
 from bigdm_ray.run import train
 from bigdm_ray.training.config import configure
 from bigdm_ray.weights import main
@@ -102,7 +103,9 @@ def test_exported_weights_act_there_as_here(tmp_path):
     standard = (seen - torch.tensor(statistics["mean"])) / (torch.tensor(statistics["std"]) + 1e-6)
     expected = ours(tmp_path / "run", seen, actions, returns, times)
     torch.testing.assert_close(theirs(model, standard, actions, returns, times, 3), expected, atol=1e-5, rtol=1e-5)
-    assert main(["import", str(tmp_path / "out"), "--task", "hopper", "--folder", str(tmp_path / "again"), "--return-scale", "1"]) == 0
+    assert main(["import", str(tmp_path / "out"), "--task", "hopper", "--folder", str(tmp_path / "again")]) == 0
+    algorithm = bigdm_ray.load(tmp_path / "again").run.algorithm
+    assert (algorithm.context, algorithm.return_scale) == (5, 1.0)
     again = bigdm_ray.load(tmp_path / "again").model.state_dict()
     for name, value in bigdm_ray.load(tmp_path / "run").model.state_dict().items():
         if "standardise" not in name:
@@ -128,7 +131,12 @@ def test_an_imported_run_is_fine_tuned_like_any_other(tmp_path):
     assert main(["import", str(tmp_path / "theirs"), "--task", "hopper", "--folder", str(tmp_path / "run"), "--data", str(tmp_path / "data")]) == 0
     flags = ["--from", str(tmp_path / "run"), "--budget.env-steps", "40", "--algorithm.updates-per-episode", "1", "--algorithm.batch-size", "4"]
     summary = train(configure("dt", "hopper", [*flags, "--evaluations.final-episodes", "1"]), tmp_path / "on", local=True)
-    assert summary["learner_steps"] >= 1 and summary["env_steps"] >= 40
+    assert summary["learner_steps"] > 1 and summary["env_steps"] >= 40
+    before, after = (bigdm_ray.load(tmp_path / name).model.embed_state.standardise for name in ("run", "on"))
+    torch.testing.assert_close(before.mean, after.mean)
+    assert main(["import", str(tmp_path / "theirs"), "--task", "hopper", "--folder", str(tmp_path / "bare")]) == 0
+    with pytest.raises(UserError, match="has no episodes to begin with"):
+        train(configure("dt", "hopper", ["--from", str(tmp_path / "bare")]), tmp_path / "no", local=True)
 
 
 def test_what_cannot_be_taken_is_said_in_one_sentence(tmp_path, capsys):

@@ -126,6 +126,8 @@ class Algorithm(ABC):
     offline: ClassVar[bool] = True
     offline_steps: ClassVar[int] = 100_000
     """Learner steps of a run on a dataset that is given no budget."""
+    fixed: ClassVar[tuple[str, ...]] = ("hidden", "channels", "frame_stack")
+    """Hyperparameters that a run which starts from another must share with it: those that shape network and optimizers."""
     own_update: ClassVar[bool] = False
     """Whether `update` takes the learner step instead of a descent on `loss`: methods that bootstrap."""
 
@@ -189,7 +191,7 @@ class Algorithm(ABC):
 
     @property
     def clip_norm(self) -> float | None:
-        """Norm that the gradients of all parameters together are cut down to; None leaves them."""
+        """Norm that the gradients of the first optimizer's parameters together are cut down to; None leaves them."""
         return None
 
     def retention(self) -> Retention:

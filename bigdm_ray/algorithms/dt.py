@@ -10,7 +10,8 @@ there are no positions inside the window, so the two are equal. (2) Only the sta
 (3) The entropy of `stochastic` is averaged over real steps only.
 
     python -m bigdm_ray.run dt DATASET
-    python -m bigdm_ray.run dt hopper --from RUN --preset online
+    python -m bigdm_ray.run dt DATASET --preset online
+    python -m bigdm_ray.run dt hopper --from RUN
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from bigdm_ray.models.continuous import SquashedHead
 from bigdm_ray.models.heads import ActionHead
 from bigdm_ray.models.lamb import Lamb
 from bigdm_ray.models.networks import Pixels, Standardise, Vector
-from bigdm_ray.models.transformer import Cache, Transformer
+from bigdm_ray.models.transformer import Activation, Cache, Transformer
 from bigdm_ray.replay.store import Retention, Store, Table
 from bigdm_ray.replay.windows import View, merge_stack
 from bigdm_ray.settings import setting
@@ -78,8 +79,12 @@ class DecisionTransformer(nn.Module):
         self.bounded = atari
         self.embed_timestep = nn.Embedding(settings.timesteps, width) if settings.positions != "none" else None
         self.place = nn.Parameter(torch.zeros(TOKENS * settings.context, width)) if atari else None
+        if atari and self.embed_timestep is not None:  # as the official Atari code begins
+            nn.init.zeros_(self.embed_timestep.weight)
+            nn.init.normal_(self.embed_action.linear.weight, std=0.02)
         self.norm = nn.Identity() if atari else nn.LayerNorm(width)
-        self.transformer = Transformer(width, settings.layers, settings.heads, TOKENS * settings.context, activation="relu", dropout=settings.dropout)
+        activation: Activation = "gelu" if atari else "relu"
+        self.transformer = Transformer(width, settings.layers, settings.heads, TOKENS * settings.context, activation=activation, dropout=settings.dropout)
         self.head: ActionHead | SquashedHead
         if settings.stochastic:
             self.head = SquashedHead(settings.name, width, signature.actions)
@@ -257,6 +262,9 @@ class Dt(Algorithm):
     online: ClassVar[bool] = True
     commands: ClassVar[tuple[str, ...]] = ("desired_return",)
     offline_steps: ClassVar[int] = 100_000
+    fixed: ClassVar[tuple[str, ...]] = (
+        "width", "layers", "heads", "positions", "timesteps", "context", "frame_stack", "stochastic", "optimizer", "decay_matrices_only"
+    )  # fmt: skip
 
     context: int = setting(20, "steps in a window (K)", low=1)
     acting_context: int = setting(0, "steps that the policy looks back on when it acts; 0: as many as in training", low=0)
@@ -350,7 +358,7 @@ class Dt(Algorithm):
         """AdamW or LAMB; the temperature of `stochastic` has an Adam of its own."""
         assert isinstance(model, DecisionTransformer)
         own = [p for name, p in model.named_parameters() if name != "log_temperature"]
-        tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)} | {id(model.place)}
+        tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)} | {id(model.place), id(model.embed_action.linear.weight)}
         spared = [p for p in own if self.decay_matrices_only and (p.ndim < 2 or id(p) in tables)]
         known = {id(p) for p in spared}
         groups: list[dict[str, Any]] = [{"params": [p for p in own if id(p) not in known]}, *([{"params": spared, "weight_decay": 0.0}] if spared else [])]
@@ -413,8 +421,9 @@ class Dt(Algorithm):
         return float(table.returns.max()) if self.target_return is None else self.target_return
 
     def ask(self, table: Table, rng: np.random.Generator, n: int) -> Columns:
-        """More than the target (ODT, section 4.3)."""
-        return {"desired_return": np.full(n, self._target(table) * self.explore_factor, np.float32)}
+        """More than the target (ODT, section 4.3): `explore_factor` times a positive one, and as far above a negative one."""
+        target = self._target(table)
+        return {"desired_return": np.full(n, target + (self.explore_factor - 1) * abs(target), np.float32)}
 
     def evaluation_command(self, table: Table) -> dict[str, float]:
         """The target return."""
@@ -432,18 +441,30 @@ class Dt(Algorithm):
             rate, decay = rates.get(task, (1e-4, 5e-4))
             named = {"target_return": target}
             online = odt | named | {"learning_rate": rate, "weight_decay": decay}
-            found[task] = {"default": _flags(named), "online": _flags(online)}
+            found[task] = {"default": _flags(named), "online": _flags(online) | MEAN}
         atari: dict[str, Any] = {"context": 30, "layers": 6, "heads": 8, "positions": "window", "frame_stack": 4, "batch_size": 128}
-        atari |= {"learning_rate": 6e-4, "adam_beta2": 0.95, "weight_decay": 0.1, "decay_matrices_only": True, "max_norm": 1.0, "warm_up_steps": 100}
+        atari |= {
+            "learning_rate": 6e-4,
+            "adam_beta2": 0.95,
+            "weight_decay": 0.1,
+            "decay_matrices_only": True,
+            "max_norm": 1.0,
+            "warm_up_steps": 3,
+            "cosine_steps": 23_437,
+        }
         atari |= {"return_scale": 1.0, "timesteps": 27_000}
         games = {"breakout": 90.0, "qbert": 2500.0, "pong": 20.0, "seaquest": 1450.0}
         for game, target in games.items():
-            more = {"context": 50, "batch_size": 512} if game == "pong" else {}
+            more = {"context": 50, "batch_size": 512, "warm_up_steps": 1, "cosine_steps": 5_859} if game == "pong" else {}
             found[game] = {"default": _flags(atari | more | {"target_return": target})}
         door = {"context": 120, "timesteps": 120, "return_scale": 1.0, "target_return": 1.0}
         found["key-to-door"] = {"default": _flags(door)}
-        found["*"] = {"online": _flags(odt)}
+        found["*"] = {"online": _flags(odt) | MEAN}
         return found
+
+
+MEAN = {"evaluations.mode": "mean"}
+"""ODT explores with sampled actions and is scored with the mean."""
 
 
 def _flags(values: dict[str, Any]) -> dict[str, Any]:

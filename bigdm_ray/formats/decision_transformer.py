@@ -6,8 +6,10 @@ stored transposed, between linear embeddings and heads. Arrays by name come in a
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +45,13 @@ def ours(source: str, arrays: Arrays, config: dict[str, Any]) -> Foreign:
     prefix = next((p for p in ("encoder.", "transformer.") if f"{p}h.0.ln_1.weight" in arrays), None)
     if prefix is None or "embed_return.weight" not in arrays:
         raise UserError(f"{source} holds no Decision Transformer: it has no {'embed_return' if prefix else 'encoder.h.0.ln_1'}.weight")
-    for key, expected in (("activation_function", "relu"), ("action_tanh", True), ("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
+    for key, expected in (
+        ("activation_function", "relu"),
+        ("action_tanh", True),
+        ("scale_attn_weights", True),
+        ("scale_attn_by_inverse_layer_idx", False),
+        ("layer_norm_epsilon", 1e-5),
+    ):
         if config.get(key, expected) != expected:
             raise UserError(f"{source} has {key} {config[key]!r}, but {expected!r} is expected: another network than the paper's")
     out: Arrays = {}
@@ -68,6 +76,20 @@ def ours(source: str, arrays: Arrays, config: dict[str, Any]) -> Foreign:
         raise UserError(f"{source} has inner layers of {up}, but four times its width of {width} is expected")
     timesteps, acted = len(out["embed_timestep.weight"]), out["head.linear.weight"].shape[0]
     return Foreign({n: np.ascontiguousarray(v, np.float32) for n, v in out.items()}, width, layers, config.get("n_head"), timesteps, seen, acted)
+
+
+def beside(source: Path) -> dict[str, float]:
+    """What lies beside weights that `weights export` wrote: `context` and `return_scale`, where they are said."""
+    folder = source if source.is_dir() else source.parent
+    found: dict[str, float] = {}
+    for file, key, name in (("config.json", "context_length", "context"), ("statistics.json", "return_scale", "return_scale")):
+        try:
+            value = json.loads((folder / file).read_text())[key]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            found[name] = value
+    return found
 
 
 def theirs(arrays: Arrays, heads: int, dropout: float, context: int) -> tuple[Arrays, dict[str, Any]]:

@@ -124,7 +124,7 @@ class Gaussian(nn.Module):
 
 
 class SquashedHead(nn.Module):
-    """A linear layer to a squashed Gaussian over all action leaves, with a deviation of each state's own (Zheng et al. 2022, appendix)."""
+    """Two linear layers to a squashed Gaussian over all action leaves, with a deviation of each state's own (Zheng et al. 2022, appendix)."""
 
     LOG_STD = (-5.0, 2.0)
 
@@ -133,14 +133,14 @@ class SquashedHead(nn.Module):
         super().__init__()
         self.spaces = Spaces(name, {"": Signature({}, leaves)})
         self.acted = self.uniforms = self.spaces.acted
-        self.linear = nn.Linear(width, 2 * self.acted)
-        nn.init.orthogonal_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.mean, self.log_std = nn.Linear(width, self.acted), nn.Linear(width, self.acted)
+        for layer in (self.mean, self.log_std):
+            nn.init.orthogonal_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, embedding: Tensor) -> Tensor:
         """`[..., width]` to parameters `[..., 2 * acted]`."""
-        out: Tensor = self.linear(embedding)
-        return out
+        return torch.cat([self.mean(embedding), self.log_std(embedding)], -1)
 
     def _gaussian(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         mean, raw = parameters.chunk(2, -1)

@@ -12,6 +12,8 @@ SHORT = ("--algorithm.learning-rate", "5e-4", "--algorithm.warm-up-steps", "500"
 
 def transformer(row: str, column: str, scale: Scale, *more: str) -> Made:
     """DT on a locomotion set; the scale `quick` has a schedule that fits its budget."""
+    if row.startswith("halfcheetah") and "replay" not in row:
+        more += ("--algorithm.target-return", "12000")  # what the official code asks these two for beside 6000
     if scale == "quick":
         return "dt", row, True, steps(10_000, *SHORT, *more, final=50)
     return "dt", row, True, steps(100_000, *more)
@@ -48,7 +50,7 @@ def atari(row: str, column: str, scale: Scale) -> Made:
     short = scale == "quick"
     if column == "DT":
         narrow = ("--algorithm.batch-size", "32", "--algorithm.context", "20") if short else ()
-        return "dt", row, True, steps(2_000 if short else 20_000, *narrow, final=10)
+        return "dt", row, True, steps(2_000 if short else 5_000 if row == "pong" else 20_000, *narrow, final=10)
     fraction = int(column.removesuffix(" %")) / 100
     return "bc", row, True, steps(5_000 if short else 50_000, "--algorithm.best-fraction", f"{fraction:g}", final=10)
 
@@ -138,7 +140,7 @@ GRIDS = (
         atari,
         {
             "quick": "DT 2,000 learner steps of 32 windows of 20, BC 5,000 of 64, 10 final episodes",
-            "paper": "DT 20,000 of 128, BC 50,000 of 64, 10 final episodes",
+            "paper": "DT 20,000 of 128 (Pong 5,000 of 512), BC 50,000 of 64, 10 final episodes",
         },
         "Chen et al. 2021, tables 1 and 4",
         ATARI,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bigdm_ray.algorithms.base import Algorithm, find_algorithm
+from bigdm_ray.baselines.base import Foreign
 from bigdm_ray.doors import Parser
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError, nearest
@@ -320,7 +321,7 @@ def _made(
     begun = start_of(start, kind, task, dataset, config) if start is not None else None
     if start is not None:
         base = read_run(start)
-        data = Run(algorithm=base.algorithm, task=task).to_json()
+        data = Run(algorithm=base.algorithm, task=task, evaluations=Evaluations(mode=base.evaluations.mode)).to_json()
         name, values = (base.preset, FINE_TUNING) if preset is None else (name, FINE_TUNING | values)
     elif config is not None:
         base = read_run(config)
@@ -332,11 +333,20 @@ def _made(
     else:
         data = Run(algorithm=kind(), task=task).to_json()
     data["dataset"] = origin_of(dataset) if dataset else None
-    data["start"] = to_json(begun) if begun else data.get("start")
+    if begun or dataset is not None or config is None or base.task != task:
+        data["start"] = to_json(begun) if begun else None  # another run's --config keeps it for its own --resume
     if dataset is not None and config is None:
         values = offline_defaults(kind) | values
     data |= {"preset": name} | ({} if seed is None else {"seed": seed})
-    return _filled(data, values | typed)
+    run = _filled(data, values | typed)
+    if start is not None:
+        for name in (name for name in kind.fixed if hasattr(run.algorithm, name)):
+            mine, theirs = getattr(run.algorithm, name), getattr(base.algorithm, name)
+            if mine != theirs:
+                raise UserError(
+                    f"--algorithm.{name.replace('_', '-')} is {mine}, but --from {start} has {theirs}: what shapes network and optimizers must stay"
+                )
+    return run
 
 
 def _filled(data: dict[str, Any], values: dict[str, Any]) -> Run:
@@ -363,6 +373,8 @@ def start_of(folder: Path, kind: type[Algorithm], task: str, dataset: Dataset | 
     run, saved = opened(folder)
     if run.algorithm.name != kind.name or run.task != task:
         raise UserError(f"--from {folder} is {run.algorithm.name} on {run.task}, not {kind.name} on {task}")
+    if issubclass(kind, Foreign):
+        raise UserError(f"--from goes on with a learner of ours, but {kind.name} is trained by {kind.library}; leave --from out")
     if dataset is not None or config is not None:
         raise UserError(f"--from takes its settings from {folder} and then plays {task}: give the task's name alone, without a dataset and without --config")
     return Start(str(folder.resolve()), run.algorithm.name, saved.counters.learner_step, run.dataset.name if run.dataset else None)

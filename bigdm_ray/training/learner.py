@@ -71,6 +71,8 @@ class Learner:
         self._rates = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in self.optimizers.items()}
         self.step = 0
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+        main = next(iter(self.optimizers.values()), None)
+        self._clipped = [p for group in main.param_groups for p in group["params"]] if main else []
         self._annotated = False
         if world > 1 and algorithm.own_update:
             raise UserError(f"{algorithm.name} trains on one learner; leave --learners out")
@@ -130,7 +132,7 @@ class Learner:
             loss.sum.backward()
             metrics = self._reduce(loss.weight.detach(), loss.metrics)
         if self.algorithm.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._parameters, self.algorithm.clip_norm)
+            nn.utils.clip_grad_norm_(self._clipped, self.algorithm.clip_norm)
         for optimizer in self.optimizers.values():
             optimizer.step()
         return metrics

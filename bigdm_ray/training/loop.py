@@ -154,7 +154,7 @@ class Session:
         budget, counters = self.run.budget, self.counters
         if self.clock >= self.run.total:
             return True
-        if budget.learner_steps is not None and counters.learner_step >= budget.learner_steps:
+        if budget.learner_steps is not None and counters.learner_step - counters.began_at >= budget.learner_steps:
             return True
         return budget.minutes is not None and time.monotonic() - self._began >= 60 * budget.minutes
 
@@ -164,7 +164,7 @@ class Session:
             return 0
         owed = self.run.algorithm.owed(self.counters.env_steps, self.counters.episodes) + self.counters.began_at - self.counters.learner_step
         limit = self.run.budget.learner_steps
-        return max(0, owed if limit is None else min(owed, limit - self.counters.learner_step))
+        return max(0, owed if limit is None else min(owed, limit + self.counters.began_at - self.counters.learner_step))
 
     @property
     def clock(self) -> int:
@@ -328,6 +328,7 @@ class Session:
             "best_return_mean": best_mean,
             "best_normalized_score": self.task.normalized_score(float(best_mean)),
             "dataset": to_json(self.run.dataset),
+            "start": to_json(self.run.start),
             "command": command,
             "mode": self.run.evaluations.mode,
             "wall_s": counters.wall_s,

@@ -31,12 +31,14 @@ def take_over(run: Run, home: RunFolder) -> None:
     if run.start is None or checkpoint.saved(home.checkpoints):
         return
     before, saved = opened(Path(run.start.folder))
-    if saved.counters.learner_step != run.start.learner_step:
+    if (before.algorithm.name, before.task, saved.counters.learner_step) != (run.algorithm.name, run.task, run.start.learner_step):
         raise UserError(
-            f"--from {run.start.folder} stands at learner step {saved.counters.learner_step:,}, but this run was to start from "
-            f"{run.start.learner_step:,}: begin it anew in another folder"
+            f"--from {run.start.folder} is {before.algorithm.name} on {before.task} at learner step {saved.counters.learner_step:,}, but this run "
+            f"was to start from {run.algorithm.name} on {run.task} at {run.start.learner_step:,}: begin it anew in another folder"
         )
     theirs = dataset_store(before) if before.dataset else Store(RunFolder(Path(run.start.folder)).store, before.algorithm.retention(), 0, write=False).open()
+    if not len(theirs.table):
+        raise UserError(f"--from {run.start.folder} has no episodes to begin with; one that learned from a dataset or by playing is expected")
     for left in home.store.glob("*"):  # of a start that was cut short
         left.unlink()
     mine = Store(home.store, run.algorithm.retention(), 0)

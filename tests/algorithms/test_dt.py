@@ -14,6 +14,7 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.models.continuous import SquashedHead, squashed_log_prob
 from bigdm_ray.models.lamb import Lamb
 from bigdm_ray.replay import Store
+from bigdm_ray.replay.store import Table
 from bigdm_ray.training.config import configure
 
 TINY = {"width": 16, "layers": 2, "heads": 2, "context": 4, "timesteps": 12, "dropout": 0.0, "warm_up_steps": 0, "return_scale": 0.1}
@@ -163,9 +164,8 @@ def test_the_entropy_is_held_above_its_bound():
     assert isinstance(head, SquashedHead)
     for raw, sign in ((-9.0, -1), (0.0, 1)):  # deviations of e^-5, and of e^-1.5
         with torch.no_grad():
-            head.linear.weight.zero_()
-            head.linear.bias.zero_()
-            head.linear.bias[head.acted :] = raw
+            head.log_std.weight.zero_()
+            head.log_std.bias.fill_(raw)
         (episode,) = played("toy-continuous", 1, 3).episodes
         seen, actions, returns, times = window_of(episode, 0, 4, np.ones(episode.length, np.float32))
         batch = {f"observations/{p}": v for p, v in seen.items()} | {f"actions/{p}": v for p, v in actions.items()}
@@ -202,15 +202,35 @@ def test_what_cannot_be_built_is_said():
         configure("dt", "hopper", ["--algorithm.target-return", "nan"])
 
 
-def test_lamb_takes_steps_of_the_size_of_the_weights():
+@pytest.mark.parametrize("size", [1.0, 30.0])
+def test_lamb_takes_steps_of_the_size_of_the_weights(size):
     torch.manual_seed(0)
-    p = torch.nn.Parameter(torch.randn(10, 4))
+    p = torch.nn.Parameter(torch.randn(10, 4) * size)
     before = p.detach().clone()
-    Lamb([p], lr=0.01).load_state_dict(Lamb([p], lr=0.01).state_dict())
-    optimizer = Lamb([p], lr=0.01)
-    p.grad = torch.randn_like(p) * 1e-3
-    optimizer.step()
-    np.testing.assert_allclose(float((p - before).norm() / before.norm()), 0.01, rtol=1e-4)
+    optimizer = Lamb([p], lr=0.01, weight_decay=1e-4)
+    for _ in range(2):
+        p.grad = torch.randn_like(p) * 1e-3
+        optimizer.step()
+        np.testing.assert_allclose(float((p - before).norm() / before.norm()), 0.01, rtol=1e-4)
+        before = p.detach().clone()
+
+
+def test_lamb_without_decay_is_adam():
+    torch.manual_seed(0)
+    a, b = (torch.nn.Parameter(torch.ones(7)) for _ in range(2))
+    lamb, adam = Lamb([a], lr=0.01), torch.optim.Adam([b], lr=0.01)
+    for _ in range(5):
+        a.grad = torch.randn(7)
+        b.grad = a.grad.clone()
+        lamb.step()
+        adam.step()
+    torch.testing.assert_close(a, b)
+
+
+def test_exploring_asks_for_more_whatever_the_sign():
+    table = Table(np.zeros((1, 3), np.int64), np.array([5.0]), np.array([3]))
+    asked = [Dt(target_return=target).ask(table, np.random.default_rng(0), 1)["desired_return"][0] for target in (10.0, -10.0, None)]
+    assert asked == [20.0, 0.0, 10.0]
 
 
 def test_schedules():

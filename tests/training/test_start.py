@@ -51,6 +51,20 @@ def test_it_begins_with_the_learner_and_the_best_episodes(offline, tmp_path):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["start"]["learner_step"] == 7
 
 
+def test_a_budget_of_learner_steps_counts_its_own(offline, tmp_path):
+    folder, _ = offline
+    summary = train(configure("dt", "toy-continuous", ["--from", str(folder), *ONLINE.split(), "--budget.learner-steps", "4"]), tmp_path / "run", local=True)
+    assert summary["learner_steps"] == 11 and summary["start"]["learner_step"] == 7
+
+
+def test_the_settings_of_a_start_are_kept_for_its_resume_alone(offline, tmp_path):
+    folder, _ = offline
+    train(configure("dt", "toy-continuous", ["--from", str(folder), *ONLINE.split(), "--budget.env-steps", "20"]), tmp_path / "run", local=True)
+    config = ["--config", str(tmp_path / "run" / "run.json")]
+    assert configure("dt", "toy-continuous", config).start is not None
+    assert configure("dt", str(folder.parent / "data"), config).start is None
+
+
 def test_its_first_step_is_the_next_one_of_the_learner(offline, tmp_path):
     """The optimizer goes on: its step count does."""
     folder, _ = offline
@@ -85,6 +99,8 @@ def test_what_does_not_fit_is_said(offline, tmp_path):
         (["udrl", "toy-continuous", ["--from", str(folder)]], "not udrl on toy-continuous"),
         (["dt", "toy-continuous", ["--from", str(tmp_path)]], "holds no run"),
         (["dt", str(folder.parent / "data"), ["--from", str(folder)]], "give the task's name alone"),
+        (["dt", "toy-continuous", ["--from", str(folder), "--algorithm.heads", "2"]], r"--algorithm\.heads is 2, but .* has 1"),
+        (["dt", "toy-continuous", ["--from", str(folder), "--preset", "online"]], r"what shapes network and optimizers must stay"),
     ]:
         with pytest.raises(UserError, match=text):
             configure(*arguments)
