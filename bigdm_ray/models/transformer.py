@@ -49,19 +49,10 @@ class Dropout(nn.Dropout):
 
 def kept(shape: torch.Size, p: float) -> Tensor:
     """A mask of ones and zeros over 1 - p: float32, of CPU."""
-    return torch.where(dropped(shape, p), 0.0, spread_over(p))
-
-
-def dropped(shape: torch.Size, p: float) -> Tensor:
-    """A mask that is True for a share p, rounded to 1 / 65,536: bool, of CPU."""
     count = shape.numel()
     bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]
-    return (bits < round(p * 65536) - 32768).view(shape)
-
-
-def spread_over(p: float) -> float:
-    """What the rest is multiplied by where a share p is dropped."""
-    return 65536 / (65536 - round(p * 65536))
+    cut = round(p * 65536)
+    return (bits >= cut - 32768).float().mul_(65536 / (65536 - cut)).view(shape)
 
 
 class Weighted(torch.autograd.Function):
@@ -78,33 +69,33 @@ class Weighted(torch.autograd.Function):
         """See the class."""
         q, k, v = (x.flatten(0, 1).contiguous() for x in (queries, keys, values))
         bias = torch.zeros(look.shape, dtype=q.dtype).masked_fill_(~look, float("-inf"))
-        ctx.scale, ctx.rest, ctx.blocks = q.shape[-1] ** -0.5, spread_over(dropout), []
-        out, kept_for_later = torch.empty_like(q), []
+        ctx.scale, ctx.blocks = q.shape[-1] ** -0.5, []
+        out, saved = torch.empty_like(q), []
         for a in range(0, q.shape[1], Weighted.ROWS):
             b = min(a + Weighted.ROWS, q.shape[1])
             s = int(look[a:b].any(0).nonzero()[-1]) + 1
             weights = torch.baddbmm(bias[a:b, :s], q[:, a:b], k[:, :s].transpose(1, 2), alpha=ctx.scale).softmax(-1)
-            drop = dropped(weights.shape, dropout)
-            out[:, a:b] = weights.masked_fill(drop, 0) @ v[:, :s]
+            mask = kept(weights.shape, dropout).to(weights.dtype)
+            out[:, a:b] = (weights * mask) @ v[:, :s]
             ctx.blocks.append((a, b, s))
-            kept_for_later += [weights, drop]
-        ctx.save_for_backward(q, k, v, *kept_for_later)
-        return out.mul_(ctx.rest).view(queries.shape)
+            saved += [weights, mask]
+        ctx.save_for_backward(q, k, v, *saved)
+        return out.view(queries.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """Gradients of queries, keys and values."""
-        q, k, v, *kept_for_later = ctx.saved_tensors
-        shape, g = grad.shape, grad.flatten(0, 1) * ctx.rest
+        q, k, v, *saved = ctx.saved_tensors
+        shape, g = grad.shape, grad.flatten(0, 1)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for (a, b, s), weights, drop in zip(ctx.blocks, kept_for_later[::2], kept_for_later[1::2], strict=True):
-            dv[:, :s].baddbmm_(weights.masked_fill(drop, 0).transpose(1, 2), g[:, a:b])
-            back = (g[:, a:b] @ v[:, :s].transpose(1, 2)).masked_fill_(drop, 0)
+        for (a, b, s), weights, mask in zip(ctx.blocks, saved[::2], saved[1::2], strict=True):
+            dv[:, :s] += (weights * mask).transpose(1, 2) @ g[:, a:b]
+            back = (g[:, a:b] @ v[:, :s].transpose(1, 2)).mul_(mask)
             back = torch._softmax_backward_data(back, weights, -1, weights.dtype)
             dq[:, a:b] = back @ k[:, :s]
-            dk[:, :s].baddbmm_(back.transpose(1, 2), q[:, a:b], alpha=ctx.scale)
+            dk[:, :s] += back.transpose(1, 2) @ q[:, a:b]
         n, heads = shape[:2]
-        return dq.mul_(ctx.scale).view(shape), dk.view(n, heads, *dk.shape[1:]), dv.view(n, heads, *dv.shape[1:]), None, None
+        return dq.mul_(ctx.scale).view(shape), dk.mul_(ctx.scale).view(n, heads, *dk.shape[1:]), dv.view(n, heads, *dv.shape[1:]), None, None
 
 
 class Block(nn.Module):

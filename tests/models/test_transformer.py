@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from bigdm_ray.models.transformer import Transformer, Weighted, dropped
+from bigdm_ray.models.transformer import Transformer, Weighted, kept
 
 KINDS = [
     {"positions": "none"},
@@ -119,12 +119,12 @@ def test_attention_with_dropout_has_the_gradients_of_the_plain_formula():
         torch.manual_seed(1)
         out = Weighted.apply(*parts, mask, 0.25)
         torch.manual_seed(1)
-        lost = torch.zeros(6, queries, 70, dtype=torch.bool)
+        share = torch.zeros(6, queries, 70, dtype=torch.float64)
         for a in range(0, queries, Weighted.ROWS):
             seen = int(mask[a : a + Weighted.ROWS].any(0).nonzero()[-1]) + 1
-            lost[:, a : a + Weighted.ROWS, :seen] = dropped(torch.Size((6, min(Weighted.ROWS, queries - a), seen)), 0.25)
+            share[:, a : a + Weighted.ROWS, :seen] = kept(torch.Size((6, min(Weighted.ROWS, queries - a), seen)), 0.25)
         weights = (parts[0] @ parts[1].transpose(2, 3) / 8**0.5).masked_fill(~mask, float("-inf")).softmax(-1)
-        plain = (weights.masked_fill(lost.view(2, 3, queries, 70), 0) / 0.75) @ parts[2]
+        plain = (weights * share.view(2, 3, queries, 70)) @ parts[2]
         torch.testing.assert_close(out, plain)
         direction = torch.randn_like(out)
         for mine, want in zip(torch.autograd.grad(out, parts, direction), torch.autograd.grad(plain, parts, direction), strict=True):
