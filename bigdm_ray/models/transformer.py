@@ -65,7 +65,7 @@ class Weighted(torch.autograd.Function):
     ROWS = 32
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, look: Tensor, dropout: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, look: Tensor, dropout: float) -> Tensor:
         """See the class."""
         q, k, v = (x.flatten(0, 1).contiguous() for x in (queries, keys, values))
         bias = torch.zeros(look.shape, dtype=q.dtype).masked_fill_(~look, float("-inf"))
@@ -83,7 +83,7 @@ class Weighted(torch.autograd.Function):
         return out.view(queries.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of queries, keys and values."""
         q, k, v, *saved = ctx.saved_tensors
         shape, g = grad.shape, grad.flatten(0, 1)
@@ -147,7 +147,7 @@ class Block(nn.Module):
         if mask is None:
             mask = torch.ones(queries.shape[2], keys.shape[2], dtype=torch.bool).tril_()
         if mask.ndim == 2:
-            causal: Tensor = Weighted.apply(queries, keys, values, mask, dropout)
+            causal: Tensor = Weighted.apply(queries, keys, values, mask, dropout)  # type: ignore[no-untyped-call]
             return causal
         scores = queries @ (keys * keys.shape[-1] ** -0.5).transpose(-1, -2)
         weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)

@@ -36,7 +36,7 @@ def trajectory(row: str, column: str, scale: Scale) -> Made:
     """TT on a set, scored at the end alone, since plans are dear. `paper` is the preset of the set; `quick` trains and plans less."""
     body, _, quality = row.partition("-")
     preset = quality if quality in Tt.presets()[body] else "default"
-    flags = ("--preset", preset, "--algorithm.discretiser", column.removeprefix("TT "))
+    flags: tuple[str, ...] = ("--preset", preset, "--algorithm.discretiser", column.removeprefix("TT "))
     if scale == "paper":
         count = int(Tt.presets()[body][preset].get("budget.learner_steps", Tt.offline_steps))
         return "tt", row, True, (*flags, "--evaluations.every", str(count + 1), "--saves.every", str(count // 20))
