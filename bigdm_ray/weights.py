@@ -1,6 +1,7 @@
 """Weights of others, in and out: `python -m bigdm_ray.weights COMMAND ...`.
 
     import SOURCE --task hopper --folder RUN --data DATASET     a Decision Transformer of Hugging Face or of the original repository
+    import SOURCE --task hopper --folder RUN --bins FILE        a Trajectory Transformer of the original repository or of its cached fork
     export RUN --folder OUT                                      a `dt` run in Hugging Face's layout
 
 SOURCE is a folder with model.safetensors and config.json, a .safetensors file, or hf:OWNER/NAME on the Hub. Only safetensors and JSON
@@ -18,30 +19,44 @@ import torch
 from safetensors.numpy import save as save_safetensors
 
 from bigdm_ray.algorithms.dt import DecisionTransformer, Dt
+from bigdm_ray.algorithms.tt import TrajectoryModel, Tt
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.envs.task import Signature, find_task
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats import decision_transformer
+from bigdm_ray.formats import checkpoints, decision_transformer, trajectory_transformer
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.replay.shard import publish
 from bigdm_ray.settings import converted
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Counters
-from bigdm_ray.training.config import Run, configure, origin_of, run_from_json
+from bigdm_ray.training.config import Run, configure, foreign_run, origin_of, run_from_json
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder, load, save_weights
 
+FOR = {"data": "dt", "statistics": "dt", "return_scale": "dt", "context": "dt", "target_return": "dt", "bins": "tt", "preset": "tt"}
+"""The flags of `import` that only one of the two networks has."""
 STATISTICS = ("embed_state.standardise.mean", "embed_state.standardise.std")
 
 
 def importing(given: argparse.Namespace) -> int:
-    """`import`: make a run folder."""
+    """`import`: make a run folder. The names of the arrays tell which network they are of."""
     source = fetched(given.source)
-    found = decision_transformer.ours(given.source, *decision_transformer.read(source))
+    arrays, config = checkpoints.read(source)
+    trajectory = trajectory_transformer.known(arrays)
+    for name, of in FOR.items():
+        if getattr(given, name) is not None and of != ("tt" if trajectory else "dt"):
+            raise UserError(f"{given.source} is a {'Trajectory' if trajectory else 'Decision'} Transformer, which --{name.replace('_', '-')} is not for")
+    if trajectory:
+        return import_trajectory(given, trajectory_transformer.ours(given.source, arrays))
+    return import_decision(given, source, decision_transformer.ours(given.source, arrays, config))
+
+
+def import_decision(given: argparse.Namespace, source: Path, found: decision_transformer.Foreign) -> int:
+    """A run folder of a Decision Transformer. Raises UserError where it does not fit the task."""
     task = find_task(given.task)
     signature = task.signature()
     fits(given.source, found, given.task, signature)
-    heads = found.heads or converted(int, given.heads, "heads")
+    heads = found.heads or converted(int, given.heads or "1", "heads")
     flags = ["--preset", "none", "--algorithm.width", str(found.width), "--algorithm.layers", str(found.layers), "--algorithm.heads", str(heads)]
     flags += ["--algorithm.timesteps", str(found.timesteps)]
     told = {name: getattr(given, name) for name in ("return_scale", "context", "target_return")}
@@ -56,11 +71,47 @@ def importing(given: argparse.Namespace) -> int:
             raise UserError(f"--data {given.data} is of {dataset.task}, but these weights are for {task.name}")
         run = run_from_json(run.to_json() | {"dataset": origin_of(dataset)})
     weights = complete(run, found, signature, dataset, given.statistics)
-    home = RunFolder(given.folder).claim(run, False, exact=True)
+    target = run.algorithm.evaluation_command(dataset.store().table) if dataset else {}
+    if given.target_return is not None:
+        target = {"desired_return": converted(float, given.target_return, "target_return")}
+    publish_run(given.folder, run, weights, target)
+    asked = "" if target else " --desired-return R"
+    print(f"{given.folder}: width {found.width}, {found.layers} layers, {heads} heads; score it with: python -m bigdm_ray.evaluate {given.folder}{asked}")
+    if dataset is None and given.statistics is None:
+        print("its states are not standardised: give --data or --statistics where it was trained on standardised ones")
+    return 0
+
+
+def import_trajectory(given: argparse.Namespace, found: trajectory_transformer.Foreign) -> int:
+    """A run folder of a Trajectory Transformer, which plans as the task's preset says. Raises UserError where it does not fit the task."""
+    if given.bins is None:
+        raise UserError(f"{given.source} holds no thresholds of its tokens: --bins FILE is expected; {trajectory_transformer.PAGE} has the lines that write it")
+    heads = converted(int, given.heads or "4", "heads")
+    sizes = {"width": found.width, "layers": found.layers, "heads": heads, "bins": found.bins, "window": found.window, "stop": found.stop}
+    run = foreign_run(Tt, given.task, given.preset, {f"algorithm.{name}": value for name, value in sizes.items()})
+    signature = find_task(given.task).signature()
+    leaves = (*signature.observations.values(), *signature.actions.values())
+    if not all(leaf.kind == "tensor" for leaf in leaves):
+        raise UserError(f"{given.source} sees and acts with numbers alone, which {given.task} does not: a task of numbers is expected")
+    model = run.algorithm.build({run.task: signature})
+    assert isinstance(model, TrajectoryModel)
+    if found.dims != model.net.dims:
+        shown = f"{model.seen.width} of the state, {model.acted.width} of the action, reward and value"
+        raise UserError(f"{given.source} has transitions of {found.dims} tokens, but those of {given.task} have {model.net.dims}: {shown}")
+    thresholds = trajectory_transformer.thresholds(given.bins)
+    if thresholds.shape != (found.dims, found.bins + 1):
+        raise UserError(f"--bins {given.bins} holds {list(thresholds.shape)} thresholds, but {found.dims} rows of {found.bins + 1} are expected")
+    weights = Weights((0, 1), found.arrays | {"bins.edges": trajectory_transformer.edges(thresholds)})
+    weights.into(model)
+    publish_run(given.folder, run, weights, {})
+    print(f"{given.folder}: width {found.width}, {found.layers} layers, {heads} heads; score it with: python -m bigdm_ray.evaluate {given.folder}")
+    return 0
+
+
+def publish_run(folder: Path, run: Run, weights: Weights, target: dict[str, float]) -> None:
+    """Write a run folder that has these weights at learner step 1, before which a run fits what it fits. Raises UserError where the folder is taken."""
+    home = RunFolder(folder).claim(run, False, exact=True)
     try:
-        target = run.algorithm.evaluation_command(dataset.store().table) if dataset else {}
-        if given.target_return is not None:
-            target = {"desired_return": converted(float, given.target_return, "target_return")}
         for which in ("last", "best"):
             save_weights(home, which, weights, target, None)
         learner = {f"model/{name}": values for name, values in weights.arrays.items()}
@@ -68,11 +119,6 @@ def importing(given: argparse.Namespace) -> int:
         checkpoint.write(home.checkpoints, Counters(learner_step=1), [], 0, learner, np.zeros((0, 3), np.int64), identity)
     finally:
         home.release()
-    asked = "" if target else " --desired-return R"
-    print(f"{given.folder}: width {found.width}, {found.layers} layers, {heads} heads; score it with: python -m bigdm_ray.evaluate {given.folder}{asked}")
-    if dataset is None and given.statistics is None:
-        print("its states are not standardised: give --data or --statistics where it was trained on standardised ones")
-    return 0
 
 
 def fetched(source: str) -> Path:
@@ -149,16 +195,18 @@ def main(arguments: list[str]) -> int:
     """The door."""
     parser = Parser(prog="python -m bigdm_ray.weights", description="Weights of others, in and out.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser, required=True)
-    one = commands.add_parser("import", help="a Decision Transformer checkpoint as a run folder", allow_abbrev=False)
+    one = commands.add_parser("import", help="a Decision or Trajectory Transformer checkpoint as a run folder", allow_abbrev=False)
     one.add_argument("source", metavar="SOURCE", help="a folder, a .safetensors file, or hf:OWNER/NAME")
     one.add_argument("--task", required=True, help="the task it is for")
     one.add_argument("--folder", required=True, type=Path, help="the run folder to make")
-    one.add_argument("--data", type=Path, metavar="DATASET", help="take the mean and deviation of states from this dataset")
-    one.add_argument("--statistics", type=Path, metavar="FILE", help='or from a JSON file {"mean": [...], "std": [...]}')
-    one.add_argument("--heads", default="1", help="attention heads, where there is no config.json (default: 1)")
-    one.add_argument("--return-scale", metavar="X", help="factor on returns-to-go (default: 0.001)")
-    one.add_argument("--context", metavar="K", help="steps that it looks back on (default: 20)")
-    one.add_argument("--target-return", metavar="R", help="return that evaluations ask for")
+    one.add_argument("--data", type=Path, metavar="DATASET", help="dt: take the mean and deviation of states from this dataset")
+    one.add_argument("--statistics", type=Path, metavar="FILE", help='dt: or from a JSON file {"mean": [...], "std": [...]}')
+    one.add_argument("--heads", help="attention heads, where there is no config.json (default: 1 for dt, 4 for tt)")
+    one.add_argument("--return-scale", metavar="X", help="dt: factor on returns-to-go (default: 0.001)")
+    one.add_argument("--context", metavar="K", help="dt: steps that it looks back on (default: 20)")
+    one.add_argument("--target-return", metavar="R", help="dt: return that evaluations ask for")
+    one.add_argument("--bins", type=Path, metavar="FILE", help='tt: thresholds of its tokens, {"thresholds": [[...], ...]} as JSON or safetensors')
+    one.add_argument("--preset", metavar="NAME", help="tt: how it plans, a preset of the task (default: default)")
     one.set_defaults(call=importing)
     two = commands.add_parser("export", help="a dt run in Hugging Face's layout", allow_abbrev=False)
     two.add_argument("run", type=Path, metavar="RUN")

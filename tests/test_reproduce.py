@@ -125,6 +125,27 @@ def test_every_cell_of_every_table_can_be_asked_for(grid, tmp_path):
                 configure(cell.algorithm, cell.target, list(cell.flags))
 
 
+def test_cells_of_the_trajectory_transformer_train_and_plan_as_the_table_says(tmp_path):
+    for body in ("hopper", "walker2d", "halfcheetah"):
+        dataset_of(tmp_path / body, body, 1)
+    grid = find_grid("tt")
+    for scale in SCALES:
+        for cell in grid.cells(scale):
+            if cell.algorithm != "tt" or cell.seed > 1:
+                continue
+            run = configure(cell.algorithm, str(tmp_path / cell.row.partition("-")[0]), list(cell.flags))
+            assert run.evaluations.every > run.learner_budget and run.evaluations.mode == "plan"
+            assert run.algorithm.termination_penalty == -100 and run.algorithm.discretiser == cell.column.split()[1]
+            if scale == "quick":
+                assert (run.learner_budget, run.algorithm.horizon, run.algorithm.beams, run.evaluations.final_episodes) == (2000, 5, 32, 10)
+            else:
+                longer = cell.row in ("hopper-medium-replay", "walker2d-medium-replay")
+                assert run.learner_budget == (312_500 if longer else 195_000) and run.evaluations.final_episodes == 15
+                assert (run.algorithm.horizon == 20) == (cell.row == "walker2d-medium-replay")
+    means = [np.mean([grid.published[row, column][0] for row in grid.rows]) for column in grid.columns]
+    np.testing.assert_allclose(means, [47.7, 47.8, 36.9, 77.6, 74.7, 72.6, 78.9], atol=0.06)
+
+
 def test_the_interquartile_mean_cuts_a_quarter_at_each_end():
     assert interquartile_mean([0, 1, 2, 100]) == pytest.approx(1.5)
     assert interquartile_mean([3.0]) == 3.0

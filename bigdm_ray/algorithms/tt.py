@@ -54,7 +54,8 @@ class TrajectoryModel(nn.Module):
         self.acted = Elements(signature.actions)
         choices = [*self.seen.choices, *self.acted.choices, 0, 0]
         self.bins = Bins(choices, settings.bins)
-        self.net = TrajectoryTransformer(choices, settings.bins, settings.window, settings.width, settings.layers, settings.heads, settings.dropout)
+        size = (settings.bins, settings.window, settings.width, settings.layers, settings.heads)
+        self.net = TrajectoryTransformer(choices, *size, settings.dropout, settings.stop)
 
     def rows(self, observations: dict[str, Tensor], actions: dict[str, Tensor], rewards: Tensor, values: Tensor) -> Tensor:
         """Transitions as numbers `[..., dims]`: state, action, reward, value."""
@@ -141,6 +142,7 @@ class Tt(Algorithm):
     heads: int = setting(4, "attention heads of each block", low=1)
     dropout: float = setting(0.1, "share of embeddings, residuals and attention that is dropped in training", low=0, high=0.9)
     batch_size: int = setting(256, "windows drawn for one learner step", low=1)
+    stop: bool = setting(True, "a stop token is learned behind terminations; without, a plan goes on for ever")
     learning_rate: float = setting(6e-4, "AdamW's learning rate after the warm-up", above=0, high=1)
     weight_decay: float = setting(0.1, "decay of the weights of linear layers", low=0)
     max_norm: float | None = setting(1.0, "gradients are scaled down to this norm", above=0)
@@ -237,7 +239,7 @@ class Tt(Algorithm):
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
         """Weighted cross-entropy of every token of a window from those before it, a mean over the tokens of a transition (section 3.1).
 
-        Behind the end of an episode that terminated, stop tokens are learned; they count into the sum, not into the weight.
+        Behind the end of an episode that terminated, stop tokens are learned (not without `stop`); they count into the sum, not into the weight.
         """
         assert isinstance(model, TrajectoryModel)
         seen = {name.removeprefix("observations/"): v for name, v in batch.items() if name.startswith("observations/")}
@@ -247,11 +249,11 @@ class Tt(Algorithm):
         if self.termination_penalty is not None:
             rewards = torch.where(ends, self.termination_penalty, rewards)
         tokens = model.bins.encode(model.rows(seen, acted, rewards, batch["value"]))
-        tokens = torch.where(mask.unsqueeze(-1), tokens, model.bins.count)
+        tokens = torch.where(mask.unsqueeze(-1), tokens, model.bins.count if self.stop else 0)
         logits = model.net(tokens)
         targets = tokens.flatten(0, 1).T
         nats = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(len(targets), *mask.shape)
-        counted = (mask | ends.any(1, keepdim=True)).float().expand_as(nats).clone()
+        counted = (mask | ends.any(1, keepdim=True) if self.stop else mask).float().expand_as(nats).clone()
         counted[0, :, 0] = 0  # nothing comes before it
         weights = nats.new_ones(len(targets))
         weights[model.seen.width : -2], weights[-2], weights[-1] = self.action_weight, self.reward_weight, self.value_weight

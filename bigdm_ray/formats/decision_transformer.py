@@ -13,12 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from bigdm_ray.errors import UserError
-
-Arrays = dict[str, np.ndarray]
+from bigdm_ray.formats.checkpoints import Arrays
 
 LAYER = {
     "ln_1": "norm1", "attn.c_attn": "qkv", "attn.c_proj": "out", "ln_2": "norm2", "mlp.c_fc": "up", "mlp.c_proj": "down",
@@ -28,10 +25,6 @@ OUTER = {
     "predict_action.0": "head.linear",
 }  # fmt: skip
 TRANSPOSED = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-SCRIPT = (
-    "a pickle, which may run any code when it is read; turn it into safetensors where you trust it: "
-    "`import torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in torch.load(FILE, weights_only=True).items()}, 'model.safetensors')`"
-)
 
 
 @dataclass(frozen=True)
@@ -45,22 +38,6 @@ class Foreign:
     timesteps: int
     seen: int
     acted: int
-
-
-def read(source: Path) -> tuple[Arrays, dict[str, Any]]:
-    """Arrays and config.json ({} where there is none) of a folder or a safetensors file. Raises UserError."""
-    file = source / "model.safetensors" if source.is_dir() else source
-    if source.is_dir() and not file.is_file() and any(source.glob("*.bin")):
-        raise UserError(f"{source} holds {next(source.glob('*.bin')).name}, {SCRIPT}")
-    if not file.is_file():
-        raise UserError(f"there are no weights at {file}; a folder with model.safetensors and config.json, or a .safetensors file, is expected")
-    if file.suffix in (".pt", ".pth", ".bin", ".pkl", ".ckpt"):
-        raise UserError(f"{file} is {SCRIPT}")
-    config = file.parent / "config.json"
-    try:
-        return load_file(file), json.loads(config.read_text()) if config.is_file() else {}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{source} cannot be read as safetensors with a config.json ({error})") from None
 
 
 def ours(source: str, arrays: Arrays, config: dict[str, Any]) -> Foreign:

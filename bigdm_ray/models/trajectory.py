@@ -16,13 +16,13 @@ from bigdm_ray.models.transformer import Transformer
 class TrajectoryTransformer(nn.Module):
     """Tokens `0 ... bins - 1` of each of `choices` dimensions, and `bins`, the stop token; `window` transitions at most.
 
-    Where `choices` is n > 0 the dimension has n tokens only, and the others have probability 0.
+    Where `choices` is n > 0 the dimension has n tokens only, and the others have probability 0; so has the stop token without `stop`.
     """
 
     closed: Tensor
     offsets: Tensor
 
-    def __init__(self, choices: list[int], bins: int, window: int, width: int, layers: int, heads: int, dropout: float = 0.0) -> None:
+    def __init__(self, choices: list[int], bins: int, window: int, width: int, layers: int, heads: int, dropout: float = 0.0, stop: bool = True) -> None:
         super().__init__()
         self.dims, self.bins, self.window = len(choices), bins, window
         context = window * self.dims - 1
@@ -34,7 +34,7 @@ class TrajectoryTransformer(nn.Module):
         nn.init.normal_(self.heads, std=0.02)
         open_ = torch.tensor([n or bins for n in choices])[:, None]
         place = torch.arange(bins + 1)
-        self.register_buffer("closed", torch.where((place < open_) | (place == bins), 0.0, -torch.inf), persistent=False)
+        self.register_buffer("closed", torch.where((place < open_) | (stop & (place == bins)), 0.0, -torch.inf), persistent=False)
         self.register_buffer("offsets", bins * torch.arange(self.dims), persistent=False)
 
     def embed(self, tokens: Tensor, dims: slice | int = slice(None)) -> Tensor:

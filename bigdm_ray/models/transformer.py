@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,49 @@ def kept(shape: torch.Size, p: float) -> Tensor:
     bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]
     cut = round(p * 65536)
     return (bits >= cut - 32768).float().mul_(65536 / (65536 - cut)).view(shape)
+
+
+class Weighted(torch.autograd.Function):
+    """Attention with dropout on a CPU: `look [t, s]` is True where queries `[n, heads, t, w]` may look at keys and values `[n, heads, s, w]`.
+
+    Queries are taken `ROWS` at a time, with the keys up to the last that one of them may look at: most of what a causal mask hides is
+    not computed. The backward pass is written out, so that blocks add to one gradient in place.
+    """
+
+    ROWS = 32
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, look: Tensor, dropout: float) -> Tensor:
+        """See the class."""
+        q, k, v = (x.flatten(0, 1).contiguous() for x in (queries, keys, values))
+        bias = torch.zeros(look.shape, dtype=q.dtype).masked_fill_(~look, float("-inf"))
+        ctx.scale, ctx.blocks = q.shape[-1] ** -0.5, []
+        out, saved = torch.empty_like(q), []
+        for a in range(0, q.shape[1], Weighted.ROWS):
+            b = min(a + Weighted.ROWS, q.shape[1])
+            s = int(look[a:b].any(0).nonzero()[-1]) + 1
+            weights = torch.baddbmm(bias[a:b, :s], q[:, a:b], k[:, :s].transpose(1, 2), alpha=ctx.scale).softmax(-1)
+            mask = kept(weights.shape, dropout).to(weights.dtype)
+            out[:, a:b] = (weights * mask) @ v[:, :s]
+            ctx.blocks.append((a, b, s))
+            saved += [weights, mask]
+        ctx.save_for_backward(q, k, v, *saved)
+        return out.view(queries.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of queries, keys and values."""
+        q, k, v, *saved = ctx.saved_tensors
+        shape, g = grad.shape, grad.flatten(0, 1)
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for (a, b, s), weights, mask in zip(ctx.blocks, saved[::2], saved[1::2], strict=True):
+            dv[:, :s] += (weights * mask).transpose(1, 2) @ g[:, a:b]
+            back = (g[:, a:b] @ v[:, :s].transpose(1, 2)).mul_(mask)
+            back = torch._softmax_backward_data(back, weights, -1, weights.dtype)
+            dq[:, a:b] = back @ k[:, :s]
+            dk[:, :s] += back.transpose(1, 2) @ q[:, a:b]
+        n, heads = shape[:2]
+        return dq.mul_(ctx.scale).view(shape), dk.mul_(ctx.scale).view(n, heads, *dk.shape[1:]), dv.view(n, heads, *dv.shape[1:]), None, None
 
 
 class Block(nn.Module):
@@ -101,9 +144,12 @@ class Block(nn.Module):
     @staticmethod
     def _weighted(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
         """Attention written out, since the fused one draws its dropout slowly on CPUs. Without a mask it is causal."""
-        scores = queries @ (keys * keys.shape[-1] ** -0.5).transpose(-1, -2)
         if mask is None:
-            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril_()
+            mask = torch.ones(queries.shape[2], keys.shape[2], dtype=torch.bool).tril_()
+        if mask.ndim == 2:
+            causal: Tensor = Weighted.apply(queries, keys, values, mask, dropout)  # type: ignore[no-untyped-call]
+            return causal
+        scores = queries @ (keys * keys.shape[-1] ** -0.5).transpose(-1, -2)
         weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
         out: Tensor = (weights * kept(weights.shape, dropout)) @ values
         return out

@@ -338,10 +338,7 @@ def _made(
     if dataset is not None and config is None:
         values = offline_defaults(kind) | values
     data |= {"preset": name} | ({} if seed is None else {"seed": seed})
-    for path, value in {**values, **typed}.items():
-        owner, _, key = path.partition(".")
-        data[owner] = data[owner] | {key: list(value) if isinstance(value, tuple) else value}
-    run = run_from_json(data)
+    run = _filled(data, values | typed)
     if start is not None:
         for name in (name for name in kind.fixed if hasattr(run.algorithm, name)):
             mine, theirs = getattr(run.algorithm, name), getattr(base.algorithm, name)
@@ -350,6 +347,14 @@ def _made(
                     f"--algorithm.{name.replace('_', '-')} is {mine}, but --from {start} has {theirs}: what shapes network and optimizers must stay"
                 )
     return run
+
+
+def _filled(data: dict[str, Any], values: dict[str, Any]) -> Run:
+    """The Run of a run.json with these settings, by their paths, in place of its own. Raises UserError."""
+    for path, value in values.items():
+        owner, _, key = path.partition(".")
+        data[owner] = data[owner] | {key: list(value) if isinstance(value, tuple) else value}
+    return run_from_json(data)
 
 
 def opened(folder: Path) -> tuple[Run, Checkpoint]:
@@ -384,6 +389,13 @@ def origin_of(dataset: Dataset) -> dict[str, Any]:
 def configure(algorithm: str, task: str, flags: list[str] | None = None) -> Run:
     """The Run that `python -m bigdm_ray.run ALGORITHM TASK FLAGS` trains. Raises UserError."""
     return parse([algorithm, task, *(flags or [])]).run
+
+
+def foreign_run(kind: type[Algorithm], task: str, preset: str | None, settings: dict[str, Any]) -> Run:
+    """The Run of weights that were trained elsewhere: a task, a preset's settings, and those by path that the weights ask for. Raises UserError."""
+    found = find_task(task)
+    name, values = preset_of(kind, found.name, preset)
+    return _filled(Run(algorithm=kind(), task=found.name).to_json() | {"preset": name}, values | settings)
 
 
 def described(run: Run) -> str:

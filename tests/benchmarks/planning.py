@@ -1,10 +1,15 @@
-"""CPU-seconds of a planned action, with random weights of the reference's size (4 layers, 4 heads, width 128, 100 bins).
+"""CPU-seconds of a planned action, with random weights of the reference's size (4 layers, 4 heads, width 128, 100 bins), and of training.
 
     python -m tests.benchmarks.planning                       both bodies, one environment and sixteen
     python -m tests.benchmarks.planning --bodies halfcheetah --environments 1 --repeats 5
+    python -m tests.benchmarks.planning --training            a learner step beside the original's, rebuilt plainly
 
 HalfCheetah: 17 + 6 numbers, 5 transitions ahead, 32 beams of 2 expansions. Hopper: 11 + 3, 15 ahead, 128 of 2. The context is full, as it is from the
 fifth step of an episode on. Actions are filtered as in the official repository (cdf 0.6). One thread.
+
+Training: Hopper's 16 tokens, batches of 32 windows of 10, dropout 0.1, AdamW, gradients cut down to 1; drawing windows and making tokens of them is
+counted on both sides. The original is rebuilt (`tests/plain_trajectory.py`): heads of all dimensions at all places, attention by an explicit softmax,
+windows taken and discretised one by one. They take turns.
 """
 
 from __future__ import annotations
@@ -13,7 +18,10 @@ import argparse
 import cProfile
 import pstats
 import statistics
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -49,6 +57,111 @@ class Body:
         self._planner.plan(self._past, self._state, numbers)
 
 
+BATCH, WINDOW, STEPS = 32, 10, 3
+
+
+def store_of(folder: Path):
+    """Made-up episodes of Hopper's size, of which half terminate."""
+    from bigdm_ray.replay import Episode, EpisodeId, Store
+
+    chance, store = np.random.default_rng(0), Store(folder)
+    for i in range(100):
+        seen = chance.normal(size=(501, 11)).astype(np.float32)
+        acted = chance.uniform(-1, 1, (500, 3)).astype(np.float32)
+        store.add([Episode({"": seen}, {"": acted}, chance.normal(size=500).astype(np.float32), bool(i % 2), EpisodeId(0, 0, i), "hopper")])
+    return store
+
+
+def ours(store) -> Callable[[], None]:
+    """A learner step as `run tt DATASET --local` takes it."""
+    from bigdm_ray.algorithms.tt import Tt
+    from bigdm_ray.envs import find_task
+    from bigdm_ray.training.learner import Learner
+
+    learner = Learner(Tt(batch_size=BATCH, termination_penalty=-100.0), {"hopper": find_task("hopper").signature()}, 1)
+    return lambda: learner.update({"hopper": store}, 1)
+
+
+class PlainWindows:
+    """Windows of tokens one by one, as the original's data set gives them: padded episodes, every value compared with all thresholds."""
+
+    def __init__(self, store, bins: int = 100) -> None:
+        episodes = [store.episode(i) for i in range(len(store.table.lengths))]
+        rows = []
+        for episode in episodes:
+            rewards = episode.rewards.astype(np.float64)
+            if episode.terminated:
+                rewards[-1] = -100
+            values = np.zeros(len(rewards))
+            for t in range(len(rewards) - 2, -1, -1):
+                values[t] = rewards[t + 1] + 0.99 * values[t + 1]
+            rows.append(np.concatenate([episode.observations[""][:-1], episode.actions[""], rewards[:, None], values[:, None]], 1))
+        every = np.concatenate(rows)
+        self._bins = bins
+        self._thresholds = np.concatenate([np.sort(every, 0)[:: -(-len(every) // bins)], every.max(0, keepdims=True)])
+        self._rows = [np.concatenate([row, np.zeros((WINDOW - 1, row.shape[1]))]) for row in rows]
+        self._lengths = [len(row) for row in rows]
+        self._starts = [(i, t) for i, length in enumerate(self._lengths) for t in range(length - 1)]
+
+    def window(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens, what follows them, and the mask: `[WINDOW * dims - 1]` each."""
+        episode, start = self._starts[index]
+        rows = self._rows[episode][start : start + WINDOW]
+        place = np.arange(len(self._thresholds))[:, None, None] + 1
+        found = np.argmax((rows >= self._thresholds[:, None]) * place, 0).clip(0, self._bins - 1)
+        behind = np.arange(start, start + WINDOW) >= self._lengths[episode]
+        found[behind] = self._bins
+        mask = np.repeat(np.arange(start, start + WINDOW) < 1000, found.shape[1])
+        return found.reshape(-1)[:-1], found.reshape(-1)[1:], mask[:-1]
+
+    def batch(self, chance: np.random.Generator):
+        """`BATCH` windows, drawn evenly."""
+        import torch
+
+        drawn = [self.window(int(i)) for i in chance.integers(0, len(self._starts), BATCH)]
+        return [torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True)]
+
+
+def theirs(store) -> Callable[[], None]:
+    """The same step as the original takes it."""
+    import torch
+
+    from tests.plain_trajectory import PlainTrajectory
+
+    windows, chance, model = PlainWindows(store), np.random.default_rng(1), PlainTrajectory(11, 3).train()
+    decayed = {id(p) for m in model.modules() if isinstance(m, torch.nn.Linear) for p in [m.weight]} | {id(model.head.weight)}
+    groups = [{"params": [p for p in model.parameters() if (id(p) in decayed) == on], "weight_decay": 0.1 * on} for on in (True, False)]
+    optimizer = torch.optim.AdamW(groups, 6e-4, betas=(0.9, 0.95))
+
+    def step() -> None:
+        loss = model.loss(*windows.batch(chance))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def training(repeats: int) -> None:
+    """Transitions trained per CPU-second of both, in turns, and their ratio."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = store_of(Path(folder))
+        sides = {"tt, ours": ours(store), "the original, rebuilt plainly": theirs(store)}
+        spent: dict[str, list[float]] = {name: [] for name in sides}
+        for repeat in range(repeats + 1):
+            for name, step in sides.items():
+                began = time.process_time()
+                for _ in range(STEPS):
+                    step()
+                if repeat:
+                    spent[name].append(STEPS * BATCH * WINDOW / (time.process_time() - began))
+    first, second = (statistics.median(values) for values in spent.values())
+    for name, values in spent.items():
+        print(f"{name:<32}{statistics.median(values):>10,.0f} transitions trained per CPU-second ({min(values):,.0f} to {max(values):,.0f})")
+    print(f"ratio {first / second:.2f} (to reach 1.5)")
+
+
 def main() -> None:
     """Print medians."""
     parser = argparse.ArgumentParser()
@@ -56,8 +169,12 @@ def main() -> None:
     parser.add_argument("--environments", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--profile", action="store_true", help="where the time goes, for one plan")
+    parser.add_argument("--training", action="store_true", help="training alone")
     given = parser.parse_args()
     header()
+    training(max(given.repeats, 5))
+    if given.training:
+        return
     for name in given.bodies:
         original, fork, target = PUBLISHED[name]
         for environments in given.environments:

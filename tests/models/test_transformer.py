@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from bigdm_ray.models.transformer import Transformer
+from bigdm_ray.models.transformer import Transformer, Weighted, kept
 
 KINDS = [
     {"positions": "none"},
@@ -108,3 +108,24 @@ def test_what_does_not_fit_is_said():
         made(positions="learned")(torch.randn(1, 25, 16))
     with pytest.raises(ValueError, match="width of 10 cannot be shared by 3 heads"):
         Transformer(10, 1, 3, 8)
+
+
+def test_attention_with_dropout_has_the_gradients_of_the_plain_formula():
+    torch.manual_seed(0)
+    look = torch.ones(70, 70).tril().bool()
+    look[:, 3::4] = False
+    for queries, mask in ((70, look), (40, look[30:])):
+        parts = [torch.randn(2, 3, t, 8, dtype=torch.float64, requires_grad=True) for t in (queries, 70, 70)]
+        torch.manual_seed(1)
+        out = Weighted.apply(*parts, mask, 0.25)
+        torch.manual_seed(1)
+        share = torch.zeros(6, queries, 70, dtype=torch.float64)
+        for a in range(0, queries, Weighted.ROWS):
+            seen = int(mask[a : a + Weighted.ROWS].any(0).nonzero()[-1]) + 1
+            share[:, a : a + Weighted.ROWS, :seen] = kept(torch.Size((6, min(Weighted.ROWS, queries - a), seen)), 0.25)
+        weights = (parts[0] @ parts[1].transpose(2, 3) / 8**0.5).masked_fill(~mask, float("-inf")).softmax(-1)
+        plain = (weights * share.view(2, 3, queries, 70)) @ parts[2]
+        torch.testing.assert_close(out, plain)
+        direction = torch.randn_like(out)
+        for mine, want in zip(torch.autograd.grad(out, parts, direction), torch.autograd.grad(plain, parts, direction), strict=True):
+            torch.testing.assert_close(mine, want)
