@@ -175,6 +175,7 @@ class Algorithm(ABC):
         batch = {f"observations/{path}": v for path, v in only.observations.items()}
         batch |= {f"actions/{path}": v for path, v in only.actions.items()}
         batch |= {f"next_observations/{path}": v for path, v in only.next_observations.items()}
+        batch |= {f"goals/{path}": v for path, v in only.goals.items()}
         if only.terminated is not None:
             batch["terminated"] = only.terminated
         return batch | only.columns | only.annotations | {"rewards": only.rewards, "mask": only.mask, "timesteps": only.timesteps}
