@@ -182,6 +182,8 @@ class Encoder:
         by the next one that is encoded.
         """
         net, m = self.net, past.shape[1]
+        if (0 if goal is None else goal.shape[1]) != net.goal:
+            raise ValueError(f"a goal of {net.goal} tokens is expected, but {'none' if goal is None else goal.shape[1]} is given")
         each = net.dims - 1  # a transition without its value
         tail, dim, place = (past[:, -1, -1:], each, net.dims * m - 1) if state is None else (state, 0, net.dims * m)
         tree: list[Tensor] = []  # for each level, which row of the level before comes before
@@ -473,6 +475,35 @@ class Planner:
             window = self._window(torch.cat([window, written.unsqueeze(2)], 2))
         score, best = total.max(1)
         return Plan(_rows(plans, best[:, None])[:, 0], score)
+
+    @torch.inference_mode()
+    def follow(self, past: Tensor, state: Tensor, actions: Tensor, goal: Tensor | None = None) -> Tensor:
+        """States `[n, H, seen]` that the network predicts to come of H actions given as tokens `[n, H, acted]`, each from those predicted before.
+
+        Open loop: nothing of what truly happens is seen. States, rewards and values are the most likely tokens. Other arguments as in `plan`.
+        """
+        net, encoder = self.net, self.encoder
+        window, states = self._window(past), []
+        for taken in actions.unbind(1):
+            place = window.shape[1]
+            trunk, which = encoder.trunk(window, state, net.dims, goal)
+            trunk = trunk.take(which)
+            written = [*state.unbind(1), *taken.unbind(1)]
+            for dim in range(self.seen, net.dims):
+                if dim >= net.dims - 2:
+                    written.append(net.logits(trunk.last, dim)[..., :-1].argmax(-1))
+                if dim < net.dims - 1:
+                    encoder.step(trunk, encoder.placed(written[dim], dim, net.dims * place + dim))
+            window = self._window(torch.cat([window, torch.stack(written, 1).unsqueeze(1)], 1))
+            trunk, which = encoder.trunk(window, None, self.seen, goal)
+            tokens: list[Tensor] = []
+            trunk = trunk.take(which)
+            for dim in range(self.seen):
+                tokens.append(net.logits(trunk.last, dim)[..., :-1].argmax(-1))
+                encoder.step(trunk, encoder.placed(tokens[-1], dim, net.dims * window.shape[1] + dim))
+            state = torch.stack(tokens, 1)
+            states.append(state)
+        return torch.stack(states, 1)
 
     @torch.inference_mode()
     def act(self, past: Tensor, state: Tensor, uniforms: Tensor | None, goal: Tensor | None = None) -> Tensor:
