@@ -181,6 +181,7 @@ class Tt(Algorithm):
         "the goal that is told: none, the episode's last state, or one drawn from the later ones; when acting, the observation's leaf `goal`",
         choices=("none", "last", "later"),
     )
+    goal_steps: int = setting(0, "a later goal is reached within so many steps; 0 for any, to the episode's end", low=0)
     objective: str = setting("reward", "what plan searches for: reward and reward-to-go, or the likelihood (imitation)", choices=("reward", "likelihood"))
     context: int = setting(5, "transitions that the planner sees, the one being written included", low=2)
     horizon: int = setting(15, "transitions of a plan", low=1)
@@ -223,7 +224,7 @@ class Tt(Algorithm):
     def view(self, step: int = 0) -> View:
         """Windows that begin at every time step alike."""
         hindsight: Literal["", "last", "later"] = "last" if self.goal == "last" else "later" if self.goal == "later" else ""
-        return View(self.window, weight="length", terminals=True, annotations=("value",), hindsight=hindsight)
+        return View(self.window, weight="length", terminals=True, annotations=("value",), hindsight=hindsight, ahead=self.goal_steps)
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for more than one task, for more choices than bins, and for settings that do not go together."""

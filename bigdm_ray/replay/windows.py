@@ -35,7 +35,8 @@ class View:
     annotations  columns to add that the algorithm has computed itself (`Store.annotate`)
     among       only the steps at which this annotation is above 0, each alike
     hindsight   add what was observed later in the episode, as a goal that was reached: at its end (`last`), or at a step drawn uniformly
-               from those behind the drawn one (`later`). Steps from the goal on are left out of the window
+               from those behind the drawn one (`later`), of which the first `ahead` count where it is not 0. Steps from the goal on are left out
+               of the window
     """
 
     length: int = 1
@@ -51,6 +52,7 @@ class View:
     annotations: tuple[str, ...] = ()
     among: str = ""
     hindsight: Literal["", "last", "later"] = ""
+    ahead: int = 0
 
     def __post_init__(self) -> None:
         unknown = set(self.columns) - set(DERIVED)
@@ -89,8 +91,9 @@ class View:
         """At which observation the goal of each drawn step is reached `[B]` int64, from the next to the episode's last; without hindsight the last."""
         if self.hindsight != "later":
             return lengths
-        ahead: np.ndarray = 1 + (rng.random(len(steps)) * (lengths - steps)).astype(np.int64)
-        return steps + ahead
+        left = lengths - steps
+        further: np.ndarray = (rng.random(len(steps)) * (np.minimum(left, self.ahead) if self.ahead else left)).astype(np.int64)
+        return steps + 1 + further
 
     def span(self, steps: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The time steps of each window `[B, K]` int64, clipped into the episode, and the mask `[B, K]` of real ones."""

@@ -300,6 +300,8 @@ def test_goals_of_hindsight_are_what_the_episode_saw_later(tmp_path, kind, flat)
             if windows is later and e.length == 9 and windows.timesteps[i, 0] == 0:
                 distances.append(steps)
     assert set(distances) == set(range(1, 10)), "every later step, the last observation too"
+    near = store.draw(View(9, weight="length", hindsight="later", ahead=3), rng(0, "draw", 0), 500)
+    assert set(near.mask.sum(1).tolist()) == {1, 2, 3}
 
 
 def test_every_rank_draws_its_share_of_the_same_goals(tmp_path):
