@@ -262,3 +262,17 @@ def test_goals_that_cannot_be_told_are_refused():
             Tt(goal="later").build({"t": Signature(seen, SIGNATURE.actions)})
     plain = Tt(layers=1, width=8, heads=1).build({"t": Signature({"goal": place, "position": other}, SIGNATURE.actions)})
     assert plain.seen.width == 5 and plain.net.goal == 0, "without --algorithm.goal it is a leaf as any other"
+
+
+@pytest.mark.slow
+def test_goals_are_reached_after_undirected_data(tmp_path):
+    """Random play reaches a fifth of its goals; the model learns from where it went, whatever it was asked for."""
+    task = find_task("four-rooms")
+    store = stored(tmp_path, "four-rooms", 600)
+    flags = {"goal": "later", "goal_steps": 16, "discretiser": "uniform", "bins": 24, "window": 2, "width": 48, "layers": 2, "heads": 4, "learning_rate": 2e-3}
+    algorithm = small(Tt, **flags, objective="likelihood", reward_weight=0.0, value_weight=0.0, batch_size=128)
+    learner = Learner(algorithm, {"four-rooms": task.signature()}, 1)
+    learner.update({"four-rooms": store}, 700)
+    assert store.table.returns.mean() < 0.3
+    score = evaluate(algorithm.policy(learner.model.eval(), "sample"), task, {}, 50, 1, "final", 0)
+    assert score.returns.mean() > 0.65
