@@ -328,7 +328,8 @@ class Tt(Algorithm):
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
         """`cdf` and the bodies' presets are settings of the official repository, which differ by data set; a body's default is its `medium`.
 
-        They score 15 episodes, as published, and only at the end; `--evaluations.mode mean` scores without planning.
+        They score 15 episodes, as published, and only at the end; `--evaluations.mode mean` scores without planning. `four-rooms` has settings of
+        our own: a small model that is told goals, for data of random play, acting without a search.
         """
         planned: dict[str, Any] = {"evaluations.mode": "plan", "evaluations.episodes": 1, "evaluations.final_episodes": 15}
         base = planned | {"algorithm.k_act": 0, "algorithm.cdf_act": 0.6}
@@ -337,6 +338,10 @@ class Tt(Algorithm):
         quick = {"algorithm.horizon": 5}
         narrow = {"algorithm.beams": 32}
         wide_body = body | quick | {"algorithm.batch_size": 128, "algorithm.observed": 27}
+        rooms: dict[str, Any] = {"evaluations.mode": "sample", "budget.learner_steps": 4_000, "algorithm.objective": "likelihood", "algorithm.goal": "later"}
+        small = {"goal_steps": 16, "discretiser": "uniform", "bins": 24, "window": 2, "context": 2, "width": 64, "layers": 2, "dropout": 0.0, "batch_size": 128}
+        small |= {"learning_rate": 2e-3, "warm_up_steps": 50, "decay_steps": 4_000, "reward_weight": 0.0, "value_weight": 0.0, "horizon": 3, "beams": 8}
+        rooms |= {f"algorithm.{name}": value for name, value in small.items()}
         return {
             "hopper": {"default": body, "medium-replay": body | longer},
             "halfcheetah": {"default": body | quick | narrow, "medium-expert": body | narrow},
@@ -346,6 +351,7 @@ class Tt(Algorithm):
                 "medium-replay": body | narrow | longer | {"algorithm.horizon": 20, "algorithm.k_act": 40, "algorithm.cdf_act": 0.0},
             },
             "ant": {"default": wide_body, "medium-expert": wide_body | {"algorithm.horizon": 15}},
+            "four-rooms": {"default": rooms},
             "*": {"default": planned, "cdf": base},
         }
 

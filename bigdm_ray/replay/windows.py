@@ -92,8 +92,8 @@ class View:
         if self.hindsight != "later":
             return lengths
         left = lengths - steps
-        further: np.ndarray = (rng.random(len(steps)) * (np.minimum(left, self.ahead) if self.ahead else left)).astype(np.int64)
-        return steps + 1 + further
+        reached: np.ndarray = steps + 1 + (rng.random(len(steps)) * (np.minimum(left, self.ahead) if self.ahead else left)).astype(np.int64)
+        return reached
 
     def span(self, steps: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The time steps of each window `[B, K]` int64, clipped into the episode, and the mask `[B, K]` of real ones."""
