@@ -4,16 +4,20 @@
     python -m bigdm_ray.plots runs/udrl-lunarlander-1 --obedience                asked return against the return obtained
     python -m bigdm_ray.plots runs/udrl-lunarlander-1 --obedience --returns -300,0,100,200,250,300
     python -m bigdm_ray.plots runs/dt-key-to-door-1000-1 --attention             which earlier steps a transformer looks at
+    python -m bigdm_ray.plots runs/tt-hopper-medium-1 --prediction               trajectories that a model predicts against the real ones
 
 A learning curve is drawn from the evaluations in metrics.jsonl. Runs that differ in nothing but their seed are one line: the
 mean over seeds with its 95 % bootstrap band, each seed interpolated linearly onto common steps; one seed alone carries the
 95 % interval of its evaluation episodes. Obedience is Figure 6 of Srivastava et al. 2019: it plays episodes. Grey markers
 are the values of that paper; a dotted line is the best return of the run's dataset. Attention is of one played episode, the mean over
-layers and heads. Each picture has its numbers beside it as JSON; both go into plots/ of the first FOLDER.
+layers and heads. A prediction is open loop: the Trajectory Transformer is told the first state and the actions of an episode of its
+dataset, and goes on from what it predicted before (Janner, Li, Levine 2021, section 4.1). Each picture has its numbers beside it as
+JSON; both go into plots/ of the first FOLDER.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -25,10 +29,12 @@ import numpy as np
 import torch
 
 from bigdm_ray.algorithms.dt import DecisionTransformer, Dt
+from bigdm_ray.algorithms.tt import TrajectoryModel, Tt
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.errors import RunFailed, UserError, nearest
 from bigdm_ray.evaluate import MODES, command_of, policy_of, write_json
 from bigdm_ray.formats.dataset import CARD, Dataset
+from bigdm_ray.planning.beam import Planner
 from bigdm_ray.settings import setting, to_json
 from bigdm_ray.training.config import Run, read_run
 from bigdm_ray.training.evaluation import bootstrap_interval, constant, play
@@ -362,6 +368,95 @@ def draw_attention(looks: list[dict[str, Any]]) -> Figure:
     return figure
 
 
+# --- prediction
+
+STEPS = 100
+"""Steps that are predicted: those of the paper's figure of long horizons."""
+SHOWN = 4
+"""Elements of the state that are drawn."""
+
+
+def predict(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
+    """What the model predicts of some episodes of the run's dataset, and what really happened: numbers of the picture.
+
+    Each of `asked.episodes` starts is a step drawn from those that STEPS more follow, or from the longest episodes' beginnings where there is none.
+    Errors are root mean squares over the elements of the state, each in units of its standard deviation over the dataset; `still` is the
+    error of a prediction that nothing moves. Raises UserError for a run that is no tt run, or whose dataset is gone.
+    """
+    model, algorithm, origin = loaded.model, loaded.run.algorithm, loaded.run.dataset
+    if not isinstance(model, TrajectoryModel) or not isinstance(algorithm, Tt):
+        raise UserError(f"the {algorithm.name} policy of {loaded.folder} predicts no states to draw; a tt run is expected")
+    if origin is None or not (Path(origin.folder) / CARD).is_file():
+        raise UserError(f"the dataset that {loaded.folder} learned from does not lie at {origin.folder if origin else 'any place'} any more; put it there")
+    store = Dataset.open(Path(origin.folder)).store()
+    seed = loaded.run.seed if asked.seed is None else asked.seed
+    steps = min(STEPS, int(store.table.lengths.max()))
+    chance = np.random.default_rng(seed)
+    where = np.flatnonzero(store.table.lengths >= steps)
+    free = store.table.lengths[where] - steps + 1
+    drawn = np.sort(chance.choice(int(free.sum()), min(asked.episodes, int(free.sum())), replace=False))
+    chosen = np.searchsorted(np.cumsum(free), drawn, side="right")
+    begins = drawn - (np.cumsum(free) - free)[chosen]
+    states, actions, goals = [], [], []
+    for position, begin in zip(where[chosen].tolist(), begins.tolist(), strict=True):
+        episode = store.episode(position)
+        seen = {path: torch.from_numpy(np.array(values[begin : begin + steps + 1])) for path, values in episode.observations.items()}
+        acted = {path: torch.from_numpy(np.array(values[begin : begin + steps])) for path, values in episode.actions.items()}
+        states.append(model.seen.rows(seen))
+        actions.append(model.acted.rows(acted))
+        last = {path: torch.from_numpy(np.array(values[-1])) for path, values in episode.observations.items()}
+        goals.append(model.states(last))
+    real, bins, width = torch.stack(states), model.bins, model.seen.width
+    tokens = bins.encode(torch.stack(actions), slice(width, width + model.acted.width))
+    planner = Planner(model.net, bins, width, model.acted.width, dataclasses.replace(algorithm.search, context=algorithm.window))
+    past = tokens.new_zeros(len(real), 0, model.net.dims)
+    found = planner.follow(past, bins.encode(real[:, 0], slice(0, width)), tokens, torch.stack(goals) if model.asked is not None else None)
+    told = bins.decode(found, slice(0, width)).numpy()
+    truth = real[:, 1:].numpy()
+    spread = truth.reshape(-1, width).std(0)
+    moving = np.flatnonzero(spread > 0)
+
+    def error(guess: np.ndarray) -> list[float]:
+        apart = ((guess - truth)[..., moving] / spread[moving]) ** 2
+        return np.sqrt(apart.mean((0, 2))).tolist()  # type: ignore[no-any-return]
+
+    shown = moving[:: max(1, -(-len(moving) // SHOWN))][:SHOWN]
+    return {
+        "folder": str(loaded.folder),
+        "task": loaded.run.task,
+        "run_seed": loaded.run.seed,
+        "seed": seed,
+        "version": list(loaded.version),
+        "starts": [[int(p), int(b)] for p, b in zip(where[chosen], begins, strict=True)],  # [position of the episode in the dataset, step]
+        "elements": shown.tolist(),
+        "real": truth[0][:, shown].T.tolist(),  # of the first start: [element][step]
+        "predicted": told[0][:, shown].T.tolist(),
+        "error": error(told),  # [step]
+        "still": error(np.broadcast_to(real[:, :1].numpy(), truth.shape)),
+        "versions": versions(),
+    }
+
+
+def draw_prediction(predictions: list[dict[str, Any]]) -> Figure:
+    """Real and predicted elements of the state, and the error by step: a row of panels for each run."""
+    from matplotlib.figure import Figure
+
+    across = max(len(here["elements"]) for here in predictions) + 1
+    figure = Figure(figsize=(3.8 * across, 3.2 * len(predictions)), layout="constrained")
+    for row, here in enumerate(predictions):
+        steps = np.arange(1, len(here["error"]) + 1)
+        for column, element in enumerate(here["elements"]):
+            axes = figure.add_subplot(len(predictions), across, row * across + column + 1)
+            axes.plot(steps, here["real"][column], color=GREY, label="real")
+            axes.plot(steps, here["predicted"][column], color=COLOURS[0], label="predicted")
+            label_axes(axes, f"{here['task']}: element {element} of the state", "steps ahead", "")
+        axes = figure.add_subplot(len(predictions), across, row * across + len(here["elements"]) + 1)
+        axes.plot(steps, here["still"], color=GREY, linestyle="--", label="nothing moves")
+        axes.plot(steps, here["error"], color=COLOURS[0], label=f"predicted, {len(here['starts'])} starts")
+        label_axes(axes, f"seed {here['run_seed']}: error", "steps ahead", "standard deviations")
+    return figure
+
+
 # --- drawing
 
 
@@ -470,23 +565,44 @@ def attention(folders: list[Path], out: Path | None, asked: Sweep) -> None:
         write(draw_attention(looks), {"schema_version": SCHEMA_VERSION, "looks": looks}, path)
 
 
+def prediction(folders: list[Path], out: Path | None, asked: Sweep) -> None:
+    """Draw what the models of run folders predict of their datasets. Raises UserError and RunFailed."""
+    import matplotlib
+
+    runs = [load(folder, asked.weights) for folder in folders]
+    path = target(out, folders[0], "prediction")
+    predictions = [predict(loaded, asked) for loaded in runs]
+    with matplotlib.rc_context(STYLE):
+        write(draw_prediction(predictions), {"schema_version": SCHEMA_VERSION, "predictions": predictions}, path)
+    for here in predictions:
+        first, last, count = here["error"][0], here["error"][-1], len(here["error"])
+        print(f"  {here['task']}, seed {here['run_seed']}: error {first:.3f} after 1 step, {last:.3f} after {count} (standard deviations of the data)")
+
+
 def main(arguments: list[str]) -> int:
     """The door."""
-    parser = Parser(prog="python -m bigdm_ray.plots", description="Draw learning curves, obedience to commands, or attention.", allow_abbrev=False)
+    parser = Parser(
+        prog="python -m bigdm_ray.plots", description="Draw learning curves, obedience to commands, attention, or predicted trajectories.", allow_abbrev=False
+    )
     parser.add_argument("folders", metavar="FOLDER", type=Path, nargs="+", help="run folders; those that differ in nothing but their seed are one line")
     parser.add_argument("--out", metavar="X", type=Path, help="folder or file (.png, .pdf, .svg); default: plots/ in the first FOLDER")
-    parser.add_argument("--obedience", action="store_true", help="draw asked return against obtained return; the flags below belong to this and to --attention")
+    parser.add_argument(
+        "--obedience", action="store_true", help="draw asked return against obtained return; the flags below belong to this and the pictures that follow"
+    )
     parser.add_argument("--attention", action="store_true", help="draw which earlier steps a Decision Transformer looks at in the best of some episodes")
+    parser.add_argument("--prediction", action="store_true", help="draw the trajectories that a tt run predicts against the real ones of its dataset")
     parser.add_settings(Sweep)
     given = parser.parse(arguments)
     asked = parser.settings(Sweep, given)
     folders = list({folder.resolve(): folder for folder in given.folders}.values())
-    if given.obedience and given.attention:
-        raise UserError("--obedience and --attention are two pictures; ask for one of them")
-    if given.obedience or given.attention:
-        (obedience if given.obedience else attention)(folders, given.out, asked)
+    pictures = {"obedience": obedience, "attention": attention, "prediction": prediction}
+    wanted = [name for name in pictures if getattr(given, name)]
+    if len(wanted) > 1:
+        raise UserError(f"--{wanted[0]} and --{wanted[1]} are two pictures; ask for one of them")
+    if wanted:
+        pictures[wanted[0]](folders, given.out, asked)
     elif asked != Sweep():
-        raise UserError("--returns, --episodes, --mode, --weights and --seed belong to other pictures; give --obedience or --attention too")
+        raise UserError("--returns, --episodes, --mode, --weights and --seed belong to other pictures; give --obedience, --attention or --prediction too")
     else:
         learning(folders, given.out)
     return 0

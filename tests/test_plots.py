@@ -11,6 +11,7 @@ from bigdm_ray.doors import door
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.evaluate import command_of
+from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.plots import PUBLISHED, Sweep, default_returns, draw_curves, draw_obedience, lines_of, main, read_curve, sweep, target
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.evaluation import bootstrap_interval, constant, play
@@ -184,7 +185,7 @@ def test_runs_without_an_evaluation(tmp_path, capsys):
         (["nowhere"], ["there is no run in nowhere"]),
         ([], ["FOLDER"]),
         (["nowhere", "--obedience"], ["there is no run in nowhere"]),
-        (["nowhere", "--returns", "1,2"], ["give --obedience or --attention too"]),
+        (["nowhere", "--returns", "1,2"], ["give --obedience, --attention or --prediction too"]),
         (["nowhere", "--obedience", "--returns", "1,x"], ["--returns is 'x'", "a number"]),
         (["nowhere", "--obedience", "--returns", "1,nan"], ["--returns is nan", "finite"]),
         (["nowhere", "--obedience", "--episodes", "0"], ["--episodes is 0"]),
@@ -299,3 +300,32 @@ def test_only_a_transformer_has_attention(trained, capsys):
     one_error(capsys, "no attention", "a dt run is expected")
     assert door(main, [str(trained), "--attention", "--obedience"]) == 2
     one_error(capsys, "two pictures")
+
+
+# --- prediction
+
+
+def test_the_prediction_picture(tmp_path, capsys):
+    from making import dataset_of
+
+    dataset_of(tmp_path / "data", "four-rooms", 20)
+    flags = "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 3 --algorithm.context 2 --budget.learner-steps 3 "
+    flags += "--algorithm.bins 12 --algorithm.goal last --evaluations.mode mean --evaluations.episodes 1 --evaluations.final-episodes 1"
+    train_local(configure("tt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
+    assert main([str(tmp_path / "run"), "--prediction", "--episodes", "3", "--out", str(tmp_path / "p.png")]) == 0
+    assert (tmp_path / "p.png").read_bytes().startswith(PNG) and "after 100" in capsys.readouterr().out
+    (here,) = json.loads((tmp_path / "p.json").read_text())["predictions"]
+    store = Dataset.open(tmp_path / "data").store()
+    position, begin = here["starts"][0]
+    seen = store.episode(position).observations["position"]
+    assert len(here["starts"]) == 3 and here["elements"] == [0, 1], "the goal is no part of the state"
+    np.testing.assert_array_equal(np.array(here["real"]).T, seen[begin + 1 : begin + 101])
+    assert np.shape(here["predicted"]) == (2, 100) and np.shape(here["error"]) == np.shape(here["still"]) == (100,)
+    shutil.rmtree(tmp_path / "data")
+    assert door(main, [str(tmp_path / "run"), "--prediction"]) == 2
+    one_error(capsys, "does not lie at")
+
+
+def test_only_a_model_of_trajectories_predicts(trained, capsys):
+    assert door(main, [str(trained), "--prediction"]) == 2
+    one_error(capsys, "predicts no states", "a tt run is expected")

@@ -39,6 +39,11 @@ FOLDERS = ("algorithms", "baselines")
 """Where algorithms are found."""
 
 
+def leaves_of(batch: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
+    """The leaves of a batch by path: those of `observations`, `actions`, `next_observations` or `goals`."""
+    return {name.removeprefix(f"{group}/"): values for name, values in batch.items() if name.startswith(f"{group}/")}
+
+
 class Loss(NamedTuple):
     """A loss as a sum and its weight: the learner divides by the weight summed over ranks and micro-batches."""
 
@@ -177,6 +182,7 @@ class Algorithm(ABC):
         batch = {f"observations/{path}": v for path, v in only.observations.items()}
         batch |= {f"actions/{path}": v for path, v in only.actions.items()}
         batch |= {f"next_observations/{path}": v for path, v in only.next_observations.items()}
+        batch |= {f"goals/{path}": v for path, v in only.goals.items()}
         if only.terminated is not None:
             batch["terminated"] = only.terminated
         return batch | only.columns | only.annotations | {"rewards": only.rewards, "mask": only.mask, "timesteps": only.timesteps}

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Algorithm, Loss, Memoryless, Mode, Policy
+from bigdm_ray.algorithms.base import Algorithm, Loss, Memoryless, Mode, Policy, leaves_of
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.heads import ActionHead
@@ -70,8 +70,8 @@ def acted_on(stores: Mapping[str, Store]) -> Iterator[dict[str, np.ndarray]]:
 def steps_of(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """Observations, actions and mask of single steps: `[B, 1, ...]` to `[B, ...]`."""
     steps = {name: value.flatten(0, 1) for name, value in batch.items()}
-    seen = {name.removeprefix("observations/"): v for name, v in steps.items() if name.startswith("observations/")}
-    actions = {name.removeprefix("actions/"): v for name, v in steps.items() if name.startswith("actions/")}
+    seen = leaves_of(steps, "observations")
+    actions = leaves_of(steps, "actions")
     return seen, actions, steps["mask"].float()
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State
+from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State, leaves_of
 from bigdm_ray.algorithms.bc import acted_on, only_task
 from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.errors import UserError
@@ -339,8 +339,8 @@ class Dt(Algorithm):
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
         """Squared error (continuous), cross-entropy (discrete), or ODT's constrained likelihood (equations 3 to 5), over real steps."""
         assert isinstance(model, DecisionTransformer)
-        seen = {name.removeprefix("observations/"): v for name, v in batch.items() if name.startswith("observations/")}
-        actions = {name.removeprefix("actions/"): v for name, v in batch.items() if name.startswith("actions/")}
+        seen = leaves_of(batch, "observations")
+        actions = leaves_of(batch, "actions")
         parameters = model(seen, actions, batch[self._column], batch["timesteps"])
         mask = batch["mask"].float()
         weight = mask.sum()

@@ -4,6 +4,9 @@ States, actions, rewards and rewards-to-go become tokens, bins of each dimension
 mode `plan` searches the model for the continuation with the highest rewards and reward-to-go (`--algorithm.objective reward`), or
 for the most likely one (`likelihood`: imitation); `sample` and `mean` take the next action's tokens from the model without a search.
 
+With `--algorithm.goal` the model is told, before everything else, a state that the episode reaches (section 4.2): in training, by hindsight, its last one or
+a later one, so that data that were after nothing will do; when it acts, the observation's leaf `goal`, which is not a part of the state then.
+
 The defaults are the paper's table for planning; presets are the settings of the official repository (jannerm/trajectory-transformer),
 which filter actions otherwise: `cdf_act`. Its training is the default: AdamW, decay on linear weights alone, gradients clipped at 1, a
 warm-up over one epoch of a million windows, then a cosine to a tenth at epoch 20. There the cosine is not capped, so that the official
@@ -25,14 +28,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State
+from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State, leaves_of
 from bigdm_ray.algorithms.bc import only_task
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
@@ -44,22 +47,40 @@ from bigdm_ray.replay.windows import View
 from bigdm_ray.settings import setting
 from bigdm_ray.tokens.bins import Bins, Elements
 
+GOAL = "goal"
+"""The leaf of observations that says which state is asked for."""
+
 
 class TrajectoryModel(nn.Module):
     """The transformer, the bins of its tokens, and the leaves that they are made of."""
 
     def __init__(self, signature: Signature, settings: Tt) -> None:
         super().__init__()
-        self.seen = Elements(signature.observations, settings.cells, settings.letters, settings.observed)
+        state = {path: leaf for path, leaf in signature.observations.items() if not (settings.goal != "none" and path == GOAL)}
+        self.seen = Elements(state, settings.cells, settings.letters, settings.observed)
+        self.asked = (
+            Elements({GOAL: signature.observations[GOAL]}, settings.cells, settings.letters, settings.observed)
+            if len(state) < len(signature.observations)
+            else None
+        )
         self.acted = Elements(signature.actions)
         choices = [*self.seen.choices, *self.acted.choices, 0, 0]
         self.bins = Bins(choices, settings.bins)
         size = (settings.bins, settings.window, settings.width, settings.layers, settings.heads)
-        self.net = TrajectoryTransformer(choices, *size, settings.dropout, settings.stop)
+        goal = self.seen.width if self.asked is not None else 0
+        self.net = TrajectoryTransformer(choices, *size, settings.dropout, settings.stop, goal)
 
     def rows(self, observations: dict[str, Tensor], actions: dict[str, Tensor], rewards: Tensor, values: Tensor) -> Tensor:
         """Transitions as numbers `[..., dims]`: state, action, reward, value."""
         return torch.cat([self.seen.rows(observations), self.acted.rows(actions), rewards.unsqueeze(-1), values.unsqueeze(-1)], -1)
+
+    def states(self, observations: dict[str, Tensor]) -> Tensor:
+        """Observations as tokens of the state `[..., seen]`."""
+        return self.bins.encode(self.seen.rows(observations), slice(0, self.seen.width))
+
+    def goals(self, observations: dict[str, Tensor]) -> Tensor | None:
+        """What observations ask for, as tokens of a state `[..., seen]`; None for a model that is told no goal."""
+        return None if self.asked is None else self.bins.encode(self.asked.rows(observations), slice(0, self.seen.width))
 
 
 def values_to_go(store: Store, discount: float, penalty: float | None) -> np.ndarray:
@@ -108,22 +129,23 @@ class TtPolicy(Policy):
         held = np.where(first, 0, state["held"])
         past = torch.from_numpy(state["past"].astype(np.int64)).to(device)
         past[:, -1, dims - 2] = bins.encode(torch.from_numpy(rewards)[:, None].to(device), slice(dims - 2, dims - 1))[:, 0]
-        tokens = bins.encode(model.seen.rows({path: torch.from_numpy(v).to(device) for path, v in observations.items()}), slice(0, seen))
+        now = {path: torch.from_numpy(v).to(device) for path, v in observations.items()}
+        tokens, goal = model.states(now), model.goals(now)
         chosen = tokens.new_empty(len(tokens), model.acted.width)
         for age in np.unique(held).tolist():
             rows = np.flatnonzero(held == age)
-            chosen[rows] = self._choose(past[rows, self._kept - age :], tokens[rows], uniforms[rows])
+            chosen[rows] = self._choose(past[rows, self._kept - age :], tokens[rows], uniforms[rows], None if goal is None else goal[rows])
         numbers = bins.decode(chosen, slice(seen, dims - 2))
         transition = torch.cat([tokens, chosen, torch.zeros_like(tokens[:, :1]), torch.full_like(tokens[:, :1], bins.count - 1)], 1)
         past = torch.cat([past[:, 1:], transition[:, None]], 1)
         memory = {"past": past.cpu().numpy().astype(np.int16), "held": np.minimum(held + 1, self._kept)}
         return {path: values.cpu().numpy() for path, values in model.acted.values(numbers).items()}, memory
 
-    def _choose(self, past: Tensor, tokens: Tensor, uniforms: np.ndarray) -> Tensor:
+    def _choose(self, past: Tensor, tokens: Tensor, uniforms: np.ndarray, goal: Tensor | None) -> Tensor:
         planner, seen = self._planner, self._model.seen.width
         if self._mode != "plan":
-            return planner.act(past, tokens, None if self._mode == "mean" else torch.from_numpy(uniforms).to(tokens.device))
-        plan = planner.likely(past, tokens) if self._objective == "likelihood" else planner.plan(past, tokens, planner.numbers(uniforms))
+            return planner.act(past, tokens, None if self._mode == "mean" else torch.from_numpy(uniforms).to(tokens.device), goal)
+        plan = planner.likely(past, tokens, goal) if self._objective == "likelihood" else planner.plan(past, tokens, planner.numbers(uniforms), goal)
         return plan.tokens[:, 0, seen:-2]
 
 
@@ -156,6 +178,12 @@ class Tt(Algorithm):
     observed: int = setting(0, "only the first so many elements of an observation are seen; 0 for all", low=0)
     cells: int = setting(4, "fields, along a side, that a picture is averaged over", low=1)
     letters: int = setting(16, "bytes of a text that are seen", low=1)
+    goal: str = setting(
+        "none",
+        "the goal that is told: none, the episode's last state, or one drawn from the later ones; when acting, the observation's leaf `goal`",
+        choices=("none", "last", "later"),
+    )
+    goal_steps: int = setting(0, "a later goal is reached within so many steps; 0 for any, to the episode's end", low=0)
     objective: str = setting("reward", "what plan searches for: reward and reward-to-go, or the likelihood (imitation)", choices=("reward", "likelihood"))
     context: int = setting(5, "transitions that the planner sees, the one being written included", low=2)
     horizon: int = setting(15, "transitions of a plan", low=1)
@@ -197,7 +225,8 @@ class Tt(Algorithm):
 
     def view(self, step: int = 0) -> View:
         """Windows that begin at every time step alike."""
-        return View(self.window, weight="length", terminals=True, annotations=("value",))
+        hindsight: Literal["", "last", "later"] = "last" if self.goal == "last" else "later" if self.goal == "later" else ""
+        return View(self.window, weight="length", terminals=True, annotations=("value",), hindsight=hindsight, ahead=self.goal_steps)
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for more than one task, for more choices than bins, and for settings that do not go together."""
@@ -212,6 +241,15 @@ class Tt(Algorithm):
         for path, leaf in signature.actions.items():
             if leaf.kind not in ("tensor", "discrete"):
                 raise UserError(f"{self.name} acts with numbers and choices, but the action {path!r} is of kind {leaf.kind}")
+        if self.goal != "none":
+            if GOAL not in signature.observations or len(signature.observations) < 2:
+                raise UserError(f"--algorithm.goal {self.goal} asks for what the observation's leaf {GOAL!r} says, but there is none beside others")
+            model = TrajectoryModel(signature, self)
+            if model.asked is None or model.asked.choices != model.seen.choices:
+                raise UserError(
+                    f"--algorithm.goal {self.goal} expects the leaf {GOAL!r} to be such as the rest of the observation, which has {model.seen.width} elements"
+                )
+            return model
         return TrajectoryModel(signature, self)
 
     def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:
@@ -239,18 +277,20 @@ class Tt(Algorithm):
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
         """Weighted cross-entropy of every token of a window from those before it, a mean over the tokens of a transition (section 3.1).
 
-        Behind the end of an episode that terminated, stop tokens are learned (not without `stop`); they count into the sum, not into the weight.
+        Behind the end of an episode that terminated, stop tokens are learned (not without `stop`); they count into the sum, not into the weight. A window
+        ends where its goal is reached.
         """
         assert isinstance(model, TrajectoryModel)
-        seen = {name.removeprefix("observations/"): v for name, v in batch.items() if name.startswith("observations/")}
-        acted = {name.removeprefix("actions/"): v for name, v in batch.items() if name.startswith("actions/")}
+        seen = leaves_of(batch, "observations")
+        acted = leaves_of(batch, "actions")
         mask, rewards = batch["mask"], batch["rewards"]
         ends = batch["terminated"] & mask
         if self.termination_penalty is not None:
             rewards = torch.where(ends, self.termination_penalty, rewards)
         tokens = model.bins.encode(model.rows(seen, acted, rewards, batch["value"]))
         tokens = torch.where(mask.unsqueeze(-1), tokens, model.bins.count if self.stop else 0)
-        logits = model.net(tokens)
+        reached = leaves_of(batch, "goals")
+        logits = model.net(tokens, model.states(reached) if reached else None)
         targets = tokens.flatten(0, 1).T
         nats = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(len(targets), *mask.shape)
         counted = (mask | ends.any(1, keepdim=True) if self.stop else mask).float().expand_as(nats).clone()
@@ -290,7 +330,8 @@ class Tt(Algorithm):
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
         """`cdf` and the bodies' presets are settings of the official repository, which differ by data set; a body's default is its `medium`.
 
-        They score 15 episodes, as published, and only at the end; `--evaluations.mode mean` scores without planning.
+        They score 15 episodes, as published, and only at the end; `--evaluations.mode mean` scores without planning. `four-rooms` has settings of
+        our own: a small model that is told goals, for data of random play, acting without a search.
         """
         planned: dict[str, Any] = {"evaluations.mode": "plan", "evaluations.episodes": 1, "evaluations.final_episodes": 15}
         base = planned | {"algorithm.k_act": 0, "algorithm.cdf_act": 0.6}
@@ -299,6 +340,10 @@ class Tt(Algorithm):
         quick = {"algorithm.horizon": 5}
         narrow = {"algorithm.beams": 32}
         wide_body = body | quick | {"algorithm.batch_size": 128, "algorithm.observed": 27}
+        rooms: dict[str, Any] = {"evaluations.mode": "sample", "budget.learner_steps": 4_000, "algorithm.objective": "likelihood", "algorithm.goal": "later"}
+        small = {"goal_steps": 16, "discretiser": "uniform", "bins": 24, "window": 2, "context": 2, "width": 64, "layers": 2, "dropout": 0.0, "batch_size": 128}
+        small |= {"learning_rate": 2e-3, "warm_up_steps": 50, "decay_steps": 4_000, "reward_weight": 0.0, "value_weight": 0.0, "horizon": 3, "beams": 8}
+        rooms |= {f"algorithm.{name}": value for name, value in small.items()}
         return {
             "hopper": {"default": body, "medium-replay": body | longer},
             "halfcheetah": {"default": body | quick | narrow, "medium-expert": body | narrow},
@@ -308,6 +353,7 @@ class Tt(Algorithm):
                 "medium-replay": body | narrow | longer | {"algorithm.horizon": 20, "algorithm.k_act": 40, "algorithm.cdf_act": 0.0},
             },
             "ant": {"default": wide_body, "medium-expert": wide_body | {"algorithm.horizon": 15}},
+            "four-rooms": {"default": rooms},
             "*": {"default": planned, "cdf": base},
         }
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State
+from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State, leaves_of
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.heads import ActionHead
@@ -156,8 +156,8 @@ class Udrl(Algorithm):
         """Negative log-likelihood of the stored actions under the commands that they fulfilled (equation 1)."""
         assert isinstance(model, BehaviourFunction)
         steps = {name: value.flatten(0, 1) for name, value in batch.items()}  # windows of one step: [B, 1, ...] to [B, ...]
-        seen = {name.removeprefix("observations/"): v for name, v in steps.items() if name.startswith("observations/")}
-        actions = {name.removeprefix("actions/"): v for name, v in steps.items() if name.startswith("actions/")}
+        seen = leaves_of(steps, "observations")
+        actions = leaves_of(steps, "actions")
         parameters = model(seen, steps["returns_to_go"], steps["steps_remaining"])
         mask = steps["mask"].float()
         negative = -(model.head.log_prob(parameters, actions) * mask).sum()

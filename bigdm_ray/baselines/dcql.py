@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
-from bigdm_ray.algorithms.base import Memoryless, Mode, Policy
+from bigdm_ray.algorithms.base import Memoryless, Mode, Policy, leaves_of
 from bigdm_ray.algorithms.bc import acted_on, only_task
 from bigdm_ray.baselines.base import Baseline, follow
 from bigdm_ray.baselines.offline import descend, frozen
@@ -101,9 +101,8 @@ class Dcql(Baseline):
     def update(self, model: nn.Module, optimizers: dict[str, torch.optim.Optimizer], batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """One step on the penalised error; the slow copy follows."""
         assert isinstance(model, DcqlModel)
-        seen, after = (
-            {name.removeprefix(group): v[:, 0] for name, v in batch.items() if name.startswith(group)} for group in ("observations/", "next_observations/")
-        )
+        steps = {name: values[:, 0] for name, values in batch.items()}
+        seen, after = leaves_of(steps, "observations"), leaves_of(steps, "next_observations")
         taken = batch[f"actions/{model.path}"].reshape(-1, 1).long()
         with torch.no_grad():
             best = model.online(after).argmax(1, keepdim=True)

@@ -1,10 +1,10 @@
 """Beam search over the tokens of a TrajectoryTransformer (Janner, Li, Levine 2021, section 3.2, algorithm 1).
 
-Two uses: the plan with the highest reward and reward-to-go (offline reinforcement learning, `Planner.plan`), and the most
-likely continuation (imitation, `Planner.likely`). The rules are those of the paper's official implementation (jannerm/trajectory-transformer,
-trajectory/search): the model sees `context` transitions, the one being written included, so when a new one begins the oldest
-leaves and the places of all others move by one; cached keys are worth nothing then, for places are embedded. What remains to be saved is
-saved without changing what is computed:
+Three uses: the plan with the highest reward and reward-to-go (offline reinforcement learning, `Planner.plan`), the most likely
+continuation (imitation, `Planner.likely`), and either for a network that is told a goal (goal-reaching). The rules are those of the paper's
+official implementation (jannerm/trajectory-transformer, trajectory/search): the model sees `context` transitions, the one being written included,
+so when a new one begins the oldest leaves and the places of all others move by one; cached keys are worth nothing then, for places are
+embedded. What remains to be saved is saved without changing what is computed:
 
 - windows of all beams and environments are encoded as a tree, in which what begins alike is computed once: an
   environment's own past once for all its beams, beams that agree once, ancestors once for all their descendants;
@@ -157,7 +157,12 @@ class Encoder:
     @property
     def _places(self) -> Tensor:
         assert self.net.transformer.table is not None
-        return self.net.transformer.table
+        return self.net.transformer.table[self.net.goal :]
+
+    @property
+    def _goal_places(self) -> Tensor:
+        assert self.net.transformer.table is not None
+        return self.net.transformer.table[: self.net.goal]
 
     def placed(self, tokens: Tensor, dim: int, place: int) -> Tensor:
         """One token of each row `[...]`, of dimension `dim`, with its place: `[..., width]`."""
@@ -169,27 +174,33 @@ class Encoder:
             self._masks[own, before] = torch.ones(own, before + own, dtype=torch.bool, device=self._places.device).tril(before)
         return self._masks[own, before]
 
-    def trunk(self, past: Tensor, state: Tensor | None, room: int) -> tuple[Trunk, Tensor]:
-        """Encode windows of transitions `[n, m, dims]`, and where it is given the state `[n, seen]` that follows.
+    def trunk(self, past: Tensor, state: Tensor | None, room: int, goal: Tensor | None = None) -> tuple[Trunk, Tensor]:
+        """Encode windows of transitions `[n, m, dims]`, and where it is given the state `[n, seen]` that follows, behind goals `[n, goal]`.
 
         Returns what is different among them, with `room` more slots, and which of it each of the n rows is `[n]`. Without
         a state the last output is that of the last value token, which predicts the next state. The trunk's memory is used again
         by the next one that is encoded.
         """
         net, m = self.net, past.shape[1]
+        if (0 if goal is None else goal.shape[1]) != net.goal:
+            raise ValueError(f"a goal of {net.goal} tokens is expected, but {'none' if goal is None else goal.shape[1]} is given")
         each = net.dims - 1  # a transition without its value
         tail, dim, place = (past[:, -1, -1:], each, net.dims * m - 1) if state is None else (state, 0, net.dims * m)
         tree: list[Tensor] = []  # for each level, which row of the level before comes before
         parts: list[Tensor] = []
         which = torch.zeros(len(past), dtype=torch.int64, device=past.device)
-        for k, tokens in enumerate((*past[:, :, :-1].unbind(1), tail)):
+        goals = [] if goal is None else [goal]
+        for k, tokens in enumerate((*goals, *past[:, :, :-1].unbind(1), tail), -len(goals)):
             rows, which = torch.unique(torch.cat([which[:, None], tokens], 1), dim=0, return_inverse=True)
             begin, start = (dim, place) if k == m else (0, net.dims * k)
             count = tokens.shape[1]
             tree.append(rows[:, 0])
-            parts.append(net.embed(rows[:, 1:], slice(begin, begin + count)) + self._places[start : start + count])
+            if k < 0:
+                parts.append(net.embed_goal(rows[:, 1:]) + self._goal_places)
+            else:
+                parts.append(net.embed(rows[:, 1:], slice(begin, begin + count)) + self._places[start : start + count])
         keep = 0 if state is None else state.shape[1]
-        trunk = Trunk([], [], parts[-1], each * m + keep)
+        trunk = Trunk([], [], parts[-1], net.goal + each * m + keep)
         x = torch.cat([part.flatten(0, 1) for part in parts])
         rows_of = [len(part) for part in parts]
         as_before = not keep and rows_of[-1] == rows_of[-2] and bool((tree[-1] == torch.arange(rows_of[-1], device=x.device)).all())
@@ -320,19 +331,23 @@ class Planner:
         return parts[0] if len(parts) == 1 else Plan(torch.cat([part.tokens for part in parts]), torch.cat([part.score for part in parts]))
 
     @torch.inference_mode()
-    def plan(self, past: Tensor, state: Tensor, numbers: Numbers) -> Plan:
+    def plan(self, past: Tensor, state: Tensor, numbers: Numbers, goal: Tensor | None = None) -> Plan:
         """The plan with the highest sum of discounted rewards, and value after its last step.
 
         `past [n, m, dims]` are the last transitions as tokens, of which at most `context` - 1 are looked at, `state [n, seen]` the
-        current state. Candidate c of a row continues its beam c modulo `beams`.
+        current state, `goal [n, goal]` what a network with goals is told. Candidate c of a row continues its beam c modulo `beams`.
         """
-        return self._in_parts(lambda part: self._plan(past[part], state[part], {k: v[part] for k, v in numbers.items()}), len(state), state.device)
 
-    def _plan(self, past: Tensor, state: Tensor, numbers: Numbers) -> Plan:
+        def search(part: slice) -> Plan:
+            return self._plan(past[part], state[part], {k: v[part] for k, v in numbers.items()}, None if goal is None else goal[part])
+
+        return self._in_parts(search, len(state), state.device)
+
+    def _plan(self, past: Tensor, state: Tensor, numbers: Numbers, goal: Tensor | None) -> Plan:
         search, encoder = self.search, self.encoder
         n, beams = len(state), search.beams
         window = self._window(past)
-        trunk, which = encoder.trunk(window, state, 0)
+        trunk, which = encoder.trunk(window, state, 0, goal)
         trunk = trunk.take(which)
         states = state[:, None].expand(n, beams, self.seen)
         plans = state.new_zeros(n, beams, 0, self.net.dims)
@@ -349,7 +364,7 @@ class Planner:
                 break
             earned = earned.gather(1, best)
             window = self._window(torch.cat([_rows(window, best % beams), plans[:, :, -1:]], 2))
-            trunk, which = encoder.trunk(window.flatten(0, 1), None, self.seen)
+            trunk, which = encoder.trunk(window.flatten(0, 1), None, self.seen, _each(goal, beams))
             chance = None
             if search.k_obs != 1:  # beams that agree may go on to different states
                 trunk, which = trunk.take(which), torch.arange(n * beams, device=which.device)
@@ -420,14 +435,14 @@ class Planner:
         return torch.stack(tokens, 1)
 
     @torch.inference_mode()
-    def likely(self, past: Tensor, state: Tensor) -> Plan:
+    def likely(self, past: Tensor, state: Tensor, goal: Tensor | None = None) -> Plan:
         """The most likely continuation for `horizon` transitions under the filtered distributions; its score is the log-probability in nats.
 
         Token by token the `beams` most likely sequences are kept. Arguments as in `plan`.
         """
-        return self._in_parts(lambda part: self._likely(past[part], state[part]), len(state), state.device)
+        return self._in_parts(lambda part: self._likely(past[part], state[part], None if goal is None else goal[part]), len(state), state.device)
 
-    def _likely(self, past: Tensor, state: Tensor) -> Plan:
+    def _likely(self, past: Tensor, state: Tensor, goal: Tensor | None) -> Plan:
         search, net, encoder = self.search, self.net, self.encoder
         n = len(state)
         window = self._window(past).unsqueeze(1)
@@ -435,7 +450,7 @@ class Planner:
         total = self.middles.new_zeros(n, 1)
         for t in range(search.horizon):
             place = window.shape[2]
-            trunk, which = encoder.trunk(window.flatten(0, 1), state if t == 0 else None, net.dims)
+            trunk, which = encoder.trunk(window.flatten(0, 1), state if t == 0 else None, net.dims, _each(goal, window.shape[1]))
             trunk = trunk.take(which)
             written = state[:, None] if t == 0 else state.new_zeros(n, window.shape[1], 0)
             for dim in range(written.shape[2], net.dims):
@@ -462,10 +477,39 @@ class Planner:
         return Plan(_rows(plans, best[:, None])[:, 0], score)
 
     @torch.inference_mode()
-    def act(self, past: Tensor, state: Tensor, uniforms: Tensor | None) -> Tensor:
+    def follow(self, past: Tensor, state: Tensor, actions: Tensor, goal: Tensor | None = None) -> Tensor:
+        """States `[n, H, seen]` that the network predicts to come of H actions given as tokens `[n, H, acted]`, each from those predicted before.
+
+        Open loop: nothing of what truly happens is seen. States, rewards and values are the most likely tokens. Other arguments as in `plan`.
+        """
+        net, encoder = self.net, self.encoder
+        window, states = self._window(past), []
+        for taken in actions.unbind(1):
+            place = window.shape[1]
+            trunk, which = encoder.trunk(window, state, net.dims, goal)
+            trunk = trunk.take(which)
+            written = [*state.unbind(1), *taken.unbind(1)]
+            for dim in range(self.seen, net.dims):
+                if dim >= net.dims - 2:
+                    written.append(net.logits(trunk.last, dim)[..., :-1].argmax(-1))
+                if dim < net.dims - 1:
+                    encoder.step(trunk, encoder.placed(written[dim], dim, net.dims * place + dim))
+            window = self._window(torch.cat([window, torch.stack(written, 1).unsqueeze(1)], 1))
+            trunk, which = encoder.trunk(window, None, self.seen, goal)
+            tokens: list[Tensor] = []
+            trunk = trunk.take(which)
+            for dim in range(self.seen):
+                tokens.append(net.logits(trunk.last, dim)[..., :-1].argmax(-1))
+                encoder.step(trunk, encoder.placed(tokens[-1], dim, net.dims * window.shape[1] + dim))
+            state = torch.stack(tokens, 1)
+            states.append(state)
+        return torch.stack(states, 1)
+
+    @torch.inference_mode()
+    def act(self, past: Tensor, state: Tensor, uniforms: Tensor | None, goal: Tensor | None = None) -> Tensor:
         """An action without a plan: tokens `[n, acted]` drawn one after the other with `uniforms [n, acted]`, or the most likely ones."""
         window = self._window(past)
-        trunk, which = self.encoder.trunk(window, state, self.acted)
+        trunk, which = self.encoder.trunk(window, state, self.acted, goal)
         trunk = trunk.take(which)
         tokens = []
         for j in range(self.acted):
@@ -480,6 +524,11 @@ class Planner:
 def _rows(values: Tensor, chosen: Tensor) -> Tensor:
     """`[n, b, ...]` at `chosen [n, c]`: `[n, c, ...]`."""
     return values[torch.arange(len(values), device=values.device)[:, None], chosen]
+
+
+def _each(goal: Tensor | None, beams: int) -> Tensor | None:
+    """The goal of each row `[n, goal]` for each of its beams `[n * beams, goal]`."""
+    return None if goal is None else goal.repeat_interleave(beams, 0)
 
 
 def _grown(trunk: Trunk, parents: Tensor) -> tuple[Trunk, Tensor]:

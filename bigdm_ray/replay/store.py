@@ -255,17 +255,23 @@ class Store:
         `turn` counts draws: a store that draws from some of its shards at a time knows from it which.
         """
         positions, steps = self._rows(view, rng, size, turn)
+        reached = view.reached(steps, self.table.lengths[positions], rng)
         share = slice(rank * size // world, (rank + 1) * size // world)
-        positions, steps = positions[share], steps[share]
+        positions, steps, reached = positions[share], steps[share], reached[share]
         lengths = self.table.lengths[positions]
         timesteps, mask = view.span(steps, lengths)
+        mask &= timesteps < reached[:, None]
         windows = self._fetch(view, positions, timesteps)
         noted = {name: self._annotations[name].take(self._starts[positions][:, None] + timesteps) for name in view.annotations}
         if not mask.all():
             for values in (*leaves_of(windows), *noted.values()):
                 values[~mask] = 0
         ends = mask & self._terminated[positions][:, None] & (timesteps == lengths[:, None] - 1) if view.terminals else None
-        return replace(windows, mask=mask, timesteps=np.where(mask, timesteps, 0), annotations=noted, terminated=ends)
+        goals = {}
+        if view.hindsight:
+            after = self._fetch(View(stack=view.stack, next_observation=True), positions, reached[:, None] - 1).next_observations
+            goals = {path: values[:, 0] for path, values in after.items()}
+        return replace(windows, mask=mask, timesteps=np.where(mask, timesteps, 0), annotations=noted, terminated=ends, goals=goals)
 
     def _rows(self, view: View, rng: np.random.Generator, size: int, turn: int) -> tuple[np.ndarray, np.ndarray]:
         """The episodes (positions in the table) and steps that are drawn."""

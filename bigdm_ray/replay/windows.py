@@ -34,6 +34,9 @@ class View:
     terminals  add whether the episode terminated at each step: what bootstrapping stops at. A time limit is no termination
     annotations  columns to add that the algorithm has computed itself (`Store.annotate`)
     among       only the steps at which this annotation is above 0, each alike
+    hindsight   add what was observed later in the episode, as a goal that was reached: at its end (`last`), or at a step drawn uniformly
+               from those behind the drawn one (`later`), of which the first `ahead` count where it is not 0. Steps from the goal on are left out
+               of the window
     """
 
     length: int = 1
@@ -48,6 +51,8 @@ class View:
     terminals: bool = False
     annotations: tuple[str, ...] = ()
     among: str = ""
+    hindsight: Literal["", "last", "later"] = ""
+    ahead: int = 0
 
     def __post_init__(self) -> None:
         unknown = set(self.columns) - set(DERIVED)
@@ -82,6 +87,14 @@ class View:
             steps = flat - (ends[chosen] - lengths[chosen])
         return (chosen if among is None else among[chosen]), steps
 
+    def reached(self, steps: np.ndarray, lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """At which observation the goal of each drawn step is reached `[B]` int64, from the next to the episode's last; without hindsight the last."""
+        if self.hindsight != "later":
+            return lengths
+        left = lengths - steps
+        reached: np.ndarray = steps + 1 + (rng.random(len(steps)) * (np.minimum(left, self.ahead) if self.ahead else left)).astype(np.int64)
+        return reached
+
     def span(self, steps: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The time steps of each window `[B, K]` int64, clipped into the episode, and the mask `[B, K]` of real ones."""
         if self.length == 1:
@@ -111,6 +124,7 @@ class Windows:
     next_observations: dict[str, np.ndarray] = field(default_factory=dict)
     annotations: dict[str, np.ndarray] = field(default_factory=dict)  # float32
     terminated: np.ndarray | None = None  # bool, where the view asks for it
+    goals: dict[str, np.ndarray] = field(default_factory=dict)  # observations that were reached later `[B, ...]`, where the view asks for them
 
 
 def stacked_steps(timesteps: np.ndarray, stack: int) -> np.ndarray:

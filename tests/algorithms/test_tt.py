@@ -147,7 +147,8 @@ def test_the_memory_is_the_last_transitions_as_tokens(store, monkeypatch):
     policy = algorithm.policy(model, "plan")
     given = []
 
-    def plan(past, state, numbers):
+    def plan(past, state, numbers, goal):
+        assert goal is None
         given.append((past.clone(), state.clone()))
         tokens = torch.zeros(len(state), 1, 6, dtype=torch.int64)
         tokens[:, 0, 3] = len(given) % 4
@@ -201,7 +202,7 @@ def test_presets_are_the_published_settings():
     known = Tt.presets()
     assert known["halfcheetah"]["default"]["algorithm.horizon"] == 5 and known["halfcheetah"]["default"]["algorithm.beams"] == 32
     assert known["walker2d"]["medium-replay"]["algorithm.k_act"] == 40 and known["walker2d"]["medium-replay"]["algorithm.cdf_act"] == 0
-    assert all(values["algorithm.termination_penalty"] == -100 for task, named in known.items() if task != "*" for values in named.values())
+    assert all(values["algorithm.termination_penalty"] == -100 for task, named in known.items() if task not in ("*", "four-rooms") for values in named.values())
     plain = Tt()
     assert (plain.bins, plain.context, plain.horizon, plain.beams * plain.expansions, plain.k_obs, plain.k_act) == (100, 5, 15, 256, 1, 20)
 
@@ -218,3 +219,60 @@ def test_planning_does_better_than_the_data(tmp_path):
     planned, imitated = (evaluate(algorithm.policy(model, mode), task, {}, 20, 1, "final", 0).returns.mean() for mode in ("plan", "sample"))
     assert planned > 1.8 * store.table.returns.mean()
     assert imitated < 1.5 * store.table.returns.mean(), "without a plan it does what the data does"
+
+
+# --- goals
+
+
+def test_the_goal_is_what_the_episode_reaches_and_what_the_observation_asks_for(tmp_path):
+    """In training the goal's tokens are those of a later position, when acting those of the leaf `goal`, which is no part of the state."""
+    store, signature = stored(tmp_path, "four-rooms", 6), find_task("four-rooms").signature()
+    algorithm = small(Tt, goal="last", window=3, bins=30)
+    torch.manual_seed(0)
+    model = algorithm.build({"four-rooms": signature}).eval()
+    windows, batch = drawn(algorithm, model, store, 20)
+    assert model.seen.width == 2 and model.net.dims == 6 and model.net.goal == 2
+    given = []
+    forward = model.net.forward
+    model.net.forward = lambda tokens, goal: given.append(goal) or forward(tokens, goal)
+    algorithm.loss(model, batch, 0)
+    ends = [store.episode(i).observations["position"][-1] for i in range(6)]
+    assert all((windows.goals["position"] == e).all(1).any() for e in ends) and all((g == ends).all(1).any() for g in windows.goals["position"])
+    assert given[0].tolist() == model.bins.encode(torch.from_numpy(windows.goals["position"]), slice(0, 2)).tolist()
+    place = np.float32([[0.3, 0.3], [0.3, 0.3]])
+    asked = {"position": place, "goal": np.float32([[0.3, 0.3], [-0.9, 0.9]])}
+    for objective, mode in (("likelihood", "plan"), ("reward", "plan"), ("likelihood", "mean"), ("likelihood", "sample")):
+        policy = small(Tt, goal="last", window=3, bins=30, objective=objective).policy(model, mode)
+        policy._planner.encoder.trunk = lambda past, state, room, goal, was=policy._planner.encoder.trunk: (
+            given.append((state, goal)) or was(past, state, room, goal)
+        )
+        policy.act(policy.start(2), asked, np.zeros(2, np.float32), {}, np.ones(2, bool), np.full((2, policy.uniforms), 0.5, np.float32))
+    for state, goal in (pair for pair in given[1:] if pair[0] is not None):
+        assert state.tolist() == goal[:1].expand(2, 2).tolist() and goal[0].tolist() != goal[1].tolist()
+
+
+def test_goals_that_cannot_be_told_are_refused():
+    place, other = Leaf("tensor", (2,), "float32"), Leaf("tensor", (3,), "float32")
+    for seen, words in (
+        ({"": place}, "there is none beside others"),
+        ({"goal": place}, "there is none"),
+        ({"goal": place, "position": other}, "has 3 elements"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Tt(goal="later").build({"t": Signature(seen, SIGNATURE.actions)})
+    plain = Tt(layers=1, width=8, heads=1).build({"t": Signature({"goal": place, "position": other}, SIGNATURE.actions)})
+    assert plain.seen.width == 5 and plain.net.goal == 0, "without --algorithm.goal it is a leaf as any other"
+
+
+@pytest.mark.slow
+def test_goals_are_reached_after_undirected_data(tmp_path):
+    """Random play reaches a fifth of its goals; the model learns from where it went, whatever it was asked for."""
+    task = find_task("four-rooms")
+    store = stored(tmp_path, "four-rooms", 600)
+    flags = {"goal": "later", "goal_steps": 16, "discretiser": "uniform", "bins": 24, "window": 2, "width": 48, "layers": 2, "heads": 4, "learning_rate": 2e-3}
+    algorithm = small(Tt, **flags, objective="likelihood", reward_weight=0.0, value_weight=0.0, batch_size=128)
+    learner = Learner(algorithm, {"four-rooms": task.signature()}, 1)
+    learner.update({"four-rooms": store}, 700)
+    assert store.table.returns.mean() < 0.3
+    score = evaluate(algorithm.policy(learner.model.eval(), "sample"), task, {}, 50, 1, "final", 0)
+    assert score.returns.mean() > 0.65

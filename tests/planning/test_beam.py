@@ -297,3 +297,63 @@ def test_rows_of_a_trunk_are_moved_in_place():
     past, state = given(3, 2)
     found = p.likely(past, state)
     assert found.tokens.shape == (3, 4, DIMS) and (found.score.diff() != 0).all()
+
+
+# --- goals
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("context", [2, 3])
+def test_with_a_goal_too_the_most_likely_tokens_are_those_of_full_forward_passes(context):
+    """One beam, three environments with goals of their own, a longer plan than the context: every token is the argmax of the whole network."""
+    torch.manual_seed(3)
+    net = TrajectoryTransformer([0] * DIMS, BINS, 4, 16, 2, 2, goal=SEEN).eval()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.4)
+    net.requires_grad_(False)
+    searcher = planner(net, beams=1, horizon=4, context=context, k_act=0)
+    past, state = given(3, 1)
+    goals = torch.tensor([[0, 1, 2], [8, 8, 8], [0, 1, 2]])
+    plan = searcher.likely(past, state, goals).tokens
+    for i in range(3):
+        sequence = [*past[i].flatten().tolist(), *state[i].tolist()]
+        while len(sequence) < DIMS * 5:
+            here = cropped(sequence, context)
+            k = len(here) // DIMS + 1
+            tokens = torch.zeros(1, k * DIMS, dtype=torch.int64)
+            tokens[0, : len(here)] = torch.tensor(here)
+            logits = net(tokens.view(1, k, DIMS), goals[i : i + 1]).view(DIMS, k, BINS + 1)[len(here) % DIMS, len(here) // DIMS]
+            if DIMS <= len(sequence) < DIMS + SEEN + ACTED:
+                logits[BINS] = -torch.inf  # the first action is no stop token
+            sequence.append(int(logits.argmax()))
+        assert plan[i].flatten().tolist() == sequence[DIMS:]
+    assert searcher.act(past, state, None, goals).tolist() == plan[:, 0, SEEN : SEEN + ACTED].tolist()
+    assert searcher.likely(past, state, goals).score[0] != searcher.likely(past[:1], state[:1], goals[1:2]).score[0], "the goal is looked at"
+    numbers = searcher.numbers(np.random.default_rng(0).random((3, 2), np.float32))
+    together = searcher.plan(past, state, numbers, goals)
+    alone = searcher.plan(past[1:2], state[1:2], {k: v[1:2] for k, v in numbers.items()}, goals[1:2])
+    assert together.tokens[1].tolist() == alone.tokens[0].tolist()
+
+
+def test_a_goal_is_told_to_networks_that_expect_one_only():
+    past, state = given(1, 1)
+    for goal, told in ((0, torch.zeros(1, SEEN, dtype=torch.int64)), (SEEN, None)):
+        with pytest.raises(ValueError, match="goal"):
+            planner(TrajectoryTransformer([0] * DIMS, BINS, 4, 16, 2, 2, goal=goal).eval()).act(past, state, None, told)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("m", [0, 1, 3])
+def test_open_loop_predictions_are_those_of_full_forward_passes(m):
+    net = network()
+    searcher = planner(net)
+    past, state = given(2, m)
+    actions = torch.randint(0, 3, (2, 5, ACTED), generator=torch.Generator().manual_seed(1))
+    states = searcher.follow(past, state, actions)
+    for i in range(2):
+        sequence = [*past[i].flatten().tolist(), *state[i].tolist()]
+        for t in range(5):
+            sequence += actions[i, t].tolist()
+            for _ in range(2 + SEEN):
+                sequence.append(int(logits_after(net, sequence, searcher.search.context)[:-1].argmax()))
+            assert states[i, t].tolist() == sequence[-SEEN:]

@@ -11,6 +11,7 @@ from making import episode, same_windows
 
 from bigdm_ray.replay import Retention, Store, View, Windows
 from bigdm_ray.replay import store as stores
+from bigdm_ray.training.streams import rng
 
 LENGTHS = [5, 1, 12, 3, 7, 2, 9]
 KINDS = ["vector", "image", "nested", "volume"]
@@ -269,3 +270,44 @@ def test_a_store_that_cannot_write_sidecars_draws_all_the_same(tmp_path, monkeyp
     monkeypatch.setattr(stores.np, "save", full)
     same_windows(expected, store.draw(view, np.random.default_rng(0), 30))
     assert not list(tmp_path.glob(".*"))
+
+
+# --- hindsight
+
+
+@pytest.mark.parametrize("kind", ["vector", "image"])
+@pytest.mark.parametrize("flat", [1 << 20, 0])
+def test_goals_of_hindsight_are_what_the_episode_saw_later(tmp_path, kind, flat):
+    store = Store(tmp_path, flat_bytes=flat)
+    episodes = [episode(i, length, kind=kind) for i, length in enumerate((1, 5, 9))]
+    store.add(episodes)
+    last = store.draw(View(3, weight="length", hindsight="last"), rng(0, "draw", 0), 50)
+    plain = store.draw(View(3, weight="length"), rng(0, "draw", 0), 50)
+    same_windows(last, plain)
+    later = store.draw(View(3, weight="length", hindsight="later"), rng(0, "draw", 0), 500)
+    path = "" if kind == "vector" else "joints"
+    distances = []
+    for windows in (last, later):
+        for i, goal in enumerate(windows.goals[path]):
+            begin = windows.observations[path][i, 0]
+            (e,) = [e for e in episodes if (e.observations[path][:-1] == begin).all(1).any()]
+            at = int(np.flatnonzero((e.observations[path] == goal).all(1))[0])
+            steps = at - int(windows.timesteps[i, 0])
+            assert windows.mask[i].sum() == min(3, steps) and steps >= 1
+            assert windows is later or at == e.length
+            for leaf, values in windows.goals.items():
+                np.testing.assert_array_equal(values[i], e.observations[leaf][at])
+            if windows is later and e.length == 9 and windows.timesteps[i, 0] == 0:
+                distances.append(steps)
+    assert set(distances) == set(range(1, 10)), "every later step, the last observation too"
+    near = store.draw(View(9, weight="length", hindsight="later", ahead=3), rng(0, "draw", 0), 500)
+    assert set(near.mask.sum(1).tolist()) == {1, 2, 3}
+
+
+def test_every_rank_draws_its_share_of_the_same_goals(tmp_path):
+    store = Store(tmp_path)
+    store.add([episode(i, 5 + i) for i in range(4)])
+    view = View(2, hindsight="later")
+    whole, *parts = (store.draw(view, rng(0, "draw", 3), 10, rank, world) for rank, world in ((0, 1), (0, 2), (1, 2)))
+    np.testing.assert_array_equal(whole.goals[""], np.concatenate([part.goals[""] for part in parts]))
+    np.testing.assert_array_equal(whole.mask, np.concatenate([part.mask for part in parts]))
