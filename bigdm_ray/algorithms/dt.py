@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -279,6 +279,7 @@ class Dt(Algorithm):
     )
     timesteps: int = setting(1000, "steps of an episode that have an embedding; later ones share the last", low=1)
     frame_stack: int = setting(1, "frames of an image observation that make one state", low=1, high=64)
+    whole_episodes: bool = setting(False, "windows begin at the first step of an episode, for contexts that hold whole episodes")
     batch_size: int = setting(64, "windows drawn for one learner step", low=1)
     optimizer: str = setting("adamw", "AdamW, or LAMB as in ODT", choices=("adamw", "lamb"))
     learning_rate: float = setting(1e-4, "learning rate after the warm-up", above=0, high=1)
@@ -317,8 +318,9 @@ class Dt(Algorithm):
         return "episode_return" if self.delayed_reward else "returns_to_go"
 
     def view(self, step: int = 0) -> View:
-        """Windows that begin at any step of any episode, each alike; what hangs over the end is padding."""
-        return View(self.context, "length", columns=(self._column,), best=self.best_fraction, stack=self.frame_stack)
+        """Windows that begin at any step of any episode, each alike, or with whole episodes; what hangs over the end is padding."""
+        weight: Literal["length", "whole"] = "whole" if self.whole_episodes else "length"
+        return View(self.context, weight, columns=(self._column,), best=self.best_fraction, stack=self.frame_stack)
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for more than one task, and for `stochastic` where actions are not continuous and bounded."""
@@ -457,7 +459,7 @@ class Dt(Algorithm):
         for game, target in games.items():
             more = {"context": 50, "batch_size": 512, "warm_up_steps": 1, "cosine_steps": 5_859} if game == "pong" else {}
             found[game] = {"default": _flags(atari | more | {"target_return": target})}
-        door = {"context": 120, "timesteps": 120, "return_scale": 1.0, "target_return": 1.0}
+        door = {"context": 120, "timesteps": 120, "return_scale": 1.0, "target_return": 1.0, "whole_episodes": True}
         found["key-to-door"] = {"default": _flags(door)}
         found["*"] = {"online": _flags(odt) | MEAN}
         return found

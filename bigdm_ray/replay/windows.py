@@ -22,7 +22,7 @@ class View:
     """How windows are drawn.
 
     length     K steps a window
-    weight     `episode`: every episode alike, then a step uniformly; `length`: every step alike
+    weight     `episode`: every episode alike, then a step uniformly; `length`: every step alike; `whole`: every episode alike, from its first step
     anchor     the drawn step is the window's first (`start`) or last (`end`) one
     pad        the side on which steps outside the episode are left empty
     columns    derived columns to add: `returns_to_go` (sum of rewards from this step on, added up in float64),
@@ -40,7 +40,7 @@ class View:
     """
 
     length: int = 1
-    weight: Literal["episode", "length"] = "episode"
+    weight: Literal["episode", "length", "whole"] = "episode"
     anchor: Literal["start", "end"] = "start"
     pad: Literal["left", "right"] = "right"
     columns: tuple[str, ...] = ()
@@ -77,9 +77,9 @@ class View:
         lengths = table.lengths if among is None else table.lengths[among]
         if len(lengths) == 0:
             raise ValueError("no episode may be drawn: the store is empty, or none passes the view's `best` and `above`")
-        if self.weight == "episode":
+        if self.weight != "length":
             chosen = rng.integers(0, len(lengths), size)
-            steps = (rng.random(size) * lengths[chosen]).astype(np.int64)
+            steps = (rng.random(size) * lengths[chosen] * (self.weight == "episode")).astype(np.int64)
         else:
             ends = table.ends if among is None else np.cumsum(lengths)
             flat = rng.integers(0, ends[-1], size)

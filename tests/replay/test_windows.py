@@ -82,3 +82,10 @@ def test_stacks_repeat_the_first_frame_and_lie_oldest_first():
     assert stacked_steps(np.array([0, 1, 5]), 3).tolist() == [[0, 0, 0], [0, 0, 1], [3, 4, 5]]
     frames = np.arange(2 * 3 * 2 * 1 * 1).reshape(2, 3, 2, 1, 1)
     assert merge_stack(frames).reshape(2, 6).tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+
+
+def test_whole_episodes_are_drawn_from_their_first_step_each_alike():
+    table = Table(np.array([[i, 0, 0] for i in range(3)], np.int64), np.zeros(3), np.array([2, 9, 40]))
+    positions, steps = View(length=40, weight="whole").rows(table, np.random.default_rng(0), 3000)
+    assert (steps == 0).all()
+    np.testing.assert_allclose(np.bincount(positions) / 3000, 1 / 3, atol=0.04)
