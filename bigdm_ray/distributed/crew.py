@@ -106,9 +106,10 @@ class RayCrew:
         self._ledger.stored(receipt.shards)
 
     def learned(self, progress: Progress, weights_ref: Any) -> None:
-        """Note an answered update."""
+        """Note an answered update; one that a later one has overtaken brings no news."""
         self.learners.answered()
-        self._step, self._weights_ref = progress.step, weights_ref
+        if progress.step >= self._step:
+            self._step, self._weights_ref = progress.step, weights_ref
 
     def learners_lost(self, generation: int, error: BaseException) -> None:
         """Make the learners anew, unless that is done; they know nothing, so they are told all. Raises what is no death."""

@@ -225,8 +225,8 @@ class Session:
             self._means.add(means, len(round.added))
 
     def learned(self, progress: Progress) -> None:
-        """Note where the learner stands."""
-        self.counters.learner_step = progress.step
+        """Note where the learner stands. Answers of calls in flight may come in any order; only `rolled_back` takes steps back."""
+        self.counters.learner_step = max(self.counters.learner_step, progress.step)
         self.counters.learn_s += progress.busy_s
         self.counters.learned += progress.steps
         if progress.steps:
