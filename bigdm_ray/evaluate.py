@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from bigdm_ray.algorithms.base import Mode, Policy
+from bigdm_ray.algorithms.dt import Dt
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.envs.task import Task
 from bigdm_ray.errors import RunFailed, UserError
@@ -69,9 +70,9 @@ def command_of(loaded: Loaded, desired_return: float | None = None, desired_hori
 def policy_of(loaded: Loaded, mode: str, cached: bool | None = None) -> tuple[Policy, str]:
     """How the network acts, and the mode with `own` resolved. Raises UserError for a mode or a cache that the algorithm lacks."""
     if cached is not None:
-        if not hasattr(loaded.run.algorithm, "cached"):
+        if not isinstance(loaded.run.algorithm, Dt):
             raise UserError(f"the {loaded.run.algorithm.name} policy of {loaded.folder} has no cache; leave --cached out")
-        algorithm = dataclasses.replace(loaded.run.algorithm, cached=cached)  # type: ignore[call-arg]
+        algorithm = dataclasses.replace(loaded.run.algorithm, cached=cached)
         loaded = dataclasses.replace(loaded, run=dataclasses.replace(loaded.run, algorithm=algorithm))
     resolved = loaded.run.evaluations.mode if mode == "own" else mode
     torch.set_num_threads(loaded.run.machines.threads)
@@ -94,7 +95,7 @@ def score(loaded: Loaded, asked: Asked) -> dict[str, Any]:
         "weights": asked.weights,
         "version": list(loaded.version),
         "mode": mode,
-        "cached": bool(getattr(loaded.run.algorithm, "cached", False)) if asked.cached is None else asked.cached,
+        "cached": asked.cached if asked.cached is not None else isinstance(loaded.run.algorithm, Dt) and loaded.run.algorithm.cached,
         "seed": seed,
         "command": command,
         **result.summary(loaded.task),
@@ -176,7 +177,7 @@ def record(loaded: Loaded, report: dict[str, Any], path: Path, episodes: int = V
 
     The frames are those after each step. Raises RunFailed where an episode cannot be played or written.
     """
-    policy, _ = policy_of(loaded, report["mode"], report["cached"] if hasattr(loaded.run.algorithm, "cached") else None)
+    policy, _ = policy_of(loaded, report["mode"], report["cached"] if isinstance(loaded.run.algorithm, Dt) else None)
     task, seed = loaded.task, report["seed"]
     returns: list[float] = []
     env = task.video_env(derived_seed(seed, "video environments"))

@@ -21,6 +21,7 @@ import dataclasses
 import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -284,13 +285,18 @@ def sweep(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
     }
 
 
-def data_best(loaded: Loaded) -> float | None:
-    """The best return of the dataset that a run learned from, where it still lies there."""
-    before = loaded.run.start
-    origin = read_run(Path(before.folder)).dataset if before and (Path(before.folder) / "run.json").is_file() else loaded.run.dataset
-    if origin is None or not (Path(origin.folder) / CARD).is_file():
+def dataset_of(run: Run) -> Dataset | None:
+    """The dataset that a run learned from, where it still lies there."""
+    if run.dataset is None or not (Path(run.dataset.folder) / CARD).is_file():
         return None
-    return float(Dataset.open(Path(origin.folder)).store(0).table.returns.max())
+    return Dataset.open(Path(run.dataset.folder))
+
+
+def data_best(loaded: Loaded) -> float | None:
+    """The best return of the dataset that a run, or the one that it started from, learned from."""
+    before = loaded.run.start
+    dataset = dataset_of(read_run(Path(before.folder)) if before and (Path(before.folder) / "run.json").is_file() else loaded.run)
+    return None if dataset is None else float(dataset.store(0).table.returns.max())
 
 
 def point(command: dict[str, float], returns: np.ndarray) -> dict[str, Any]:
@@ -383,12 +389,13 @@ def predict(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
     Errors are root mean squares over the elements of the state, each in units of its standard deviation over the dataset; `still` is the
     error of a prediction that nothing moves. Raises UserError for a run that is no tt run, or whose dataset is gone.
     """
-    model, algorithm, origin = loaded.model, loaded.run.algorithm, loaded.run.dataset
+    model, algorithm, dataset = loaded.model, loaded.run.algorithm, dataset_of(loaded.run)
     if not isinstance(model, TrajectoryModel) or not isinstance(algorithm, Tt):
         raise UserError(f"the {algorithm.name} policy of {loaded.folder} predicts no states to draw; a tt run is expected")
-    if origin is None or not (Path(origin.folder) / CARD).is_file():
+    if dataset is None:
+        origin = loaded.run.dataset
         raise UserError(f"the dataset that {loaded.folder} learned from does not lie at {origin.folder if origin else 'any place'} any more; put it there")
-    store = Dataset.open(Path(origin.folder)).store()
+    store = dataset.store()
     seed = loaded.run.seed if asked.seed is None else asked.seed
     steps = min(STEPS, int(store.table.lengths.max()))
     chance = np.random.default_rng(seed)
@@ -418,7 +425,7 @@ def predict(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
 
     def error(guess: np.ndarray) -> list[float]:
         apart = ((guess - truth)[..., moving] / spread[moving]) ** 2
-        return np.sqrt(apart.mean((0, 2))).tolist()  # type: ignore[no-any-return]
+        return [float(value) for value in np.sqrt(apart.mean((0, 2)))]
 
     shown = moving[:: max(1, -(-len(moving) // SHOWN))][:SHOWN]
     return {
@@ -540,41 +547,38 @@ def learning(folders: list[Path], out: Path | None) -> None:
             print(f"  {task}: {line.label}: {line.mean[-1]:,.1f} ({line.low[-1]:,.1f} to {line.high[-1]:,.1f}) at {line.steps[-1]:,.0f} steps")
 
 
-def obedience(folders: list[Path], out: Path | None, asked: Sweep) -> None:
-    """Play and draw the sweeps of run folders. Raises UserError and RunFailed."""
+Numbers = list[dict[str, Any]]
+
+
+def pictured(
+    folders: list[Path], out: Path | None, asked: Sweep, name: str, key: str, of: Callable[[Loaded, Sweep], dict[str, Any]], draw: Callable[[Numbers], Figure]
+) -> Numbers:
+    """Take the numbers of each run folder and draw them together as the picture `name`; the numbers, which lie beside it under `key`."""
     import matplotlib
 
     runs = [load(folder, asked.weights) for folder in folders]
-    path = target(out, folders[0], "obedience")
-    sweeps = [sweep(loaded, asked) for loaded in runs]
+    path = target(out, folders[0], name)
+    found = [of(loaded, asked) for loaded in runs]
     with matplotlib.rc_context(STYLE):
-        write(draw_obedience(sweeps), {"schema_version": SCHEMA_VERSION, "sweeps": sweeps}, path)
-    for here in sweeps:
+        write(draw(found), {"schema_version": SCHEMA_VERSION, key: found}, path)
+    return found
+
+
+def obedience(folders: list[Path], out: Path | None, asked: Sweep) -> None:
+    """Play and draw the sweeps of run folders. Raises UserError and RunFailed."""
+    for here in pictured(folders, out, asked, "obedience", "sweeps", sweep, draw_obedience):
         for p in here["points"]:
             print(f"  {here['task']}, seed {here['run_seed']}: asked {p['desired_return']:,.1f}, obtained {p['return_mean']:,.1f} +- {p['return_std']:,.1f}")
 
 
 def attention(folders: list[Path], out: Path | None, asked: Sweep) -> None:
     """Draw what the transformers of run folders look at. Raises UserError and RunFailed."""
-    import matplotlib
-
-    runs = [load(folder, asked.weights) for folder in folders]
-    path = target(out, folders[0], "attention")
-    looks = [look(loaded, asked) for loaded in runs]
-    with matplotlib.rc_context(STYLE):
-        write(draw_attention(looks), {"schema_version": SCHEMA_VERSION, "looks": looks}, path)
+    pictured(folders, out, asked, "attention", "looks", look, draw_attention)
 
 
 def prediction(folders: list[Path], out: Path | None, asked: Sweep) -> None:
     """Draw what the models of run folders predict of their datasets. Raises UserError and RunFailed."""
-    import matplotlib
-
-    runs = [load(folder, asked.weights) for folder in folders]
-    path = target(out, folders[0], "prediction")
-    predictions = [predict(loaded, asked) for loaded in runs]
-    with matplotlib.rc_context(STYLE):
-        write(draw_prediction(predictions), {"schema_version": SCHEMA_VERSION, "predictions": predictions}, path)
-    for here in predictions:
+    for here in pictured(folders, out, asked, "prediction", "predictions", predict, draw_prediction):
         first, last, count = here["error"][0], here["error"][-1], len(here["error"])
         print(f"  {here['task']}, seed {here['run_seed']}: error {first:.3f} after 1 step, {last:.3f} after {count} (standard deviations of the data)")
 

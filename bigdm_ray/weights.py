@@ -29,7 +29,7 @@ from bigdm_ray.replay.shard import publish
 from bigdm_ray.settings import converted
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Counters
-from bigdm_ray.training.config import Run, configure, foreign_run, origin_of, run_from_json
+from bigdm_ray.training.config import Run, foreign_run, origin_of, run_from_json
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder, load, save_weights
 
@@ -57,15 +57,10 @@ def import_decision(given: argparse.Namespace, source: Path, found: decision_tra
     signature = task.signature()
     fits(given.source, found, given.task, signature)
     heads = found.heads or converted(int, given.heads or "1", "heads")
-    flags = ["--preset", "none", "--algorithm.width", str(found.width), "--algorithm.layers", str(found.layers), "--algorithm.heads", str(heads)]
-    flags += ["--algorithm.timesteps", str(found.timesteps)]
-    told = {name: getattr(given, name) for name in ("return_scale", "context", "target_return")}
-    told |= {name: str(value) for name, value in decision_transformer.beside(source).items() if told[name] is None}
-    for name, value in told.items():
-        if value is not None:
-            flags += [f"--algorithm.{name.replace('_', '-')}", value]
+    settings = {"width": found.width, "layers": found.layers, "heads": heads, "timesteps": found.timesteps, **decision_transformer.beside(source)}
+    settings |= {name: value for name in ("return_scale", "context", "target_return") if (value := getattr(given, name)) is not None}
     dataset = Dataset.open(given.data) if given.data else None
-    run = configure("dt", given.task, flags)
+    run = foreign_run(Dt, given.task, "none", {f"algorithm.{name}": value for name, value in settings.items()})
     if dataset is not None:
         if dataset.task != task.name:
             raise UserError(f"--data {given.data} is of {dataset.task}, but these weights are for {task.name}")

@@ -106,3 +106,37 @@ def dataset_of(folder, task="toy-vector", count=60, seed=1):
     writer = Writer(folder, {"made": seed}, task, find_task(task).signature())
     writer.add(played(task, count, seed).episodes)
     return writer.finish(folder.name, "made for a test", {"toys": "1"})
+
+
+def same_rows(name, kind, actions):
+    """A task's fast rows play what its reference plays: the same seed, the same actions (`actions(chance, m)`), subsets of rows in any order.
+
+    Equal bytes, step for step, over several episodes and a new seed.
+    """
+    task = find_task(name)
+    fast, reference = task.make(6, 9), task.make(6, 9, "reference")
+    assert isinstance(fast, kind) and fast.signature == reference.signature
+    chance = np.random.default_rng(2)
+    ended, won, episodes = np.ones(6, bool), 0, 0
+    for t in range(2000):
+        if t == 1500:
+            for env in (fast, reference):
+                env.reseed(3)
+            ended[:] = True
+        rows = chance.permutation(6)[: chance.integers(1, 7)]
+        if (again := rows[ended[rows]]).size:
+            same_arrays(fast.reset(again).observations, reference.reset(again).observations)
+            ended[again] = False
+            episodes += len(again)
+        taken = {"": actions(chance, len(rows))}
+        ours, theirs = fast.step(rows, taken), reference.step(rows, taken)
+        same_arrays(ours.observations, theirs.observations)
+        for end in ("rewards", "terminated", "truncated"):
+            one, other = getattr(ours, end), getattr(theirs, end)
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other)
+        ended[rows] = ours.terminated | ours.truncated
+        won += int(ours.rewards.sum())
+    assert won > 3 and episodes > 50
+    fast.close()
+    reference.close()

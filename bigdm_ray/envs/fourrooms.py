@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bigdm_ray.envs.task import Signature, Task
-from bigdm_ray.envs.vector import Arrays, Step, still
+from bigdm_ray.envs.vector import ArrayRows, Arrays, Step, still
 
 if TYPE_CHECKING:
     import gymnasium
@@ -108,20 +108,13 @@ def four_rooms(render_mode: str | None) -> gymnasium.Env[Any, Any]:
     return FourRooms()
 
 
-class FourRoomsRows:
+class FourRoomsRows(ArrayRows):
     """n points stepped as arrays; row i plays what a `four_rooms` seeded with `seed + i` plays. See VectorEnv."""
 
     def __init__(self, n: int, seed: int, signature: Signature) -> None:
-        self.n = n
-        self.signature = signature
-        self._t = np.zeros(n, np.int64)
+        super().__init__(n, seed, signature)
         self._position = np.zeros((n, 2))
         self._goal = np.zeros((n, 2))
-        self.reseed(seed)
-
-    def reseed(self, seed: int) -> None:
-        """From the next resets on, be as if made with this seed."""
-        self._chance = [np.random.default_rng(seed + i) for i in range(self.n)]
 
     def reset(self, rows: np.ndarray) -> Step:
         """See VectorEnv."""
@@ -148,13 +141,6 @@ class FourRoomsRows:
 
     def _observe(self, rows: np.ndarray) -> Arrays:
         return {"goal": self._goal[rows].astype(np.float32), "position": self._position[rows].astype(np.float32)}
-
-    def frame(self) -> np.ndarray:
-        """Videos are made with the gymnasium environment."""
-        raise NotImplementedError("these rows do not render; use Task.video_env")
-
-    def close(self) -> None:
-        """See VectorEnv: there is nothing to free."""
 
 
 TASKS = {

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from bigdm_ray.envs.task import Signature, Task
-from bigdm_ray.envs.vector import Arrays, Step, still
+from bigdm_ray.envs.vector import ArrayRows, Arrays, Step, still
 
 if TYPE_CHECKING:
     import gymnasium
@@ -141,21 +141,14 @@ def key_to_door(render_mode: str | None) -> gymnasium.Env[Any, Any]:
     return KeyToDoor()
 
 
-class KeyToDoorRows:
+class KeyToDoorRows(ArrayRows):
     """n games of Key-to-Door stepped as arrays; row i plays what a `key_to_door` seeded with `seed + i` plays. See VectorEnv."""
 
     def __init__(self, n: int, seed: int, signature: Signature) -> None:
-        self.n = n
-        self.signature = signature
-        self._t = np.zeros(n, np.int64)
+        super().__init__(n, seed, signature)
         self._player = np.zeros((n, 2), np.int64)
         self._key = np.zeros((n, 2), np.int64)
         self._carries = np.zeros(n, bool)
-        self.reseed(seed)
-
-    def reseed(self, seed: int) -> None:
-        """From the next resets on, be as if made with this seed."""
-        self._chance = [np.random.default_rng(seed + i) for i in range(self.n)]
 
     def reset(self, rows: np.ndarray) -> Step:
         """See VectorEnv."""
@@ -187,13 +180,6 @@ class KeyToDoorRows:
         near = np.flatnonzero((t < PHASES[0]) & ~self._carries[rows] & (key >= 0).all(1) & (key <= 2 * REACH).all(1))
         seen[near, key[near, 0], key[near, 1]] = KEY
         return {"": _ONE_HOT[seen].reshape(len(rows), WIDTH)}
-
-    def frame(self) -> np.ndarray:
-        """Videos are made with the gymnasium environment."""
-        raise NotImplementedError("these rows do not render; use Task.video_env")
-
-    def close(self) -> None:
-        """See VectorEnv: there is nothing to free."""
 
 
 TASKS = {

@@ -64,6 +64,27 @@ def still(m: int, observations: Arrays, failures: dict[int, str] | None = None) 
     return Step(observations, np.zeros(m, np.float32), off, off.copy(), failures or {})
 
 
+class ArrayRows:
+    """What tasks of our own that are stepped as arrays share: the time of each row, and chance, row i's being that of a reference with `seed + i`."""
+
+    def __init__(self, n: int, seed: int, signature: Signature) -> None:
+        self.n = n
+        self.signature = signature
+        self._t = np.zeros(n, np.int64)
+        self.reseed(seed)
+
+    def reseed(self, seed: int) -> None:
+        """From the next resets on, be as if made with this seed."""
+        self._chance = [np.random.default_rng(seed + i) for i in range(self.n)]
+
+    def frame(self) -> np.ndarray:
+        """Videos are made with the gymnasium environment."""
+        raise NotImplementedError("these rows do not render; use Task.video_env")
+
+    def close(self) -> None:
+        """See VectorEnv: there is nothing to free."""
+
+
 class GymnasiumRows:
     """n gymnasium environments stepped one after another: slow, exact, and the one that scores are measured on.
 

@@ -14,7 +14,7 @@ class Lamb(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch overloads it by whether there is a closure
         """Take one step along the gradients."""
         for group in self.param_groups:
             first, second = group["betas"]

@@ -123,45 +123,6 @@ class Encoder(nn.Module):
         return out
 
 
-class Pixels(nn.Module):
-    """Each image leaf through the three convolutions of Mnih et al. 2015 (32 of 8x8, 64 of 4x4, 64 of 3x3; strides 4, 2, 1), `[..., width]`.
-
-    Leaves that are too small for them, below 36 pixels a side, pass 3x3 convolutions of stride 2 with the same channels.
-    """
-
-    def __init__(self, leaves: dict[str, Leaf], stack: int = 1) -> None:
-        super().__init__()
-        self.leaves = {path: leaf for path, leaf in leaves.items() if leaf.kind == "image"}
-        self.stacks = nn.ModuleList()
-        self.width = 0
-        for leaf in self.leaves.values():
-            depth, height, width = leaf.shape
-            large = ((32, 8, 4, 0), (64, 4, 2, 0), (64, 3, 1, 0))
-            layers: list[nn.Module] = []
-            narrow = depth * stack
-            for wide, kernel, stride, pad in large if min(height, width) >= 36 else ((c, 3, 2, 1) for c, *_ in large):
-                layers += [nn.Conv2d(narrow, wide, kernel, stride, pad), nn.ReLU()]
-                height, width = ((side + 2 * pad - kernel) // stride + 1 for side in (height, width))
-                narrow = wide
-            self.stacks.append(nn.Sequential(*layers))
-            self.width += narrow * height * width
-
-    def forward(self, observations: dict[str, Tensor]) -> Tensor:
-        """Leaves `[..., channels, height, width]` uint8 to `[..., width]`."""
-        return convolved(self.leaves, self.stacks, observations)
-
-
-def convolved(leaves: Iterable[str], stacks: nn.ModuleList, observations: dict[str, Tensor]) -> Tensor:
-    """Images by path `[..., channels, height, width]` uint8, each through its layers, flattened and joined: `[..., width]`."""
-    parts = []
-    for path, layers in zip(leaves, stacks, strict=True):
-        pixels = observations[path]
-        lead = pixels.shape[:-3]
-        features = layers(pixels.reshape(-1, *pixels.shape[-3:]).float() / 255.0).flatten(1)
-        parts.append(features.reshape(*lead, features.shape[-1]))
-    return torch.cat(parts, -1)
-
-
 class Images(nn.Module):
     """Each image leaf through 3x3 convolutions of stride 2 and padding 1 with ReLU, flattened and joined `[..., width]`."""
 
@@ -173,12 +134,35 @@ class Images(nn.Module):
         for leaf in self.leaves.values():
             depth, height, width = leaf.shape
             layers: list[nn.Module] = []
-            for narrow, wide in zip((depth * stack, *channels[:-1]), channels, strict=True):
-                layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1), nn.ReLU()]
-                height, width = (height + 1) // 2, (width + 1) // 2
+            narrow = depth * stack
+            for wide, (kernel, stride, pad) in zip(channels, self.convolutions(len(channels), min(height, width)), strict=True):
+                layers += [nn.Conv2d(narrow, wide, kernel, stride, pad), nn.ReLU()]
+                height, width = ((side + 2 * pad - kernel) // stride + 1 for side in (height, width))
+                narrow = wide
             self.stacks.append(nn.Sequential(*layers))
-            self.width += channels[-1] * height * width
+            self.width += narrow * height * width
+
+    def convolutions(self, count: int, side: int) -> list[tuple[int, int, int]]:
+        """Kernel, stride and padding of each layer for images whose shorter side is `side` pixels."""
+        return [(3, 2, 1)] * count
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Leaves `[..., channels, height, width]` uint8 to `[..., width]`."""
-        return convolved(self.leaves, self.stacks, observations)
+        parts = []
+        for path, layers in zip(self.leaves, self.stacks, strict=True):
+            pixels = observations[path]
+            lead = pixels.shape[:-3]
+            features = layers(pixels.reshape(-1, *pixels.shape[-3:]).float() / 255.0).flatten(1)
+            parts.append(features.reshape(*lead, features.shape[-1]))
+        return torch.cat(parts, -1)
+
+
+class Pixels(Images):
+    """The three convolutions of Mnih et al. 2015 (32 of 8x8, 64 of 4x4, 64 of 3x3; strides 4, 2, 1) where images have 36 pixels a side or more."""
+
+    def __init__(self, leaves: dict[str, Leaf], stack: int = 1) -> None:
+        super().__init__(leaves, (32, 64, 64), stack)
+
+    def convolutions(self, count: int, side: int) -> list[tuple[int, int, int]]:
+        """See Images."""
+        return [(8, 4, 0), (4, 2, 0), (3, 1, 0)] if side >= 36 else super().convolutions(count, side)

@@ -135,24 +135,13 @@ class Block(nn.Module):
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         """What each query gathers `[n, t, width]`; `mask` is True where it may look."""
         dropout = self.attention_dropout if self.training else 0.0
-        if dropout and not queries.is_cuda:
-            gathered = self._weighted(queries, keys, values, mask, dropout)
+        gathered: Tensor
+        if dropout and not queries.is_cuda and (mask is None or mask.ndim == 2):  # the fused one draws its dropout slowly on CPUs
+            look = torch.ones(queries.shape[2], keys.shape[2], dtype=torch.bool).tril_() if mask is None else mask
+            gathered = Weighted.apply(queries, keys, values, look, dropout)  # type: ignore[no-untyped-call]  # torch gives it no types
         else:
             gathered = scaled_dot_product_attention(queries, keys, values, mask, dropout, causal)
         return gathered.transpose(1, 2).flatten(2)
-
-    @staticmethod
-    def _weighted(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-        """Attention written out, since the fused one draws its dropout slowly on CPUs. Without a mask it is causal."""
-        if mask is None:
-            mask = torch.ones(queries.shape[2], keys.shape[2], dtype=torch.bool).tril_()
-        if mask.ndim == 2:
-            causal: Tensor = Weighted.apply(queries, keys, values, mask, dropout)  # type: ignore[no-untyped-call]
-            return causal
-        scores = queries @ (keys * keys.shape[-1] ** -0.5).transpose(-1, -2)
-        weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
-        out: Tensor = (weights * kept(weights.shape, dropout)) @ values
-        return out
 
     def finish(self, x: Tensor, gathered: Tensor) -> Tensor:
         """The residual stream `[n, t, width]` with what attention gathered, then through the feed-forward layer."""
@@ -291,7 +280,7 @@ class Transformer(nn.Module):
         return out
 
     def _blocks(self) -> list[Block]:
-        return list(self.blocks)  # type: ignore[arg-type]
+        return [block for block in self.blocks if isinstance(block, Block)]
 
     def _enter(self, x: Tensor, place: Tensor) -> Tensor:
         if self.table is not None or self.hidden_keys is not None:

@@ -318,9 +318,9 @@ def _made(
     if dataset is not None and not kind.offline:
         raise UserError(f"{kind.name} learns from what it plays, but {dataset.folder} is a dataset; give the task {task} itself")
     name, values = preset_of(kind, task, preset)
-    begun = start_of(start, kind, task, dataset, config) if start is not None else None
+    begun = None
     if start is not None:
-        base = read_run(start)
+        base, begun = start_of(start, kind, task, dataset, config)
         data = Run(algorithm=base.algorithm, task=task, evaluations=Evaluations(mode=base.evaluations.mode)).to_json()
         name, values = (base.preset, FINE_TUNING) if preset is None else (name, FINE_TUNING | values)
     elif config is not None:
@@ -368,8 +368,8 @@ def opened(folder: Path) -> tuple[Run, Checkpoint]:
     return run, saved
 
 
-def start_of(folder: Path, kind: type[Algorithm], task: str, dataset: Dataset | None, config: Path | None) -> Start:
-    """What run.json says of the run that another starts from. Raises UserError for one that does not fit."""
+def start_of(folder: Path, kind: type[Algorithm], task: str, dataset: Dataset | None, config: Path | None) -> tuple[Run, Start]:
+    """The run that another starts from, and what run.json says of it. Raises UserError for one that does not fit."""
     run, saved = opened(folder)
     if run.algorithm.name != kind.name or run.task != task:
         raise UserError(f"--from {folder} is {run.algorithm.name} on {run.task}, not {kind.name} on {task}")
@@ -377,7 +377,7 @@ def start_of(folder: Path, kind: type[Algorithm], task: str, dataset: Dataset | 
         raise UserError(f"--from goes on with a learner of ours, but {kind.name} is trained by {kind.library}; leave --from out")
     if dataset is not None or config is not None:
         raise UserError(f"--from takes its settings from {folder} and then plays {task}: give the task's name alone, without a dataset and without --config")
-    return Start(str(folder.resolve()), run.algorithm.name, saved.counters.learner_step, run.dataset.name if run.dataset else None)
+    return run, Start(str(folder.resolve()), run.algorithm.name, saved.counters.learner_step, run.dataset.name if run.dataset else None)
 
 
 def origin_of(dataset: Dataset) -> dict[str, Any]:

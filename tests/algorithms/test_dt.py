@@ -142,7 +142,7 @@ def test_the_squared_error_is_the_mean_over_elements():
     for path, leaf in model.head.leaves.items():
         half = (np.array(leaf.high) - np.array(leaf.low)) / 2
         errors.append(((means[path] - actions[path][0]).detach().numpy().reshape(4, -1) / half) ** 2)
-    np.testing.assert_allclose(float(loss.sum / loss.weight), np.concatenate(errors, 1).mean(), rtol=1e-4)
+    np.testing.assert_allclose(float((loss.sum / loss.weight).detach()), np.concatenate(errors, 1).mean(), rtol=1e-4)
 
 
 def test_delayed_rewards_are_the_episode_s_return_and_the_command_is_held(tmp_path):

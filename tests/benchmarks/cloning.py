@@ -17,9 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-
-from tests.benchmarks.common import header
+from tests.benchmarks.common import header, made_up
 
 STEPS, REPEATS, EPISODES, LENGTH = 2_000, 5, 250, 1_000
 
@@ -54,22 +52,9 @@ class Ours:
     def __init__(self, folder: Path) -> None:
         from bigdm_ray.algorithms.bc import Bc
         from bigdm_ray.envs import find_task
-        from bigdm_ray.replay import Episode, EpisodeId, Store
         from bigdm_ray.training.learner import Learner
 
-        chance = np.random.default_rng(0)
-        self._store = Store(folder)
-        self._store.add([
-            Episode(
-                {"": chance.normal(size=(LENGTH + 1, 11)).astype(np.float32)},
-                {"": chance.uniform(-1, 1, (LENGTH, 3)).astype(np.float32)},
-                chance.normal(size=LENGTH).astype(np.float32),
-                True,
-                EpisodeId(0, 0, i),
-                "hopper",
-            )
-            for i in range(EPISODES)
-        ])  # fmt: skip
+        self._store = made_up(folder, EPISODES, LENGTH)
         self._learner = Learner(Bc(), {"hopper": find_task("hopper").signature()}, 1)
 
     def update(self, steps: int) -> tuple[float, float]:

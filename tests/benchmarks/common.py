@@ -8,6 +8,12 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from bigdm_ray.replay import Store
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -40,3 +46,36 @@ def measure(work: Callable[[], float], repeats: int = 5) -> tuple[float, float]:
 def row(what: str, unit: str, rates: tuple[float, float]) -> None:
     """Print one figure."""
     print(f"{what:<64} {rates[0]:>12,.0f} {unit} per CPU-second   {rates[1]:>12,.0f} per wall second")
+
+
+def made_up(folder: Path, episodes: int, length: int) -> Store:
+    """A store of made-up Hopper-sized episodes."""
+    from bigdm_ray.replay import Episode, EpisodeId, Store
+
+    chance = np.random.default_rng(0)
+    store = Store(folder)
+    store.add([
+        Episode(
+            {"": chance.normal(size=(length + 1, 11)).astype(np.float32)},
+            {"": chance.uniform(-1, 1, (length, 3)).astype(np.float32)},
+            chance.normal(size=length).astype(np.float32),
+            True,
+            EpisodeId(0, 0, i),
+            "hopper",
+        )
+        for i in range(episodes)
+    ])  # fmt: skip
+    return store
+
+
+def in_turns(sides: dict[str, Callable[[], object]], repeats: int, steps: int, units: int) -> dict[str, list[float]]:
+    """Units per CPU-second of each side, which take turns of `steps` calls of `units` each; the first turn warms up."""
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat in range(repeats + 1):
+        for name, step in sides.items():
+            began = time.process_time()
+            for _ in range(steps):
+                step()
+            if repeat:
+                rates[name].append(steps * units / (time.process_time() - began))
+    return rates

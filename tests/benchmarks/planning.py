@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.benchmarks.common import header
+from tests.benchmarks.common import header, in_turns
 
 BODIES = {"halfcheetah": (17, 6, 5, 32), "hopper": (11, 3, 15, 128)}
 PUBLISHED = {"halfcheetah": (17.5, 5.5, 0.6), "hopper": (89.9, 33.9, 8.0)}
@@ -147,15 +147,7 @@ def training(repeats: int) -> None:
     """Transitions trained per CPU-second of both, in turns, and their ratio."""
     with tempfile.TemporaryDirectory() as folder:
         store = store_of(Path(folder))
-        sides = {"tt, ours": ours(store), "the original, rebuilt plainly": theirs(store)}
-        spent: dict[str, list[float]] = {name: [] for name in sides}
-        for repeat in range(repeats + 1):
-            for name, step in sides.items():
-                began = time.process_time()
-                for _ in range(STEPS):
-                    step()
-                if repeat:
-                    spent[name].append(STEPS * BATCH * WINDOW / (time.process_time() - began))
+        spent = in_turns({"tt, ours": ours(store), "the original, rebuilt plainly": theirs(store)}, repeats, STEPS, BATCH * WINDOW)
     first, second = (statistics.median(values) for values in spent.values())
     for name, values in spent.items():
         print(f"{name:<32}{statistics.median(values):>10,.0f} transitions trained per CPU-second ({min(values):,.0f} to {max(values):,.0f})")

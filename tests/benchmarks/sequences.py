@@ -20,30 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.benchmarks.common import header
+from tests.benchmarks.common import header, in_turns, made_up
 
 STEPS, REPEATS, EPISODES, LENGTH = 10, 5, 100, 1_000
 BATCH, CONTEXT = 64, 20
-
-
-def store_of(folder: Path):
-    """Made-up Hopper-sized episodes."""
-    from bigdm_ray.replay import Episode, EpisodeId, Store
-
-    chance = np.random.default_rng(0)
-    store = Store(folder)
-    store.add([
-        Episode(
-            {"": chance.normal(size=(LENGTH + 1, 11)).astype(np.float32)},
-            {"": chance.uniform(-1, 1, (LENGTH, 3)).astype(np.float32)},
-            chance.normal(size=LENGTH).astype(np.float32),
-            True,
-            EpisodeId(0, 0, i),
-            "hopper",
-        )
-        for i in range(EPISODES)
-    ])  # fmt: skip
-    return store
 
 
 def ours(store) -> Callable[[], None]:
@@ -94,16 +74,8 @@ def theirs(store) -> Callable[[], None]:
 def training() -> None:
     """Time steps per CPU-second of both, in turns."""
     with tempfile.TemporaryDirectory() as folder:
-        store = store_of(Path(folder))
-        sides = {"dt, ours": ours(store), "Hugging Face": theirs(store)}
-        spent: dict[str, list[float]] = {name: [] for name in sides}
-        for repeat in range(REPEATS + 1):
-            for name, step in sides.items():
-                began = time.process_time()
-                for _ in range(STEPS):
-                    step()
-                if repeat:
-                    spent[name].append(STEPS * BATCH * CONTEXT / (time.process_time() - began))
+        store = made_up(Path(folder), EPISODES, LENGTH)
+        spent = in_turns({"dt, ours": ours(store), "Hugging Face": theirs(store)}, REPEATS, STEPS, BATCH * CONTEXT)
     rates = {name: statistics.median(values) for name, values in spent.items()}
     for name, rate in rates.items():
         print(f"{name:<32}{rate:>10,.0f} time steps trained per CPU-second")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from making import played, same_arrays
+from making import played, same_rows
 
 from bigdm_ray.envs import find_task
 from bigdm_ray.envs.fourrooms import APART, LENGTH, REACHED, FourRoomsRows
@@ -70,34 +70,7 @@ def test_starts_and_goals_are_everywhere_and_apart(env):
 
 
 def test_the_fast_rows_play_what_the_reference_plays_whichever_rows_move():
-    """The same seed, the same actions, subsets of rows in any order: equal bytes, step for step, over several episodes."""
-    task = find_task("four-rooms")
-    fast, reference = task.make(6, 9), task.make(6, 9, "reference")
-    assert isinstance(fast, FourRoomsRows) and fast.signature == reference.signature
-    chance = np.random.default_rng(2)
-    ended, won, episodes = np.ones(6, bool), 0, 0
-    for t in range(2000):
-        if t == 1500:
-            for env in (fast, reference):
-                env.reseed(3)
-            ended[:] = True
-        rows = chance.permutation(6)[: chance.integers(1, 7)]
-        if (again := rows[ended[rows]]).size:
-            same_arrays(fast.reset(again).observations, reference.reset(again).observations)
-            ended[again] = False
-            episodes += len(again)
-        actions = {"": chance.uniform(-1.2, 1.2, (len(rows), 2)).astype(np.float32)}
-        ours, theirs = fast.step(rows, actions), reference.step(rows, actions)
-        same_arrays(ours.observations, theirs.observations)
-        for name in ("rewards", "terminated", "truncated"):
-            one, other = getattr(ours, name), getattr(theirs, name)
-            assert one.dtype == other.dtype
-            np.testing.assert_array_equal(one, other)
-        ended[rows] = ours.terminated | ours.truncated
-        won += int(ours.rewards.sum())
-    assert won > 3 and episodes > 50
-    fast.close()
-    reference.close()
+    same_rows("four-rooms", FourRoomsRows, lambda chance, m: chance.uniform(-1.2, 1.2, (m, 2)).astype(np.float32))
 
 
 def test_an_action_that_is_not_finite_fails_its_row_on_both_backends():
