@@ -29,7 +29,7 @@ def episode(id, length=5, kind="vector", rewards=None, **more):
         rewards = chance.normal(size=length)
     fixed = {"observations": observations, "actions": actions, "rewards": np.asarray(rewards, np.float32)}
     fixed |= {"terminated": bool(mark % 20), "task": "made-up", "command": {"desired_return": float(mark), "desired_horizon": 3.5}}
-    fixed |= {"version": (1, mark), "source": "udrl", "seed": mark + 7}
+    fixed |= {"version": (1, mark), "source": "udrl", "seed": mark + 7, "peers": mark % 7 - 2.5}
     return Episode(id=id, **(fixed | more))
 
 

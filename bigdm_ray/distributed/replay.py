@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 
 from bigdm_ray.replay.store import Receipt, Store, Table
@@ -29,8 +28,7 @@ class ReplayActor:
         receipts = [self._store.add_encoded(data) for data in encoded if len(data)]
         if len(receipts) == 1:
             return receipts[0]
-        added = Table(*(np.concatenate([getattr(r.added, name) for r in receipts]) for name in ("ids", "returns", "lengths"))) if receipts else Table()
-        return Receipt(added, [name for receipt in receipts for name in receipt.shards])
+        return Receipt(Table.joined(receipt.added for receipt in receipts), [name for receipt in receipts for name in receipt.shards])
 
     def table(self) -> Table:
         """The living episodes."""

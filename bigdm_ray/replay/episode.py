@@ -32,7 +32,8 @@ class Episode:
 
     The last observation is seen, not acted on, so observations have T + 1 steps. `terminated` is False where a time
     limit ended the episode. `version` is (incarnation, learner step) of the weights that played it; `source` says
-    which agent did; `seed` is that of the vector environment that it was played in.
+    which agent did; `seed` is that of the vector environment that it was played in. `peers` is the mean return of the
+    episodes that were played along with it by the same weights: an estimate of what those weights return.
     """
 
     observations: dict[str, np.ndarray]  # leaf path -> [T+1, ...]
@@ -45,6 +46,7 @@ class Episode:
     version: tuple[int, int] = (0, 0)
     source: str = ""
     seed: int = 0
+    peers: float = 0.0
 
     @property
     def length(self) -> int:

@@ -47,6 +47,7 @@ def encode(episodes: list[Episode]) -> bytes:
         "learner_step": pa.array([e.version[1] for e in episodes], pa.int64()),
         "source": pa.array([e.source for e in episodes], pa.string()),
         "seed": pa.array([e.seed for e in episodes], pa.int64()),
+        "peers": pa.array([e.peers for e in episodes], pa.float64()),
         "command": pa.array([json.dumps(e.command, sort_keys=True) for e in episodes], pa.string()),
     }
     first = episodes[0]
@@ -156,6 +157,7 @@ class Shard:
     offsets: np.ndarray  # [episodes + 1] int64, in steps
     terminated: np.ndarray  # [episodes] bool
     versions: np.ndarray  # [episodes, 2] int64
+    peers: np.ndarray  # [episodes] float64; 0 in shards written before there was such a column
     rewards: np.ndarray  # [steps] float32, all episodes one after another
     observations: dict[str, np.ndarray]  # [steps + episodes, ...]: episode i starts at offsets[i] + i
     actions: dict[str, np.ndarray]  # [steps, ...]
@@ -199,6 +201,7 @@ class Shard:
             (int(self.versions[row, 0]), int(self.versions[row, 1])),
             self._scalar("source", row),
             self._scalar("seed", row),
+            float(self.peers[row]),
         )
 
     def _scalar(self, name: str, row: int) -> Any:
@@ -224,6 +227,7 @@ def _mapped(path: Path, nbytes: int, batch: pa.RecordBatch, meta: dict[str, Any]
         batch.column("rewards").offsets.to_numpy(),
         batch.column("terminated").to_numpy(zero_copy_only=False),
         versions,
+        batch.column("peers").to_numpy() if "peers" in batch.schema.names else np.zeros(len(ids)),
         leaf("rewards"),
         {name.removeprefix("observations/"): leaf(name) for name in names if name.startswith("observations/")},
         {name.removeprefix("actions/"): leaf(name) for name in names if name.startswith("actions/")},

@@ -35,7 +35,8 @@ class Retention:
     """Which episodes live on: the `count` best by return, the `count` newest, or all. A tie goes to the newer id.
 
     `newest` with `steps` keeps the newest that together hold at most so many steps, and at least one.
-    With a `length_cost`, episodes are ranked by their return less that cost for each step beyond `length_allowance`.
+    With a `length_cost`, episodes are ranked by their return less that cost for each step beyond `length_allowance`; with a
+    `peers_weight`, plus that many times the mean return of the episodes that the same weights played along with it.
     """
 
     keep: Literal["best", "newest", "all"] = "all"
@@ -43,6 +44,7 @@ class Retention:
     length_cost: float = 0.0
     length_allowance: int = 0
     steps: int = 0
+    peers_weight: float = 0.0
 
     def living(self, table: Table) -> np.ndarray:
         """Positions of the episodes that live on, ascending by id. [m] int64"""
@@ -51,17 +53,18 @@ class Retention:
             return np.arange(len(table))[::-1][: max(1, int(np.searchsorted(held, self.steps, side="right")))][::-1]
         if self.keep == "all" or len(table) <= self.count:
             return np.arange(len(table))
-        order = table.ranked(self.length_cost, self.length_allowance) if self.keep == "best" else np.arange(len(table))[::-1]
+        order = table.ranked(self) if self.keep == "best" else np.arange(len(table))[::-1]
         return np.sort(order[: self.count])
 
 
 @dataclass(frozen=True)
 class Table:
-    """The living episodes, ascending by id: 40 bytes each, so that a driver can hold millions."""
+    """The living episodes, ascending by id: 48 bytes each, so that a driver can hold millions."""
 
     ids: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.int64))
     returns: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float64))
     lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    peers: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float64))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -71,19 +74,27 @@ class Table:
         """Steps up to and with each episode: `[n]` int64."""
         return np.cumsum(self.lengths)
 
-    def ranked(self, length_cost: float = 0.0, length_allowance: int = 0) -> np.ndarray:
-        """Positions from the best return to the worst; a tie goes to the newer id. [n] int64"""
-        return np.lexsort((-np.arange(len(self)), -(self.returns - length_cost * np.maximum(self.lengths - length_allowance, 0))))
+    def ranked(self, rule: Retention | None = None) -> np.ndarray:
+        """Positions from the best return, or the best by `rule`, to the worst; a tie goes to the newer id. [n] int64"""
+        merit = self.returns
+        if rule is not None:
+            merit = merit + rule.peers_weight * self.peers - rule.length_cost * np.maximum(self.lengths - rule.length_allowance, 0)
+        return np.lexsort((-np.arange(len(self)), -merit))
 
     def take(self, rows: np.ndarray) -> Table:
         """The table of these positions."""
-        return Table(self.ids[rows], self.returns[rows], self.lengths[rows])
+        return Table(self.ids[rows], self.returns[rows], self.lengths[rows], self.peers[rows])
+
+    @staticmethod
+    def joined(tables: Iterable[Table]) -> Table:
+        """The rows of one table after those of another."""
+        return Table(*(np.concatenate(parts) for parts in zip(*((t.ids, t.returns, t.lengths, t.peers) for t in (Table(), *tables)), strict=True)))
 
     def merged(self, other: Table, retention: Retention) -> tuple[Table, np.ndarray]:
         """Both tables under the rule, and where each row came from (positions in self, then in other). Ids must differ."""
-        ids = np.concatenate([self.ids, other.ids])
-        order = np.lexsort((ids[:, 2], ids[:, 1], ids[:, 0]))
-        both = Table(ids[order], np.concatenate([self.returns, other.returns])[order], np.concatenate([self.lengths, other.lengths])[order])
+        both = Table.joined((self, other))
+        order = np.lexsort((both.ids[:, 2], both.ids[:, 1], both.ids[:, 0]))
+        both = both.take(order)
         living = retention.living(both)
         return both.take(living), order[living]
 
@@ -95,6 +106,7 @@ class Table:
             np.array([e.id for e in listed], np.int64).reshape(-1, 3),
             np.array([e.total_return for e in listed], np.float64),
             np.array([e.length for e in listed], np.int64),
+            np.array([e.peers for e in listed], np.float64),
         )
 
 
@@ -156,7 +168,7 @@ class Store:
         ids = np.array(opened.ids, np.int64).reshape(-1, 3)[rows]
         spans = [(int(opened.offsets[row]), int(opened.offsets[row + 1])) for row in rows]
         returns = np.array([opened.rewards[a:b].sum(dtype=np.float64) for a, b in spans], np.float64)
-        fresh = Table(ids, returns, np.array([b - a for a, b in spans], np.int64))
+        fresh = Table(ids, returns, np.array([b - a for a, b in spans], np.int64), opened.peers[rows])
         self._merge(opened, rows, fresh)
         return fresh
 

@@ -145,4 +145,4 @@ class ForeignCrew:
 def ended(turn: Turn) -> Table:
     """The episodes that ended in a turn, without ids of their own."""
     count = len(turn.returns)
-    return Table(np.zeros((count, 3), np.int64), np.array(turn.returns, np.float64), np.array(turn.lengths, np.int64))
+    return Table(np.zeros((count, 3), np.int64), np.array(turn.returns, np.float64), np.array(turn.lengths, np.int64), np.zeros(count))

@@ -7,7 +7,7 @@ Only living rows are acted for and stepped. A row that raises or turns NaN is di
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -170,6 +170,8 @@ class _Rows:
                     origin.seed,
                 )
             )
+        peers = float(np.mean([episode.total_return for episode in episodes])) if episodes else 0.0
+        episodes = [replace(episode, peers=peers) for episode in episodes]
         problems = [f"an episode of {origin.task} is discarded: {why}" for why in list(self._broken.values())[:10]]
         return Played(episodes, sum(e.length for e in episodes), len(self._broken), problems)
 

@@ -24,7 +24,7 @@ def table(*rows):
     """A table of (return, length), ids ascending."""
     n = len(rows)
     returns, lengths = zip(*rows, strict=True)
-    return Table(np.stack([np.arange(n), np.zeros(n, int), np.zeros(n, int)], 1), np.array(returns, float), np.array(lengths))
+    return Table(np.stack([np.arange(n), np.zeros(n, int), np.zeros(n, int)], 1), np.array(returns, float), np.array(lengths), np.zeros(n))
 
 
 def model_of(algorithm, signature, seed=0):

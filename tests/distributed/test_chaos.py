@@ -72,8 +72,7 @@ def test_a_killed_actor_costs_nothing_that_was_acknowledged(kind: str, tmp_path:
     killer.join()
     assert killer.killed >= 2, "nothing was killed, so nothing was tested"
     assert summary["learner_steps"] == run.algorithm.owed(summary["env_steps"], summary["episodes"])
-    fields = [np.concatenate([getattr(r.added, name) for r in receipts]) for name in ("ids", "returns", "lengths")]
-    acknowledged = Table(*fields)
+    acknowledged = Table.joined(receipt.added for receipt in receipts)
     assert summary["episodes"] == len(acknowledged)
     check(run, tmp_path / "run", acknowledged)
 

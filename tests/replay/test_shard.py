@@ -37,6 +37,16 @@ def test_what_is_written_is_read(tmp_path, kind):
         same_episode(opened.episode(row), e)
 
 
+def test_a_shard_from_before_fellows_were_counted_is_read(tmp_path):
+    path = written(tmp_path, [episode(1), episode(2)])
+    older = pa.ipc.open_file(path).read_all().drop_columns(["peers"])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, older.schema, metadata={"seal": shards._BLANK.decode()}) as writer:
+        writer.write_table(older)
+    path.write_bytes(shards._sealed(bytearray(sink.getvalue())))
+    assert [Shard.open(path, verify=True).episode(row).peers for row in range(2)] == [0.0, 0.0]
+
+
 leaf_shapes = st.lists(st.integers(1, 3), max_size=3).map(tuple)
 dtypes = st.sampled_from(["float32", "int32", "uint8", "int64", "float64", "int8"])
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

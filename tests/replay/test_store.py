@@ -124,13 +124,18 @@ def surviving(episodes, rule):
     if rule.keep == "newest":
         unique = unique[-rule.count :]
     if rule.keep == "best":
-        ranked = sorted(unique, key=lambda e: (e.total_return - rule.length_cost * max(0, e.length - rule.length_allowance), e.id), reverse=True)
+
+        def merit(e):
+            return e.total_return + rule.peers_weight * e.peers - rule.length_cost * max(0, e.length - rule.length_allowance), e.id
+
+        ranked = sorted(unique, key=merit, reverse=True)
         unique = sorted(ranked[: rule.count], key=lambda e: e.id)
     return unique
 
 
 pool = st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 2), st.integers(0, 2), st.integers(1, 6), st.sampled_from([-1.0, 0.0, 0.1, 2.5])), max_size=14)
-rules = st.builds(Retention, st.sampled_from(["best", "newest"]), st.integers(1, 6), st.sampled_from([0.0, 0.3])) | st.just(Retention("all"))
+some = {"length_cost": st.sampled_from([0.0, 0.3]), "peers_weight": st.sampled_from([0.0, 2.0])}
+rules = st.builds(Retention, st.sampled_from(["best", "newest"]), st.integers(1, 6), **some) | st.just(Retention("all"))
 
 
 @settings(max_examples=30)
@@ -158,6 +163,7 @@ def test_retention_is_a_pure_function_of_what_was_acknowledged(tmp_path_factory,
         assert ids(table) == ids(expected)
         np.testing.assert_array_equal(table.returns, expected.returns)
         np.testing.assert_array_equal(table.lengths, expected.lengths)
+        np.testing.assert_array_equal(table.peers, expected.peers)
     if len(expected):
         fresh = Store(folder / "fresh", rule, flat_bytes=0)
         fresh.add(surviving(order, rule))
@@ -179,9 +185,18 @@ def test_a_length_cost_changes_the_rank(tmp_path):
         assert ids(store.table) == [(lives, 0, 0)]
 
 
+def test_good_fellows_change_the_rank(tmp_path):
+    """A lucky episode of weights that fail elsewhere gives way to an ordinary one of weights that succeed."""
+    lucky, ordinary = episode(1, 1, rewards=[9.0], peers=-4.0), episode(2, 1, rewards=[7.0], peers=6.0)
+    for weight, lives in ((0.0, 1), (0.1, 1), (0.5, 2), (5.0, 2)):
+        store = Store(tmp_path / str(weight), Retention("best", 1, peers_weight=weight))
+        store.add([lucky, ordinary])
+        assert ids(store.table) == ids(Store(store.folder, store.retention).open().table) == [(lives, 0, 0)]
+
+
 def test_the_driver_s_table_under_the_rule_is_the_store_s(tmp_path):
     """`Table.merged`, which a driver calls with the receipts alone, says the same as the store; and where rows came from."""
-    rule = Retention("best", 3)
+    rule = Retention("best", 3, peers_weight=0.5)
     store, driver = Store(tmp_path, rule), Table()
     for number in range(5):
         added = store.add([episode((number, 0, k)) for k in range(2)]).added

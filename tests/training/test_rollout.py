@@ -142,6 +142,11 @@ def test_where_it_comes_from_is_written_into_every_episode():
     env.close()
 
 
+def test_every_episode_carries_the_mean_return_of_those_played_with_it():
+    episodes = played("toy-vector", 7, environments=3).episodes
+    assert {episode.peers for episode in episodes} == {float(np.mean([episode.total_return for episode in episodes]))}
+
+
 def test_an_environment_is_taken_up_again_where_no_episode_is_in_flight():
     """Two calls on one environment: nothing of the first is left in the second."""
     env = Counting(3, [2, 3, 4, 1, 5, 2, 3])
