@@ -166,7 +166,7 @@ class A2c(ActorCritic):
         """See ActorCritic."""
         from stable_baselines3 import A2C
 
-        own = {"n_steps": self.n_steps, "gae_lambda": self.gae_lambda, "ent_coef": self.entropy_coefficient}
+        own: dict[str, Any] = {"n_steps": self.n_steps, "gae_lambda": self.gae_lambda, "ent_coef": self.entropy_coefficient}
         return A2C("MlpPolicy", env, self.learning_rate, **own, **shared)
 
     @classmethod
@@ -206,7 +206,7 @@ class Ppo(ActorCritic):
         """See ActorCritic."""
         from stable_baselines3 import PPO
 
-        own = {"clip_range": self.clip, "gae_lambda": self.gae_lambda, "ent_coef": self.entropy_coefficient}
+        own: dict[str, Any] = {"clip_range": self.clip, "gae_lambda": self.gae_lambda, "ent_coef": self.entropy_coefficient}
         return PPO("MlpPolicy", env, self.learning_rate, self.n_steps, self.batch_size, self.epochs, **own, **shared)
 
     @classmethod
