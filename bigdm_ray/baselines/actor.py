@@ -8,6 +8,7 @@ the library trains as its own; `Sight` says what of them these see.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass
 from typing import Literal
@@ -52,7 +53,10 @@ def _told(leaves: dict[str, Leaf]) -> str:
 
 @dataclass(frozen=True)
 class Sight:
-    """How a picture is seen: the last `stack` frames, averaged over squares of `shrink` pixels a side, through convolutions."""
+    """How a picture is seen: the last `stack` frames, through convolutions.
+
+    They are made smaller by the brightest of each square of `shrink` pixels a side: a mean would all but put out a ball of two pixels.
+    """
 
     stack: int
     shrink: int
@@ -67,14 +71,9 @@ class Sight:
         return self.stack * channels, height // self.shrink, width // self.shrink
 
     def shrunk(self, frames: np.ndarray) -> np.ndarray:
-        """Frames `[n, channels, height, width]` uint8, smaller by `shrink`: means, rounded down."""
-        if self.shrink == 1:
-            return frames
-        total = np.zeros((*frames.shape[:2], *(side // self.shrink for side in frames.shape[2:])), np.uint32)
-        for row, column in itertools.product(range(self.shrink), repeat=2):
-            total += frames[..., row :: self.shrink, column :: self.shrink]
-        smaller: np.ndarray = (total // self.shrink**2).astype(np.uint8)
-        return smaller
+        """Frames `[n, channels, height, width]` uint8, smaller by `shrink`."""
+        parts = [frames[..., row :: self.shrink, column :: self.shrink] for row, column in itertools.product(range(self.shrink), repeat=2)]
+        return functools.reduce(np.maximum, parts)
 
     def empty(self, n: int, leaf: Leaf) -> np.ndarray:
         """Stacks of n rows that have seen nothing: `[n, stack, channels, height, width]` uint8, shrunk."""

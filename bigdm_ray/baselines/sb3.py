@@ -53,7 +53,7 @@ class Sb3(Foreign):
     offline: ClassVar[bool] = False
 
     frame_stack: int = setting(1, "pictures: how many of the last ones are seen", low=1)
-    shrink: int = setting(1, "pictures: they are averaged over squares of so many pixels a side", low=1)
+    shrink: int = setting(1, "pictures: they are shrunk to the brightest of each square of so many pixels a side", low=1)
     channels: tuple[int, ...] = setting((16, 32), "pictures: channels of the convolutions", low=1)
     features: int = setting(256, "pictures: width of the layer that follows the convolutions and feeds the others", low=1)
     clip_rewards: bool = setting(False, "whether training sees the sign of a reward in its place")
