@@ -1,8 +1,9 @@
 """Datasets and stored episodes: `python -m bigdm_ray.data COMMAND ...`.
 
-    import SOURCE... --folder DATASET         from Minari (minari:mujoco/hopper/medium-v0, or a folder), D4RL HDF5, episode and step Parquet
+    import SOURCE... --folder DATASET         from Minari (minari:mujoco/hopper/medium-v0, or a folder), D4RL HDF5, episode and step Parquet, DQN replays
     export DATASET --to minari|parquet|steps --folder OUT
     record RUN --folder DATASET --episodes 100 --action-noise 0.1      play a trained run; --random TASK plays at random
+    record RUN --folder DATASET --steps 100000 --weights milestones    from poor to good: every stage of its training
     merge DATASET... --folder DATASET         one after another
     list [FOLDER...]     show DATASET --plot
     verify DATASET|RUN|FOLDER                 every byte of every shard, and a dataset's content hash
@@ -17,6 +18,7 @@ import argparse
 import itertools
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,8 +29,13 @@ from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.replay.shard import SUFFIX, unwritten
 from bigdm_ray.replay.store import verify
 
+if TYPE_CHECKING:
+    from bigdm_ray.training.recording import Recording
+
 BARS = 20
 BAR_WIDTH = 50
+MILESTONE_ROWS = 4
+"""Episodes of a milestone that are played side by side: each gives few, and none is thrown away half played."""
 MODES = ("own", "sample", "mean", "plan")
 
 
@@ -73,8 +80,7 @@ def exporting(given: argparse.Namespace) -> int:
 
 def recording(given: argparse.Namespace) -> int:
     """`record`: play, and print the card of what was made."""
-    from bigdm_ray.formats.behaviour import Behaviour
-    from bigdm_ray.training.recording import NoisyPolicy, Recording, record
+    from bigdm_ray.training.recording import Recording, record
     from bigdm_ray.training.rollout import RandomPolicy
 
     if (given.run is None) == (given.random is None):
@@ -86,24 +92,53 @@ def recording(given: argparse.Namespace) -> int:
         if refused:
             raise UserError(f"--{refused[0].replace('_', '-')} has no meaning for a random policy; leave it out")
         task = find_task(given.random)
-        asked = Recording(RandomPolicy(task.signature()), task, "random", episodes=given.episodes, steps=given.steps, seed=given.seed)
+        asked = [Recording(RandomPolicy(task.signature()), task, "random", episodes=given.episodes, steps=given.steps, seed=given.seed)]
         source = f"uniformly random actions, seed {given.seed}"
+    elif given.weights == "milestones":
+        asked = milestones(given)
+        source = f"{counted(len(asked), 'milestone')} of the run {given.run}, from {asked[0].source} on, seed {given.seed}"
     else:
-        from bigdm_ray.evaluate import command_of, policy_of
-        from bigdm_ray.training.run_folder import load
-
-        loaded = load(given.run, given.weights)
-        policy, mode = policy_of(loaded, given.mode)
-        noisy = NoisyPolicy(policy, loaded.signature, given.action_noise, given.epsilon) if given.action_noise or given.epsilon else policy
-        command = command_of(loaded, given.desired_return, given.desired_horizon)
-        who = str(Behaviour(f"{loaded.run.algorithm.name}-{given.weights}", mode, given.action_noise, given.epsilon))
-        asked = Recording(noisy, loaded.task, who, loaded.version, command, given.episodes, given.steps, given.seed)
-        source = f"{who} of the run {loaded.folder}, seed {given.seed}" + "".join(f", {name.replace('_', ' ')} {value:g}" for name, value in command.items())
+        asked = [played_by(given, given.weights, given.episodes, given.steps, given.seed)]
+        command = asked[0].command or {}
+        source = f"{asked[0].source} of the run {given.run}, seed {given.seed}" + "".join(f", {n.replace('_', ' ')} {v:g}" for n, v in command.items())
     dataset, problems = record(asked, given.folder, source, given.quiet)
     for problem in problems:
         print(problem, file=sys.stderr)
     print(card(dataset))
     return 0
+
+
+def played_by(given: argparse.Namespace, weights: str, episodes: int | None, steps: int | None, seed: int, stage: int | None = None) -> Recording:
+    """What is to be recorded of a run with these weights."""
+    from bigdm_ray.evaluate import command_of, policy_of
+    from bigdm_ray.formats.behaviour import Behaviour
+    from bigdm_ray.training.recording import ROWS, NoisyPolicy, Recording
+    from bigdm_ray.training.run_folder import load
+
+    loaded = load(given.run, weights)
+    policy, mode = policy_of(loaded, given.mode)
+    noisy = NoisyPolicy(policy, loaded.signature, given.action_noise, given.epsilon) if given.action_noise or given.epsilon else policy
+    command = command_of(loaded, given.desired_return, given.desired_horizon)
+    who = str(Behaviour(f"{loaded.run.algorithm.name}-{weights}", mode, given.action_noise, given.epsilon, stage))
+    rows = ROWS if stage is None else MILESTONE_ROWS
+    return Recording(noisy, loaded.task, who, loaded.version, command, episodes, steps, seed, rows)
+
+
+def milestones(given: argparse.Namespace) -> list[Recording]:
+    """A recording of each stage that a run has kept, the oldest first, with equal shares of the episodes or steps. Raises UserError."""
+    from bigdm_ray.training.run_folder import RunFolder
+    from bigdm_ray.training.streams import derived_seed
+
+    names = RunFolder(given.run).milestones()
+    if not names:
+        raise UserError(f"{given.run} has kept no milestones; train it with --saves.milestones true")
+    if given.episodes is not None and given.episodes < len(names):
+        raise UserError(f"--episodes is {given.episodes}, but each of the {len(names)} milestones of {given.run} needs one")
+    out = []
+    for stage, name in enumerate(names):
+        episodes, steps = (None if n is None else (stage + 1) * n // len(names) - stage * n // len(names) for n in (given.episodes, given.steps))
+        out.append(played_by(given, name, episodes, steps, derived_seed(given.seed, "milestone", stage), stage))
+    return out
 
 
 # --- list and show
@@ -312,7 +347,9 @@ def parser() -> Parser:
     records.add_argument("--action-noise", metavar="SIGMA", type=amount, default=0.0, help="deviation of Gaussian noise, an action's box being [-1, 1]")
     records.add_argument("--epsilon", metavar="E", type=share, default=0.0, help="share of steps with a uniformly random action")
     records.add_argument("--mode", choices=MODES, default="own", help="how the policy acts; own: as in the run's evaluations (default)")
-    records.add_argument("--weights", choices=("last", "best"), default="last", help="which weights (default: last)")
+    records.add_argument(
+        "--weights", choices=("last", "best", "milestones"), default="last", help="which weights; milestones: all that were kept (default: last)"
+    )
     records.add_argument("--desired-return", metavar="X", type=float, help="return to ask for; default: what the run's own evaluation asked for")
     records.add_argument("--desired-horizon", metavar="X", type=float, help="steps to ask for; default: what the run's own evaluation asked for")
     records.add_argument("--seed", metavar="S", type=seed, default=1, help="seed of environments and actions (default: 1)")

@@ -62,7 +62,7 @@ class Shelf:
         """What a cell lacks, with the way to make it."""
         if not cell.dataset or (self.data / cell.target / CARD).is_file():
             return None
-        return f"{cell.target}: python -m bigdm_ray.data import SOURCE --folder {self.data / cell.target}"
+        return f"{cell.target}: {self.grid.recipe.format(name=cell.target, folder=self.data / cell.target)}"
 
     def run(self, cell: Cell) -> Run:
         """The run of a cell. Raises UserError."""

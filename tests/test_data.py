@@ -13,6 +13,7 @@ from bigdm_ray.envs import find_task
 from bigdm_ray.formats.dataset import Dataset, Writer
 from bigdm_ray.replay import Store
 from bigdm_ray.run import main as run
+from bigdm_ray.training.run_folder import RunFolder
 
 SHARDS = 3
 EACH = 2
@@ -270,6 +271,35 @@ def test_record_plays_a_run(trained, capsys, tmp_path):
     noisy = Dataset.open(tmp_path / "noisy")
     assert code == 0 and set(noisy.behaviours()) == {"udrl-best mean sigma 0.2 eps 0.1"} and noisy.steps >= 100
     assert len({e.actions[""].tobytes() for e in noisy.stream()}) == noisy.episodes
+
+
+def test_record_plays_every_milestone_from_the_oldest_on(capsys, tmp_path):
+    run_folder = tmp_path / "run"
+    flags = "--quiet --algorithm.hidden 8 --budget.learner-steps 6 --saves.every 2 --saves.milestones true --evaluations.every 100 "
+    flags += "--evaluations.final-episodes 1"
+    dataset = made(tmp_path / "from", "toy-vector")
+    assert run(["bc", str(dataset.folder), "--local", *flags.split(), "--folder", str(run_folder)]) == 0
+    names = [f"step-{step:012d}" for step in (2, 4, 6)]
+    assert RunFolder(run_folder).milestones() == names
+    weights = [(run_folder / "weights" / f"{name}.safetensors").read_bytes() for name in (*names, "last")]
+    assert len(set(weights)) == 3 and weights[2] == weights[3]
+    code, _, error = call(capsys, "record", run_folder, "--folder", tmp_path / "set", "--weights", "milestones", "--episodes", "11", "--epsilon", "0.1")
+    assert (code, error) == (0, "")
+    grown = Dataset.open(tmp_path / "set")
+    shares = {f"bc-{name} sample eps 0.1 stage {stage}": share for stage, (name, share) in enumerate(zip(names, (3, 4, 4), strict=True))}
+    assert grown.behaviours() == shares and "3 milestones of the run" in grown.source
+    assert [e.version[1] for e in grown.stream()] == [2] * 3 + [4] * 4 + [6] * 4
+    assert len({e.seed for e in grown.stream()}) == 3
+    assert call(capsys, "record", run_folder, "--folder", tmp_path / "steps", "--weights", "milestones", "--steps", "90")[0] == 0
+    lengths = [[e.length for e in Dataset.open(tmp_path / "steps").stream() if e.version[1] == step] for step in (2, 4, 6)]
+    assert all(sum(one) >= 30 > sum(one[:-1]) for one in lengths)
+    code, _, error = call(capsys, "record", run_folder, "--folder", tmp_path / "few", "--weights", "milestones", "--episodes", "2")
+    assert code == 2 and "each of the 3 milestones" in error
+
+
+def test_a_run_without_milestones_says_how_to_keep_them(trained, capsys, tmp_path):
+    code, _, error = call(capsys, "record", trained, "--folder", tmp_path / "set", "--weights", "milestones", "--episodes", "5")
+    assert code == 2 and "train it with --saves.milestones true" in error
 
 
 def test_record_plays_at_random(capsys, tmp_path):

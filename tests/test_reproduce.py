@@ -63,6 +63,24 @@ def test_missing_cells_are_trained_once_and_the_rest_prints_as_not_run(shelf, ca
     assert "interquartile mean" in text
 
 
+def test_where_data_of_a_game_are_missing_the_commands_that_make_them_are_told(tmp_path, capsys):
+    """And they are commands: a run of the agent, and a recording of its milestones."""
+    from bigdm_ray.data import parser
+
+    shelf = Shelf(find_grid("dt-atari"), "quick", tmp_path / "data", tmp_path / "results", tmp_path / "runs")
+    assert reproduce.fill_missing(shelf, ["pong", "seed=1"], 1, local=True) == []
+    told = capsys.readouterr().err
+    assert told.count("the dataset is missing: pong") == 1 and "0 to train" in told
+    train, record, _ = told.splitlines()[0].partition("pong: ")[2].replace(";", " &&").split(" && ")
+    assert train.startswith("python -m bigdm_ray.run sb3-ppo pong --local")
+    flags = train.split()[5:]
+    run = configure("sb3-ppo", "pong", [flag for flag in flags[: flags.index("--folder")] if flag != "--local"])
+    assert run.saves.milestones and run.budget.minutes == 60
+    given = parser().parse(record.split()[3:])
+    assert str(given.run) == flags[-1] == "runs/pong" and given.weights == "milestones" and given.folder == tmp_path / "data" / "pong"
+    assert "| pong | not run [106.1] |" in table(shelf)
+
+
 def test_a_stopped_cell_goes_on_from_its_checkpoint(shelf):
     cell = GRID.cells("quick")[0]
     run = configure("bc", str(shelf.data / "toys-a"), [*TINY, "--seed", "1", "--saves.every", "10"])

@@ -1,15 +1,21 @@
-"""A2C and DQN of Stable-Baselines3, the baselines of Upside-Down RL's paper (Srivastava et al. 2019, section 3.3).
+"""A2C, DQN and PPO of Stable-Baselines3: the baselines of Upside-Down RL's paper (Srivastava et al. 2019, section 3.3), and one that learns from pictures.
 
 Stable-Baselines3 plays, stores and learns in this process; what it trained is exported at each evaluation and save. Its
 environments are ours, EnvPool's where the task has them, behind a vector environment that keeps the two ends of an
 episode apart. Nothing is pickled: networks, optimizer and replay buffer are saved as arrays. The presets of LunarLander
 are those of the RL Zoo (DLR-RM/rl-baselines3-zoo, hyperparams/a2c.yml and dqn.yml).
 
+Pictures are shrunk and stacked before the library sees them, and its features extractor is our `Pictures`. PPO is called
+`sb3-ppo`, for `ppo` is RLlib's, whose connectors keep every step of every episode as Python objects. Its presets of Atari's
+games are made for one processor core: a quarter of the usual pixels, and few channels.
+
     python -m bigdm_ray.run dqn lunarlander
+    python -m bigdm_ray.run sb3-ppo pong --local
 """
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,26 +26,37 @@ import torch
 from torch import nn
 
 from bigdm_ray.algorithms.base import Mode, Policy
-from bigdm_ray.baselines.actor import Actor, ActorPolicy, layers_of, plain_leaves
+from bigdm_ray.baselines.actor import Actor, ActorPolicy, Pictures, Sight, layers_of, pictures_of, plain_leaves
 from bigdm_ray.baselines.base import Bench, Foreign, Turn, below, load_optimizer, optimizer_state, prefixed, sound, spaces_of
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.envs.vector import VectorEnv
+from bigdm_ray.errors import UserError
+from bigdm_ray.replay.windows import merge_stack
 from bigdm_ray.settings import setting
 
 MEAN = {"evaluations.mode": "mean"}
 """Stable-Baselines3 scores its policies without their noise."""
+
+GAMES = ("breakout", "pong", "qbert", "seaquest")
+"""Those with presets, and their sticky forms."""
 
 BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
 @dataclass(frozen=True)
 class Sb3(Foreign):
-    """What both have in common."""
+    """What they have in common."""
 
     library: ClassVar[str] = "Stable-Baselines3"
     needs: ClassVar[tuple[str, ...]] = ("stable_baselines3",)
     online: ClassVar[bool] = True
     offline: ClassVar[bool] = False
+
+    frame_stack: int = setting(1, "pictures: how many of the last ones are seen", low=1)
+    shrink: int = setting(1, "pictures: they are shrunk to the brightest of each square of so many pixels a side", low=1)
+    channels: tuple[int, ...] = setting((16, 32), "pictures: channels of the convolutions", low=1)
+    features: int = setting(256, "pictures: width of the layer that follows the convolutions and feeds the others", low=1)
+    clip_rewards: bool = setting(False, "whether training sees the sign of a reward in its place")
 
     @abstractmethod
     def learner(self, env: Any, bench: Bench) -> Any:
@@ -58,21 +75,37 @@ class Sb3(Foreign):
     def exported(self, learner: Any) -> dict[str, np.ndarray]:
         """The state of our network, out of the library's."""
 
+    @property
+    def counted(self) -> int:
+        """Learner steps of what the library counts as one."""
+        return 1
+
+    @property
+    def sight(self) -> Sight:
+        """How a picture is seen."""
+        return Sight(self.frame_stack, self.shrink, self.channels, self.features)
+
+    def networks(self, env: Any, hidden: tuple[int, ...]) -> dict[str, Any]:
+        """The library's `policy_kwargs` for an environment of `playing`: our convolutions where it shows pictures, then these layers."""
+        shape = env.observation_space.shape
+        kwargs: dict[str, Any] = {"net_arch": list(hidden)}
+        if len(shape) == 1:
+            return kwargs
+        return kwargs | {
+            "features_extractor_class": extractor(),
+            "features_extractor_kwargs": {"pictures": Pictures(shape, self.channels, self.features), "features": self.features},
+            "normalize_images": False,
+        }
+
 
 @dataclass(frozen=True)
-class A2c(Sb3):
-    """Hyperparameters of advantage actor-critic (Mnih et al. 2016); the defaults are the library's."""
-
-    name: ClassVar[str] = "a2c"
+class ActorCritic(Sb3):
+    """What A2C and PPO have in common: a policy of tanh layers, a value function of its own layers, several environments in turn."""
 
     hidden: tuple[int, ...] = setting((64, 64), "widths of the layers of the policy, and of the value function", low=1)
     environments: int = setting(8, "environments that are played side by side", low=1)
-    n_steps: int = setting(5, "steps of each environment before a learner step", low=1)
-    learning_rate: float = setting(7e-4, "RMSProp's learning rate", above=0, high=1)
     decay: bool = setting(False, "whether the learning rate falls to 0 along a straight line over --budget.env-steps")
     gamma: float = setting(0.99, "discount", low=0, high=1)
-    gae_lambda: float = setting(1.0, "lambda of generalised advantages; 1 is n-step returns", low=0, high=1)
-    entropy_coefficient: float = setting(0.0, "weight of the entropy bonus", low=0)
     value_coefficient: float = setting(0.5, "weight of the value loss", low=0)
     max_norm: float = setting(0.5, "gradients are scaled down to this norm", above=0)
 
@@ -84,39 +117,57 @@ class A2c(Sb3):
     def build(self, signatures: Mapping[str, Signature]) -> Actor:
         """See Algorithm: tanh layers to logits, or to the means of a Gaussian whose deviations depend on nothing."""
         (signature,) = signatures.values()
-        discrete = plain_leaves(signature, self.name)[3].kind == "discrete"
-        return Actor(signature, self.name, self.hidden, "tanh", "logits" if discrete else "gaussian", free_std=not discrete)
+        discrete = plain_leaves(signature, self.name, pictures=True)[3].kind == "discrete"
+        return Actor(signature, self.name, self.hidden, "tanh", "logits" if discrete else "gaussian", free_std=not discrete, sight=self.sight)
 
     def policy(self, model: nn.Module, mode: Mode) -> Policy:
         """See Algorithm."""
         return ActorPolicy(model, mode)
 
+    @abstractmethod
+    def made(self, env: Any, shared: dict[str, Any]) -> Any:
+        """The library's own object, made with these settings and those of one's own."""
+
     def learner(self, env: Any, bench: Bench) -> Any:
         """See Sb3."""
-        from stable_baselines3 import A2C
-
-        made = A2C(
-            "MlpPolicy",
-            env,
-            learning_rate=self.learning_rate,
-            n_steps=self.n_steps,
-            gamma=self.gamma,
-            gae_lambda=self.gae_lambda,
-            ent_coef=self.entropy_coefficient,
-            vf_coef=self.value_coefficient,
-            max_grad_norm=self.max_norm,
-            policy_kwargs={"net_arch": list(self.hidden)},
-            seed=bench.seed,
-            device=bench.device,
-        )
+        shared = {
+            "gamma": self.gamma,
+            "vf_coef": self.value_coefficient,
+            "max_grad_norm": self.max_norm,
+            "policy_kwargs": self.networks(env, self.hidden),
+            "seed": bench.seed,
+            "device": bench.device,
+        }
+        made = self.made(env, shared)
         if self.decay:  # over the whole run, which is trained in many calls of `learn`
-            made.lr_schedule = lambda _: self.learning_rate * max(0.0, 1.0 - made.num_timesteps / bench.budget)
+            rate = made.learning_rate
+            made.lr_schedule = lambda _: rate * max(0.0, 1.0 - made.num_timesteps / bench.budget)
         return made
 
     def exported(self, learner: Any) -> dict[str, np.ndarray]:
         """See Sb3."""
         policy = learner.policy
-        return layers_of(policy.mlp_extractor.policy_net, policy.action_net, log_std=getattr(policy, "log_std", None))
+        layers = layers_of(policy.mlp_extractor.policy_net, policy.action_net, log_std=getattr(policy, "log_std", None))
+        return pictures_of(policy.features_extractor) | layers
+
+
+@dataclass(frozen=True)
+class A2c(ActorCritic):
+    """Hyperparameters of advantage actor-critic (Mnih et al. 2016); the defaults are the library's."""
+
+    name: ClassVar[str] = "a2c"
+
+    n_steps: int = setting(5, "steps of each environment before a learner step", low=1)
+    learning_rate: float = setting(7e-4, "RMSProp's learning rate", above=0, high=1)
+    gae_lambda: float = setting(1.0, "lambda of generalised advantages; 1 is n-step returns", low=0, high=1)
+    entropy_coefficient: float = setting(0.0, "weight of the entropy bonus", low=0)
+
+    def made(self, env: Any, shared: dict[str, Any]) -> Any:
+        """See ActorCritic."""
+        from stable_baselines3 import A2C
+
+        own: dict[str, Any] = {"n_steps": self.n_steps, "gae_lambda": self.gae_lambda, "ent_coef": self.entropy_coefficient}
+        return A2C("MlpPolicy", env, self.learning_rate, **own, **shared)
 
     @classmethod
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
@@ -124,6 +175,58 @@ class A2c(Sb3):
         zoo = {"algorithm.gamma": 0.995, "algorithm.learning_rate": 8.3e-4, "algorithm.decay": True, "algorithm.entropy_coefficient": 1e-5}
         lander = {"default": MEAN | zoo | {"budget.env_steps": 1_000_000, "evaluations.every": 100_000, "saves.every": 200_000}}
         return {"lunarlander": lander, "lunarlander-sparse": lander, "*": {"default": MEAN}}
+
+
+@dataclass(frozen=True)
+class Ppo(ActorCritic):
+    """Hyperparameters of proximal policy optimisation (Schulman et al. 2017); the defaults are the library's."""
+
+    name: ClassVar[str] = "sb3-ppo"
+
+    n_steps: int = setting(256, "steps of each environment before a bout of learning", low=1)
+    epochs: int = setting(10, "passes over these steps", low=1)
+    batch_size: int = setting(64, "steps of one learner step; a divisor of --algorithm.environments times --algorithm.n-steps", low=2)
+    learning_rate: float = setting(3e-4, "Adam's learning rate", above=0, high=1)
+    gae_lambda: float = setting(0.95, "lambda of generalised advantages", low=0, high=1)
+    clip: float = setting(0.2, "how far the ratio of probabilities may leave 1", above=0, high=1)
+    entropy_coefficient: float = setting(0.0, "weight of the entropy bonus", low=0)
+
+    @property
+    def counted(self) -> int:
+        """See Sb3: the library counts passes."""
+        return self.environments * self.n_steps // self.batch_size
+
+    def build(self, signatures: Mapping[str, Signature]) -> Actor:
+        """See ActorCritic. Raises UserError for a batch size that does not divide the steps of a bout."""
+        if (steps := self.environments * self.n_steps) % self.batch_size:
+            raise UserError(f"--algorithm.batch-size is {self.batch_size}, but a divisor of the {steps:,} steps of a bout is expected")
+        return super().build(signatures)
+
+    def made(self, env: Any, shared: dict[str, Any]) -> Any:
+        """See ActorCritic."""
+        from stable_baselines3 import PPO
+
+        own: dict[str, Any] = {"clip_range": self.clip, "gae_lambda": self.gae_lambda, "ent_coef": self.entropy_coefficient}
+        return PPO("MlpPolicy", env, self.learning_rate, self.n_steps, self.batch_size, self.epochs, **own, **shared)
+
+    @classmethod
+    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
+        """See Algorithm. Atari's are of our own making; sampled actions are scored, as when it learns."""
+        own = {
+            "hidden": (),
+            "frame_stack": 4,
+            "shrink": 2,
+            "clip_rewards": True,
+            "environments": 16,
+            "n_steps": 64,
+            "epochs": 4,
+            "batch_size": 256,
+            "learning_rate": 7e-4,
+            "entropy_coefficient": 0.01,
+        }
+        rest = {"evaluations.every": 200_000, "evaluations.episodes": 4, "evaluations.final_episodes": 20, "saves.every": 50_000, "saves.report_every": 10_000}
+        atari = {"default": {f"algorithm.{name}": value for name, value in own.items()} | rest}
+        return {game + sticky: atari for game in GAMES for sticky in ("", "-sticky")} | {"*": {"default": MEAN}}
 
 
 @dataclass(frozen=True)
@@ -155,7 +258,7 @@ class Dqn(Sb3):
     def build(self, signatures: Mapping[str, Signature]) -> Actor:
         """See Algorithm: ReLU layers to the value of each action."""
         (signature,) = signatures.values()
-        return Actor(signature, self.name, self.hidden, "relu", "values")
+        return Actor(signature, self.name, self.hidden, "relu", "values", sight=self.sight)
 
     def policy(self, model: nn.Module, mode: Mode) -> Policy:
         """See Algorithm."""
@@ -179,7 +282,7 @@ class Dqn(Sb3):
             target_update_interval=self.target_update_interval,
             exploration_final_eps=self.exploration_final,
             max_grad_norm=self.max_norm,
-            policy_kwargs={"net_arch": list(self.hidden)},
+            policy_kwargs=self.networks(env, self.hidden),
             seed=bench.seed,
             device=bench.device,
         )
@@ -190,7 +293,7 @@ class Dqn(Sb3):
 
     def exported(self, learner: Any) -> dict[str, np.ndarray]:
         """See Sb3."""
-        return layers_of(learner.q_net)
+        return pictures_of(learner.q_net) | layers_of(learner.q_net.q_net)
 
     @classmethod
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
@@ -211,7 +314,7 @@ class Dqn(Sb3):
         return {"lunarlander": lander, "lunarlander-sparse": lander, "*": {"default": MEAN}}
 
 
-ALGORITHMS = (A2c, Dqn)
+ALGORITHMS = (A2c, Dqn, Ppo)
 
 
 class Sb3Trainer:
@@ -222,7 +325,7 @@ class Sb3Trainer:
 
         self._algorithm = algorithm
         self._ended: list[tuple[float, int]] = []
-        self._env = playing(bench.task.make(algorithm.rows, bench.seed), algorithm.name, self._ended)
+        self._env = playing(bench.task.make(algorithm.rows, bench.seed), algorithm, self._ended)
         self._learner = algorithm.learner(self._env, bench)
         self._learner.set_logger(Logger(folder=None, output_formats=[]))
 
@@ -236,7 +339,8 @@ class Sb3Trainer:
         learner.logger.dump()
         ended, self._ended[:] = list(self._ended), []
         returns, lengths = [total for total, _ in ended], [length for _, length in ended]
-        return Turn(learner.num_timesteps - before, learner._n_updates - updates, returns, lengths, metrics)
+        learned = (learner._n_updates - updates) * self._algorithm.counted
+        return Turn(learner.num_timesteps - before, learned, returns, lengths, metrics)
 
     def weights(self) -> dict[str, np.ndarray]:
         """See Trainer."""
@@ -272,25 +376,55 @@ class Sb3Trainer:
         self._env.close()
 
 
-def playing(env: VectorEnv, name: str, ended: list[tuple[float, int]]) -> Any:
+def extractor() -> Any:
+    """The library's kind of features extractor that is our `Pictures`."""
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+
+    class Extractor(BaseFeaturesExtractor):
+        """See `extractor`; each network of the policy gets convolutions of its own."""
+
+        def __init__(self, observation_space: Any, pictures: Pictures, features: int) -> None:
+            super().__init__(observation_space, features)
+            self.pictures = copy.deepcopy(pictures)
+
+        def forward(self, observations: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.pictures(observations)
+            return out
+
+    return Extractor
+
+
+def playing(env: VectorEnv, algorithm: Sb3, ended: list[tuple[float, int]]) -> Any:
     """`env` as the library's vector environment: rows that end begin again at once. Return and length of each episode go to `ended`."""
+    from gymnasium import spaces
     from stable_baselines3.common.vec_env import VecEnv
 
-    path, seen, action_path, action = plain_leaves(env.signature, name)
+    name, sight, clip = algorithm.name, algorithm.sight, algorithm.clip_rewards
+    path, leaf, action_path, action = plain_leaves(env.signature, name, pictures=True)
+    pictures = leaf.kind == "image"
+    shown = spaces.Box(0, 255, sight.shape(leaf), np.uint8) if pictures else spaces_of(leaf)
 
     class Rows(VecEnv):
         """See `playing`."""
 
         def __init__(self) -> None:
-            super().__init__(env.n, spaces_of(seen), spaces_of(action))
+            super().__init__(env.n, shown, spaces_of(action))
             self._all = np.arange(env.n)
             self._totals, self._lengths = np.zeros(env.n), np.zeros(env.n, np.int64)
+            self._frames = sight.empty(env.n, leaf) if pictures else np.zeros(0, np.uint8)
+
+        def _see(self, rows: np.ndarray, observations: np.ndarray, first: bool) -> np.ndarray:
+            """What the library is shown of the observations of these rows."""
+            if not pictures:
+                return observations.copy()
+            self._frames[rows] = sight.seen(self._frames[rows], observations, np.full(len(rows), first))
+            return merge_stack(self._frames[rows])
 
         def reset(self) -> np.ndarray:
             self._totals[:], self._lengths[:] = 0, 0
             step = env.reset(self._all)
             sound(step.failures, name)
-            return step.observations[path].copy()
+            return self._see(self._all, step.observations[path], True)
 
         def step_async(self, actions: np.ndarray) -> None:
             self._actions = actions
@@ -300,7 +434,7 @@ def playing(env: VectorEnv, name: str, ended: list[tuple[float, int]]) -> Any:
             sound(step.failures, name)
             self._totals += step.rewards
             self._lengths += 1
-            observations, done = step.observations[path].copy(), step.terminated | step.truncated
+            observations, done = self._see(self._all, step.observations[path], False), step.terminated | step.truncated
             infos: list[dict[str, Any]] = [{} for _ in self._all]
             for k in np.flatnonzero(done).tolist():
                 infos[k] = {"terminal_observation": observations[k].copy(), "TimeLimit.truncated": bool(not step.terminated[k])}
@@ -310,8 +444,8 @@ def playing(env: VectorEnv, name: str, ended: list[tuple[float, int]]) -> Any:
                 self._totals[rows], self._lengths[rows] = 0, 0
                 begun = env.reset(rows)
                 sound(begun.failures, name)
-                observations[rows] = begun.observations[path]
-            return observations, step.rewards.copy(), done, infos
+                observations[rows] = self._see(rows, begun.observations[path], True)
+            return observations, np.sign(step.rewards) if clip else step.rewards.copy(), done, infos
 
         def close(self) -> None:
             env.close()

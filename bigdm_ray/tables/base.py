@@ -42,7 +42,8 @@ class Grid:
     """A table: its rows, its columns, what was published, and the runs of a scale.
 
     `make(row, column, scale)` gives (algorithm, target, whether that is a dataset, flags), or None for a cell that this project
-    cannot run. `published` has (row, column) -> (mean, deviation or None).
+    cannot run. `published` has (row, column) -> (mean, deviation or None). `recipe` is how to make a dataset that is missing, with
+    `{name}` and `{folder}` in it.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Grid:
     published: dict[tuple[str, str], tuple[float, float | None]] = field(default_factory=dict)
     averages: bool = True
     notes: tuple[str, ...] = ()
+    recipe: str = "python -m bigdm_ray.data import SOURCE --folder {folder}"
 
     def cells(self, scale: Scale) -> list[Cell]:
         """All runs of a scale, seed by seed, so that a stopped grid has every cell once before any twice."""

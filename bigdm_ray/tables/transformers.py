@@ -6,6 +6,12 @@ from bigdm_ray.tables.base import Grid, Scale
 from bigdm_ray.tables.d4rl import NOT_D4RL, PERCENT, PERCENT_BC, SETS, Made, percent, steps, table
 
 GAMES = ("breakout", "qbert", "pong", "seaquest")
+RECORDED = (
+    "python -m bigdm_ray.run sb3-ppo {name} --local --budget.minutes 60 --saves.milestones true --folder runs/{name} && "
+    "python -m bigdm_ray.data record runs/{name} --weights milestones --steps 100000 --folder {folder}; or, of the DQN replay data, "
+    "python -m bigdm_ray.data import REPLAY_LOGS/*observation_ckpt*.gz --task {name} --steps 10000 --folder {folder}"
+)
+"""How data of a game are made: by an agent of one's own, or of each of the 50 published files a hundredth."""
 SHORT = ("--algorithm.learning-rate", "5e-4", "--algorithm.warm-up-steps", "500", "--algorithm.cosine-steps", "10000")
 """A tenth of the paper's steps at the paper's rate would end in the warm-up."""
 
@@ -145,6 +151,7 @@ GRIDS = (
         "Chen et al. 2021, tables 1 and 4",
         ATARI,
         averages=False,
-        notes=("The data are episodes of an agent's whole training, recorded as DATA/GAME; the published ones are 1 % of DQN's replay.",),
+        notes=("The data are episodes of every stage of an agent's training (docs/datasets.md, Atari); the published ones are 1 % of DQN's replay.",),
+        recipe=RECORDED,
     ),
 )

@@ -39,7 +39,7 @@ from bigdm_ray.training.metrics import JsonLines, Listener, Means, Report, Tenso
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.player import Player
 from bigdm_ray.training.rollout import Played
-from bigdm_ray.training.run_folder import RunFolder, save_weights, versions
+from bigdm_ray.training.run_folder import RunFolder, milestone, save_weights, versions
 from bigdm_ray.training.start import dataset_store, take_over
 from bigdm_ray.training.streams import rng
 
@@ -295,6 +295,8 @@ class Session:
         crew.save(write)
         command = self.run.algorithm.evaluation_command(crew.table()) if len(crew.table()) else {}
         save_weights(self.folder, "last", saved[0], command, None)
+        if self.run.saves.milestones:
+            save_weights(self.folder, milestone(self.clock), saved[0], command, None)
         return saved[0], command
 
     def finish(self, crew: Crew) -> dict[str, Any]:

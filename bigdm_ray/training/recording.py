@@ -8,7 +8,7 @@ Episodes are played on the task's fast environments, every one to its end, and w
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from bigdm_ray.training.run_folder import versions
 from bigdm_ray.training.streams import derived_seed, rng
 
 ROWS = 32
-"""Environments side by side, and episodes a round."""
+"""Environments side by side, and episodes a round, where a Recording does not say it."""
 BARREN_ROUNDS = 3
 """Rounds in a row without a sound episode that end a recording."""
 
@@ -100,21 +100,25 @@ class Recording:
     episodes: int | None = None
     steps: int | None = None
     seed: int = 1
+    rows: int = ROWS  # environments side by side, and episodes a round
 
 
-def record(asked: Recording, folder: Path, source: str, quiet: bool = False) -> tuple[Dataset, list[str]]:
-    """Play and write the new dataset `folder`, whose card names `source`; and what went wrong with episodes that were discarded.
+def record(asked: Sequence[Recording], folder: Path, source: str, quiet: bool = False) -> tuple[Dataset, list[str]]:
+    """Play recordings of one task, one after another, and write them as the new dataset `folder`, whose card names `source`.
 
+    The second value is what went wrong with episodes that were discarded.
     Raises UserError for a folder that exists, RunFailed where no episode can be played to its end or the disk is full; then nothing is left.
     """
-    signature = asked.task.signature()
-    writer = Writer(folder, {"recorded": time.time_ns()}, asked.task.name, signature)
+    task = asked[0].task
+    writer = Writer(folder, {"recorded": time.time_ns()}, task.name, task.signature())
     problems: list[str] = []
+    steps = [one.steps for one in asked if one.steps is not None]
     try:
-        with Progress(folder.name, asked.steps, quiet=quiet) as bar:
-            for episodes in _played(asked, problems):
-                writer.add(episodes)
-                bar.advance(sum(episode.length for episode in episodes))
+        with Progress(folder.name, sum(steps) if len(steps) == len(asked) else None, quiet=quiet) as bar:
+            for one in asked:
+                for episodes in _played(one, problems):
+                    writer.add(episodes)
+                    bar.advance(sum(episode.length for episode in episodes))
         return writer.finish(folder.name, source, versions()), problems
     except BaseException:
         writer.discard()
@@ -127,10 +131,10 @@ def _played(asked: Recording, problems: list[str]) -> Iterator[list[Episode]]:
     """Rounds of episodes, in the order of their commands, up to what is asked for."""
     count, steps, round, barren = 0, 0, 0, 0
     seed = derived_seed(asked.seed, "record environments")
-    env = asked.task.make(ROWS if asked.episodes is None else min(ROWS, asked.episodes), seed)
+    env = asked.task.make(asked.rows if asked.episodes is None else min(asked.rows, asked.episodes), seed)
     try:
         while not _enough(asked, count, steps):
-            wanted = ROWS if asked.episodes is None else min(ROWS, asked.episodes - count)
+            wanted = asked.rows if asked.episodes is None else min(asked.rows, asked.episodes - count)
             origin = Origin(round, 0, asked.task.name, asked.version, asked.source, seed, asked.task.max_return)
             played = rollout(asked.policy, env, constant(asked.command or {}, wanted), wanted, rng(asked.seed, "record", round), origin)
             problems += played.problems

@@ -38,8 +38,12 @@ class RunFolder:
         self._lock: IO[str] | None = None
 
     def weights(self, which: str) -> Path:
-        """Where the `last` or `best` weights are."""
+        """Where the `last` or `best` weights are, or those of a milestone."""
         return self.path / "weights" / f"{which}.safetensors"
+
+    def milestones(self) -> list[str]:
+        """The names of the weights that `--saves.milestones` kept, the oldest first."""
+        return sorted(path.stem for path in (self.path / "weights").glob("step-*.safetensors"))
 
     def claim(self, run: Run, resume: bool, exact: bool) -> RunFolder:
         """Make the folder for `run`, or with `resume` reopen the one that holds it. Raises UserError.
@@ -137,8 +141,13 @@ class Loaded:
         return command
 
 
+def milestone(clock: int) -> str:
+    """The name of the weights that are kept at a number of environment steps, or of learner steps on a dataset."""
+    return f"step-{clock:012d}"
+
+
 def load(folder: str | os.PathLike[str], which: str = "last") -> Loaded:
-    """Open a run folder: `bigdm_ray.load(FOLDER)`. `which` weights: `last` or `best`. Raises UserError."""
+    """Open a run folder: `bigdm_ray.load(FOLDER)`. `which` weights: `last`, `best`, or a milestone's. Raises UserError."""
     path = Path(folder)
     if not (path / "run.json").is_file():
         raise UserError(f"there is no run in {path}: it holds no run.json")

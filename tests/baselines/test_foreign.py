@@ -19,7 +19,7 @@ TASKS = {"a2c": "lunarlander", "dqn": "lunarlander", "ppo": "lunarlander-continu
 
 
 def test_these_are_found():
-    assert {kind.name for kind in KINDS} == {"a2c", "dqn", "ppo", "sac", "cql", "iql", "marwil"}
+    assert {kind.name for kind in KINDS} == {"a2c", "dqn", "sb3-ppo", "ppo", "sac", "cql", "iql", "marwil"}
 
 
 def test_looking_at_them_costs_no_library():

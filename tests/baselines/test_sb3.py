@@ -1,4 +1,4 @@
-"""A2C and DQN of Stable-Baselines3: our run folder, their training, the same actions."""
+"""A2C, DQN and PPO of Stable-Baselines3: our run folder, their training, the same actions, of vectors and of pictures."""
 
 import sys
 
@@ -9,13 +9,21 @@ from foreign import bench, built, evaluated, reports, trained, whole
 from making import same_arrays
 
 from bigdm_ray.baselines import sb3
-from bigdm_ray.baselines.sb3 import A2c, Dqn
+from bigdm_ray.baselines.actor import Sight
+from bigdm_ray.baselines.sb3 import A2c, Dqn, Ppo
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.run import main as run
 
-SMALL = {"a2c": A2c(hidden=(16, 16), environments=3), "dqn": Dqn(hidden=(16, 16), learning_starts=20, buffer_size=150, exploration_steps=100)}
+SIGHT = {"frame_stack": 2, "shrink": 2, "channels": (4,), "features": 16}
+SMALL = {
+    "a2c": A2c(hidden=(16, 16), environments=3, **SIGHT),
+    "dqn": Dqn(hidden=(16, 16), learning_starts=20, buffer_size=150, exploration_steps=100, **SIGHT),
+    "sb3-ppo": Ppo(hidden=(), environments=3, n_steps=20, batch_size=30, epochs=2, **SIGHT),
+}
+NAMES = list(SMALL)
 CASES = [("a2c", "toy-vector"), ("a2c", "toy-continuous"), ("dqn", "toy-vector"), ("a2c", "lunarlander"), ("dqn", "lunarlander")]
+CASES += [("sb3-ppo", "toy-vector"), ("sb3-ppo", "toy-continuous"), *((name, "toy-image") for name in NAMES)]
 
 
 def trainer_of(name, task, steps=0, seed=1):
@@ -29,8 +37,13 @@ def trainer_of(name, task, steps=0, seed=1):
 def test_our_network_does_what_the_librarys_does(name, task):
     trainer = trainer_of(name, task, 300)
     model, policy = built(SMALL[name], task, trainer), trainer._learner.policy
-    path, seen, action_path, action = sb3.plain_leaves(find_task(task).signature(), name)
-    observations = np.random.default_rng(0).normal(size=(64, seen.size)).astype(np.float32)
+    path, seen, action_path, action = sb3.plain_leaves(find_task(task).signature(), name, pictures=True)
+    chance = np.random.default_rng(0)
+    if task == "toy-image":
+        frames = chance.integers(0, 256, (64, *seen.shape)).astype(np.uint8)
+        observations = np.repeat(frames.reshape(64, 1, 16, 2, 16, 2).max((3, 5)), 2, axis=1)  # two alike: the first is all that was seen
+    else:
+        frames = observations = chance.normal(size=(64, seen.size)).astype(np.float32)
     tensor = torch.from_numpy(observations)
     with torch.no_grad():
         ours = model(tensor)
@@ -42,7 +55,8 @@ def test_our_network_does_what_the_librarys_does(name, task):
             ours = torch.log_softmax(ours, -1) if action.kind == "discrete" else ours
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     expected, _ = trainer._learner.predict(observations, deterministic=True)
-    done, _ = SMALL[name].policy(model, "mean").act({}, {path: observations}, np.zeros(64), {}, np.ones(64, bool), np.zeros((64, 9), np.float32))
+    acting = SMALL[name].policy(model, "mean")
+    done, _ = acting.act(acting.start(64), {path: frames}, np.zeros(64), {}, np.ones(64, bool), np.zeros((64, 9), np.float32))
     np.testing.assert_allclose(done[action_path], expected, atol=1e-5)
     trainer.close()
 
@@ -70,7 +84,7 @@ def test_values_are_acted_on_with_the_last_share_of_random_actions():
 
 def test_its_environments_keep_the_two_ends_of_an_episode_apart():
     task, ended = find_task("toy-vector"), []
-    rows, env = sb3.playing(task.make(2, 5), "a2c", ended), task.make(2, 5)
+    rows, env = sb3.playing(task.make(2, 5), SMALL["a2c"], ended), task.make(2, 5)
     seen = [rows.reset()]
     env.reset(np.arange(2))
     both = set()
@@ -99,9 +113,65 @@ def test_its_environments_keep_the_two_ends_of_an_episode_apart():
     rows.close()
 
 
-@pytest.mark.parametrize("name", ["a2c", "dqn"])
-def test_a_saved_state_is_all_of_it(name):
-    one, other = trainer_of(name, "toy-vector", 260), trainer_of(name, "toy-vector", seed=2)
+def test_the_library_is_shown_the_stacks_that_the_policy_sees(monkeypatch):
+    """A policy that acts in the same rows with its own memory sees the same pictures, over the ends of episodes too."""
+    task, algorithm, ended = find_task("toy-image"), SMALL["sb3-ppo"], []
+    rows, env = sb3.playing(task.make(3, 5), algorithm, ended), task.make(3, 5)
+    policy = algorithm.policy(algorithm.build({task.name: task.signature()}), "mean")
+    told = []
+    monkeypatch.setattr(policy, "_choose", lambda seen, chance: told.append(seen[""].numpy()) or {"": torch.zeros(len(seen[""]), dtype=torch.int32)})
+    everyone, none = np.arange(3), np.zeros(3, np.float32)
+    observed, shown = env.reset(everyone).observations, rows.reset()
+    first, state, lasts = np.ones(3, bool), policy.start(3), 0
+    for t in range(40):
+        _, state = policy.act(state, observed, none, {}, first, np.zeros((3, policy.uniforms), np.float32))
+        np.testing.assert_array_equal(told[-1], shown)
+        assert shown.shape == (3, 2, 16, 16) and shown.dtype == np.uint8
+        actions = np.full(3, t % 3)
+        shown, _, done, infos = rows.step(actions)
+        step = env.step(everyone, {"": actions.astype(np.int32)})
+        observed, first = step.observations, done
+        for k in np.flatnonzero(done):
+            frame = algorithm.sight.shrunk(step.observations[""][k : k + 1])[0, 0]
+            np.testing.assert_array_equal(infos[k]["terminal_observation"], [state["frames"][k, -1, 0], frame])
+            observed[""][k] = env.reset(np.array([k])).observations[""][0]
+            lasts += 1
+    assert lasts > 6
+    rows.close()
+
+
+def test_pictures_are_shrunk_to_the_brightest_and_a_first_frame_fills_the_stack():
+    sight = Sight(3, 2, (4,), 8)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 1, 4, 6)).astype(np.uint8)
+    small = sight.shrunk(frames)
+    np.testing.assert_array_equal(small[:, 0], frames.reshape(2, 2, 2, 3, 2).max((2, 4)))
+    assert small.dtype == np.uint8
+    np.testing.assert_array_equal(Sight(1, 1, (4,), 8).shrunk(frames), frames)
+    before = np.arange(2 * 3 * 6, dtype=np.uint8).reshape(2, 3, 1, 2, 3)
+    after = sight.seen(before, frames, np.array([True, False]))
+    np.testing.assert_array_equal(after[0], np.repeat(small[:1], 3, 0))
+    np.testing.assert_array_equal(after[1], [before[1, 1], before[1, 2], small[1]])
+
+
+def test_rewards_are_clipped_in_training_and_returns_are_not():
+    ended = []
+    rows = sb3.playing(find_task("lunarlander").make(2, 5), Dqn(clip_rewards=True), ended)
+    rows.reset()
+    seen = {float(reward) for _ in range(150) for reward in rows.step(np.zeros(2, np.int64))[1]}
+    assert seen <= {-1.0, 0.0, 1.0} and ended and all(total != int(total) for total, _ in ended)
+    rows.close()
+
+
+def test_ppo_counts_minibatches_as_learner_steps():
+    trainer = trainer_of("sb3-ppo", "toy-image")
+    turn = trainer.step(100)
+    assert (turn.env_steps, turn.learner_steps) == (120, 2 * 2 * 2)  # two bouts of two passes over two minibatches
+    trainer.close()
+
+
+@pytest.mark.parametrize(("name", "task"), [("a2c", "toy-vector"), ("dqn", "toy-vector"), ("dqn", "toy-image"), ("sb3-ppo", "toy-image")])
+def test_a_saved_state_is_all_of_it(name, task):
+    one, other = trainer_of(name, task, 260), trainer_of(name, task, seed=2)
     state = one.state()
     copies = {path: values.copy() for path, values in state.items()}
     other.restore(state)
@@ -129,7 +199,12 @@ def test_rates_that_fall_do_so_over_the_whole_run():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("text", "steps"), [("a2c toy-vector --algorithm.learning-rate 3e-3", 12_000), ("dqn toy-vector --algorithm.learning-rate 1e-3", 4_000)]
+    ("text", "steps"),
+    [
+        ("a2c toy-vector --algorithm.learning-rate 3e-3", 12_000),
+        ("dqn toy-vector --algorithm.learning-rate 1e-3", 4_000),
+        ("sb3-ppo toy-image --algorithm.learning-rate 2e-3 --algorithm.n-steps 32 --algorithm.epochs 4 --algorithm.shrink 2 --algorithm.hidden ,", 6_000),
+    ],
 )
 def test_it_learns_and_leaves_an_ordinary_run_folder(text, steps, tmp_path):
     more = f"--budget.env-steps {steps} --evaluations.every {steps // 2} --saves.every {steps // 2} --saves.report-every {steps // 4}".split()
@@ -142,16 +217,17 @@ def test_it_learns_and_leaves_an_ordinary_run_folder(text, steps, tmp_path):
     assert loaded.summary["episodes"] > 100
 
 
-@pytest.mark.parametrize("name", ["a2c", "dqn"])
-def test_a_run_is_taken_up_again(name, tmp_path):
+@pytest.mark.parametrize(("name", "task"), [("a2c", "toy-vector"), ("dqn", "toy-vector"), ("sb3-ppo", "toy-image")])
+def test_a_run_is_taken_up_again(name, task, tmp_path):
     small = ["--algorithm.hidden", "16,16", "--saves.report-every", "100", "--saves.every", "200", "--evaluations.every", "200"]
-    first = trained(tmp_path / "run", f"{name} toy-vector --local --budget.env-steps 400", *small)
-    second = trained(tmp_path / "run", f"{name} toy-vector --local --resume --budget.env-steps 800", *small)
+    small += ["--algorithm.n-steps", "10", "--algorithm.batch-size", "40"] if name == "sb3-ppo" else []
+    first = trained(tmp_path / "run", f"{name} {task} --local --budget.env-steps 400", *small)
+    second = trained(tmp_path / "run", f"{name} {task} --local --resume --budget.env-steps 800", *small)
     assert second["env_steps"] >= 800 and second["incarnation"] == 1
     assert second["learner_steps"] > first["learner_steps"] and second["episodes"] > first["episodes"]
     counted = [report["time/env_steps"] for report in reports(tmp_path / "run") if "time/wall_s" in report]
     assert counted == sorted(counted) and counted[0] <= 160
-    again = trained(tmp_path / "run", f"{name} toy-vector --local --resume --budget.env-steps 800", *small)  # nothing is left to do
+    again = trained(tmp_path / "run", f"{name} {task} --local --resume --budget.env-steps 800", *small)  # nothing is left to do
     assert again["env_steps"] == second["env_steps"]
 
 
@@ -161,8 +237,10 @@ def test_a_run_is_taken_up_again(name, tmp_path):
         ("a2c toy-vector --learners 2", "on one learner, but --learners is 2"),
         ("dqn toy-vector --actors 3", "in one process, but --actors is 3"),
         ("dqn toy-continuous", "dqn acts with one discrete choice, but this task takes"),
-        ("a2c toy-image", "one vector of numbers, but this task shows"),
-        ("a2c toy-mixed", "one vector of numbers, but this task shows"),
+        ("a2c toy-mixed", "one vector of numbers or one picture, but this task shows"),
+        ("dqn toy-image --algorithm.shrink 3", "a divisor of both"),
+        ("a2c toy-image --algorithm.channels 4,4,4,4", "32x32 pixels are too small for the 4 convolutions"),
+        ("sb3-ppo toy-vector --algorithm.batch-size 100", "a divisor of the 2,048 steps of a bout"),
         ("dqn toy-vector --evaluations.mode plan", "dqn has no planner"),
     ],
 )

@@ -87,7 +87,7 @@ def recording(task="toy-continuous", **more):
 
 @pytest.mark.parametrize("episodes", [1, 5, 32, 70])
 def test_as_many_episodes_as_asked_for(tmp_path, episodes):
-    made, problems = record(recording(episodes=episodes), tmp_path / "set", "a test")
+    made, problems = record([recording(episodes=episodes)], tmp_path / "set", "a test")
     assert made == Dataset.open(tmp_path / "set") and problems == []
     assert made.episodes == episodes and made.source == "a test" and made.task == "toy-continuous"
     assert made.content_hash() == made.sha256
@@ -96,13 +96,13 @@ def test_as_many_episodes_as_asked_for(tmp_path, episodes):
 
 
 def test_whole_episodes_until_they_reach_the_steps(tmp_path):
-    made, _ = record(recording(steps=500), tmp_path / "set", "a test")
+    made, _ = record([recording(steps=500)], tmp_path / "set", "a test")
     lengths = [e.length for e in made.stream()]
     assert sum(lengths) == made.steps >= 500 > sum(lengths[:-1])
 
 
 def test_the_same_seed_records_the_same_episodes(tmp_path):
-    one, two, other = (record(recording(episodes=40, seed=seed), tmp_path / name, "")[0] for name, seed in (("a", 3), ("b", 3), ("c", 4)))
+    one, two, other = (record([recording(episodes=40, seed=seed)], tmp_path / name, "")[0] for name, seed in (("a", 3), ("b", 3), ("c", 4)))
     assert one.sha256 == two.sha256 != other.sha256
     for mine, theirs in zip(one.stream(), two.stream(), strict=True):
         same_episode(mine, theirs)
@@ -112,7 +112,7 @@ def test_the_same_seed_records_the_same_episodes(tmp_path):
 def test_the_command_is_given_and_stored(tmp_path):
     task = find_task("toy-vector")
     still = Still("toy-vector", 1)
-    made, _ = record(Recording(still, task, "still", (2, 7), {"desired_return": 5.0, "desired_horizon": 9.0}, episodes=3), tmp_path / "set", "")
+    made, _ = record([Recording(still, task, "still", (2, 7), {"desired_return": 5.0, "desired_horizon": 9.0}, episodes=3)], tmp_path / "set", "")
     first = next(made.stream())
     assert first.command == {"desired_return": 5.0, "desired_horizon": 9.0} and first.version == (2, 7)
     np.testing.assert_array_equal(still.seen[0]["desired_return"], [5.0] * 3)
@@ -121,13 +121,13 @@ def test_the_command_is_given_and_stored(tmp_path):
 
 
 def test_episodes_that_break_are_told_and_replaced(tmp_path):
-    made, problems = record(recording("toy-broken", episodes=20), tmp_path / "set", "")
+    made, problems = record([recording("toy-broken", episodes=20)], tmp_path / "set", "")
     assert made.episodes == 20 and problems and "the simulator stopped answering" in problems[0]
 
 
 def test_a_task_that_never_ends_well_leaves_nothing(tmp_path):
     with pytest.raises(RunFailed, match="no episode of toy-nan could be played to its end in 3 rounds"):
-        record(recording("toy-nan", episodes=4), tmp_path / "set", "")
+        record([recording("toy-nan", episodes=4)], tmp_path / "set", "")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -137,11 +137,11 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("bigdm_ray.training.recording.rollout", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        record(recording(episodes=4), tmp_path / "set", "")
+        record([recording(episodes=4)], tmp_path / "set", "")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_folder_is_refused_before_anything_is_played(tmp_path):
     (tmp_path / "set").mkdir()
     with pytest.raises(UserError, match="exists already"):
-        record(recording(episodes=4), tmp_path / "set", "")
+        record([recording(episodes=4)], tmp_path / "set", "")
