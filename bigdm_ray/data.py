@@ -89,7 +89,7 @@ def recording(given: argparse.Namespace) -> int:
         asked = Recording(RandomPolicy(task.signature()), task, "random", episodes=given.episodes, steps=given.steps, seed=given.seed)
         source = f"uniformly random actions, seed {given.seed}"
     else:
-        from bigdm_ray.evaluate import command_of, policy_of
+        from bigdm_ray.training.acting import command_of, policy_of
         from bigdm_ray.training.run_folder import load
 
         loaded = load(given.run, given.weights)

@@ -11,33 +11,28 @@ use; the same seed gives the same returns. Prints a table and leaves FOLDER/eval
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
 
-from bigdm_ray.algorithms.base import Mode, Policy
 from bigdm_ray.algorithms.dt import Dt
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.envs.task import Task
 from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.replay.shard import publish
-from bigdm_ray.settings import flag, setting
+from bigdm_ray.settings import setting
+from bigdm_ray.training.acting import MODES, command_of, policy_of
 from bigdm_ray.training.evaluation import constant, evaluate
 from bigdm_ray.training.rollout import Origin, rollout
-from bigdm_ray.training.run_folder import Loaded, load, versions
+from bigdm_ray.training.run_folder import Loaded, load, versions, write_json
 from bigdm_ray.training.streams import derived_seed, rng
 
 SCHEMA_VERSION = 1
 VIDEO_EPISODES = 3
-MODES = ("own", "sample", "mean", "plan")
 
 
 @dataclass(frozen=True)
@@ -51,32 +46,6 @@ class Asked:
     weights: str = setting("last", "which weights", choices=("last", "best"))
     cached: bool | None = setting(None, "of dt, default as the run says: keep keys and values when acting: faster, and exact only until the window slides")
     seed: int | None = setting(None, "seed of environments and actions; default: the run's", low=0, high=2**31 - 1)
-
-
-def command_of(loaded: Loaded, desired_return: float | None = None, desired_horizon: float | None = None) -> dict[str, float]:
-    """The run's own command with what is asked for put in its place. Raises UserError where the policy takes no such command."""
-    algorithm, own = loaded.run.algorithm, loaded.command
-    asked = {name: v for name, v in (("desired_return", desired_return), ("desired_horizon", desired_horizon)) if v is not None}
-    refused = [name for name in asked if name not in algorithm.commands]
-    if refused:
-        raise UserError(f"the {algorithm.name} policy of {loaded.folder} takes no {refused[0].replace('_', ' ')}; leave {flag(refused[0])} out")
-    if desired_return is not None and desired_horizon is None and getattr(algorithm, "horizon_equals_return", False):
-        asked["desired_horizon"] = max(1.0, float(round(desired_return)))
-    if missing := [flag(name) for name in algorithm.commands if name not in own and name not in asked]:
-        raise UserError(f"{loaded.folder} holds no command beside its weights; give {' and '.join(missing)}")
-    return {**own, **asked}
-
-
-def policy_of(loaded: Loaded, mode: str, cached: bool | None = None) -> tuple[Policy, str]:
-    """How the network acts, and the mode with `own` resolved. Raises UserError for a mode or a cache that the algorithm lacks."""
-    if cached is not None:
-        if not isinstance(loaded.run.algorithm, Dt):
-            raise UserError(f"the {loaded.run.algorithm.name} policy of {loaded.folder} has no cache; leave --cached out")
-        algorithm = dataclasses.replace(loaded.run.algorithm, cached=cached)
-        loaded = dataclasses.replace(loaded, run=dataclasses.replace(loaded.run, algorithm=algorithm))
-    resolved = loaded.run.evaluations.mode if mode == "own" else mode
-    torch.set_num_threads(loaded.run.machines.threads)
-    return loaded.policy(cast(Mode, resolved)), resolved
 
 
 def score(loaded: Loaded, asked: Asked) -> dict[str, Any]:
@@ -125,15 +94,6 @@ def table(report: dict[str, Any]) -> str:
     }
     title = f"{report['algorithm']} on {report['task']}, preset {report['preset']}, seed {report['run_seed']}"
     return "\n".join([title, *(f"  {name:<18}{value}" for name, value in rows.items())])
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write a JSON file, whole or not at all. Raises RunFailed."""
-    try:
-        publish(path, json.dumps(data, indent=1).encode())
-    except (RunFailed, OSError) as error:
-        cause = error.__context__ if isinstance(error, RunFailed) else error
-        raise RunFailed(f"cannot write {path}: {getattr(cause, 'strerror', error)}; make its folder writable or free some space") from None
 
 
 # --- video

@@ -13,11 +13,12 @@ import pytest
 from bigdm_ray.algorithms.udrl import Udrl
 from bigdm_ray.doors import door
 from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.evaluate import Asked, command_of, film, main, score, table, write_json
+from bigdm_ray.evaluate import Asked, film, main, score, table
+from bigdm_ray.training.acting import command_of
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.evaluation import evaluate
 from bigdm_ray.training.loop import train_local
-from bigdm_ray.training.run_folder import load
+from bigdm_ray.training.run_folder import load, write_json
 
 FLAGS = (
     "--seed 3 --budget.env-steps 600 --algorithm.hidden 16 --algorithm.batch-size 32 --algorithm.n-updates-per-iter 5 "

@@ -10,9 +10,12 @@ from matplotlib.container import ErrorbarContainer
 from bigdm_ray.doors import door
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
-from bigdm_ray.evaluate import command_of
 from bigdm_ray.formats.dataset import Dataset
-from bigdm_ray.plots import PUBLISHED, Sweep, default_returns, draw_curves, draw_obedience, lines_of, main, read_curve, sweep, target
+from bigdm_ray.pictures.base import PUBLISHED, Sweep, target
+from bigdm_ray.pictures.curves import draw_curves, lines_of, read_curve
+from bigdm_ray.pictures.obedience import default_returns, draw_obedience, sweep
+from bigdm_ray.plots import main
+from bigdm_ray.training.acting import command_of
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.evaluation import bootstrap_interval, constant, play
 from bigdm_ray.training.loop import train_local
@@ -185,7 +188,7 @@ def test_runs_without_an_evaluation(tmp_path, capsys):
         (["nowhere"], ["there is no run in nowhere"]),
         ([], ["FOLDER"]),
         (["nowhere", "--obedience"], ["there is no run in nowhere"]),
-        (["nowhere", "--returns", "1,2"], ["give --obedience, --attention or --prediction too"]),
+        (["nowhere", "--returns", "1,2"], ["--returns belongs to other pictures", "--obedience"]),
         (["nowhere", "--obedience", "--returns", "1,x"], ["--returns is 'x'", "a number"]),
         (["nowhere", "--obedience", "--returns", "1,nan"], ["--returns is nan", "finite"]),
         (["nowhere", "--obedience", "--episodes", "0"], ["--episodes is 0"]),
