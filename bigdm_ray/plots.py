@@ -5,6 +5,7 @@
     python -m bigdm_ray.plots runs/udrl-lunarlander-1 --obedience --returns -300,0,100,200,250,300
     python -m bigdm_ray.plots runs/dt-key-to-door-1000-1 --attention             which earlier steps a transformer looks at
     python -m bigdm_ray.plots runs/tt-hopper-medium-1 --prediction               trajectories that a model predicts against the real ones
+    python -m bigdm_ray.plots runs/tt-four-rooms-1 --beams                       the beams of some plans, over two elements of the state
 
 The pictures are the files of `pictures/`, which say what each of them shows. Each has its numbers beside it as JSON; both go into
 plots/ of the first FOLDER.
@@ -40,7 +41,9 @@ def main(arguments: list[str]) -> int:
     """The door."""
     known = pictures()
     parser = Parser(
-        prog="python -m bigdm_ray.plots", description="Draw learning curves, obedience to commands, attention, or predicted trajectories.", allow_abbrev=False
+        prog="python -m bigdm_ray.plots",
+        description="Draw learning curves, obedience to commands, attention, predicted trajectories, or the beams of plans.",
+        allow_abbrev=False,
     )
     parser.add_argument("folders", metavar="FOLDER", type=Path, nargs="+", help="run folders; those that differ in nothing but their seed are one line")
     parser.add_argument("--out", metavar="X", type=Path, help="folder or file (.png, .pdf, .svg); default: plots/ in the first FOLDER")

@@ -26,7 +26,7 @@ token. (5) A value that much of the data shares has a bin of its own (`tokens/bi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -40,7 +40,8 @@ from bigdm_ray.algorithms.bc import only_task
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.trajectory import TrajectoryTransformer
-from bigdm_ray.planning.beam import Planner, Search
+from bigdm_ray.planning.beam import Fan, Planner, Search
+from bigdm_ray.replay.episode import Episode
 from bigdm_ray.replay.returns import discounted, episode_groups
 from bigdm_ray.replay.store import Store
 from bigdm_ray.replay.windows import View
@@ -100,8 +101,32 @@ def values_to_go(store: Store, discount: float, penalty: float | None) -> np.nda
     return np.concatenate(parts)
 
 
+@dataclass(frozen=True)
+class Beams:
+    """All beams of a row's plan as numbers: their states `[beams, H, seen]`, from the current one on, and scores `[beams]`, the best first.
+
+    Elements are NaN where a beam has stopped.
+    """
+
+    states: np.ndarray
+    scores: np.ndarray
+
+
+def beams_of(model: TrajectoryModel, fan: Fan) -> list[Beams]:
+    """The beams of each row of a search."""
+    seen = model.seen.width
+    tokens = fan.tokens[..., :seen]
+    states = torch.where(tokens < model.bins.count, model.bins.decode(tokens, slice(0, seen)), torch.nan).cpu().numpy()
+    return [Beams(*row) for row in zip(states, fan.score.cpu().numpy(), strict=True)]
+
+
 class TtPolicy(Policy):
-    """Remembers the last transitions as tokens; the reward of the last one comes with the next call."""
+    """Remembers the last transitions as tokens; the reward of the last one comes with the next call.
+
+    `watch`, where it is set, is called with the beams of each row that is planned for.
+    """
+
+    watch: Callable[[Beams], None] | None = None
 
     def __init__(self, model: TrajectoryModel, settings: Tt, mode: Mode) -> None:
         self._model, self._mode, self._objective = model, mode, settings.objective
@@ -145,8 +170,26 @@ class TtPolicy(Policy):
         planner, seen = self._planner, self._model.seen.width
         if self._mode != "plan":
             return planner.act(past, tokens, None if self._mode == "mean" else torch.from_numpy(uniforms).to(tokens.device), goal)
-        plan = planner.likely(past, tokens, goal) if self._objective == "likelihood" else planner.plan(past, tokens, planner.numbers(uniforms), goal)
-        return plan.tokens[:, 0, seen:-2]
+        fan = planner.fan(past, tokens, None if self._objective == "likelihood" else planner.numbers(uniforms), goal)
+        if self.watch is not None:
+            for beams in beams_of(self._model, fan):
+                self.watch(beams)
+        return fan.best.tokens[:, 0, seen:-2]
+
+
+def plan_at(model: TrajectoryModel, settings: Tt, episode: Episode, step: int, uniforms: np.ndarray) -> Beams:
+    """The beams of a plan at a step of an episode, after what truly came before it; its chance is `uniforms [2]`, see `Planner.numbers`."""
+    bins, seen = model.bins, model.seen.width
+    first = max(0, step - settings.context + 1)
+    observed = {path: torch.from_numpy(np.array(values[first : step + 1])) for path, values in episode.observations.items()}
+    acted = {path: torch.from_numpy(np.array(values[first:step])) for path, values in episode.actions.items()}
+    states = model.seen.rows(observed)
+    rewards = torch.from_numpy(np.array(episode.rewards[first:step]))
+    whole = torch.cat([states[:-1], model.acted.rows(acted), rewards[:, None], torch.zeros_like(rewards[:, None])], 1)
+    now = {path: values[-1:] for path, values in observed.items()}
+    planner = Planner(model.net, bins, seen, model.acted.width, settings.search)
+    numbers = None if settings.objective == "likelihood" else planner.numbers(uniforms[None])
+    return beams_of(model, planner.fan(bins.encode(whole)[None], model.states(now), numbers, model.goals(now)))[0]
 
 
 @dataclass(frozen=True)

@@ -69,12 +69,18 @@ PUBLISHED = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class Opened:
     """Flags of every picture that is made from a run's weights."""
 
-    episodes: int = setting(20, "episodes; of --obedience, for each return", low=1, high=100_000)
     weights: str = setting("last", "which weights", choices=("last", "best"))
     seed: int | None = setting(None, "seed of environments and actions; default: the run's", low=0, high=2**31 - 1)
+
+
+@dataclass(frozen=True)
+class Asked(Opened):
+    """Flags of a picture of several episodes."""
+
+    episodes: int = setting(20, "episodes; of --obedience, for each return", low=1, high=100_000)
 
 
 @dataclass(frozen=True)
@@ -181,7 +187,7 @@ def write(figure: Figure, numbers: dict[str, Any], path: Path) -> None:
 
 
 Numbers = list[dict[str, Any]]
-Kind = TypeVar("Kind", bound=Asked)
+Kind = TypeVar("Kind", bound=Opened)
 
 
 def pictured(

@@ -70,6 +70,19 @@ class Plan:
     score: Tensor
 
 
+@dataclass(frozen=True)
+class Fan:
+    """Tokens `[n, beams, H, dims]` of all beams of each row, from the current state on, and their scores `[n, beams]`, the best first."""
+
+    tokens: Tensor
+    score: Tensor
+
+    @property
+    def best(self) -> Plan:
+        """The plan of each row."""
+        return Plan(self.tokens[:, 0], self.score[:, 0])
+
+
 def narrowed(logits: Tensor, k: int, cdf: float) -> Tensor:
     """Logits `[..., m]` with -inf at what may not be drawn.
 
@@ -324,26 +337,33 @@ class Planner:
             rows.append({name: torch.rand(shape, generator=generator) for name, shape in shapes.items()})
         return {name: torch.stack([row[name] for row in rows]).to(self.middles.device) for name in shapes}
 
-    def _in_parts(self, search: Callable[[slice], Plan], n: int, device: torch.device) -> Plan:
-        """Plans of n rows, as many at a time as keep the caches small."""
+    def _in_parts(self, search: Callable[[slice], Fan], n: int, device: torch.device) -> Fan:
+        """Beams of n rows, as many rows at a time as keep the caches small."""
         each = max(1, (BEAMS_ON_CPU if device.type == "cpu" else BEAMS) // self.search.beams)
         parts = [search(slice(start, start + each)) for start in range(0, n, each)]
-        return parts[0] if len(parts) == 1 else Plan(torch.cat([part.tokens for part in parts]), torch.cat([part.score for part in parts]))
+        return parts[0] if len(parts) == 1 else Fan(torch.cat([part.tokens for part in parts]), torch.cat([part.score for part in parts]))
 
     @torch.inference_mode()
+    def fan(self, past: Tensor, state: Tensor, numbers: Numbers | None, goal: Tensor | None = None) -> Fan:
+        """All beams that `plan` ends with, or, without numbers, those that `likely` ends with. Arguments as there."""
+
+        def search(part: slice) -> Fan:
+            told = None if goal is None else goal[part]
+            if numbers is None:
+                return self._likely(past[part], state[part], told)
+            return self._plan(past[part], state[part], {k: v[part] for k, v in numbers.items()}, told)
+
+        return self._in_parts(search, len(state), state.device)
+
     def plan(self, past: Tensor, state: Tensor, numbers: Numbers, goal: Tensor | None = None) -> Plan:
         """The plan with the highest sum of discounted rewards, and value after its last step.
 
         `past [n, m, dims]` are the last transitions as tokens, of which at most `context` - 1 are looked at, `state [n, seen]` the
         current state, `goal [n, goal]` what a network with goals is told. Candidate c of a row continues its beam c modulo `beams`.
         """
+        return self.fan(past, state, numbers, goal).best
 
-        def search(part: slice) -> Plan:
-            return self._plan(past[part], state[part], {k: v[part] for k, v in numbers.items()}, None if goal is None else goal[part])
-
-        return self._in_parts(search, len(state), state.device)
-
-    def _plan(self, past: Tensor, state: Tensor, numbers: Numbers, goal: Tensor | None) -> Plan:
+    def _plan(self, past: Tensor, state: Tensor, numbers: Numbers, goal: Tensor | None) -> Fan:
         search, encoder = self.search, self.encoder
         n, beams = len(state), search.beams
         window = self._window(past)
@@ -371,7 +391,7 @@ class Planner:
                 chance = numbers["states"][:, t].transpose(1, 2).flatten(0, 1)
             states = self._next_state(trunk, window.shape[2], chance)[which].view(n, beams, self.seen)
             trunk = trunk.take(which)
-        return Plan(plans[:, 0], score[:, 0])
+        return Fan(plans, score[:, :beams])
 
     def _window(self, transitions: Tensor) -> Tensor:
         """The transitions `[..., m, dims]` that are looked at beside the one being written."""
@@ -434,15 +454,14 @@ class Planner:
             self.encoder.step(trunk, self.encoder.placed(tokens[-1], dim, net.dims * place + dim))
         return torch.stack(tokens, 1)
 
-    @torch.inference_mode()
     def likely(self, past: Tensor, state: Tensor, goal: Tensor | None = None) -> Plan:
         """The most likely continuation for `horizon` transitions under the filtered distributions; its score is the log-probability in nats.
 
         Token by token the `beams` most likely sequences are kept. Arguments as in `plan`.
         """
-        return self._in_parts(lambda part: self._likely(past[part], state[part], None if goal is None else goal[part]), len(state), state.device)
+        return self.fan(past, state, None, goal).best
 
-    def _likely(self, past: Tensor, state: Tensor, goal: Tensor | None) -> Plan:
+    def _likely(self, past: Tensor, state: Tensor, goal: Tensor | None) -> Fan:
         search, net, encoder = self.search, self.net, self.encoder
         n = len(state)
         window = self._window(past).unsqueeze(1)
@@ -473,8 +492,8 @@ class Planner:
                     encoder.step(trunk, encoder.placed(token.flatten(), dim, net.dims * place + dim))
             plans = torch.cat([plans, written.unsqueeze(2)], 2)
             window = self._window(torch.cat([window, written.unsqueeze(2)], 2))
-        score, best = total.max(1)
-        return Plan(_rows(plans, best[:, None])[:, 0], score)
+        score, order = total.sort(dim=1, descending=True, stable=True)
+        return Fan(_rows(plans, order), score)
 
     @torch.inference_mode()
     def follow(self, past: Tensor, state: Tensor, actions: Tensor, goal: Tensor | None = None) -> Tensor:
