@@ -227,7 +227,11 @@ class Tt(Algorithm):
         choices=("none", "last", "later"),
     )
     goal_steps: int = setting(0, "a later goal is reached within so many steps; 0 for any, to the episode's end", low=0)
-    objective: str = setting("reward", "what plan searches for: reward and reward-to-go, or the likelihood (imitation)", choices=("reward", "likelihood"))
+    objective: str = setting(
+        "reward",
+        "what plan searches for: reward and reward-to-go, the likelihood (imitation), or to be soon at the goal",
+        choices=("reward", "likelihood", "goal"),
+    )
     context: int = setting(5, "transitions that the planner sees, the one being written included", low=2)
     horizon: int = setting(15, "transitions of a plan", low=1)
     beams: int = setting(128, "sequences that are kept at each transition", low=1)
@@ -264,6 +268,7 @@ class Tt(Algorithm):
             self.cdf_obs,
             self.cdf_act,
             self.expected_rewards,
+            self.objective == "goal",
         )
 
     def view(self, step: int = 0) -> View:

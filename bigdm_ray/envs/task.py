@@ -206,9 +206,9 @@ class Task:
     needs: tuple[str, ...] = ()  # modules that must be importable
     max_return: float | None = None
     reference_returns: tuple[float, float] | None = None
+    about: str = ""
     outline: tuple[tuple[tuple[float, float], ...], ...] = ()
     pixels: Callable[[np.ndarray], np.ndarray] | None = None
-    about: str = ""
 
     def require(self) -> None:
         """Raise UserError, naming the extra that helps, where a module that this task needs is missing."""

@@ -47,7 +47,8 @@ class OneStep(nn.Module):
         """Mean squared error of the change, in its deviations; an element that never changes counts for nothing."""
         moving = self.change.std > 0
         guess = self.layers(self.before(self.inputs(states, actions)))
-        return ((guess - self.change(following - states))[..., moving] ** 2).mean()
+        out: Tensor = ((guess - self.change(following - states))[..., moving] ** 2).mean()
+        return out
 
     def forward(self, states: Tensor, actions: Tensor) -> Tensor:
         """The states that follow, kept within what the data have shown, so that no open-loop prediction runs away."""

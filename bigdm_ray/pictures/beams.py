@@ -56,7 +56,7 @@ def plans(loaded: Loaded, asked: Fanning) -> dict[str, Any]:
     for step in np.unique(np.linspace(0, episode.length, STATES, endpoint=False).astype(int)).tolist():
         beams = plan_at(model, algorithm, episode, step, chance.random(2, np.float32))
         states = beams.states[..., axes]
-        drawn.append({"step": step, "states": np.where(np.isnan(states), None, states).tolist(), "scores": beams.scores.tolist()})
+        drawn.append({"step": step, "states": np.where(np.isnan(states), np.array(None), states).tolist(), "scores": beams.scores.tolist()})
     rows = model.seen.rows({name: torch.from_numpy(np.array(values)) for name, values in episode.observations.items()})
     goal = None if model.asked is None else model.asked.rows({GOAL: torch.from_numpy(np.array(episode.observations[GOAL][:1]))})[0, axes].tolist()
     return {
@@ -87,7 +87,7 @@ def draw_beams(found: Numbers) -> Figure:
         for line in outline:
             axes.plot(*np.array(line).T, color="#464854", linewidth=2.5)
         axes.plot(*path.T, color=GREY, linewidth=0.8, linestyle=":", label="episode")
-        fan = LineCollection(lines[::-1], cmap="viridis", linewidths=1.1, alpha=0.75)
+        fan = LineCollection(list(lines[::-1]), cmap="viridis", linewidths=1.1, alpha=0.75)
         fan.set_array(scores[::-1])
         axes.add_collection(fan)
         axes.plot(*lines[0].T, color=COLOURS[1], linewidth=2.8, marker=".", label="chosen")

@@ -60,6 +60,8 @@ class Search:
     cdf_act: float = 0.0
     expected: bool = True
     """Whether rewards and values count as the expectation over their bins, or as the bin that was drawn."""
+    reach: bool = False
+    """Whether `plan` scores a beam by how soon its states have the tokens of the goal, and not by rewards and values."""
 
 
 @dataclass(frozen=True)
@@ -356,7 +358,8 @@ class Planner:
         return self._in_parts(search, len(state), state.device)
 
     def plan(self, past: Tensor, state: Tensor, numbers: Numbers, goal: Tensor | None = None) -> Plan:
-        """The plan with the highest sum of discounted rewards, and value after its last step.
+        """The plan with the highest sum of discounted rewards, and value after its last step. With `reach` its score is the discount to the power of
+        the steps to the goal, 0 for a plan that does not come there; of equals it is the one drawn first.
 
         `past [n, m, dims]` are the last transitions as tokens, of which at most `context` - 1 are looked at, `state [n, seen]` the
         current state, `goal [n, goal]` what a network with goals is told. Candidate c of a row continues its beam c modulo `beams`.
@@ -375,6 +378,8 @@ class Planner:
         earned = score = self.middles.new_zeros(n, beams)
         for t in range(search.horizon):
             tokens, reward, value = self._expand(trunk, numbers, t, window.shape[2])
+            if search.reach:
+                reward, value = torch.zeros_like(reward), torch.zeros_like(value)
             earned = earned.repeat(1, search.expansions) + search.discount**t * reward
             score, best = (earned + search.discount ** (t + 1) * value).sort(dim=1, descending=True, stable=True)
             best = best[:, :beams]
@@ -390,6 +395,9 @@ class Planner:
                 trunk, which = trunk.take(which), torch.arange(n * beams, device=which.device)
                 chance = numbers["states"][:, t].transpose(1, 2).flatten(0, 1)
             states = self._next_state(trunk, window.shape[2], chance)[which].view(n, beams, self.seen)
+            if search.reach and goal is not None:
+                there = (states == goal[:, None]).all(2)
+                earned = torch.maximum(earned, search.discount ** (t + 1) * there)
             trunk = trunk.take(which)
         return Fan(plans, score[:, :beams])
 
