@@ -2,7 +2,8 @@
 
 States, actions, rewards and rewards-to-go become tokens, bins of each dimension, and a transformer learns what follows what. To act,
 mode `plan` searches the model for the continuation with the highest rewards and reward-to-go (`--algorithm.objective reward`), or
-for the most likely one (`likelihood`: imitation); `sample` and `mean` take the next action's tokens from the model without a search.
+for the most likely one (`likelihood`: imitation), or draws some and takes the one that is soonest at its goal (`goal`). `sample` and `mean` take
+the next action's tokens from the model without a search.
 
 With `--algorithm.goal` the model is told, before everything else, a state that the episode reaches (section 4.2): in training, by hindsight, its last one or
 a later one, so that data that were after nothing will do; when it acts, the observation's leaf `goal`, which is not a part of the state then.
@@ -281,6 +282,8 @@ class Tt(Algorithm):
         signature = only_task(self.name, signatures)
         if self.context > self.window:
             raise UserError(f"--algorithm.context is {self.context}, but at most --algorithm.window, which is {self.window}, is expected")
+        if self.objective == "goal" and self.goal == "none":
+            raise UserError("--algorithm.objective goal searches for a goal, but the model is told none; give --algorithm.goal too")
         if self.width % self.heads:
             raise UserError(f"--algorithm.width is {self.width}, but a multiple of --algorithm.heads, which is {self.heads}, is expected")
         for path, leaf in (*signature.observations.items(), *signature.actions.items()):
