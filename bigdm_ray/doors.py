@@ -43,9 +43,9 @@ class Parser(argparse.ArgumentParser):
             message = f"unknown argument {word!r}{nearest(word, known) if word.startswith('-') else ''}"
         raise UserError(f"{message} (`{self.prog} --help` explains the arguments)")
 
-    def add_settings(self, kind: type[Any]) -> None:
-        """Add a flag for each field of a settings dataclass."""
-        for field in dataclasses.fields(kind):
+    def add_settings(self, *kinds: type[Any]) -> None:
+        """Add a flag for each field of settings dataclasses; a field that several have gets one."""
+        for field in {field.name: field for kind in kinds for field in dataclasses.fields(kind)}.values():
             choices = f", one of {', '.join(field.metadata['choices'])}" if field.metadata["choices"] else ""
             default = "" if field.default in (None, ()) else f" (default: {field.default})"
             self.add_argument(flag(field.name), dest=field.name, metavar="X", help=f"{field.metadata['help']}{choices}{default}".replace("%", "%%"))

@@ -5,39 +5,39 @@
     python -m bigdm_ray.evaluate runs/udrl-lunarlander-1 --weights best --video
 
 Episodes are played on gymnasium's environments, with random streams that neither training nor the run's own evaluations
-use; the same seed gives the same returns. Prints a table and leaves FOLDER/evaluation.json, with --video FOLDER/video.mp4.
+use; the same seed gives the same returns. Prints a table and leaves FOLDER/evaluation.json, with --video FOLDER/video.mp4. Frames show the
+plan that led to them, where mode `plan` searches for one and the task can say where a state is in its pictures (four-rooms can, MuJoCo's cannot).
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib
-import json
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
 
-from bigdm_ray.algorithms.base import Mode, Policy
 from bigdm_ray.algorithms.dt import Dt
+from bigdm_ray.algorithms.tt import Beams, TtPolicy
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.envs.task import Task
 from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.replay.shard import publish
-from bigdm_ray.settings import flag, setting
+from bigdm_ray.settings import setting
+from bigdm_ray.training.acting import MODES, command_of, policy_of
 from bigdm_ray.training.evaluation import constant, evaluate
 from bigdm_ray.training.rollout import Origin, rollout
-from bigdm_ray.training.run_folder import Loaded, load, versions
+from bigdm_ray.training.run_folder import Loaded, load, versions, write_json
 from bigdm_ray.training.streams import derived_seed, rng
 
 SCHEMA_VERSION = 1
 VIDEO_EPISODES = 3
-MODES = ("own", "sample", "mean", "plan")
+FAINT, BOLD = (150, 150, 160), (190, 20, 120)
+"""Colours of a plan's beams in a video, and of the plan."""
 
 
 @dataclass(frozen=True)
@@ -51,32 +51,6 @@ class Asked:
     weights: str = setting("last", "which weights", choices=("last", "best"))
     cached: bool | None = setting(None, "of dt, default as the run says: keep keys and values when acting: faster, and exact only until the window slides")
     seed: int | None = setting(None, "seed of environments and actions; default: the run's", low=0, high=2**31 - 1)
-
-
-def command_of(loaded: Loaded, desired_return: float | None = None, desired_horizon: float | None = None) -> dict[str, float]:
-    """The run's own command with what is asked for put in its place. Raises UserError where the policy takes no such command."""
-    algorithm, own = loaded.run.algorithm, loaded.command
-    asked = {name: v for name, v in (("desired_return", desired_return), ("desired_horizon", desired_horizon)) if v is not None}
-    refused = [name for name in asked if name not in algorithm.commands]
-    if refused:
-        raise UserError(f"the {algorithm.name} policy of {loaded.folder} takes no {refused[0].replace('_', ' ')}; leave {flag(refused[0])} out")
-    if desired_return is not None and desired_horizon is None and getattr(algorithm, "horizon_equals_return", False):
-        asked["desired_horizon"] = max(1.0, float(round(desired_return)))
-    if missing := [flag(name) for name in algorithm.commands if name not in own and name not in asked]:
-        raise UserError(f"{loaded.folder} holds no command beside its weights; give {' and '.join(missing)}")
-    return {**own, **asked}
-
-
-def policy_of(loaded: Loaded, mode: str, cached: bool | None = None) -> tuple[Policy, str]:
-    """How the network acts, and the mode with `own` resolved. Raises UserError for a mode or a cache that the algorithm lacks."""
-    if cached is not None:
-        if not isinstance(loaded.run.algorithm, Dt):
-            raise UserError(f"the {loaded.run.algorithm.name} policy of {loaded.folder} has no cache; leave --cached out")
-        algorithm = dataclasses.replace(loaded.run.algorithm, cached=cached)
-        loaded = dataclasses.replace(loaded, run=dataclasses.replace(loaded.run, algorithm=algorithm))
-    resolved = loaded.run.evaluations.mode if mode == "own" else mode
-    torch.set_num_threads(loaded.run.machines.threads)
-    return loaded.policy(cast(Mode, resolved)), resolved
 
 
 def score(loaded: Loaded, asked: Asked) -> dict[str, Any]:
@@ -127,15 +101,6 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join([title, *(f"  {name:<18}{value}" for name, value in rows.items())])
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write a JSON file, whole or not at all. Raises RunFailed."""
-    try:
-        publish(path, json.dumps(data, indent=1).encode())
-    except (RunFailed, OSError) as error:
-        cause = error.__context__ if isinstance(error, RunFailed) else error
-        raise RunFailed(f"cannot write {path}: {getattr(cause, 'strerror', error)}; make its folder writable or free some space") from None
-
-
 # --- video
 
 
@@ -175,17 +140,26 @@ def film(path: Path, fps: int) -> Iterator[Callable[[np.ndarray], None]]:
 def record(loaded: Loaded, report: dict[str, Any], path: Path, episodes: int = VIDEO_EPISODES) -> list[float]:
     """Write a video of some episodes, played as the report's were but with seeds of their own; their returns.
 
-    The frames are those after each step. Raises RunFailed where an episode cannot be played or written.
+    The frames are those after each step. The last plan is drawn into them where there is one and the task says where its states are in a picture. Raises
+    RunFailed where an episode cannot be played or written.
     """
-    policy, _ = policy_of(loaded, report["mode"], report["cached"] if isinstance(loaded.run.algorithm, Dt) else None)
+    policy, mode = policy_of(loaded, report["mode"], report["cached"] if isinstance(loaded.run.algorithm, Dt) else None)
     task, seed = loaded.task, report["seed"]
     returns: list[float] = []
+    planned: list[Beams] = []
+    if isinstance(policy, TtPolicy) and mode == "plan" and task.pixels is not None:
+        policy.watch = lambda beams: planned.__setitem__(slice(None), [beams])
+
+    def frame() -> np.ndarray:
+        plain = picture(task, env.frame())
+        return drawn_into(plain, task.pixels(planned[0].states)) if planned and task.pixels is not None else plain
+
     env = task.video_env(derived_seed(seed, "video environments"))
     try:
         with film(path, frames_per_second(task)) as append:
             for number in range(episodes):
                 origin = Origin(number, 0, task.name, loaded.version, "video", seed, task.max_return)
-                played = rollout(policy, env, constant(report["command"], 1), 1, rng(seed, "video", number), origin, lambda: append(picture(task, env.frame())))
+                played = rollout(policy, env, constant(report["command"], 1), 1, rng(seed, "video", number), origin, lambda: append(frame()))
                 if not played.episodes:
                     raise RunFailed(f"no video of {task.name} could be made: {played.problems[0]}")
                 returns.append(played.episodes[0].total_return)
@@ -199,6 +173,24 @@ def picture(task: Task, frame: np.ndarray) -> np.ndarray:
     if frame.ndim != 3 or frame.dtype != np.uint8:
         raise UserError(f"task {task.name!r} draws no pictures; leave --video out")
     return frame
+
+
+def drawn_into(frame: np.ndarray, lines: np.ndarray) -> np.ndarray:
+    """A frame `[height, width, 3]` with lines over it, `[beams, H, 2]` points (column, row) each, the first, which is the plan, above the others.
+
+    A line ends at its first point that is not finite; what lies outside the frame is left out.
+    """
+    out = frame.copy()
+    for line, colour, thick in [*((line, FAINT, 0) for line in lines[:0:-1]), (lines[0], BOLD, 1)]:
+        for a, b in itertools.pairwise(line):
+            if not np.isfinite([a, b]).all():
+                break
+            along = np.linspace(a, b, int(np.abs(b - a).max()) + 2)
+            for shift in itertools.product(range(-thick, thick + 1), repeat=2):
+                column, row = (np.round(along) + shift).astype(int).T
+                inside = (column >= 0) & (column < out.shape[1]) & (row >= 0) & (row < out.shape[0])
+                out[row[inside], column[inside]] = colour
+    return out
 
 
 def main(arguments: list[str]) -> int:

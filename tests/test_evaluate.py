@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -13,11 +14,12 @@ import pytest
 from bigdm_ray.algorithms.udrl import Udrl
 from bigdm_ray.doors import door
 from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.evaluate import Asked, command_of, film, main, score, table, write_json
+from bigdm_ray.evaluate import BOLD, FAINT, Asked, drawn_into, film, main, record, score, table
+from bigdm_ray.training.acting import command_of
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.evaluation import evaluate
 from bigdm_ray.training.loop import train_local
-from bigdm_ray.training.run_folder import load
+from bigdm_ray.training.run_folder import load, write_json
 
 FLAGS = (
     "--seed 3 --budget.env-steps 600 --algorithm.hidden 16 --algorithm.batch-size 32 --algorithm.n-updates-per-iter 5 "
@@ -177,6 +179,35 @@ def test_video_holds_a_frame_for_each_step(folder):
     assert len(returns) == 3 and all(0 <= value <= 12 for value in returns)
     assert 3 * 8 <= frames <= 3 * 12
     assert not list(folder.glob(".part-*"))
+
+
+def test_lines_are_drawn_into_a_frame_the_plan_above_the_others():
+    frame = np.full((20, 30, 3), 9, np.uint8)
+    lines = np.array([[[2, 2], [2, 9], [np.nan, np.nan]], [[2, 5], [40, 5], [40, 9]], [[np.nan, np.nan]] * 3])
+    out = drawn_into(frame, lines)
+    assert (frame == 9).all() and out.shape == frame.shape
+    assert (out[2:10, 1:4] == BOLD).all(), "three pixels wide"
+    assert (out[5, 4:] == FAINT).all() and (out[5, 1:4] == BOLD).all()
+    assert (out[[4, 6], 6:] == 9).all() and (out[12:] == 9).all()
+
+
+def test_a_video_of_plans_shows_them(tmp_path, monkeypatch):
+    from making import dataset_of
+
+    dataset_of(tmp_path / "data", "four-rooms", 5)
+    flags = (
+        "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 2 --algorithm.context 2 --budget.learner-steps 1 --algorithm.bins 8 "
+    )
+    flags += "--algorithm.goal last --algorithm.objective reward --algorithm.horizon 3 --algorithm.beams 2 --algorithm.stop false --evaluations.mode mean "
+    flags += "--evaluations.final-episodes 1"
+    train_local(configure("tt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
+    shown, frames = {}, []
+    monkeypatch.setattr("bigdm_ray.evaluate.film", lambda path, fps: contextlib.nullcontext(frames.append))
+    for mode in ("mean", "plan"):
+        frames.clear()
+        record(load(tmp_path / "run"), {"mode": mode, "cached": False, "seed": 1, "command": {}}, tmp_path / "video.mp4", 1)
+        shown[mode] = [(frame == BOLD).all(-1).any() for frame in frames]
+    assert len(shown["plan"]) > 5 and all(shown["plan"]) and not any(shown["mean"])
 
 
 def test_a_failed_video_leaves_no_file(tmp_path):

@@ -22,7 +22,7 @@ FLOORS = [
     {"baselines"},
     {"training"},
     {"tables"},
-    {"distributed", "serving"},
+    {"distributed", "serving", "pictures"},
     {"doors", "tuning"},
 ]
 RANK = {folder: rank for rank, floor in enumerate(FLOORS) for folder in floor}
@@ -113,6 +113,8 @@ def test_a_file_keeps_to_its_floor(path):
         ("envs", "from bigdm_ray.replay import Store", False),
         ("models", "from bigdm_ray.run import train", False),
         ("training", "from bigdm_ray.distributed.loop import x", False),
+        ("pictures", "from bigdm_ray.evaluate import x", False),
+        ("pictures", "from bigdm_ray.training.run_folder import load", True),
         ("replay", "from bigdm_ray.errors import UserError", True),
         ("training", "from bigdm_ray import __version__", True),
         ("algorithms", "from bigdm_ray.algorithms.base import Algorithm", True),

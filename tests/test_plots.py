@@ -10,9 +10,13 @@ from matplotlib.container import ErrorbarContainer
 from bigdm_ray.doors import door
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
-from bigdm_ray.evaluate import command_of
 from bigdm_ray.formats.dataset import Dataset
-from bigdm_ray.plots import PUBLISHED, Sweep, default_returns, draw_curves, draw_obedience, lines_of, main, read_curve, sweep, target
+from bigdm_ray.pictures.base import PUBLISHED, Sweep, target
+from bigdm_ray.pictures.beams import draw_beams
+from bigdm_ray.pictures.curves import draw_curves, lines_of, read_curve
+from bigdm_ray.pictures.obedience import default_returns, draw_obedience, sweep
+from bigdm_ray.plots import main
+from bigdm_ray.training.acting import command_of
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.evaluation import bootstrap_interval, constant, play
 from bigdm_ray.training.loop import train_local
@@ -185,7 +189,7 @@ def test_runs_without_an_evaluation(tmp_path, capsys):
         (["nowhere"], ["there is no run in nowhere"]),
         ([], ["FOLDER"]),
         (["nowhere", "--obedience"], ["there is no run in nowhere"]),
-        (["nowhere", "--returns", "1,2"], ["give --obedience, --attention or --prediction too"]),
+        (["nowhere", "--returns", "1,2"], ["--returns belongs to other pictures", "--obedience"]),
         (["nowhere", "--obedience", "--returns", "1,x"], ["--returns is 'x'", "a number"]),
         (["nowhere", "--obedience", "--returns", "1,nan"], ["--returns is nan", "finite"]),
         (["nowhere", "--obedience", "--episodes", "0"], ["--episodes is 0"]),
@@ -312,15 +316,21 @@ def test_the_prediction_picture(tmp_path, capsys):
     flags = "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 3 --algorithm.context 2 --budget.learner-steps 3 "
     flags += "--algorithm.bins 12 --algorithm.goal last --evaluations.mode mean --evaluations.episodes 1 --evaluations.final-episodes 1"
     train_local(configure("tt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
-    assert main([str(tmp_path / "run"), "--prediction", "--episodes", "3", "--out", str(tmp_path / "p.png")]) == 0
-    assert (tmp_path / "p.png").read_bytes().startswith(PNG) and "after 100" in capsys.readouterr().out
+    assert main([str(tmp_path / "run"), "--prediction", "--episodes", "3", "--one-step", "100", "--out", str(tmp_path / "p.png")]) == 0
+    assert (tmp_path / "p.png").read_bytes().startswith(PNG) and "after 1 and 100 steps" in (said := capsys.readouterr().out)
+    assert "one-step model" in said and "nothing moves" in said
     (here,) = json.loads((tmp_path / "p.json").read_text())["predictions"]
     store = Dataset.open(tmp_path / "data").store()
     position, begin = here["starts"][0]
     seen = store.episode(position).observations["position"]
     assert len(here["starts"]) == 3 and here["elements"] == [0, 1], "the goal is no part of the state"
     np.testing.assert_array_equal(np.array(here["real"]).T, seen[begin + 1 : begin + 101])
-    assert np.shape(here["predicted"]) == (2, 100) and np.shape(here["error"]) == np.shape(here["still"]) == (100,)
+    assert np.shape(here["predicted"]) == (2, 100) and np.shape(here["one_step_predicted"]) == (2, 100)
+    assert np.shape(here["error"]) == np.shape(here["one_step_error"]) == np.shape(here["still"]) == (100,)
+    assert here["one_step_error"][0] < 0.5 * here["still"][0], "it has learned to add a displacement to a position"
+    assert main([str(tmp_path / "run"), "--prediction", "--episodes", "3", "--one-step", "0", "--out", str(tmp_path / "q.png")]) == 0
+    (without,) = json.loads((tmp_path / "q.json").read_text())["predictions"]
+    assert without["one_step_error"] is None and without["error"] == here["error"] and "one-step" not in capsys.readouterr().out
     shutil.rmtree(tmp_path / "data")
     assert door(main, [str(tmp_path / "run"), "--prediction"]) == 2
     one_error(capsys, "does not lie at")
@@ -329,3 +339,40 @@ def test_the_prediction_picture(tmp_path, capsys):
 def test_only_a_model_of_trajectories_predicts(trained, capsys):
     assert door(main, [str(trained), "--prediction"]) == 2
     one_error(capsys, "predicts no states", "a tt run is expected")
+
+
+# --- beams
+
+
+def test_the_beams_picture(tmp_path, capsys):
+    from making import dataset_of
+
+    dataset_of(tmp_path / "data", "four-rooms", 8)
+    flags = (
+        "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 3 --algorithm.context 2 --budget.learner-steps 2 --algorithm.bins 12 "
+    )
+    flags += (
+        "--algorithm.goal last --algorithm.objective reward --algorithm.horizon 4 --algorithm.beams 6 --evaluations.mode mean --evaluations.final-episodes 1"
+    )
+    train_local(configure("tt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
+    assert main([str(tmp_path / "run"), "--beams", "--seed", "5", "--out", str(tmp_path / "b.png")]) == 0
+    assert (tmp_path / "b.png").read_bytes().startswith(PNG) and "6 beams" in capsys.readouterr().out
+    (here,) = json.loads((tmp_path / "b.json").read_text())["fans"]
+    path = np.array(here["path"])
+    assert [plan["step"] for plan in here["plans"]] == [k * (len(path) - 1) // 3 for k in range(3)]
+    for plan in here["plans"]:
+        states = np.array(plan["states"], np.float64)
+        assert states.shape == (6, 4, 2) and plan["scores"] == sorted(plan["scores"], reverse=True)
+        assert (np.abs(states[:, 0] - path[plan["step"]]) <= 1 / 12 + 1e-6).all(), "every beam begins at the state, to half a bin"
+    panels = [axes for axes in draw_beams([here]).axes if axes.get_title()]
+    assert len(panels) == 3 and all(len(panel.lines) == 7 + 4 for panel in panels), "seven lines of the map; episode, plan, state and goal"
+    assert len(panels[0].collections[0].get_segments()) == 6
+    assert door(main, [str(tmp_path / "run"), "--beams", "--axes", "0,2"]) == 2
+    one_error(capsys, "--axes is 0,2", "elements 0 to 1")
+    assert door(main, [str(tmp_path / "run"), "--prediction", "--axes", "1,0"]) == 2
+    one_error(capsys, "--axes belongs to other pictures", "--beams")
+
+
+def test_only_a_search_has_beams(trained, capsys):
+    assert door(main, [str(trained), "--beams"]) == 2
+    one_error(capsys, "searches no beams", "a tt run is expected")

@@ -2,7 +2,8 @@
 
 States, actions, rewards and rewards-to-go become tokens, bins of each dimension, and a transformer learns what follows what. To act,
 mode `plan` searches the model for the continuation with the highest rewards and reward-to-go (`--algorithm.objective reward`), or
-for the most likely one (`likelihood`: imitation); `sample` and `mean` take the next action's tokens from the model without a search.
+for the most likely one (`likelihood`: imitation), or draws some and takes the one that is soonest at its goal (`goal`). `sample` and `mean` take
+the next action's tokens from the model without a search.
 
 With `--algorithm.goal` the model is told, before everything else, a state that the episode reaches (section 4.2): in training, by hindsight, its last one or
 a later one, so that data that were after nothing will do; when it acts, the observation's leaf `goal`, which is not a part of the state then.
@@ -26,7 +27,7 @@ token. (5) A value that much of the data shares has a bin of its own (`tokens/bi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -40,7 +41,8 @@ from bigdm_ray.algorithms.bc import only_task
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.trajectory import TrajectoryTransformer
-from bigdm_ray.planning.beam import Planner, Search
+from bigdm_ray.planning.beam import Fan, Planner, Search
+from bigdm_ray.replay.episode import Episode
 from bigdm_ray.replay.returns import discounted, episode_groups
 from bigdm_ray.replay.store import Store
 from bigdm_ray.replay.windows import View
@@ -100,8 +102,32 @@ def values_to_go(store: Store, discount: float, penalty: float | None) -> np.nda
     return np.concatenate(parts)
 
 
+@dataclass(frozen=True)
+class Beams:
+    """All beams of a row's plan as numbers: their states `[beams, H, seen]`, from the current one on, and scores `[beams]`, the best first.
+
+    Elements are NaN where a beam has stopped.
+    """
+
+    states: np.ndarray
+    scores: np.ndarray
+
+
+def beams_of(model: TrajectoryModel, fan: Fan) -> list[Beams]:
+    """The beams of each row of a search."""
+    seen = model.seen.width
+    tokens = fan.tokens[..., :seen]
+    states = torch.where(tokens < model.bins.count, model.bins.decode(tokens, slice(0, seen)), torch.nan).cpu().numpy()
+    return [Beams(*row) for row in zip(states, fan.score.cpu().numpy(), strict=True)]
+
+
 class TtPolicy(Policy):
-    """Remembers the last transitions as tokens; the reward of the last one comes with the next call."""
+    """Remembers the last transitions as tokens; the reward of the last one comes with the next call.
+
+    `watch`, where it is set, is called with the beams of each row that is planned for.
+    """
+
+    watch: Callable[[Beams], None] | None = None
 
     def __init__(self, model: TrajectoryModel, settings: Tt, mode: Mode) -> None:
         self._model, self._mode, self._objective = model, mode, settings.objective
@@ -145,8 +171,26 @@ class TtPolicy(Policy):
         planner, seen = self._planner, self._model.seen.width
         if self._mode != "plan":
             return planner.act(past, tokens, None if self._mode == "mean" else torch.from_numpy(uniforms).to(tokens.device), goal)
-        plan = planner.likely(past, tokens, goal) if self._objective == "likelihood" else planner.plan(past, tokens, planner.numbers(uniforms), goal)
-        return plan.tokens[:, 0, seen:-2]
+        fan = planner.fan(past, tokens, None if self._objective == "likelihood" else planner.numbers(uniforms), goal)
+        if self.watch is not None:
+            for beams in beams_of(self._model, fan):
+                self.watch(beams)
+        return fan.best.tokens[:, 0, seen:-2]
+
+
+def plan_at(model: TrajectoryModel, settings: Tt, episode: Episode, step: int, uniforms: np.ndarray) -> Beams:
+    """The beams of a plan at a step of an episode, after what truly came before it; its chance is `uniforms [2]`, see `Planner.numbers`."""
+    bins, seen = model.bins, model.seen.width
+    first = max(0, step - settings.context + 1)
+    observed = {path: torch.from_numpy(np.array(values[first : step + 1])) for path, values in episode.observations.items()}
+    acted = {path: torch.from_numpy(np.array(values[first:step])) for path, values in episode.actions.items()}
+    states = model.seen.rows(observed)
+    rewards = torch.from_numpy(np.array(episode.rewards[first:step]))
+    whole = torch.cat([states[:-1], model.acted.rows(acted), rewards[:, None], torch.zeros_like(rewards[:, None])], 1)
+    now = {path: values[-1:] for path, values in observed.items()}
+    planner = Planner(model.net, bins, seen, model.acted.width, settings.search)
+    numbers = None if settings.objective == "likelihood" else planner.numbers(uniforms[None])
+    return beams_of(model, planner.fan(bins.encode(whole)[None], model.states(now), numbers, model.goals(now)))[0]
 
 
 @dataclass(frozen=True)
@@ -184,7 +228,11 @@ class Tt(Algorithm):
         choices=("none", "last", "later"),
     )
     goal_steps: int = setting(0, "a later goal is reached within so many steps; 0 for any, to the episode's end", low=0)
-    objective: str = setting("reward", "what plan searches for: reward and reward-to-go, or the likelihood (imitation)", choices=("reward", "likelihood"))
+    objective: str = setting(
+        "reward",
+        "what plan searches for: reward and reward-to-go, the likelihood (imitation), or to be soon at the goal",
+        choices=("reward", "likelihood", "goal"),
+    )
     context: int = setting(5, "transitions that the planner sees, the one being written included", low=2)
     horizon: int = setting(15, "transitions of a plan", low=1)
     beams: int = setting(128, "sequences that are kept at each transition", low=1)
@@ -221,6 +269,7 @@ class Tt(Algorithm):
             self.cdf_obs,
             self.cdf_act,
             self.expected_rewards,
+            self.objective == "goal",
         )
 
     def view(self, step: int = 0) -> View:
@@ -233,6 +282,8 @@ class Tt(Algorithm):
         signature = only_task(self.name, signatures)
         if self.context > self.window:
             raise UserError(f"--algorithm.context is {self.context}, but at most --algorithm.window, which is {self.window}, is expected")
+        if self.objective == "goal" and self.goal == "none":
+            raise UserError("--algorithm.objective goal searches for a goal, but the model is told none; give --algorithm.goal too")
         if self.width % self.heads:
             raise UserError(f"--algorithm.width is {self.width}, but a multiple of --algorithm.heads, which is {self.heads}, is expected")
         for path, leaf in (*signature.observations.items(), *signature.actions.items()):

@@ -50,6 +50,19 @@ def drawn(chance: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
             return start, goal
 
 
+def outline() -> tuple[tuple[tuple[float, float], ...], ...]:
+    """The square and the pieces of both walls between the doors, as lines of points (x, y)."""
+    ends = (-1.0, -DOOR - HALF_DOOR, -DOOR + HALF_DOOR, DOOR - HALF_DOOR, DOOR + HALF_DOOR, 1.0)
+    pieces = [(ends[i], ends[i + 1]) for i in (0, 2, 4)]
+    walls = [((a, 0.0), (b, 0.0)) for a, b in pieces] + [((0.0, a), (0.0, b)) for a, b in pieces]
+    return (((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0), (-1.0, -1.0)), *walls)
+
+
+def pixels(states: np.ndarray) -> np.ndarray:
+    """Where positions `[..., 2]` are in a picture: (column, row) `[..., 2]`."""
+    return (np.asarray(states)[..., :2] * (1, -1) + 1) / 2 * _SIDE - 0.5
+
+
 def four_rooms(render_mode: str | None) -> gymnasium.Env[Any, Any]:
     """Four rooms as a gymnasium environment; see the module. Observations are a dict of `position` and `goal`, `[2]` float32 each; actions `[2]`
     from -1 to 1, to which they are cut.
@@ -150,6 +163,8 @@ TASKS = {
         FourRoomsRows,
         max_return=1.0,
         reference_returns=(0.0, 1.0),  # so that the normalised score is the success rate in percent
+        outline=outline(),
+        pixels=pixels,
         about="a point in four rooms that has to reach a goal: 1 for reaching it, at most 100 steps",
     )
 }

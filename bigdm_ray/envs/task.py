@@ -194,6 +194,8 @@ class Task:
     signature)`, where there is one, makes a quicker vector of the same task. `wrap` changes either in the same way
     (the sparse LunarLander). `max_return` caps commanded returns (Srivastava et al. 2019, section 2.3.2);
     `reference_returns` are (random, expert) for the normalised score, or None where the field has agreed on none.
+    `outline` are lines of a map, a tuple of points (x, y) each, in the plane of the first two elements of a state; `pixels` maps states
+    `[..., elements]` to points (column, row) `[..., 2]` of the task's pictures.
     """
 
     name: str
@@ -205,6 +207,8 @@ class Task:
     max_return: float | None = None
     reference_returns: tuple[float, float] | None = None
     about: str = ""
+    outline: tuple[tuple[tuple[float, float], ...], ...] = ()
+    pixels: Callable[[np.ndarray], np.ndarray] | None = None
 
     def require(self) -> None:
         """Raise UserError, naming the extra that helps, where a module that this task needs is missing."""

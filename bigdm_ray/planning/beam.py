@@ -60,6 +60,8 @@ class Search:
     cdf_act: float = 0.0
     expected: bool = True
     """Whether rewards and values count as the expectation over their bins, or as the bin that was drawn."""
+    reach: bool = False
+    """Whether `plan` scores a beam by how soon its states have the tokens of the goal, and not by rewards and values."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,19 @@ class Plan:
 
     tokens: Tensor
     score: Tensor
+
+
+@dataclass(frozen=True)
+class Fan:
+    """Tokens `[n, beams, H, dims]` of all beams of each row, from the current state on, and their scores `[n, beams]`, the best first."""
+
+    tokens: Tensor
+    score: Tensor
+
+    @property
+    def best(self) -> Plan:
+        """The plan of each row."""
+        return Plan(self.tokens[:, 0], self.score[:, 0])
 
 
 def narrowed(logits: Tensor, k: int, cdf: float) -> Tensor:
@@ -324,26 +339,34 @@ class Planner:
             rows.append({name: torch.rand(shape, generator=generator) for name, shape in shapes.items()})
         return {name: torch.stack([row[name] for row in rows]).to(self.middles.device) for name in shapes}
 
-    def _in_parts(self, search: Callable[[slice], Plan], n: int, device: torch.device) -> Plan:
-        """Plans of n rows, as many at a time as keep the caches small."""
+    def _in_parts(self, search: Callable[[slice], Fan], n: int, device: torch.device) -> Fan:
+        """Beams of n rows, as many rows at a time as keep the caches small."""
         each = max(1, (BEAMS_ON_CPU if device.type == "cpu" else BEAMS) // self.search.beams)
         parts = [search(slice(start, start + each)) for start in range(0, n, each)]
-        return parts[0] if len(parts) == 1 else Plan(torch.cat([part.tokens for part in parts]), torch.cat([part.score for part in parts]))
+        return parts[0] if len(parts) == 1 else Fan(torch.cat([part.tokens for part in parts]), torch.cat([part.score for part in parts]))
 
     @torch.inference_mode()
+    def fan(self, past: Tensor, state: Tensor, numbers: Numbers | None, goal: Tensor | None = None) -> Fan:
+        """All beams that `plan` ends with, or, without numbers, those that `likely` ends with. Arguments as there."""
+
+        def search(part: slice) -> Fan:
+            told = None if goal is None else goal[part]
+            if numbers is None:
+                return self._likely(past[part], state[part], told)
+            return self._plan(past[part], state[part], {k: v[part] for k, v in numbers.items()}, told)
+
+        return self._in_parts(search, len(state), state.device)
+
     def plan(self, past: Tensor, state: Tensor, numbers: Numbers, goal: Tensor | None = None) -> Plan:
-        """The plan with the highest sum of discounted rewards, and value after its last step.
+        """The plan with the highest sum of discounted rewards, and value after its last step. With `reach` its score is the discount to the power of
+        the steps to the goal, 0 for a plan that does not come there; of equals it is the one drawn first.
 
         `past [n, m, dims]` are the last transitions as tokens, of which at most `context` - 1 are looked at, `state [n, seen]` the
         current state, `goal [n, goal]` what a network with goals is told. Candidate c of a row continues its beam c modulo `beams`.
         """
+        return self.fan(past, state, numbers, goal).best
 
-        def search(part: slice) -> Plan:
-            return self._plan(past[part], state[part], {k: v[part] for k, v in numbers.items()}, None if goal is None else goal[part])
-
-        return self._in_parts(search, len(state), state.device)
-
-    def _plan(self, past: Tensor, state: Tensor, numbers: Numbers, goal: Tensor | None) -> Plan:
+    def _plan(self, past: Tensor, state: Tensor, numbers: Numbers, goal: Tensor | None) -> Fan:
         search, encoder = self.search, self.encoder
         n, beams = len(state), search.beams
         window = self._window(past)
@@ -355,6 +378,8 @@ class Planner:
         earned = score = self.middles.new_zeros(n, beams)
         for t in range(search.horizon):
             tokens, reward, value = self._expand(trunk, numbers, t, window.shape[2])
+            if search.reach:
+                reward, value = torch.zeros_like(reward), torch.zeros_like(value)
             earned = earned.repeat(1, search.expansions) + search.discount**t * reward
             score, best = (earned + search.discount ** (t + 1) * value).sort(dim=1, descending=True, stable=True)
             best = best[:, :beams]
@@ -370,8 +395,11 @@ class Planner:
                 trunk, which = trunk.take(which), torch.arange(n * beams, device=which.device)
                 chance = numbers["states"][:, t].transpose(1, 2).flatten(0, 1)
             states = self._next_state(trunk, window.shape[2], chance)[which].view(n, beams, self.seen)
+            if search.reach and goal is not None:
+                there = (states == goal[:, None]).all(2)
+                earned = torch.maximum(earned, search.discount ** (t + 1) * there)
             trunk = trunk.take(which)
-        return Plan(plans[:, 0], score[:, 0])
+        return Fan(plans, score[:, :beams])
 
     def _window(self, transitions: Tensor) -> Tensor:
         """The transitions `[..., m, dims]` that are looked at beside the one being written."""
@@ -434,15 +462,14 @@ class Planner:
             self.encoder.step(trunk, self.encoder.placed(tokens[-1], dim, net.dims * place + dim))
         return torch.stack(tokens, 1)
 
-    @torch.inference_mode()
     def likely(self, past: Tensor, state: Tensor, goal: Tensor | None = None) -> Plan:
         """The most likely continuation for `horizon` transitions under the filtered distributions; its score is the log-probability in nats.
 
         Token by token the `beams` most likely sequences are kept. Arguments as in `plan`.
         """
-        return self._in_parts(lambda part: self._likely(past[part], state[part], None if goal is None else goal[part]), len(state), state.device)
+        return self.fan(past, state, None, goal).best
 
-    def _likely(self, past: Tensor, state: Tensor, goal: Tensor | None) -> Plan:
+    def _likely(self, past: Tensor, state: Tensor, goal: Tensor | None) -> Fan:
         search, net, encoder = self.search, self.net, self.encoder
         n = len(state)
         window = self._window(past).unsqueeze(1)
@@ -473,8 +500,8 @@ class Planner:
                     encoder.step(trunk, encoder.placed(token.flatten(), dim, net.dims * place + dim))
             plans = torch.cat([plans, written.unsqueeze(2)], 2)
             window = self._window(torch.cat([window, written.unsqueeze(2)], 2))
-        score, best = total.max(1)
-        return Plan(_rows(plans, best[:, None])[:, 0], score)
+        score, order = total.sort(dim=1, descending=True, stable=True)
+        return Fan(_rows(plans, order), score)
 
     @torch.inference_mode()
     def follow(self, past: Tensor, state: Tensor, actions: Tensor, goal: Tensor | None = None) -> Tensor:

@@ -18,7 +18,7 @@ from torch import nn
 
 from bigdm_ray.algorithms.base import Mode, Policy
 from bigdm_ray.envs.task import Signature, Task, find_task
-from bigdm_ray.errors import UserError
+from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.replay.shard import publish
 from bigdm_ray.training.config import Run, read_run
 from bigdm_ray.training.params import Weights
@@ -174,3 +174,12 @@ def save_weights(folder: RunFolder, which: str, weights: Weights, command: dict[
     path = folder.weights(which)
     weights.save(path)
     publish(path.with_suffix(".json"), json.dumps({"version": list(weights.version), "command": command, "return_mean": score}).encode())
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file, whole or not at all. Raises RunFailed."""
+    try:
+        publish(path, json.dumps(data, indent=1).encode())
+    except (RunFailed, OSError) as error:
+        cause = error.__context__ if isinstance(error, RunFailed) else error
+        raise RunFailed(f"cannot write {path}: {getattr(cause, 'strerror', error)}; make its folder writable or free some space") from None

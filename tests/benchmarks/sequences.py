@@ -107,7 +107,7 @@ def acting() -> None:
 
 def evaluating(folder: Path) -> None:
     """Wall seconds of 20 episodes one after the other, and together, exact and cached."""
-    from bigdm_ray.evaluate import policy_of
+    from bigdm_ray.training.acting import policy_of
     from bigdm_ray.training.evaluation import evaluate
     from bigdm_ray.training.run_folder import load
 

@@ -1,5 +1,7 @@
 """Four rooms: walls and doors, the goal, the two backends, and that random play covers the map."""
 
+import itertools
+
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -90,6 +92,24 @@ def test_a_picture_shows_walls_point_and_goal(env):
     assert picture[60, 120].tolist() == picture[60, 180].tolist() != wall.tolist(), "a door is floor"
     with pytest.raises(NotImplementedError):
         find_task("four-rooms").make(1, 1).frame()
+
+
+def test_the_outline_and_the_pixels_of_positions_are_those_of_the_picture(env):
+    task = find_task("four-rooms")
+    picture = put(env, (-0.55, 0.3), (0.9, 0.9)).render()
+
+    def at(position):
+        column, row = np.round(task.pixels(np.array(position))).astype(int).clip(0, 239)
+        return tuple(picture[row, column].tolist())
+
+    assert at((-0.55, 0.3)) == (44, 110, 190) and at((0.9, 0.9)) == (226, 110, 30) and at((0.5, -0.5)) == (236, 232, 222)
+    walls = [line for line in task.outline if len(line) == 2]
+    assert len(walls) == 6 and sum(abs(b[0] - a[0]) + abs(b[1] - a[1]) for a, b in walls) == pytest.approx(4 - 4 * 0.3)
+    for line in walls:
+        for share in (0.05, 0.5, 0.95):
+            assert at(line[0] + share * (np.array(line[1]) - line[0])) == (70, 72, 84)
+    for x, y in itertools.product((-0.5, 0.5), (-0.5, 0.5)):  # the doors
+        assert at((x, 0.0)) == at((0.0, y)) == (236, 232, 222)
 
 
 def test_random_play_covers_the_map_and_its_success_is_the_score(count=1500):

@@ -335,6 +335,32 @@ def test_with_a_goal_too_the_most_likely_tokens_are_those_of_full_forward_passes
     assert together.tokens[1].tolist() == alone.tokens[0].tolist()
 
 
+@torch.no_grad()
+def test_a_search_for_the_goal_takes_the_beam_that_is_there_soonest_and_the_first_where_none_is():
+    torch.manual_seed(3)
+    net = TrajectoryTransformer([0] * DIMS, BINS, 4, 16, 2, 2, goal=SEEN).eval()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.4)
+    net.requires_grad_(False)
+    searcher = planner(net, beams=16, expansions=1, horizon=4, context=3, k_act=0, k_obs=0, discount=0.5, reach=True)
+    past, state = given(1, 1)
+    numbers = searcher.numbers(np.random.default_rng(0).random((1, 2), np.float32))
+    nowhere = torch.full((1, SEEN), BINS - 1)
+    first = searcher.fan(past, state, numbers, nowhere)
+    assert (first.tokens[0, :, 0, :SEEN] == state).all()
+    walked = first.tokens[0, :, :, :SEEN]
+    assert (walked[:, 1:] != nowhere).any(-1).all() and (first.score == 0).all()
+    searcher.encoder.trunk = lambda past, state, room, goal, was=searcher.encoder.trunk: was(
+        past, state, room, goal if goal is None else nowhere[:1].expand(len(past), -1)
+    )
+    for k, steps in ((9, 1), (5, 2), (12, 3)):  # the network is told of `nowhere`, so that it draws the same beams, and the search of where they went
+        goal = walked[k, steps][None]
+        soonest = (walked[:, 1:] == goal).all(-1).float().mul(torch.tensor([0.5, 0.25, 0.125])).max(1).values
+        found = searcher.fan(past, state, numbers, goal)
+        assert found.score[0].tolist() == soonest.sort(descending=True).values.tolist() and found.score[0, 0] >= 0.5**steps
+        assert (found.best.tokens[0, 1:, :SEEN] == goal).all(-1).any()
+
+
 def test_a_goal_is_told_to_networks_that_expect_one_only():
     past, state = given(1, 1)
     for goal, told in ((0, torch.zeros(1, SEEN, dtype=torch.int64)), (SEEN, None)):

@@ -1,0 +1,78 @@
+"""Attention: which earlier steps a Decision Transformer looks at, in the best of some played episodes; the mean over layers and heads."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from bigdm_ray.algorithms.dt import DecisionTransformer, Dt
+from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.pictures.base import Picture, Sweep, panelled, pictured
+from bigdm_ray.training.acting import command_of, policy_of
+from bigdm_ray.training.evaluation import constant, play
+from bigdm_ray.training.run_folder import Loaded, versions
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def look(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
+    """Play episodes, take the best, and see which steps each of its steps looked at. Raises UserError for a policy without attention."""
+    model, algorithm = loaded.model, loaded.run.algorithm
+    if not isinstance(model, DecisionTransformer) or not isinstance(algorithm, Dt) or algorithm.frame_stack > 1:
+        raise UserError(f"the {algorithm.name} policy of {loaded.folder} has no attention over single observations to draw; a dt run is expected")
+    policy, mode = policy_of(loaded, asked.mode)
+    seed = loaded.run.seed if asked.seed is None else asked.seed
+    command = command_of(loaded, asked.returns[0] if asked.returns else None)
+    print(f"playing {asked.episodes:,} episodes of {loaded.run.task}", file=sys.stderr)
+    played = play(policy, loaded.task, constant(command, asked.episodes), asked.episodes, seed, "attention", 0)
+    if not played.episodes:
+        raise RunFailed(f"no episode of {loaded.run.task} could be played to its end: {played.problems[0]}")
+    best = max(played.episodes, key=lambda episode: episode.total_return)
+    last = slice(max(0, best.length - algorithm.context), best.length)
+    told = np.float32(command["desired_return"]) - np.concatenate([[0], np.cumsum(best.rewards)[:-1] * (not algorithm.delayed_reward)])
+    seen, acted = ({p: torch.from_numpy(np.array(v[last]))[None] for p, v in leaves.items()} for leaves in (best.observations, best.actions))
+    times = torch.arange(last.start, last.stop)[None]
+    with torch.no_grad():
+        found = model.attention(seen, acted, torch.from_numpy(told[last].astype(np.float32))[None], times)
+    return {
+        "folder": str(loaded.folder),
+        "task": loaded.run.task,
+        "run_seed": loaded.run.seed,
+        "mode": mode,
+        "seed": seed,
+        "command": command,
+        "return": best.total_return,
+        "first_step": last.start,
+        "rewards": best.rewards[last].tolist(),
+        "attention": found[:, 0].mean((0, 1)).tolist(),  # [looking step][step looked at]
+        "versions": versions(),
+    }
+
+
+def draw_attention(looks: list[dict[str, Any]]) -> Figure:
+    """Steps against the steps that they look at, a panel for each run."""
+    figure, panels = panelled(len(looks), 6.2, 5.0)
+    for axes, here in zip(panels, looks, strict=True):
+        values, first = np.array(here["attention"]), here["first_step"]
+        end = first + len(values)
+        shown = np.ma.masked_array(values, np.triu(np.ones_like(values), 1) > 0)
+        image = axes.imshow(shown, origin="lower", extent=(first, end, first, end), cmap="viridis", vmax=float(np.quantile(values[values > 0], 0.995)))
+        figure.colorbar(image, ax=axes, label="share of attention")
+        axes.grid(visible=False)
+        axes.set_title(f"{here['task']}, seed {here['run_seed']}: an episode of return {here['return']:.3g}")
+        axes.set_xlabel("step looked at")
+        axes.set_ylabel("step that acts")
+    return figure
+
+
+def attention(folders: list[Path], out: Path | None, asked: Sweep) -> None:
+    """Draw what the transformers of run folders look at. Raises UserError and RunFailed."""
+    pictured(folders, out, asked, "attention", "looks", look, draw_attention)
+
+
+PICTURE = Picture("attention", "draw which earlier steps a Decision Transformer looks at in the best of some episodes", attention, Sweep)

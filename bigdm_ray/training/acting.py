@@ -1,0 +1,42 @@
+"""How a loaded run is made to act: with which command, and in which mode."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import cast
+
+import torch
+
+from bigdm_ray.algorithms.base import Mode, Policy
+from bigdm_ray.algorithms.dt import Dt
+from bigdm_ray.errors import UserError
+from bigdm_ray.settings import flag
+from bigdm_ray.training.run_folder import Loaded
+
+MODES = ("own", "sample", "mean", "plan")
+
+
+def command_of(loaded: Loaded, desired_return: float | None = None, desired_horizon: float | None = None) -> dict[str, float]:
+    """The run's own command with what is asked for put in its place. Raises UserError where the policy takes no such command."""
+    algorithm, own = loaded.run.algorithm, loaded.command
+    asked = {name: v for name, v in (("desired_return", desired_return), ("desired_horizon", desired_horizon)) if v is not None}
+    refused = [name for name in asked if name not in algorithm.commands]
+    if refused:
+        raise UserError(f"the {algorithm.name} policy of {loaded.folder} takes no {refused[0].replace('_', ' ')}; leave {flag(refused[0])} out")
+    if desired_return is not None and desired_horizon is None and getattr(algorithm, "horizon_equals_return", False):
+        asked["desired_horizon"] = max(1.0, float(round(desired_return)))
+    if missing := [flag(name) for name in algorithm.commands if name not in own and name not in asked]:
+        raise UserError(f"{loaded.folder} holds no command beside its weights; give {' and '.join(missing)}")
+    return {**own, **asked}
+
+
+def policy_of(loaded: Loaded, mode: str, cached: bool | None = None) -> tuple[Policy, str]:
+    """How the network acts, and the mode with `own` resolved. Raises UserError for a mode or a cache that the algorithm lacks."""
+    if cached is not None:
+        if not isinstance(loaded.run.algorithm, Dt):
+            raise UserError(f"the {loaded.run.algorithm.name} policy of {loaded.folder} has no cache; leave --cached out")
+        algorithm = dataclasses.replace(loaded.run.algorithm, cached=cached)
+        loaded = dataclasses.replace(loaded, run=dataclasses.replace(loaded.run, algorithm=algorithm))
+    resolved = loaded.run.evaluations.mode if mode == "own" else mode
+    torch.set_num_threads(loaded.run.machines.threads)
+    return loaded.policy(cast(Mode, resolved)), resolved
