@@ -22,5 +22,5 @@ def compiled(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -
     """
     found = [module for module in model.modules() if isinstance(module, Transformer)]
     for module in found:
-        module.compile(backend=backend)  # type: ignore[no-untyped-call]  # torch gives it no types
+        module.compile(backend=backend)
     return len(found)
