@@ -160,6 +160,8 @@ def test_devices():
 def test_what_has_no_transformer_cannot_be_compiled():
     with pytest.raises(UserError, match=r"--machines\.compile is true, but udrl has no transformer to compile; leave it out"):
         learner_of(compile=True)
+    with pytest.raises(UserError, match=r"--machines\.compile is true, but on a CPU dropout.*--algorithm\.dropout 0"):
+        learner_of(small(find_algorithm("dt"), dropout=0.1), compile=True, device="cpu")
 
 
 def test_a_backend_that_cannot_compile_is_told_in_one_sentence(store):
