@@ -69,7 +69,7 @@ class Learner:
         self.device = pick_device(device)
         seed_torch(seed, "initial weights")
         self.model: nn.Module = algorithm.build(signatures).to(self.device)
-        if compile and self.device.type == "cpu" and getattr(algorithm, "dropout", 0):
+        if compile and self.device.type == "cpu" and getattr(algorithm, "dropout", 0.0) > 0:
             raise UserError("--machines.compile is true, but on a CPU dropout is drawn by code that is not compiled; give --algorithm.dropout 0 or a GPU")
         if compile and not compiled(self.model):
             raise UserError(f"--machines.compile is true, but {algorithm.name} has no transformer to compile; leave it out")
