@@ -110,8 +110,8 @@ def recording(given: argparse.Namespace) -> int:
 
 def played_by(given: argparse.Namespace, weights: str, episodes: int | None, steps: int | None, seed: int, stage: int | None = None) -> Recording:
     """What is to be recorded of a run with these weights."""
-    from bigdm_ray.training.acting import command_of, policy_of
     from bigdm_ray.formats.behaviour import Behaviour
+    from bigdm_ray.training.acting import command_of, policy_of
     from bigdm_ray.training.recording import ROWS, NoisyPolicy, Recording
     from bigdm_ray.training.run_folder import load
 

@@ -4,10 +4,13 @@
     python -m bigdm_ray.reproduce percent-bc --scale quick     train what is missing, print ours beside the published
     python -m bigdm_ray.reproduce percent-bc --show            print what is there, train nothing
     python -m bigdm_ray.reproduce percent-bc --only hopper     rows or columns that hold the word
+    python -m bigdm_ray.reproduce dt-overview                  a picture of bars, of the finished cells of other tables
 
 A cell is one ordinary run; a finished one leaves RESULTS/TABLE/SCALE/CELL.json and is never trained again. A stopped cell goes
 on from its last checkpoint. Cells run side by side over Ray, one a core, or one after the other with --local. Offline
 tables want datasets under --data; what is missing is named with the way to make it, and its cells print as not run.
+An overview trains nothing: it prints bars, each with how many of its cells are there, and leaves RESULTS/OVERVIEW/SCALE/overview.png
+and .json.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +30,7 @@ from bigdm_ray.doors import Parser, door
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.replay.shard import publish
-from bigdm_ray.tables.base import SCALES, Cell, Grid, Scale, find_grid, grids
+from bigdm_ray.tables.base import SCALES, Bar, Cell, Grid, Overview, Scale, find_grid, grids, overviews
 from bigdm_ray.training.config import Run, configure
 from bigdm_ray.training.evaluation import bootstrap_interval
 
@@ -235,13 +239,108 @@ def spread(grid: Grid, found: dict[tuple[str, str], list[Result]]) -> list[str]:
     return lines if len(lines) > 3 else []
 
 
+# --- overviews
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A bar with what is finished of it: the mean over seeds of each row that has any, by row."""
+
+    bar: Bar
+    scores: dict[str, float]
+
+    @property
+    def mean(self) -> float | None:
+        """The mean over the rows that are there; None where none is."""
+        return float(np.mean(list(self.scores.values()))) if self.scores else None
+
+    @property
+    def state(self) -> str:
+        """How much of the bar is there: nothing to say where it is whole."""
+        if not self.bar.columns:
+            return "none"
+        here, all_of_it = len(self.scores), len(self.bar.rows)
+        return "not run" if not here else "" if here == all_of_it else f"{here} of {all_of_it} cells"
+
+
+def measured(overview: Overview, scale: Scale, results: Path) -> list[Measured]:
+    """Every bar, made of the finished cells of the grids. Raises UserError for a file that is not a cell's result."""
+    out = []
+    for bar in overview.bars:
+        scores: dict[str, float] = {}
+        for name, column in bar.columns:
+            grid = find_grid(name)
+            shelf = Shelf(grid, scale, Path(), results, Path())
+            cells = [cell for cell in grid.cells(scale) if cell.column == column and cell.row in bar.rows and cell.row not in scores]
+            values: dict[str, list[float]] = {}
+            for cell in cells:
+                result = shelf.result(cell)
+                value = None if result is None else value_of(result, grid.unit, "last")
+                if value is not None:
+                    values.setdefault(cell.row, []).append(value)
+            scores |= {row: float(np.mean(found)) for row, found in values.items()}
+        out.append(Measured(bar, {row: scores[row] for row in bar.rows if row in scores}))
+    return out
+
+
+def overview_table(overview: Overview, scale: Scale, bars: list[Measured]) -> str:
+    """The bars as Markdown: a row a domain, a column a method; ours, how much of it is there, [published]."""
+    found = {(one.bar.domain, one.bar.method): one for one in bars}
+
+    def cell(domain: str, method: str) -> str:
+        one = found[domain, method]
+        ours = one.state if one.mean is None else f"{one.mean:.1f}{f' ({one.state})' if one.state else ''}"
+        return f"{ours} [{one.bar.published:g}]"
+
+    lines = [f"| {' | '.join(['', *overview.methods])} |", f"|{'---|' * (len(overview.methods) + 1)}"]
+    lines += [f"| {' | '.join([domain, *(cell(domain, method) for method in overview.methods)])} |" for domain in overview.domains]
+    text = [
+        f"{overview.title}. Normalised score of the last weights, mean over the cells of a domain [published]; scale {scale}.",
+        f"Published: {overview.source}.",
+        *overview.notes,
+        "",
+        *lines,
+    ]
+    return "\n".join(text)
+
+
+def draw_overview(overview: Overview, bars: list[Measured], path: Path) -> None:
+    """Write the picture, and its numbers beside it as JSON. Raises RunFailed."""
+    import matplotlib
+
+    from bigdm_ray.pictures.base import COLOURS, STYLE, mark, panelled, write
+
+    with matplotlib.rc_context(STYLE):
+        figure, panels = panelled(len(overview.domains), 4.2, 4.0)
+        for axes, domain in zip(panels, overview.domains, strict=True):
+            here = [one for one in bars if one.bar.domain == domain]
+            for place, one in enumerate(here):
+                height = one.mean or 0.0
+                colour = COLOURS[overview.methods.index(one.bar.method)]
+                axes.bar(place, height, 0.65, color=colour, hatch="//" if one.state else None, alpha=0.6 if one.state else 1.0)
+                axes.annotate(one.state, (place, max(height, 0.0)), (0, 3), textcoords="offset points", ha="center", fontsize=9)
+            mark(axes, [(place + 0.42, one.bar.published) for place, one in enumerate(here)], "published")
+            axes.set_xticks(range(len(here)), [one.bar.method for one in here])
+            axes.set_title(domain)
+            axes.grid(axis="x", visible=False)
+        panels[0].set_ylabel("normalised score, mean over the cells")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right")
+        numbers = [
+            {"domain": one.bar.domain, "method": one.bar.method, "mean": one.mean, "published": one.bar.published, "rows": list(one.bar.rows)}
+            | {"scores": one.scores, "state": one.state or "complete"}
+            for one in bars
+        ]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(figure, {"schema_version": SCHEMA_VERSION, "overview": overview.name, "source": overview.source, "bars": numbers}, path)
+
+
 # --- docs/results.md
 
 BEGIN, END = "<!-- tables of reproduce: made, not written -->", "<!-- end of tables -->"
 
 
 def write_docs(page: Path, results: Path, data: Path, runs: Path) -> None:
-    """Put every table that has a finished cell between the two marks of the page. Raises UserError where the marks are missing."""
+    """Put every table and overview that has a finished cell between the two marks of the page. Raises UserError where the marks are missing."""
     text = page.read_text() if page.is_file() else f"{BEGIN}\n{END}\n"
     if BEGIN not in text or END not in text:
         raise UserError(f"{page} has no place for tables: it needs the lines {BEGIN!r} and {END!r}")
@@ -251,6 +350,11 @@ def write_docs(page: Path, results: Path, data: Path, runs: Path) -> None:
             shelf = Shelf(grid, scale, data, results, runs)
             if any(shelf.result(cell) for cell in grid.cells(scale)):
                 parts.append(f"### `python -m bigdm_ray.reproduce {grid.name} --scale {scale}`\n\n{table(shelf)}\n")
+    for overview in overviews().values():
+        for scale in SCALES:
+            bars = measured(overview, scale, results)
+            if any(one.scores for one in bars):
+                parts.append(f"### `python -m bigdm_ray.reproduce {overview.name} --scale {scale}`\n\n{overview_table(overview, scale, bars)}\n")
     before, after = text.split(BEGIN)[0], text.split(END, 1)[1]
     publish(page, (before + BEGIN + "\n\n" + "\n".join(parts) + "\n" + END + after).encode())
 
@@ -258,7 +362,7 @@ def write_docs(page: Path, results: Path, data: Path, runs: Path) -> None:
 def main(arguments: list[str]) -> int:
     """The door."""
     parser = Parser(prog="python -m bigdm_ray.reproduce", description="Fill a published table with runs of one's own.", allow_abbrev=False)
-    parser.add_argument("table", nargs="?", metavar="TABLE", help="one of " + ", ".join(grids()))
+    parser.add_argument("table", nargs="?", metavar="TABLE", help="one of " + ", ".join([*grids(), *overviews()]))
     parser.add_argument("--scale", choices=SCALES, default="quick", help="how much training a cell gets (default: quick)")
     parser.add_argument(
         "--only", action="append", default=[], metavar="WORD", help="only cells whose row, column or seed (as seed=1) holds this; may be repeated"
@@ -268,15 +372,25 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="where the run folders are (default: runs/reproduce)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells side by side over Ray (default: one a core)")
     parser.add_argument("--local", action="store_true", help="one cell after the other in this process, without Ray")
-    parser.add_argument("--show", action="store_true", help="print the table as it is and train nothing")
+    parser.add_argument("--show", action="store_true", help="print the table as it is, train and draw nothing")
     parser.add_argument("--page", type=Path, metavar="FILE", help="also put all tables into this Markdown page, between its two marks")
     given = parser.parse(arguments)
     if given.jobs < 1:
         raise UserError(f"--jobs is {given.jobs}, but at least 1 is expected")
+    problems: list[str] = []
     if given.table is None:
         for grid in grids().values():
             print(f"{grid.name:<20}{grid.title}; {len(grid.rows)} x {len(grid.columns)}, {grid.seeds} seeds")
-        problems = []
+        for overview in overviews().values():
+            print(f"{overview.name:<20}{overview.title}; bars made of other tables")
+    elif given.table in overviews():
+        overview, scale = overviews()[given.table], cast(Scale, given.scale)
+        if given.only:
+            raise UserError(f"{overview.name} is made of the cells of other tables, all of them; leave --only out")
+        bars = measured(overview, scale, given.results)
+        print(overview_table(overview, scale, bars))
+        if not given.show:
+            draw_overview(overview, bars, given.results / overview.name / scale / "overview.png")
     else:
         shelf = Shelf(find_grid(given.table), cast(Scale, given.scale), given.data, given.results, given.runs)
         problems = [] if given.show else fill_missing(shelf, given.only, given.jobs, given.local)

@@ -11,7 +11,7 @@ from bigdm_ray.algorithms.base import algorithms
 from bigdm_ray.envs import tasks
 from bigdm_ray.errors import UserError
 from bigdm_ray.reproduce import BEGIN, END, Shelf, interquartile_mean, table, write_docs
-from bigdm_ray.tables.base import SCALES, Grid, find_grid, grids
+from bigdm_ray.tables.base import SCALES, Grid, find_grid, grids, overviews
 from bigdm_ray.training.config import configure
 
 TINY = (
@@ -175,3 +175,77 @@ def test_the_door_lists_the_tables_and_refuses_wrong_flags(capsys):
     assert "percent-bc" in capsys.readouterr().out
     with pytest.raises(UserError, match="--jobs is 0"):
         reproduce.main(["percent-bc", "--jobs", "0"])
+
+
+# --- overviews
+
+
+def finished(folder, grid, scale, row, column, seed, score):
+    """The file that a finished cell leaves."""
+    cell = next(c for c in find_grid(grid).cells(scale) if (c.row, c.column, c.seed) == (row, column, seed))
+    file = Shelf(find_grid(grid), scale, folder, folder, folder).file(cell)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"return_mean": 1.0, "normalized_score": score, "dataset": None}))
+
+
+def bar_of(bars, domain, method):
+    return next(one for one in bars if (one.bar.domain, one.bar.method) == (domain, method))
+
+
+def test_a_bar_is_the_mean_of_its_cells_and_says_how_many_are_there(tmp_path, capsys):
+    for row, seed, score in (("1000", 1, 60.0), ("1000", 2, 70.0), ("10000", 1, 91.0)):
+        finished(tmp_path, "key-to-door", "quick", row, "DT", seed, score)
+    finished(tmp_path, "key-to-door", "quick", "1000", "BC", 1, 3.0)
+    finished(tmp_path, "key-to-door", "paper", "10000", "BC", 1, 50.0)  # of another scale
+    finished(tmp_path, "tt", "quick", "hopper-medium", "BC", 1, 40.0)
+    finished(tmp_path, "percent-bc", "quick", "hopper-medium", "100 %", 1, 50.0)  # the same cell in the table that goes before
+    finished(tmp_path, "imitation", "quick", "hopper-medium-replay", "BC", 1, 10.0)
+    finished(tmp_path, "percent-bc", "quick", "walker2d-medium", "10 %", 1, 99.0)  # another column
+    bars = reproduce.measured(overviews()["dt-overview"], "quick", tmp_path)
+    assert bar_of(bars, "Key-to-Door", "DT").mean == pytest.approx((65 + 91) / 2) and bar_of(bars, "Key-to-Door", "DT").state == ""
+    assert (bar_of(bars, "Key-to-Door", "BC").mean, bar_of(bars, "Key-to-Door", "BC").state) == (3.0, "1 of 2 cells")
+    assert bar_of(bars, "OpenAI Gym", "BC").scores == {"hopper-medium": 50.0, "hopper-medium-replay": 10.0}
+    assert (bar_of(bars, "Atari", "DT").mean, bar_of(bars, "Atari", "DT").state) == (None, "not run")
+    assert bar_of(bars, "Atari", "TD learning").state == "none"
+    assert reproduce.main(["dt-overview", "--results", str(tmp_path), "--show"]) == 0
+    printed = capsys.readouterr().out
+    assert "| Key-to-Door | 78.0 [83.2] | not run [13.2] | 3.0 (1 of 2 cells) [1.5] |" in printed
+    assert "| OpenAI Gym | not run [74.7] | not run [63.9] | 30.0 (2 of 9 cells) [46.4] |" in printed
+    assert "| Atari | not run [97.9] | none [107.2] | not run [60.9] |" in printed
+    assert not (tmp_path / "dt-overview").exists()
+
+
+def test_an_overview_leaves_its_picture_and_its_numbers(tmp_path):
+    assert reproduce.main(["dt-overview", "--results", str(tmp_path)]) == 0
+    finished(tmp_path, "dt", "paper", "hopper-medium", "DT", 1, 60.0)
+    page = tmp_path / "page.md"
+    assert reproduce.main(["dt-overview", "--results", str(tmp_path), "--scale", "paper", "--page", str(page)]) == 0
+    for scale in SCALES:
+        assert (tmp_path / "dt-overview" / scale / "overview.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    bars = json.loads((tmp_path / "dt-overview" / "paper" / "overview.json").read_text())["bars"]
+    (gym,) = [bar for bar in bars if (bar["domain"], bar["method"]) == ("OpenAI Gym", "DT")]
+    assert (gym["mean"], gym["published"], gym["state"], gym["scores"]) == (60.0, 74.7, "1 of 9 cells", {"hopper-medium": 60.0})
+    text = page.read_text()
+    assert "reproduce dt-overview --scale paper" in text and "60.0 (1 of 9 cells) [74.7]" in text and "dt-overview --scale quick" not in text
+    with pytest.raises(UserError, match="leave --only out"):
+        reproduce.main(["dt-overview", "--results", str(tmp_path), "--only", "hopper"])
+    with pytest.raises(UserError, match=r"unknown table 'dt-overviw'.*dt-overview"):
+        find_grid("dt-overviw")
+
+
+@pytest.mark.parametrize("overview", overviews().values(), ids=lambda overview: overview.name)
+def test_every_bar_of_every_overview_is_made_of_cells_that_are_the_same_runs(overview):
+    """Its columns hold all its rows, with equal runs in each, and the published number is the mean of the published cells."""
+    assert len({(bar.domain, bar.method) for bar in overview.bars}) == len(overview.bars) == len(overview.domains) * len(overview.methods)
+    for bar in overview.bars:
+        for scale in SCALES:
+            runs = []
+            for name, column in bar.columns:
+                cells = [cell for cell in find_grid(name).cells(scale) if cell.column == column and cell.row in bar.rows]
+                assert {cell.row for cell in cells} == set(bar.rows)
+                runs.append({(cell.row, cell.seed): (cell.algorithm, cell.target, cell.flags) for cell in cells})
+            assert all(other == runs[0] for other in runs)
+        published = [find_grid(name).published for name, _ in bar.columns[:1]]
+        values = [known[row, bar.columns[0][1]][0] for known in published for row in bar.rows if (row, bar.columns[0][1]) in known]
+        if len(values) == len(bar.rows):
+            assert np.mean(values) == pytest.approx(bar.published, abs=0.06)

@@ -97,11 +97,16 @@ class DecisionTransformer(nn.Module):
         out: Tensor = self.embed_return(values.unsqueeze(-1) * self.scale)
         return torch.tanh(out) if self.bounded else out
 
-    def stamped(self, tokens: Tensor, timesteps: Tensor) -> Tensor:
-        """Tokens `[..., t, width]` of the steps `[...]`, with the step's embedding where every step has one of its own, normalised."""
-        if self.embed_timestep is not None and self.place is None:
-            tokens = tokens + self.embed_timestep(timesteps.clamp(max=self.embed_timestep.num_embeddings - 1)).unsqueeze(-2)
-        out: Tensor = self.norm(tokens)
+    def moment(self, timesteps: Tensor) -> Tensor | None:
+        """The embedding `[..., 1, width]` of the steps `[...]`, where every step has one of its own."""
+        if self.embed_timestep is None or self.place is not None:
+            return None
+        out: Tensor = self.embed_timestep(timesteps.clamp(max=self.embed_timestep.num_embeddings - 1)).unsqueeze(-2)
+        return out
+
+    def stamped(self, tokens: Tensor, moment: Tensor | None) -> Tensor:
+        """Tokens `[..., t, width]` of steps whose `moment` this is, normalised."""
+        out: Tensor = self.norm(tokens if moment is None else tokens + moment)
         return out
 
     def placed(self, tokens: Tensor, first: Tensor) -> Tensor:
@@ -115,7 +120,7 @@ class DecisionTransformer(nn.Module):
     def window(self, observations: dict[str, Tensor], actions: dict[str, Tensor], returns: Tensor, timesteps: Tensor) -> Tensor:
         """Windows `[B, K, ...]` as tokens `[B, 3 K, width]`."""
         tokens = torch.stack([self.returns(returns), self.embed_state(observations), self.embed_action(actions)], 2)
-        return self.placed(self.stamped(tokens, timesteps).flatten(1, 2), timesteps[:, 0])
+        return self.placed(self.stamped(tokens, self.moment(timesteps)).flatten(1, 2), timesteps[:, 0])
 
     def forward(self, observations: dict[str, Tensor], actions: dict[str, Tensor], returns: Tensor, timesteps: Tensor) -> Tensor:
         """Windows `[B, K, ...]` to the parameters of the action head at each step `[B, K, P]`."""
@@ -168,11 +173,11 @@ class DtPolicy(Policy):
             "time": np.where(first, 0, state["time"] + 1),
             "count": np.where(first, 1, np.minimum(state["count"] + 1, self.context)),
         }
-        time = torch.from_numpy(state["time"])
+        moment = self.model.moment(torch.from_numpy(state["time"]))
         tokens = torch.stack([self.model.returns(torch.from_numpy(commands["desired_return"])), self._see(state, observations, first)], 1)
-        embedding = self.read(state, self.model.stamped(tokens, time))
+        embedding = self.read(state, self.model.stamped(tokens, moment))
         actions = self.model.head.act(self.model.head(embedding), None if self.greedy else torch.from_numpy(uniforms))
-        self.remember(state, self.model.stamped(self.model.embed_action(actions)[:, None], time)[:, 0])
+        self.remember(state, self.model.stamped(self.model.embed_action(actions)[:, None], moment)[:, 0])
         return {path: value.numpy() for path, value in actions.items()}, state
 
     def after(self, commands: Columns, rewards: np.ndarray, max_return: float | None) -> Columns:

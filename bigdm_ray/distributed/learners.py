@@ -50,7 +50,8 @@ class LearnerActor:
         self._incarnation = incarnation
         home = RunFolder(Path(folder))
         signature = find_task(settings.task).signature()
-        self._learner = Learner(settings.algorithm, {settings.task: signature}, settings.seed, settings.machines.device, rank, world)
+        machines = settings.machines
+        self._learner = Learner(settings.algorithm, {settings.task: signature}, settings.seed, machines.device, rank, world, machines.compile)
         if world > 1:
             backend = "nccl" if self._learner.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, init_method=f"tcp://{meet}", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Leaf:
     @property
     def size(self) -> int:
         """Elements in one step."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back."""
@@ -115,7 +116,7 @@ def leaves(space: gymnasium.Space[Any], path: str = "") -> dict[str, Leaf]:
     if isinstance(space, spaces.MultiDiscrete):
         return {path: Leaf("discrete", space.shape, "int32", choices=tuple(int(n) for n in space.nvec.reshape(-1)))}
     if isinstance(space, spaces.MultiBinary):
-        return {path: Leaf("discrete", space.shape, "int32", choices=(2,) * int(np.prod(space.shape)))}
+        return {path: Leaf("discrete", space.shape, "int32", choices=(2,) * math.prod(space.shape))}
     if isinstance(space, spaces.Text):
         return {path: Leaf("text", (4 * int(space.max_length),), "uint8")}
     raise UserError(f"the space {space} has no flat form; supported are Box, Discrete, MultiDiscrete, MultiBinary, Text, Dict and Tuple")

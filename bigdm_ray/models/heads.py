@@ -39,6 +39,7 @@ class ActionHead(nn.Module):
             if leaf.low is not None and leaf.high is not None:
                 self.register_buffer(f"low{i}", torch.tensor(leaf.low), persistent=False)
                 self.register_buffer(f"high{i}", torch.tensor(leaf.high), persistent=False)
+                self.register_buffer(f"half{i}", (torch.tensor(leaf.high) - torch.tensor(leaf.low)) / 2, persistent=False)
 
     def forward(self, embedding: Tensor) -> Tensor:
         """`[..., width]` to parameters `[..., sum(sizes)]`."""
@@ -67,7 +68,8 @@ class ActionHead(nn.Module):
 
     def _half(self, i: int) -> Tensor | float:
         """Half the range of a leaf's elements; 1 where it has no bounds."""
-        return (getattr(self, f"high{i}") - getattr(self, f"low{i}")) / 2 if hasattr(self, f"low{i}") else 1.0
+        half: Tensor | float = getattr(self, f"half{i}", 1.0)
+        return half
 
     def _mean(self, part: Tensor, i: int) -> Tensor:
         if not self.squash or not hasattr(self, f"low{i}"):
@@ -87,7 +89,7 @@ class ActionHead(nn.Module):
                 mean, deviation = (self._mean(part, i), self._half(i) * self.std) if self.std is not None else _mean_and_std(part)
                 flat = mean if chance is None or self.std == 0 else mean + deviation * normals(chance)
                 if leaf.low is not None:
-                    flat = torch.minimum(torch.maximum(flat, getattr(self, f"low{i}")), getattr(self, f"high{i}"))
+                    flat = flat.clamp(getattr(self, f"low{i}"), getattr(self, f"high{i}"))
             out[path] = flat.reshape(len(part), *leaf.shape)
         return out
 

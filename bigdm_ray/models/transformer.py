@@ -145,10 +145,12 @@ class Block(nn.Module):
 
     def finish(self, x: Tensor, gathered: Tensor) -> Tensor:
         """The residual stream `[n, t, width]` with what attention gathered, then through the feed-forward layer."""
-        x = x + self.dropout(self.out(gathered))
+        gathered = self.out(gathered)
+        x = x + (self.dropout(gathered) if self.training else gathered)
         normed = self.norm2(x)
         hidden = self.activation(self.up(normed)) if self.gate is None else self.activation(self.gate(normed)) * self.up(normed)
-        out: Tensor = x + self.dropout(self.down(hidden))
+        down = self.down(hidden)
+        out: Tensor = x + (self.dropout(down) if self.training else down)
         return out
 
 
@@ -203,6 +205,7 @@ class Transformer(nn.Module):
         place = torch.arange(t, device=x.device)
         x = self._enter(x, place)
         look = self._look(place, place, mask)
+        newest = isinstance(at, slice) and range(t)[at] == range(t - 1, t)  # it may look at all of them
         for layer, block in enumerate(self._blocks()):
             last = at if layer == len(self.blocks) - 1 else None
             queries, keys, values = block.project(x, last)
@@ -212,7 +215,7 @@ class Transformer(nn.Module):
                 gathered = block.attend(queries, keys, values, look, look is None)
                 x = block.finish(x, gathered)
             else:
-                rows = (place <= seen[:, None]) if look is None else look[..., last, :]
+                rows = look[..., last, :] if look is not None else None if newest else place <= seen[:, None]
                 x = block.finish(x[:, last], block.attend(queries, keys, values, rows, False))
         out: Tensor = self.norm(x)
         return out
@@ -287,7 +290,7 @@ class Transformer(nn.Module):
             if int(place[-1]) >= self.context:
                 raise ValueError(f"{int(place[-1]) + 1} tokens do not fit a context of {self.context}")
             x = x if self.table is None else x + self.table[place]
-        out: Tensor = self.dropout(x)
+        out: Tensor = self.dropout(x) if self.training else x
         return out
 
     def _look(self, queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor | None:

@@ -1,7 +1,7 @@
 """Grid and Cell: a published table as runs. A cell is one ordinary run, given by the words one would type.
 
 `python -m bigdm_ray.reproduce TABLE` trains the cells that are missing and prints ours beside the published ones. A file of this
-folder has a `GRIDS` tuple; no list is edited to add one.
+folder has a `GRIDS` tuple, and may have `OVERVIEWS`, pictures made of the cells of grids; no list is edited to add one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from bigdm_ray.errors import UserError, nearest
 
@@ -71,19 +71,61 @@ class Grid:
         return out
 
 
+@dataclass(frozen=True)
+class Bar:
+    """One bar of an overview: the mean over `rows` of a method's cells.
+
+    `columns` are (grid, column) pairs whose cells are the same runs: a row is taken from the first that has it finished. Without
+    any, this project does not run the method there. `published` is the mean of the published cells.
+    """
+
+    domain: str
+    method: str
+    rows: tuple[str, ...]
+    columns: tuple[tuple[str, str], ...]
+    published: float
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A picture of bars that are made of the finished cells of grids, all in normalised scores. It has no runs of its own."""
+
+    name: str
+    title: str
+    bars: tuple[Bar, ...]
+    source: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def domains(self) -> list[str]:
+        """The groups of bars, in order."""
+        return list(dict.fromkeys(bar.domain for bar in self.bars))
+
+    @property
+    def methods(self) -> list[str]:
+        """The bars of a group, in order."""
+        return list(dict.fromkeys(bar.method for bar in self.bars))
+
+
+def _found(what: str) -> list[Any]:
+    package = importlib.import_module("bigdm_ray.tables")
+    files = [importlib.import_module(f"bigdm_ray.tables.{name}") for _, name, _ in pkgutil.iter_modules(package.__path__)]
+    return sorted((one for file in files for one in getattr(file, what, ())), key=lambda one: str(one.name))
+
+
 def grids() -> dict[str, Grid]:
     """Every grid of this folder by name."""
-    package = importlib.import_module("bigdm_ray.tables")
-    found: dict[str, Grid] = {}
-    for _, name, _ in pkgutil.iter_modules(package.__path__):
-        for grid in getattr(importlib.import_module(f"bigdm_ray.tables.{name}"), "GRIDS", ()):
-            found[grid.name] = grid
-    return dict(sorted(found.items()))
+    return {grid.name: grid for grid in _found("GRIDS")}
+
+
+def overviews() -> dict[str, Overview]:
+    """Every overview of this folder by name."""
+    return {overview.name: overview for overview in _found("OVERVIEWS")}
 
 
 def find_grid(name: str) -> Grid:
-    """The grid of a name. Raises UserError with the nearest names."""
+    """The grid of a name. Raises UserError with the nearest names, those of overviews among them."""
     known = grids()
     if name not in known:
-        raise UserError(f"unknown table {name!r}{nearest(name, list(known))}")
+        raise UserError(f"unknown table {name!r}{nearest(name, [*known, *overviews()])}")
     return known[name]

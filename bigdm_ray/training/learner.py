@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bigdm_ray.algorithms.base import Algorithm, Batch
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.models.parallel import compiled
 from bigdm_ray.replay.store import Store
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.streams import rng, seed_torch
@@ -60,6 +61,7 @@ class Learner:
         device: str = "cpu",
         rank: int = 0,
         world: int = 1,
+        compile: bool = False,
     ) -> None:
         self.algorithm = algorithm
         self.seed = seed
@@ -67,6 +69,10 @@ class Learner:
         self.device = pick_device(device)
         seed_torch(seed, "initial weights")
         self.model: nn.Module = algorithm.build(signatures).to(self.device)
+        if compile and self.device.type == "cpu" and getattr(algorithm, "dropout", 0.0) > 0:
+            raise UserError("--machines.compile is true, but on a CPU dropout is drawn by code that is not compiled; give --algorithm.dropout 0 or a GPU")
+        if compile and not compiled(self.model):
+            raise UserError(f"--machines.compile is true, but {algorithm.name} has no transformer to compile; leave it out")
         self.optimizers = algorithm.optimizers(self.model)
         self._rates = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in self.optimizers.items()}
         self.step = 0
@@ -123,7 +129,11 @@ class Learner:
             optimizer.zero_grad(set_to_none=True)
         if self.algorithm.own_update:
             return self.algorithm.update(self.model, self.optimizers, tensors, self.step)
-        loss = self.algorithm.loss(self.model, tensors, self.step)
+        try:
+            loss = self.algorithm.loss(self.model, tensors, self.step)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            why = str(error).strip().partition("\n")[0]
+            raise RunFailed(f"torch.compile cannot compile the network here ({why}); leave --machines.compile out, or install a C++ compiler") from None
         if self.world == 1:
             weight = loss.weight.detach()
             (loss.sum / weight).backward()

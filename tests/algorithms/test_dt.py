@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from making import dataset_of, played
 
 from bigdm_ray.algorithms.dt import Dt
+from bigdm_ray.doors import door
 from bigdm_ray.envs import find_task
 from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.errors import UserError
+from bigdm_ray.evaluate import main
+from bigdm_ray.formats.dataset import Writer
 from bigdm_ray.models.continuous import SquashedHead, squashed_log_prob
 from bigdm_ray.models.lamb import Lamb
 from bigdm_ray.replay import Store
 from bigdm_ray.replay.store import Table
 from bigdm_ray.training.config import configure
+from bigdm_ray.training.loop import train_local
 
 TINY = {"width": 16, "layers": 2, "heads": 2, "context": 4, "timesteps": 12, "dropout": 0.0, "warm_up_steps": 0, "return_scale": 0.1}
 VARIANTS = {
@@ -260,3 +268,59 @@ def test_the_standardisation_is_of_the_data(tmp_path):
     algorithm.fit(model, {"toy-continuous": dataset.store()}, 0)
     seen = np.concatenate([dataset.store().episode(i).observations[""][:-1] for i in range(20)])
     np.testing.assert_allclose(model.embed_state.standardise.mean.numpy(), seen.reshape(len(seen), -1).mean(0), rtol=1e-4, atol=1e-4)
+
+
+# --- whole runs on data and with commands that are hard to take
+
+RUN = "--algorithm.width 16 --algorithm.layers 1 --algorithm.batch-size 8 --budget.learner-steps 4 --evaluations.every 2 --evaluations.episodes 2"
+RUN += " --evaluations.final-episodes 2 --algorithm.context 200"
+
+
+@pytest.fixture(scope="module", params=["one step each", "whole"])
+def short_run(request, tmp_path_factory):
+    """A run whose window is longer than any episode; its episodes have one step each, or are the task's own."""
+    home = tmp_path_factory.mktemp("short")
+    episodes = played("toy-continuous", 12, 3).episodes
+    if request.param == "one step each":
+        episodes = [
+            dataclasses.replace(
+                e, observations={p: v[:2] for p, v in e.observations.items()}, actions={p: v[:1] for p, v in e.actions.items()}, rewards=e.rewards[:1]
+            )
+            for e in episodes
+        ]
+    writer = Writer(home / "data", {"made": 1}, "toy-continuous", find_task("toy-continuous").signature())
+    writer.add(episodes)
+    dataset = writer.finish("data", "made for a test", {})
+    assert max(dataset.store().table.lengths) == (1 if request.param == "one step each" else max(e.length for e in episodes)) < 200
+    summary = train_local(configure("dt", str(home / "data"), RUN.split()), home / "run")
+    assert summary["learner_steps"] == 4 and np.isfinite(summary["return_mean"])
+    return home / "run"
+
+
+def test_windows_longer_than_any_episode_and_episodes_of_one_step_train_and_act(short_run, capsys):
+    for more in ([], ["--cached", "true"]):
+        assert door(main, [str(short_run), "--episodes", "3", *more]) == 0
+        report = json.loads((short_run / "evaluation.json").read_text())
+        assert len(report["returns"]) == 3 and np.isfinite(report["returns"]).all()
+    assert capsys.readouterr().err.count("error") == 0
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_return_that_is_not_finite_is_refused_in_one_sentence(short_run, value, capsys):
+    assert door(main, [str(short_run), "--desired-return", value]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and f"--desired-return is {value}" in said and "finite" in said
+    with pytest.raises(UserError, match=rf"--algorithm\.target-return is {value}, but a finite number"):
+        configure("dt", "hopper", ["--algorithm.target-return", value])
+
+
+def test_weights_of_another_shape_are_refused_in_one_sentence(short_run, tmp_path, capsys):
+    """Of another task, another width, another depth."""
+    for number, (key, value, name) in enumerate([("task", "toy-vector", "embed_"), ("width", 32, "embed_"), ("layers", 2, "blocks.1")]):
+        folder = shutil.copytree(short_run, tmp_path / str(number))
+        settings = json.loads((folder / "run.json").read_text())
+        (settings if key == "task" else settings["algorithm"])[key] = value
+        (folder / "run.json").write_text(json.dumps(settings))
+        assert door(main, [str(folder), "--episodes", "1"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("\n") == 1 and "do not fit the network" in said and name in said

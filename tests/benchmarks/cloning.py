@@ -10,14 +10,12 @@ turns, so that what else runs on the machine troubles both alike.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks.common import header, made_up
+from tests.benchmarks.common import Peer, header, made_up
 
 STEPS, REPEATS, EPISODES, LENGTH = 2_000, 5, 250, 1_000
 
@@ -77,26 +75,19 @@ def main() -> None:
     parser.add_argument("--peer", help="a Python that has d3rlpy")
     peer_python = parser.parse_args().peer
     header()
-    peer = None
-    if peer_python:
-        program = PEER.replace("EPISODES", str(EPISODES)).replace("LENGTH", str(LENGTH))
-        peer = subprocess.Popen([peer_python, "-W", "ignore", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    peer = Peer(peer_python, PEER, EPISODES=EPISODES, LENGTH=LENGTH) if peer_python else None
     with tempfile.TemporaryDirectory() as folder:
-        ours, mine, theirs, version = Ours(Path(folder)), [], [], ""
+        ours, mine, theirs = Ours(Path(folder)), [], []
         for repeat in range(REPEATS + 1):  # the first is for warming up
             spent = ours.update(STEPS)
-            if peer is not None and peer.stdin and peer.stdout:
-                peer.stdin.write(f"{STEPS}\n")
-                peer.stdin.flush()
-                *other, version = json.loads(next(line for line in peer.stdout if line.startswith("[")))
-                theirs += [(other[0], other[1])] if repeat else []
+            if peer is not None:
+                other = peer.turn(STEPS)
+                theirs += [other] if repeat else []
             mine += [spent] if repeat else []
-    if peer is not None and peer.stdin:
-        peer.stdin.close()
-        peer.wait()
     rate = told("bc, ours", mine)
-    if theirs:
-        print(f"ratio {rate / told(f'd3rlpy {version}', theirs):.2f}")
+    if peer is not None:
+        peer.close()
+        print(f"ratio {rate / told(f'd3rlpy {peer.version}', theirs):.2f}")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,14 +70,47 @@ def made_up(folder: Path, episodes: int, length: int) -> Store:
     return store
 
 
-def in_turns(sides: dict[str, Callable[[], object]], repeats: int, steps: int, units: int) -> dict[str, list[float]]:
+class Peer:
+    """A program in another Python, which takes a number of steps for each line that it reads and prints `[CPU s, wall s, version]` as JSON."""
+
+    def __init__(self, python: str, program: str, **numbers: int) -> None:
+        for name, value in numbers.items():
+            program = program.replace(name, str(value))
+        self._process = subprocess.Popen(
+            [python, "-W", "ignore", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self.version = ""
+
+    def turn(self, steps: int) -> tuple[float, float]:
+        """CPU and wall seconds of so many steps."""
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(f"{steps}\n")
+        self._process.stdin.flush()
+        answer = next((line for line in self._process.stdout if line.startswith("[")), None)
+        if answer is None:
+            raise SystemExit(f"the peer ended with {self._process.wait()}; run {self._process.args[0]} by hand to see why")
+        cpu, wall, self.version = json.loads(answer)
+        return cpu, wall
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def in_turns(sides: dict[str, Callable[[], object] | Peer], repeats: int, steps: int, units: int) -> dict[str, list[float]]:
     """Units per CPU-second of each side, which take turns of `steps` calls of `units` each; the first turn warms up."""
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats + 1):
         for name, step in sides.items():
             began = time.process_time()
-            for _ in range(steps):
-                step()
+            if isinstance(step, Peer):
+                spent = step.turn(steps)[0]
+            else:
+                for _ in range(steps):
+                    step()
+                spent = time.process_time() - began
             if repeat:
-                rates[name].append(steps * units / (time.process_time() - began))
+                rates[name].append(steps * units / spent)
     return rates

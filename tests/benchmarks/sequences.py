@@ -1,18 +1,28 @@
-"""Decision Transformer: training against Hugging Face's network, latency of acting, and evaluation of many episodes at once.
+"""Decision Transformer: training against peers, latency of acting, and evaluation of many episodes at once.
 
-    python -m tests.benchmarks.sequences                 training and acting with random weights of the paper's size
-    python -m tests.benchmarks.sequences --run RUN       also evaluation of a trained Hopper run, 20 episodes
+    python -m tests.benchmarks.sequences                                training against Hugging Face's network, acting
+    python -m tests.benchmarks.sequences --peer PEER/bin/python         also d3rlpy's; PEER is a virtual environment with d3rlpy 2.8.1
+    python -m tests.benchmarks.sequences --corl FILE                    also CORL's; FILE is its algorithms/offline/dt.py
+    python -m tests.benchmarks.sequences --evaluate 100                 only evaluation of 100 Hopper episodes, random weights
+    python -m tests.benchmarks.sequences --evaluate 100 --run RUN       the same with a trained dt run on hopper
 
-Training: batches of 64 windows of 20 steps, dropout 0.1, AdamW, gradients cut down to 0.25, one thread. Hugging Face's network has no
-data path of its own: it gets our windows, whose drawing is counted on both sides. They take turns.
+Training: batches of 64 windows of 20 steps, dropout 0.1, AdamW, gradients cut down to 0.25, one thread, a dataset of the same size in
+memory. Hugging Face's network has no data path of its own: it gets our windows, whose drawing is counted on both sides. d3rlpy and
+CORL draw with their own code; of CORL's file only the network and the dataset's class are run. They take turns.
+
+Evaluation: episodes one after the other against together (50 rows), exact and cached, on gymnasium's environments, in wall time. What
+is played differs between the three by rounding and, when cached, by the policy, so the ratio is that of the rates in environment steps.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import random
 import statistics
 import tempfile
 import time
+import typing
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.benchmarks.common import header, in_turns, made_up
+from tests.benchmarks.common import Peer, header, in_turns, made_up
 
 STEPS, REPEATS, EPISODES, LENGTH = 10, 5, 100, 1_000
 BATCH, CONTEXT = 64, 20
@@ -33,7 +43,7 @@ def ours(store) -> Callable[[], None]:
     from bigdm_ray.training.learner import Learner
 
     learner = Learner(Dt(), {"hopper": find_task("hopper").signature()}, 1)
-    print(f"parameters: ours {sum(p.numel() for p in learner.model.parameters()):,}", end="")
+    print(f"parameters: ours {sum(p.numel() for p in learner.model.parameters()):,}")
     return lambda: learner.update({"hopper": store}, 1)
 
 
@@ -46,7 +56,7 @@ def theirs(store) -> Callable[[], None]:
     warnings.filterwarnings("ignore")
     config = DecisionTransformerConfig(state_dim=11, act_dim=3, hidden_size=128, n_layer=3, n_head=1, max_ep_len=1000)
     model = DecisionTransformerModel(config).train()
-    print(f", Hugging Face's {sum(p.numel() for p in model.parameters()):,}")
+    print(f"parameters: Hugging Face's {sum(p.numel() for p in model.parameters()):,}")
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=1e-4)
     view, chance = Dt().view(), np.random.default_rng(1)
 
@@ -71,15 +81,89 @@ def theirs(store) -> Callable[[], None]:
     return step
 
 
-def training() -> None:
-    """Time steps per CPU-second of both, in turns."""
+def corl(file: Path, store) -> Callable[[], None]:
+    """The same step with CORL's network and its dataset's class, on the same episodes; the rest of its file wants d4rl and a tracker."""
+    wanted = {"pad_along_axis", "SequenceDataset", "TransformerBlock", "DecisionTransformer"}
+    tree = ast.parse(file.read_text())
+    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in wanted]
+    if missing := wanted - {node.name for node in tree.body}:
+        raise SystemExit(f"{file} is not CORL's dt.py: it has no {', '.join(sorted(missing))}")
+    scope = {"np": np, "torch": torch, "nn": torch.nn, "random": random, "IterableDataset": torch.utils.data.IterableDataset}
+    scope |= {name: getattr(typing, name) for name in ("Any", "DefaultDict", "Dict", "List", "Optional", "Tuple", "Union")}
+    exec(compile(tree, str(file), "exec"), scope)
+    rows = [store.episode(i) for i in range(len(store.table))]
+    data = object.__new__(scope["SequenceDataset"])
+    data.dataset = [
+        {"observations": e.observations[""][:-1], "actions": e.actions[""], "rewards": e.rewards, "returns": e.rewards[::-1].cumsum()[::-1]} for e in rows
+    ]
+    seen = np.concatenate([one["observations"] for one in data.dataset])
+    lengths = np.array([e.length for e in rows])
+    data.reward_scale, data.seq_len, data.sample_prob = 0.001, CONTEXT, lengths / lengths.sum()
+    data.state_mean, data.state_std = seen.mean(0, keepdims=True), seen.std(0, keepdims=True) + 1e-6
+    loader = iter(torch.utils.data.DataLoader(data, BATCH))
+    rates = {"attention_dropout": 0.1, "residual_dropout": 0.1, "embedding_dropout": 0.1}
+    model = scope["DecisionTransformer"](11, 3, CONTEXT, 1000, 128, 3, 1, **rates)
+    print(f"parameters: CORL's {sum(p.numel() for p in model.parameters()):,}")
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=1e-4)
+
+    def step() -> None:
+        states, actions, returns, times, mask = next(loader)
+        out = model(states.float(), actions, returns.float(), times, ~mask.to(torch.bool))
+        loss = (torch.nn.functional.mse_loss(out, actions, reduction="none") * mask.unsqueeze(-1)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.25)
+        optimizer.step()
+
+    return step
+
+
+D3RLPY = """
+import json, sys, time, warnings
+warnings.filterwarnings("ignore")
+import numpy as np, torch, d3rlpy, structlog, logging
+torch.set_num_threads(1)
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+chance = np.random.default_rng(0)
+n, t = EPISODES, LENGTH
+ends = np.zeros(n * t, np.float32); ends[t - 1 :: t] = 1
+data = d3rlpy.dataset.MDPDataset(
+    chance.normal(size=(n * t, 11)).astype(np.float32), chance.uniform(-1, 1, (n * t, 3)).astype(np.float32), chance.normal(size=n * t).astype(np.float32), ends
+)
+dt = d3rlpy.algos.DecisionTransformerConfig(
+    batch_size=BATCH, context_size=CONTEXT, learning_rate=1e-4,
+    encoder_factory=d3rlpy.models.VectorEncoderFactory([128], exclude_last_activation=True),
+    optim_factory=d3rlpy.optimizers.GPTAdamWFactory(weight_decay=1e-4, clip_grad_norm=0.25),
+    observation_scaler=d3rlpy.preprocessing.StandardObservationScaler(), reward_scaler=d3rlpy.preprocessing.MultiplyRewardScaler(0.001),
+).create()
+dt.build_with_dataset(data)
+dt.config.observation_scaler.fit_with_trajectory_slicer(data.episodes, data.trajectory_slicer)
+for line in sys.stdin:
+    cpu, wall = time.process_time(), time.perf_counter()
+    for _ in range(int(line)):
+        dt.update(data.sample_trajectory_batch(BATCH, length=CONTEXT))
+    print(json.dumps([time.process_time() - cpu, time.perf_counter() - wall, d3rlpy.__version__]), flush=True)
+"""
+
+
+def training(python: str | None, file: Path | None) -> None:
+    """Time steps per CPU-second of all, in turns."""
     with tempfile.TemporaryDirectory() as folder:
         store = made_up(Path(folder), EPISODES, LENGTH)
-        spent = in_turns({"dt, ours": ours(store), "Hugging Face": theirs(store)}, REPEATS, STEPS, BATCH * CONTEXT)
+        sides: dict[str, Callable[[], object] | Peer] = {"dt, ours": ours(store), "Hugging Face": theirs(store)}
+        if python:
+            sides["d3rlpy"] = Peer(python, D3RLPY, EPISODES=EPISODES, LENGTH=LENGTH, BATCH=BATCH, CONTEXT=CONTEXT)
+        if file:
+            sides["CORL"] = corl(file, store)
+        spent = in_turns(sides, REPEATS, STEPS, BATCH * CONTEXT)
     rates = {name: statistics.median(values) for name, values in spent.items()}
     for name, rate in rates.items():
-        print(f"{name:<32}{rate:>10,.0f} time steps trained per CPU-second")
-    print(f"ratio {rates['dt, ours'] / rates['Hugging Face']:.2f}")
+        side = sides[name]
+        label = f"{name} {side.version}" if isinstance(side, Peer) else name
+        ratio = "" if name == "dt, ours" else f"   ours is {rates['dt, ours'] / rate:.2f} times as fast"
+        print(f"{label:<32}{rate:>10,.0f} time steps trained per CPU-second{ratio}")
+        if isinstance(side, Peer):
+            side.close()
 
 
 def acting() -> None:
@@ -105,35 +189,49 @@ def acting() -> None:
             print(f"{name:<32}{p50:>10.2f} ms p50 {p99:>8.2f} ms p99 {1000 * rows / p50:>10,.0f} actions per CPU-second")
 
 
-def evaluating(folder: Path) -> None:
-    """Wall seconds of 20 episodes one after the other, and together, exact and cached."""
+def evaluating(folder: Path | None, episodes: int) -> None:
+    """Wall seconds of so many episodes one after the other, and together, exact and cached; and the rates in environment steps."""
+    from bigdm_ray.algorithms.dt import Dt
+    from bigdm_ray.envs import find_task
     from bigdm_ray.training.acting import policy_of
-    from bigdm_ray.training.evaluation import evaluate
+    from bigdm_ray.training.evaluation import ROWS, evaluate
     from bigdm_ray.training.run_folder import load
 
-    loaded, episodes = load(folder), 20
-    waits, means = {}, {}
-    for name, cached, rows in (("one at a time", False, 1), ("together, exact", False, episodes), ("together, cached", True, episodes)):
-        policy, _ = policy_of(loaded, "own", cached)
-        env = loaded.task.make(rows, 0, "reference")
+    task, command = find_task("hopper"), {"desired_return": 3600.0}
+    torch.manual_seed(0)
+    model = Dt().build({"hopper": task.signature()}).eval()
+    loaded = load(folder) if folder else None
+    if loaded is not None:
+        task, command = loaded.task, loaded.command
+    rates: dict[str, float] = {}
+    for name, cached, rows in (("one at a time", False, 1), ("together, exact", False, ROWS), ("together, cached", True, ROWS)):
+        policy = Dt(cached=cached).policy(model, "sample") if loaded is None else policy_of(loaded, "own", cached)[0]
+        env = task.make(min(rows, episodes), 0, "reference")
         began = time.perf_counter()
-        score = evaluate(policy, loaded.task, loaded.command, episodes, 7, "benchmark", 0, env)
-        waits[name], means[name] = time.perf_counter() - began, float(score.returns.mean())
+        score = evaluate(policy, task, command, episodes, 7, "benchmark", 0, env)
+        seconds, steps = time.perf_counter() - began, int(score.lengths.sum())
         env.close()
-    for name, seconds in waits.items():
-        print(f"{name:<32}{seconds:>10.1f} s for {episodes} episodes, mean return {means[name]:.0f}, {waits['one at a time'] / seconds:.2f} times as fast")
+        rates[name] = steps / seconds
+        print(
+            f"{name:<24}{seconds:>8.1f} s for {episodes} episodes of {steps / episodes:,.0f} steps, mean return {score.returns.mean():,.0f}, "
+            f"{rates[name]:,.0f} steps per wall second, {rates[name] / rates['one at a time']:.2f} times as fast"
+        )
 
 
 def main() -> None:
     """Print all figures."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--run", type=Path, help="a trained dt run on hopper, to evaluate")
+    parser.add_argument("--peer", help="a Python that has d3rlpy")
+    parser.add_argument("--corl", type=Path, help="CORL's algorithms/offline/dt.py")
+    parser.add_argument("--evaluate", type=int, metavar="EPISODES", help="only evaluate so many Hopper episodes, one at a time and together")
+    parser.add_argument("--run", type=Path, help="a trained dt run on hopper, to evaluate in place of random weights")
     given = parser.parse_args()
     header()
-    training()
+    if given.evaluate or given.run:
+        evaluating(given.run, given.evaluate or 100)
+        return
+    training(given.peer, given.corl)
     acting()
-    if given.run:
-        evaluating(given.run)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from bigdm_ray.algorithms.base import algorithms, find_algorithm
 from bigdm_ray.algorithms.udrl import Udrl
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.models.parallel import compiled
 from bigdm_ray.replay import Store
 from bigdm_ray.training.learner import Learner, pick_device
 
@@ -151,6 +152,41 @@ def test_devices():
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no usable GPU"):
             pick_device("cuda")
+
+
+# --- compilation
+
+
+def test_what_has_no_transformer_cannot_be_compiled():
+    with pytest.raises(UserError, match=r"--machines\.compile is true, but udrl has no transformer to compile; leave it out"):
+        learner_of(compile=True)
+    with pytest.raises(UserError, match=r"--machines\.compile is true, but on a CPU dropout.*--algorithm\.dropout 0"):
+        learner_of(small(find_algorithm("dt"), dropout=0.1), compile=True, device="cpu")
+
+
+def test_a_backend_that_cannot_compile_is_told_in_one_sentence(store):
+    def broken(graph, inputs):
+        raise OSError("no compiler\nis here")
+
+    learner = learner_of(small(find_algorithm("dt")))
+    assert compiled(learner.model, broken) == 1
+    with pytest.raises(RunFailed, match=r"leave --machines\.compile out") as told:
+        learner.update({TASK: store}, 1)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.slow
+def test_a_compiled_learner_equals_a_plain_one_to_rounding_and_saves_what_it_saves(store):
+    plain, other = learner_of(small(find_algorithm("dt"))), learner_of(small(find_algorithm("dt")), compile=True)
+    assert plain.state().keys() == other.state().keys()
+    for _ in range(3):
+        mine, theirs = (learner.update({TASK: store}, 2).metrics for learner in (plain, other))
+        assert mine["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-5)
+    assert plain.state().keys() == other.state().keys()
+    for name, values in plain.state().items():
+        np.testing.assert_allclose(values, other.state()[name], rtol=2e-3, atol=1e-4, err_msg=name)
+    other.load(plain.state(), plain.step)  # a checkpoint of a plain one
+    assert other.update({TASK: store}, 1).metrics["train/loss"] == pytest.approx(plain.update({TASK: store}, 1).metrics["train/loss"], rel=1e-5)
 
 
 # --- ranks
