@@ -52,6 +52,18 @@ class Loss(NamedTuple):
     metrics: dict[str, Tensor]  # sums of the same weight, reported as means
 
 
+@dataclass(frozen=True)
+class Persistence:
+    """Exploration that holds on to its choices, after temporally extended exploration (Dabney, Ostrovski, Barreto 2020).
+
+    In one of `every` episodes of a round each step repeats the random numbers of the step before with this `probability`: every action
+    is still drawn from the policy, but an unlikely one lasts 1 / (1 - probability) steps. Every 0th episode is none.
+    """
+
+    probability: float = 0.0
+    every: int = 0
+
+
 class Policy(ABC):
     """How a model acts, n rows at a time. The caller holds the memory; all chance comes from `uniforms`."""
 
@@ -211,6 +223,10 @@ class Algorithm(ABC):
     def per_iteration(self) -> int:
         """Episodes that are played between two bouts of learning."""
         return 1
+
+    def persistence(self) -> Persistence:
+        """How the episodes that are trained on explore."""
+        return Persistence()
 
     def steps_per_call(self) -> int:
         """Learner steps after which new weights are published, where the learner runs beside the rollouts."""

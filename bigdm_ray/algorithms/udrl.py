@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State, leaves_of
+from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Persistence, Policy, State, leaves_of
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.heads import ActionHead
@@ -135,6 +135,8 @@ class Udrl(Algorithm):
     length_cost: float = setting(0.0, "return that a step costs when episodes are ranked; 0 is the paper's rule", low=0)
     length_allowance: int = setting(0, "steps of an episode that cost nothing", low=0)
     peers_weight: float = setting(0.0, "weight of the mean return of its fellow episodes where episodes are ranked; 0 is the paper's rule", low=0)
+    hold: float = setting(0.0, "probability that a step of a persistent episode repeats the random numbers of the step before", low=0, high=1)
+    held_every: int = setting(0, "one of so many episodes of an iteration is persistent; 0, the paper's rule: none", low=0)
     horizon_equals_return: bool = setting(False, "ask for as many steps as return, for tasks that pay 1 a step (TakeCover)")
 
     @property
@@ -187,6 +189,10 @@ class Udrl(Algorithm):
         """See Algorithm."""
         return self.episodes_per_iteration
 
+    def persistence(self) -> Persistence:
+        """See Algorithm."""
+        return Persistence(self.hold, self.held_every)
+
     def steps_per_call(self) -> int:
         """An iteration's worth."""
         return self.n_updates_per_iter
@@ -226,7 +232,8 @@ class Udrl(Algorithm):
         values |= {"last_few": 50, "replay_size": 600, "warm_up_episodes": 50, "n_updates_per_iter": 100, "episodes_per_iteration": 20}
         paper = {f"algorithm.{name}": value for name, value in values.items()}
         landing = paper | {"algorithm.length_cost": 0.3, "algorithm.length_allowance": 120, "algorithm.peers_weight": 5.0}
-        landing |= {"algorithm.episodes_per_iteration": 100, "algorithm.n_updates_per_iter": 500}
+        landing |= {"algorithm.episodes_per_iteration": 100, "algorithm.n_updates_per_iter": 200}
+        landing |= {"algorithm.hold": 0.95, "algorithm.held_every": 4}
         landing |= {"algorithm.return_scale": 0.01, "algorithm.horizon_scale": 0.02}
         doom = {"frame_stack": 8, "hidden": (128, 128), "channels": (32, 48, 96, 128), "batch_size": 512, "return_scale": 0.1}
         doom |= {"horizon_scale": 0.01, "replay_size": 300, "last_few": 50, "n_updates_per_iter": 200, "episodes_per_iteration": 40}

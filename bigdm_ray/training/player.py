@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from bigdm_ray.algorithms.base import Columns
+from bigdm_ray.algorithms.base import Columns, Persistence
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.envs.vector import VectorEnv
 from bigdm_ray.training.config import Run
@@ -46,7 +46,8 @@ class Player:
         source = self._run.algorithm.name if weights is not None else "random"
         version = weights.version if weights is not None else (0, 0)
         origin = Origin(round, group, self._task.name, version, source, seed, self._task.max_return)
-        played = rollout(policy, env, commands, count, rng(self._run.seed, "play", round, group), origin)
+        persistence = self._run.algorithm.persistence() if weights is not None else Persistence()
+        played = rollout(policy, env, commands, count, rng(self._run.seed, "play", round, group), origin, persistence=persistence)
         self.busy_s += time.perf_counter() - began
         return played
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from bigdm_ray.algorithms.base import Columns, Policy, State
+from bigdm_ray.algorithms.base import Columns, Persistence, Policy, State
 from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.envs.vector import Arrays, Step, VectorEnv
 from bigdm_ray.replay.episode import Episode, EpisodeId
@@ -48,6 +48,7 @@ def rollout(
     rng: np.random.Generator,
     origin: Origin,
     on_step: Callable[[], None] | None = None,
+    persistence: Persistence = Persistence(),  # noqa: B008, it is frozen
 ) -> Played:
     """Play `count` episodes, one for each row of `commands`, in the rows of `env`.
 
@@ -55,8 +56,15 @@ def rollout(
     step of the living rows (videos take their frames there).
     """
     table = _Rows(policy, env, commands, count)
+    last: np.ndarray | None = None
     while len(table.live):
         uniforms = rng.random((len(table.live), policy.uniforms), np.float32)
+        if last is not None:
+            again = (rng.random(len(table.live)) < persistence.probability) & table.persistent(persistence.every)
+            uniforms[again] = last[table.live[again]]
+        if persistence.every:
+            last = np.zeros((env.n, policy.uniforms), np.float32) if last is None else last
+            last[table.live] = uniforms
         table.step(uniforms, origin.max_return)
         if on_step is not None:
             on_step()
@@ -83,6 +91,11 @@ class _Rows:
         self._broken: dict[int, str] = {}
         if not _sound(step):
             self._settle(step)
+
+    def persistent(self, every: int) -> np.ndarray:
+        """The living rows in one of `every` episodes, behind its first step. [rows] bool"""
+        rows: np.ndarray = (self._episode % every == 0) & ~self._first
+        return rows
 
     def step(self, uniforms: np.ndarray, max_return: float | None) -> None:
         """Act for every living row, step it, and settle those that ended."""

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import origin, played, same_episode
 
-from bigdm_ray.algorithms.base import Policy
+from bigdm_ray.algorithms.base import Persistence, Policy
 from bigdm_ray.envs import Signature, find_task
 from bigdm_ray.envs.task import Leaf
 from bigdm_ray.envs.vector import Step, still
@@ -130,6 +130,36 @@ def test_every_command_is_played_once_to_its_end(n, lengths, max_return):
         np.testing.assert_allclose(e.rewards, steps[:, 4], rtol=1e-5)
         assert e.terminated == (lengths[k] % 2 == 1)
         assert e.command == {"desired_return": 100.0 * (k + 1), "desired_horizon": float(k % 4 + 1)}
+
+
+class Rolling(Policy):
+    """Acts with the random number that it was given."""
+
+    uniforms = 1
+
+    def start(self, n):
+        return {}
+
+    def act(self, state, observations, rewards, commands, first, uniforms):
+        return {"": uniforms[:, 0]}, state
+
+
+def test_persistent_episodes_hold_on_to_their_chance_and_no_others():
+    """Rows are given up and taken again on the way; a new episode never begins with the chance of the one before."""
+    lengths = [400, 1, 300, 2, 350, 400, 3, 300, 380, 400]
+    given = {}
+    for probability, every in ((0.9, 3), (1.0, 1), (0.9, 0)):
+        env = Counting(3, lengths)
+        episodes = rollout(Rolling(), env, {}, len(lengths), rng(0, "play"), origin(), persistence=Persistence(probability, every)).episodes
+        drawn = given[probability, every] = [e.actions[""] for e in episodes]
+        for number, (values, length) in enumerate(zip(drawn, lengths, strict=True)):
+            repeated = np.mean(values[1:] == values[:-1]) if length > 3 else 0.0
+            held = probability if every and number % every == 0 and length > 3 else 0.0
+            assert abs(repeated - held) < 0.07, (number, repeated, held)
+        assert len({values[0] for values in drawn}) == len(lengths)
+    plain = rollout(Rolling(), Counting(3, lengths), {}, len(lengths), rng(0, "play"), origin()).episodes
+    for values, e in zip(given[0.9, 0], plain, strict=True):
+        np.testing.assert_array_equal(values, e.actions[""])
 
 
 def test_where_it_comes_from_is_written_into_every_episode():
