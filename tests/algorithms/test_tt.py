@@ -9,7 +9,7 @@ from bigdm_ray.algorithms.tt import Tt, values_to_go
 from bigdm_ray.envs import find_task
 from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.errors import UserError
-from bigdm_ray.planning.beam import Plan
+from bigdm_ray.planning.beam import Fan
 from bigdm_ray.replay import Store
 from bigdm_ray.training.evaluation import evaluate
 from bigdm_ray.training.learner import Learner
@@ -147,14 +147,14 @@ def test_the_memory_is_the_last_transitions_as_tokens(store, monkeypatch):
     policy = algorithm.policy(model, "plan")
     given = []
 
-    def plan(past, state, numbers, goal):
+    def fan(past, state, numbers, goal):
         assert goal is None
         given.append((past.clone(), state.clone()))
-        tokens = torch.zeros(len(state), 1, 6, dtype=torch.int64)
-        tokens[:, 0, 3] = len(given) % 4
-        return Plan(tokens, torch.zeros(len(state)))
+        tokens = torch.zeros(len(state), 2, 1, 6, dtype=torch.int64)
+        tokens[:, 0, 0, 3] = len(given) % 4
+        return Fan(tokens, torch.zeros(len(state), 2))
 
-    monkeypatch.setattr(policy._planner, "plan", plan)
+    monkeypatch.setattr(policy._planner, "fan", fan)
     state, seen = policy.start(1), store.episode(0).observations[""]
     for t in range(4):
         first = np.array([t == 0])

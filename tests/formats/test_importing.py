@@ -45,7 +45,7 @@ def left(folder):
 
 
 def test_every_format_is_found_by_being_there():
-    assert set(formats()) == {"d4rl", "dataset", "minari", "parquet", "steps"}
+    assert set(formats()) == {"d4rl", "dataset", "dqn-replay", "minari", "parquet", "steps"}
     assert {name for name, made in formats().items() if made.writes} == {"minari", "parquet", "steps"}
 
 
