@@ -13,7 +13,9 @@ takes away what hovering earns and leaves landings. (4) `peers_weight` adds to t
 return of the episodes that the same weights played along with it; 0 is the paper. The best returns of a whole run are lucky
 ones, of risky ways to act that mostly fail (falling fast, firing engines on the ground), and whoever clones them fails
 mostly too. With its fellows counted, an episode lives on because the weights that played it succeed. Their mean must be
-a sound estimate, hence 100 episodes an iteration where the paper has up to 40.
+a sound estimate, hence 100 episodes an iteration where the paper has up to 40. (5) With `hold`, one of `held_every`
+exploratory episodes repeats its random numbers from step to step: what pays only if it is done for 25 steps in a row, as
+standing still on the ground, is never tried by independent draws.
 
     python -m bigdm_ray.run udrl lunarlander
     python -m bigdm_ray.run udrl lunarlander --preset paper
