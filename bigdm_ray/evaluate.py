@@ -28,7 +28,7 @@ from bigdm_ray.doors import Parser, door
 from bigdm_ray.envs.task import Task
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.settings import setting
-from bigdm_ray.training.acting import MODES, command_of, policy_of
+from bigdm_ray.training.acting import MODES, command_of, policy_of, report_head
 from bigdm_ray.training.evaluation import constant, evaluate
 from bigdm_ray.training.rollout import Origin, rollout
 from bigdm_ray.training.run_folder import Loaded, load, versions, write_json
@@ -62,15 +62,8 @@ def score(loaded: Loaded, asked: Asked) -> dict[str, Any]:
     result = evaluate(policy, loaded.task, command, asked.episodes, seed, "evaluate", 0)
     return {
         "schema_version": SCHEMA_VERSION,
-        "algorithm": loaded.run.algorithm.name,
-        "task": loaded.run.task,
-        "preset": loaded.run.preset,
-        "run_seed": loaded.run.seed,
-        "weights": asked.weights,
-        "version": list(loaded.version),
-        "mode": mode,
+        **report_head(loaded, asked.weights, mode, seed),
         "cached": asked.cached if asked.cached is not None else isinstance(loaded.run.algorithm, Dt) and loaded.run.algorithm.cached,
-        "seed": seed,
         "command": command,
         **result.summary(loaded.task),
         "episodes_discarded": asked.episodes - len(result.returns),

@@ -57,11 +57,11 @@ class Persistence:
     """Exploration that holds on to its choices, after temporally extended exploration (Dabney, Ostrovski, Barreto 2020).
 
     In one of `every` episodes of a round each step repeats the random numbers of the step before with this `probability`: every action
-    is still drawn from the policy, but an unlikely one lasts 1 / (1 - probability) steps. Every 0th episode is none.
+    is still drawn from the policy, but an unlikely one lasts 1 / (1 - probability) steps.
     """
 
     probability: float = 0.0
-    every: int = 0
+    every: int = 1
 
 
 class Policy(ABC):

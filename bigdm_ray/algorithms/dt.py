@@ -35,7 +35,7 @@ from bigdm_ray.models.lamb import Lamb
 from bigdm_ray.models.networks import Pixels, Standardise, Vector
 from bigdm_ray.models.transformer import Activation, Cache, Transformer
 from bigdm_ray.replay.store import Retention, Store, Table
-from bigdm_ray.replay.windows import View, merge_stack
+from bigdm_ray.replay.windows import View, merge_stack, push_frame
 from bigdm_ray.settings import setting
 
 TOKENS = 3
@@ -187,10 +187,8 @@ class DtPolicy(Policy):
     def _see(self, state: State, observations: dict[str, np.ndarray], first: np.ndarray) -> Tensor:
         seen = {path: torch.from_numpy(values) for path, values in observations.items()}
         for path in self._frames:
-            frames = np.concatenate([state[f"frames/{path}"][:, 1:], observations[path][:, None]], 1)
-            frames[first] = observations[path][first][:, None]
-            state[f"frames/{path}"] = frames
-            seen[path] = torch.from_numpy(merge_stack(frames))
+            state[f"frames/{path}"] = push_frame(state[f"frames/{path}"], observations[path], first)
+            seen[path] = torch.from_numpy(merge_stack(state[f"frames/{path}"]))
         out: Tensor = self.model.embed_state(seen)
         return out
 

@@ -12,7 +12,7 @@ steps from which no command to land can be learned. A cost of every step would r
 takes away what hovering earns and leaves landings. (4) `peers_weight` adds to the return by which an episode is ranked the mean
 return of the episodes that the same weights played along with it; 0 is the paper. The best returns of a whole run are lucky
 ones, of risky ways to act that mostly fail (falling fast, firing engines on the ground), and whoever clones them fails
-mostly too. With its fellows counted, an episode lives on because the weights that played it succeed. Their mean must be
+mostly too. With its peers counted, an episode lives on because the weights that played it succeed. Their mean must be
 a sound estimate, hence 100 episodes an iteration where the paper has up to 40. (5) With `hold`, one of `held_every`
 exploratory episodes repeats its random numbers from step to step: what pays only if it is done for 25 steps in a row, as
 standing still on the ground, is never tried by independent draws.
@@ -37,7 +37,7 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.models.heads import ActionHead
 from bigdm_ray.models.networks import Images, Vector, mlp, orthogonal
 from bigdm_ray.replay.store import Retention, Table
-from bigdm_ray.replay.windows import View, merge_stack
+from bigdm_ray.replay.windows import View, merge_stack, push_frame
 from bigdm_ray.settings import setting
 
 
@@ -101,17 +101,11 @@ class UdrlPolicy(Policy):
         uniforms: np.ndarray,
     ) -> tuple[dict[str, np.ndarray], State]:
         """See Policy."""
-        state = {path: self._pushed(frames, observations[path], first) for path, frames in state.items()}
+        state = {path: push_frame(frames, observations[path], first) for path, frames in state.items()}
         seen = {path: torch.from_numpy(merge_stack(state[path]) if path in state else v) for path, v in observations.items()}
         parameters = self._model(seen, torch.from_numpy(commands["desired_return"]), torch.from_numpy(commands["desired_horizon"]))
         actions = self._model.head.act(parameters, None if self._greedy else torch.from_numpy(uniforms))
         return {path: value.numpy() for path, value in actions.items()}, state
-
-    @staticmethod
-    def _pushed(frames: np.ndarray, frame: np.ndarray, first: np.ndarray) -> np.ndarray:
-        pushed = np.concatenate([frames[:, 1:], frame[:, None]], 1)
-        pushed[first] = frame[first][:, None]
-        return pushed
 
 
 @dataclass(frozen=True)
@@ -136,9 +130,9 @@ class Udrl(Algorithm):
     replay_size: int = setting(500, "episodes kept, the best by return", low=1)
     length_cost: float = setting(0.0, "return that a step costs when episodes are ranked; 0 is the paper's rule", low=0)
     length_allowance: int = setting(0, "steps of an episode that cost nothing", low=0)
-    peers_weight: float = setting(0.0, "weight of the mean return of its fellow episodes where episodes are ranked; 0 is the paper's rule", low=0)
-    hold: float = setting(0.0, "probability that a step of a persistent episode repeats the random numbers of the step before", low=0, high=1)
-    held_every: int = setting(0, "one of so many episodes of an iteration is persistent; 0, the paper's rule: none", low=0)
+    peers_weight: float = setting(0.0, "weight of the mean return of an episode's peers where episodes are ranked; 0 is the paper's rule", low=0)
+    hold: float = setting(0.0, "probability that a step of a persistent episode repeats the one before's chance; 0 is the paper's rule", low=0, high=1)
+    held_every: int = setting(4, "one of so many episodes of an iteration is persistent, where --algorithm.hold is above 0", low=1)
     horizon_equals_return: bool = setting(False, "ask for as many steps as return, for tasks that pay 1 a step (TakeCover)")
 
     @property
@@ -235,7 +229,7 @@ class Udrl(Algorithm):
         paper = {f"algorithm.{name}": value for name, value in values.items()}
         landing = paper | {"algorithm.length_cost": 0.3, "algorithm.length_allowance": 120, "algorithm.peers_weight": 5.0}
         landing |= {"algorithm.episodes_per_iteration": 100, "algorithm.n_updates_per_iter": 200}
-        landing |= {"algorithm.hold": 0.95, "algorithm.held_every": 4}
+        landing |= {"algorithm.hold": 0.95}
         landing |= {"algorithm.return_scale": 0.01, "algorithm.horizon_scale": 0.02}
         doom = {"frame_stack": 8, "hidden": (128, 128), "channels": (32, 48, 96, 128), "batch_size": 512, "return_scale": 0.1}
         doom |= {"horizon_scale": 0.01, "replay_size": 300, "last_few": 50, "n_updates_per_iter": 200, "episodes_per_iteration": 40}

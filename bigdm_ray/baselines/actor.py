@@ -21,7 +21,7 @@ from bigdm_ray.algorithms.base import Columns, Memoryless, Mode, State
 from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.heads import normals
-from bigdm_ray.replay.windows import merge_stack
+from bigdm_ray.replay.windows import merge_stack, push_frame
 
 Way = Literal["logits", "values", "gaussian", "squashed"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -82,10 +82,7 @@ class Sight:
 
     def seen(self, stacks: np.ndarray, frames: np.ndarray, first: np.ndarray) -> np.ndarray:
         """The stacks with new frames `[n, channels, height, width]` at their ends; where `first [n]`, a stack is filled with its frame."""
-        small = self.shrunk(frames)[:, None]
-        after = np.concatenate([stacks[:, 1:], small], 1)
-        after[first] = small[first]
-        return after
+        return push_frame(stacks, self.shrunk(frames), first)
 
 
 class Pictures(nn.Module):

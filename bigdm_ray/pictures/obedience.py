@@ -14,7 +14,7 @@ import numpy as np
 
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.pictures.base import COLOURS, GREY, PUBLISHED, Picture, Sweep, dataset_of, label_axes, mark, metrics_of, panelled, pictured
-from bigdm_ray.training.acting import command_of, policy_of
+from bigdm_ray.training.acting import command_of, policy_of, report_head
 from bigdm_ray.training.config import read_run
 from bigdm_ray.training.evaluation import play
 from bigdm_ray.training.run_folder import Loaded, versions
@@ -56,14 +56,7 @@ def sweep(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
         raise RunFailed(f"no episode of {loaded.run.task} could be played to its end for one of the returns: {played.problems[0]}")
     return {
         "folder": str(loaded.folder),
-        "algorithm": loaded.run.algorithm.name,
-        "task": loaded.run.task,
-        "preset": loaded.run.preset,
-        "run_seed": loaded.run.seed,
-        "weights": asked.weights,
-        "version": list(loaded.version),
-        "mode": mode,
-        "seed": seed,
+        **report_head(loaded, asked.weights, mode, seed),
         "data_best": data_best(loaded),
         "points": [point(command, np.array(returns)) for command, returns in zip(commands, obtained, strict=True)],
         "versions": versions(),

@@ -132,6 +132,13 @@ def stacked_steps(timesteps: np.ndarray, stack: int) -> np.ndarray:
     return np.asarray(np.maximum(timesteps[..., None] + np.arange(1 - stack, 1), 0))
 
 
+def push_frame(stacks: np.ndarray, frames: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Stacks `[n, stack, ...]` with the frames `[n, ...]` at their ends; where `first [n]`, a stack is filled with its frame."""
+    pushed = np.concatenate([stacks[:, 1:], frames[:, None]], 1)
+    pushed[first] = frames[first][:, None]
+    return pushed
+
+
 def merge_stack(frames: np.ndarray) -> np.ndarray:
     """`[..., stack, channels, height, width]` as `[..., stack * channels, height, width]`: how frames become channels.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -14,6 +14,13 @@ from bigdm_ray.settings import flag
 from bigdm_ray.training.run_folder import Loaded
 
 MODES = ("own", "sample", "mean", "plan")
+
+
+def report_head(loaded: Loaded, weights: str, mode: str, seed: int) -> dict[str, Any]:
+    """What every report of played episodes begins with: who played, with which weights, how."""
+    run = loaded.run
+    who = {"algorithm": run.algorithm.name, "task": run.task, "preset": run.preset, "run_seed": run.seed}
+    return who | {"weights": weights, "version": list(loaded.version), "mode": mode, "seed": seed}
 
 
 def command_of(loaded: Loaded, desired_return: float | None = None, desired_horizon: float | None = None) -> dict[str, float]:

@@ -62,7 +62,7 @@ def rollout(
         if last is not None:
             again = (rng.random(len(table.live)) < persistence.probability) & table.persistent(persistence.every)
             uniforms[again] = last[table.live[again]]
-        if persistence.every:
+        if persistence.probability:
             last = np.zeros((env.n, policy.uniforms), np.float32) if last is None else last
             last[table.live] = uniforms
         table.step(uniforms, origin.max_return)

@@ -15,33 +15,20 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks.common import Peer, header, made_up
+from tests.benchmarks.common import Peer, d3rlpy, header, made_up
 
 STEPS, REPEATS, EPISODES, LENGTH = 2_000, 5, 250, 1_000
 
-PEER = """
-import json, sys, time, warnings
-warnings.filterwarnings("ignore")
-import numpy as np, torch, d3rlpy, structlog, logging
-torch.set_num_threads(1)
-structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-chance = np.random.default_rng(0)
-n, t = EPISODES, LENGTH
-ends = np.zeros(n * t, np.float32); ends[t - 1 :: t] = 1
-data = d3rlpy.dataset.MDPDataset(
-    chance.normal(size=(n * t, 11)).astype(np.float32), chance.uniform(-1, 1, (n * t, 3)).astype(np.float32), chance.normal(size=n * t).astype(np.float32), ends
-)
+PEER = d3rlpy(
+    """
 encoder = d3rlpy.models.VectorEncoderFactory(hidden_units=[256, 256, 256])
 scaler = d3rlpy.preprocessing.StandardObservationScaler()
 bc = d3rlpy.algos.BCConfig(batch_size=64, learning_rate=1e-3, encoder_factory=encoder, observation_scaler=scaler).create()
 bc.build_with_dataset(data)
 bc.config.observation_scaler.fit_with_transition_picker(data.episodes, data.transition_picker)
-for line in sys.stdin:
-    cpu, wall = time.process_time(), time.perf_counter()
-    for _ in range(int(line)):
-        bc.update(data.sample_transition_batch(64))
-    print(json.dumps([time.process_time() - cpu, time.perf_counter() - wall, d3rlpy.__version__]), flush=True)
-"""
+""",
+    "bc.update(data.sample_transition_batch(64))",
+)
 
 
 class Ours:

@@ -70,6 +70,20 @@ def made_up(folder: Path, episodes: int, length: int) -> Store:
     return store
 
 
+DATA = """import json, sys, time, warnings
+warnings.filterwarnings("ignore")
+import numpy as np, torch, d3rlpy, structlog, logging
+torch.set_num_threads(1)
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+chance = np.random.default_rng(0)
+n, t = EPISODES, LENGTH
+ends = np.zeros(n * t, np.float32); ends[t - 1 :: t] = 1
+data = d3rlpy.dataset.MDPDataset(
+    chance.normal(size=(n * t, 11)).astype(np.float32), chance.uniform(-1, 1, (n * t, 3)).astype(np.float32), chance.normal(size=n * t).astype(np.float32), ends
+)"""
+"""Episodes like those of made_up, as d3rlpy takes them."""
+
+
 class Peer:
     """A program in another Python, which takes a number of steps for each line that it reads and prints `[CPU s, wall s, version]` as JSON."""
 
@@ -97,6 +111,17 @@ class Peer:
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait()
+
+
+def d3rlpy(learner: str, update: str) -> str:
+    """The program of a Peer with d3rlpy: EPISODES of LENGTH steps as made_up's, the `learner` made on them, and a step of it, `update`."""
+    return f"""{DATA}{learner}
+for line in sys.stdin:
+    cpu, wall = time.process_time(), time.perf_counter()
+    for _ in range(int(line)):
+        {update}
+    print(json.dumps([time.process_time() - cpu, time.perf_counter() - wall, d3rlpy.__version__]), flush=True)
+"""
 
 
 def in_turns(sides: dict[str, Callable[[], object] | Peer], repeats: int, steps: int, units: int) -> dict[str, list[float]]:

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.benchmarks.common import Peer, header, in_turns, made_up
+from tests.benchmarks.common import Peer, d3rlpy, header, in_turns, made_up
 
 STEPS, REPEATS, EPISODES, LENGTH = 10, 5, 100, 1_000
 BATCH, CONTEXT = 64, 20
@@ -118,18 +118,8 @@ def corl(file: Path, store) -> Callable[[], None]:
     return step
 
 
-D3RLPY = """
-import json, sys, time, warnings
-warnings.filterwarnings("ignore")
-import numpy as np, torch, d3rlpy, structlog, logging
-torch.set_num_threads(1)
-structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-chance = np.random.default_rng(0)
-n, t = EPISODES, LENGTH
-ends = np.zeros(n * t, np.float32); ends[t - 1 :: t] = 1
-data = d3rlpy.dataset.MDPDataset(
-    chance.normal(size=(n * t, 11)).astype(np.float32), chance.uniform(-1, 1, (n * t, 3)).astype(np.float32), chance.normal(size=n * t).astype(np.float32), ends
-)
+D3RLPY = d3rlpy(
+    """
 dt = d3rlpy.algos.DecisionTransformerConfig(
     batch_size=BATCH, context_size=CONTEXT, learning_rate=1e-4,
     encoder_factory=d3rlpy.models.VectorEncoderFactory([128], exclude_last_activation=True),
@@ -138,12 +128,9 @@ dt = d3rlpy.algos.DecisionTransformerConfig(
 ).create()
 dt.build_with_dataset(data)
 dt.config.observation_scaler.fit_with_trajectory_slicer(data.episodes, data.trajectory_slicer)
-for line in sys.stdin:
-    cpu, wall = time.process_time(), time.perf_counter()
-    for _ in range(int(line)):
-        dt.update(data.sample_trajectory_batch(BATCH, length=CONTEXT))
-    print(json.dumps([time.process_time() - cpu, time.perf_counter() - wall, d3rlpy.__version__]), flush=True)
-"""
+""",
+    "dt.update(data.sample_trajectory_batch(BATCH, length=CONTEXT))",
+)
 
 
 def training(python: str | None, file: Path | None) -> None:

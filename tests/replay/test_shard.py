@@ -37,7 +37,7 @@ def test_what_is_written_is_read(tmp_path, kind):
         same_episode(opened.episode(row), e)
 
 
-def test_a_shard_from_before_fellows_were_counted_is_read(tmp_path):
+def test_a_shard_from_before_peers_were_counted_is_read(tmp_path):
     path = written(tmp_path, [episode(1), episode(2)])
     older = pa.ipc.open_file(path).read_all().drop_columns(["peers"])
     sink = pa.BufferOutputStream()

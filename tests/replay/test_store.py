@@ -185,7 +185,7 @@ def test_a_length_cost_changes_the_rank(tmp_path):
         assert ids(store.table) == [(lives, 0, 0)]
 
 
-def test_good_fellows_change_the_rank(tmp_path):
+def test_good_peers_change_the_rank(tmp_path):
     """A lucky episode of weights that fail elsewhere gives way to an ordinary one of weights that succeed."""
     lucky, ordinary = episode(1, 1, rewards=[9.0], peers=-4.0), episode(2, 1, rewards=[7.0], peers=6.0)
     for weight, lives in ((0.0, 1), (0.1, 1), (0.5, 2), (5.0, 2)):

@@ -148,17 +148,17 @@ def test_persistent_episodes_hold_on_to_their_chance_and_no_others():
     """Rows are given up and taken again on the way; a new episode never begins with the chance of the one before."""
     lengths = [400, 1, 300, 2, 350, 400, 3, 300, 380, 400]
     given = {}
-    for probability, every in ((0.9, 3), (1.0, 1), (0.9, 0)):
+    for probability, every in ((0.9, 3), (1.0, 1), (0.0, 3)):
         env = Counting(3, lengths)
         episodes = rollout(Rolling(), env, {}, len(lengths), rng(0, "play"), origin(), persistence=Persistence(probability, every)).episodes
         drawn = given[probability, every] = [e.actions[""] for e in episodes]
         for number, (values, length) in enumerate(zip(drawn, lengths, strict=True)):
             repeated = np.mean(values[1:] == values[:-1]) if length > 3 else 0.0
-            held = probability if every and number % every == 0 and length > 3 else 0.0
+            held = probability if number % every == 0 and length > 3 else 0.0
             assert abs(repeated - held) < 0.07, (number, repeated, held)
         assert len({values[0] for values in drawn}) == len(lengths)
     plain = rollout(Rolling(), Counting(3, lengths), {}, len(lengths), rng(0, "play"), origin()).episodes
-    for values, e in zip(given[0.9, 0], plain, strict=True):
+    for values, e in zip(given[0.0, 3], plain, strict=True):
         np.testing.assert_array_equal(values, e.actions[""])
 
 
