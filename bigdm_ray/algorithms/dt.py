@@ -292,7 +292,7 @@ class Dt(Algorithm):
     max_norm: float = setting(0.25, "norm that gradients are cut down to", above=0)
     warm_up_steps: int = setting(10_000, "learner steps over which the learning rate rises to its value", low=0)
     cosine_steps: int = setting(0, "learner step at which a cosine has brought the learning rate down to a tenth; 0 keeps it", low=0)
-    return_scale: float = setting(0.001, "fixed factor on returns-to-go", above=0)
+    return_scale: float = setting(0.001, "fixed factor on returns-to-go; 0 hides them, which is cloning, as in the paper's Atari columns", low=0)
     target_return: float | None = setting(None, "return that evaluations ask for; default: the best of the data")
     delayed_reward: bool = setting(False, "pay all reward at the episode's end: the return-to-go is the whole return, and is held")
     best_fraction: float = setting(1.0, "only the best episodes by return that hold this share of all time steps", above=0, high=1)

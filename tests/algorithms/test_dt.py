@@ -121,6 +121,13 @@ def test_a_prediction_sees_its_state_and_return_but_not_its_action(variant):
     assert changed(returns=returns + at) == [False, False, True, True]
 
 
+def test_a_scale_of_zero_hides_the_returns():
+    _, model = built(return_scale=0.0)
+    (episode,) = played("toy-continuous", 1, 3).episodes
+    seen, actions, returns, times = window_of(episode, 0, 4, np.linspace(5, 1, episode.length).astype(np.float32))
+    torch.testing.assert_close(model(seen, actions, returns + 100, times), model(seen, actions, returns, times), atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_padding_weighs_nothing(variant, tmp_path):
     algorithm, model = built(**VARIANTS[variant], context=30)
