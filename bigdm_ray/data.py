@@ -25,6 +25,7 @@ import numpy as np
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.formats.behaviour import OWN_OR_MODES, Behaviour
 from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.replay.shard import SUFFIX, unwritten
 from bigdm_ray.replay.store import verify
@@ -36,7 +37,6 @@ BARS = 20
 BAR_WIDTH = 50
 MILESTONE_ROWS = 4
 """Episodes of a milestone that are played side by side: each gives few, and none is thrown away half played."""
-MODES = ("own", "sample", "mean", "plan")
 
 
 def counted(n: int, noun: str) -> str:
@@ -110,7 +110,6 @@ def recording(given: argparse.Namespace) -> int:
 
 def played_by(given: argparse.Namespace, weights: str, episodes: int | None, steps: int | None, seed: int, stage: int | None = None) -> Recording:
     """What is to be recorded of a run with these weights."""
-    from bigdm_ray.formats.behaviour import Behaviour
     from bigdm_ray.training.acting import command_of, policy_of
     from bigdm_ray.training.recording import ROWS, NoisyPolicy, Recording
     from bigdm_ray.training.run_folder import load
@@ -346,7 +345,7 @@ def parser() -> Parser:
     records.add_argument("--steps", metavar="N", type=number, help="whole episodes until they reach N steps")
     records.add_argument("--action-noise", metavar="SIGMA", type=amount, default=0.0, help="deviation of Gaussian noise, an action's box being [-1, 1]")
     records.add_argument("--epsilon", metavar="E", type=share, default=0.0, help="share of steps with a uniformly random action")
-    records.add_argument("--mode", choices=MODES, default="own", help="how the policy acts; own: as in the run's evaluations (default)")
+    records.add_argument("--mode", choices=OWN_OR_MODES, default="own", help="how the policy acts; own: as in the run's evaluations (default)")
     records.add_argument(
         "--weights", choices=("last", "best", "milestones"), default="last", help="which weights; milestones: all that were kept (default: last)"
     )
