@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -181,7 +182,7 @@ def listing(given: argparse.Namespace) -> int:
     for path in found:
         try:
             one = Dataset.open(path)
-            rows.append((str(path), one.task, f"{one.episodes:,}", f"{one.steps:,}", f"{one.return_mean:,.1f}", f"{one.return_std:,.1f}"))
+            rows.append((str(path), one.task, f"{one.episodes:,}", f"{one.steps:,}", f"{one.return_mean:,.2f}", f"{one.return_std:,.2f}"))
         except UserError as error:
             print(error, file=sys.stderr)
     if not found:
@@ -215,13 +216,22 @@ def showing(given: argparse.Namespace) -> int:
 
 
 def histogram(values: np.ndarray) -> list[str]:
-    """Bins of equal width, one line each, with a bar and the number in it."""
+    """Bins of equal width, one line each, with a bar and the number in it. Labels have the digits that tell the bins apart."""
     low, high = float(values.min()), float(values.max())
-    counts, edges = np.histogram(values, bins=1 if low == high else BARS)
-    labels = [f"{a:,.1f} to {b:,.1f}" for a, b in itertools.pairwise(edges)] if low < high else [f"{low:,.1f}"]
+    bins = bins_of(values, BARS)
+    counts, edges = np.histogram(values, bins=bins)
+    width = (high - low if bins > 1 else abs(low)) / BARS
+    digits = max(1, math.ceil(-math.log10(width))) if width else 1
+    labels = [f"{a:,.{digits}f} to {b:,.{digits}f}" for a, b in itertools.pairwise(edges)] if bins > 1 else [f"{low:,.{digits}f}"]
     width = max(map(len, labels))
     most = int(counts.max())
     return [f"  {label:>{width}}  {'#' * -(-BAR_WIDTH * int(n) // most):<{BAR_WIDTH}} {int(n):,}" for label, n in zip(labels, counts, strict=True)]
+
+
+def bins_of(values: np.ndarray, most: int) -> int:
+    """How many bins of equal width: `most`, or 1 where all values are equal or differ by rounding only."""
+    low, high = float(values.min()), float(values.max())
+    return most if high - low > 1e-9 * max(abs(low), abs(high)) else 1
 
 
 def plot(dataset: Dataset, returns: np.ndarray, lengths: np.ndarray, path: Path) -> None:
@@ -230,10 +240,10 @@ def plot(dataset: Dataset, returns: np.ndarray, lengths: np.ndarray, path: Path)
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.hist(returns, bins=50)
+    left.hist(returns, bins=bins_of(returns, 50))
     left.axvline(dataset.return_mean, color="black", linewidth=1)
     left.set(xlabel="return (line: mean)", ylabel="episodes", title=f"{dataset.name}: {counted(dataset.episodes, 'episode')}")
-    right.hist(lengths, bins=50)
+    right.hist(lengths, bins=bins_of(lengths, 50))
     right.set(xlabel="length in steps", ylabel="episodes", title=f"{counted(dataset.steps, 'step')} of {dataset.task}")
     try:
         figure.savefig(path, dpi=150)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from making import episode, played
 
-from bigdm_ray.data import histogram, main
+from bigdm_ray.data import histogram, main, plot
 from bigdm_ray.doors import door
 from bigdm_ray.envs import find_task
 from bigdm_ray.formats.dataset import Dataset, Writer
@@ -219,6 +219,34 @@ def test_a_histogram_counts_all_and_scales_to_the_fullest():
     assert len(lines) == 20 and [int(line.split()[-1]) for line in lines] == [30] + [0] * 18 + [4]
     assert lines[0].count("#") == 50 and lines[-1].count("#") == 7 and lines[1].count("#") == 0
     assert histogram(np.full(3, 7.0)) == [f"  7.0  {'#' * 50} 3"]
+
+
+def labels_of(lines):
+    return [line.partition("#")[0].strip() if "#" in line else line.rpartition(" ")[0].strip() for line in lines]
+
+
+def test_labels_tell_bins_apart_however_small_the_returns():
+    """Of a task that pays 1 for success and else nothing; and of returns that lie close together."""
+    labels = labels_of(histogram(np.array([0.0] * 97 + [1.0] * 3)))
+    assert labels[:2] == ["0.00 to 0.05", "0.05 to 0.10"] and labels[-1] == "0.95 to 1.00"
+    for low, high in ((0.0, 1e-3), (5000.0, 5000.01), (-0.3, 0.7), (0.0, 1e6)):
+        labels = labels_of(histogram(np.array([low, high])))
+        assert len({edge for label in labels for edge in label.split(" to ")}) == 21, labels
+    assert labels[1] == "50,000.0 to 100,000.0", "large ones stay short"
+    assert labels_of(histogram(np.full(3, 0.03))) == ["0.030"] and labels_of(histogram(np.zeros(3))) == ["0.0"]
+
+
+def test_returns_that_differ_by_rounding_only_are_one_bin(tmp_path, dataset):
+    returns = np.array([100.0, np.nextafter(100.0, 200.0)])
+    assert labels_of(histogram(returns)) == ["100.0"]
+    plot(dataset, returns, np.array([3, 3]), tmp_path / "returns.png")
+    assert (tmp_path / "returns.png").is_file()
+
+
+def test_list_tells_small_returns_apart(capsys, tmp_path):
+    few = made(tmp_path / "few", "key-to-door", 40)
+    mean = call(capsys, "list", few.folder)[1][1].split()[-2]
+    assert mean == f"{few.return_mean:.2f}"
 
 
 def test_verify_compares_the_content_with_the_card(dataset, capsys):
