@@ -180,10 +180,11 @@ class Algorithm(ABC):
         """Whole passes over the living episodes, for what becomes buffers of the network: statistics, copies, thresholds."""
         return None
 
-    def annotate(self, model: nn.Module, stores: Mapping[str, Store]) -> dict[str, Columns]:
+    def annotate(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> dict[str, Columns]:
         """Columns `[steps]` float32 by task, in the order of the tables, for a View's `annotations`.
 
-        A pure function of the network and the episodes, computed after each `fit` and after a resume.
+        A pure function of the network, the episodes and the learner step that comes next, computed after each `fit` and after a
+        resume. Columns that no View asks for before the next `fit` may be missing.
         """
         return {}
 
