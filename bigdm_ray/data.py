@@ -8,7 +8,7 @@
     list [FOLDER...]     show DATASET --plot
     verify DATASET|RUN|FOLDER                 every byte of every shard, and a dataset's content hash
 
-`import` streams, shows a bar on a terminal, and goes on where it was stopped when the same command is given again. A shard that
+`import` and `record` show a bar on a terminal, and go on where they were stopped when the same command is given again. A shard that
 `verify` finds unsound is set aside as NAME.corrupt. Exit codes: 0 all is well, 1 something is unsound or failed, 2 a mistake of the user.
 """
 
@@ -27,7 +27,7 @@ from bigdm_ray.doors import Parser, door
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.behaviour import OWN_OR_MODES, Behaviour
-from bigdm_ray.formats.dataset import CARD, Dataset
+from bigdm_ray.formats.dataset import CARD, Dataset, stamp
 from bigdm_ray.replay.shard import SUFFIX, unwritten
 from bigdm_ray.replay.store import verify
 
@@ -113,7 +113,7 @@ def played_by(given: argparse.Namespace, weights: str, episodes: int | None, ste
     """What is to be recorded of a run with these weights."""
     from bigdm_ray.training.acting import command_of, policy_of
     from bigdm_ray.training.recording import ROWS, NoisyPolicy, Recording
-    from bigdm_ray.training.run_folder import load
+    from bigdm_ray.training.run_folder import RunFolder, load
 
     loaded = load(given.run, weights)
     policy, mode = policy_of(loaded, given.mode)
@@ -121,7 +121,8 @@ def played_by(given: argparse.Namespace, weights: str, episodes: int | None, ste
     command = command_of(loaded, given.desired_return, given.desired_horizon)
     who = str(Behaviour(f"{loaded.run.algorithm.name}-{weights}", mode, given.action_noise, given.epsilon, stage))
     rows = ROWS if stage is None else MILESTONE_ROWS
-    return Recording(noisy, loaded.task, who, loaded.version, command, episodes, steps, seed, rows)
+    made_of = (given.action_noise, given.epsilon, stamp(given.run / "run.json"), stamp(RunFolder(given.run).weights(weights)))
+    return Recording(noisy, loaded.task, who, loaded.version, command, episodes, steps, seed, rows, made_of)
 
 
 def milestones(given: argparse.Namespace) -> list[Recording]:
