@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from making import episode, played
 
-from bigdm_ray.data import histogram, main, plot
+from bigdm_ray.data import histogram, main, parser, played_by, plot
 from bigdm_ray.doors import door
 from bigdm_ray.envs import find_task
 from bigdm_ray.formats.dataset import Dataset, Writer
@@ -325,6 +326,19 @@ def test_record_plays_every_milestone_from_the_oldest_on(capsys, tmp_path):
     assert all(sum(one) >= 30 > sum(one[:-1]) for one in lengths)
     code, _, error = call(capsys, "record", run_folder, "--folder", tmp_path / "few", "--weights", "milestones", "--episodes", "2")
     assert code == 2 and "each of the 3 milestones" in error
+
+
+def test_a_recording_goes_on_with_the_same_weights_and_noise_only(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+
+    def made_of(*flags):
+        given = parser().parse(["record", str(tmp_path / "run"), "--folder", "x", "--episodes", "5", *flags])
+        return played_by(given, "last", 5, None, 1).made_of
+
+    before = made_of("--epsilon", "0.1")
+    assert made_of("--epsilon", "0.1") == before != made_of("--epsilon", "0.10000001"), "a source tells six digits only"
+    os.utime(tmp_path / "run" / "weights" / "last.safetensors", ns=(1, 1))
+    assert made_of("--epsilon", "0.1") != before
 
 
 def test_a_run_without_milestones_says_how_to_keep_them(trained, capsys, tmp_path):
