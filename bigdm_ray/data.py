@@ -8,7 +8,7 @@
     list [FOLDER...]     show DATASET --plot
     verify DATASET|RUN|FOLDER                 every byte of every shard, and a dataset's content hash
 
-`import` streams, shows a bar on a terminal, and goes on where it was stopped when the same command is given again. A shard that
+`import` and `record` show a bar on a terminal, and go on where they were stopped when the same command is given again. A shard that
 `verify` finds unsound is set aside as NAME.corrupt. Exit codes: 0 all is well, 1 something is unsound or failed, 2 a mistake of the user.
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,8 @@ import numpy as np
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.formats.dataset import CARD, Dataset
+from bigdm_ray.formats.behaviour import OWN_OR_MODES, Behaviour
+from bigdm_ray.formats.dataset import CARD, Dataset, stamp
 from bigdm_ray.replay.shard import SUFFIX, unwritten
 from bigdm_ray.replay.store import verify
 
@@ -36,7 +38,6 @@ BARS = 20
 BAR_WIDTH = 50
 MILESTONE_ROWS = 4
 """Episodes of a milestone that are played side by side: each gives few, and none is thrown away half played."""
-MODES = ("own", "sample", "mean", "plan")
 
 
 def counted(n: int, noun: str) -> str:
@@ -110,10 +111,9 @@ def recording(given: argparse.Namespace) -> int:
 
 def played_by(given: argparse.Namespace, weights: str, episodes: int | None, steps: int | None, seed: int, stage: int | None = None) -> Recording:
     """What is to be recorded of a run with these weights."""
-    from bigdm_ray.formats.behaviour import Behaviour
     from bigdm_ray.training.acting import command_of, policy_of
     from bigdm_ray.training.recording import ROWS, NoisyPolicy, Recording
-    from bigdm_ray.training.run_folder import load
+    from bigdm_ray.training.run_folder import RunFolder, load
 
     loaded = load(given.run, weights)
     policy, mode = policy_of(loaded, given.mode)
@@ -121,7 +121,8 @@ def played_by(given: argparse.Namespace, weights: str, episodes: int | None, ste
     command = command_of(loaded, given.desired_return, given.desired_horizon)
     who = str(Behaviour(f"{loaded.run.algorithm.name}-{weights}", mode, given.action_noise, given.epsilon, stage))
     rows = ROWS if stage is None else MILESTONE_ROWS
-    return Recording(noisy, loaded.task, who, loaded.version, command, episodes, steps, seed, rows)
+    made_of = (given.action_noise, given.epsilon, stamp(given.run / "run.json"), stamp(RunFolder(given.run).weights(weights)))
+    return Recording(noisy, loaded.task, who, loaded.version, command, episodes, steps, seed, rows, made_of)
 
 
 def milestones(given: argparse.Namespace) -> list[Recording]:
@@ -182,7 +183,7 @@ def listing(given: argparse.Namespace) -> int:
     for path in found:
         try:
             one = Dataset.open(path)
-            rows.append((str(path), one.task, f"{one.episodes:,}", f"{one.steps:,}", f"{one.return_mean:,.1f}", f"{one.return_std:,.1f}"))
+            rows.append((str(path), one.task, f"{one.episodes:,}", f"{one.steps:,}", f"{one.return_mean:,.2f}", f"{one.return_std:,.2f}"))
         except UserError as error:
             print(error, file=sys.stderr)
     if not found:
@@ -216,13 +217,22 @@ def showing(given: argparse.Namespace) -> int:
 
 
 def histogram(values: np.ndarray) -> list[str]:
-    """Bins of equal width, one line each, with a bar and the number in it."""
+    """Bins of equal width, one line each, with a bar and the number in it. Labels have the digits that tell the bins apart."""
     low, high = float(values.min()), float(values.max())
-    counts, edges = np.histogram(values, bins=1 if low == high else BARS)
-    labels = [f"{a:,.1f} to {b:,.1f}" for a, b in itertools.pairwise(edges)] if low < high else [f"{low:,.1f}"]
+    bins = bins_of(values, BARS)
+    counts, edges = np.histogram(values, bins=bins)
+    width = (high - low if bins > 1 else abs(low)) / BARS
+    digits = max(1, math.ceil(-math.log10(width))) if width else 1
+    labels = [f"{a:,.{digits}f} to {b:,.{digits}f}" for a, b in itertools.pairwise(edges)] if bins > 1 else [f"{low:,.{digits}f}"]
     width = max(map(len, labels))
     most = int(counts.max())
     return [f"  {label:>{width}}  {'#' * -(-BAR_WIDTH * int(n) // most):<{BAR_WIDTH}} {int(n):,}" for label, n in zip(labels, counts, strict=True)]
+
+
+def bins_of(values: np.ndarray, most: int) -> int:
+    """How many bins of equal width: `most`, or 1 where all values are equal or differ by rounding only."""
+    low, high = float(values.min()), float(values.max())
+    return most if high - low > 1e-9 * max(abs(low), abs(high)) else 1
 
 
 def plot(dataset: Dataset, returns: np.ndarray, lengths: np.ndarray, path: Path) -> None:
@@ -231,10 +241,10 @@ def plot(dataset: Dataset, returns: np.ndarray, lengths: np.ndarray, path: Path)
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.hist(returns, bins=50)
+    left.hist(returns, bins=bins_of(returns, 50))
     left.axvline(dataset.return_mean, color="black", linewidth=1)
     left.set(xlabel="return (line: mean)", ylabel="episodes", title=f"{dataset.name}: {counted(dataset.episodes, 'episode')}")
-    right.hist(lengths, bins=50)
+    right.hist(lengths, bins=bins_of(lengths, 50))
     right.set(xlabel="length in steps", ylabel="episodes", title=f"{counted(dataset.steps, 'step')} of {dataset.task}")
     try:
         figure.savefig(path, dpi=150)
@@ -346,7 +356,7 @@ def parser() -> Parser:
     records.add_argument("--steps", metavar="N", type=number, help="whole episodes until they reach N steps")
     records.add_argument("--action-noise", metavar="SIGMA", type=amount, default=0.0, help="deviation of Gaussian noise, an action's box being [-1, 1]")
     records.add_argument("--epsilon", metavar="E", type=share, default=0.0, help="share of steps with a uniformly random action")
-    records.add_argument("--mode", choices=MODES, default="own", help="how the policy acts; own: as in the run's evaluations (default)")
+    records.add_argument("--mode", choices=OWN_OR_MODES, default="own", help="how the policy acts; own: as in the run's evaluations (default)")
     records.add_argument(
         "--weights", choices=("last", "best", "milestones"), default="last", help="which weights; milestones: all that were kept (default: last)"
     )

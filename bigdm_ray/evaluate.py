@@ -27,8 +27,9 @@ from bigdm_ray.algorithms.tt import Beams, TtPolicy
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.envs.task import Task
 from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.formats.behaviour import OWN_OR_MODES
 from bigdm_ray.settings import setting
-from bigdm_ray.training.acting import MODES, command_of, policy_of, report_head
+from bigdm_ray.training.acting import command_of, policy_of, report_head
 from bigdm_ray.training.evaluation import constant, evaluate
 from bigdm_ray.training.rollout import Origin, rollout
 from bigdm_ray.training.run_folder import Loaded, load, versions, write_json
@@ -47,7 +48,7 @@ class Asked:
     episodes: int = setting(100, "episodes to play", low=1, high=1_000_000)
     desired_return: float | None = setting(None, "return to ask for; default: what the run's own evaluation asked for", low=-1e9, high=1e9)
     desired_horizon: float | None = setting(None, "steps to ask for; default: what the run's own evaluation asked for", low=1, high=1e9)
-    mode: str = setting("own", "how the policy acts; own: as in the run's own evaluations", choices=MODES)
+    mode: str = setting("own", "how the policy acts; own: as in the run's own evaluations", choices=OWN_OR_MODES)
     weights: str = setting("last", "which weights", choices=("last", "best"))
     cached: bool | None = setting(None, "of dt, default as the run says: keep keys and values when acting: faster, and exact only until the window slides")
     seed: int | None = setting(None, "seed of environments and actions; default: the run's", low=0, high=2**31 - 1)

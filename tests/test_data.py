@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -7,12 +8,13 @@ import numpy as np
 import pytest
 from making import episode, played
 
-from bigdm_ray.data import histogram, main
+from bigdm_ray.data import histogram, main, parser, played_by, plot
 from bigdm_ray.doors import door
 from bigdm_ray.envs import find_task
 from bigdm_ray.formats.dataset import Dataset, Writer
 from bigdm_ray.replay import Store
 from bigdm_ray.run import main as run
+from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder
 
 SHARDS = 3
@@ -221,6 +223,34 @@ def test_a_histogram_counts_all_and_scales_to_the_fullest():
     assert histogram(np.full(3, 7.0)) == [f"  7.0  {'#' * 50} 3"]
 
 
+def labels_of(lines):
+    return [line.partition("#")[0].strip() if "#" in line else line.rpartition(" ")[0].strip() for line in lines]
+
+
+def test_labels_tell_bins_apart_however_small_the_returns():
+    """Of a task that pays 1 for success and else nothing; and of returns that lie close together."""
+    labels = labels_of(histogram(np.array([0.0] * 97 + [1.0] * 3)))
+    assert labels[:2] == ["0.00 to 0.05", "0.05 to 0.10"] and labels[-1] == "0.95 to 1.00"
+    for low, high in ((0.0, 1e-3), (5000.0, 5000.01), (-0.3, 0.7), (0.0, 1e6)):
+        labels = labels_of(histogram(np.array([low, high])))
+        assert len({edge for label in labels for edge in label.split(" to ")}) == 21, labels
+    assert labels[1] == "50,000.0 to 100,000.0", "large ones stay short"
+    assert labels_of(histogram(np.full(3, 0.03))) == ["0.030"] and labels_of(histogram(np.zeros(3))) == ["0.0"]
+
+
+def test_returns_that_differ_by_rounding_only_are_one_bin(tmp_path, dataset):
+    returns = np.array([100.0, np.nextafter(100.0, 200.0)])
+    assert labels_of(histogram(returns)) == ["100.0"]
+    plot(dataset, returns, np.array([3, 3]), tmp_path / "returns.png")
+    assert (tmp_path / "returns.png").is_file()
+
+
+def test_list_tells_small_returns_apart(capsys, tmp_path):
+    few = made(tmp_path / "few", "key-to-door", 40)
+    mean = call(capsys, "list", few.folder)[1][1].split()[-2]
+    assert mean == f"{few.return_mean:.2f}"
+
+
 def test_verify_compares_the_content_with_the_card(dataset, capsys):
     folder = dataset.folder
     assert call(capsys, "verify", folder) == (0, [f"{folder}: 1 sound shard with 12 episodes, 0 set aside"], "")
@@ -281,8 +311,9 @@ def test_record_plays_every_milestone_from_the_oldest_on(capsys, tmp_path):
     assert run(["bc", str(dataset.folder), "--local", *flags.split(), "--folder", str(run_folder)]) == 0
     names = [f"step-{step:012d}" for step in (2, 4, 6)]
     assert RunFolder(run_folder).milestones() == names
-    weights = [(run_folder / "weights" / f"{name}.safetensors").read_bytes() for name in (*names, "last")]
-    assert len(set(weights)) == 3 and weights[2] == weights[3]
+    weights = [Weights.load(RunFolder(run_folder).weights(name)).arrays for name in (*names, "last")]
+    contents = [b"".join(values.tobytes() for _, values in sorted(arrays.items())) for arrays in weights]  # a file's metadata have no order
+    assert len(set(contents)) == 3 and contents[2] == contents[3]
     code, _, error = call(capsys, "record", run_folder, "--folder", tmp_path / "set", "--weights", "milestones", "--episodes", "11", "--epsilon", "0.1")
     assert (code, error) == (0, "")
     grown = Dataset.open(tmp_path / "set")
@@ -295,6 +326,19 @@ def test_record_plays_every_milestone_from_the_oldest_on(capsys, tmp_path):
     assert all(sum(one) >= 30 > sum(one[:-1]) for one in lengths)
     code, _, error = call(capsys, "record", run_folder, "--folder", tmp_path / "few", "--weights", "milestones", "--episodes", "2")
     assert code == 2 and "each of the 3 milestones" in error
+
+
+def test_a_recording_goes_on_with_the_same_weights_and_noise_only(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+
+    def made_of(*flags):
+        given = parser().parse(["record", str(tmp_path / "run"), "--folder", "x", "--episodes", "5", *flags])
+        return played_by(given, "last", 5, None, 1).made_of
+
+    before = made_of("--epsilon", "0.1")
+    assert made_of("--epsilon", "0.1") == before != made_of("--epsilon", "0.10000001"), "a source tells six digits only"
+    os.utime(tmp_path / "run" / "weights" / "last.safetensors", ns=(1, 1))
+    assert made_of("--epsilon", "0.1") != before
 
 
 def test_a_run_without_milestones_says_how_to_keep_them(trained, capsys, tmp_path):

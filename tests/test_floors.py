@@ -152,6 +152,11 @@ def test_looking_at_tasks_and_replay_costs_no_torch_ray_or_simulator(tmp_path):
     assert not held & {"torch", "ray", "envpool", "gymnasium", "vizdoom", "cv2", "matplotlib"}
 
 
+def test_how_a_policy_may_act_is_written_once():
+    """In a place that imports no torch, so that `data --help` need not."""
+    assert [path.relative_to(ROOT).as_posix() for path in FILES if '"sample", "mean", "plan"' in path.read_text()] == ["formats/behaviour.py"]
+
+
 def test_a_local_run_never_imports_ray(tmp_path):
     code = (
         "import bigdm_ray.training.loop\n"

@@ -137,7 +137,7 @@ class Awr(Imitation):
             model.critic.encoder.standardise.load_state_dict(model.actor.encoder.standardise.state_dict())
         model.freeze()
 
-    def annotate(self, model: nn.Module, stores: Mapping[str, Store]) -> dict[str, Columns]:
+    def annotate(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> dict[str, Columns]:
         """TD(lambda) returns `target` and the actor's weights `weight`, from the frozen critic (Peng et al., section 3.2)."""
         assert isinstance(model, ActorCritic)
         return {task: self._columns(model.frozen, store) for task, store in stores.items()}

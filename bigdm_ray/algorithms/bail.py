@@ -109,13 +109,15 @@ class Bail(Imitation):
             model.actor.encoder.fit(acted_on(stores))
             model.envelope.encoder.standardise.load_state_dict(model.actor.encoder.standardise.state_dict())
 
-    def annotate(self, model: nn.Module, stores: Mapping[str, Store]) -> dict[str, Columns]:
-        """`return` G of each step; `selected` 1 where G / V is among the largest."""
+    def annotate(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> dict[str, Columns]:
+        """`return` G of each step; once the policy's steps draw among them, `selected` 1 where G / V is among the largest."""
         assert isinstance(model, ActorEnvelope)
-        return {task: self._columns(model.envelope, store) for task, store in stores.items()}
+        if not self.view(step).among:
+            return {task: {"return": np.concatenate([continued(group, self.discount) for group in episode_groups(store)])} for task, store in stores.items()}
+        return {task: self._selection(model.envelope, store) for task, store in stores.items()}
 
     @torch.no_grad()
-    def _columns(self, envelope: Envelope, store: Store) -> Columns:
+    def _selection(self, envelope: Envelope, store: Store) -> Columns:
         device = envelope.out.weight.device
         returns, ratios = [], []
         for group in episode_groups(store):

@@ -13,7 +13,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError, nearest
+from bigdm_ray.formats.behaviour import Mode as Mode
 from bigdm_ray.replay.store import Retention, Store, Table
 from bigdm_ray.replay.windows import View, Windows
 
@@ -32,8 +33,6 @@ Batch = dict[str, np.ndarray]
 
 State = dict[str, np.ndarray]
 """A policy's memory: arrays whose first axis is the row, so that rows can be taken and put."""
-
-Mode = Literal["sample", "mean", "plan"]
 
 FOLDERS = ("algorithms", "baselines")
 """Where algorithms are found."""
@@ -181,10 +180,11 @@ class Algorithm(ABC):
         """Whole passes over the living episodes, for what becomes buffers of the network: statistics, copies, thresholds."""
         return None
 
-    def annotate(self, model: nn.Module, stores: Mapping[str, Store]) -> dict[str, Columns]:
+    def annotate(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> dict[str, Columns]:
         """Columns `[steps]` float32 by task, in the order of the tables, for a View's `annotations`.
 
-        A pure function of the network and the episodes, computed after each `fit` and after a resume.
+        A pure function of the network, the episodes and the learner step that comes next, computed after each `fit` and after a
+        resume. Columns that no View asks for before the next `fit` may be missing.
         """
         return {}
 

@@ -60,7 +60,7 @@ class Rwr(Imitation):
         assert isinstance(model, Actor)
         model.encoder.fit(acted_on(stores))
 
-    def annotate(self, model: nn.Module, stores: Mapping[str, Store]) -> dict[str, Columns]:
+    def annotate(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> dict[str, Columns]:
         """The weight of each action."""
         return {task: {"weight": self._weights(store)} for task, store in stores.items()}
 

@@ -321,7 +321,7 @@ class Tt(Algorithm):
 
         model.bins.fit(passes, sum(int(store.table.lengths.sum()) for store in stores.values()), "quantile" if self.discretiser == "quantile" else "uniform")
 
-    def annotate(self, model: nn.Module, stores: Mapping[str, Store]) -> dict[str, Columns]:
+    def annotate(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> dict[str, Columns]:
         """`value`: the discounted rewards after each step, to the end of its episode."""
         return {task: {"value": values_to_go(store, self.discount, self.termination_penalty)} for task, store in stores.items()}
 

@@ -208,7 +208,7 @@ class Mbop(Algorithm):
         model.of_reward.fit(torch.tensor(rewards)[:, None] for _, rewards in each)
         model.of_return.fit(torch.from_numpy(coming_returns(rewards, self.return_horizon))[:, None] for _, rewards in each)
 
-    def annotate(self, model: nn.Module, stores: Mapping[str, Store]) -> dict[str, Columns]:
+    def annotate(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> dict[str, Columns]:
         """The return of the next steps, and 0 where a time limit ended the episode before they were over."""
         out = {}
         for task, store in stores.items():

@@ -8,7 +8,11 @@ scenario has no time limit of its own, so 2,100 tics truncate an episode.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import shlex
+import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,25 @@ import numpy as np
 from bigdm_ray.envs.task import Task
 
 TICS = 2100
+
+
+@functools.cache
+def setpriv() -> str | None:
+    """util-linux's `setpriv`, where it is and works."""
+    found = shutil.which("setpriv")
+    return found if found and subprocess.run([found, "--pdeathsig", "KILL", "true"], capture_output=True).returncode == 0 else None
+
+
+def leashed(engine: Path, folder: Path) -> Path:
+    """A program in `folder` that starts the engine so that Linux ends it with the process that plays, were that killed with -9.
+
+    VizDoom starts its engine, a process of its own, by the path of a program, and only the engine's own process can ask for
+    this (prctl's PR_SET_PDEATHSIG). Where there is no `setpriv`, or nothing in `folder` may be executed, it is the engine itself.
+    """
+    program = folder / "engine"
+    program.write_text(f'#!/bin/sh\nexec {setpriv()} --pdeathsig KILL {shlex.quote(str(engine))} "$@"\n')
+    program.chmod(0o700)
+    return program if setpriv() and engine.is_file() and os.access(program, os.X_OK) else engine
 
 
 def takecover(render_mode: str | None) -> Any:
@@ -43,7 +66,8 @@ def takecover(render_mode: str | None) -> Any:
             game.set_screen_format(vizdoom.ScreenFormat.GRAY8 if render_mode is None else vizdoom.ScreenFormat.RGB24)
             game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
             game.set_doom_config_path(os.devnull)  # else it leaves _vizdoom.ini where it is started, and reads the one it finds there
-            with contextlib.chdir(tempfile.gettempdir()):  # and leaves a folder _vizdoom
+            with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # and leaves a folder _vizdoom
+                game.set_vizdoom_path(str(leashed(Path(vizdoom.__file__).with_name("vizdoom"), Path(folder))))
                 game.init()
             self._game = game
             self._buttons = [[False, False], [True, False], [False, True]]

@@ -11,10 +11,18 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+Mode = Literal["sample", "mean", "plan"]
+"""How a policy acts."""
+
+MODES: tuple[str, ...] = get_args(Mode)
+OWN_OR_MODES = ("own", *MODES)
+"""What `--mode` takes: `own` is the mode of the run's own evaluations."""
 
 _NUMBER = r"[-+.\deE]+"
 _NOISE = rf"(?: sigma (?P<sigma>{_NUMBER}))?(?: eps (?P<eps>{_NUMBER}))?"
-_LINE = re.compile(rf"(?P<policy>.*?)(?: (?P<mode>det|sto|mean|sample|plan))?{_NOISE}(?: stage (?P<stage>\d+))?", re.DOTALL)
+_LINE = re.compile(rf"(?P<policy>.*?)(?: (?P<mode>det|sto|{'|'.join(MODES)}))?{_NOISE}(?: stage (?P<stage>\d+))?", re.DOTALL)
 
 
 @dataclass(frozen=True)

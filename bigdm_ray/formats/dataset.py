@@ -8,6 +8,7 @@ dataset is written under a temporary name beside its own and renamed when it is 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from bigdm_ray.envs.task import Signature
-from bigdm_ray.errors import UserError
+from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.base import vacant
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 from bigdm_ray.replay.rotating import RotatingStore
@@ -176,13 +177,16 @@ class Writer:
     `plan` says what is being written, in JSON. Where the hidden folder holds the beginning of the same plan, `taken` tells how many
     episodes of each part are already there; otherwise it is emptied. What stands in it is held by checksums and read again, so
     that the hash needs no state of its own. Ctrl-C and a full disk leave the hidden folder, `discard` removes it.
+
+    A plan goes on from the last full shard or, `marked`, from the last `save`, whose mark stands in `mark`.
     """
 
-    def __init__(self, folder: Path, plan: dict[str, Any], task: str, signature: Signature) -> None:
+    def __init__(self, folder: Path, plan: dict[str, Any], task: str, signature: Signature, marked: bool = False) -> None:
         self.folder = vacant(folder)
         self.taken: list[int] = []
         self.lengths = array("q")
-        self._task, self._signature = task, signature
+        self.mark: Any = None
+        self._task, self._signature, self._marked = task, signature, marked
         self._returns = array("d")
         self._hash = ContentHash(signature)
         self._pending: list[Episode] = []
@@ -204,47 +208,73 @@ class Writer:
         try:
             progress = json.loads((self._hidden / PROGRESS).read_text())
             same = progress["plan"] == self._plan
-            count, taken = int(progress["shards"]), [int(n) for n in progress["taken"]]
+            taken, mark = [int(n) for n in progress["taken"]], progress["mark"]
         except (OSError, ValueError, KeyError, TypeError):
-            same, count, taken = False, 0, []
-        kept = count if same else 0
-        try:
-            for number in range(kept):
-                opened = Shard.open(self._hidden / shard_name(number), verify=True)
-                for row in range(len(opened.ids)):
-                    self._note(opened.episode(row))
-            self.taken = taken if kept else []
-        except CorruptShard:
-            kept, self.taken, self.lengths, self._returns = 0, [], array("q"), array("d")
-            self._hash = ContentHash(self._signature)
-        self._shards = kept
-        sound = {shard_name(number) for number in range(kept)}
+            same, taken, mark = False, [], None
+        kept: list[str] = []
+        if same:
+            try:
+                kept = self._read_again(sum(taken))
+                self.taken, self.mark = taken, mark
+            except CorruptShard:
+                self.lengths, self._returns, self._hash = array("q"), array("d"), ContentHash(self._signature)
+                self._shards, self._pending, self._pending_bytes = 0, [], 0
         for path in self._hidden.iterdir():
-            if path.name not in sound and path.name != ".lock":
+            if path.name not in (*kept, PROGRESS if kept else "", ".lock"):
                 path.unlink()
 
-    def _note(self, episode: Episode) -> None:
+    def _read_again(self, count: int) -> list[str]:
+        """Take in the first `count` episodes of the hidden folder; the files they lie in. One that is not full is written anew when it has grown."""
+        names: list[str] = []
+        while len(self.lengths) < count:
+            if self._pending:  # another shard follows
+                self._next_shard()
+            names.append(shard_name(len(names)))
+            opened = Shard.open(self._hidden / names[-1], verify=True)
+            for row in range(min(len(opened.ids), count - len(self.lengths))):
+                self._take(opened.episode(row))
+        if self._full():
+            self._next_shard()
+        return names
+
+    def _take(self, episode: Episode) -> None:
         self._hash.add(episode)
         self.lengths.append(episode.length)
         self._returns.append(episode.total_return)
+        self._pending.append(episode)
+        self._pending_bytes += bytes_of(episode)
+
+    def _full(self) -> bool:
+        return self._pending_bytes >= SHARD_BYTES or len(self._pending) >= SHARD_EPISODES
+
+    def _next_shard(self) -> None:
+        self._shards += 1
+        self._pending, self._pending_bytes = [], 0
 
     def add(self, episodes: list[Episode], part: int = 0) -> None:
         """Take in the next episodes, of a part of the plan. Raises RunFailed where the disk does not take a shard."""
         self.taken += [0] * (part + 1 - len(self.taken))
         for episode in episodes:
-            number = len(self.lengths)
-            self._pending.append(dataclasses.replace(episode, id=EpisodeId(0, FOREIGN, number), task=self._task))
-            self._note(episode)
+            self._take(dataclasses.replace(episode, id=EpisodeId(0, FOREIGN, len(self.lengths)), task=self._task))
             self.taken[part] += 1
-            self._pending_bytes += bytes_of(episode)
-            if self._pending_bytes >= SHARD_BYTES or len(self._pending) >= SHARD_EPISODES:
+            if self._full():
                 self._flush()
+                if not self._marked:
+                    self._publish_progress()
+
+    def save(self, mark: Any) -> None:
+        """Have what was added so far on disk, a shard that is not full included, with a mark (JSON) for whoever goes on from here. Raises RunFailed."""
+        self.mark = mark
+        if self._pending:
+            publish(self._hidden / shard_name(self._shards), encode(self._pending))
+        self._publish_progress()
 
     def _flush(self) -> None:
         publish(self._hidden / shard_name(self._shards), encode(self._pending))
-        self._shards += 1
-        self._pending, self._pending_bytes = [], 0
-        publish(self._hidden / PROGRESS, json.dumps({"plan": self._plan, "shards": self._shards, "taken": self.taken}).encode())
+        self._next_shard()
+
+    def _publish_progress(self) -> None:
+        publish(self._hidden / PROGRESS, json.dumps({"plan": self._plan, "taken": self.taken, "mark": self.mark}).encode())
 
     def finish(self, name: str, source: str, versions: dict[str, str]) -> Dataset:
         """Write the last shard and the card, and let the folder appear. Raises UserError where there was no episode."""
@@ -290,6 +320,26 @@ class Writer:
     def close(self) -> None:
         """Leave what was written for the same command to go on with."""
         self._lock.close()
+
+
+@contextlib.contextmanager
+def keeping(writer: Writer) -> Iterator[None]:
+    """After a mistake of the user nothing stays; after an interruption or a full disk the beginning does."""
+    try:
+        yield
+    except RunFailed:
+        raise
+    except UserError:
+        writer.discard()
+        raise
+    finally:
+        writer.close()
+
+
+def stamp(file: Path) -> list[Any]:
+    """What of a file stands in a plan: where it has changed, an interrupted plan begins anew."""
+    found = file.stat()
+    return [str(file.resolve()), found.st_size, found.st_mtime_ns]
 
 
 def shard_name(number: int) -> str:

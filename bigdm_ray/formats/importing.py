@@ -7,18 +7,17 @@ file of the source has changed.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bigdm_ray.envs.task import Signature
-from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import Reader, open_source, task_of, vacant
 from bigdm_ray.formats.behaviour import at_stage
 from bigdm_ray.formats.checks import conform
-from bigdm_ray.formats.dataset import SCHEMA_VERSION, Dataset, Writer, bytes_of
+from bigdm_ray.formats.dataset import SCHEMA_VERSION, Dataset, Writer, bytes_of, keeping, stamp
 from bigdm_ray.formats.progress import Progress
 from bigdm_ray.replay.episode import Episode
 
@@ -40,7 +39,7 @@ def import_dataset(sources: list[str], folder: Path, task: str | None = None, st
         if (other := task_of(reader.said, task)[0]) != name:
             raise UserError(f"{reader.said.name} is a dataset of another task: {other}, while {readers[0].said.name} is of {name}; nothing was imported")
     writer = Writer(folder, _plan(readers, name, signature, steps), name, signature)
-    with _keeping(writer), Progress(folder.name, _total(readers, steps), sum(writer.lengths), quiet) as bar:
+    with keeping(writer), Progress(folder.name, _total(readers, steps), sum(writer.lengths), quiet) as bar:
         for number, reader in enumerate(readers):
             for batch in _batches(reader, name, signature, _taken(writer, number), steps):
                 if len(readers) > 1:
@@ -50,20 +49,6 @@ def import_dataset(sources: list[str], folder: Path, task: str | None = None, st
             if not _taken(writer, number):
                 raise UserError(f"{reader.said.name} holds no episodes; nothing was imported")
         return writer.finish(folder.name, _source(readers, steps), _versions(readers))
-
-
-@contextlib.contextmanager
-def _keeping(writer: Writer) -> Iterator[None]:
-    """After a mistake in the source nothing stays; after an interruption or a full disk the beginning does."""
-    try:
-        yield
-    except RunFailed:
-        raise
-    except UserError:
-        writer.discard()
-        raise
-    finally:
-        writer.close()
 
 
 def _taken(writer: Writer, number: int) -> Sequence[int]:
@@ -98,13 +83,8 @@ def _checked(batch: list[Episode], signature: Signature, reader: Reader) -> list
 
 def _plan(readers: list[Reader], task: str, signature: Signature, steps: int | None) -> dict[str, Any]:
     """What an interrupted import must have in common with one that goes on."""
-    sources = [[reader.said.name, [_stamp(file) for file in reader.files()]] for reader in readers]
+    sources = [[reader.said.name, [stamp(file) for file in reader.files()]] for reader in readers]
     return {"schema_version": SCHEMA_VERSION, "sources": sources, "task": task, "signature": signature.to_json(), "steps": steps}
-
-
-def _stamp(file: Path) -> list[Any]:
-    found = file.stat()
-    return [str(file.resolve()), found.st_size, found.st_mtime_ns]
 
 
 def _total(readers: list[Reader], steps: int | None) -> int | None:

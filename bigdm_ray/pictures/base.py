@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bigdm_ray.errors import RunFailed, UserError, nearest
+from bigdm_ray.formats.behaviour import OWN_OR_MODES
 from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.settings import setting
-from bigdm_ray.training.acting import MODES
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.run_folder import Loaded, RunFolder, load, write_json
 
@@ -88,7 +88,7 @@ class Sweep(Asked):
     """What is played for a picture of played episodes."""
 
     returns: tuple[float, ...] = setting((), "returns to ask for, joined by commas; default: from the task's low to its highest", low=-1e9, high=1e9)
-    mode: str = setting("own", "how the policy acts; own: as in the run's own evaluations", choices=MODES)
+    mode: str = setting("own", "how the policy acts; own: as in the run's own evaluations", choices=OWN_OR_MODES)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.settings import flag
 from bigdm_ray.training.run_folder import Loaded
 
-MODES = ("own", "sample", "mean", "plan")
-
 
 def report_head(loaded: Loaded, weights: str, mode: str, seed: int) -> dict[str, Any]:
     """What every report of played episodes begins with: who played, with which weights, how."""

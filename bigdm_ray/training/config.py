@@ -22,6 +22,7 @@ from bigdm_ray.baselines.base import Foreign
 from bigdm_ray.doors import Parser
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError, nearest
+from bigdm_ray.formats.behaviour import MODES
 from bigdm_ray.formats.dataset import Dataset, resolve
 from bigdm_ray.settings import checked, converted, flag, from_json, setting, to_json
 from bigdm_ray.training import checkpoint
@@ -79,7 +80,7 @@ class Evaluations:
     every: int = setting(250_000, "environment steps between evaluations; learner steps for a run on a dataset", low=1)
     episodes: int = setting(20, "episodes of each", low=1)
     final_episodes: int = setting(100, "episodes of the last one, and of the re-score of the best weights", low=1)
-    mode: str = setting("sample", "how the policy acts", choices=("sample", "mean", "plan"))
+    mode: str = setting("sample", "how the policy acts", choices=MODES)
 
 
 @dataclass(frozen=True)

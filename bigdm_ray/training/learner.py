@@ -110,7 +110,7 @@ class Learner:
             seed_torch(self.seed, "fit", self.step)
             self.algorithm.fit(self.model, stores, self.step)
         if due or not self._annotated:
-            for task, columns in self.algorithm.annotate(self.model, stores).items():
+            for task, columns in self.algorithm.annotate(self.model, stores, self.step).items():
                 stores[task].annotate(columns)
             self._annotated = True
 

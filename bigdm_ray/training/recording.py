@@ -2,15 +2,17 @@
 
 With probability `epsilon` a step's action is uniformly random; otherwise it is the policy's own, clipped to its box, plus Gaussian
 noise of deviation `sigma` (a box counts as [-1, 1]), clipped again. Stored are the actions that were really applied.
-Episodes are played on the task's fast environments, every one to its end, and written round by round.
+Episodes are played on the task's fast environments, every one to its end, in rounds. Environments cannot be saved, so they are made
+anew, from a seed that counts, for each stretch of whole rounds. Between two stretches a recording that was interrupted goes on.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from bigdm_ray.algorithms.base import Columns, Policy, State
 from bigdm_ray.envs.task import Leaf, Signature, Task
 from bigdm_ray.envs.vector import Arrays
 from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.formats.dataset import Dataset, Writer
+from bigdm_ray.formats.dataset import Dataset, Writer, keeping
 from bigdm_ray.formats.progress import Progress
 from bigdm_ray.models.heads import normals
 from bigdm_ray.replay.episode import Episode
@@ -32,6 +34,10 @@ ROWS = 32
 """Environments side by side, and episodes a round, where a Recording does not say it."""
 BARREN_ROUNDS = 3
 """Rounds in a row without a sound episode that end a recording."""
+STRETCH_STEPS = 20_000
+"""Steps after which a round is the last of its stretch."""
+SAVE_EVERY_S = 30.0
+"""Seconds between two saves, at least; a save waits for the end of a stretch."""
 
 
 class NoisyPolicy(Policy):
@@ -101,54 +107,85 @@ class Recording:
     steps: int | None = None
     seed: int = 1
     rows: int = ROWS  # environments side by side, and episodes a round
+    made_of: tuple[Any, ...] = ()  # what else the episodes follow from, as JSON: only the same goes on where it was interrupted
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far recordings have come."""
+
+    recording: int = 0  # the one that goes on
+    stretch: int = 0  # of its stretches; the next of its rounds; its episodes and steps so far
+    round: int = 0
+    episodes: int = 0
+    steps: int = 0
+
+
+class Barren(RunFailed):
+    """No episode can be played to its end."""
 
 
 def record(asked: Sequence[Recording], folder: Path, source: str, quiet: bool = False) -> tuple[Dataset, list[str]]:
     """Play recordings of one task, one after another, and write them as the new dataset `folder`, whose card names `source`.
 
-    The second value is what went wrong with episodes that were discarded.
-    Raises UserError for a folder that exists, RunFailed where no episode can be played to its end or the disk is full; then nothing is left.
+    The second value is what went wrong with episodes that were discarded, since it went on. Raises UserError for a folder that exists, or
+    RunFailed: where no episode can be played to its end nothing is left; what a full disk or Ctrl-C interrupts waits for the same call.
     """
     task = asked[0].task
-    writer = Writer(folder, {"recorded": time.time_ns()}, task.name, task.signature())
+    writer = Writer(folder, _plan(asked, source), task.name, task.signature(), marked=True)
+    place = Place(**(writer.mark or {}))
     problems: list[str] = []
     steps = [one.steps for one in asked if one.steps is not None]
-    try:
-        with Progress(folder.name, sum(steps) if len(steps) == len(asked) else None, quiet=quiet) as bar:
-            for one in asked:
-                for episodes in _played(one, problems):
-                    writer.add(episodes)
-                    bar.advance(sum(episode.length for episode in episodes))
+    saved = time.monotonic()
+    with keeping(writer), Progress(folder.name, sum(steps) if len(steps) == len(asked) else None, sum(writer.lengths), quiet) as bar:
+        for number in range(place.recording, len(asked)):
+            place = place if number == place.recording else Place(number)
+            while not _enough(asked[number], place.episodes, place.steps):
+                try:
+                    for episodes, ahead in _stretch(asked[number], place, problems):
+                        writer.add(episodes)
+                        bar.advance(sum(episode.length for episode in episodes))
+                        place = ahead
+                except Barren:
+                    writer.discard()
+                    raise
+                if time.monotonic() - saved >= SAVE_EVERY_S:
+                    writer.save(asdict(place))
+                    saved = time.monotonic()
         return writer.finish(folder.name, source, versions()), problems
-    except BaseException:
-        writer.discard()
-        raise
-    finally:
-        writer.close()
 
 
-def _played(asked: Recording, problems: list[str]) -> Iterator[list[Episode]]:
-    """Rounds of episodes, in the order of their commands, up to what is asked for."""
-    count, steps, round, barren = 0, 0, 0, 0
-    seed = derived_seed(asked.seed, "record environments")
+def _plan(asked: Sequence[Recording], source: str) -> dict[str, Any]:
+    """What an interrupted recording must have in common with one that goes on."""
+    each = [[one.source, one.version, one.command, one.episodes, one.steps, one.seed, one.rows, one.made_of] for one in asked]
+    task = asked[0].task
+    return {"recordings": each, "source": source, "task": task.name, "signature": task.signature().to_json(), "versions": versions()}
+
+
+def _stretch(asked: Recording, begun: Place, problems: list[str]) -> Iterator[tuple[list[Episode], Place]]:
+    """The rounds of a stretch: episodes in the order of their commands, up to what is asked for, and the place that they lead to."""
+    seed = derived_seed(asked.seed, "record environments", begun.stretch)
     env = asked.task.make(asked.rows if asked.episodes is None else min(asked.rows, asked.episodes), seed)
+    place, barren = begun, 0
     try:
-        while not _enough(asked, count, steps):
-            wanted = asked.rows if asked.episodes is None else min(asked.rows, asked.episodes - count)
-            origin = Origin(round, 0, asked.task.name, asked.version, asked.source, seed, asked.task.max_return)
-            played = rollout(asked.policy, env, constant(asked.command or {}, wanted), wanted, rng(asked.seed, "record", round), origin)
+        while place.stretch == begun.stretch and not _enough(asked, place.episodes, place.steps):
+            wanted = asked.rows if asked.episodes is None else min(asked.rows, asked.episodes - place.episodes)
+            origin = Origin(place.round, 0, asked.task.name, asked.version, asked.source, seed, asked.task.max_return)
+            played = rollout(asked.policy, env, constant(asked.command or {}, wanted), wanted, rng(asked.seed, "record", place.round), origin)
             problems += played.problems
             barren = 0 if played.episodes else barren + 1
             if barren == BARREN_ROUNDS:
-                raise RunFailed(f"no episode of {asked.task.name} could be played to its end in {BARREN_ROUNDS} rounds: {played.problems[0]}")
+                raise Barren(f"no episode of {asked.task.name} could be played to its end in {BARREN_ROUNDS} rounds: {played.problems[0]}")
             kept: list[Episode] = []
+            count, steps = place.episodes, place.steps
             for episode in played.episodes:
                 if _enough(asked, count, steps):
                     break
                 kept.append(episode)
                 count, steps = count + 1, steps + episode.length
-            yield kept
-            round += 1
+            over = steps - begun.steps >= STRETCH_STEPS
+            place = Place(place.recording, place.stretch + over, place.round + 1, count, steps)
+            yield kept, place
     finally:
         env.close()
 

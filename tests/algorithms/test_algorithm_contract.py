@@ -58,7 +58,7 @@ def batch_of(algorithm, task, store, step=0):
     torch.manual_seed(0)
     model = algorithm.build({task: find_task(task).signature()})
     algorithm.fit(model, {task: store}, 0)
-    for columns in algorithm.annotate(model, {task: store}).values():
+    for columns in algorithm.annotate(model, {task: store}, 0).values():
         store.annotate(columns)
     windows = store.draw(algorithm.view(), rng(3, "draw", step), algorithm.batch)
     return {name: torch.from_numpy(values) for name, values in algorithm.collate({task: windows}).items()}

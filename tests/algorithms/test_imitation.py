@@ -76,7 +76,7 @@ def test_awr_draws_td_lambda_targets_and_clipped_weights_of_the_frozen_critic(st
     learner.update({TASK: store}, 3)  # the actor's phase has begun: critic and copy agree
     model = learner.model
     assert isinstance(model, ActorCritic)
-    columns = algorithm.annotate(model, {TASK: store})[TASK]
+    columns = algorithm.annotate(model, {TASK: store}, 0)[TASK]
     group = next(iter(episode_groups(store)))
     target, value = td_lambda(group, model.frozen.values(group.observations), 0.99, 0.95)
     np.testing.assert_allclose(columns["target"], target, rtol=1e-5)
@@ -112,7 +112,7 @@ def test_awr_keeps_the_newest_steps(tmp_path):
 
 
 def test_rwr_weighs_by_normalised_discounted_returns(store):
-    columns = Rwr(temperature=0.5).annotate(learner_of(small(Rwr)).model, {TASK: store})[TASK]
+    columns = Rwr(temperature=0.5).annotate(learner_of(small(Rwr)).model, {TASK: store}, 0)[TASK]
     returns = np.concatenate([discounted(g.rewards, g.lengths, 0.99) for g in episode_groups(store)])
     want = np.minimum(np.exp((returns - returns.mean()) / (returns.std() + 1e-5) / 0.5), 20)
     np.testing.assert_allclose(columns["weight"], want, rtol=1e-3)
@@ -127,7 +127,7 @@ def test_bail_fits_an_upper_envelope_and_then_clones_the_best_quarter(store):
     untouched = model.actor.head.linear.weight.detach().clone()
     group = next(iter(episode_groups(store)))
     returns = continued(group, 0.99)
-    columns = algorithm.annotate(model, {TASK: store})[TASK]
+    columns = algorithm.annotate(model, {TASK: store}, 300)[TASK]
     np.testing.assert_allclose(columns["return"], returns, rtol=1e-5)
     seen = np.concatenate([store.episode(i).observations[""][:-1] for i in range(len(store.table))])
     values = model.envelope({"": torch.from_numpy(seen)}).detach().numpy()
@@ -140,6 +140,21 @@ def test_bail_fits_an_upper_envelope_and_then_clones_the_best_quarter(store):
     drawn = store.draw(algorithm.view(310), rng(1, "draw", 310), 400)
     chosen = {tuple(np.round(row, 5)) for row in seen[columns["selected"] > 0]}
     assert all(tuple(np.round(row, 5)) in chosen for row in drawn.observations[""][:, 0])
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_bail_selects_only_where_it_draws_among_the_selected(store, progressive):
+    algorithm = small(Bail, envelope_steps=3, progressive=progressive)
+    learner = learner_of(algorithm)
+    passes = []
+    learner.model.envelope.register_forward_hook(lambda module, given, made: passes.append(torch.is_grad_enabled()))
+    learner.update({TASK: store}, 3)
+    assert passes == [True] * 3, "the envelope's own steps, and no pass over the data"
+    learner.update({TASK: store}, 3)
+    selecting = len(list(episode_groups(store)))
+    assert passes[3:] == ([True] * 3 if progressive else [False] * selecting)
+    for step, names in ((0, {"return"}), (3, {"return"} if progressive else {"return", "selected"})):
+        assert algorithm.annotate(learner.model, {TASK: store}, step)[TASK].keys() == names
 
 
 def test_progressive_bail_weighs_only_the_best_share_of_a_batch():

@@ -34,7 +34,7 @@ def built(algorithm, seed=0):
 
 def drawn(algorithm, model, store, size=16):
     algorithm.fit(model, {"t": store}, 0)
-    store.annotate(algorithm.annotate(model, {"t": store})["t"])
+    store.annotate(algorithm.annotate(model, {"t": store}, 0)["t"])
     windows = store.draw(algorithm.view(), rng(0, "draw", 0), size)
     return windows, {name: torch.from_numpy(values) for name, values in algorithm.collate({"t": windows}).items()}
 

@@ -108,7 +108,7 @@ def test_coming_returns():
 def test_a_return_that_a_time_limit_hides_is_not_fitted(tmp_path):
     store = Store(tmp_path)
     store.add([episode(0, 5, terminated=False), episode(1, 5, terminated=True), episode(2, 2, terminated=False)])
-    noted = small(Mbop, return_horizon=3).annotate(torch.nn.Module(), {"t": store})["t"]
+    noted = small(Mbop, return_horizon=3).annotate(torch.nn.Module(), {"t": store}, 0)["t"]
     assert noted["return_known"].tolist() == [1, 1, 1, 0, 0, *[1] * 5, 0, 0]
     rewards = [store.episode(i).rewards for i in range(3)]
     np.testing.assert_array_equal(noted["coming_return"], np.concatenate([coming_returns(r, 3) for r in rewards]))

@@ -1,11 +1,18 @@
 """TakeCover: small grey frames, one point a tic survived, and an end."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 from making import played
 
 from bigdm_ray.envs import find_task
-from bigdm_ray.envs.vizdoom import TICS
+from bigdm_ray.envs.vizdoom import TICS, leashed, setpriv
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +60,62 @@ def test_doom_leaves_nothing_where_it_is_started(tmp_path, monkeypatch):
     env = find_task("takecover").make(1, 1)
     np.testing.assert_array_equal(first, env.reset(np.arange(1)).observations[""])  # nor does it read what stands there
     env.close()
+
+
+PLAY = """
+import os, time
+from pathlib import Path
+import numpy as np
+from bigdm_ray.envs import find_task
+env = find_task("takecover").make(2, 1)
+env.reset(np.arange(2))
+print(*[p.parent.name for p in Path("/proc").glob("[0-9]*/stat") if p.read_text().rpartition(")")[2].split()[1] == str(os.getpid())], flush=True)
+time.sleep(600)
+"""
+
+
+def running(pid):
+    try:
+        return "vizdoom" in (Path("/proc") / pid / "cmdline").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(setpriv() is None, reason="util-linux's setpriv is what ends the engines")
+def test_engines_end_with_a_player_that_is_killed():
+    player = subprocess.Popen([sys.executable, "-c", PLAY], stdout=subprocess.PIPE, text=True)
+    engines = player.stdout.readline().split()
+    assert len(engines) == 2 and all(running(pid) for pid in engines)
+    player.kill()
+    player.wait()
+    player.stdout.close()
+    deadline = time.monotonic() + 10
+    while (left := [pid for pid in engines if running(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in left:
+        os.kill(int(pid), signal.SIGKILL)
+    assert not left
+
+
+def test_where_engines_cannot_be_leashed_they_are_started_as_they_are(tmp_path, monkeypatch):
+    engine = tmp_path / "some where" / "vizdoom"
+    monkeypatch.setattr("bigdm_ray.envs.vizdoom.setpriv", lambda: "/usr/bin/setpriv")
+    assert leashed(engine, tmp_path) == engine, "it is missing, as VizDoom then says"
+    engine.parent.mkdir()
+    engine.touch()
+    assert leashed(engine, tmp_path) == tmp_path / "engine"
+    assert f"setpriv --pdeathsig KILL '{engine}' " in (tmp_path / "engine").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda *_: False)  # as where the folder is mounted noexec
+        assert leashed(engine, tmp_path) == engine
+    monkeypatch.setattr("bigdm_ray.envs.vizdoom.setpriv", lambda: None)
+    assert leashed(engine, tmp_path) == engine
+
+
+@pytest.mark.parametrize(("found", "works"), [(None, False), ("/bin/false", False), ("/bin/true", True)])
+def test_a_setpriv_that_does_not_know_the_flag_is_none(monkeypatch, found, works):
+    monkeypatch.setattr("shutil.which", lambda _: found)
+    assert setpriv.__wrapped__() == (found if works else None)
 
 
 @pytest.mark.slow

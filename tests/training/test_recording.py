@@ -1,3 +1,9 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 from making import same_episode
@@ -5,7 +11,9 @@ from making import same_episode
 from bigdm_ray.algorithms.base import Policy
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.formats import dataset as datasets
 from bigdm_ray.formats.dataset import Dataset
+from bigdm_ray.training import recording as recordings
 from bigdm_ray.training.recording import NoisyPolicy, Recording, record
 from bigdm_ray.training.rollout import RandomPolicy
 
@@ -131,14 +139,154 @@ def test_a_task_that_never_ends_well_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
+# --- interruptions
 
-    monkeypatch.setattr("bigdm_ray.training.recording.rollout", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        record([recording(episodes=4)], tmp_path / "set", "")
-    assert list(tmp_path.iterdir()) == []
+
+class Interrupted(BaseException):
+    """Like Ctrl-C or kill -9, at a moment of the test's choice."""
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """A round or two a stretch, each saved; about six episodes a shard."""
+    monkeypatch.setattr(recordings, "STRETCH_STEPS", 60)
+    monkeypatch.setattr(recordings, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(datasets, "SHARD_EPISODES", 6)
+
+
+def interrupt_at(monkeypatch, round, recording=0, played=None):
+    """Stop before a round of a recording, and note in `played` which rounds were played."""
+    noted = [] if played is None else played
+    inner = recordings.rollout
+
+    def rollout(policy, env, commands, count, chance, origin):
+        noted.append((origin.version[1], origin.round))
+        if noted[-1] == (recording, round):
+            raise Interrupted
+        return inner(policy, env, commands, count, chance, origin)
+
+    monkeypatch.setattr(recordings, "rollout", rollout)
+
+
+def rounds_of(monkeypatch, asked, folder):
+    """Record to the end; the rounds that were played for it."""
+    played = []
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, -1, played=played)
+        made, _ = record(asked, folder, "a test")
+    return made, played
+
+
+def same_dataset(mine, theirs):
+    assert [mine.to_json() | {"name": ""}, len(mine.shards())] == [theirs.to_json() | {"name": ""}, len(theirs.shards())]
+    for one, other in zip(mine.stream(), theirs.stream(), strict=True):
+        same_episode(one, other)
+        assert (one.id, one.seed, one.peers, one.version) == (other.id, other.seed, other.peers, other.version)
+
+
+@pytest.mark.parametrize(("task", "limit"), [("toy-continuous", {"episodes": 42}), ("lunarlander", {"steps": 4000}), ("toy-broken", {"episodes": 30})])
+@pytest.mark.parametrize("moment", ["early", "late", "twice"])
+def test_an_interrupted_recording_goes_on_and_equals_an_uninterrupted_one(tmp_path, short, monkeypatch, task, limit, moment):
+    asked = [recording(task, rows=4, seed=5, **limit)]
+    whole, rounds = rounds_of(monkeypatch, asked, tmp_path / "whole")
+    last = len(rounds) - 1
+    assert last > 5
+    for round in {"early": [5], "late": [last], "twice": [5, last]}[moment]:
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, round)
+            with pytest.raises(Interrupted):
+                record(asked, tmp_path / "set", "a test")
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".set.importing", "whole"]
+    made, again = rounds_of(monkeypatch, asked, tmp_path / "set")
+    assert 0 < len(again) < len(rounds) and again == rounds[-len(again) :], "what is on disk was not played again"
+    same_dataset(made, whole)
+    assert sorted(path.name for path in made.folder.iterdir()) == ["dataset.json", *(path.name for path in made.shards())]
+
+
+def test_recordings_that_follow_each_other_go_on_in_the_one_that_was_interrupted(tmp_path, short, monkeypatch):
+    asked = [recording(version=(0, stage), steps=200, rows=4, seed=stage) for stage in range(3)]
+    whole, rounds = rounds_of(monkeypatch, asked, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2, recording=1)
+        with pytest.raises(Interrupted):
+            record(asked, tmp_path / "set", "a test")
+    made, again = rounds_of(monkeypatch, asked, tmp_path / "set")
+    assert again[0][0] == 1 and again == rounds[-len(again) :]
+    same_dataset(made, whole)
+
+
+@pytest.mark.parametrize("other", [{"seed": 6}, {"made_of": (0.2,)}, {"command": {"desired_return": 1.0}}, {"episodes": 41}, {"version": (0, 1)}])
+def test_another_recording_begins_anew(tmp_path, short, monkeypatch, other):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 6)
+        with pytest.raises(Interrupted):
+            record([recording(rows=4, episodes=42, seed=5)], tmp_path / "set", "a test")
+    asked = [recording(rows=4, **({"episodes": 42, "seed": 5} | other))]
+    whole, rounds = rounds_of(monkeypatch, asked, tmp_path / "whole")
+    made, again = rounds_of(monkeypatch, asked, tmp_path / "set")
+    assert again == rounds
+    same_dataset(made, whole)
+
+
+def test_what_was_written_behind_the_last_save_is_played_again(tmp_path, short, monkeypatch):
+    """A full shard holds rounds of a stretch that is not over: only those before it count."""
+    monkeypatch.setattr(recordings, "STRETCH_STEPS", 150)
+    asked = [recording(rows=4, episodes=42, seed=5)]
+    whole, rounds = rounds_of(monkeypatch, asked, tmp_path / "whole")
+    for round in range(2, len(rounds)):
+        folder = tmp_path / f"set-{round}"
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, round)
+            with pytest.raises(Interrupted):
+                record(asked, folder, "a test")
+        made, again = rounds_of(monkeypatch, asked, folder)
+        assert again == rounds[-len(again) :]
+        same_dataset(made, whole)
+
+
+def test_environments_are_made_anew_for_each_stretch(tmp_path, short):
+    made, _ = record([recording(rows=4, episodes=42)], tmp_path / "set", "a test")
+    assert len({episode.seed for episode in made.stream()}) > 3
+    assert len({episode.observations[""].tobytes() for episode in made.stream()}) == 42, "every episode is another"
+
+
+def test_a_shard_that_decayed_meanwhile_is_recorded_anew(tmp_path, short, monkeypatch):
+    asked = [recording(rows=4, episodes=42, seed=5)]
+    whole, rounds = rounds_of(monkeypatch, asked, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, len(rounds) - 1)
+        with pytest.raises(Interrupted):
+            record(asked, tmp_path / "set", "a test")
+    first = tmp_path / ".set.importing" / "episodes-0000000.arrow"
+    data = bytearray(first.read_bytes())
+    data[len(data) // 3] ^= 1
+    first.write_bytes(data)
+    made, again = rounds_of(monkeypatch, asked, tmp_path / "set")
+    assert again == rounds
+    same_dataset(made, whole)
+
+
+@pytest.mark.slow
+def test_a_killed_recording_leaves_no_half_dataset_and_goes_on(tmp_path):
+    code = (
+        "import sys; from bigdm_ray.training import recording; recording.STRETCH_STEPS, recording.SAVE_EVERY_S = 500, 0.0\n"
+        "from bigdm_ray.data import main; main(['record', '--random', 'lunarlander', '--steps', '60000', '--folder', sys.argv[1]])"
+    )
+    folder, hidden = tmp_path / "set", tmp_path / ".set.importing"
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.DEVNULL)
+    for _ in range(1200):
+        if (hidden / "progress.json").is_file() or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it was over before it could be killed"
+    assert not folder.exists()
+    taken = sum(json.loads((hidden / "progress.json").read_text())["taken"])
+    assert taken > 0
+    for place in (folder, tmp_path / "whole"):
+        subprocess.run([sys.executable, "-c", code, str(place)], check=True, stdout=subprocess.DEVNULL)
+    same_dataset(Dataset.open(folder), Dataset.open(tmp_path / "whole"))
+    assert not hidden.exists()
 
 
 def test_an_existing_folder_is_refused_before_anything_is_played(tmp_path):
