@@ -382,7 +382,7 @@ class Tt(Algorithm):
         """`cdf` and the bodies' presets are settings of the official repository, which differ by data set; a body's default is its `medium`.
 
         They score 15 episodes, as published, and only at the end; `--evaluations.mode mean` scores without planning. `four-rooms` has settings of
-        our own: a small model that is told goals, for data of random play, acting without a search.
+        our own: a small model that is told goals, for data of random play, whose bins are so small that a state in the goal's has reached it.
         """
         planned: dict[str, Any] = {"evaluations.mode": "plan", "evaluations.episodes": 1, "evaluations.final_episodes": 15}
         base = planned | {"algorithm.k_act": 0, "algorithm.cdf_act": 0.6}
@@ -391,9 +391,10 @@ class Tt(Algorithm):
         quick = {"algorithm.horizon": 5}
         narrow = {"algorithm.beams": 32}
         wide_body = body | quick | {"algorithm.batch_size": 128, "algorithm.observed": 27}
-        rooms: dict[str, Any] = {"evaluations.mode": "sample", "budget.learner_steps": 4_000, "algorithm.objective": "likelihood", "algorithm.goal": "later"}
-        small = {"goal_steps": 16, "discretiser": "uniform", "bins": 24, "window": 2, "context": 2, "width": 64, "layers": 2, "dropout": 0.0, "batch_size": 128}
-        small |= {"learning_rate": 2e-3, "warm_up_steps": 50, "decay_steps": 4_000, "reward_weight": 0.0, "value_weight": 0.0, "horizon": 3, "beams": 8}
+        rooms: dict[str, Any] = planned | {"evaluations.final_episodes": 40, "budget.learner_steps": 4_000}
+        small: dict[str, Any] = {"goal": "later", "goal_steps": 16, "objective": "goal", "horizon": 10, "beams": 32, "expansions": 1, "k_act": 0}
+        small |= {"discretiser": "uniform", "bins": 32, "window": 2, "context": 2, "width": 64, "layers": 2, "dropout": 0.0, "batch_size": 128}
+        small |= {"learning_rate": 2e-3, "warm_up_steps": 50, "decay_steps": 4_000, "value_weight": 0.0}
         rooms |= {f"algorithm.{name}": value for name, value in small.items()}
         return {
             "hopper": {"default": body, "medium-replay": body | longer},
