@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import bigdm_ray
-from bigdm_ray.errors import UserError
+from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.replay import Store
+from bigdm_ray.replay.store import verify
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.loop import train_local
 from bigdm_ray.training.metrics import Report
 from bigdm_ray.training.params import Weights
+from bigdm_ray.training.run_folder import RunFolder
 
 FLAGS = (
     "--algorithm.hidden 16,16 --algorithm.batch-size 32 --algorithm.n-updates-per-iter 5 --algorithm.warm-up-episodes 20 "
@@ -84,6 +89,112 @@ def test_checkpoints_keep_two_and_only_named_shards_stay(tmp_path: Path) -> None
     living = set(Store(tmp_path / "store", run.algorithm.retention()).open().living_shards())
     on_disk = {path.name for path in (tmp_path / "store").glob("*.arrow")}
     assert on_disk == living | checkpoint.named_shards(tmp_path / "checkpoints")
+
+
+# --- damage
+
+
+@pytest.fixture(scope="module")
+def undamaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folders of one run: `whole`, and `cut`, which was killed with two checkpoints. Copy it before it is changed."""
+    home, run = tmp_path_factory.mktemp("undamaged"), run_of("toy-vector", 4000)
+    train_local(run, home / "whole")
+    killed_at(run, home / "cut", 2700)
+    return home
+
+
+def shards_of(folder: Path) -> list[set[str]]:
+    """The shards that each kept checkpoint names, the oldest first."""
+    return [set(json.loads((path / "state.json").read_text())["shards"]) for path in checkpoint.saved(folder / "checkpoints")]
+
+
+def copied(undamaged: Path, to: Path) -> Path:
+    return Path(shutil.copytree(undamaged / "cut", to / "cut"))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 4] ^= 4
+    path.write_bytes(data)
+
+
+def same_run(undamaged: Path, folder: Path) -> None:
+    """Both came to the same weights and reports."""
+    whole, cut = (Weights.load(path / "weights" / "last.safetensors") for path in (undamaged / "whole", folder))
+    assert whole.version == cut.version
+    for name, values in whole.arrays.items():
+        np.testing.assert_array_equal(values, cut.arrays[name], err_msg=name)
+    assert numbers(undamaged / "whole") == numbers(folder)
+
+
+@pytest.mark.parametrize("damage", ["torn", "decayed and verified"])
+def test_a_damaged_shard_of_the_newest_checkpoint_sends_the_run_back_to_the_one_before(
+    damage: str, undamaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied(undamaged, tmp_path)
+    before, newest = (path.name for path in checkpoint.saved(folder / "checkpoints"))
+    older, newer = shards_of(folder)
+    shard = folder / "store" / min(newer - older)
+    if damage == "torn":
+        os.truncate(shard, 300)
+    else:
+        flip(shard)
+        assert len(verify(folder / "store")[2]) == 1
+    summary = train_local(run_of("toy-vector", 4000), folder, resume=True)
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and f"goes on from {before}, not from {newest}" in told and str(shard) in told
+    assert any(f"not from {newest}" in problem for problem in summary["problems"])
+    assert shard.with_name(f"{shard.name}.corrupt").exists()
+    same_run(undamaged, folder)
+
+
+def test_damage_to_all_checkpoints_is_told_and_nothing_is_unlinked(undamaged: Path, tmp_path: Path) -> None:
+    folder = copied(undamaged, tmp_path)
+    for names in shards_of(folder):
+        os.truncate(folder / "store" / max(names), 300)
+    there = {path.name.removesuffix(".corrupt") for path in (folder / "store").glob("*.arrow")}
+    for _ in range(2):
+        with pytest.raises(RunFailed, match=r"no checkpoint in .* is whole .*put the shards back from a copy, or begin in another --folder") as told:
+            train_local(run_of("toy-vector", 4000), folder, resume=True)
+        assert "\n" not in str(told.value) and len(checkpoint.saved(folder / "checkpoints")) == 2
+        assert {path.name.removesuffix(".corrupt") for path in (folder / "store").iterdir()} >= there
+    for aside in (folder / "store").glob("*.corrupt"):
+        shutil.copy(undamaged / "cut" / "store" / aside.stem, folder / "store")
+    train_local(run_of("toy-vector", 4000), folder, resume=True)
+    same_run(undamaged, folder)
+
+
+def test_a_resume_spares_what_the_older_checkpoint_needs(undamaged: Path, tmp_path: Path) -> None:
+    folder = copied(undamaged, tmp_path)
+    older, newer = shards_of(folder)
+    assert older - newer, "nothing is at stake"
+
+    def strike(report: Report) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        train_local(run_of("toy-vector", 4000), folder, resume=True, listeners=[strike])
+    assert {path.name for path in (folder / "store").glob("*.arrow")} >= older | newer
+    shutil.rmtree(checkpoint.saved(folder / "checkpoints")[-1])
+    train_local(run_of("toy-vector", 4000), folder, resume=True)
+    same_run(undamaged, folder)
+    left = {path.name for path in (folder / "store").glob("*.arrow")}
+    living = set(Store(folder / "store", run_of("toy-vector", 4000).algorithm.retention()).open().living_shards())
+    assert left == living | checkpoint.named_shards(folder / "checkpoints")
+
+
+def test_an_asynchronous_resume_names_damaged_shards_and_counts_what_is_left(undamaged: Path, tmp_path: Path) -> None:
+    from bigdm_ray.distributed.loop import counted
+
+    folder, run = copied(undamaged, tmp_path), run_of("toy-vector", 4000)
+    sound, damage = counted(run, RunFolder(folder))
+    assert damage == [] and sound.counters.env_steps > 2000
+    shard = folder / "store" / max(shards_of(folder)[-1])
+    os.truncate(shard, 300)
+    for why in ("not a whole Arrow file", f"set aside as {shard.name}.corrupt"):
+        found, (sentence,) = counted(run, RunFolder(folder))
+        assert str(shard) in sentence and why in sentence and re.search(r"without \d+ episodes of its last checkpoint", sentence)
+        assert found.living == sound.living and found.counters == sound.counters
 
 
 def test_what_cannot_be_resumed_is_told(tmp_path: Path) -> None:

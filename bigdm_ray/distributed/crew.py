@@ -20,9 +20,9 @@ from bigdm_ray.training.checkpoint import Checkpoint
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.evaluation import Score
 from bigdm_ray.training.learner import Progress
-from bigdm_ray.training.loop import Round, check_living
+from bigdm_ray.training.loop import Round
 from bigdm_ray.training.params import Weights
-from bigdm_ray.training.start import dataset_store
+from bigdm_ray.training.start import check_living, dataset_store
 
 
 class Ledger:

@@ -14,6 +14,7 @@ asynchronous one of `distributed/loop.py` share: counters, what is due, reports,
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,8 +27,6 @@ import torch
 from bigdm_ray.algorithms.base import Columns
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import RunFailed
-from bigdm_ray.replay.episode import EpisodeId
-from bigdm_ray.replay.shard import SUFFIX
 from bigdm_ray.replay.store import Store, Table
 from bigdm_ray.settings import to_json
 from bigdm_ray.training import checkpoint
@@ -40,7 +39,7 @@ from bigdm_ray.training.params import Weights
 from bigdm_ray.training.player import Player
 from bigdm_ray.training.rollout import Played
 from bigdm_ray.training.run_folder import RunFolder, milestone, save_weights, versions
-from bigdm_ray.training.start import dataset_store, take_over
+from bigdm_ray.training.start import check_living, dataset_store, drop_later, take_over, whole
 from bigdm_ray.training.streams import rng
 
 BARREN_ROUNDS = 3
@@ -232,6 +231,12 @@ class Session:
         if progress.steps:
             self._means.add(progress.metrics, progress.steps)
 
+    def note(self, problems: list[str]) -> None:
+        """Tell of what is wrong and does not end the run: at once on standard error, and in the summary."""
+        for problem in problems:
+            print(f"note: {problem}", file=sys.stderr)
+        self.problems = (self.problems + problems)[-100:]
+
     def rolled_back(self, step: int, incarnation: int) -> None:
         """The learners went back to a checkpoint: the steps since then are owed again."""
         self.counters.learner_step = step
@@ -372,7 +377,7 @@ class LocalCrew:
         if resumed:
             self.learner.load(resumed.learner, resumed.counters.learner_step)
             if run.dataset is None:
-                self.store.open()
+                self.store.open(leave=checkpoint.outlived_shards(folder.checkpoints))
                 check_living(self.store.table, self.store.problems, resumed)
         self._player = Player(run)
         self._evaluator = Evaluator(run)
@@ -428,30 +433,17 @@ def gathered(parts: list[Played], added: Table, version: tuple[int, int], busy_s
     return Round(added, version, sum(p.env_steps for p in parts), sum(p.discarded for p in parts), problems, busy_s)
 
 
-def drop_later(store: Path, resumed: Checkpoint | None) -> None:
-    """Unlink the shards that a checkpoint does not name: a lock-step run plays their rounds again, bit for bit."""
-    for path in store.glob(f"*{SUFFIX}"):
-        if resumed is None or path.name not in resumed.shards:
-            path.unlink()
-
-
-def check_living(table: Table, problems: list[str], resumed: Checkpoint) -> None:
-    """Raise RunFailed where episodes that the checkpoint counts as living are gone."""
-    if lost := len(resumed.living - set(EpisodeId(*map(int, row)) for row in table.ids)):
-        raise RunFailed(f"{lost} episodes of the checkpoint are missing: {'; '.join(problems) or 'their shards are gone'}")
-
-
 def train_local(run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None) -> dict[str, Any]:
     """Train in this process; the summary. Raises UserError, and RunFailed with everything stored so far kept."""
     home = RunFolder(folder).claim(run, resume, exact=True)
     crew: LocalCrew | None = None
     session: Session | None = None
     try:
-        identity = {"algorithm": run.algorithm.name, "task": run.task}
         take_over(run, home)
-        resumed = checkpoint.last(home.checkpoints, identity) if resume or run.start else None
-        drop_later(home.store, resumed)
+        resumed, damage = whole(run, home) if resume or run.start else (None, [])
+        drop_later(home)
         session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *(listeners or [])], resumed, exact=True)
+        session.note(damage)
         crew = LocalCrew(run, home, resumed)
         (study if run.dataset else loop)(session, crew)
         return session.finish(crew) | {"folder": str(folder)}

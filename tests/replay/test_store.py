@@ -266,7 +266,26 @@ def test_opening_by_name_takes_those_in_only(tmp_path):
     some = Store(tmp_path, write=False).open(["episodes-0000002.arrow", "episodes-0000000.arrow"])
     assert ids(some.table) == [(0, 0, 0), (2, 0, 0)]
     missing = Store(tmp_path, write=False).open(["episodes-0000007.arrow"])
-    assert len(missing.table) == 0 and "episodes-0000007.arrow" in missing.problems[0]
+    assert len(missing.table) == 0 and missing.problems == [f"shard {tmp_path / 'episodes-0000007.arrow'} is missing"]
+    (tmp_path / "episodes-0000000.arrow").rename(tmp_path / "episodes-0000000.arrow.corrupt")
+    gone = Store(tmp_path).open(["episodes-0000000.arrow"])
+    assert gone.problems == [f"shard {tmp_path / 'episodes-0000000.arrow'} is set aside as episodes-0000000.arrow.corrupt"]
+
+
+def test_what_is_left_closed_does_not_live_again_and_goes_at_the_next_release(tmp_path):
+    rule = Retention("newest", steps=10)
+    store = Store(tmp_path, rule)
+    for number, length in enumerate((1, 5, 8)):  # the first would fit beside the third, if the second had not lived between them
+        store.add([episode(number, length)])
+    store.release({"episodes-0000000.arrow"})
+    assert ids(Store(tmp_path, rule).open().table) == [(0, 0, 0), (2, 0, 0)]
+    again = Store(tmp_path, rule).open(leave=["episodes-0000000.arrow"])
+    assert ids(again.table) == ids(store.table) == [(2, 0, 0)]
+    assert again.release({"episodes-0000000.arrow"}) == []
+    again.add([episode(3, 2)])
+    assert names(tmp_path) == ["episodes-0000000.arrow", "episodes-0000002.arrow", "episodes-0000003.arrow"]
+    assert again.release(set()) == ["episodes-0000000.arrow"] and again.release(set()) == []
+    assert names(tmp_path) == ["episodes-0000002.arrow", "episodes-0000003.arrow"]
 
 
 def test_verify_reads_every_byte(tmp_path):
