@@ -14,6 +14,7 @@ asynchronous one of `distributed/loop.py` share: counters, what is due, reports,
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ import torch
 
 from bigdm_ray.algorithms.base import Columns
 from bigdm_ray.envs.task import find_task
-from bigdm_ray.errors import RunFailed
+from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.replay.store import Store, Table
 from bigdm_ray.settings import to_json
 from bigdm_ray.training import checkpoint
@@ -132,6 +133,8 @@ class Session:
         self.counters = resumed.counters if resumed else Counters()
         if resumed and not exact:
             self.counters.incarnation += 1
+        if not exact:  # a lock-step run comes to them again; this one may have kept better weights since its checkpoint
+            self.counters.best_return = max((m for m in (self.counters.best_return, load_score(folder.weights("best"))) if m is not None), default=None)
         self.lines = JsonLines(folder.metrics, resumed.metrics_offset if resumed else 0)
         self._listeners: list[Listener] = [self.lines, *listeners]
         self._means = Means()
@@ -357,10 +360,18 @@ class Session:
 
 def load_command(weights: Path) -> dict[str, float]:
     """The command beside a weights file."""
-    import json
-
     command: dict[str, float] = json.loads(weights.with_suffix(".json").read_text())["command"]
     return command
+
+
+def load_score(weights: Path) -> float | None:
+    """The mean return that a weights file was kept for, or None where there is no such file. Raises UserError for a broken one."""
+    path = weights.with_suffix(".json")
+    try:
+        score: float | None = json.loads(path.read_text())["return_mean"] if path.is_file() else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); remove it, and the next evaluation writes the best weights anew") from None
+    return score
 
 
 class LocalCrew:
