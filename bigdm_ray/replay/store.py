@@ -28,6 +28,8 @@ from bigdm_ray.replay.windows import View, Windows
 
 Arrays = dict[str, np.ndarray]
 SHARD_BYTES = 64 << 20
+PREFIX = "episodes-"
+"""Of the names that a writer gives to shards; a number follows. Shards of other names are taken in too."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class Store:
         for name in there if names is None else names:
             if name not in self._left:
                 self.adopt(name)
-        used = [int(number) for name in (*self._shards, *self._left) if (number := name.removeprefix("episodes-").removesuffix(shards.SUFFIX)).isdecimal()]
+        used = [int(number) for name in (*self._shards, *self._left) if (number := name.removeprefix(PREFIX).removesuffix(shards.SUFFIX)).isdecimal()]
         self._serial = itertools.count(max(used, default=-1) + 1)
         return self
 
@@ -233,7 +235,7 @@ class Store:
         return Receipt(table, sorted({self._names[number] for number in self._where[rows, 0]}))
 
     def _next_name(self) -> str:
-        name = f"episodes-{next(self._serial):07d}{shards.SUFFIX}"
+        name = f"{PREFIX}{next(self._serial):07d}{shards.SUFFIX}"
         for left in self.folder.glob(f".{name}.*.npy"):  # columns of a shard of this name that was set aside or dropped
             left.unlink(missing_ok=True)
         return name
