@@ -15,9 +15,10 @@ import bigdm_ray
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.replay import Store
 from bigdm_ray.replay.store import verify
+from bigdm_ray.run import main, stopped
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import Run
-from bigdm_ray.training.loop import train_local
+from bigdm_ray.training.loop import Round, Session, train_local
 from bigdm_ray.training.metrics import Report
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder
@@ -215,6 +216,31 @@ def test_what_cannot_be_resumed_is_told(tmp_path: Path) -> None:
     (newest / "learner.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="cannot be read"):
         train_local(run, tmp_path / "run", resume=True)
+
+
+def test_ctrl_c_promises_what_resume_does(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    flags = ["udrl", "toy-vector", *FLAGS.split(), "--budget.env-steps", "4000", "--local", "--quiet", "--folder", str(folder)]
+    played = Session.played
+
+    def interrupted(session: Session, round: Round) -> None:
+        played(session, round)
+        if session.counters.env_steps >= at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "played", interrupted)
+    at = 300
+    assert main(flags) == 130
+    assert capsys.readouterr().err == f"stopped before the first checkpoint; --folder {folder} --resume begins anew\n"
+    assert any((folder / "store").iterdir())
+    run_json = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(run_json | {"loop": "asynchronous"}))
+    assert stopped(folder).endswith("--resume begins anew, with the episodes that are stored")
+    (folder / "run.json").write_text(json.dumps(run_json))
+    at = 1500
+    assert main([*flags, "--resume"]) == 130
+    assert capsys.readouterr().err == f"stopped; --folder {folder} --resume goes on from the last checkpoint\n"
+    assert stopped(tmp_path / "none") == "stopped before the run began"
 
 
 def test_an_extended_budget_goes_on_from_a_finished_run(tmp_path: Path) -> None:

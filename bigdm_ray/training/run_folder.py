@@ -45,6 +45,12 @@ class RunFolder:
         """The names of the weights that `--saves.milestones` kept, the oldest first."""
         return sorted(path.stem for path in (self.path / "weights").glob("step-*.safetensors"))
 
+    @property
+    def loop(self) -> str | None:
+        """How the run that the folder holds began: one of LOOPS, or None in a run.json that does not say it."""
+        began: str | None = json.loads((self.path / "run.json").read_text()).get("loop")
+        return began
+
     def claim(self, run: Run, resume: bool, exact: bool) -> RunFolder:
         """Make the folder for `run`, or with `resume` reopen the one that holds it. Raises UserError.
 
@@ -75,7 +81,7 @@ class RunFolder:
 
     def _same(self, run: Run, exact: bool) -> None:
         """Refuse to resume another run; the budget and the machines may change, nothing else."""
-        began = json.loads((self.path / "run.json").read_text()).get("loop", LOOPS[exact])
+        began = self.loop or LOOPS[exact]
         if began != LOOPS[exact]:
             how = "with --local, or with --machines.lock-step true" if not exact else "without --local and --machines.lock-step"
             raise UserError(f"--folder {self.path} holds a run that began as {began}; resume it {how}")
