@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +218,23 @@ def test_what_cannot_be_resumed_is_told(tmp_path: Path) -> None:
     (newest / "learner.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="cannot be read"):
         train_local(run, tmp_path / "run", resume=True)
+
+
+def test_a_resume_waits_for_the_writer_that_a_killed_driver_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of("toy-vector", 2000)
+    home = RunFolder(tmp_path / "run").claim(run, resume=False, exact=True)
+    home.release()
+    writer = home.hold_store()
+    monkeypatch.setattr("bigdm_ray.training.run_folder.STORE_WAIT_S", 0.1)
+    with pytest.raises(RunFailed, match="still being written by another process"):
+        RunFolder(tmp_path / "run").claim(run, resume=True, exact=True)
+    monkeypatch.setattr("bigdm_ray.training.run_folder.STORE_WAIT_S", 60.0)
+    ends = time.monotonic() + 0.3
+    threading.Timer(0.3, writer.close).start()
+    again = RunFolder(tmp_path / "run").claim(run, resume=True, exact=True)
+    assert writer.closed and time.monotonic() >= ends
+    again.hold_store().close()
+    again.release()
 
 
 def test_ctrl_c_promises_what_resume_does(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
