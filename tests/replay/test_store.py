@@ -340,6 +340,18 @@ def test_compaction_keeps_the_living_and_what_they_draw(tmp_path, flat_bytes):
     same_windows(drawn(store), drawn(Store(tmp_path, Retention("best", 4)).open()))
 
 
+def test_decay_is_not_sealed_as_sound_and_the_way_out_is_told(tmp_path):
+    store = churned(tmp_path)
+    rotten = tmp_path / store.living_shards()[0]
+    data = bytearray(rotten.read_bytes())
+    data[len(data) // 4] ^= 4
+    rotten.write_bytes(data)
+    before = names(tmp_path)
+    with pytest.raises(RunFailed, match=r"has decayed: .*`data verify` sets it aside, then --resume goes on without its episodes, or in lock-step from"):
+        store.compact()
+    assert names(tmp_path) == before
+
+
 def test_a_name_never_comes_twice(tmp_path):
     store = Store(tmp_path, Retention("best", 1))
     store.add([episode((0, 0, 0), rewards=np.full(5, 9.0))])
