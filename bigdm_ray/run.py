@@ -13,8 +13,11 @@ from typing import Any
 
 from bigdm_ray.baselines.base import Foreign
 from bigdm_ray.doors import door
+from bigdm_ray.replay.shard import SUFFIX
+from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import Run, described, parse
 from bigdm_ray.training.metrics import Listener, Terminal
+from bigdm_ray.training.run_folder import LOOPS, RunFolder
 
 
 def train(run: Run, folder: str | Path | None = None, report: Listener | None = None, *, resume: bool = False, local: bool = False) -> dict[str, Any]:
@@ -56,6 +59,17 @@ def default_folder(run: Run) -> Path:
     return Path("runs") / f"{run.algorithm.name}-{task}{preset}-{run.seed}"
 
 
+def stopped(folder: Path) -> str:
+    """What Ctrl-C has left, and what --resume makes of it, in one sentence."""
+    home = RunFolder(folder)
+    if checkpoint.saved(home.checkpoints):
+        return f"stopped; --folder {folder} --resume goes on from the last checkpoint"
+    if not (folder / "run.json").is_file():
+        return "stopped before the run began"
+    kept = ", with the episodes that are stored" if home.loop == LOOPS[False] and any(home.store.glob(f"*{SUFFIX}")) else ""
+    return f"stopped before the first checkpoint; --folder {folder} --resume begins anew{kept}"
+
+
 def main(arguments: list[str]) -> int:
     """The door."""
     asked = parse(arguments)
@@ -67,7 +81,7 @@ def main(arguments: list[str]) -> int:
     try:
         summary = train(run, folder, terminal, resume=asked.resume, local=asked.local)
     except KeyboardInterrupt:
-        print(f"stopped; --folder {folder} --resume goes on from the last checkpoint", file=sys.stderr)
+        print(stopped(folder), file=sys.stderr)
         return 130
     finally:
         if terminal is not None:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import bigdm_ray
-from bigdm_ray.errors import UserError
+from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.replay import Store
+from bigdm_ray.replay.store import verify
+from bigdm_ray.run import main, stopped
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import Run
-from bigdm_ray.training.loop import train_local
+from bigdm_ray.training.loop import Round, Session, train_local
 from bigdm_ray.training.metrics import Report
 from bigdm_ray.training.params import Weights
+from bigdm_ray.training.run_folder import RunFolder
 
 FLAGS = (
     "--algorithm.hidden 16,16 --algorithm.batch-size 32 --algorithm.n-updates-per-iter 5 --algorithm.warm-up-episodes 20 "
@@ -86,6 +94,112 @@ def test_checkpoints_keep_two_and_only_named_shards_stay(tmp_path: Path) -> None
     assert on_disk == living | checkpoint.named_shards(tmp_path / "checkpoints")
 
 
+# --- damage
+
+
+@pytest.fixture(scope="module")
+def undamaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folders of one run: `whole`, and `cut`, which was killed with two checkpoints. Copy it before it is changed."""
+    home, run = tmp_path_factory.mktemp("undamaged"), run_of("toy-vector", 4000)
+    train_local(run, home / "whole")
+    killed_at(run, home / "cut", 2700)
+    return home
+
+
+def shards_of(folder: Path) -> list[set[str]]:
+    """The shards that each kept checkpoint names, the oldest first."""
+    return [set(json.loads((path / "state.json").read_text())["shards"]) for path in checkpoint.saved(folder / "checkpoints")]
+
+
+def copied(undamaged: Path, to: Path) -> Path:
+    return Path(shutil.copytree(undamaged / "cut", to / "cut"))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 4] ^= 4
+    path.write_bytes(data)
+
+
+def same_run(undamaged: Path, folder: Path) -> None:
+    """Both came to the same weights and reports."""
+    whole, cut = (Weights.load(path / "weights" / "last.safetensors") for path in (undamaged / "whole", folder))
+    assert whole.version == cut.version
+    for name, values in whole.arrays.items():
+        np.testing.assert_array_equal(values, cut.arrays[name], err_msg=name)
+    assert numbers(undamaged / "whole") == numbers(folder)
+
+
+@pytest.mark.parametrize("damage", ["torn", "decayed and verified"])
+def test_a_damaged_shard_of_the_newest_checkpoint_sends_the_run_back_to_the_one_before(
+    damage: str, undamaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied(undamaged, tmp_path)
+    before, newest = (path.name for path in checkpoint.saved(folder / "checkpoints"))
+    older, newer = shards_of(folder)
+    shard = folder / "store" / min(newer - older)
+    if damage == "torn":
+        os.truncate(shard, 300)
+    else:
+        flip(shard)
+        assert len(verify(folder / "store")[2]) == 1
+    summary = train_local(run_of("toy-vector", 4000), folder, resume=True)
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and f"goes on from {before}, not from {newest}" in told and str(shard) in told
+    assert any(f"not from {newest}" in problem for problem in summary["problems"])
+    assert shard.with_name(f"{shard.name}.corrupt").exists()
+    same_run(undamaged, folder)
+
+
+def test_damage_to_all_checkpoints_is_told_and_nothing_is_unlinked(undamaged: Path, tmp_path: Path) -> None:
+    folder = copied(undamaged, tmp_path)
+    for names in shards_of(folder):
+        os.truncate(folder / "store" / max(names), 300)
+    there = {path.name.removesuffix(".corrupt") for path in (folder / "store").glob("*.arrow")}
+    for _ in range(2):
+        with pytest.raises(RunFailed, match=r"no checkpoint in .* is whole .*put the shards back from a copy, or begin in another --folder") as told:
+            train_local(run_of("toy-vector", 4000), folder, resume=True)
+        assert "\n" not in str(told.value) and len(checkpoint.saved(folder / "checkpoints")) == 2
+        assert {path.name.removesuffix(".corrupt") for path in (folder / "store").iterdir()} >= there
+    for aside in (folder / "store").glob("*.corrupt"):
+        shutil.copy(undamaged / "cut" / "store" / aside.stem, folder / "store")
+    train_local(run_of("toy-vector", 4000), folder, resume=True)
+    same_run(undamaged, folder)
+
+
+def test_a_resume_spares_what_the_older_checkpoint_needs(undamaged: Path, tmp_path: Path) -> None:
+    folder = copied(undamaged, tmp_path)
+    older, newer = shards_of(folder)
+    assert older - newer, "nothing is at stake"
+
+    def strike(report: Report) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        train_local(run_of("toy-vector", 4000), folder, resume=True, listeners=[strike])
+    assert {path.name for path in (folder / "store").glob("*.arrow")} >= older | newer
+    shutil.rmtree(checkpoint.saved(folder / "checkpoints")[-1])
+    train_local(run_of("toy-vector", 4000), folder, resume=True)
+    same_run(undamaged, folder)
+    left = {path.name for path in (folder / "store").glob("*.arrow")}
+    living = set(Store(folder / "store", run_of("toy-vector", 4000).algorithm.retention()).open().living_shards())
+    assert left == living | checkpoint.named_shards(folder / "checkpoints")
+
+
+def test_an_asynchronous_resume_names_damaged_shards_and_counts_what_is_left(undamaged: Path, tmp_path: Path) -> None:
+    from bigdm_ray.distributed.loop import counted
+
+    folder, run = copied(undamaged, tmp_path), run_of("toy-vector", 4000)
+    sound, damage = counted(run, RunFolder(folder))
+    assert damage == [] and sound.counters.env_steps > 2000
+    shard = folder / "store" / max(shards_of(folder)[-1])
+    os.truncate(shard, 300)
+    for why in ("not a whole Arrow file", f"set aside as {shard.name}.corrupt"):
+        found, (sentence,) = counted(run, RunFolder(folder))
+        assert str(shard) in sentence and why in sentence and re.search(r"without \d+ episodes of its last checkpoint", sentence)
+        assert found.living == sound.living and found.counters == sound.counters
+
+
 def test_what_cannot_be_resumed_is_told(tmp_path: Path) -> None:
     run = run_of("toy-vector", 1500)
     with pytest.raises(UserError, match="there is no run in"):
@@ -104,6 +218,48 @@ def test_what_cannot_be_resumed_is_told(tmp_path: Path) -> None:
     (newest / "learner.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="cannot be read"):
         train_local(run, tmp_path / "run", resume=True)
+
+
+def test_a_resume_waits_for_the_writer_that_a_killed_driver_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of("toy-vector", 2000)
+    home = RunFolder(tmp_path / "run").claim(run, resume=False, exact=True)
+    home.release()
+    writer = home.hold_store()
+    monkeypatch.setattr("bigdm_ray.training.run_folder.STORE_WAIT_S", 0.1)
+    with pytest.raises(RunFailed, match="still being written by another process"):
+        RunFolder(tmp_path / "run").claim(run, resume=True, exact=True)
+    monkeypatch.setattr("bigdm_ray.training.run_folder.STORE_WAIT_S", 60.0)
+    ends = time.monotonic() + 0.3
+    threading.Timer(0.3, writer.close).start()
+    again = RunFolder(tmp_path / "run").claim(run, resume=True, exact=True)
+    assert writer.closed and time.monotonic() >= ends
+    again.hold_store().close()
+    again.release()
+
+
+def test_ctrl_c_promises_what_resume_does(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    flags = ["udrl", "toy-vector", *FLAGS.split(), "--budget.env-steps", "4000", "--local", "--quiet", "--folder", str(folder)]
+    played = Session.played
+
+    def interrupted(session: Session, round: Round) -> None:
+        played(session, round)
+        if session.counters.env_steps >= at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "played", interrupted)
+    at = 300
+    assert main(flags) == 130
+    assert capsys.readouterr().err == f"stopped before the first checkpoint; --folder {folder} --resume begins anew\n"
+    assert any((folder / "store").iterdir())
+    run_json = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(run_json | {"loop": "asynchronous"}))
+    assert stopped(folder).endswith("--resume begins anew, with the episodes that are stored")
+    (folder / "run.json").write_text(json.dumps(run_json))
+    at = 1500
+    assert main([*flags, "--resume"]) == 130
+    assert capsys.readouterr().err == f"stopped; --folder {folder} --resume goes on from the last checkpoint\n"
+    assert stopped(tmp_path / "none") == "stopped before the run began"
 
 
 def test_an_extended_budget_goes_on_from_a_finished_run(tmp_path: Path) -> None:

@@ -15,21 +15,21 @@ from bigdm_ray.distributed.actors import DEATHS, EvaluatorActor, PlayerActor, St
 from bigdm_ray.distributed.cluster import cpu_options
 from bigdm_ray.distributed.learners import Learners, Moves
 from bigdm_ray.distributed.replay import ReplayActor
-from bigdm_ray.replay.store import Receipt, Table
+from bigdm_ray.replay.store import PREFIX, Receipt, Table
 from bigdm_ray.training.checkpoint import Checkpoint
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.evaluation import Score
 from bigdm_ray.training.learner import Progress
-from bigdm_ray.training.loop import Round, check_living
+from bigdm_ray.training.loop import Round
 from bigdm_ray.training.params import Weights
-from bigdm_ray.training.start import dataset_store
+from bigdm_ray.training.start import check_living, dataset_store
 
 
 class Ledger:
     """What the learners have not been told yet of the shards that they map."""
 
     def __init__(self, living: list[str]) -> None:
-        self._released: set[str] = set()  # a receipt may arrive after the shard that it names was compacted away
+        self._newest, self._living = "", set[str]()  # the last save: no shard up to `_newest` holds anything living, but for `_living`
         self.restart(living)
 
     def restart(self, living: list[str]) -> None:
@@ -37,13 +37,14 @@ class Ledger:
         self._taken, self._moved, self._gone = list(living), list[str](), list[str]()
 
     def stored(self, names: list[str]) -> None:
-        """Shards that a receipt names."""
-        self._taken += [name for name in names if name not in self._released]
+        """Shards that a receipt names. It may arrive after a save that has left its episodes elsewhere, and has unlinked them."""
+        self._taken += [name for name in names if name > self._newest or name in self._living]
 
     def saved(self, living: list[str], released: list[str]) -> None:
         """A save has left the living episodes in these shards, and has unlinked those."""
-        self._released |= set(released)
-        self._taken = [name for name in self._taken if name not in self._released]
+        numbered = [name for name in (*living, *released) if name.startswith(PREFIX)]  # these ascend, and none comes twice
+        self._newest, self._living = max([self._newest, *numbered]), set(living)
+        self._taken = [name for name in self._taken if name not in released]
         self._moved = list(living)  # in place of what an earlier save said: it may be unlinked by now
         self._gone += released
 

@@ -22,14 +22,15 @@ from bigdm_ray.distributed.actors import DEATHS, Station
 from bigdm_ray.distributed.cluster import cluster
 from bigdm_ray.distributed.crew import RayCrew, as_round
 from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.replay.shard import SUFFIX
 from bigdm_ray.replay.store import Store
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint, Counters
 from bigdm_ray.training.config import Run
-from bigdm_ray.training.loop import Session, drop_later, loop, study
+from bigdm_ray.training.loop import Session, loop, study
 from bigdm_ray.training.metrics import Listener, TensorBoard
 from bigdm_ray.training.run_folder import RunFolder
-from bigdm_ray.training.start import take_over
+from bigdm_ray.training.start import drop_later, lost, take_over, whole
 
 IN_FLIGHT = 2
 """Calls that wait at a rollout actor or at the learners, at most: one runs, the next one is there when it ends."""
@@ -57,12 +58,13 @@ def in_lock_step(run: Run) -> bool:
 def _train(run: Run, folder: Path, home: RunFolder, resume: bool, listeners: list[Listener]) -> dict[str, Any]:
     exact = in_lock_step(run)
     take_over(run, home)
-    resumed = checkpoint.last(home.checkpoints, {"algorithm": run.algorithm.name, "task": run.task}) if resume or run.start else None
+    resumed, damage = None, list[str]()
+    if resume or run.start:
+        resumed, damage = (whole if exact else counted)(run, home)
     if exact:
-        drop_later(home.store, resumed)
-    elif resume or run.start:
-        resumed = counted(home, resumed)
+        drop_later(home)
     session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *listeners], resumed, exact)
+    session.note(damage)
     crew: RayCrew | None = None
     try:
         driver = Driver(session)
@@ -78,17 +80,23 @@ def _train(run: Run, folder: Path, home: RunFolder, resume: bool, listeners: lis
         session.close()
 
 
-def counted(home: RunFolder, resumed: Checkpoint | None) -> Checkpoint:
-    """The checkpoint with the budget counted from the episodes on disk: those of rounds that were open or later are new."""
-    base = resumed or Checkpoint(Counters(), [], 0, {}, set(), {})
-    table = Store(home.store, flat_bytes=0).open().table
-    counters = base.counters
+def counted(run: Run, home: RunFolder) -> tuple[Checkpoint, list[str]]:
+    """The last checkpoint with the budget counted from the episodes on disk: those of rounds that were open or later are new.
+
+    The second value names damaged shards: their episodes are left out.
+    """
+    saved = checkpoint.last(home.checkpoints, {"algorithm": run.algorithm.name, "task": run.task})
+    base = saved or Checkpoint(Counters(), [], 0, {}, set(), {})
+    on_disk = {path.name for path in home.store.glob(f"*{SUFFIX}")}
+    store = Store(home.store, flat_bytes=0).open(sorted(on_disk | set(base.shards)))
+    table, counters = store.table, base.counters
+    damage = [f"the run goes on without {lost(table, base)} episodes of its last checkpoint ({', '.join(store.problems)})"] if store.problems else []
     new = (table.ids[:, 0] >= counters.round) | np.isin(table.ids[:, 0], counters.open_rounds)
     counters.env_steps += int(table.lengths[new].sum())
     counters.episodes += int(new.sum())
     counters.round = max(counters.round, int(table.ids[:, 0].max(initial=-1)) + 1, *(r + 1 for r in counters.open_rounds), 0)
     counters.open_rounds = []
-    return base
+    return base, damage
 
 
 @dataclass

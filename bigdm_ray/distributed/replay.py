@@ -1,4 +1,4 @@
-"""The replay actor: the one writer of a run's store. What it has acknowledged survives its death."""
+"""The replay actor: the one writer of a run's store, which it locks. What it has acknowledged survives its death."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ class ReplayActor:
     """Reopens the folder wherever it is made, so a death costs nothing that was acknowledged."""
 
     def setup(self, run: dict[str, Any], folder: str) -> None:
-        """Open the store; retention is replayed over what is on disk."""
+        """Open the store; retention is replayed over what is on disk, in lock-step without what had died by the last checkpoint."""
         settings = run_from_json(run)
         self._home = RunFolder(Path(folder))
-        self._store = Store(self._home.store, settings.algorithm.retention(), flat_bytes=0).open()
+        self._lock = self._home.hold_store()  # the one before it may still be dying
+        outlived = checkpoint.outlived_shards(self._home.checkpoints) if settings.machines.lock_step else set()
+        self._store = Store(self._home.store, settings.algorithm.retention(), flat_bytes=0).open(leave=outlived)
 
     def add(self, *encoded: bytes) -> Receipt:
         """Store what one or more players have encoded; returns once it is synced."""

@@ -28,6 +28,8 @@ from bigdm_ray.replay.windows import View, Windows
 
 Arrays = dict[str, np.ndarray]
 SHARD_BYTES = 64 << 20
+PREFIX = "episodes-"
+"""Of the names that a writer gives to shards; a number follows. Shards of other names are taken in too."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class Store:
         self._where = np.zeros((0, 3), np.int64)  # a row of `table`: shard number, row in it, place in the flat arrays or -1
         self._terminated = np.zeros(0, bool)  # a row of `table`: whether the episode terminated
         self._names: list[str] = []  # shard number -> name
+        self._left: set[str] = set()  # shards of the folder that were not to be opened
         self._flat = Flat(flat_bytes)
         self._sidecars: dict[tuple[str, str], np.ndarray] = {}
         self._annotations: dict[str, np.ndarray] = {}
@@ -144,14 +147,17 @@ class Store:
 
     # --- opening and adding
 
-    def open(self, names: Iterable[str] | None = None) -> Store:
-        """Take in the shards of the folder: all, or those named.
+    def open(self, names: Iterable[str] | None = None, leave: Iterable[str] = ()) -> Store:
+        """Take in the shards of the folder: all, or those named, but none of `leave`, which stay closed until `release` unlinks them.
 
         A torn or foreign file is named in `problems` and, by a writer, set aside as `NAME.corrupt`; the rest loads.
         """
-        for name in sorted(path.name for path in self.folder.glob(f"*{shards.SUFFIX}")) if names is None else names:
-            self.adopt(name)
-        used = [int(number) for name in self._shards if (number := name.removeprefix("episodes-").removesuffix(shards.SUFFIX)).isdecimal()]
+        there = sorted(path.name for path in self.folder.glob(f"*{shards.SUFFIX}"))
+        self._left = set(leave) & set(there)
+        for name in there if names is None else names:
+            if name not in self._left:
+                self.adopt(name)
+        used = [int(number) for name in (*self._shards, *self._left) if (number := name.removeprefix(PREFIX).removesuffix(shards.SUFFIX)).isdecimal()]
         self._serial = itertools.count(max(used, default=-1) + 1)
         return self
 
@@ -182,11 +188,14 @@ class Store:
         return np.array(sorted(first.values()), np.int64)
 
     def _set_aside(self, name: str, why: str) -> None:
-        text = f"shard {self.folder / name} is set aside: {why}"
+        path, aside = self.folder / name, self.folder / f"{name}.corrupt"
+        if not path.exists():
+            self.problems.append(f"shard {path} is " + (f"set aside as {aside.name}" if aside.exists() else "missing"))
+            return
         if self._write:
             with contextlib.suppress(OSError):
-                (self.folder / name).rename(self.folder / f"{name}.corrupt")
-        self.problems.append(text)
+                path.rename(aside)
+        self.problems.append(f"shard {path} is set aside: {why}")
 
     def add(self, episodes: list[Episode]) -> Receipt:
         """Store episodes so that they survive a crash once this returns. An id that lives already is not added twice.
@@ -226,7 +235,7 @@ class Store:
         return Receipt(table, sorted({self._names[number] for number in self._where[rows, 0]}))
 
     def _next_name(self) -> str:
-        name = f"episodes-{next(self._serial):07d}{shards.SUFFIX}"
+        name = f"{PREFIX}{next(self._serial):07d}{shards.SUFFIX}"
         for left in self.folder.glob(f".{name}.*.npy"):  # columns of a shard of this name that was set aside or dropped
             left.unlink(missing_ok=True)
         return name
@@ -372,7 +381,10 @@ class Store:
                 try:
                     Shard.open(self.folder / name, verify=True)
                 except CorruptShard as error:
-                    raise RunFailed(f"shard {self.folder / name} has decayed: {error}; `data verify` sets it aside, then --resume") from None
+                    raise RunFailed(
+                        f"shard {self.folder / name} has decayed: {error}; `data verify` sets it aside, then --resume goes on without its episodes, "
+                        "or in lock-step from an older checkpoint that does not need them"
+                    ) from None
             batch: list[int] = []
             held = 0
             for position in range(len(self.table)):
@@ -397,8 +409,9 @@ class Store:
         The newest stays, so that a writer that opens the folder anew numbers its shards on from it: no name comes twice.
         """
         kept = {*self.living_shards(), *named, max(self._names, default="")}
-        gone = [name for name in self._names if name not in kept]
+        gone = [name for name in (*self._names, *sorted(self._left)) if name not in kept]
         self.forget(gone)
+        self._left -= set(gone)
         for name in gone:
             for path in (self.folder / name, *self.folder.glob(f".{name}.*.npy")):
                 with contextlib.suppress(FileNotFoundError):

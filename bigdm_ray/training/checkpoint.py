@@ -24,6 +24,7 @@ from bigdm_ray.replay.shard import sync_folder, unwritten
 
 SCHEMA_VERSION = 1
 KEEP = 2
+ASIDE = ".corrupt"
 
 
 @dataclass
@@ -108,14 +109,30 @@ def _synced(path: Path, data: bytes) -> None:
 
 def saved(folder: Path) -> list[Path]:
     """The complete checkpoints under `folder`, oldest first."""
-    return sorted(path for path in folder.glob("save-*") if (path / "state.json").is_file())
+    return sorted(path for path in folder.glob("save-*") if path.suffix != ASIDE and (path / "state.json").is_file())
+
+
+def set_aside(path: Path) -> None:
+    """Have a checkpoint count no more: it is renamed to `NAME.corrupt`."""
+    aside = path.with_name(path.name + ASIDE)
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+    sync_folder(path.parent)
 
 
 def named_shards(folder: Path) -> set[str]:
     """The shards that the kept checkpoints name: these must not be unlinked."""
-    names: set[str] = set()
-    for path in saved(folder):
-        names |= set(json.loads((path / "state.json").read_text())["shards"])
+    return set[str]().union(*map(_shards, saved(folder)))
+
+
+def outlived_shards(folder: Path) -> set[str]:
+    """The shards that older checkpoints name and the newest does not: they hold nothing that lived when it was written."""
+    found = saved(folder)
+    return named_shards(folder) - set(_shards(found[-1])) if found else set()
+
+
+def _shards(path: Path) -> list[str]:
+    names: list[str] = json.loads((path / "state.json").read_text())["shards"]
     return names
 
 

@@ -14,6 +14,8 @@ asynchronous one of `distributed/loop.py` share: counters, what is due, reports,
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,9 +27,7 @@ import torch
 
 from bigdm_ray.algorithms.base import Columns
 from bigdm_ray.envs.task import find_task
-from bigdm_ray.errors import RunFailed
-from bigdm_ray.replay.episode import EpisodeId
-from bigdm_ray.replay.shard import SUFFIX
+from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.replay.store import Store, Table
 from bigdm_ray.settings import to_json
 from bigdm_ray.training import checkpoint
@@ -40,7 +40,7 @@ from bigdm_ray.training.params import Weights
 from bigdm_ray.training.player import Player
 from bigdm_ray.training.rollout import Played
 from bigdm_ray.training.run_folder import RunFolder, milestone, save_weights, versions
-from bigdm_ray.training.start import dataset_store, take_over
+from bigdm_ray.training.start import check_living, dataset_store, drop_later, take_over, whole
 from bigdm_ray.training.streams import rng
 
 BARREN_ROUNDS = 3
@@ -133,6 +133,8 @@ class Session:
         self.counters = resumed.counters if resumed else Counters()
         if resumed and not exact:
             self.counters.incarnation += 1
+        if not exact:  # a lock-step run comes to them again; this one may have kept better weights since its checkpoint
+            self.counters.best_return = max((m for m in (self.counters.best_return, load_score(folder.weights("best"))) if m is not None), default=None)
         self.lines = JsonLines(folder.metrics, resumed.metrics_offset if resumed else 0)
         self._listeners: list[Listener] = [self.lines, *listeners]
         self._means = Means()
@@ -231,6 +233,12 @@ class Session:
         self.counters.learned += progress.steps
         if progress.steps:
             self._means.add(progress.metrics, progress.steps)
+
+    def note(self, problems: list[str]) -> None:
+        """Tell of what is wrong and does not end the run: at once on standard error, and in the summary."""
+        for problem in problems:
+            print(f"note: {problem}", file=sys.stderr)
+        self.problems = (self.problems + problems)[-100:]
 
     def rolled_back(self, step: int, incarnation: int) -> None:
         """The learners went back to a checkpoint: the steps since then are owed again."""
@@ -352,10 +360,18 @@ class Session:
 
 def load_command(weights: Path) -> dict[str, float]:
     """The command beside a weights file."""
-    import json
-
     command: dict[str, float] = json.loads(weights.with_suffix(".json").read_text())["command"]
     return command
+
+
+def load_score(weights: Path) -> float | None:
+    """The mean return that a weights file was kept for, or None where there is no such file. Raises UserError for a broken one."""
+    path = weights.with_suffix(".json")
+    try:
+        score: float | None = json.loads(path.read_text())["return_mean"] if path.is_file() else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); remove it, and the next evaluation writes the best weights anew") from None
+    return score
 
 
 class LocalCrew:
@@ -372,7 +388,7 @@ class LocalCrew:
         if resumed:
             self.learner.load(resumed.learner, resumed.counters.learner_step)
             if run.dataset is None:
-                self.store.open()
+                self.store.open(leave=checkpoint.outlived_shards(folder.checkpoints))
                 check_living(self.store.table, self.store.problems, resumed)
         self._player = Player(run)
         self._evaluator = Evaluator(run)
@@ -428,30 +444,17 @@ def gathered(parts: list[Played], added: Table, version: tuple[int, int], busy_s
     return Round(added, version, sum(p.env_steps for p in parts), sum(p.discarded for p in parts), problems, busy_s)
 
 
-def drop_later(store: Path, resumed: Checkpoint | None) -> None:
-    """Unlink the shards that a checkpoint does not name: a lock-step run plays their rounds again, bit for bit."""
-    for path in store.glob(f"*{SUFFIX}"):
-        if resumed is None or path.name not in resumed.shards:
-            path.unlink()
-
-
-def check_living(table: Table, problems: list[str], resumed: Checkpoint) -> None:
-    """Raise RunFailed where episodes that the checkpoint counts as living are gone."""
-    if lost := len(resumed.living - set(EpisodeId(*map(int, row)) for row in table.ids)):
-        raise RunFailed(f"{lost} episodes of the checkpoint are missing: {'; '.join(problems) or 'their shards are gone'}")
-
-
 def train_local(run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None) -> dict[str, Any]:
     """Train in this process; the summary. Raises UserError, and RunFailed with everything stored so far kept."""
     home = RunFolder(folder).claim(run, resume, exact=True)
     crew: LocalCrew | None = None
     session: Session | None = None
     try:
-        identity = {"algorithm": run.algorithm.name, "task": run.task}
         take_over(run, home)
-        resumed = checkpoint.last(home.checkpoints, identity) if resume or run.start else None
-        drop_later(home.store, resumed)
+        resumed, damage = whole(run, home) if resume or run.start else (None, [])
+        drop_later(home)
         session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *(listeners or [])], resumed, exact=True)
+        session.note(damage)
         crew = LocalCrew(run, home, resumed)
         (study if run.dataset else loop)(session, crew)
         return session.finish(crew) | {"folder": str(folder)}

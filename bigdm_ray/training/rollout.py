@@ -1,7 +1,7 @@
 """Rollout: a policy plays commands to their end. The only caller of `env.step` in training and in evaluation.
 
 Every episode begun is played to its end and counts: taking the first n that finish is biased towards short ones.
-Only living rows are acted for and stepped. A row that raises or turns NaN is discarded, counted and reported.
+Only living rows are acted for and stepped. A row that raises, turns NaN or goes on for `LONGEST` steps is discarded, counted and reported.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from bigdm_ray.algorithms.base import Columns, Persistence, Policy, State
 from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.envs.vector import Arrays, Step, VectorEnv
 from bigdm_ray.replay.episode import Episode, EpisodeId
+
+LONGEST = 1_000_000
+"""Steps after which an episode is given up: budgets are looked at between rollouts, and this one may have no end."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class _Rows:
         step = env.reset(self.live)
         self._observations = step.observations
         self._log: list[tuple[np.ndarray, Arrays, Arrays, np.ndarray]] = []
+        self._begun = np.zeros(n, np.int64)  # the length of the log when each row's episode began
+        self._limit = LONGEST  # the length of the log at which the oldest of them has become too long
         self._final: dict[int, tuple[Arrays, bool]] = {}
         self._broken: dict[int, str] = {}
         if not _sound(step):
@@ -106,12 +111,15 @@ class _Rows:
         self._commands = self._policy.after(self._commands, step.rewards, max_return)
         self._observations, self._rewards = step.observations, step.rewards
         self._first = np.zeros(len(self.live), bool)
-        if step.terminated.any() or step.truncated.any() or not _sound(step):
+        if step.terminated.any() or step.truncated.any() or len(self._log) >= self._limit or not _sound(step):
             self._settle(step)
 
     def _settle(self, step: Step) -> None:
         """Note the ends, give their rows to waiting commands, drop the rest."""
         problems = _problems(step)
+        if len(self._log) >= self._limit:
+            for k in np.flatnonzero((len(self._log) - self._begun >= LONGEST) & ~step.terminated & ~step.truncated).tolist():
+                problems.setdefault(k, f"it did not end in {LONGEST:,} steps; give its environment a time limit (gymnasium.wrappers.TimeLimit)")
         for k, why in problems.items():
             self._broken[int(self._episode[k])] = why
         done = step.terminated | step.truncated
@@ -132,6 +140,7 @@ class _Rows:
             self._episode = self._episode.copy()
             self._episode[again] = numbers
             self._first[again] = True
+            self._begun[again] = len(self._log)
             fresh = self._env.reset(self.live[again])
             self._observations = {path: v.copy() for path, v in self._observations.items()}
             for path, values in fresh.observations.items():
@@ -143,11 +152,12 @@ class _Rows:
         if len(over):
             keep = np.ones(len(self.live), bool)
             keep[over] = False
-            self.live, self._episode = self.live[keep], self._episode[keep]
+            self.live, self._episode, self._begun = self.live[keep], self._episode[keep], self._begun[keep]
             self._rewards, self._first = self._rewards[keep], self._first[keep]
             self._observations = {path: v[keep] for path, v in self._observations.items()}
             self._commands = {name: v[keep] for name, v in self._commands.items()}
             self._state = {name: v[keep] for name, v in self._state.items()}
+        self._limit = int(self._begun.min(initial=len(self._log))) + LONGEST
         if fresh is not None and not _sound(fresh):
             broken = {int(numbers[k]): why for k, why in _problems(fresh).items()}
             self._broken |= broken

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import platform
+import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +24,8 @@ from bigdm_ray.replay.shard import publish
 from bigdm_ray.training.config import Run, read_run
 from bigdm_ray.training.params import Weights
 
+STORE_WAIT_S = 60.0
+"""Seconds to wait for an earlier writer of the store: Ray ends the actors of a driver that was killed, but not at once."""
 LOOPS = {True: "lock-step", False: "asynchronous"}
 
 
@@ -45,11 +48,17 @@ class RunFolder:
         """The names of the weights that `--saves.milestones` kept, the oldest first."""
         return sorted(path.stem for path in (self.path / "weights").glob("step-*.safetensors"))
 
+    @property
+    def loop(self) -> str | None:
+        """How the run that the folder holds began: one of LOOPS, or None in a run.json that does not say it."""
+        began: str | None = json.loads((self.path / "run.json").read_text()).get("loop")
+        return began
+
     def claim(self, run: Run, resume: bool, exact: bool) -> RunFolder:
         """Make the folder for `run`, or with `resume` reopen the one that holds it. Raises UserError.
 
         `exact` runs are in lock-step. They drop what was stored after their checkpoint and play it again, which an
-        asynchronous run must never do, so neither kind is resumed as the other.
+        asynchronous run must never do, so neither kind is resumed as the other. A resume first waits for the actors of a killed driver to end.
         """
         holds_run = (self.path / "run.json").is_file()
         if resume and not holds_run:
@@ -67,15 +76,33 @@ class RunFolder:
                 publish(self.path / "run.json", json.dumps(run.to_json() | {"loop": LOOPS[exact], "versions": versions()}, indent=1).encode())
             for folder in (self.store, self.checkpoints, self.path / "weights"):
                 folder.mkdir(exist_ok=True)
+            self.hold_store().close()
         except BlockingIOError:
             raise UserError(f"--folder {self.path} is in use by another process; wait for it to end") from None
         except OSError as error:
             raise UserError(f"--folder {self.path} cannot be written: {error.strerror}; choose another folder") from None
+        except RunFailed:
+            self.release()
+            raise
         return self
+
+    def hold_store(self) -> IO[str]:
+        """The right to write the store, for as long as the file is open and this process lives. Raises RunFailed where another keeps it."""
+        held = (self.path / ".store.lock").open("w")
+        patience = time.monotonic() + STORE_WAIT_S
+        while True:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return held
+            except BlockingIOError:
+                if time.monotonic() > patience:
+                    held.close()
+                    raise RunFailed(f"{self.store} is still being written by another process; end it, then --resume") from None
+                time.sleep(0.05)
 
     def _same(self, run: Run, exact: bool) -> None:
         """Refuse to resume another run; the budget and the machines may change, nothing else."""
-        began = json.loads((self.path / "run.json").read_text()).get("loop", LOOPS[exact])
+        began = self.loop or LOOPS[exact]
         if began != LOOPS[exact]:
             how = "with --local, or with --machines.lock-step true" if not exact else "without --local and --machines.lock-step"
             raise UserError(f"--folder {self.path} holds a run that began as {began}; resume it {how}")

@@ -1,8 +1,10 @@
-"""What a run has before its first step: its dataset's episodes, or another run's learner and best episodes.
+"""What a run has before its first step: its dataset's episodes, another run's learner and best episodes, or its own checkpoint.
 
 `--from FOLDER` takes over the learner, optimizers included, and as many of the best episodes as the run keeps. That becomes the
 run's first checkpoint, so that everything after it, a resume too, goes on as from any other. Episodes get foreign ids in the order
 of their returns: under a retention of the newest the worst of them are replaced first (Zheng et al. 2022, section 4.3).
+
+A lock-step `--resume` goes on from the newest checkpoint whose episodes are all there (`whole`), and plays what came after it again.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bigdm_ray.errors import UserError
+from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.replay.episode import FOREIGN, EpisodeId
-from bigdm_ray.replay.store import Store
+from bigdm_ray.replay.shard import SUFFIX
+from bigdm_ray.replay.store import Store, Table
 from bigdm_ray.training import checkpoint
-from bigdm_ray.training.checkpoint import Counters
+from bigdm_ray.training.checkpoint import Checkpoint, Counters
 from bigdm_ray.training.config import Run, opened
 from bigdm_ray.training.run_folder import RunFolder
 
@@ -61,3 +64,49 @@ def dataset_store(run: Run) -> Store:
             f"{found.folder} holds another dataset than this run began with (hash {found.sha256[:12]}, then {run.dataset.sha256[:12]}); import that one again"
         )
     return found.store(run.saves.flat_mib << 20)
+
+
+def whole(run: Run, home: RunFolder) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint whose living episodes are all on disk, and one sentence for each newer one, which is set aside.
+
+    Nothing is unlinked. Raises UserError for a checkpoint that cannot be read, RunFailed where episodes of all of them are gone.
+    """
+    damage: list[str] = []
+    damaged: list[Path] = []
+    for path in reversed(checkpoint.saved(home.checkpoints)):
+        found = checkpoint.read(path, {"algorithm": run.algorithm.name, "task": run.task})
+        store = Store(home.store, run.algorithm.retention(), 0).open(found.shards)
+        try:
+            check_living(store.table, store.problems, found)
+        except RunFailed as error:
+            damage.append(f"{path.name}: {error}")
+            damaged.append(path)
+            continue
+        for newer in damaged:
+            checkpoint.set_aside(newer)
+        return found, [f"the run goes on from {path.name}, not from {why}" for why in damage]
+    if damage:
+        raise RunFailed(
+            f"no checkpoint in {home.checkpoints} is whole ({'; '.join(damage)}): put the shards back from a copy, "
+            f"or begin in another --folder; --from {home.path} then takes over the learner and the episodes that are left"
+        )
+    return None, []
+
+
+def drop_later(home: RunFolder) -> None:
+    """Unlink the shards that no kept checkpoint names: a lock-step run plays their rounds again, bit for bit."""
+    named = checkpoint.named_shards(home.checkpoints)
+    for path in home.store.glob(f"*{SUFFIX}"):
+        if path.name not in named:
+            path.unlink()
+
+
+def lost(table: Table, resumed: Checkpoint) -> int:
+    """How many episodes that the checkpoint counts as living are not in the table."""
+    return len(resumed.living - set(EpisodeId(*map(int, row)) for row in table.ids))
+
+
+def check_living(table: Table, problems: list[str], resumed: Checkpoint) -> None:
+    """Raise RunFailed where episodes that the checkpoint counts as living are gone."""
+    if count := lost(table, resumed):
+        raise RunFailed(f"{count} episodes of the checkpoint are missing ({', '.join(problems) or 'their shards are gone'})")

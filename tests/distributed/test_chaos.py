@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from helpers import TINY, episodes_on_disk, kill_one, tiny
 
+import bigdm_ray
 from bigdm_ray.distributed.crew import RayCrew
 from bigdm_ray.distributed.loop import train_on_ray
 from bigdm_ray.replay import Store, Table
@@ -77,27 +79,52 @@ def test_a_killed_actor_costs_nothing_that_was_acknowledged(kind: str, tmp_path:
     check(run, tmp_path / "run", acknowledged)
 
 
+def struck(command: list[str], folder: Path, saves: int) -> Table:
+    """Run a driver and kill -9 it right at an `add`, once there are so many checkpoints; the episodes that were on disk."""
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+
+    def waiting() -> bool:
+        assert process.poll() is None, "the run ended before it could be killed"
+        return time.monotonic() < deadline
+
+    while len(checkpoint.saved(folder / "checkpoints")) < saves and waiting():
+        time.sleep(0.05)
+    there = set((folder / "store").glob("*.arrow"))
+    while not set((folder / "store").glob("*.arrow")) - there and waiting():
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(checkpoint.saved(folder / "checkpoints")) >= saves
+    return episodes_on_disk(folder / "store")
+
+
 @pytest.mark.parametrize("lock_step", ["true", "false"])
 def test_a_killed_driver_resumes_without_losing_an_episode(lock_step: str, tmp_path: Path) -> None:
+    """Killed before its first checkpoint, and once more after its second; resumed at once, while actors of the killed driver may still live."""
     folder = tmp_path / "run"
     flags = f"--budget.env-steps 60000 --saves.every 4000 --evaluations.every 20000 --machines.lock-step {lock_step}"
     command = [sys.executable, "-m", "bigdm_ray.run", "udrl", "toy-vector", *TINY.split(), *flags.split(), "--folder", str(folder)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while len(checkpoint.saved(folder / "checkpoints")) < 2 and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.2)
-    time.sleep(random.Random(lock_step).uniform(0.0, 1.0))
-    assert process.poll() is None, "the run ended before it could be killed"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    time.sleep(2)  # Ray's own processes notice and go
-    before = episodes_on_disk(folder / "store")
+    early = struck(command, folder, saves=0)
+    assert len(early) and checkpoint.saved(folder / "checkpoints") == []
+    late = struck([*command, "--resume"], folder, saves=2)
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     run = tiny(flags)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert 60_000 <= summary["env_steps"] < 63_000, "the budget is spent once, whatever was played before the kills"
+    assert summary["learner_steps"] == run.algorithm.owed(summary["env_steps"], summary["episodes"])
     store = Store(folder / "store", run.algorithm.retention()).open()
+    assert store.problems == []
     ids = set(map(tuple, store.table.ids.tolist()))
     assert len(ids) == len(store.table)
     worst = store.table.returns.min()
-    lost = [row for row, value in zip(before.ids.tolist(), before.returns, strict=True) if value > worst and tuple(row) not in ids]
-    assert lost == []
+    for before in (early, late):
+        lost = [row for row, value in zip(before.ids.tolist(), before.returns, strict=True) if value > worst and tuple(row) not in ids]
+        assert lost == []
+    saved = checkpoint.last(folder / "checkpoints", {"algorithm": "udrl", "task": run.task})
+    assert saved is not None and saved.counters.env_steps == summary["env_steps"]
+    assert {tuple(id) for id in saved.living} == ids
+    loaded = bigdm_ray.load(folder)
+    assert loaded.version == (summary["incarnation"], summary["learner_steps"])
+    assert summary["incarnation"] == (0 if lock_step == "true" else 2)

@@ -17,9 +17,35 @@ def test_of_two_saves_between_two_updates_only_the_second_says_where_episodes_ar
 
 def test_a_receipt_that_comes_late_names_no_released_shard() -> None:
     ledger = Ledger([])
-    ledger.saved(living=["b"], released=["a"])
-    ledger.stored(["a", "b", "e"])
-    assert ledger.moves() == (["b", "e"], ["b"], ["a"])
+    a, b, e = (f"episodes-{number:07d}" for number in (0, 1, 4))
+    ledger.saved(living=[b], released=[a])
+    ledger.stored([a, b, e])
+    assert ledger.moves() == ([b, e], [b], [a])
+
+
+def test_a_save_of_nothing_changes_nothing() -> None:
+    ledger = Ledger([])
+    ledger.saved(living=[], released=[])
+    ledger.stored(["episodes-0000000"])
+    ledger.saved(living=[], released=[])
+    assert ledger.moves() == (["episodes-0000000"], [], [])
+
+
+def test_what_is_remembered_does_not_grow_with_the_run() -> None:
+    ledger = Ledger([])
+    for save in range(200):
+        ledger.stored([f"episodes-{2 * save:07d}"])
+        ledger.saved(living=[f"episodes-{2 * save + 1:07d}"], released=[f"episodes-{2 * save + past:07d}" for past in (-1, 0) if 2 * save + past >= 0])
+        ledger.moves()
+        ledger.stored([f"episodes-{old:07d}" for old in range(2 * save + 1)])
+        assert ledger.moves() == ([], [], []), "a late receipt names what is gone"
+    ledger.saved(living=["episodes-0000399", "from-a-friend"], released=[])
+    ledger.moves()
+    ledger.saved(living=["episodes-0000399"], released=[])
+    ledger.moves()
+    ledger.stored(["episodes-0000399", "episodes-0000400"])
+    assert ledger.moves()[0] == ["episodes-0000399", "episodes-0000400"]
+    assert sum(len(kept) for kept in vars(ledger).values() if not isinstance(kept, str)) <= 1
 
 
 def test_learners_that_were_made_anew_are_told_what_lives() -> None:

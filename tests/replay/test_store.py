@@ -266,7 +266,26 @@ def test_opening_by_name_takes_those_in_only(tmp_path):
     some = Store(tmp_path, write=False).open(["episodes-0000002.arrow", "episodes-0000000.arrow"])
     assert ids(some.table) == [(0, 0, 0), (2, 0, 0)]
     missing = Store(tmp_path, write=False).open(["episodes-0000007.arrow"])
-    assert len(missing.table) == 0 and "episodes-0000007.arrow" in missing.problems[0]
+    assert len(missing.table) == 0 and missing.problems == [f"shard {tmp_path / 'episodes-0000007.arrow'} is missing"]
+    (tmp_path / "episodes-0000000.arrow").rename(tmp_path / "episodes-0000000.arrow.corrupt")
+    gone = Store(tmp_path).open(["episodes-0000000.arrow"])
+    assert gone.problems == [f"shard {tmp_path / 'episodes-0000000.arrow'} is set aside as episodes-0000000.arrow.corrupt"]
+
+
+def test_what_is_left_closed_does_not_live_again_and_goes_at_the_next_release(tmp_path):
+    rule = Retention("newest", steps=10)
+    store = Store(tmp_path, rule)
+    for number, length in enumerate((1, 5, 8)):  # the first would fit beside the third, if the second had not lived between them
+        store.add([episode(number, length)])
+    store.release({"episodes-0000000.arrow"})
+    assert ids(Store(tmp_path, rule).open().table) == [(0, 0, 0), (2, 0, 0)]
+    again = Store(tmp_path, rule).open(leave=["episodes-0000000.arrow"])
+    assert ids(again.table) == ids(store.table) == [(2, 0, 0)]
+    assert again.release({"episodes-0000000.arrow"}) == []
+    again.add([episode(3, 2)])
+    assert names(tmp_path) == ["episodes-0000000.arrow", "episodes-0000002.arrow", "episodes-0000003.arrow"]
+    assert again.release(set()) == ["episodes-0000000.arrow"] and again.release(set()) == []
+    assert names(tmp_path) == ["episodes-0000002.arrow", "episodes-0000003.arrow"]
 
 
 def test_verify_reads_every_byte(tmp_path):
@@ -319,6 +338,18 @@ def test_compaction_keeps_the_living_and_what_they_draw(tmp_path, flat_bytes):
     store.add([episode((20, 0, 0), rewards=np.full(5, 100.0))])
     assert ids(store.table)[-1] == (20, 0, 0)
     same_windows(drawn(store), drawn(Store(tmp_path, Retention("best", 4)).open()))
+
+
+def test_decay_is_not_sealed_as_sound_and_the_way_out_is_told(tmp_path):
+    store = churned(tmp_path)
+    rotten = tmp_path / store.living_shards()[0]
+    data = bytearray(rotten.read_bytes())
+    data[len(data) // 4] ^= 4
+    rotten.write_bytes(data)
+    before = names(tmp_path)
+    with pytest.raises(RunFailed, match=r"has decayed: .*`data verify` sets it aside, then --resume goes on without its episodes, or in lock-step from"):
+        store.compact()
+    assert names(tmp_path) == before
 
 
 def test_a_name_never_comes_twice(tmp_path):

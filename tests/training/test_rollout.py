@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 from making import origin, played, same_episode
 
 from bigdm_ray.algorithms.base import Persistence, Policy
+from bigdm_ray.doors import door
 from bigdm_ray.envs import Signature, find_task
 from bigdm_ray.envs.task import Leaf
 from bigdm_ray.envs.vector import Step, still
 from bigdm_ray.replay import EpisodeId
+from bigdm_ray.run import main
 from bigdm_ray.training.rollout import RandomPolicy, rollout
 from bigdm_ray.training.streams import rng
 
@@ -212,6 +214,37 @@ def test_taking_all_that_were_begun_is_not_biased_towards_the_short():
     lengths = [1, 9] * 20
     result = rollout(Telling(), Counting(4, lengths), commands(40), 40, rng(1, "play"), origin())
     assert [e.length for e in result.episodes] == lengths
+
+
+class Endless(Counting):
+    """Lets rows be reset in the middle of an episode."""
+
+    def reset(self, rows):
+        self.over[rows] = True
+        return super().reset(rows)
+
+
+def test_an_episode_without_an_end_is_given_up_and_the_remedy_named(monkeypatch):
+    monkeypatch.setattr("bigdm_ray.training.rollout.LONGEST", 30)
+    lengths = [10**9, 4, 30, 31, 10**9, 7, 29]
+    ticks = []
+    result = rollout(Telling(), Endless(2, lengths), commands(7), 7, rng(1, "play"), origin(), lambda: ticks.append(1))
+    assert [(e.id.number, e.length) for e in result.episodes] == [(1, 4), (2, 30), (5, 7), (6, 29)]
+    assert result.discarded == 3 and result.env_steps == 70
+    assert len(ticks) == 4 + 30 + 30 + 29, "a row that is given up takes the next command at once"
+    assert set(result.problems) == {
+        "an episode of toy-vector is discarded: it did not end in 30 steps; give its environment a time limit (gymnasium.wrappers.TimeLimit)"
+    }
+    only = rollout(Telling(), Endless(3, [10**9] * 3), commands(3), 3, rng(1, "play"), origin())
+    assert only.episodes == [] and only.discarded == 3
+
+
+def test_a_run_whose_environment_never_ends_says_so(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("bigdm_ray.training.rollout.LONGEST", 40)  # Pendulum ends at 200 steps
+    flags = "--algorithm.hidden 16,16 --algorithm.warm-up-episodes 5 --budget.env-steps 500 --local --quiet"
+    assert door(main, ["udrl", "gymnasium:Pendulum-v1", *flags.split(), "--folder", str(tmp_path / "run")]) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "did not end in 40 steps; give its environment a time limit (gymnasium.wrappers.TimeLimit)" in told
 
 
 # --- the random policy

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
+
+from bigdm_ray.errors import UserError
+from bigdm_ray.training.checkpoint import Checkpoint, Counters
 from bigdm_ray.training.config import configure
+from bigdm_ray.training.evaluation import Score
 from bigdm_ray.training.learner import Progress
 from bigdm_ray.training.loop import Session
+from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder
 
 
@@ -22,4 +29,30 @@ def test_answers_that_overtake_each_other_owe_no_step_twice(tmp_path):
     session.learned(Progress(70, 20))
     assert session.counters.learner_step == 70
     session.close()
+    home.release()
+
+
+def test_an_asynchronous_resume_does_not_give_up_better_weights_than_its_checkpoint_knew(tmp_path):
+    run = configure("udrl", "toy-vector")
+    home = RunFolder(tmp_path / "run").claim(run, False, exact=False)
+
+    def evaluated(resumed, step, mean, exact=False):
+        """A session that goes on from a checkpoint evaluates once; (best return of its counters, step of the best weights)."""
+        session = Session(run, home, [], resumed, exact)
+        session.evaluated(Score(np.full(4, mean), np.full(4, 10), {}), Weights((0, step), {"w": np.zeros(1)}))
+        session.close()
+        return session.counters.best_return, Weights.load(home.weights("best")).version[1]
+
+    def at(best):
+        return Checkpoint(Counters(best_return=best), [], 0, {}, set(), {})
+
+    assert evaluated(None, 1, 30.0) == (30.0, 1)
+    assert evaluated(None, 2, 50.0) == (50.0, 2)
+    assert evaluated(at(30.0), 3, 40.0) == (50.0, 2), "the checkpoint was written before the best weights were"
+    assert evaluated(at(60.0), 4, 55.0) == (60.0, 2)
+    assert evaluated(at(30.0), 5, 51.0) == (51.0, 5)
+    assert evaluated(at(30.0), 6, 40.0, exact=True) == (40.0, 6), "lock-step comes to 51 again"
+    home.weights("best").with_suffix(".json").write_text("{")
+    with pytest.raises(UserError, match="remove it"):
+        evaluated(at(30.0), 7, 40.0)
     home.release()
