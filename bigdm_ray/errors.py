@@ -5,6 +5,8 @@
 one line on standard error and the exit code of the class.
 """
 
+import errno
+
 
 class UserError(Exception):
     """A user's mistake: what was wrong, what was expected, what to do. Exit code 2."""
@@ -16,6 +18,11 @@ class RunFailed(UserError):
     """A run that cannot go on for a reason outside the program. What it has stored stays valid. Exit code 1."""
 
     exit_code = 1
+
+
+def full_disk(error: OSError) -> bool:
+    """Whether it was raised for want of space: a full disk, a quota, a limit on the size of files."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -18,8 +18,8 @@ from torch import nn
 
 from bigdm_ray.algorithms.base import Mode, Policy
 from bigdm_ray.envs.task import Signature, Task, find_task
-from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.replay.shard import publish
+from bigdm_ray.errors import RunFailed, UserError, full_disk
+from bigdm_ray.replay.shard import publish, unwritten
 from bigdm_ray.training.config import Run, read_run
 from bigdm_ray.training.params import Weights
 
@@ -70,6 +70,8 @@ class RunFolder:
         except BlockingIOError:
             raise UserError(f"--folder {self.path} is in use by another process; wait for it to end") from None
         except OSError as error:
+            if full_disk(error):
+                raise unwritten(self.path, error) from None
             raise UserError(f"--folder {self.path} cannot be written: {error.strerror}; choose another folder") from None
         return self
 
