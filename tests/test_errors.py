@@ -17,7 +17,8 @@ from bigdm_ray.envs.task import Task
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.replay.store import verify
 from bigdm_ray.run import main
-from bigdm_ray.training.loop import train_local
+from bigdm_ray.training.loop import Session, train_local
+from bigdm_ray.training.run_folder import RunFolder
 
 SMALL = ["--algorithm.hidden", "16,16", "--algorithm.batch-size", "32", "--budget.env-steps", "1500", "--evaluations.final-episodes", "4", "--local", "--quiet"]
 
@@ -66,6 +67,39 @@ def test_a_missing_package_names_the_extra_that_installs_it(monkeypatch: pytest.
     missing = Task(task.name, task.env, extra=task.extra, needs=("no_such_package",))
     with pytest.raises(UserError, match=r"pip install 'bigdm-ray\[vizdoom\]'"):
         missing.require()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("takecover", "pip install 'bigdm-ray[vizdoom]'"),
+        ("gymnasium:NoSuch-v0", "cannot make the environment"),
+        ("toy-vector --device foo", "cuda:N is expected"),
+        ("toy-vector --evaluations.mode plan", "udrl has no planner"),
+    ],
+)
+def test_a_refused_run_leaves_its_folder_to_the_mended_command(
+    arguments: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "vizdoom", None)  # as if it were not installed
+    folder = tmp_path / "run"
+    for there in (False, True):
+        assert door(main, ["udrl", *arguments.split(), *SMALL, "--folder", str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert told in error and error.count("\n") == 1
+        assert folder.exists() == there and not list(folder.glob("*"))
+        folder.mkdir(exist_ok=True)
+    RunFolder(folder).claim(bigdm_ray.configure("udrl", "toy-vector", SMALL), False, exact=True).release()
+
+
+def test_a_run_that_has_begun_keeps_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise UserError("the second round is refused")
+
+    monkeypatch.setattr(Session, "ask", refused)
+    with pytest.raises(UserError, match="second round"):
+        train_local(bigdm_ray.configure("udrl", "toy-vector", SMALL), tmp_path / "run")
+    assert verify(tmp_path / "run" / "store")[0]
 
 
 def test_environments_that_raise_are_counted_and_the_run_goes_on(tmp_path: Path) -> None:

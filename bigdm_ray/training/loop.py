@@ -144,6 +144,7 @@ class Session:
 
     def begin(self) -> None:
         """Everybody is in place: the clock of `--budget.minutes` starts."""
+        self.folder.begun = True
         self._began = time.monotonic()
         self._mark = (self._began, self.counters.env_steps, self.counters.learner_step)
 
@@ -443,21 +444,20 @@ def check_living(table: Table, problems: list[str], resumed: Checkpoint) -> None
 
 def train_local(run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None) -> dict[str, Any]:
     """Train in this process; the summary. Raises UserError, and RunFailed with everything stored so far kept."""
-    home = RunFolder(folder).claim(run, resume, exact=True)
-    crew: LocalCrew | None = None
-    session: Session | None = None
-    try:
-        identity = {"algorithm": run.algorithm.name, "task": run.task}
-        take_over(run, home)
-        resumed = checkpoint.last(home.checkpoints, identity) if resume or run.start else None
-        drop_later(home.store, resumed)
-        session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *(listeners or [])], resumed, exact=True)
-        crew = LocalCrew(run, home, resumed)
-        (study if run.dataset else loop)(session, crew)
-        return session.finish(crew) | {"folder": str(folder)}
-    finally:
-        if crew is not None:
-            crew.close()
-        if session is not None:
-            session.close()
-        home.release()
+    with RunFolder(folder).claimed(run, resume, exact=True) as home:
+        crew: LocalCrew | None = None
+        session: Session | None = None
+        try:
+            identity = {"algorithm": run.algorithm.name, "task": run.task}
+            take_over(run, home)
+            resumed = checkpoint.last(home.checkpoints, identity) if resume or run.start else None
+            drop_later(home.store, resumed)
+            session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *(listeners or [])], resumed, exact=True)
+            crew = LocalCrew(run, home, resumed)
+            (study if run.dataset else loop)(session, crew)
+            return session.finish(crew) | {"folder": str(folder)}
+        finally:
+            if crew is not None:
+                crew.close()
+            if session is not None:
+                session.close()

@@ -5,10 +5,13 @@ run.json  metrics.jsonl  summary.json  weights/  checkpoints/  store/  tensorboa
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import platform
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +38,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.summary_file = path / "summary.json"
+        self.begun = False
         self._lock: IO[str] | None = None
 
     def weights(self, which: str) -> Path:
@@ -44,6 +48,25 @@ class RunFolder:
     def milestones(self) -> list[str]:
         """The names of the weights that `--saves.milestones` kept, the oldest first."""
         return sorted(path.stem for path in (self.path / "weights").glob("step-*.safetensors"))
+
+    @contextlib.contextmanager
+    def claimed(self, run: Run, resume: bool, exact: bool) -> Iterator[RunFolder]:
+        """`claim`, and `release` at the end. Where an error ends a new run before it has `begun`, its folder is as it was before.
+
+        So a command that was refused for its device or a missing package can be given again for the same folder, once it is mended.
+        """
+        there, new = self.path.exists(), not (self.path / "run.json").is_file()
+        self.claim(run, resume, exact)
+        try:
+            yield self
+        except UserError:
+            if new and not self.begun:
+                shutil.rmtree(self.path, ignore_errors=True)
+                if there:
+                    self.path.mkdir(exist_ok=True)
+            raise
+        finally:
+            self.release()
 
     def claim(self, run: Run, resume: bool, exact: bool) -> RunFolder:
         """Make the folder for `run`, or with `resume` reopen the one that holds it. Raises UserError.
