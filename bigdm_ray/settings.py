@@ -36,13 +36,15 @@ def flag(path: str) -> str:
 
 
 def checked(value: Any, prefix: str) -> None:
-    """Raise UserError for the first field of a settings dataclass (nested ones too) that is out of range."""
+    """Raise UserError for the first field of a settings dataclass (nested ones too) that is out of range, or empty where its default is not."""
     for field in dataclasses.fields(value):
         here = getattr(value, field.name)
         path = f"{prefix}{field.name}"
         if dataclasses.is_dataclass(here):
             checked(here, f"{path}.")
         elif "help" in field.metadata:
+            if here == () and field.default != ():
+                raise UserError(f"{flag(path)} is empty, but at least one value is expected")
             _check_field(here, path, field.metadata)
 
 

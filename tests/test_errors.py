@@ -38,6 +38,11 @@ SMALL = ["--algorithm.hidden", "16,16", "--algorithm.batch-size", "32", "--budge
         ("udrl toy-vector --budget.env-steps -5", "--budget.env-steps is -5, but at least 1 is expected"),
         ("udrl toy-vector --budget.env-steps 1.5", "but an integer is expected"),
         ("udrl toy-vector --actors 0", "--machines.actors is 0, but at least 1 is expected"),
+        ("udrl toy-vector --algorithm.hidden ,", "--algorithm.hidden is empty, but at least one value is expected"),
+        ("udrl toy-vector --algorithm.channels ,", "--algorithm.channels is empty"),
+        ("udrl toy-vector --algorithm.batch-size 1e11", "but at most 1e+06 is expected"),
+        ("udrl :x", "is not understood"),
+        ("udrl a:b:c", "is not understood"),
         ("udrl toy-vector --seed -1", "--seed is -1"),
         ("udrl toy-vector --seed x", "--seed is 'x', but an integer is expected"),
         ("udrl toy-vector --device tpu", "--device"),
@@ -90,6 +95,32 @@ def test_a_refused_run_leaves_its_folder_to_the_mended_command(
         assert folder.exists() == there and not list(folder.glob("*"))
         folder.mkdir(exist_ok=True)
     RunFolder(folder).claim(bigdm_ray.configure("udrl", "toy-vector", SMALL), False, exact=True).release()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("run.json", "{", "run.json is not JSON"),
+        ("run.json", "[]", "run.json is not one of this project"),
+        ("weights/best.json", "{", "best.json is broken"),
+        ("weights/best.json", '{"command": 3}', "best.json is broken"),
+        ("weights/best.json", '{"command": {"desired_return": "high"}}', "best.json is broken"),
+    ],
+)
+def test_a_damaged_folder_is_not_resumed(file: str, content: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = RunFolder(tmp_path / "run").claim(bigdm_ray.configure("udrl", "toy-vector", SMALL), False, exact=True)
+    home.release()
+    home.weights("best").touch()
+    (home.path / file).write_text(content)
+    assert door(main, ["udrl", "toy-vector", *SMALL, "--folder", str(home.path), "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+    assert home.weights("best").is_file()
+
+
+def test_want_of_memory_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert door(lambda _: len(np.ones(10**14, np.int64)), []) == 1
+    assert "not enough memory (Unable to allocate" in capsys.readouterr().err
 
 
 def test_a_run_that_has_begun_keeps_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,11 @@ import functools
 import importlib
 import math
 import pkgutil
+import re
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -285,6 +288,8 @@ def find_task(name: str) -> Task:
     if ":" not in name:
         raise UserError(f"unknown task {name!r}{nearest(name, list(known))} (any gymnasium id works as 'gymnasium:ID', your own as 'my_module:MyEnv-v0')")
     module, _, env_id = name.partition(":")
+    if not all(part.isidentifier() for part in module.split(".")) or (":" in env_id and module != "gymnasium"):
+        raise UserError(f"task {name!r} is not understood; a short name, 'gymnasium:ID' or 'my_module:MyEnv-v0' is expected")
     gymnasium_id = env_id if module == "gymnasium" else name
 
     def env(render_mode: str | None) -> gymnasium.Env[Any, Any]:
@@ -292,9 +297,23 @@ def find_task(name: str) -> Task:
 
         try:
             return gymnasium.make(gymnasium_id, render_mode=render_mode)
-        except (gymnasium.error.Error, ImportError) as error:
-            known_ids = [str(key) for key in gymnasium.registry]
-            text = " ".join(str(error).split())
-            raise UserError(f"cannot make the environment {name!r}: {text}{nearest(env_id, known_ids)}") from None
+        except Exception as error:  # noqa: BLE001  (a module and a constructor are foreign code, which may raise anything)
+            raise UserError(f"cannot make the environment {name!r}: {_unmade(error, env_id)}") from None
 
     return Task(name=name, env=env, about="an environment registered with gymnasium")
+
+
+def _unmade(error: Exception, env_id: str) -> str:
+    """Why gymnasium could not make an environment, on one line, with what may help."""
+    import gymnasium
+
+    text = " ".join(str(error).split())
+    if isinstance(error, ImportError | gymnasium.error.DependencyNotInstalled):
+        helps = {module: task.extra for task in tasks().values() for module in task.needs}
+        missing = next((module for module in helps if re.search(rf"\b{module}\b", text)), None)
+        return f"it needs the package {missing!r}; install it with: pip install 'bigdm-ray[{helps[missing]}]'" if missing else text
+    if isinstance(error, gymnasium.error.Error):
+        return text + nearest(env_id, [str(key) for key in gymnasium.registry])
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = "" if isinstance(error, SyntaxError) else f" ({Path(where.filename).name}, line {where.lineno})"  # a SyntaxError says it itself
+    return f"{type(error).__name__}: {text}{place}"

@@ -39,7 +39,7 @@ from bigdm_ray.training.metrics import JsonLines, Listener, Means, Report, Tenso
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.player import Player
 from bigdm_ray.training.rollout import Played
-from bigdm_ray.training.run_folder import RunFolder, milestone, save_weights, versions
+from bigdm_ray.training.run_folder import RunFolder, load_command, milestone, save_weights, versions
 from bigdm_ray.training.start import dataset_store, take_over
 from bigdm_ray.training.streams import rng
 
@@ -349,14 +349,6 @@ class Session:
         for listener in self._listeners:
             if callable(close := getattr(listener, "close", None)):
                 close()
-
-
-def load_command(weights: Path) -> dict[str, float]:
-    """The command beside a weights file."""
-    import json
-
-    command: dict[str, float] = json.loads(weights.with_suffix(".json").read_text())["command"]
-    return command
 
 
 class LocalCrew:

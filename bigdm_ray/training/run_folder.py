@@ -99,12 +99,14 @@ class RunFolder:
         return self
 
     def _same(self, run: Run, exact: bool) -> None:
-        """Refuse to resume another run; the budget and the machines may change, nothing else."""
+        """Refuse to resume another run, or a damaged one; the budget and the machines may change, nothing else."""
+        mine, theirs = run.to_json(), read_run(self.path).to_json()
+        if (best := self.weights("best")).is_file():
+            load_command(best)  # it is wanted when the run ends
         began = json.loads((self.path / "run.json").read_text()).get("loop", LOOPS[exact])
         if began != LOOPS[exact]:
             how = "with --local, or with --machines.lock-step true" if not exact else "without --local and --machines.lock-step"
             raise UserError(f"--folder {self.path} holds a run that began as {began}; resume it {how}")
-        mine, theirs = run.to_json(), read_run(self.path).to_json()
         for run_json in (mine, theirs):
             run_json["dataset"] = run_json["dataset"] and run_json["dataset"]["sha256"]  # the same episodes may lie elsewhere
             run_json["start"] = run_json["start"] and run_json["start"]["learner_step"]
@@ -183,15 +185,27 @@ def load(folder: str | os.PathLike[str], which: str = "last") -> Loaded:
     model = run.algorithm.build({task.name: signature})
     weights.into(model)
     model.eval()
-    command_file = path / "weights" / f"{which}.json"
-    summary_file = path / "summary.json"
+    beside = RunFolder(path).weights(which)
+    command = {"command": load_command(beside)} if beside.with_suffix(".json").is_file() else {}
+    return Loaded(path, run, task, signature, model, summary_of(path) | command, weights.version)
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """The content of a run's summary.json, nothing where it has none yet. Raises UserError."""
+    path = RunFolder(folder).summary_file
     try:
-        summary = json.loads(summary_file.read_text()) if summary_file.is_file() else {}
-        if command_file.is_file():
-            summary["command"] = json.loads(command_file.read_text())["command"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} holds a broken summary.json or weights/{which}.json ({error})") from None
-    return Loaded(path, run, task, signature, model, summary, weights.version)
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is broken ({error}); remove it, and have it written again with `run --resume`") from None
+
+
+def load_command(weights: Path) -> dict[str, float]:
+    """The command beside a weights file. Raises UserError."""
+    path = weights.with_suffix(".json")
+    try:
+        return {str(name): float(value) for name, value in json.loads(path.read_text())["command"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is broken ({error}); remove it and {weights.name}, and have both written again with `run --resume`") from None
 
 
 def save_weights(folder: RunFolder, which: str, weights: Weights, command: dict[str, float], score: float | None) -> None:
