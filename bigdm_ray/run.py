@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
     folder = asked.folder or default_folder(run)
     if not asked.quiet:
         print(f"{described(run)}; folder {folder}", file=sys.stderr)
-    terminal = None if asked.quiet else Terminal(run.total, clock=run.clock)
+    terminal = None if asked.quiet else Terminal(run.total, clock=run.clock, minutes=run.budget.minutes)
     try:
         summary = train(run, folder, terminal, resume=asked.resume, local=asked.local)
     except KeyboardInterrupt:

@@ -147,6 +147,9 @@ class Session:
         self.folder.begun = True
         self._began = time.monotonic()
         self._mark = (self._began, self.counters.env_steps, self.counters.learner_step)
+        for listener in self._listeners:
+            if callable(begin := getattr(listener, "begin", None)):
+                begin()
 
     # --- what the loop asks
 

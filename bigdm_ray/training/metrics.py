@@ -125,13 +125,22 @@ class TensorBoard:
 
 
 class Terminal:
-    """Progress on one line of a terminal; silent where standard error is not one. Evaluations stay on screen."""
+    """Progress on one line of a terminal; silent where standard error is not one. Evaluations stay on screen.
 
-    def __init__(self, budget: int, stream: IO[str] | None = None, clock: str = "time/env_steps") -> None:
+    `budget` is what `clock` counts up to, `minutes` the wall time from `begin` on; the bar is of the one that is nearer to its end.
+    """
+
+    def __init__(self, budget: int, stream: IO[str] | None = None, clock: str = "time/env_steps", minutes: float | None = None) -> None:
         self._budget = budget
+        self._minutes = minutes
+        self._began = time.monotonic()
         self._clock = clock
         self._stream = stream or sys.stderr
         self._alive = self._stream.isatty()
+
+    def begin(self) -> None:
+        """The clock of the minutes starts."""
+        self._began = time.monotonic()
 
     def __call__(self, report: Report) -> None:
         """Redraw the line; print an evaluation above it."""
@@ -146,9 +155,13 @@ class Terminal:
         else:
             done = steps / self._budget
             width = 24
-            bar = "#" * min(width, int(width * done))
             rate = report.get(f"{self._clock}_per_s", 0.0)
-            left = (self._budget - steps) / rate if rate else 0.0
+            left = max(0.0, (self._budget - steps) / rate) if rate else 0.0
+            if self._minutes is not None:
+                passed, whole = time.monotonic() - self._began, 60 * self._minutes
+                done, left = max(done, passed / whole), max(0.0, min(left if rate else whole, whole - passed))
+            done = min(1.0, done)
+            bar = "#" * int(width * done)
             played = f"return {report['play/return_mean']:7.1f}  " if "play/return_mean" in report else ""
             text = (
                 f"[{bar:<{width}}] {100 * done:3.0f} %  {steps / 1e6:.2f}M steps  {rate / 1e3:.1f}k/s  {played}"
