@@ -13,6 +13,7 @@ from typing import Any
 
 from bigdm_ray.baselines.base import Foreign
 from bigdm_ray.doors import door
+from bigdm_ray.envs.task import find_task
 from bigdm_ray.training.config import Run, described, parse
 from bigdm_ray.training.metrics import Listener, Terminal
 
@@ -63,6 +64,8 @@ def main(arguments: list[str]) -> int:
     folder = asked.folder or default_folder(run)
     if not asked.quiet:
         print(f"{described(run)}; folder {folder}", file=sys.stderr)
+    if run.dataset is None and (slow := find_task(run.task).slow()):
+        print(f"note: {slow}", file=sys.stderr)
     terminal = None if asked.quiet else Terminal(run.total, clock=run.clock, minutes=run.budget.minutes)
     try:
         summary = train(run, folder, terminal, resume=asked.resume, local=asked.local)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 
 import bigdm_ray
 from bigdm_ray.doors import door
-from bigdm_ray.envs.task import Task
+from bigdm_ray.envs.task import Task, find_task
+from bigdm_ray.envs.vector import GymnasiumRows
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.replay.store import verify
 from bigdm_ray.run import main
@@ -116,6 +118,33 @@ def test_a_damaged_folder_is_not_resumed(file: str, content: str, told: str, tmp
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1
     assert home.weights("best").is_file()
+
+
+def test_without_envpool_gymnasium_plays_and_the_run_stays_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def trained(folder: str, *more: str) -> tuple[int, str]:
+        code = door(main, ["udrl", "cartpole", *SMALL, "--budget.env-steps", "60", "--folder", str(tmp_path / folder), *more])
+        return code, capsys.readouterr().err
+
+    def backend(folder: str) -> str:
+        return str(json.loads((tmp_path / folder / "run.json").read_text())["backend"])
+
+    assert trained("fast") == (0, "") and backend("fast") == "fast"
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "envpool", None)
+        code, error = trained("slow")
+        assert code == 0 and error.count("\n") == 1 and error.startswith("note: ") and "pip install 'bigdm-ray[fast]'" in error
+        assert backend("slow") == "reference"
+        code, error = trained("fast", "--resume")
+        assert code == 2 and "'envpool' is missing here" in error and "pip install 'bigdm-ray[fast]'" in error
+        assert trained("slow", "--resume")[0] == 0
+        for task in ("lunarlander", "hopper", "pong"):
+            assert find_task(task).backend == "reference"
+            find_task(task).require()
+        rows = find_task("cartpole").make(2, 1)
+        assert isinstance(rows, GymnasiumRows)
+        rows.close()
+    code, error = trained("slow", "--resume")
+    assert code == 2 and "envpool not being installed; uninstall it" in error
 
 
 def test_want_of_memory_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ def classic(name: str, env_id: str, max_return: float, about: str) -> Task:
 
         return gymnasium.make(env_id, render_mode=render_mode)
 
-    return Task(name, env, envpool_rows(env_id), extra="fast", needs=("envpool",), max_return=max_return, about=about)
+    return Task(name, env, envpool_rows(env_id), extra="fast", fast_needs=("envpool",), max_return=max_return, about=about)
 
 
 TASKS = {

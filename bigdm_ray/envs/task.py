@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bigdm_ray.envs.vector import VectorEnv
 
 Kind = Literal["tensor", "discrete", "image", "text"]
+Backend = Literal["fast", "reference"]
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,7 @@ class Task:
     about: str = ""
     outline: tuple[tuple[tuple[float, float], ...], ...] = ()
     pixels: Callable[[np.ndarray], np.ndarray] | None = None
+    fast_needs: tuple[str, ...] = ()  # modules that `fast` imports; where one is missing, the reference plays
 
     def require(self) -> None:
         """Raise UserError, naming the extra that helps, where a module that this task needs is missing."""
@@ -222,16 +224,40 @@ class Task:
             except ImportError as error:
                 raise UserError(f"task {self.name!r} needs the package {module!r} ({error}); install it with: pip install 'bigdm-ray[{self.extra}]'") from None
 
+    def missing(self) -> str | None:
+        """The module for want of which `fast` cannot play, None where it can or where there is no `fast`."""
+        for module in self.fast_needs:
+            try:
+                importlib.import_module(module)
+            except ImportError:
+                return module
+        return None
+
+    def slow(self) -> str | None:
+        """One sentence that `fast` cannot play here, naming the extra that helps; None where it can."""
+        if (module := self.missing()) is None:
+            return None
+        return f"gymnasium's environments play {self.name}, slowly, for want of the package {module!r}; install it with: pip install 'bigdm-ray[{self.extra}]'"
+
+    @property
+    def backend(self) -> Backend:
+        """Which environments play here, as `make` takes it: `fast` where there are any and their packages are installed, else `reference`."""
+        return "reference" if self.fast is None or self.missing() else "fast"
+
     def signature(self) -> Signature:
         """What the arrays of this task look like (makes one environment, once a process)."""
         return _signature(self)
 
-    def make(self, n: int, seed: int, backend: Literal["fast", "reference"] = "fast") -> VectorEnv:
-        """`n` environments, row i seeded with `seed + i`. Raises UserError where a package is missing."""
+    def make(self, n: int, seed: int, backend: Backend = "fast") -> VectorEnv:
+        """`n` environments, row i seeded with `seed + i`; the `fast` ones where they can be had. Raises UserError where a package is missing."""
         from bigdm_ray.envs.vector import GymnasiumRows
 
         self.require()
-        made = self.fast(n, seed, self.signature()) if backend == "fast" and self.fast is not None else GymnasiumRows(lambda: self.env(None), n, seed)
+        made = (
+            self.fast(n, seed, self.signature())
+            if self.fast is not None and backend == self.backend == "fast"
+            else GymnasiumRows(lambda: self.env(None), n, seed)
+        )
         return self.wrap(made) if self.wrap else made
 
     def video_env(self, seed: int) -> VectorEnv:

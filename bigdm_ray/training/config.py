@@ -173,7 +173,7 @@ def run_from_json(data: Mapping[str, Any]) -> Run:
     try:
         settings = dict(data["algorithm"])
         kind = find_algorithm(settings.pop("name"))
-        rest = {k: v for k, v in data.items() if k not in ("schema_version", "algorithm", "loop", "versions")}
+        rest = {k: v for k, v in data.items() if k not in ("schema_version", "algorithm", "loop", "backend", "versions")}
         hints = typing.get_type_hints(Run)
         given: dict[str, Any] = {}
         for name, value in rest.items():

@@ -87,7 +87,8 @@ class RunFolder:
             self._lock = (self.path / ".lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not holds_run:
-                publish(self.path / "run.json", json.dumps(run.to_json() | {"loop": LOOPS[exact], "versions": versions()}, indent=1).encode())
+                about = {"loop": LOOPS[exact], "backend": find_task(run.task).backend, "versions": versions()}
+                publish(self.path / "run.json", json.dumps(run.to_json() | about, indent=1).encode())
             for folder in (self.store, self.checkpoints, self.path / "weights"):
                 folder.mkdir(exist_ok=True)
         except BlockingIOError:
@@ -103,10 +104,16 @@ class RunFolder:
         mine, theirs = run.to_json(), read_run(self.path).to_json()
         if (best := self.weights("best")).is_file():
             load_command(best)  # it is wanted when the run ends
-        began = json.loads((self.path / "run.json").read_text()).get("loop", LOOPS[exact])
+        written, task = json.loads((self.path / "run.json").read_text()), find_task(run.task)
+        began = written.get("loop", LOOPS[exact])
         if began != LOOPS[exact]:
             how = "with --local, or with --machines.lock-step true" if not exact else "without --local and --machines.lock-step"
             raise UserError(f"--folder {self.path} holds a run that began as {began}; resume it {how}")
+        if run.dataset is None and (backend := written.get("backend", task.backend)) != task.backend:
+            why = f"on the fast environments, whose package {task.missing()!r} is missing here; install it with: pip install 'bigdm-ray[{task.extra}]'"
+            if backend == "reference":
+                why = f"on gymnasium's environments, {' and '.join(task.fast_needs)} not being installed; uninstall it, or begin anew in another folder"
+            raise UserError(f"--folder {self.path} holds a run that began {why}")
         for run_json in (mine, theirs):
             run_json["dataset"] = run_json["dataset"] and run_json["dataset"]["sha256"]  # the same episodes may lie elsewhere
             run_json["start"] = run_json["start"] and run_json["start"]["learner_step"]
