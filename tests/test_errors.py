@@ -19,6 +19,7 @@ from bigdm_ray.envs.vector import GymnasiumRows
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.replay.store import verify
 from bigdm_ray.run import main
+from bigdm_ray.training.learner import pick_device
 from bigdm_ray.training.loop import Session, train_local
 from bigdm_ray.training.run_folder import RunFolder
 
@@ -199,7 +200,24 @@ def test_an_unwritable_folder_is_one_sentence(tmp_path: Path, capsys: pytest.Cap
     assert door(main, ["udrl", "toy-vector", *SMALL, "--folder", str(file / "run")]) == 2
     assert "cannot be written" in capsys.readouterr().err
     assert door(main, ["udrl", "toy-vector", *SMALL, "--folder", str(file)]) == 2
-    assert "is not empty" in capsys.readouterr().err
+    assert f"--folder {file} is a file; remove it, or choose another folder" in capsys.readouterr().err
+    assert door(main, ["udrl", "toy-vector", *SMALL, "--folder", str(tmp_path)]) == 2
+    assert f"--folder {tmp_path} is not empty and holds no run; empty it, or choose another folder" in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [str(pick_device(name)) for name in ("cuda", "cuda:0", "cuda:1")] == ["cuda", "cuda:0", "cuda:1"]
+    with pytest.raises(UserError, match=r"--device is 'cuda:2', but the last GPU of this machine is cuda:1"):
+        pick_device("cuda:2")
+
+
+def test_help_shows_no_default_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["udrl", "toy-vector", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "default: one an actor --" in told and "(default: None)" not in told and "(default: 32)" in told
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere; test_an_unwritable_folder_is_one_sentence covers the sentence")

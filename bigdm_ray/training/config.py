@@ -259,8 +259,9 @@ def parse(arguments: list[str]) -> Door:
     for path, hint, default, about in settings_of(kind) if kind else ():
         shown = defaults.get(path, default)
         text = ",".join(map(str, shown)) if isinstance(shown, tuple) else shown
+        told = "" if shown in (None, ()) else f" (default: {text})"  # what stands for None is said by the help itself
         names = [flag(path), *(f"--{short}" for short, long in SHORT.items() if long == path)]
-        parser.add_argument(*names, dest=path, default=None, metavar="X", help=f"{about} (default: {text})".replace("%", "%%"))
+        parser.add_argument(*names, dest=path, default=None, metavar="X", help=f"{about}{told}".replace("%", "%%"))
         flags[path] = (path, hint)
     if "--help" in arguments or "-h" in arguments:
         parser.print_help()

@@ -80,7 +80,8 @@ class RunFolder:
         if resume:
             self._same(run, exact)
         elif self.path.exists() and (not self.path.is_dir() or any(p.name != ".lock" for p in self.path.iterdir())):
-            what = "already holds a run; give --resume to go on with it" if holds_run else "is not empty"
+            empty = "is not empty and holds no run; empty it" if self.path.is_dir() else "is a file; remove it"
+            what = "already holds a run; give --resume to go on with it" if holds_run else empty
             raise UserError(f"--folder {self.path} {what}, or choose another folder")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
