@@ -102,7 +102,7 @@ class Sb3(Foreign):
 class ActorCritic(Sb3):
     """What A2C and PPO have in common: a policy of tanh layers, a value function of its own layers, several environments in turn."""
 
-    hidden: tuple[int, ...] = setting((64, 64), "widths of the layers of the policy, and of the value function", low=1)
+    hidden: tuple[int, ...] = setting((64, 64), "widths of the layers of the policy, and of the value function", low=1, empty=True)
     environments: int = setting(8, "environments that are played side by side", low=1)
     decay: bool = setting(False, "whether the learning rate falls to 0 along a straight line over --budget.env-steps")
     gamma: float = setting(0.99, "discount", low=0, high=1)
