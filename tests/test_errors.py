@@ -145,7 +145,7 @@ def test_without_envpool_gymnasium_plays_and_the_run_stays_with_it(tmp_path: Pat
         assert isinstance(rows, GymnasiumRows)
         rows.close()
     code, error = trained("slow", "--resume")
-    assert code == 2 and "envpool not being installed; uninstall it" in error
+    assert code == 2 and "the fast ones would play here; uninstall envpool, or begin anew" in error
 
 
 def test_want_of_memory_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

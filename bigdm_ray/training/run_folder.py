@@ -113,7 +113,8 @@ class RunFolder:
         if run.dataset is None and (backend := written.get("backend", task.backend)) != task.backend:
             why = f"on the fast environments, whose package {task.missing()!r} is missing here; install it with: pip install 'bigdm-ray[{task.extra}]'"
             if backend == "reference":
-                why = f"on gymnasium's environments, {' and '.join(task.fast_needs)} not being installed; uninstall it, or begin anew in another folder"
+                uninstall = "".join(f"uninstall {package}, or " for package in task.fast_needs)
+                why = f"on gymnasium's environments, but the fast ones would play here; {uninstall}begin anew in another folder"
             raise UserError(f"--folder {self.path} holds a run that began {why}")
         for run_json in (mine, theirs):
             run_json["dataset"] = run_json["dataset"] and run_json["dataset"]["sha256"]  # the same episodes may lie elsewhere
