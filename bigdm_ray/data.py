@@ -102,6 +102,8 @@ def recording(given: argparse.Namespace) -> int:
         asked = [played_by(given, given.weights, given.episodes, given.steps, given.seed)]
         command = asked[0].command or {}
         source = f"{asked[0].source} of the run {given.run}, seed {given.seed}" + "".join(f", {n.replace('_', ' ')} {v:g}" for n, v in command.items())
+    if slow := asked[0].task.slow():
+        print(f"note: {slow}", file=sys.stderr)
     dataset, problems = record(asked, given.folder, source, given.quiet)
     for problem in problems:
         print(problem, file=sys.stderr)

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from bigdm_ray.errors import UserError, nearest
+from bigdm_ray.errors import RunFailed, UserError, full_disk, nearest
 from bigdm_ray.settings import checked, converted, flag
 
 T = TypeVar("T")
@@ -18,7 +18,7 @@ _NUMBER = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
 
 
 def door(main: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
-    """Run a door's main; print `error: ...` for a UserError and return its exit code."""
+    """Run a door's main; print `error: ...` for a UserError, or for want of disk or memory wherever it was met, and return the exit code."""
     try:
         return main(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
@@ -30,6 +30,14 @@ def door(main: Callable[[list[str]], int], arguments: list[str] | None = None) -
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except OSError as error:
+        if not full_disk(error):
+            raise
+        print(f"error: cannot write {error.filename or 'a file'}: {error.strerror}; free some space, then try again", file=sys.stderr)
+        return RunFailed.exit_code
+    except MemoryError as error:
+        print(f"error: there is not enough memory ({error}); make batches, networks or what is kept in memory smaller", file=sys.stderr)
+        return RunFailed.exit_code
 
 
 class Parser(argparse.ArgumentParser):

@@ -5,6 +5,11 @@
 one line on standard error and the exit code of the class.
 """
 
+import errno
+
+LISTED = 60
+"""Names that a message lists, at most."""
+
 
 class UserError(Exception):
     """A user's mistake: what was wrong, what was expected, what to do. Exit code 2."""
@@ -18,11 +23,18 @@ class RunFailed(UserError):
     exit_code = 1
 
 
+def full_disk(error: OSError) -> bool:
+    """Whether it was raised for want of space: a full disk, a quota, a limit on the size of files."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def nearest(word: str, known: list[str]) -> str:
-    """`"; did you mean 'x'?"` with the known names nearest to `word`, or the whole list where none is near."""
+    """`"; did you mean 'x'?"` with the known names nearest to `word`, or the list of them where none is near; of a long list the first ones."""
     import difflib
 
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     if near:
         return "; did you mean " + " or ".join(repr(name) for name in near) + "?"
-    return f"; known: {', '.join(sorted(known))}" if known else ""
+    shown = sorted(known)[: None if len(known) <= LISTED else LISTED // 5]
+    more = f" and {len(known) - len(shown):,} more" if len(shown) < len(known) else ""
+    return f"; known: {', '.join(shown)}{more}" if known else ""

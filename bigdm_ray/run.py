@@ -13,6 +13,7 @@ from typing import Any
 
 from bigdm_ray.baselines.base import Foreign
 from bigdm_ray.doors import door
+from bigdm_ray.envs.task import find_task
 from bigdm_ray.replay.shard import SUFFIX
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import Run, described, parse
@@ -77,7 +78,9 @@ def main(arguments: list[str]) -> int:
     folder = asked.folder or default_folder(run)
     if not asked.quiet:
         print(f"{described(run)}; folder {folder}", file=sys.stderr)
-    terminal = None if asked.quiet else Terminal(run.total, clock=run.clock)
+    if run.dataset is None and (slow := find_task(run.task).slow()):
+        print(f"note: {slow}", file=sys.stderr)
+    terminal = None if asked.quiet else Terminal(run.total, clock=run.clock, minutes=run.budget.minutes)
     try:
         summary = train(run, folder, terminal, resume=asked.resume, local=asked.local)
     except KeyboardInterrupt:

@@ -25,9 +25,11 @@ def setting(
     high: float | None = None,
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
+    empty: bool = False,
 ) -> Any:
-    """A dataclass field with its help text and the range of its values (`above` is a bound that is itself out)."""
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "above": above, "choices": choices})
+    """A dataclass field with its help text and the range of its values: `above` is a bound that is itself out; a tuple may be `empty` where its default is."""
+    ranged = {"low": low, "high": high, "above": above, "choices": choices, "empty": empty or default == ()}
+    return dataclasses.field(default=default, metadata={"help": help, **ranged})
 
 
 def flag(path: str) -> str:
@@ -36,13 +38,15 @@ def flag(path: str) -> str:
 
 
 def checked(value: Any, prefix: str) -> None:
-    """Raise UserError for the first field of a settings dataclass (nested ones too) that is out of range."""
+    """Raise UserError for the first field of a settings dataclass (nested ones too) that is out of range, or empty where it may not be."""
     for field in dataclasses.fields(value):
         here = getattr(value, field.name)
         path = f"{prefix}{field.name}"
         if dataclasses.is_dataclass(here):
             checked(here, f"{path}.")
         elif "help" in field.metadata:
+            if here == () and not field.metadata["empty"]:
+                raise UserError(f"{flag(path)} is empty, but at least one value is expected")
             _check_field(here, path, field.metadata)
 
 

@@ -116,6 +116,8 @@ def test_train_evaluate_draw_and_verify_through_the_script(tmp_path, capsys):
 class Flags:
     much: float | None = setting(None, "how much, in % of all", low=-5)
     list: tuple[float, ...] = setting((), "numbers")
+    widths: tuple[int, ...] = setting((8,), "layers")
+    layers: tuple[int, ...] = setting((8,), "layers, or none", empty=True)
     kind: str = setting("a", "which", choices=("a", "b"))
 
 
@@ -134,8 +136,9 @@ def flags(parser, *arguments):
 
 def test_flags_are_the_fields(parser):
     assert flags(parser, "x") == Flags()
-    assert flags(parser, "x", "--much", "2", "--kind", "b") == Flags(2.0, (), "b")
+    assert flags(parser, "x", "--much", "2", "--kind", "b") == Flags(2.0, (), kind="b")
     assert flags(parser, "x", "--list", "1,2.5") == Flags(None, (1.0, 2.5))
+    assert flags(parser, "x", "--list", ",", "--layers", ",") == Flags(None, (), layers=())
 
 
 @pytest.mark.parametrize("text", ["-300,0,100", "-.5", "-1e-3,-2"])
@@ -143,7 +146,7 @@ def test_a_value_may_begin_with_a_minus_sign(parser, text):
     expected = tuple(float(part) for part in text.split(","))
     assert flags(parser, "x", "--list", text).list == expected
     assert flags(parser, f"--list={text}", "x").list == expected
-    assert parser.parse(["--much", "-3", "--loud", "x"]) == argparse.Namespace(folder="x", loud=True, much="-3", list=None, kind=None)
+    assert parser.parse(["--much", "-3", "--loud", "x"]) == argparse.Namespace(folder="x", loud=True, much="-3", list=None, widths=None, layers=None, kind=None)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +159,7 @@ def test_a_value_may_begin_with_a_minus_sign(parser, text):
         (["x", "--much", "-inf"], "--much is -inf, but a finite number"),
         (["x", "--much"], "expected one argument"),
         (["x", "--list", "1,b"], "--list is 'b', but"),
+        (["x", "--widths", ","], "--widths is empty, but at least one value"),
         (["x", "--kind", "c"], "--kind is 'c', but one of a, b"),
         ([], "folder"),
     ],

@@ -346,6 +346,13 @@ def test_a_run_without_milestones_says_how_to_keep_them(trained, capsys, tmp_pat
     assert code == 2 and "train it with --saves.milestones true" in error
 
 
+def test_record_says_that_gymnasium_plays(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "envpool", None)
+    assert door(main, ["record", "--random", "cartpole", "--episodes", "2", "--folder", str(tmp_path / "slow"), "--quiet"]) == 0
+    assert "note: gymnasium's environments play cartpole, slowly" in capsys.readouterr().err
+    assert Dataset.open(tmp_path / "slow").episodes == 2
+
+
 def test_record_plays_at_random(capsys, tmp_path):
     code, _, _ = call(capsys, "record", "--random", "toy-mixed", "--folder", tmp_path / "set", "--episodes", "5")
     assert code == 0 and Dataset.open(tmp_path / "set").behaviours() == {"random": 5}

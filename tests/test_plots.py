@@ -173,6 +173,31 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path, capsys):
     one_error(capsys, "line 1 of", "is not JSON")
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [("garbage", "line 1 of"), ("\0\udcff\n", "is not JSON"), ('{"a": 1}\n[3]\n', "line 2 of"), ("3\n", "is not a report (3)"), ("{}\n\n", "line 2 of")],
+)
+def test_damage_of_the_metrics_is_named(content, told, tmp_path, capsys):
+    folder = made_up(tmp_path / "a", [])
+    (folder / "metrics.jsonl").write_bytes(content.encode(errors="surrogateescape"))
+    assert door(main, [str(folder)]) == 2
+    one_error(capsys, told, "metrics.jsonl is not")
+
+
+def test_a_run_too_short_for_an_evaluation_is_the_point_of_its_final_score(tmp_path, capsys):
+    short, long = made_up(tmp_path / "short", []), made_up(tmp_path / "long", [(1000, 1.0), (2000, 2.0)])
+    for folder in (short, long):
+        score = {"return_mean": 7.0, "return_low": 6.0, "return_high": 8.5}
+        (folder / "summary.json").write_text(json.dumps({"env_steps": 1500, **score}))
+    assert door(main, [str(short)]) == 0
+    assert "udrl, preset default, seed 1: 7.0 (6.0 to 8.5) at 1,500 steps" in capsys.readouterr().out
+    assert (short / "plots" / "learning_curve.png").read_bytes().startswith(PNG)
+    assert read_curve(long).steps.tolist() == [1000, 2000]  # evaluations of 20 episodes and a score of 100 are not one curve
+    (short / "summary.json").write_text('{"env_steps": 1500}')
+    assert door(main, [str(short)]) == 2
+    one_error(capsys, "summary.json holds no score")
+
+
 def test_runs_without_an_evaluation(tmp_path, capsys):
     young, old = made_up(tmp_path / "young", []), made_up(tmp_path / "old", [(1000, 1.0)])
     assert door(main, [str(young)]) == 2

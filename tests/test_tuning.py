@@ -127,6 +127,8 @@ def test_the_door_refuses_what_it_cannot_do(tuning: ModuleType, tmp_path: Path):
     for arguments, word in (
         (["--rungs", "5,x"], "--rungs"),
         (["--samples", "0"], "--samples"),
+        (["--samples", "x"], "--samples: invalid int value: 'x'"),
+        (["--sampels", "3"], "unknown argument '--sampels'; did you mean '--samples'"),
         (["--task", "lunarlandre"], "lunarlander"),
         (["--folder", str(tmp_path)], "holds no sweep"),
     ):

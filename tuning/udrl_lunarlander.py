@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from bigdm_ray.distributed.cluster import cluster
-from bigdm_ray.doors import door
+from bigdm_ray.doors import Parser, door
 from bigdm_ray.errors import UserError
 from bigdm_ray.replay.shard import publish
 from bigdm_ray.training.config import Run, configure, run_from_json
@@ -178,7 +178,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str]) -> int:
     """The door."""
-    parser = argparse.ArgumentParser(description="Ray Tune over the UDRL grid of the paper.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(
+        prog="python tuning/udrl_lunarlander.py",
+        description="Ray Tune over the UDRL grid of the paper.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--task", default="lunarlander", help="lunarlander or lunarlander-sparse")
     parser.add_argument("--samples", type=int, default=48, help="draws from the grid")
     parser.add_argument("--env-steps", type=int, default=2_000_000, help="environment steps of a trial that is not stopped")
@@ -187,7 +192,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/tune-udrl-lunarlander"), help="where everything goes; a stopped sweep is taken up again")
     parser.add_argument("--seed", type=int, default=1, help="of the draws, and of every run")
     parser.add_argument("--address", default="local", help="Ray cluster to join; `local` starts one on this machine")
-    given = parser.parse_args(arguments)
+    given = parser.parse(arguments)
     try:
         rungs = tuple(int(rung) for rung in given.rungs.split(","))
     except ValueError:

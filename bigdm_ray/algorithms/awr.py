@@ -82,7 +82,7 @@ class Awr(Imitation):
     offline_steps: ClassVar[int] = 60_000
 
     hidden: tuple[int, ...] = setting((128, 64), "widths of the fully connected layers of actor and critic", low=1)
-    batch_size: int = setting(256, "steps drawn for one learner step", low=1)
+    batch_size: int = setting(256, "steps drawn for one learner step", low=1, high=1_000_000)
     optimizer: str = setting("adam", "how both networks descend", choices=("adam", "sgd"))
     actor_stepsize: float = setting(3e-4, "learning rate of the actor", above=0, high=1)
     critic_stepsize: float = setting(1e-3, "learning rate of the critic", above=0, high=1)

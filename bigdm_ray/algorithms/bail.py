@@ -70,7 +70,7 @@ class Bail(Imitation):
 
     hidden: tuple[int, ...] = setting((400, 300), "widths of the policy's layers", low=1)
     envelope_hidden: tuple[int, ...] = setting((128, 128), "widths of the envelope's layers", low=1)
-    batch_size: int = setting(1000, "steps drawn for one learner step", low=1)
+    batch_size: int = setting(1000, "steps drawn for one learner step", low=1, high=1_000_000)
     envelope_learning_rate: float = setting(3e-3, "Adam's learning rate for the envelope", above=0, high=1)
     envelope_decay: float = setting(2e-2, "weight decay of the envelope (lambda)", low=0)
     envelope_k: float = setting(1000.0, "K, what an error counts where the return lies above the envelope", low=1)

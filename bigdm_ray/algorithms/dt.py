@@ -283,7 +283,7 @@ class Dt(Algorithm):
     timesteps: int = setting(1000, "steps of an episode that have an embedding; later ones share the last", low=1)
     frame_stack: int = setting(1, "frames of an image observation that make one state", low=1, high=64)
     whole_episodes: bool = setting(False, "windows begin at the first step of an episode, for contexts that hold whole episodes")
-    batch_size: int = setting(64, "windows drawn for one learner step", low=1)
+    batch_size: int = setting(64, "windows drawn for one learner step", low=1, high=1_000_000)
     optimizer: str = setting("adamw", "AdamW, or LAMB as in ODT", choices=("adamw", "lamb"))
     learning_rate: float = setting(1e-4, "learning rate after the warm-up", above=0, high=1)
     weight_decay: float = setting(1e-4, "weight decay", low=0)

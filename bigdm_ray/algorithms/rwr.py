@@ -34,7 +34,7 @@ class Rwr(Imitation):
     offline_steps: ClassVar[int] = 50_000
 
     hidden: tuple[int, ...] = setting((128, 64), "widths of the fully connected layers", low=1)
-    batch_size: int = setting(256, "steps drawn for one learner step", low=1)
+    batch_size: int = setting(256, "steps drawn for one learner step", low=1, high=1_000_000)
     learning_rate: float = setting(3e-4, "Adam's learning rate", above=0, high=1)
     discount: float = setting(0.99, "gamma", low=0, high=0.9999)
     temperature: float = setting(1.0, "beta, what normalised returns are divided by", above=0)

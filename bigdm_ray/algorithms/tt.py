@@ -207,7 +207,7 @@ class Tt(Algorithm):
     layers: int = setting(4, "blocks of the transformer", low=1)
     heads: int = setting(4, "attention heads of each block", low=1)
     dropout: float = setting(0.1, "share of embeddings, residuals and attention that is dropped in training", low=0, high=0.9)
-    batch_size: int = setting(256, "windows drawn for one learner step", low=1)
+    batch_size: int = setting(256, "windows drawn for one learner step", low=1, high=1_000_000)
     stop: bool = setting(True, "a stop token is learned behind terminations; without, a plan goes on for ever")
     learning_rate: float = setting(6e-4, "AdamW's learning rate after the warm-up", above=0, high=1)
     weight_decay: float = setting(0.1, "decay of the weights of linear layers", low=0)

@@ -119,7 +119,7 @@ class Udrl(Algorithm):
     hidden: tuple[int, ...] = setting((64, 128, 128), "widths of the fully connected layers; the first embeds vector observations", low=1)
     channels: tuple[int, ...] = setting((32, 48, 96, 128), "channels of the convolutions over image observations", low=1)
     frame_stack: int = setting(1, "frames of an image observation that the policy sees", low=1, high=64)
-    batch_size: int = setting(768, "steps drawn for one learner step", low=1)
+    batch_size: int = setting(768, "steps drawn for one learner step", low=1, high=1_000_000)
     learning_rate: float = setting(1e-3, "Adam's learning rate", above=0, high=1)
     return_scale: float = setting(0.02, "fixed factor on the desired return", above=0)
     horizon_scale: float = setting(0.01, "fixed factor on the desired horizon", above=0)

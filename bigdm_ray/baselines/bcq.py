@@ -70,7 +70,7 @@ class Bcq(OfflineBaseline):
 
     name: ClassVar[str] = "bcq"
 
-    batch_size: int = setting(100, "steps drawn for one learner step", low=1)
+    batch_size: int = setting(100, "steps drawn for one learner step", low=1, high=1_000_000)
     hidden: tuple[int, ...] = setting((400, 300), "widths of critics and perturbation", low=1)
     vae_hidden: tuple[int, ...] = setting((750, 750), "widths of encoder and decoder of the auto-encoder", low=1)
     learning_rate: float = setting(1e-3, "Adam's learning rate, of all networks", above=0, high=1)

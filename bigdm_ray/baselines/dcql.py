@@ -64,7 +64,7 @@ class Dcql(Baseline):
 
     hidden: tuple[int, ...] = setting((256, 256), "widths of the fully connected layers", low=1)
     channels: tuple[int, ...] = setting((32, 48, 96, 128), "channels of the convolutions over image observations", low=1)
-    batch_size: int = setting(64, "steps drawn for one learner step", low=1)
+    batch_size: int = setting(64, "steps drawn for one learner step", low=1, high=1_000_000)
     learning_rate: float = setting(3e-4, "Adam's learning rate", above=0, high=1)
     discount: float = setting(0.99, "discount", low=0, high=1)
     penalty: float = setting(1.0, "weight of the conservative penalty (alpha)", low=0)

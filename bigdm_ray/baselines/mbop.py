@@ -156,7 +156,7 @@ class Mbop(Algorithm):
     name: ClassVar[str] = "mbop"
     offline_steps: ClassVar[int] = 100_000
 
-    batch_size: int = setting(64, "steps drawn for one learner step", low=1)
+    batch_size: int = setting(64, "steps drawn for one learner step", low=1, high=1_000_000)
     hidden: tuple[int, ...] = setting((64, 64), "widths of each network", low=1)
     members: int = setting(10, "networks in each ensemble (K)", low=1)
     learning_rate: float = setting(1e-3, "Adam's learning rate", above=0, high=1)

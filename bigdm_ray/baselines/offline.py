@@ -92,7 +92,7 @@ class OfflineBaseline(Baseline):
 
     offline_steps: ClassVar[int] = 500_000
 
-    batch_size: int = setting(256, "steps drawn for one learner step", low=1)
+    batch_size: int = setting(256, "steps drawn for one learner step", low=1, high=1_000_000)
     discount: float = setting(0.99, "discount factor gamma", low=0, high=1)
     follow_rate: float = setting(0.005, "share of the online networks that the target networks take over at each learner step (tau)", above=0, high=1)
 

@@ -127,7 +127,7 @@ class Studying(Rllib):
 
     stride: ClassVar[int] = 50
 
-    batch_size: int = setting(256, "steps drawn for one learner step", low=1)
+    batch_size: int = setting(256, "steps drawn for one learner step", low=1, high=1_000_000)
 
     def trainer(self, bench: Bench) -> RllibTrainer:
         """See Foreign."""
@@ -229,7 +229,7 @@ class Sac(Tempered, Playing):
     environments: int = setting(1, "environments that each runner plays side by side", low=1)
     fragment: int = setting(32, "environment steps between two bouts of learning", low=1)
     updates: float = setting(1.0, "learner steps for each environment step", above=0)
-    batch_size: int = setting(256, "steps drawn for one learner step", low=1)
+    batch_size: int = setting(256, "steps drawn for one learner step", low=1, high=1_000_000)
     buffer_size: int = setting(1_000_000, "steps that are kept, drawn alike", low=1)
     learning_starts: int = setting(10_000, "steps that are played at random before learning begins", low=0)
     actor_learning_rate: float = setting(3e-4, "Adam's learning rate of the policy", above=0, high=1)

@@ -102,7 +102,7 @@ class Sb3(Foreign):
 class ActorCritic(Sb3):
     """What A2C and PPO have in common: a policy of tanh layers, a value function of its own layers, several environments in turn."""
 
-    hidden: tuple[int, ...] = setting((64, 64), "widths of the layers of the policy, and of the value function", low=1)
+    hidden: tuple[int, ...] = setting((64, 64), "widths of the layers of the policy, and of the value function", low=1, empty=True)
     environments: int = setting(8, "environments that are played side by side", low=1)
     decay: bool = setting(False, "whether the learning rate falls to 0 along a straight line over --budget.env-steps")
     gamma: float = setting(0.99, "discount", low=0, high=1)
@@ -185,7 +185,7 @@ class Ppo(ActorCritic):
 
     n_steps: int = setting(256, "steps of each environment before a bout of learning", low=1)
     epochs: int = setting(10, "passes over these steps", low=1)
-    batch_size: int = setting(64, "steps of one learner step; a divisor of --algorithm.environments times --algorithm.n-steps", low=2)
+    batch_size: int = setting(64, "steps of one learner step; a divisor of --algorithm.environments times --algorithm.n-steps", low=2, high=1_000_000)
     learning_rate: float = setting(3e-4, "Adam's learning rate", above=0, high=1)
     gae_lambda: float = setting(0.95, "lambda of generalised advantages", low=0, high=1)
     clip: float = setting(0.2, "how far the ratio of probabilities may leave 1", above=0, high=1)
@@ -240,7 +240,7 @@ class Dqn(Sb3):
     learning_rate: float = setting(1e-4, "Adam's learning rate", above=0, high=1)
     buffer_size: int = setting(1_000_000, "steps that are kept", low=1)
     learning_starts: int = setting(100, "steps that are played before learning begins", low=0)
-    batch_size: int = setting(32, "steps drawn for one learner step", low=1)
+    batch_size: int = setting(32, "steps drawn for one learner step", low=1, high=1_000_000)
     gamma: float = setting(0.99, "discount", low=0, high=1)
     n_steps: int = setting(1, "rewards that are summed before a target bootstraps", low=1)
     train_freq: int = setting(4, "steps of each environment between two bouts of learning", low=1)

@@ -38,16 +38,14 @@ IN_FLIGHT = 2
 
 def train_on_ray(run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None) -> dict[str, Any]:
     """Train with Ray; the summary. Raises UserError, and RunFailed with everything stored so far kept."""
-    home = RunFolder(folder).claim(run, resume, exact=in_lock_step(run))
-    try:
-        with cluster(run):
-            return _train(run, folder, home, resume, listeners or [])
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):  # what an actor raised, without the traceback that Ray adds
-            raise error.cause from None
-        raise
-    finally:
-        home.release()
+    with RunFolder(folder).claimed(run, resume, exact=in_lock_step(run)) as home:
+        try:
+            with cluster(run):
+                return _train(run, folder, home, resume, listeners or [])
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):  # what an actor raised, without the traceback that Ray adds
+                raise error.cause from None
+            raise
 
 
 def in_lock_step(run: Run) -> bool:

@@ -85,7 +85,7 @@ def game(name: str, ale: str, sticky: float, reference_returns: tuple[float, flo
         use_inter_area_resize=True,
         max_episode_steps=STEPS,
     )
-    return Task(name, env, fast, None, "atari", ("ale_py", "cv2", "envpool"), max_return, reference_returns, about)
+    return Task(name, env, fast, None, "atari", ("ale_py", "cv2"), max_return, reference_returns, about, fast_needs=("envpool",))
 
 
 def both(name: str, ale: str, reference_returns: tuple[float, float], max_return: float | None, about: str) -> tuple[Task, Task]:

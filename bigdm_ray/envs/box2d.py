@@ -35,7 +35,8 @@ def lander(name: str, continuous: bool, sparse: bool, about: str) -> Task:
         envpool_rows("LunarLanderContinuous-v3" if continuous else "LunarLander-v3"),
         wrap=pay_at_end if sparse else None,
         extra="box2d",
-        needs=("Box2D", "pygame", "envpool"),
+        needs=("Box2D", "pygame"),
+        fast_needs=("envpool",),
         max_return=320.0,
         about=about,
     )

@@ -24,7 +24,7 @@ def classic(name: str, env_id: str, max_return: float, about: str, pooled: bool 
 
     if not pooled:
         return Task(name, env, max_return=max_return, about=about)
-    return Task(name, env, envpool_rows(env_id), extra="fast", needs=("envpool",), max_return=max_return, about=about)
+    return Task(name, env, envpool_rows(env_id), extra="fast", fast_needs=("envpool",), max_return=max_return, about=about)
 
 
 TASKS = {

@@ -24,7 +24,16 @@ def body(name: str, env_id: str, reference_returns: tuple[float, float] | None, 
 
         return gymnasium.make(env_id, render_mode=render_mode)
 
-    return Task(name, env, envpool_rows(env_id), extra="mujoco", needs=("mujoco", "envpool"), reference_returns=reference_returns, about=about)
+    return Task(
+        name,
+        env,
+        envpool_rows(env_id),
+        extra="mujoco",
+        needs=("mujoco",),
+        fast_needs=("envpool",),
+        reference_returns=reference_returns,
+        about=about,
+    )
 
 
 TASKS = {

@@ -12,8 +12,11 @@ import functools
 import importlib
 import math
 import pkgutil
+import re
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from bigdm_ray.envs.vector import VectorEnv
 
 Kind = Literal["tensor", "discrete", "image", "text"]
+Backend = Literal["fast", "reference"]
 
 
 @dataclass(frozen=True)
@@ -210,6 +214,7 @@ class Task:
     about: str = ""
     outline: tuple[tuple[tuple[float, float], ...], ...] = ()
     pixels: Callable[[np.ndarray], np.ndarray] | None = None
+    fast_needs: tuple[str, ...] = ()  # modules that `fast` imports; where one is missing, the reference plays
 
     def require(self) -> None:
         """Raise UserError, naming the extra that helps, where a module that this task needs is missing."""
@@ -219,16 +224,40 @@ class Task:
             except ImportError as error:
                 raise UserError(f"task {self.name!r} needs the package {module!r} ({error}); install it with: pip install 'bigdm-ray[{self.extra}]'") from None
 
+    def missing(self) -> str | None:
+        """The module for want of which `fast` cannot play, None where it can or where there is no `fast`."""
+        for module in self.fast_needs:
+            try:
+                importlib.import_module(module)
+            except ImportError:
+                return module
+        return None
+
+    def slow(self) -> str | None:
+        """One sentence that `fast` cannot play here, naming the extra that helps; None where it can."""
+        if (module := self.missing()) is None:
+            return None
+        return f"gymnasium's environments play {self.name}, slowly, for want of the package {module!r}; install it with: pip install 'bigdm-ray[{self.extra}]'"
+
+    @property
+    def backend(self) -> Backend:
+        """Which environments play here, as `make` takes it: `fast` where there are any and their packages are installed, else `reference`."""
+        return "reference" if self.fast is None or self.missing() else "fast"
+
     def signature(self) -> Signature:
         """What the arrays of this task look like (makes one environment, once a process)."""
         return _signature(self)
 
-    def make(self, n: int, seed: int, backend: Literal["fast", "reference"] = "fast") -> VectorEnv:
-        """`n` environments, row i seeded with `seed + i`. Raises UserError where a package is missing."""
+    def make(self, n: int, seed: int, backend: Backend = "fast") -> VectorEnv:
+        """`n` environments, row i seeded with `seed + i`; the `fast` ones where they can be had. Raises UserError where a package is missing."""
         from bigdm_ray.envs.vector import GymnasiumRows
 
         self.require()
-        made = self.fast(n, seed, self.signature()) if backend == "fast" and self.fast is not None else GymnasiumRows(lambda: self.env(None), n, seed)
+        made = (
+            self.fast(n, seed, self.signature())
+            if self.fast is not None and backend == self.backend == "fast"
+            else GymnasiumRows(lambda: self.env(None), n, seed)
+        )
         return self.wrap(made) if self.wrap else made
 
     def video_env(self, seed: int) -> VectorEnv:
@@ -285,6 +314,8 @@ def find_task(name: str) -> Task:
     if ":" not in name:
         raise UserError(f"unknown task {name!r}{nearest(name, list(known))} (any gymnasium id works as 'gymnasium:ID', your own as 'my_module:MyEnv-v0')")
     module, _, env_id = name.partition(":")
+    if not all(part.isidentifier() for part in module.split(".")) or (":" in env_id and module != "gymnasium"):
+        raise UserError(f"task {name!r} is not understood; a short name, 'gymnasium:ID' or 'my_module:MyEnv-v0' is expected")
     gymnasium_id = env_id if module == "gymnasium" else name
 
     def env(render_mode: str | None) -> gymnasium.Env[Any, Any]:
@@ -292,9 +323,23 @@ def find_task(name: str) -> Task:
 
         try:
             return gymnasium.make(gymnasium_id, render_mode=render_mode)
-        except (gymnasium.error.Error, ImportError) as error:
-            known_ids = [str(key) for key in gymnasium.registry]
-            text = " ".join(str(error).split())
-            raise UserError(f"cannot make the environment {name!r}: {text}{nearest(env_id, known_ids)}") from None
+        except Exception as error:  # noqa: BLE001  (a module and a constructor are foreign code, which may raise anything)
+            raise UserError(f"cannot make the environment {name!r}: {_unmade(error, env_id)}") from None
 
     return Task(name=name, env=env, about="an environment registered with gymnasium")
+
+
+def _unmade(error: Exception, env_id: str) -> str:
+    """Why gymnasium could not make an environment, on one line, with what may help."""
+    import gymnasium
+
+    text = " ".join(str(error).split())
+    if isinstance(error, ImportError | gymnasium.error.DependencyNotInstalled):
+        helps = {module: task.extra for task in tasks().values() for module in task.needs}
+        missing = next((module for module in helps if re.search(rf"\b{module}\b", text)), None)
+        return f"it needs the package {missing!r}; install it with: pip install 'bigdm-ray[{helps[missing]}]'" if missing else text
+    if isinstance(error, gymnasium.error.Error):
+        return text + nearest(env_id, [str(key) for key in gymnasium.registry])
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = "" if isinstance(error, SyntaxError) else f" ({Path(where.filename).name}, line {where.lineno})"  # a SyntaxError says it itself
+    return f"{type(error).__name__}: {text}{place}"

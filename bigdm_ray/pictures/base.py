@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,14 +118,18 @@ def metrics_of(folder: Path) -> list[dict[str, float]]:
     if not (folder / "run.json").is_file():
         raise UserError(f"there is no run in {folder}: it holds no run.json")
     path = RunFolder(folder).metrics
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    *lines, rest = path.read_text(errors="replace").split("\n") if path.is_file() else [""]
     reports: list[dict[str, float]] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate([*lines, rest] if rest else lines, 1):
         try:
-            reports.append(json.loads(line))
+            report = json.loads(line)
         except ValueError as error:
-            if number < len(lines):
-                raise UserError(f"line {number} of {path} is not JSON ({error}); remove it and try again") from None
+            if number > len(lines) and line.startswith("{"):
+                break
+            raise UserError(f"line {number} of {path} is not JSON ({error}); remove it and try again") from None
+        if not isinstance(report, dict):
+            raise UserError(f"line {number} of {path} is not a report ({textwrap.shorten(line, 40)}); remove it and try again")
+        reports.append(report)
     return reports
 
 

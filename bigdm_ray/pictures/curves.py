@@ -1,4 +1,4 @@
-"""Learning curves, drawn from the evaluations in metrics.jsonl.
+"""Learning curves, drawn from the evaluations in metrics.jsonl; a run too short for one is the point of its final score, in summary.json.
 
 Runs that differ in nothing but their seed are one line: the mean over seeds with its 95 % bootstrap band, each seed interpolated
 linearly onto common steps; one seed alone carries the 95 % interval of its evaluation episodes.
@@ -19,6 +19,7 @@ from bigdm_ray.pictures.base import COLOURS, GREY, PUBLISHED, SCHEMA_VERSION, ST
 from bigdm_ray.settings import to_json
 from bigdm_ray.training.config import Run, read_run
 from bigdm_ray.training.evaluation import bootstrap_interval
+from bigdm_ray.training.run_folder import summary_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,9 +55,14 @@ class Line:
 
 
 def read_curve(folder: Path) -> Curve | None:
-    """The learning curve of a run, None where nothing has been evaluated yet. Raises UserError."""
+    """The learning curve of a run, None where nothing has been evaluated yet. Raises UserError for a folder without a run, and for damaged files."""
     names = ("time/env_steps", "evaluation/return_mean", "evaluation/return_low", "evaluation/return_high")
     rows = [[report[name] for name in names] for report in metrics_of(folder) if all(name in report for name in names)]
+    if not rows and (summary := summary_of(folder)):  # it ended before its first evaluation was due
+        try:
+            rows = [[float(summary[name.rpartition("/")[2]]) for name in names]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder / 'summary.json'} holds no score of this project ({error})") from None
     if not rows:
         return None
     columns = np.array(sorted(rows), np.float64).T

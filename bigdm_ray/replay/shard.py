@@ -11,7 +11,6 @@ synced. Nothing here is pickled.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import zlib
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bigdm_ray.errors import RunFailed
+from bigdm_ray.errors import RunFailed, full_disk
 from bigdm_ray.replay.episode import Episode, EpisodeId
 
 SCHEMA_VERSION = 1
@@ -132,8 +131,7 @@ def publish(path: Path, data: Any) -> None:
 
 def unwritten(path: Path, error: OSError) -> RunFailed:
     """One sentence for a file that could not be written, with what may help."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    help = "free some space" if full else "see that its folder exists and may be written"
+    help = "free some space" if full_disk(error) else "see that its folder exists and may be written"
     return RunFailed(f"cannot write {path}: {error.strerror or error}; {help}, then try again (a run goes on with --resume)")
 
 

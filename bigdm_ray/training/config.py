@@ -173,7 +173,7 @@ def run_from_json(data: Mapping[str, Any]) -> Run:
     try:
         settings = dict(data["algorithm"])
         kind = find_algorithm(settings.pop("name"))
-        rest = {k: v for k, v in data.items() if k not in ("schema_version", "algorithm", "loop", "versions")}
+        rest = {k: v for k, v in data.items() if k not in ("schema_version", "algorithm", "loop", "backend", "versions")}
         hints = typing.get_type_hints(Run)
         given: dict[str, Any] = {}
         for name, value in rest.items():
@@ -259,8 +259,9 @@ def parse(arguments: list[str]) -> Door:
     for path, hint, default, about in settings_of(kind) if kind else ():
         shown = defaults.get(path, default)
         text = ",".join(map(str, shown)) if isinstance(shown, tuple) else shown
+        told = "" if shown in (None, ()) else f" (default: {text})"  # what stands for None is said by the help itself
         names = [flag(path), *(f"--{short}" for short, long in SHORT.items() if long == path)]
-        parser.add_argument(*names, dest=path, default=None, metavar="X", help=f"{about} (default: {text})".replace("%", "%%"))
+        parser.add_argument(*names, dest=path, default=None, metavar="X", help=f"{about}{told}".replace("%", "%%"))
         flags[path] = (path, hint)
     if "--help" in arguments or "-h" in arguments:
         parser.print_help()

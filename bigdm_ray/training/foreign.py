@@ -36,21 +36,20 @@ from bigdm_ray.training.streams import derived_seed, seed_torch
 def train_foreign(run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None, actors: int = 0) -> dict[str, Any]:
     """Train with the algorithm's library, `actors` processes playing beside this one; the summary. Raises UserError and RunFailed."""
     check(run)
-    home = RunFolder(folder).claim(run, resume, exact=False)
-    crew: ForeignCrew | None = None
-    session: Session | None = None
-    try:
-        resumed = checkpoint.last(home.checkpoints, {"algorithm": run.algorithm.name, "task": run.task}) if resume else None
-        session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *(listeners or [])], resumed, exact=False)
-        crew = ForeignCrew(session, resumed, actors)
-        drive(session, crew)
-        return session.finish(crew) | {"folder": str(folder)}
-    finally:
-        if crew is not None:
-            crew.close()
-        if session is not None:
-            session.close()
-        home.release()
+    with RunFolder(folder).claimed(run, resume, exact=False) as home:
+        crew: ForeignCrew | None = None
+        session: Session | None = None
+        try:
+            resumed = checkpoint.last(home.checkpoints, {"algorithm": run.algorithm.name, "task": run.task}) if resume else None
+            session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *(listeners or [])], resumed, exact=False)
+            crew = ForeignCrew(session, resumed, actors)
+            drive(session, crew)
+            return session.finish(crew) | {"folder": str(folder)}
+        finally:
+            if crew is not None:
+                crew.close()
+            if session is not None:
+                session.close()
 
 
 def check(run: Run) -> Foreign:

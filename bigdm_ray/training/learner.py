@@ -37,6 +37,8 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"--device is {name!r}, but this machine has no usable GPU; use --device cpu")
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device is {name!r}, but auto, cpu, cuda or cuda:N is expected")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise UserError(f"--device is {name!r}, but the last GPU of this machine is cuda:{count - 1}; use that, or one before it")
     return device
 
 

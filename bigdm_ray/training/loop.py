@@ -14,7 +14,6 @@ asynchronous one of `distributed/loop.py` share: counters, what is due, reports,
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ import torch
 
 from bigdm_ray.algorithms.base import Columns
 from bigdm_ray.envs.task import find_task
-from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay.store import Store, Table
 from bigdm_ray.settings import to_json
 from bigdm_ray.training import checkpoint
@@ -39,7 +38,7 @@ from bigdm_ray.training.metrics import JsonLines, Listener, Means, Report, Tenso
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.player import Player
 from bigdm_ray.training.rollout import Played
-from bigdm_ray.training.run_folder import RunFolder, milestone, save_weights, versions
+from bigdm_ray.training.run_folder import RunFolder, load_command, load_score, milestone, save_weights, versions
 from bigdm_ray.training.start import check_living, dataset_store, drop_later, take_over, whole
 from bigdm_ray.training.streams import rng
 
@@ -146,8 +145,12 @@ class Session:
 
     def begin(self) -> None:
         """Everybody is in place: the clock of `--budget.minutes` starts."""
+        self.folder.begun = True
         self._began = time.monotonic()
         self._mark = (self._began, self.counters.env_steps, self.counters.learner_step)
+        for listener in self._listeners:
+            if callable(begin := getattr(listener, "begin", None)):
+                begin()
 
     # --- what the loop asks
 
@@ -358,22 +361,6 @@ class Session:
                 close()
 
 
-def load_command(weights: Path) -> dict[str, float]:
-    """The command beside a weights file."""
-    command: dict[str, float] = json.loads(weights.with_suffix(".json").read_text())["command"]
-    return command
-
-
-def load_score(weights: Path) -> float | None:
-    """The mean return that a weights file was kept for, or None where there is no such file. Raises UserError for a broken one."""
-    path = weights.with_suffix(".json")
-    try:
-        score: float | None = json.loads(path.read_text())["return_mean"] if path.is_file() else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); remove it, and the next evaluation writes the best weights anew") from None
-    return score
-
-
 class LocalCrew:
     """Every verb in this process: no Ray."""
 
@@ -446,21 +433,20 @@ def gathered(parts: list[Played], added: Table, version: tuple[int, int], busy_s
 
 def train_local(run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None) -> dict[str, Any]:
     """Train in this process; the summary. Raises UserError, and RunFailed with everything stored so far kept."""
-    home = RunFolder(folder).claim(run, resume, exact=True)
-    crew: LocalCrew | None = None
-    session: Session | None = None
-    try:
-        take_over(run, home)
-        resumed, damage = whole(run, home) if resume or run.start else (None, [])
-        drop_later(home)
-        session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *(listeners or [])], resumed, exact=True)
-        session.note(damage)
-        crew = LocalCrew(run, home, resumed)
-        (study if run.dataset else loop)(session, crew)
-        return session.finish(crew) | {"folder": str(folder)}
-    finally:
-        if crew is not None:
-            crew.close()
-        if session is not None:
-            session.close()
-        home.release()
+    with RunFolder(folder).claimed(run, resume, exact=True) as home:
+        crew: LocalCrew | None = None
+        session: Session | None = None
+        try:
+            take_over(run, home)
+            resumed, damage = whole(run, home) if resume or run.start else (None, [])
+            drop_later(home)
+            session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *(listeners or [])], resumed, exact=True)
+            session.note(damage)
+            crew = LocalCrew(run, home, resumed)
+            (study if run.dataset else loop)(session, crew)
+            return session.finish(crew) | {"folder": str(folder)}
+        finally:
+            if crew is not None:
+                crew.close()
+            if session is not None:
+                session.close()

@@ -7,9 +7,11 @@ Names: `train/` losses, `play/` episodes that training played, `evaluation/` sco
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -45,10 +47,13 @@ class JsonLines:
     """metrics.jsonl: one report a line. `offset` is what a checkpoint remembers, so that a resume can cut it back."""
 
     def __init__(self, path: Path, offset: int) -> None:
-        self._file: IO[str] = path.open("a")
-        if self._file.tell() > offset:
-            self._file.truncate(offset)
-            self._file.seek(offset)
+        try:
+            self._file: IO[str] = path.open("a")
+            if self._file.tell() > offset:
+                self._file.truncate(offset)
+                self._file.seek(offset)
+        except OSError as error:
+            raise unwritten(path, error) from None
 
     def __call__(self, report: Report) -> None:
         """Write one line. Raises RunFailed on a full disk."""
@@ -65,38 +70,77 @@ class JsonLines:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # each line was flushed; what could not be written has been raised then
+            self._file.close()
 
 
 class TensorBoard:
-    """Event files in `tensorboard/`, the horizontal axis being `clock`: environment steps, learner steps on a dataset."""
+    """Event files in `tensorboard/`, the horizontal axis being `clock`: environment steps, learner steps on a dataset.
+
+    They are written here and now, not by the thread of tensorboardX's own writer: what that meets on a full disk nobody could catch.
+    """
+
+    FLUSH_S = 10.0
 
     def __init__(self, folder: Path, clock: str = "time/env_steps") -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
 
         self._clock = clock
-        self._writer = SummaryWriter(str(folder), flush_secs=10)
+        self._folder = folder
+        self._failed = False
+        with self._told():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._events = EventsWriter(str(folder / "events"))
+        self._flushed = time.monotonic()
 
     def __call__(self, report: Report) -> None:
-        """Write every number as a scalar."""
-        step = int(report[self._clock])
+        """Write every number as a scalar. Raises RunFailed on a full disk."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        event = Event(wall_time=time.time(), step=int(report[self._clock]))
         for name, value in report.items():
             if name != self._clock and np.isfinite(value):
-                self._writer.add_scalar(name, value, step)
+                event.summary.value.extend(scalar(name, value).value)
+        with self._told():
+            self._events.write_event(event)
+            if time.monotonic() - self._flushed > self.FLUSH_S:
+                self._events.flush()
+                self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Write what is left."""
-        self._writer.close()
+        """Write what is left. Raises RunFailed on a full disk, unless that has been said before."""
+        if self._failed:
+            return
+        with self._told():
+            self._events.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._failed = True
+            raise unwritten(self._folder, error) from None
 
 
 class Terminal:
-    """Progress on one line of a terminal; silent where standard error is not one. Evaluations stay on screen."""
+    """Progress on one line of a terminal; silent where standard error is not one. Evaluations stay on screen.
 
-    def __init__(self, budget: int, stream: IO[str] | None = None, clock: str = "time/env_steps") -> None:
+    `budget` is what `clock` counts up to, `minutes` the wall time from `begin` on; the bar is of the one that is nearer to its end.
+    """
+
+    def __init__(self, budget: int, stream: IO[str] | None = None, clock: str = "time/env_steps", minutes: float | None = None) -> None:
         self._budget = budget
+        self._minutes = minutes
+        self._began = time.monotonic()
         self._clock = clock
         self._stream = stream or sys.stderr
         self._alive = self._stream.isatty()
+
+    def begin(self) -> None:
+        """The clock of the minutes starts."""
+        self._began = time.monotonic()
 
     def __call__(self, report: Report) -> None:
         """Redraw the line; print an evaluation above it."""
@@ -111,9 +155,13 @@ class Terminal:
         else:
             done = steps / self._budget
             width = 24
-            bar = "#" * min(width, int(width * done))
             rate = report.get(f"{self._clock}_per_s", 0.0)
-            left = (self._budget - steps) / rate if rate else 0.0
+            left = max(0.0, (self._budget - steps) / rate) if rate else 0.0
+            if self._minutes is not None:
+                passed, whole = time.monotonic() - self._began, 60 * self._minutes
+                done, left = max(done, passed / whole), max(0.0, min(left if rate else whole, whole - passed))
+            done = min(1.0, done)
+            bar = "#" * int(width * done)
             played = f"return {report['play/return_mean']:7.1f}  " if "play/return_mean" in report else ""
             text = (
                 f"[{bar:<{width}}] {100 * done:3.0f} %  {steps / 1e6:.2f}M steps  {rate / 1e3:.1f}k/s  {played}"

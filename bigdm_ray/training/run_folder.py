@@ -5,11 +5,14 @@ run.json  metrics.jsonl  summary.json  weights/  checkpoints/  store/  tensorboa
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import platform
+import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,8 +22,8 @@ from torch import nn
 
 from bigdm_ray.algorithms.base import Mode, Policy
 from bigdm_ray.envs.task import Signature, Task, find_task
-from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.replay.shard import publish
+from bigdm_ray.errors import RunFailed, UserError, full_disk
+from bigdm_ray.replay.shard import publish, unwritten
 from bigdm_ray.training.config import Run, read_run
 from bigdm_ray.training.params import Weights
 
@@ -38,6 +41,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.summary_file = path / "summary.json"
+        self.begun = False
         self._lock: IO[str] | None = None
 
     def weights(self, which: str) -> Path:
@@ -54,6 +58,25 @@ class RunFolder:
         began: str | None = json.loads((self.path / "run.json").read_text()).get("loop")
         return began
 
+    @contextlib.contextmanager
+    def claimed(self, run: Run, resume: bool, exact: bool) -> Iterator[RunFolder]:
+        """`claim`, and `release` at the end. Where an error ends a new run before it has `begun`, its folder is as it was before.
+
+        So a command that was refused for its device or a missing package can be given again for the same folder, once it is mended.
+        """
+        there, new = self.path.exists(), not (self.path / "run.json").is_file()
+        self.claim(run, resume, exact)
+        try:
+            yield self
+        except UserError:
+            if new and not self.begun:
+                shutil.rmtree(self.path, ignore_errors=True)
+                if there:
+                    self.path.mkdir(exist_ok=True)
+            raise
+        finally:
+            self.release()
+
     def claim(self, run: Run, resume: bool, exact: bool) -> RunFolder:
         """Make the folder for `run`, or with `resume` reopen the one that holds it. Raises UserError.
 
@@ -66,20 +89,24 @@ class RunFolder:
         if resume:
             self._same(run, exact)
         elif self.path.exists() and (not self.path.is_dir() or any(p.name != ".lock" for p in self.path.iterdir())):
-            what = "already holds a run; give --resume to go on with it" if holds_run else "is not empty"
+            empty = "is not empty and holds no run; empty it" if self.path.is_dir() else "is a file; remove it"
+            what = "already holds a run; give --resume to go on with it" if holds_run else empty
             raise UserError(f"--folder {self.path} {what}, or choose another folder")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not holds_run:
-                publish(self.path / "run.json", json.dumps(run.to_json() | {"loop": LOOPS[exact], "versions": versions()}, indent=1).encode())
+                about = {"loop": LOOPS[exact], "backend": find_task(run.task).backend, "versions": versions()}
+                publish(self.path / "run.json", json.dumps(run.to_json() | about, indent=1).encode())
             for folder in (self.store, self.checkpoints, self.path / "weights"):
                 folder.mkdir(exist_ok=True)
             self.hold_store().close()
         except BlockingIOError:
             raise UserError(f"--folder {self.path} is in use by another process; wait for it to end") from None
         except OSError as error:
+            if full_disk(error):
+                raise unwritten(self.path, error) from None
             raise UserError(f"--folder {self.path} cannot be written: {error.strerror}; choose another folder") from None
         except RunFailed:
             self.release()
@@ -101,12 +128,21 @@ class RunFolder:
                 time.sleep(0.05)
 
     def _same(self, run: Run, exact: bool) -> None:
-        """Refuse to resume another run; the budget and the machines may change, nothing else."""
-        began = self.loop or LOOPS[exact]
+        """Refuse to resume another run, or a damaged one; the budget and the machines may change, nothing else."""
+        mine, theirs = run.to_json(), read_run(self.path).to_json()
+        if (best := self.weights("best")).is_file():
+            load_command(best)  # it is wanted when the run ends
+        written, task = json.loads((self.path / "run.json").read_text()), find_task(run.task)
+        began = written.get("loop", LOOPS[exact])
         if began != LOOPS[exact]:
             how = "with --local, or with --machines.lock-step true" if not exact else "without --local and --machines.lock-step"
             raise UserError(f"--folder {self.path} holds a run that began as {began}; resume it {how}")
-        mine, theirs = run.to_json(), read_run(self.path).to_json()
+        if run.dataset is None and (backend := written.get("backend", task.backend)) != task.backend:
+            why = f"on the fast environments, whose package {task.missing()!r} is missing here; install it with: pip install 'bigdm-ray[{task.extra}]'"
+            if backend == "reference":
+                uninstall = "".join(f"uninstall {package}, or " for package in task.fast_needs)
+                why = f"on gymnasium's environments, but the fast ones would play here; {uninstall}begin anew in another folder"
+            raise UserError(f"--folder {self.path} holds a run that began {why}")
         for run_json in (mine, theirs):
             run_json["dataset"] = run_json["dataset"] and run_json["dataset"]["sha256"]  # the same episodes may lie elsewhere
             run_json["start"] = run_json["start"] and run_json["start"]["learner_step"]
@@ -185,15 +221,38 @@ def load(folder: str | os.PathLike[str], which: str = "last") -> Loaded:
     model = run.algorithm.build({task.name: signature})
     weights.into(model)
     model.eval()
-    command_file = path / "weights" / f"{which}.json"
-    summary_file = path / "summary.json"
+    beside = RunFolder(path).weights(which)
+    command = {"command": load_command(beside)} if beside.with_suffix(".json").is_file() else {}
+    return Loaded(path, run, task, signature, model, summary_of(path) | command, weights.version)
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """The content of a run's summary.json, nothing where it has none yet. Raises UserError."""
+    path = RunFolder(folder).summary_file
     try:
-        summary = json.loads(summary_file.read_text()) if summary_file.is_file() else {}
-        if command_file.is_file():
-            summary["command"] = json.loads(command_file.read_text())["command"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} holds a broken summary.json or weights/{which}.json ({error})") from None
-    return Loaded(path, run, task, signature, model, summary, weights.version)
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is broken ({error}); remove it, and have it written again with `run --resume`") from None
+
+
+def load_command(weights: Path) -> dict[str, float]:
+    """The command beside a weights file. Raises UserError."""
+    return _beside(weights)[0]
+
+
+def load_score(weights: Path) -> float | None:
+    """The mean return that a weights file was kept for, None where there is no such file. Raises UserError."""
+    return _beside(weights)[1] if weights.is_file() else None
+
+
+def _beside(weights: Path) -> tuple[dict[str, float], float | None]:
+    path = weights.with_suffix(".json")
+    try:
+        found = json.loads(path.read_text())
+        score = found.get("return_mean")
+        return {str(name): float(value) for name, value in found["command"].items()}, None if score is None else float(score)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is broken ({error}); remove it and {weights.name}, and have both written again with `run --resume`") from None
 
 
 def save_weights(folder: RunFolder, which: str, weights: Weights, command: dict[str, float], score: float | None) -> None:

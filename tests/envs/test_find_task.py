@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 
+import gymnasium
 import pytest
 
 from bigdm_ray.envs import find_task, tasks
@@ -51,6 +52,47 @@ def test_an_environment_that_cannot_be_made_is_a_users_mistake(name, says):
         find_task(name).make(1, 0)
     assert says in str(told.value)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", [":x", "a:b:c", "no module:X-v0"])
+def test_a_name_of_no_known_form_is_a_users_mistake(name):
+    with pytest.raises(UserError, match=r"is not understood; .* 'my_module:MyEnv-v0' is expected"):
+        find_task(name)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("def (\n", "SyntaxError: invalid syntax (own_and_broken.py, line 1)"),
+        ("import math\n1 / 0\n", "ZeroDivisionError: division by zero (own_and_broken.py, line 2)"),
+        (
+            "import gymnasium\ndef env(render_mode=None):\n    raise RuntimeError('no\\nlicence')\ngymnasium.register('Lost-v0', env)\n",
+            "RuntimeError: no licence (",
+        ),
+    ],
+)
+def test_what_ones_own_module_raises_is_told(source, says, tmp_path, monkeypatch):
+    (tmp_path / "own_and_broken.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_and_broken", raising=False)
+    with pytest.raises(UserError) as told:
+        find_task("own_and_broken:Lost-v0").make(1, 0)
+    assert f"cannot make the environment 'own_and_broken:Lost-v0': {says}" in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(("module", "env_id", "extra"), [("Box2D", "LunarLander-v3", "box2d"), ("mujoco", "Hopper-v5", "mujoco")])
+def test_a_package_that_gymnasium_misses_is_in_one_of_our_extras(module, env_id, extra, monkeypatch):
+    error = gymnasium.error.DependencyNotInstalled(f"{module} is not installed, run `pip install gymnasium[x]`")
+    monkeypatch.setattr(gymnasium, "make", lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(UserError) as told:
+        find_task(f"gymnasium:{env_id}").make(1, 0)
+    assert str(told.value).endswith(f"it needs the package {module!r}; install it with: pip install 'bigdm-ray[{extra}]'")
+
+
+def test_of_many_known_names_a_few_are_listed():
+    with pytest.raises(UserError, match=r"known: Acrobot-v1, .* and \d+ more$") as told:
+        find_task("gymnasium:qqqqqqqqqqqqqqqq-v0").make(1, 0)
+    assert str(told.value).count(", ") < 20
 
 
 def test_ones_own_module_is_imported_and_made(tmp_path, monkeypatch):
