@@ -90,7 +90,7 @@ def test_a_package_that_gymnasium_misses_is_in_one_of_our_extras(module, env_id,
 
 
 def test_of_many_known_names_a_few_are_listed():
-    with pytest.raises(UserError, match=r"known: Acrobot-v1, .* and \d+ more$") as told:
+    with pytest.raises(UserError, match=r"known: .* and \d+ more$") as told:
         find_task("gymnasium:qqqqqqqqqqqqqqqq-v0").make(1, 0)
     assert str(told.value).count(", ") < 20
 
