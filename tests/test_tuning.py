@@ -37,6 +37,17 @@ def tuning() -> Iterator[ModuleType]:
     cloudpickle.unregister_pickle_by_value(module)
 
 
+def test_the_paper_s_preset_lies_within_the_paper_s_grid(tuning: ModuleType) -> None:
+    named = Udrl.presets()["lunarlander"]["paper"]
+    assert len(named) == len(tuning.GRID)
+    for name, values in tuning.GRID.items():
+        value = named[f"algorithm.{name}"]
+        if name == "learning_rate":
+            assert min(values) <= value <= max(values)
+        else:
+            assert (list(value) if name == "hidden" else value) in values
+
+
 @pytest.fixture
 def tiny() -> Run:
     return configure("udrl", "toy-vector", TINY.split())
