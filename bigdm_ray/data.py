@@ -223,8 +223,8 @@ def histogram(values: np.ndarray) -> list[str]:
     low, high = float(values.min()), float(values.max())
     bins = bins_of(values, BARS)
     counts, edges = np.histogram(values, bins=bins)
-    width = (high - low if bins > 1 else abs(low)) / BARS
-    digits = max(1, math.ceil(-math.log10(width))) if width else 1
+    step = (high - low if bins > 1 else abs(low)) / BARS
+    digits = max(1, math.ceil(-math.log10(step))) if step else 1
     labels = [f"{a:,.{digits}f} to {b:,.{digits}f}" for a, b in itertools.pairwise(edges)] if bins > 1 else [f"{low:,.{digits}f}"]
     width = max(map(len, labels))
     most = int(counts.max())

@@ -110,8 +110,7 @@ def publish_run(folder: Path, run: Run, weights: Weights, target: dict[str, floa
         for which in ("last", "best"):
             save_weights(home, which, weights, target, None)
         learner = {f"model/{name}": values for name, values in weights.arrays.items()}
-        identity = {"algorithm": run.algorithm.name, "task": run.task}
-        checkpoint.write(home.checkpoints, Counters(learner_step=1), [], 0, learner, np.zeros((0, 3), np.int64), identity)
+        checkpoint.write(home.checkpoints, Counters(learner_step=1), [], 0, learner, np.zeros((0, 3), np.int64), run.identity)
     finally:
         home.release()
 

@@ -8,6 +8,7 @@ be stale. A call that died with its actor is made again; the learner's steps sin
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,21 +62,18 @@ def _train(run: Run, folder: Path, home: RunFolder, resume: bool, listeners: lis
         resumed, damage = (whole if exact else counted)(run, home)
     if exact:
         drop_later(home)
-    session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *listeners], resumed, exact)
-    session.note(damage)
-    crew: RayCrew | None = None
-    try:
+    with contextlib.ExitStack() as end:
+        session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *listeners], resumed, exact)
+        end.callback(session.close)
+        session.note(damage)
         driver = Driver(session)
         crew = RayCrew(run, folder, resumed if exact else None, session.counters.incarnation, driver.rolled_back)
+        end.callback(crew.close)
         if exact:
             (study if run.dataset else loop)(session, crew)
         else:
             driver.drive(crew)
         return session.finish(crew) | {"folder": str(folder)}
-    finally:
-        if crew is not None:
-            crew.close()
-        session.close()
 
 
 def counted(run: Run, home: RunFolder) -> tuple[Checkpoint, list[str]]:
@@ -83,7 +81,7 @@ def counted(run: Run, home: RunFolder) -> tuple[Checkpoint, list[str]]:
 
     The second value names damaged shards: their episodes are left out.
     """
-    saved = checkpoint.last(home.checkpoints, {"algorithm": run.algorithm.name, "task": run.task})
+    saved = checkpoint.last(home.checkpoints, run.identity)
     base = saved or Checkpoint(Counters(), [], 0, {}, set(), {})
     on_disk = {path.name for path in home.store.glob(f"*{SUFFIX}")}
     store = Store(home.store, flat_bytes=0).open(sorted(on_disk | set(base.shards)))

@@ -131,6 +131,11 @@ class Run:
             checked(getattr(self, name), f"{name}.")
 
     @property
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint of this run must be of."""
+        return {"algorithm": self.algorithm.name, "task": self.task}
+
+    @property
     def clock(self) -> str:
         """What the budget, evaluations, saves and reports are counted in."""
         return "time/learner_steps" if self.dataset else "time/env_steps"
@@ -366,7 +371,7 @@ def opened(folder: Path) -> tuple[Run, Checkpoint]:
     if not (folder / "run.json").is_file():
         raise UserError(f"--from {folder} holds no run: a folder with a run.json is expected, as `run` leaves one")
     run = read_run(folder)
-    saved = checkpoint.last(folder / "checkpoints", {"algorithm": run.algorithm.name, "task": run.task})
+    saved = checkpoint.last(folder / "checkpoints", run.identity)
     if saved is None:
         raise UserError(f"--from {folder} has no checkpoint yet: train it to its first one, or start anew without --from")
     return run, saved

@@ -7,6 +7,7 @@ begins new episodes and new random numbers, so it goes on from its checkpoint bu
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,20 +37,14 @@ from bigdm_ray.training.streams import derived_seed, seed_torch
 def train_foreign(run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None, actors: int = 0) -> dict[str, Any]:
     """Train with the algorithm's library, `actors` processes playing beside this one; the summary. Raises UserError and RunFailed."""
     check(run)
-    with RunFolder(folder).claimed(run, resume, exact=False) as home:
-        crew: ForeignCrew | None = None
-        session: Session | None = None
-        try:
-            resumed = checkpoint.last(home.checkpoints, {"algorithm": run.algorithm.name, "task": run.task}) if resume else None
-            session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *(listeners or [])], resumed, exact=False)
-            crew = ForeignCrew(session, resumed, actors)
-            drive(session, crew)
-            return session.finish(crew) | {"folder": str(folder)}
-        finally:
-            if crew is not None:
-                crew.close()
-            if session is not None:
-                session.close()
+    with RunFolder(folder).claimed(run, resume, exact=False) as home, contextlib.ExitStack() as end:
+        resumed = checkpoint.last(home.checkpoints, run.identity) if resume else None
+        session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *(listeners or [])], resumed, exact=False)
+        end.callback(session.close)
+        crew = ForeignCrew(session, resumed, actors)
+        end.callback(crew.close)
+        drive(session, crew)
+        return session.finish(crew) | {"folder": str(folder)}
 
 
 def check(run: Run) -> Foreign:

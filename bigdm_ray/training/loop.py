@@ -14,6 +14,7 @@ asynchronous one of `distributed/loop.py` share: counters, what is due, reports,
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -286,11 +287,6 @@ class Session:
         for listener in self._listeners:
             listener(report)
 
-    @property
-    def identity(self) -> dict[str, str]:
-        """What a checkpoint must be of."""
-        return {"algorithm": self.run.algorithm.name, "task": self.run.task}
-
     def save(self, crew: Crew) -> tuple[Weights, dict[str, float]]:
         """Report, then write a checkpoint, and the same weights with their command beside it; these two."""
         counters, saved = self.counters, []
@@ -301,7 +297,7 @@ class Session:
             counters.learner_step = step
             saved.append(Weights((counters.incarnation, step), {name[6:]: v for name, v in learner.items() if name.startswith("model/")}))
             living = crew.table().ids[: 0 if self.run.dataset else None]
-            checkpoint.write(self.folder.checkpoints, counters, shards, self.lines.offset, learner, living, self.identity)
+            checkpoint.write(self.folder.checkpoints, counters, shards, self.lines.offset, learner, living, self.run.identity)
 
         crew.save(write)
         command = self.run.algorithm.evaluation_command(crew.table()) if len(crew.table()) else {}
@@ -433,20 +429,14 @@ def gathered(parts: list[Played], added: Table, version: tuple[int, int], busy_s
 
 def train_local(run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None) -> dict[str, Any]:
     """Train in this process; the summary. Raises UserError, and RunFailed with everything stored so far kept."""
-    with RunFolder(folder).claimed(run, resume, exact=True) as home:
-        crew: LocalCrew | None = None
-        session: Session | None = None
-        try:
-            take_over(run, home)
-            resumed, damage = whole(run, home) if resume or run.start else (None, [])
-            drop_later(home)
-            session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *(listeners or [])], resumed, exact=True)
-            session.note(damage)
-            crew = LocalCrew(run, home, resumed)
-            (study if run.dataset else loop)(session, crew)
-            return session.finish(crew) | {"folder": str(folder)}
-        finally:
-            if crew is not None:
-                crew.close()
-            if session is not None:
-                session.close()
+    with RunFolder(folder).claimed(run, resume, exact=True) as home, contextlib.ExitStack() as end:
+        take_over(run, home)
+        resumed, damage = whole(run, home) if resume or run.start else (None, [])
+        drop_later(home)
+        session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *(listeners or [])], resumed, exact=True)
+        end.callback(session.close)
+        session.note(damage)
+        crew = LocalCrew(run, home, resumed)
+        end.callback(crew.close)
+        (study if run.dataset else loop)(session, crew)
+        return session.finish(crew) | {"folder": str(folder)}

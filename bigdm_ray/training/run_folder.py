@@ -97,7 +97,8 @@ class RunFolder:
             self._lock = (self.path / ".lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not holds_run:
-                about = {"loop": LOOPS[exact], "backend": find_task(run.task).backend, "versions": versions()}
+                played = {} if run.dataset else {"backend": find_task(run.task).backend}
+                about = {"loop": LOOPS[exact], **played, "versions": versions()}
                 publish(self.path / "run.json", json.dumps(run.to_json() | about, indent=1).encode())
             for folder in (self.store, self.checkpoints, self.path / "weights"):
                 folder.mkdir(exist_ok=True)

@@ -50,9 +50,8 @@ def take_over(run: Run, home: RunFolder) -> None:
         part = enumerate(best[at : at + SHARD_EPISODES], at)
         mine.add([dataclasses.replace(theirs.episode(int(position)), id=EpisodeId(0, FOREIGN, number)) for number, position in part])
     counters = Counters(learner_step=saved.counters.learner_step, began_at=saved.counters.learner_step, round=FIRST_ROUND)
-    identity = {"algorithm": run.algorithm.name, "task": run.task}
     living: np.ndarray = mine.table.ids
-    checkpoint.write(home.checkpoints, counters, mine.living_shards(), 0, saved.learner, living, identity)
+    checkpoint.write(home.checkpoints, counters, mine.living_shards(), 0, saved.learner, living, run.identity)
 
 
 def dataset_store(run: Run) -> Store:
@@ -74,7 +73,7 @@ def whole(run: Run, home: RunFolder) -> tuple[Checkpoint | None, list[str]]:
     damage: list[str] = []
     damaged: list[Path] = []
     for path in reversed(checkpoint.saved(home.checkpoints)):
-        found = checkpoint.read(path, {"algorithm": run.algorithm.name, "task": run.task})
+        found = checkpoint.read(path, run.identity)
         store = Store(home.store, run.algorithm.retention(), 0).open(found.shards)
         try:
             check_living(store.table, store.problems, found)

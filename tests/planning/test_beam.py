@@ -6,7 +6,8 @@ import torch
 
 from bigdm_ray.models.trajectory import TrajectoryTransformer
 from bigdm_ray.planning import beam
-from bigdm_ray.planning.beam import Encoder, Planner, Search, drawn, narrowed
+from bigdm_ray.planning.beam import Planner, Search, drawn, narrowed
+from bigdm_ray.planning.encoder import Encoder
 from bigdm_ray.tokens.bins import Bins
 
 SEEN, ACTED, BINS = 3, 2, 9
