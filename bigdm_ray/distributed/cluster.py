@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+import torch
 
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.training.config import Run
+from bigdm_ray.training.learner import pick_device
 
 START_ATTEMPTS = 3
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -23,6 +25,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THRE
 @contextlib.contextmanager
 def cluster(run: Run) -> Iterator[Any]:
     """The connected `ray` module; what was started here is stopped at the end. Raises UserError where it cannot join."""
+    check_device(run)
     if ray.is_initialized():  # inside a Tune trial, or a user's own session
         yield ray
         return
@@ -31,6 +34,15 @@ def cluster(run: Run) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def check_device(run: Run) -> None:
+    """Raise UserError where learner actors would wait for a GPU that never comes. A cluster that is joined may still add nodes."""
+    name, ranks = run.machines.device, run.machines.learners
+    if name.startswith("cuda:"):
+        raise UserError(f"--device {name} picks a GPU for --local; with Ray say --device cuda: each learner is given a GPU of its own")
+    if run.machines.address == "local" and pick_device(name).type == "cuda" and name != "auto" and ranks > (count := torch.cuda.device_count()):
+        raise UserError(f"--learners is {ranks}, but this machine has {count} GPU(s); give at most so many learners, or --device cpu")
 
 
 def _connect(ray: Any, run: Run) -> None:
