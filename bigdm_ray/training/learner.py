@@ -86,14 +86,23 @@ class Learner:
             raise UserError(f"{algorithm.name} trains on one learner; leave --learners out")
 
     def update(self, stores: dict[str, Store], steps: int) -> Progress:
-        """Take `steps` learner steps on windows of the stores. Raises RunFailed when the loss is no longer finite."""
+        """Take `steps` learner steps on windows of the stores. Raises RunFailed when the loss is no longer finite, or memory runs out."""
         began = time.perf_counter()
         totals: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         for _ in range(steps):
             self._prepare(stores)
             seed_torch(self.seed, "dropout", self.step, self.rank)
-            for name, value in self._step(self._draw(stores)).items():
+            try:
+                metrics = self._step(self._draw(stores))
+            except RuntimeError as error:  # torch has a class of its own for GPUs only
+                if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                    raise RunFailed(
+                        f"a learner step of {self.algorithm.batch} windows does not fit into the memory of {self.device}; "
+                        "start anew with a smaller --algorithm.batch-size or network"
+                    ) from None
+                raise
+            for name, value in metrics.items():
                 totals[name] = totals[name] + value if name in totals else value
                 counts[name] = counts.get(name, 0) + 1
             self.step += 1

@@ -124,6 +124,15 @@ def test_a_rate_far_too_high_diverges_into_that_sentence(tmp_path):
         learner.update({task: stored(tmp_path, task, 10)}, 50)
 
 
+def test_a_step_that_does_not_fit_into_memory_says_what_to_make_smaller(store):
+    class Greedy(Udrl):
+        def loss(self, model, batch, step):
+            return torch.empty(1 << 60, dtype=torch.uint8)
+
+    with pytest.raises(RunFailed, match=r"of 32 windows does not fit into the memory of cpu; .*--algorithm\.batch-size"):
+        learner_of(small(Greedy, batch_size=32)).update({TASK: store}, 1)
+
+
 def test_weights_of_another_network_are_refused(store):
     state = learner_of().state()
     wide = learner_of(small(Udrl, hidden=(48, 32)))
