@@ -1,9 +1,12 @@
 """Behaviour cloning, plain and filtered: repeat what the episodes of a dataset did, or what the best of them did.
 
 `best_fraction` 0.1, 0.25, 0.4 and 1 are the columns of percentage behaviour cloning (%BC; Chen et al. 2021, section 5.1):
-the episodes are ranked by return and kept until they hold that share of all time steps, as the official code counts. The
-network is the paper's: three layers of 256 with ReLU on standardised observations; continuous actions are a squashed mean
-trained on the squared error, discrete ones categorical.
+the episodes are ranked by return and kept while they hold no more than that share of all time steps, as the official code counts
+(the best one always). The network is the paper's: three layers of 256 with ReLU on standardised observations, 25,000 learner steps
+of 64; continuous actions are a squashed mean trained on the squared error, discrete ones categorical.
+
+Deviations from the official code (mlp_bc.py), which the paper's text does not name: it reads the last 20 states side by side, drops
+out a tenth, and trains with AdamW at 1e-4 after 10,000 steps of warm-up; here one state, no dropout, Adam from 1e-3 falling to 1e-4.
 
     python -m bigdm_ray.run bc DATASET
     python -m bigdm_ray.run bc DATASET --algorithm.best-fraction 0.1
@@ -110,7 +113,7 @@ class Bc(Imitation):
 
     name: ClassVar[str] = "bc"
 
-    best_fraction: float = setting(1.0, "only the best episodes by return that hold this share of all time steps", above=0, high=1)
+    best_fraction: float = setting(1.0, "only the best episodes by return that hold at most this share of all time steps; at least one", above=0, high=1)
     dropout: float = setting(0.0, "share of activations that are dropped in training", low=0, high=0.9)
     decay_steps: int = setting(25_000, "learner steps over which the learning rate falls to a tenth, along a straight line; 0 keeps it", low=0)
 

@@ -295,7 +295,7 @@ class Dt(Algorithm):
     return_scale: float = setting(0.001, "fixed factor on returns-to-go; 0 hides them, which is cloning, as in the paper's Atari columns", low=0)
     target_return: float | None = setting(None, "return that evaluations ask for; default: the best of the data")
     delayed_reward: bool = setting(False, "pay all reward at the episode's end: the return-to-go is the whole return, and is held")
-    best_fraction: float = setting(1.0, "only the best episodes by return that hold this share of all time steps", above=0, high=1)
+    best_fraction: float = setting(1.0, "only the best episodes by return that hold at most this share of all time steps; at least one", above=0, high=1)
     stochastic: bool = setting(False, "squashed Gaussian policy with a bound on its entropy, as in ODT; for continuous actions")
     initial_temperature: float = setting(0.1, "weight of the entropy at the beginning", above=0)
     temperature_rate: float = setting(1e-4, "learning rate of that weight", above=0)

@@ -27,7 +27,7 @@ class View:
     pad        the side on which steps outside the episode are left empty
     columns    derived columns to add: `returns_to_go` (sum of rewards from this step on, added up in float64),
                `episode_return` (the same of the whole episode) and `steps_remaining` (steps left, this one included, so 1 at the last)
-    best       only the best episodes by return that together hold this fraction of all steps
+    best       only the best episodes by return that together hold at most this fraction of all steps; at least one
     above      only episodes with at least this return
     stack      image leaves carry their last `stack` frames along the channel axis; the first frame is repeated
     next_observation  add the observations that followed each step
@@ -67,8 +67,8 @@ class View:
         if self.best < 1.0 and len(table):
             order = table.ranked()
             held = np.cumsum(table.lengths[order])
-            enough = int(np.searchsorted(held, self.best * held[-1])) + 1
-            rows = np.intersect1d(rows, order[:enough])
+            within = int(np.searchsorted(held, int(self.best * held[-1]), side="right"))
+            rows = np.intersect1d(rows, order[: max(within, 1)])
         return rows
 
     def rows(self, table: Table, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:

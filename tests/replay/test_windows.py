@@ -19,12 +19,13 @@ tables = st.lists(st.tuples(st.integers(-3, 3), st.integers(1, 9)), min_size=1, 
 
 @given(tables, st.sampled_from([0.05, 0.3, 0.5, 0.999, 1.0]), st.one_of(st.none(), st.integers(-3, 3)))
 def test_eligible_is_what_a_loop_would_pick(episodes, best, above):
-    """`best`: from the best return down (the newer of two equals first) until they hold that share of all steps."""
+    """`best`: from the best return down (the newer of two equals first) while they hold no more than that share of all steps, the best always."""
     picked, held = [], 0
     for row in sorted(range(len(episodes)), key=lambda row: (-episodes.returns[row], -row)):
-        if held < best * episodes.lengths.sum():
-            picked.append(row)
-            held += episodes.lengths[row]
+        held += episodes.lengths[row]
+        if picked and held > int(best * episodes.lengths.sum()):
+            break
+        picked.append(row)
     expected = sorted(row for row in picked if above is None or episodes.returns[row] >= above)
     assert View(best=best, above=above).eligible(episodes).tolist() == expected
 
