@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Columns, Loss
+from bigdm_ray.algorithms.base import Columns, Loss, Prelude
 from bigdm_ray.algorithms.bc import Actor, Imitation, acted_on, only_task, steps_of
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.models.networks import Encoder
@@ -103,6 +103,10 @@ class Awr(Imitation):
     def turn(self) -> int:
         """Learner steps of critic and actor together."""
         return self.critic_updates + self.actor_updates
+
+    def prelude(self) -> Prelude | None:
+        """The critic's steps in the first turn."""
+        return Prelude(self.critic_updates, ("critic_updates",))
 
     def view(self, step: int = 0) -> View:
         """Every stored time step alike."""

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Columns, Loss
+from bigdm_ray.algorithms.base import Columns, Loss, Prelude
 from bigdm_ray.algorithms.bc import Actor, Imitation, acted_on, only_task, steps_of
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.models.networks import Encoder
@@ -88,6 +88,10 @@ class Bail(Imitation):
         if self.progressive or step < self.envelope_steps:
             return View(weight="length", annotations=("return",))
         return View(weight="length", among="selected")
+
+    def prelude(self) -> Prelude | None:
+        """The envelope's steps, where the policy's come after them."""
+        return None if self.progressive else Prelude(self.envelope_steps, ("envelope_steps",))
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for more than one task."""
