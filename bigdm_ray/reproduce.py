@@ -109,7 +109,8 @@ class Shelf:
         """What a cell lacks, with the way to make it."""
         if not cell.dataset or (self.data / cell.target / CARD).is_file():
             return None
-        return f"{cell.target}: {self.grid.recipe.format(name=cell.target, folder=self.data / cell.target)}"
+        recipe = self.grid.recipes.get(cell.target, self.grid.recipe)
+        return f"{cell.target}: {recipe.format(name=cell.target, folder=self.data / cell.target, data=self.data)}"
 
     def run(self, cell: Cell) -> Run:
         """The run of a cell. Raises UserError."""

@@ -84,6 +84,65 @@ def test_where_data_of_a_game_are_missing_the_commands_that_make_them_are_told(t
     assert "| pong | not run [106.1] |" in table(shelf)
 
 
+@pytest.mark.parametrize(("name", "rows"), [("percent-bc", 2), ("dt", 3)])
+def test_reachers_rows_are_published_stand_apart_and_say_how_their_data_are_made(name, rows, tmp_path, capsys):
+    from bigdm_ray.data import parser
+
+    grid = find_grid(name)
+    apart = ("reacher-medium", "reacher-medium-replay", "reacher-medium-expert")[:rows]
+    assert grid.apart == apart and len(grid.averaged) == 9 and set(grid.rows) == {*grid.averaged, *apart}
+    assert grid.published["reacher-medium", "10 %"] == (51.0, None) and grid.published["reacher-medium-replay", "100 %"] == (5.4, None)
+    if name == "dt":
+        assert [grid.published[row, "DT"][0] for row in apart] == [51.2, 18.0, 89.1]
+        assert np.mean([grid.published[row, "DT"][0] for row in grid.averaged]) == pytest.approx(74.7, abs=0.06)
+        assert np.mean([grid.published[row, "100 %"][0] for row in grid.averaged]) == pytest.approx(47.7, abs=0.06)
+    shelf = Shelf(grid, "quick", tmp_path, tmp_path / "results", tmp_path / "runs")
+    text = table(shelf)
+    assert "| reacher-medium-replay | not run" in text and "| mean of the 9 rows without reacher-medium, " in text and "Reacher-v5" in text
+    assert reproduce.fill_missing(shelf, ["reacher", "seed=1"], 1, local=True) == []
+    lines = [line for line in capsys.readouterr().err.splitlines() if "the dataset is missing: reacher" in line]
+    assert len(lines) == rows
+    for line in lines:
+        for command in line.split(": ", 2)[2].partition(", after")[0].split(" && "):
+            door, words = command.split()[2], command.split()[3:]
+            assert door in ("bigdm_ray.run", "bigdm_ray.data")
+            if door == "bigdm_ray.data":
+                parser().parse(words)
+            else:
+                assert configure("sac", "reacher", words[2 : words.index("--folder")]).saves.milestones
+
+
+def test_decision_transformers_of_reacher_read_windows_of_five(tmp_path):
+    dataset_of(tmp_path / "reacher-medium", "reacher", 1)
+    cell = next(cell for cell in find_grid("dt").cells("paper") if (cell.row, cell.column) == ("reacher-medium", "DT"))
+    run = Shelf(find_grid("dt"), "paper", tmp_path, tmp_path, tmp_path).run(cell)
+    assert run.algorithm.context == 5 and run.algorithm.return_scale == 0.1 and run.learner_budget == 100_000
+
+
+@pytest.mark.parametrize(("scale", "steps", "batch"), [("quick", 30_000, 256), ("paper", 200_000, 1000)])
+def test_the_table_of_bail_clones_with_bails_policy_on_as_many_samples(scale, steps, batch, tmp_path):
+    dataset_of(tmp_path / "bail-sac-hopper-b1", "hopper", 1)
+    shelf = Shelf(find_grid("bail"), scale, tmp_path, tmp_path, tmp_path)
+    cells = {cell.column: cell for cell in shelf.grid.cells(scale) if (cell.row, cell.seed) == ("SAC Hopper B1", 1)}
+    bail, bc = shelf.run(cells["BAIL"]), shelf.run(cells["BC"])
+    assert bail.learner_budget - bail.algorithm.envelope_steps == bc.learner_budget == steps
+    assert bail.algorithm.batch_size == bc.algorithm.batch_size == batch and f"BC {steps:,} of {batch:,}" in shelf.grid.budgets[scale]
+    assert (bail.algorithm.hidden, bail.algorithm.learning_rate) == (bc.algorithm.hidden, bc.algorithm.learning_rate)
+    assert bc.algorithm.learning_rate_factor(steps, "adam") == 1 and bc.algorithm.best_fraction == 1
+
+
+def test_the_imitation_table_says_how_many_more_samples_bail_sees(tmp_path):
+    dataset_of(tmp_path / "hopper-medium", "hopper", 1)
+    for scale in SCALES:
+        shelf = Shelf(find_grid("imitation"), scale, tmp_path, tmp_path, tmp_path)
+        cells = {cell.column: cell for cell in shelf.grid.cells(scale) if (cell.row, cell.seed) == ("hopper-medium", 1)}
+        bail, bc = shelf.run(cells["BAIL"]), shelf.run(cells["BC"])
+        policy, cloned = bail.learner_budget - bail.algorithm.envelope_steps, bc.learner_budget
+        seen = f"{policy:,} x {bail.algorithm.batch_size:,}", f"BC's {cloned:,} x {bc.algorithm.batch_size}"
+        note = shelf.grid.notes[1]
+        assert all(part in note for part in seen) and f"{policy * bail.algorithm.batch_size // (cloned * bc.algorithm.batch_size)} times BC's" in note
+
+
 def test_a_stopped_cell_goes_on_from_its_checkpoint(shelf):
     cell = GRID.cells("quick")[0]
     run = configure("bc", str(shelf.data / "toys-a"), [*TINY, "--seed", "1", "--saves.every", "10"])

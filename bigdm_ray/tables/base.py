@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -43,7 +43,8 @@ class Grid:
 
     `make(row, column, scale)` gives (algorithm, target, whether that is a dataset, flags), or None for a cell that this project
     cannot run. `published` has (row, column) -> (mean, deviation or None). Averages over rows leave the rows `apart` out; there are none
-    without `averages`. `recipe` is how to make a dataset that is missing, with `{name}` and `{folder}` in it.
+    without `averages`. `recipe` is how to make a dataset that is missing, with `{name}`, `{folder}` and `{data}` (where datasets are) in it;
+    `recipes` are those of datasets that are made in another way.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Grid:
     apart: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     recipe: str = "python -m bigdm_ray.data import SOURCE --folder {folder}"
+    recipes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def averaged(self) -> tuple[str, ...]:
