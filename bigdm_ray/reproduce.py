@@ -251,7 +251,7 @@ def table(shelf: Shelf, only: list[str] | None = None) -> str:
         "",
         *lines,
     ]
-    return "\n".join(text + (spread(grid, found) if grid.averages else []))
+    return "\n".join(text + spread(grid, found))
 
 
 def scores(results: list[Result], unit: str, which: str = "last") -> np.ndarray:

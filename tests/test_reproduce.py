@@ -210,6 +210,20 @@ def test_a_result_of_other_settings_or_data_counts_as_not_run(shelf, name, value
     assert [path.name for path in old.iterdir()] == ["kept.txt"], "the folder of the other run is left alone"
 
 
+def test_cells_side_by_side_leave_the_same_files(shelf, monkeypatch):
+    """What the workers do, done here: the answers come in another order than the jobs."""
+
+    def answers(work, jobs, at_once):
+        assert at_once == 2
+        yield 1, None, "its worker died"
+        yield 0, work(*jobs[0]), ""
+
+    monkeypatch.setattr("bigdm_ray.distributed.map.side_by_side", answers)
+    assert reproduce.fill_missing(shelf, ["a one"], 2, local=False) == ["a, one, seed 2: its worker died"]
+    assert [path.name for path in shelf.results.iterdir()] == ["a--one--1.json"]
+    assert shelf.result(GRID.cells("quick")[0])["seed"] == 1
+
+
 def test_a_result_counts_where_its_dataset_is_not_at_hand(shelf):
     cell = next(cell for cell in GRID.cells("quick") if cell.row == "b")
     write(shelf, cell, return_mean=5.0)
@@ -373,7 +387,7 @@ def test_a_bar_is_the_mean_of_its_cells_and_says_how_many_are_there(tmp_path, ca
     assert reproduce.main(["dt-overview", "--results", str(tmp_path), "--show"]) == 0
     printed = capsys.readouterr().out
     assert "| Key-to-Door | 78.0 [83.2] | not run [13.2] | 3.0 (1 of 2 cells) [1.5] |" in printed
-    assert "| OpenAI Gym | not run [74.7] | not run [63.9] | 30.0 (2 of 9 cells) [46.4] |" in printed
+    assert "| OpenAI Gym | not run [74.7] | not run [63.9] | 30.0 (2 of 9 cells) [47.7] |" in printed
     assert "| Atari | not run [97.9] | none [107.2] | not run [60.9] |" in printed
     assert not (tmp_path / "dt-overview").exists()
 
@@ -408,7 +422,7 @@ def test_every_bar_of_every_overview_is_made_of_cells_that_are_the_same_runs(ove
                 assert {cell.row for cell in cells} == set(bar.rows)
                 runs.append({(cell.row, cell.seed): (cell.algorithm, cell.target, cell.flags) for cell in cells})
             assert all(other == runs[0] for other in runs)
-        published = [find_grid(name).published for name, _ in bar.columns[:1]]
-        values = [known[row, bar.columns[0][1]][0] for known in published for row in bar.rows if (row, bar.columns[0][1]) in known]
-        if len(values) == len(bar.rows):
-            assert np.mean(values) == pytest.approx(bar.published, abs=0.06)
+        published = [(find_grid(name).published, column) for name, column in bar.columns if name != "tt"]  # that paper quotes other versions
+        means = [np.mean([known[row, c][0] for row in bar.rows]) for known, c in published if all((row, c) in known for row in bar.rows)]
+        assert not bar.columns or means
+        assert all(mean == pytest.approx(bar.published, abs=0.06) for mean in means)

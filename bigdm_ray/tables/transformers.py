@@ -183,7 +183,7 @@ OVERVIEWS = (
             Bar("Atari", "BC", GAMES, (("dt-atari", "100 %"),), 60.9),
             Bar("OpenAI Gym", "DT", SETS, (("dt", "DT"), ("tt", "DT")), 74.7),
             Bar("OpenAI Gym", "TD learning", SETS, (("value-based", "CQL"), ("tt", "CQL")), 63.9),
-            Bar("OpenAI Gym", "BC", SETS, (("percent-bc", "100 %"), ("dt", "100 %"), ("imitation", "BC"), ("tt", "BC")), 46.4),
+            Bar("OpenAI Gym", "BC", SETS, (("percent-bc", "100 %"), ("dt", "100 %"), ("imitation", "BC"), ("tt", "BC")), 47.7),
             Bar("Key-to-Door", "DT", DOORS, (("key-to-door", "DT"),), 83.2),
             Bar("Key-to-Door", "TD learning", DOORS, (("key-to-door", "CQL"),), 13.2),
             Bar("Key-to-Door", "BC", DOORS, (("key-to-door", "BC"),), 1.5),
@@ -191,7 +191,8 @@ OVERVIEWS = (
         "Chen et al. 2021, figure 3, as means of the cells of its tables 1, 2 and 5",
         notes=(
             "Atari is gamer-normalised (4 games), OpenAI Gym D4RL-normalised (9 sets), Key-to-Door success in percent (1,000 and 10,000 trajectories).",
-            "Temporal differences are not learnt on Atari here. The paper's own averages of cloning on Gym are swapped in print; 46.4 is the mean of the nine.",
+            "Temporal differences are not learnt on Atari here. "
+            "The paper's own averages of cloning on Gym are swapped in print: 47.7 is the mean of the nine, 46.4 that with Reacher.",
             NOT_D4RL,
         ),
     ),
