@@ -1,5 +1,6 @@
 """reproduce: only missing cells are trained, a stopped cell goes on, tables say what is not run."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.reproduce import BEGIN, END, Shelf, interquartile_mean, table, write_docs
 from bigdm_ray.tables.base import SCALES, Grid, find_grid, grids, overviews
 from bigdm_ray.training.config import configure
+from bigdm_ray.training.evaluation import stratified_interval
 
 TINY = (
     "--budget.learner-steps",
@@ -53,6 +55,7 @@ def test_missing_cells_are_trained_once_and_the_rest_prints_as_not_run(shelf, ca
     result = json.loads(files[0].read_text())
     assert result["dataset"]["sha256"] and result["learner_steps"] == 20 and result["flags"] == list(TINY)
     assert {"return_mean", "best_return_mean", "wall_s", "versions", "date", "seed"} <= set(result)
+    assert result["settings"]["algorithm"]["hidden"] == [8] and result["settings"]["budget"]["learner_steps"] == 20
     stamp = [f.stat().st_mtime_ns for f in files]
     assert reproduce.fill_missing(shelf, ["one"], 1, local=True) == []
     assert "2 of 4 cells are there, 0 to train" in capsys.readouterr().err
@@ -60,7 +63,7 @@ def test_missing_cells_are_trained_once_and_the_rest_prints_as_not_run(shelf, ca
     text = table(shelf)
     mean = np.mean([json.loads(f.read_text())["return_mean"] for f in files])
     assert f"{mean:.1f} ± " in text and "[7]" in text and "| b | not run | none |" in text and "2 of 6 runs are finished" in text
-    assert "interquartile mean" in text
+    assert "interquartile mean" in text and "fewer than 3 seeds in a row" in text
 
 
 def test_where_data_of_a_game_are_missing_the_commands_that_make_them_are_told(tmp_path, capsys):
@@ -79,6 +82,65 @@ def test_where_data_of_a_game_are_missing_the_commands_that_make_them_are_told(t
     given = parser().parse(record.split()[3:])
     assert str(given.run) == flags[-1] == "runs/pong" and given.weights == "milestones" and given.folder == tmp_path / "data" / "pong"
     assert "| pong | not run [106.1] |" in table(shelf)
+
+
+@pytest.mark.parametrize(("name", "rows"), [("percent-bc", 2), ("dt", 3)])
+def test_reachers_rows_are_published_stand_apart_and_say_how_their_data_are_made(name, rows, tmp_path, capsys):
+    from bigdm_ray.data import parser
+
+    grid = find_grid(name)
+    apart = ("reacher-medium", "reacher-medium-replay", "reacher-medium-expert")[:rows]
+    assert grid.apart == apart and len(grid.averaged) == 9 and set(grid.rows) == {*grid.averaged, *apart}
+    assert grid.published["reacher-medium", "10 %"] == (51.0, None) and grid.published["reacher-medium-replay", "100 %"] == (5.4, None)
+    if name == "dt":
+        assert [grid.published[row, "DT"][0] for row in apart] == [51.2, 18.0, 89.1]
+        assert np.mean([grid.published[row, "DT"][0] for row in grid.averaged]) == pytest.approx(74.7, abs=0.06)
+        assert np.mean([grid.published[row, "100 %"][0] for row in grid.averaged]) == pytest.approx(47.7, abs=0.06)
+    shelf = Shelf(grid, "quick", tmp_path, tmp_path / "results", tmp_path / "runs")
+    text = table(shelf)
+    assert "| reacher-medium-replay | not run" in text and "| mean of the 9 rows without reacher-medium, " in text and "Reacher-v5" in text
+    assert reproduce.fill_missing(shelf, ["reacher", "seed=1"], 1, local=True) == []
+    lines = [line for line in capsys.readouterr().err.splitlines() if "the dataset is missing: reacher" in line]
+    assert len(lines) == rows
+    for line in lines:
+        for command in line.split(": ", 2)[2].partition(", after")[0].split(" && "):
+            door, words = command.split()[2], command.split()[3:]
+            assert door in ("bigdm_ray.run", "bigdm_ray.data")
+            if door == "bigdm_ray.data":
+                parser().parse(words)
+            else:
+                assert configure("sac", "reacher", words[2 : words.index("--folder")]).saves.milestones
+
+
+def test_decision_transformers_of_reacher_read_windows_of_five(tmp_path):
+    dataset_of(tmp_path / "reacher-medium", "reacher", 1)
+    cell = next(cell for cell in find_grid("dt").cells("paper") if (cell.row, cell.column) == ("reacher-medium", "DT"))
+    run = Shelf(find_grid("dt"), "paper", tmp_path, tmp_path, tmp_path).run(cell)
+    assert run.algorithm.context == 5 and run.algorithm.return_scale == 0.1 and run.learner_budget == 100_000
+
+
+@pytest.mark.parametrize(("scale", "steps", "batch"), [("quick", 30_000, 256), ("paper", 200_000, 1000)])
+def test_the_table_of_bail_clones_with_bails_policy_on_as_many_samples(scale, steps, batch, tmp_path):
+    dataset_of(tmp_path / "bail-sac-hopper-b1", "hopper", 1)
+    shelf = Shelf(find_grid("bail"), scale, tmp_path, tmp_path, tmp_path)
+    cells = {cell.column: cell for cell in shelf.grid.cells(scale) if (cell.row, cell.seed) == ("SAC Hopper B1", 1)}
+    bail, bc = shelf.run(cells["BAIL"]), shelf.run(cells["BC"])
+    assert bail.learner_budget - bail.algorithm.envelope_steps == bc.learner_budget == steps
+    assert bail.algorithm.batch_size == bc.algorithm.batch_size == batch and f"BC {steps:,} of {batch:,}" in shelf.grid.budgets[scale]
+    assert (bail.algorithm.hidden, bail.algorithm.learning_rate) == (bc.algorithm.hidden, bc.algorithm.learning_rate)
+    assert bc.algorithm.learning_rate_factor(steps, "adam") == 1 and bc.algorithm.best_fraction == 1
+
+
+def test_the_imitation_table_says_how_many_more_samples_bail_sees(tmp_path):
+    dataset_of(tmp_path / "hopper-medium", "hopper", 1)
+    for scale in SCALES:
+        shelf = Shelf(find_grid("imitation"), scale, tmp_path, tmp_path, tmp_path)
+        cells = {cell.column: cell for cell in shelf.grid.cells(scale) if (cell.row, cell.seed) == ("hopper-medium", 1)}
+        bail, bc = shelf.run(cells["BAIL"]), shelf.run(cells["BC"])
+        policy, cloned = bail.learner_budget - bail.algorithm.envelope_steps, bc.learner_budget
+        seen = f"{policy:,} x {bail.algorithm.batch_size:,}", f"BC's {cloned:,} x {bc.algorithm.batch_size}"
+        note = shelf.grid.notes[1]
+        assert all(part in note for part in seen) and f"{policy * bail.algorithm.batch_size // (cloned * bc.algorithm.batch_size)} times BC's" in note
 
 
 def test_a_stopped_cell_goes_on_from_its_checkpoint(shelf):
@@ -103,11 +165,128 @@ def test_words_that_fit_no_cell_are_told(shelf):
         reproduce.fill_missing(shelf, ["three"], 1, local=True)
 
 
-def test_a_result_that_is_none_is_told(shelf):
+def write(shelf, cell, **more):
+    """The file that a finished cell leaves."""
+    held = {"sha256": shelf.sha256(cell) or "0" * 64, "return_mean": 2.0} if cell.dataset else None
+    fixed = {"return_mean": 1.0, "normalized_score": None, "best_return_mean": 1.5, "best_normalized_score": None, "dataset": held}
+    shelf.results.mkdir(parents=True, exist_ok=True)
+    shelf.file(cell).write_text(json.dumps(shelf.asked(cell) | fixed | more))
+
+
+@pytest.mark.parametrize("lost", ["return_mean", "best_return_mean", "normalized_score", "best_normalized_score", "dataset", "flags", "seed", "scale"])
+def test_a_result_that_lacks_a_field_is_told(shelf, lost):
+    cell = GRID.cells("quick")[0]
+    write(shelf, cell)
+    assert "1 of 6 runs are finished" in table(shelf)
+    shelf.file(cell).write_text(json.dumps({name: value for name, value in json.loads(shelf.file(cell).read_text()).items() if name != lost}))
+    with pytest.raises(UserError, match=f"is not the result of a cell.*{lost}"):
+        table(shelf)
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "7", "{", '{"return_mean": 1}'])
+def test_a_file_that_is_no_result_is_told(shelf, text):
     shelf.results.mkdir(parents=True)
-    shelf.file(GRID.cells("quick")[0]).write_text("{}")
+    shelf.file(GRID.cells("quick")[0]).write_text(text)
     with pytest.raises(UserError, match="is not the result of a cell"):
         table(shelf)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("algorithm", "bail"), ("flags", ["--algorithm.hidden", "9"]), ("scale", "paper"), ("target", "toys-b"), ("seed", 2), ("dataset", "other")],
+)
+def test_a_result_of_other_settings_or_data_counts_as_not_run(shelf, name, value, capsys):
+    cell = GRID.cells("quick")[0]
+    write(shelf, cell, return_mean=99.0, **{name: {"sha256": "1" * 64, "return_mean": 2.0} if value == "other" else value})
+    text = table(shelf)
+    assert "99.0" not in text and "0 of 6 runs are finished" in text and "not run [7]" in text
+    assert f"Outdated, so counted as not run: a--one--1.json (its {name}" in text
+    old = shelf.runs / cell.name
+    old.mkdir(parents=True)
+    (old / "kept.txt").write_text("another run")
+    assert reproduce.fill_missing(shelf, ["a one seed=1"], 1, local=True) == []
+    assert f"outdated, so not run: {shelf.file(cell)}: its {name}" in capsys.readouterr().err
+    assert "Outdated" not in table(shelf) and "1 of 6 runs are finished" in table(shelf)
+    assert [path.name for path in old.iterdir()] == ["kept.txt"], "the folder of the other run is left alone"
+
+
+def test_cells_side_by_side_leave_the_same_files(shelf, monkeypatch):
+    """What the workers do, done here: the answers come in another order than the jobs."""
+
+    def answers(work, jobs, at_once):
+        assert at_once == 2
+        yield 1, None, "its worker died"
+        yield 0, work(*jobs[0]), ""
+
+    monkeypatch.setattr("bigdm_ray.distributed.map.side_by_side", answers)
+    assert reproduce.fill_missing(shelf, ["a one"], 2, local=False) == ["a, one, seed 2: its worker died"]
+    assert [path.name for path in shelf.results.iterdir()] == ["a--one--1.json"]
+    assert shelf.result(GRID.cells("quick")[0])["seed"] == 1
+
+
+def test_a_result_counts_where_its_dataset_is_not_at_hand(shelf):
+    cell = next(cell for cell in GRID.cells("quick") if cell.row == "b")
+    write(shelf, cell, return_mean=5.0)
+    assert "| b | 5.0 (1 seed) | none | 2.0 |" in table(shelf)
+
+
+@pytest.mark.parametrize("flags", [["--budget.learner-steps", "10"], ["--algorithm.hidden", "9"], ["--seed", "99"]])
+def test_another_run_in_the_folder_of_a_cell_is_not_taken_for_it(shelf, flags):
+    from bigdm_ray.training.loop import train_local
+
+    cell = GRID.cells("quick")[0]
+    train_local(configure("bc", str(shelf.data / "toys-a"), [*TINY, "--seed", "1", *flags]), shelf.folder(cell))
+    (problem,) = reproduce.fill_missing(shelf, ["a one seed=1"], 1, local=True)
+    assert "holds another run than the cell's" in problem and "remove that folder to train the cell" in problem and str(shelf.folder(cell)) in problem
+    assert flags[0].strip("-").replace("learner-steps", "learner_steps") in problem
+    assert not shelf.file(cell).exists()
+
+
+def test_only_what_is_asked_for_is_shown(shelf):
+    for cell in GRID.cells("quick"):
+        write(shelf, cell, return_mean=10.0 * cell.seed + (cell.column == "two"))
+    text = table(shelf, ["two"])
+    assert "| a | 16.0" in text and "one" not in text.split("|", 1)[1] and "| b |" not in text and "2 of 2 runs" in text and "mean of the rows" not in text
+    text = table(shelf, ["seed=2"])
+    assert "| a | 20.0 (1 seed) [7] | 21.0 (1 seed) | 2.0 |" in text and "| b | 20.0 (1 seed) | none | 2.0 |" in text
+    with pytest.raises(UserError, match="--only three fits no cell of tiny"):
+        table(shelf, ["three"])
+
+
+def test_the_door_shows_only_what_is_asked_for(tmp_path, capsys):
+    shown = ["percent-bc", "--show", "--results", str(tmp_path), "--data", str(tmp_path)]
+    assert reproduce.main([*shown, "--only", "hopper-medium ", "--only", "10 %"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert lines[0] == "|  | 10 % | the data |" and len(lines) == 3 and lines[2].startswith("| hopper-medium | not run [65.9]")
+    with pytest.raises(UserError, match="--only nothing fits no cell of percent-bc"):
+        reproduce.main([*shown, "--only", "nothing"])
+    with pytest.raises(UserError, match="name the TABLE"):
+        reproduce.main(["--only", "hopper"])
+
+
+def test_intervals_are_over_seeds_and_do_not_grow_with_how_much_rows_differ(shelf):
+    """Two rows 100 apart, whose seeds agree to 1."""
+    grid = dataclasses.replace(GRID, seeds=3)
+    three = Shelf(grid, "quick", shelf.data, shelf.results.parents[1], shelf.runs)
+    for cell in grid.cells("quick"):
+        write(three, cell, return_mean=100.0 * (cell.row == "b") + cell.seed)
+    text = table(three)
+    low, high = stratified_interval([np.array([1.0, 2, 3]), np.array([101.0, 102, 103])])
+    assert 51 <= low < 52 < high <= 53
+    assert f"| one | 6 | 52.0 | {low:.1f} to {high:.1f} |" in text
+    assert "| a | 2.0 ± 1.0 (1.0 to 3.0) [7] |" in text and "standard deviation over seeds (95 % bootstrap interval of the mean, from 3 seeds on)" in text
+    raw = Shelf(dataclasses.replace(grid, averages=False), "quick", shelf.data, shelf.results.parents[1], shelf.runs)
+    assert "| a | 2.0 ± 1.0 (1.0 to 3.0) [7] |" in table(raw) and "interquartile" not in table(raw) and "mean of the rows" not in table(raw)
+
+
+def test_rows_that_stand_apart_are_in_no_average_and_print_returns_where_a_task_has_no_score(shelf):
+    grid = dataclasses.replace(GRID, unit="normalised score", apart=("b",), columns=("one",), published={("a", "one"): (7, None), ("b", "one"): (50, None)})
+    apart = Shelf(grid, "quick", shelf.data, shelf.results.parents[1], shelf.runs)
+    for cell in grid.cells("quick"):
+        write(apart, cell, task="hopper", return_mean=-4.0 * cell.seed, normalized_score=None if cell.row == "b" else 30.0 + cell.seed)
+    text = table(apart)
+    assert "| a | 31.5 ± 0.7 [7] |" in text and "| b | return -6.0 ± 2.8 [50] | 2.0 |" in text
+    assert "| mean of the 1 rows without b | 31.5 [7.0] |" in text and "| one | 2 | 31.5 |" in text
 
 
 def test_an_unknown_table_suggests_the_nearest():
@@ -181,11 +360,9 @@ def test_the_door_lists_the_tables_and_refuses_wrong_flags(capsys):
 
 
 def finished(folder, grid, scale, row, column, seed, score):
-    """The file that a finished cell leaves."""
+    """A finished cell of a table."""
     cell = next(c for c in find_grid(grid).cells(scale) if (c.row, c.column, c.seed) == (row, column, seed))
-    file = Shelf(find_grid(grid), scale, folder, folder, folder).file(cell)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"return_mean": 1.0, "normalized_score": score, "dataset": None}))
+    write(Shelf(find_grid(grid), scale, folder, folder, folder), cell, normalized_score=score)
 
 
 def bar_of(bars, domain, method):
@@ -201,7 +378,7 @@ def test_a_bar_is_the_mean_of_its_cells_and_says_how_many_are_there(tmp_path, ca
     finished(tmp_path, "percent-bc", "quick", "hopper-medium", "100 %", 1, 50.0)  # the same cell in the table that goes before
     finished(tmp_path, "imitation", "quick", "hopper-medium-replay", "BC", 1, 10.0)
     finished(tmp_path, "percent-bc", "quick", "walker2d-medium", "10 %", 1, 99.0)  # another column
-    bars = reproduce.measured(overviews()["dt-overview"], "quick", tmp_path)
+    bars = reproduce.measured(overviews()["dt-overview"], "quick", tmp_path, tmp_path)
     assert bar_of(bars, "Key-to-Door", "DT").mean == pytest.approx((65 + 91) / 2) and bar_of(bars, "Key-to-Door", "DT").state == ""
     assert (bar_of(bars, "Key-to-Door", "BC").mean, bar_of(bars, "Key-to-Door", "BC").state) == (3.0, "1 of 2 cells")
     assert bar_of(bars, "OpenAI Gym", "BC").scores == {"hopper-medium": 50.0, "hopper-medium-replay": 10.0}
@@ -210,7 +387,7 @@ def test_a_bar_is_the_mean_of_its_cells_and_says_how_many_are_there(tmp_path, ca
     assert reproduce.main(["dt-overview", "--results", str(tmp_path), "--show"]) == 0
     printed = capsys.readouterr().out
     assert "| Key-to-Door | 78.0 [83.2] | not run [13.2] | 3.0 (1 of 2 cells) [1.5] |" in printed
-    assert "| OpenAI Gym | not run [74.7] | not run [63.9] | 30.0 (2 of 9 cells) [46.4] |" in printed
+    assert "| OpenAI Gym | not run [74.7] | not run [63.9] | 30.0 (2 of 9 cells) [47.7] |" in printed
     assert "| Atari | not run [97.9] | none [107.2] | not run [60.9] |" in printed
     assert not (tmp_path / "dt-overview").exists()
 
@@ -245,7 +422,7 @@ def test_every_bar_of_every_overview_is_made_of_cells_that_are_the_same_runs(ove
                 assert {cell.row for cell in cells} == set(bar.rows)
                 runs.append({(cell.row, cell.seed): (cell.algorithm, cell.target, cell.flags) for cell in cells})
             assert all(other == runs[0] for other in runs)
-        published = [find_grid(name).published for name, _ in bar.columns[:1]]
-        values = [known[row, bar.columns[0][1]][0] for known in published for row in bar.rows if (row, bar.columns[0][1]) in known]
-        if len(values) == len(bar.rows):
-            assert np.mean(values) == pytest.approx(bar.published, abs=0.06)
+        published = [(find_grid(name).published, column) for name, column in bar.columns if name != "tt"]  # that paper quotes other versions
+        means = [np.mean([known[row, c][0] for row in bar.rows]) for known, c in published if all((row, c) in known for row in bar.rows)]
+        assert not bar.columns or means
+        assert all(mean == pytest.approx(bar.published, abs=0.06) for mean in means)

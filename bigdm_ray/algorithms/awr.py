@@ -7,8 +7,8 @@ Works on a dataset, and online: the same two phases after each `samples_per_iter
 `replay_steps` steps.
 
 Deviations. (1) On a dataset the preset uses Adam; the official SGD with steps of 1e-4 needs millions of updates. (2) The
-action bound loss is replaced by a squashed mean. (3) Observations are standardised anew before each phase, until
-`standardised_steps` learner steps.
+action bound loss is replaced by a squashed mean. (3) Observations are standardised anew before each turn, by the stored episodes, until
+`standardised_steps` learner steps; the official code adds up all that was played until so many samples.
 
     python -m bigdm_ray.run awr DATASET
     python -m bigdm_ray.run awr lunarlander
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Columns, Loss
+from bigdm_ray.algorithms.base import Columns, Loss, Prelude
 from bigdm_ray.algorithms.bc import Actor, Imitation, acted_on, only_task, steps_of
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.models.networks import Encoder
@@ -94,6 +94,7 @@ class Awr(Imitation):
     temperature: float = setting(1.0, "what normalised advantages are divided by", above=0)
     weight_clip: float = setting(20.0, "largest weight of an action (w_max)", above=0)
     action_std: float = setting(0.4, "fixed deviation of continuous actions, in units of half their range", above=0)
+    action_l2_weight: float = setting(0.0, "weight of half the sum of the squared outputs of the actor: logits, or means before they are squashed", low=0)
     samples_per_iteration: int = setting(2048, "environment steps that owe one turn", low=1)
     episodes_per_iteration: int = setting(8, "episodes played in each iteration", low=1)
     replay_steps: int = setting(50_000, "environment steps kept, the newest", low=1)
@@ -103,6 +104,10 @@ class Awr(Imitation):
     def turn(self) -> int:
         """Learner steps of critic and actor together."""
         return self.critic_updates + self.actor_updates
+
+    def prelude(self) -> Prelude | None:
+        """The critic's steps in the first turn."""
+        return Prelude(self.critic_updates, ("critic_updates",))
 
     def view(self, step: int = 0) -> View:
         """Every stored time step alike."""
@@ -153,15 +158,16 @@ class Awr(Imitation):
         return {"target": np.concatenate(targets), "weight": weights}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
-        """The critic's squared error, or the actor's weighted negative log-likelihood."""
+        """Half the critic's squared error, or the actor's weighted negative log-likelihood with the penalty on its outputs (learning/awr_agent.py)."""
         assert isinstance(model, ActorCritic)
         seen, actions, mask = steps_of(batch)
         if step % self.turn < self.critic_updates:
-            error = ((model.critic(seen) - batch["target"].flatten(0, 1) / model.critic.scale) ** 2 * mask).sum()
+            error = 0.5 * ((model.critic(seen) - batch["target"].flatten(0, 1) / model.critic.scale) ** 2 * mask).sum()
             return Loss(error, mask.sum(), {})
-        log_prob = model.actor.head.log_prob(model.actor(seen), actions)
-        negative = -(log_prob * batch["weight"].flatten(0, 1) * mask).sum()
-        return Loss(negative, mask.sum(), {"train/loss": negative.detach()})
+        parameters = model.actor(seen)
+        negative = -(model.actor.head.log_prob(parameters, actions) * batch["weight"].flatten(0, 1) * mask).sum()
+        penalty = self.action_l2_weight * 0.5 * ((parameters**2).sum(-1) * mask).sum()
+        return Loss(negative + penalty, mask.sum(), {"train/loss": negative.detach()})
 
     def retention(self) -> Retention:
         """The newest episodes that together hold at most so many steps."""
@@ -185,11 +191,14 @@ class Awr(Imitation):
 
     @classmethod
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """`paper` has the official step sizes. The fixed deviation is for exploring: scores are those of the mean."""
+        """`paper` is the official configuration (xbpeng/awr, awr_configs.py). The fixed deviation is for exploring: scores are those of the mean."""
         scored: dict[str, Any] = {"evaluations.mode": "mean"}
         rates = {"lunarlander": 5e-4, "hopper": 1e-4, "halfcheetah": 5e-5, "walker2d": 2.5e-5, "ant": 5e-5, "humanoid": 1e-5}
         paper = scored | {"algorithm.optimizer": "sgd", "algorithm.critic_stepsize": 0.01}
-        known = {task: {"default": scored, "paper": paper | {"algorithm.actor_stepsize": rate}} for task, rate in rates.items()}
+        bodies = {"algorithm.standardised_steps": 176_000}  # 300,000 samples, of which 2,048 owe 1,200 learner steps; LunarLander 100,000
+        more: dict[str, dict[str, Any]] = dict.fromkeys(rates, bodies) | {"ant": bodies | {"algorithm.action_std": 0.2}}
+        more["lunarlander"] = {"algorithm.standardised_steps": 58_000, "algorithm.action_l2_weight": 0.001}
+        known = {task: {"default": scored, "paper": paper | {"algorithm.actor_stepsize": rate} | more[task]} for task, rate in rates.items()}
         return known | {"*": {"default": scored}}
 
 

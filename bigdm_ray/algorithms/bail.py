@@ -2,11 +2,15 @@
 
 Static: (1) `envelope_steps` steps fit the upper envelope V of the returns G, an error that counts K times where G lies
 above V; (2) the `selected` share of all pairs with the largest G / V is kept; (3) behaviour cloning on those.
-Progressive: envelope and policy learn together, and each batch (of each learner rank) keeps its own best share. G is discounted and, where an
-episode ran to the time limit, continued as from the state most like its last (`replay/returns.py`).
+Progressive: envelope and policy learn together, and each batch (of each learner rank) keeps its own best share. G is discounted and, where a
+time limit cut an episode off, continued as from the state most like its last (`replay/returns.py`).
 
-Deviations from the official code. (1) All pairs fit the envelope: its validation split serves a restore that does
-nothing there. (2) The envelope's batches have the policy's size (800 in the static code). (3) Observations are standardised.
+Deviations from the official code (lanyavik/BAIL). (1) All pairs fit the envelope: its validation split serves a restore that does
+nothing there. (2) The envelope's batches have the policy's size (800 in the static code). (3) Observations are standardised. (4) The static
+selection too counts V below 1 as exp(V - 1), which the code does in the progressive variant alone: its static one ranks by the raw G / V, so that
+a negative V turns the order round. (5) Returns are continued from the state most like the observation after the last action; there from the state
+most like the last that was acted on. (6) They are continued from every step; there the first step of an episode gains nothing. (7) What is
+continued says the dataset (`terminated`), not a length of 1000, and as many terms remain as the episode has steps.
 
     python -m bigdm_ray.run bail DATASET
     python -m bigdm_ray.run bail DATASET --algorithm.progressive true
@@ -22,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Columns, Loss
+from bigdm_ray.algorithms.base import Columns, Loss, Prelude
 from bigdm_ray.algorithms.bc import Actor, Imitation, acted_on, only_task, steps_of
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.models.networks import Encoder
@@ -57,7 +61,7 @@ class ActorEnvelope(nn.Module):
 
 
 def ratio(returns: Tensor, values: Tensor) -> Tensor:
-    """G / V, where V below 1 counts as exp(V - 1), so that it is positive (Chen et al., code of the progressive variant)."""
+    """G / V, where V below 1 counts as exp(V - 1), so that it is positive (Chen et al., code of the progressive variant; see the module)."""
     return returns / torch.where(values < 1, torch.exp(torch.clamp(values, max=1) - 1), values)
 
 
@@ -84,6 +88,10 @@ class Bail(Imitation):
         if self.progressive or step < self.envelope_steps:
             return View(weight="length", annotations=("return",))
         return View(weight="length", among="selected")
+
+    def prelude(self) -> Prelude | None:
+        """The envelope's steps, where the policy's come after them."""
+        return None if self.progressive else Prelude(self.envelope_steps, ("envelope_steps",))
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for more than one task."""

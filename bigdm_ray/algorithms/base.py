@@ -63,6 +63,17 @@ class Persistence:
     every: int = 1
 
 
+class Prelude(NamedTuple):
+    """What a run on a dataset does before its policy learns what the method is about."""
+
+    steps: int
+    """Learner steps of it."""
+    settings: tuple[str, ...]
+    """The hyperparameters that say how many."""
+    policy: str = ""
+    """What the policy is at its end; nothing where it is untrained."""
+
+
 class Policy(ABC):
     """How a model acts, n rows at a time. The caller holds the memory; all chance comes from `uniforms`."""
 
@@ -227,6 +238,10 @@ class Algorithm(ABC):
     def persistence(self) -> Persistence:
         """How the episodes that are trained on explore."""
         return Persistence()
+
+    def prelude(self) -> Prelude | None:
+        """The learner steps that a budget must pass to be of use, if there are any."""
+        return None
 
     def steps_per_call(self) -> int:
         """Learner steps after which new weights are published, where the learner runs beside the rollouts."""

@@ -436,7 +436,7 @@ class Dt(Algorithm):
 
     @classmethod
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """Target returns of the paper; `online` is ODT's network and settings for pretraining and fine-tuning."""
+        """Target returns of the paper, and its context for Reacher; `online` is ODT's network and settings for pretraining and fine-tuning."""
         targets = {"hopper": 3600.0, "halfcheetah": 6000.0, "walker2d": 5000.0, "ant": 5000.0}
         odt: dict[str, Any] = {"stochastic": True, "positions": "none", "width": 512, "layers": 4, "heads": 4, "acting_context": 5, "optimizer": "lamb"}
         odt |= {"batch_size": 256, "weight_decay": 5e-4, "learning_rate": 1e-4}
@@ -464,6 +464,8 @@ class Dt(Algorithm):
             found[game] = {"default": _flags(atari | more | {"target_return": target})}
         door = {"context": 120, "timesteps": 120, "return_scale": 1.0, "target_return": 1.0, "whole_episodes": True}
         found["key-to-door"] = {"default": _flags(door)}
+        arm = {"context": 5, "return_scale": 0.1}  # gymnasium's, whose returns are negative tens
+        found["reacher"] = {"default": _flags(arm), "online": _flags(odt) | MEAN}
         found["*"] = {"online": _flags(odt) | MEAN}
         return found
 

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Mode, Policy
+from bigdm_ray.algorithms.base import Mode, Policy, Prelude
 from bigdm_ray.baselines.base import follow
 from bigdm_ray.baselines.offline import Critics, OfflineBaseline, Transitions, best_of, descend, frozen, on_vectors, repeated, soft_clipped
 from bigdm_ray.envs.task import Signature
@@ -93,6 +93,10 @@ class Bear(OfflineBaseline):
     min_share: float = setting(0.75, "share of the smaller critic in a target, the rest being of the larger", low=0, high=1)
     target_actions: int = setting(10, "actions sampled for a target, of which the best counts", low=1)
     candidates: int = setting(10, "actions sampled to act, of which the best is taken", low=1)
+
+    def prelude(self) -> Prelude | None:
+        """The steps on the discrepancy alone."""
+        return Prelude(self.warm_start, ("warm_start",), "an imitation of the data")
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for what is not one task of vectors and bounded continuous actions."""

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Mode, Policy
+from bigdm_ray.algorithms.base import Mode, Policy, Prelude
 from bigdm_ray.baselines.base import follow
 from bigdm_ray.baselines.offline import Critics, OfflineBaseline, Transitions, descend, frozen, on_vectors, soft_clipped
 from bigdm_ray.envs.task import Signature
@@ -74,6 +74,10 @@ class Brac(OfflineBaseline):
     min_share: float = setting(1.0, "share of the smaller critic, the rest being of the larger", low=0, high=1)
     clone_steps: int = setting(50_000, "learner steps at the beginning that fit the clone", low=1)
     warm_start: int = setting(20_000, "learner steps after these in which the critics learn alone, and the policy stays the clone", low=0)
+
+    def prelude(self) -> Prelude | None:
+        """Cloning, and the critics alone."""
+        return Prelude(self.clone_steps + self.warm_start, ("clone_steps", "warm_start"), "a clone of the data")
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for what is not one task of vectors and bounded continuous actions."""

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Mode, Policy
+from bigdm_ray.algorithms.base import Mode, Policy, Prelude
 from bigdm_ray.baselines.actor import Actor, ActorPolicy, layers_of, plain_leaves
 from bigdm_ray.baselines.base import Bench, Foreign
 from bigdm_ray.envs.task import Signature
@@ -283,6 +283,10 @@ class Cql(Tempered, Studying):
     actions: int = setting(10, "actions sampled from the policy here, from it there, and at random, for the conservative loss", low=1)
     clone_steps: int = setting(40_000, "learner steps at the start in which the policy clones the data", low=0)
     deterministic_backup: bool = setting(True, "whether targets leave the entropy out")
+
+    def prelude(self) -> Prelude | None:
+        """Cloning."""
+        return Prelude(self.clone_steps, ("clone_steps",), "a clone of the data")
 
     def settings(self) -> Any:
         """See Rllib."""

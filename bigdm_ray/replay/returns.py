@@ -85,16 +85,17 @@ def normalised_weights(advantages: np.ndarray, temperature: float, clip: float) 
     return weights
 
 
-def continued(group: Group, gamma: float, limit: int = 1000) -> np.ndarray:
-    """BAIL's returns `[sum of T]` float32: an episode that ran to the time limit goes on as from the state most like its last.
+def continued(group: Group, gamma: float) -> np.ndarray:
+    """BAIL's returns `[sum of T]` float32: an episode that a time limit cut off goes on as from the state most like its last.
 
-    Chen et al. 2020 and their code (main_get_mcret.py): with n steps left, gamma^n times the return from the state
-    nearest to the last one, sought among the first n + 1 states, of which so much is cut off that `limit` terms remain.
+    Chen et al. 2020 and their code (main_get_mcret.py, which takes any episode of 1000 steps for one that was cut off): with n steps
+    left, gamma^n times the return from the state nearest to the last one, sought among the first n + 1 states, of which so much
+    is cut off that as many terms remain as the episode has steps. An episode that terminated has its plain returns.
     """
     out = discounted(group.rewards, group.lengths, gamma)
     start, seen = 0, 0
-    for length in group.lengths.tolist():
-        if length >= limit - 1:
+    for length, terminated in zip(group.lengths.tolist(), group.terminated.tolist(), strict=True):
+        if not terminated:
             states = np.concatenate([v[seen : seen + length + 1].reshape(length + 1, -1) for v in group.observations.values()], 1)
             out[start : start + length] += _gain(out[start : start + length], states, gamma)
         start, seen = start + length, seen + length + 1

@@ -47,13 +47,15 @@ def published() -> dict[tuple[str, str], tuple[float, float | None]]:
 
 
 def make(row: str, column: str, scale: Scale) -> Made:
-    """A method on a batch; the batch is the dataset `bail-sac-hopper-b1` and so on."""
+    """A method on a batch; the batch is the dataset `bail-sac-hopper-b1` and so on. BC trains BAIL's policy, as long, on all of it."""
     short = scale == "quick"
-    budget = {"BAIL": 35_000 if short else 212_500, "BC": 25_000 if short else 200_000}.get(column, 20_000 if short else 100_000)
-    more: tuple[str, ...] = ("--algorithm.envelope-steps", "5000", "--algorithm.batch-size", "256") if short and column == "BAIL" else ()
-    tenth = str(budget // 10)
-    if column == "BEAR":
-        more = ("--algorithm.warm-start", tenth)
+    budget = {"BAIL": 35_000 if short else 212_500, "BC": 30_000 if short else 200_000}.get(column, 20_000 if short else 100_000)
+    batch = ("--algorithm.batch-size", "256" if short else "1000")
+    more = {
+        "BAIL": ("--algorithm.envelope-steps", "5000" if short else "12500", *batch),
+        "BC": ("--algorithm.hidden", "400,300", *batch, "--algorithm.decay-steps", "0"),
+        "BEAR": ("--algorithm.warm-start", str(budget // 10)),
+    }.get(column, ())
     return column.lower(), "bail-" + row.lower().replace(" ", "-"), True, steps(budget, *more, final=20 if short else 100)
 
 
@@ -67,8 +69,9 @@ GRIDS = (
         3,
         make,
         {
-            "quick": "learner steps: BAIL 5,000 + 30,000 of 256, BC 25,000, others 20,000; 20 final episodes",
-            "paper": "learner steps: BAIL 12,500 + 200,000 of 1,000, BC 200,000, others 100,000; 100 final episodes",
+            "quick": "learner steps: BAIL 5,000 + 30,000 of 256, BC 30,000 of 256, BCQ and BEAR 20,000 of 100, MARWIL 20,000 of 256; 20 final episodes",
+            "paper": "learner steps: BAIL 12,500 + 200,000 of 1,000, BC 200,000 of 1,000, BCQ and BEAR 100,000 of 100, MARWIL 100,000 of 256; "
+            "100 final episodes",
         },
         "Chen et al. 2020, table 1",
         published(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -42,8 +42,9 @@ class Grid:
     """A table: its rows, its columns, what was published, and the runs of a scale.
 
     `make(row, column, scale)` gives (algorithm, target, whether that is a dataset, flags), or None for a cell that this project
-    cannot run. `published` has (row, column) -> (mean, deviation or None). `recipe` is how to make a dataset that is missing, with
-    `{name}` and `{folder}` in it.
+    cannot run. `published` has (row, column) -> (mean, deviation or None). Averages over rows leave the rows `apart` out; there are none
+    without `averages`. `recipe` is how to make a dataset that is missing, with `{name}`, `{folder}` and `{data}` (where datasets are) in it;
+    `recipes` are those of datasets that are made in another way.
     """
 
     name: str
@@ -57,8 +58,15 @@ class Grid:
     source: str
     published: dict[tuple[str, str], tuple[float, float | None]] = field(default_factory=dict)
     averages: bool = True
+    apart: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     recipe: str = "python -m bigdm_ray.data import SOURCE --folder {folder}"
+    recipes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """The rows that averages are over."""
+        return tuple(row for row in self.rows if row not in self.apart) if self.averages else ()
 
     def cells(self, scale: Scale) -> list[Cell]:
         """All runs of a scale, seed by seed, so that a stopped grid has every cell once before any twice."""

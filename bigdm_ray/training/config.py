@@ -355,7 +355,23 @@ def _made(
                 raise UserError(
                     f"--algorithm.{name.replace('_', '-')} is {mine}, but --from {start} has {theirs}: what shapes network and optimizers must stay"
                 )
+    premature(run)
     return run
+
+
+def premature(run: Run) -> str | None:
+    """What a run on a dataset comes to whose budget ends before its policy's own learning begins, in one sentence; None where it does not.
+
+    Raises UserError where its policy would not have been trained at all.
+    """
+    before = run.algorithm.prelude() if run.dataset else None
+    if before is None or run.learner_budget > before.steps:
+        return None
+    lower = " and ".join(flag(f"algorithm.{name}") for name in before.settings)
+    learns = f"--budget.learner-steps is {run.learner_budget}, but the policy of {run.algorithm.name} learns "
+    if not before.policy:
+        raise UserError(f"{learns}only after learner step {before.steps}; give more, or lower {lower}")
+    return f"{learns}from its critics only after learner step {before.steps}: it will be {before.policy}; give more, or lower {lower}"
 
 
 def _filled(data: dict[str, Any], values: dict[str, Any]) -> Run:

@@ -109,3 +109,11 @@ def bootstrap_interval(values: np.ndarray, samples: int = 1000, seed: int = 0) -
     means = values[picks].mean(1)
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
     return low, high
+
+
+def stratified_interval(strata: list[np.ndarray], samples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """The 95 % bootstrap interval of the mean of some means: each stratum (the seeds of a task) is resampled within itself (Agarwal et al. 2021)."""
+    chance = np.random.default_rng(seed)
+    means = np.mean([values[chance.integers(0, len(values), (samples, len(values)))].mean(1) for values in strata], 0)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)

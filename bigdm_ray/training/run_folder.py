@@ -130,7 +130,7 @@ class RunFolder:
 
     def _same(self, run: Run, exact: bool) -> None:
         """Refuse to resume another run, or a damaged one; the budget and the machines may change, nothing else."""
-        mine, theirs = run.to_json(), read_run(self.path).to_json()
+        theirs = read_run(self.path)
         if (best := self.weights("best")).is_file():
             load_command(best)  # it is wanted when the run ends
         written, task = json.loads((self.path / "run.json").read_text()), find_task(run.task)
@@ -144,15 +144,10 @@ class RunFolder:
                 uninstall = "".join(f"uninstall {package}, or " for package in task.fast_needs)
                 why = f"on gymnasium's environments, but the fast ones would play here; {uninstall}begin anew in another folder"
             raise UserError(f"--folder {self.path} holds a run that began {why}")
-        for run_json in (mine, theirs):
-            run_json["dataset"] = run_json["dataset"] and run_json["dataset"]["sha256"]  # the same episodes may lie elsewhere
-            run_json["start"] = run_json["start"] and run_json["start"]["learner_step"]
-        for key in ("algorithm", "task", "dataset", "start", "seed", "rollouts", "evaluations", "saves"):
-            if mine[key] != theirs[key]:
-                raise UserError(
-                    f"--folder {self.path} holds another run ({key} is {_short(theirs[key])}, here {_short(mine[key])}); "
-                    "resume it with its own settings (--config FOLDER/run.json), or choose another folder"
-                )
+        if differs := difference(run, theirs):
+            raise UserError(
+                f"--folder {self.path} holds another run ({differs}); resume it with its own settings (--config FOLDER/run.json), or choose another folder"
+            )
 
     def release(self) -> None:
         """Let others write."""
@@ -163,6 +158,26 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json, whole or not at all."""
         publish(self.summary_file, json.dumps(summary, indent=1).encode())
+
+
+SAME = ("algorithm", "task", "dataset", "start", "seed", "rollouts", "evaluations", "saves")
+"""What a run and its resume share: all but the budget and the machines."""
+
+
+def difference(run: Run, other: Run, names: tuple[str, ...] = SAME) -> str | None:
+    """The first of these parts that `other` has and `run` has not, in words; None where they are equal. Datasets are equal by their content."""
+    mine, theirs = run.to_json(), other.to_json()
+    for run_json in (mine, theirs):
+        run_json["dataset"] = run_json["dataset"] and run_json["dataset"]["sha256"]  # the same episodes may lie elsewhere
+        run_json["start"] = run_json["start"] and run_json["start"]["learner_step"]
+    for name in names:
+        here, there = mine[name], theirs[name]
+        if here != there and isinstance(here, dict) and here.keys() == there.keys():
+            inner = next(key for key in here if here[key] != there[key])
+            name, here, there = f"{name}.{inner}", here[inner], there[inner]
+        if here != there:
+            return f"{name} is {_short(there)}, here {_short(here)}"
+    return None
 
 
 def _short(value: Any) -> str:

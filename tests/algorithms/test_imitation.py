@@ -102,6 +102,43 @@ def test_awr_moves_critic_and_actor_in_turn(store):
         assert ("frozen" in names) == (step % 5 == 2), step  # at 5 it is equal still
 
 
+def test_awrs_paper_preset_is_the_official_configuration():
+    """Step size, deviation, penalty on logits, samples that the normaliser is fitted on: 2,048 owe a turn of 1,200 learner steps."""
+    official = {
+        "lunarlander": (5e-4, 0.4, 0.001, 100_000),
+        "hopper": (1e-4, 0.4, 0.0, 300_000),
+        "halfcheetah": (5e-5, 0.4, 0.0, 300_000),
+        "walker2d": (2.5e-5, 0.4, 0.0, 300_000),
+        "ant": (5e-5, 0.2, 0.0, 300_000),
+        "humanoid": (1e-5, 0.4, 0.0, 300_000),
+    }
+    for task, (rate, deviation, penalty, samples) in official.items():
+        run = configure("awr", task, ["--preset", "paper"])
+        a = run.algorithm
+        assert (a.optimizer, a.critic_stepsize, a.momentum, a.hidden, a.batch_size, run.evaluations.mode) == ("sgd", 0.01, 0.9, (128, 64), 256, "mean")
+        assert (a.actor_stepsize, a.action_std, a.action_l2_weight) == (rate, deviation, penalty), task
+        fitted = [step for step in range(0, 300 * a.turn, a.turn) if step <= a.standardised_steps]
+        assert abs(len(fitted) * a.samples_per_iteration - samples) < a.samples_per_iteration, task
+
+
+def test_awrs_losses_are_halves_of_squares_and_its_penalty_is_on_the_logits(store):
+    algorithm = small(Awr, critic_updates=1, actor_updates=1, action_l2_weight=0.5)
+    model = algorithm.build({TASK: find_task(TASK).signature()})
+    torch.nn.init.normal_(model.actor.head.linear.weight)
+    batch = {name: torch.from_numpy(v) for name, v in algorithm.collate({TASK: annotated(algorithm, model, store)}).items()}
+    seen = {"": batch["observations/"][:, 0]}
+    error = (model.critic(seen) - batch["target"][:, 0] / model.critic.scale) ** 2
+    torch.testing.assert_close(algorithm.loss(model, batch, 0).sum, 0.5 * error.sum())
+    with_penalty, without = algorithm.loss(model, batch, 1), small(Awr, critic_updates=1, actor_updates=1).loss(model, batch, 1)
+    torch.testing.assert_close(with_penalty.sum - without.sum, 0.5 * 0.5 * (model.actor(seen) ** 2).sum(), rtol=1e-4, atol=1e-4)
+
+
+def annotated(algorithm, model, store, n=32):
+    """Windows with the columns of an algorithm."""
+    store.annotate(algorithm.annotate(model, {TASK: store}, 0)[TASK])
+    return store.draw(algorithm.view(0), rng(2, "draw", 0), n)
+
+
 def test_awr_keeps_the_newest_steps(tmp_path):
     made = Store(tmp_path, Awr(replay_steps=25).retention())
     for i, n in enumerate([10, 10, 10, 4, 30, 3]):

@@ -82,21 +82,32 @@ def slow_gain(returns, states, gamma):
     return np.array(out)
 
 
-def test_an_episode_that_ran_to_the_limit_goes_on_from_the_state_most_like_its_last(tmp_path):
+def test_an_episode_that_was_cut_off_goes_on_from_the_state_most_like_its_last(tmp_path):
+    """Whatever its length; one that terminated does not, however long it was."""
     chance = np.random.default_rng(2)
     made = Store(tmp_path)
-    states = [chance.normal(size=(n + 1, 2)).astype(np.float32) for n in (20, 7)]
-    rewards = [chance.normal(size=n).astype(np.float32) for n in (20, 7)]
-    made.add([episode(i, length=len(r), rewards=r, observations={"": s}) for i, (r, s) in enumerate(zip(rewards, states, strict=True))])
+    lengths, terminated = (20, 1200, 7, 1), (False, True, False, False)
+    states = [chance.normal(size=(n + 1, 2)).astype(np.float32) for n in lengths]
+    rewards = [chance.normal(size=n).astype(np.float32) for n in lengths]
+    made.add(
+        [
+            episode(i, length=n, rewards=r, observations={"": s}, terminated=t)
+            for i, (n, r, s, t) in enumerate(zip(lengths, rewards, states, terminated, strict=True))
+        ]
+    )
     group = next(iter(episode_groups(made)))
-    got = continued(group, 0.9, limit=20)
-    plain = discounted(group.rewards, group.lengths, 0.9)
-    np.testing.assert_array_equal(got[20:], plain[20:])  # it ended before the limit
-    np.testing.assert_allclose(got[:20], plain[:20] + slow_gain(plain[:20].astype(np.float64), states[0].astype(np.float64), 0.9), rtol=1e-4, atol=1e-5)
+    got, plain = continued(group, 0.9), discounted(group.rewards, group.lengths, 0.9)
+    start = 0
+    for n, seen, ended in zip(lengths, states, terminated, strict=True):
+        here = slice(start, start + n)
+        gain = 0.0 if ended else slow_gain(plain[here].astype(np.float64), seen.astype(np.float64), 0.9)
+        assert ended or n == 1 or np.abs(gain).max() > 0.01
+        np.testing.assert_allclose(got[here], plain[here] + gain, rtol=1e-4, atol=1e-5)
+        start += n
 
 
 def test_a_constant_reward_continues_to_the_sum_of_all_terms(tmp_path):
     made = Store(tmp_path)
     made.add([episode(0, length=50, rewards=np.ones(50), observations={"": np.random.default_rng(0).normal(size=(51, 3)).astype(np.float32)})])
-    got = continued(next(iter(episode_groups(made))), 0.9, limit=50)
+    got = continued(next(iter(episode_groups(made))), 0.9)
     np.testing.assert_allclose(got, (1 - 0.9**50) / (1 - 0.9), rtol=1e-4)  # 50 terms remain from everywhere

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from making import dataset_of
 
+from bigdm_ray.doors import door
 from bigdm_ray.errors import UserError
-from bigdm_ray.run import default_folder
-from bigdm_ray.training.config import configure, read_run
+from bigdm_ray.run import default_folder, main
+from bigdm_ray.training.config import configure, premature, read_run
 from bigdm_ray.training.loop import train_local
 from bigdm_ray.training.params import Weights
 
@@ -110,3 +111,42 @@ def test_missing_episodes_are_told(dataset, tmp_path):
         shard.unlink()
     with pytest.raises(UserError, match="is damaged: it holds 0 episodes where its card says"):
         train_local(run, tmp_path / "run")
+
+
+SHORT = [
+    ("bail", [], 12_500, "--algorithm.envelope-steps", ""),
+    ("bail", ["--algorithm.envelope-steps", "30"], 30, "--algorithm.envelope-steps", ""),
+    ("awr", [], 200, "--algorithm.critic-updates", ""),
+    ("brac", ["--algorithm.warm-start", "5"], 50_005, "--algorithm.clone-steps and --algorithm.warm-start", "a clone of the data"),
+    ("bear", [], 20_000, "--algorithm.warm-start", "an imitation of the data"),
+    ("cql", [], 40_000, "--algorithm.clone-steps", "a clone of the data"),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "more", "steps", "lower", "policy"), SHORT)
+def test_a_budget_that_ends_before_the_policy_learns_is_told(algorithm, more, steps, lower, policy, dataset):
+    """Refused where the policy would be untrained, a note where it would be something less."""
+    flags = [*more, "--budget.learner-steps"]
+    assert premature(configure(algorithm, str(dataset.folder), [*flags, str(steps + 1)])) is None
+    assert premature(configure(algorithm, str(dataset.folder))) is None, "the default budget is enough"
+    if policy:
+        note = premature(configure(algorithm, str(dataset.folder), [*flags, str(steps)]))
+        assert f"is {steps}, but the policy of {algorithm} learns from its critics only after learner step {steps}: it will be {policy};" in note
+        assert note.endswith(f"give more, or lower {lower}")
+    else:
+        with pytest.raises(UserError, match=f"is {steps}, but the policy of {algorithm} learns only after learner step {steps}; give more, or lower {lower}$"):
+            configure(algorithm, str(dataset.folder), [*flags, str(steps)])
+
+
+def test_progressive_bail_has_no_budget_to_pass(dataset):
+    run = configure("bail", str(dataset.folder), ["--algorithm.progressive", "true", "--budget.learner-steps", "10"])
+    assert premature(run) is None
+
+
+def test_the_door_refuses_or_notes_a_budget_that_ends_too_early(dataset, tmp_path, capsys):
+    assert door(main, ["bail", str(dataset.folder), "--local", "--budget.learner-steps", "100", "--folder", str(tmp_path / "bail")]) == 2
+    assert "lower --algorithm.envelope-steps" in capsys.readouterr().err and not (tmp_path / "bail").exists()
+    folder = dataset_of(tmp_path / "toys", "toy-continuous", 20).folder
+    tiny = "--budget.learner-steps 4 --algorithm.hidden 8 --algorithm.batch-size 8 --evaluations.episodes 2 --evaluations.final-episodes 2"
+    assert door(main, ["brac", str(folder), "--local", "--folder", str(tmp_path / "brac"), *tiny.split()]) == 0
+    assert "note: --budget.learner-steps is 4, but the policy of brac learns from its critics only after learner step 70000" in capsys.readouterr().err
