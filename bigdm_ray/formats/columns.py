@@ -43,10 +43,37 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     """An open Parquet file, decoded page by page from a memory map. Raises UserError for a torn one."""
     try:
         file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
-        _ = file.schema_arrow.names
-        return file
+        names = file.schema_arrow.names
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is not a whole Parquet file ({one_line(error)}); nothing was imported") from None
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise refused(str(path), twice[0], "there is more than one such column")
+    return file
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+TYPES: dict[str, Callable[[pa.DataType], bool]] = {
+    "text": _is_text,
+    "a number": _is_number,
+    "a whole number": pa.types.is_integer,
+    "text or a whole number": lambda kind: _is_text(kind) or pa.types.is_integer(kind),
+}
+"""What a column of one value a row may hold."""
+
+
+def expect_types(path: Path, schema: pa.Schema, expected: Mapping[str, str]) -> None:
+    """Raise UserError for a column, where it is there, that holds something else than `expected`, a word of `TYPES`, says; null is no type."""
+    for name, what in expected.items():
+        if name in schema.names and not pa.types.is_null(kind := schema.field(name).type) and not TYPES[what](kind):
+            raise refused(str(path), name, f"{what} is expected, not {kind}")
 
 
 PROBE_ROWS = 8

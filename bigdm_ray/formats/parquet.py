@@ -28,8 +28,10 @@ from bigdm_ray.formats.behaviour import Behaviour
 from bigdm_ray.formats.checks import ended, refused
 from bigdm_ray.formats.columns import (
     carried,
+    expect_types,
     flat,
     metadata_of,
+    numbers,
     open_parquet,
     ours,
     parquet_files,
@@ -43,8 +45,11 @@ from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
 ROW_BYTES = 16 << 20
 GROUP_EPISODES = 128
-SCALARS = ("policy", "mode", "sigma", "eps", "stage", "seed", "env_id", "length")
-"""Columns beside the lists."""
+SCALARS = {
+    "policy": "text", "mode": "text", "sigma": "a number", "eps": "a number", "stage": "a whole number", "seed": "a whole number",
+    "env_id": "text", "length": "a number",
+}  # fmt: skip
+"""Columns beside the lists, and what they hold."""
 
 
 class EpisodeRows(Reader):
@@ -59,6 +64,7 @@ class EpisodeRows(Reader):
         for path, file in zip(files, opened, strict=True):
             if file.schema_arrow.names != self._names:
                 raise UserError(f"{path} has other columns than {files[0]}; nothing was imported")
+            expect_types(path, file.schema_arrow, SCALARS)
         with reading(lambda: source):
             steps = _sum_of_lengths(files) if "length" in self._names else None
             first_id = self._first_env_id(opened)
@@ -137,7 +143,7 @@ class EpisodeRows(Reader):
             column = batch.column(name)
             if pa.types.is_boolean(column.type):
                 one = np.zeros(int(offsets[-1]), bool)
-                one[offsets[1:] - 1] = column.to_numpy(zero_copy_only=False).astype(bool)
+                one[offsets[1:] - 1] = numbers(column, name, place)
                 flags.append(one)
                 continue
             values, at = flat(column, name, place)
@@ -184,7 +190,7 @@ def _sources(batch: pa.RecordBatch) -> list[str]:
 
 def _sum_of_lengths(files: list[Path]) -> int:
     batches = (batch for path in files for batch in open_parquet(path).iter_batches(columns=["length"]))
-    return int(sum(np.nan_to_num(batch.column(0).to_numpy(zero_copy_only=False)).sum() for batch in batches))
+    return int(sum(np.nan_to_num(batch.column(0).to_numpy(zero_copy_only=False).astype(np.float64)).sum() for batch in batches))
 
 
 def _signature_of(meta: dict[str, str], source: str) -> Signature | None:

@@ -26,10 +26,11 @@ import pyarrow.parquet as pq
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import MAX_EPISODE_BYTES, Advance, Format, Reader, Said, field_name
-from bigdm_ray.formats.checks import refused
+from bigdm_ray.formats.checks import refused, truths
 from bigdm_ray.formats.columns import (
     META,
     carried,
+    expect_types,
     flat,
     metadata_of,
     numbers,
@@ -95,6 +96,7 @@ class StepRows(Reader):
         for path, file in zip(files, opened, strict=True):
             if _spelled(file.schema_arrow.names) != self._columns:
                 raise UserError(f"{path} has other columns than {files[0]}; nothing was imported")
+            expect_types(path, file.schema_arrow, {self._columns.get("eps_id", ""): "text or a whole number"})
         for name in ("obs", "actions", "rewards", "terminateds"):
             if name not in self._columns:
                 raise UserError(
@@ -191,12 +193,16 @@ class StepRows(Reader):
             raise refused(self._here(), field, f"a row holds {int(found[wrong[0]]):,} numbers where {width:,} are expected")
         return flatten_leaf(space, values.reshape(-1, *(space.shape or ())))
 
+    def _flags(self, batch: pa.RecordBatch, what: str) -> np.ndarray:
+        name = self._columns[what]
+        return truths(numbers(batch.column(name), name, self._here), name, self._here)
+
     def _ends(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, bool]:
         """Rows after which an episode ends (as counts of rows), which of them terminated, and whether one ended before the first row."""
-        terminated = numbers(batch.column(self._columns["terminateds"]), "terminateds", self._here).astype(bool)
+        terminated = self._flags(batch, "terminateds")
         over = terminated.copy()
         if "truncateds" in self._columns:
-            over |= numbers(batch.column(self._columns["truncateds"]), "truncateds", self._here).astype(bool)
+            over |= self._flags(batch, "truncateds")
         before = False
         if "eps_id" in self._columns:
             before = self._changes(batch.column(self._columns["eps_id"]), over)

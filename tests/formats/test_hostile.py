@@ -203,6 +203,135 @@ def test_an_end_in_the_middle(tmp_path, episodes, kind):
     refused(source, tmp_path / "set", "episode 3", f"field '{name}'", "step 4 ends the episode")
 
 
+FLAGS = [("parquet", "terminated"), ("parquet", "truncated"), ("steps", "terminateds"), ("steps", "truncateds"), ("minari-parquet", "truncations")]
+HDF5_FLAGS = [("d4rl", "terminals"), ("d4rl", "timeouts"), ("minari-hdf5", "terminations")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "shown"),
+    [
+        *(
+            (*flag, value, shown)
+            for flag in FLAGS + HDF5_FLAGS
+            for value, shown in ((np.nan, "nan is no flag"), (2.0, "2 is no flag"), (0.5, "0.5 is no flag"))
+        ),
+        *((*flag, None, "missing (null)") for flag in FLAGS),
+    ],
+)
+def test_a_flag_that_is_none(tmp_path, episodes, kind, name, value, shown):
+    """A row that a program has filled up with NaN is no end."""
+    at = sum(e.length for e in episodes[: BAD + 1]) - 1
+    place = "episode 3"
+    if kind == "parquet":
+        columns = rows_of(episodes)
+        lists = [[float(flag) for flag in flags] for flags in columns[name]]
+        lists[BAD][-1] = value
+        source = episode_parquet(tmp_path / "s.parquet", columns | {name: lists})
+    elif kind == "steps":
+        columns = step_columns(episodes)
+        flags = [float(flag) for flag in columns[name]]
+        flags[at] = value
+        source, place = episode_parquet(tmp_path / "s.parquet", columns | {name: flags}), "episode 0 or a later one"
+    elif kind == "d4rl":
+        source, place = d4rl_file(tmp_path / "s.hdf5", episodes), f"row {at}"
+        with h5py.File(source, "a") as file:
+            flags = file[name][()].astype(np.float32)
+            flags[at] = value
+            del file[name]
+            file[name] = flags
+    else:
+        source = minari_folder(tmp_path / "minari", TASK, episodes, kind.removeprefix("minari-"))
+        if kind == "minari-hdf5":
+            with h5py.File(source / "data" / "main_data.hdf5", "a") as file:
+                flags = file[f"episode_{BAD}/{name}"][()].astype(np.float32)
+                flags[-1] = value
+                del file[f"episode_{BAD}/{name}"]
+                file[f"episode_{BAD}/{name}"] = flags
+        else:
+            path = next((source / "data" / str(BAD)).glob("*.parquet"))
+            table = pq.read_table(path)
+            flags = [float(flag or 0) for flag in table[name].to_pylist()]
+            flags[-2] = value  # the last row holds the last observation alone
+            pq.write_table(table.set_column(table.schema.get_field_index(name), name, pa.array(flags, pa.float64())), path)
+    refused(source, tmp_path / "set", source.name.partition(".")[0], place, f"field '{name}'", shown)
+
+
+@pytest.mark.parametrize("name", ["terminated", "truncated"])
+def test_a_flag_of_an_episode_that_is_missing(tmp_path, episodes, name):
+    columns = rows_of(episodes)
+    for one in ("terminated", "truncated"):
+        columns[one] = [bool(flags[-1]) for flags in columns[one]]
+    columns[name][BAD] = None
+    refused(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", "s.parquet, episode 3", f"field '{name}'", "missing (null)")
+
+
+@pytest.mark.parametrize("name", ["terminals", "timeouts", "rewards"])
+def test_several_numbers_a_row_in_d4rl(tmp_path, episodes, name):
+    steps = sum(e.length for e in episodes)
+    source = d4rl_file(tmp_path / "s.hdf5", episodes)
+    with h5py.File(source, "a") as file:
+        del file[name]
+        file[name] = np.zeros((steps, 2))
+    refused(source, tmp_path / "set", "s.hdf5, episode 0", f"field '{name}'", f"one number a row is expected, not an array of shape [{steps}, 2]")
+
+
+# --- columns of another type
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("policy", 7, "text is expected, not int64"),
+        ("mode", 0.5, "text is expected, not double"),
+        ("env_id", 7, "text is expected, not int64"),
+        ("sigma", "lots", "a number is expected, not string"),
+        ("eps", [0.1], "a number is expected, not list<"),
+        ("length", "ten", "a number is expected, not string"),
+        ("stage", "late", "a whole number is expected, not string"),
+        ("seed", 0.5, "a whole number is expected, not double"),
+    ],
+)
+def test_a_scalar_of_another_type(tmp_path, episodes, name, value, words):
+    """Of any file: the columns of the second are called alike."""
+    (tmp_path / "many").mkdir()
+    more = {"env_id": ["Made-v0"] * 6} if name == "env_id" else {}
+    episode_parquet(tmp_path / "many" / "a.parquet", rows_of(episodes, **more))
+    episode_parquet(tmp_path / "many" / "b.parquet", rows_of(episodes, **more) | {name: [value] * 6})
+    refused(tmp_path / "many", tmp_path / "set", "b.parquet", f"field '{name}'", words)
+
+
+@pytest.mark.parametrize(("name", "value"), [("eps_id", [1, 2]), ("eps_id", 0.5), ("episode", {"a": 1})])
+def test_an_episode_id_of_another_type(tmp_path, episodes, name, value):
+    columns = step_columns(episodes, eps_id=None)
+    source = episode_parquet(tmp_path / "s.parquet", columns | {name: [value] * len(columns["rewards"])})
+    refused(source, tmp_path / "set", "s.parquet", f"field '{name}'", "text or a whole number is expected, not ")
+
+
+def test_scalars_that_are_all_missing_are_no_mistake(tmp_path, episodes):
+    columns = rows_of(episodes, **dict.fromkeys(("policy", "mode", "sigma", "eps", "stage", "seed", "env_id"), pa.nulls(6)))
+    assert import_dataset([str(episode_parquet(tmp_path / "s.parquet", columns))], tmp_path / "set", TASK).behaviours() == {"": 6}
+    refused(episode_parquet(tmp_path / "s.parquet", columns | {"length": pa.nulls(6)}), tmp_path / "other", "episode 0", "'length'", "it says None")
+
+
+def test_two_columns_of_one_name(tmp_path, episodes):
+    table = pa.table({name: pa.array(list(values) if isinstance(values, list) else values) for name, values in rows_of(episodes).items()})
+    pq.write_table(table.append_column("seed", table["seed"]), tmp_path / "s.parquet")
+    refused(tmp_path / "s.parquet", tmp_path / "set", "s.parquet", "field 'seed'", "more than one such column")
+
+
+@pytest.mark.parametrize(("error", "stays"), [(TypeError, False), (pa.ArrowInvalid, False), (pa.ArrowNotImplementedError, False), (MemoryError, True)])
+def test_values_that_no_check_foresaw_leave_nothing(tmp_path, episodes, monkeypatch, error, stays):
+    """What the next try meets again goes; what it may not meet is gone on with."""
+
+    def fail(*_):
+        raise error("unforeseen")
+
+    monkeypatch.setattr("bigdm_ray.formats.importing.conform", fail)
+    with pytest.raises(error):
+        import_dataset([str(episode_parquet(tmp_path / "s.parquet", rows_of(episodes)))], tmp_path / "set", TASK)
+    assert (tmp_path / ".set.importing").exists() == stays and not (tmp_path / "set").exists()
+
+
 # --- no episodes, no steps, nothing there
 
 
