@@ -234,6 +234,12 @@ def spec_of(task: Task) -> Any:
     return _spec(task.name)
 
 
+def step_limit(task: str) -> int | None:
+    """The steps after which the environment of a task truncates an episode, or None where that is not known."""
+    limit = getattr(spec_of(find_task(task)), "max_episode_steps", None)
+    return None if limit is None else int(limit)
+
+
 def misfit(theirs: Signature, mine: Signature) -> str | None:
     """The first difference between the arrays of a source and those of a task, in words; bounds and dtypes do not count."""
     for what, a, b in (("observations", theirs.observations, mine.observations), ("actions", theirs.actions, mine.actions)):
