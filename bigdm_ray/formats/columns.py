@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.base import inside
+from bigdm_ray.formats.base import inside, misfit
 from bigdm_ray.formats.checks import refused
 
 if TYPE_CHECKING:
@@ -166,6 +166,48 @@ def ours(meta: Mapping[str, str], where: str) -> tuple[str, Signature | None]:
 def said_versions(meta: Mapping[str, str]) -> dict[str, str]:
     """Versions of packages that a file's metadata names."""
     return {name: meta[name] for name in PACKAGES if meta.get(name)}
+
+
+def told_alike(files: list[Path], opened: list[pq.ParquetFile]) -> tuple[dict[str, str], str, Signature | None]:
+    """What the first file's metadata tell, and its task and signature: empty and None where they are silent.
+
+    Raises UserError for a file that tells another task, signature or environment.
+    """
+    each = []
+    for path, file in zip(files, opened, strict=True):
+        meta = metadata_of(file)
+        task, signature = ours(meta, str(path))
+        each.append((meta, task, signature or _plain_signature(meta, str(path))))
+        if why := _difference(each[0], each[-1]):
+            raise UserError(f"{path} is a dataset of another task than {files[0]}: {why}; nothing was imported")
+    return each[0]
+
+
+def _difference(first: tuple[dict[str, str], str, Signature | None], other: tuple[dict[str, str], str, Signature | None]) -> str | None:
+    (meta, task, signature), (its_meta, its_task, its_signature) = first, other
+    if its_task != task:
+        return f"its task is {its_task or 'not told'} where {task or 'none'} is told first"
+    if its_signature != signature:
+        unlike = misfit(its_signature, signature) if its_signature and signature else None
+        return unlike or "its signature has other types or bounds, or is missing in one of them"
+    env_id, its_env_id = meta.get("env_id", ""), its_meta.get("env_id", "")
+    if its_env_id != env_id and ((env_id and its_env_id) or not task):
+        return f"its environment is {its_env_id or 'not told'} where {env_id or 'none'} is told first"
+    return None
+
+
+def _plain_signature(meta: Mapping[str, str], where: str) -> Signature | None:
+    """The signature that `obs_dim`, `act_dim` and `n_actions` tell, or None where they are missing."""
+    if not {"obs_dim", "act_dim", "n_actions"} <= meta.keys():
+        return None
+    try:
+        seen, done, choices = (int(meta[name]) for name in ("obs_dim", "act_dim", "n_actions"))
+        action = Leaf("discrete", (), "int32", choices=(choices,)) if choices else Leaf("tensor", (done,), "float32")
+        return sound_signature(Signature({"": Leaf("tensor", (seen,), "float32")}, {"": action}).to_json(), where)
+    except ValueError:
+        raise UserError(
+            f"{where} tells obs_dim {meta['obs_dim']!r}, act_dim {meta['act_dim']!r}, n_actions {meta['n_actions']!r}, where whole numbers are expected"
+        ) from None
 
 
 def sound_signature(data: Any, where: str) -> Signature:

@@ -30,15 +30,13 @@ from bigdm_ray.formats.columns import (
     carried,
     expect_types,
     flat,
-    metadata_of,
     numbers,
     open_parquet,
-    ours,
     parquet_files,
     reading,
     rows_at_once,
     said_versions,
-    sound_signature,
+    told_alike,
 )
 from bigdm_ray.formats.dataset import Dataset, bytes_of
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
@@ -60,7 +58,7 @@ class EpisodeRows(Reader):
         opened = [open_parquet(path) for path in files]
         self._starts = np.cumsum([0, *(file.metadata.num_rows for file in opened)])
         self._names = opened[0].schema_arrow.names
-        meta = metadata_of(opened[0])
+        meta, told, signature = told_alike(files, opened)
         for path, file in zip(files, opened, strict=True):
             if file.schema_arrow.names != self._names:
                 raise UserError(f"{path} has other columns than {files[0]}; nothing was imported")
@@ -68,9 +66,8 @@ class EpisodeRows(Reader):
         with reading(lambda: source):
             steps = _sum_of_lengths(files) if "length" in self._names else None
             first_id = self._first_env_id(opened)
-        told, signature = ours(meta, source)
         env_id = meta.get("env_id") or first_id
-        self.said = Said(source, env_id, None, signature or _signature_of(meta, source), said_versions(meta), int(self._starts[-1]), steps, told)
+        self.said = Said(source, env_id, None, signature, said_versions(meta), int(self._starts[-1]), steps, told)
 
     def _first_env_id(self, opened: list[pq.ParquetFile]) -> str:
         if "env_id" not in self._names or not self._starts[-1]:
@@ -191,20 +188,6 @@ def _sources(batch: pa.RecordBatch) -> list[str]:
 def _sum_of_lengths(files: list[Path]) -> int:
     batches = (batch for path in files for batch in open_parquet(path).iter_batches(columns=["length"]))
     return int(sum(np.nan_to_num(batch.column(0).to_numpy(zero_copy_only=False).astype(np.float64)).sum() for batch in batches))
-
-
-def _signature_of(meta: dict[str, str], source: str) -> Signature | None:
-    """The signature that `obs_dim`, `act_dim` and `n_actions` tell, or None where they are missing."""
-    if not {"obs_dim", "act_dim", "n_actions"} <= meta.keys():
-        return None
-    try:
-        seen, done, choices = (int(meta[name]) for name in ("obs_dim", "act_dim", "n_actions"))
-        action = Leaf("discrete", (), "int32", choices=(choices,)) if choices else Leaf("tensor", (done,), "float32")
-        return sound_signature(Signature({"": Leaf("tensor", (seen,), "float32")}, {"": action}).to_json(), source)
-    except ValueError:
-        raise UserError(
-            f"{source} tells obs_dim {meta['obs_dim']!r}, act_dim {meta['act_dim']!r}, n_actions {meta['n_actions']!r}, where whole numbers are expected"
-        ) from None
 
 
 # --- writing

@@ -35,15 +35,14 @@ from bigdm_ray.formats.columns import (
     carried,
     expect_types,
     flat,
-    metadata_of,
     numbers,
     one_line,
     open_parquet,
-    ours,
     parquet_files,
     reading,
     rows_at_once,
     said_versions,
+    told_alike,
 )
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.spaces import flatten_leaf, layout, leaf_spaces, space_from_json, space_to_json, unflatten_leaf
@@ -106,8 +105,7 @@ class StepRows(Reader):
                 raise UserError(
                     f"{files[0]}, field {name!r}: there is no such column (columns are {', '.join(opened[0].schema_arrow.names)}); nothing was imported"
                 )
-        meta = metadata_of(opened[0])
-        task, signature = ours(meta, source)
+        meta, task, signature = told_alike(files, opened)
         self._spaces = _spaces(meta, source)
         self.said = Said(source, meta.get("env_id", ""), None, signature, said_versions(meta), None, sum(f.metadata.num_rows for f in opened), task)
 

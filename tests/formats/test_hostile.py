@@ -15,6 +15,7 @@ from sources import d4rl_file, dataset, edited, episode_parquet, minari_folder, 
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.columns import open_parquet, rows_at_once
+from bigdm_ray.formats.exporting import export_dataset
 from bigdm_ray.formats.importing import import_dataset
 
 TASK = "toy-continuous"
@@ -480,6 +481,39 @@ def test_a_row_of_another_environment(tmp_path, episodes):
     carts = played("cartpole", 6).episodes
     source = episode_parquet(tmp_path / "s.parquet", rows_of(carts, env_id=ids))
     refused(source, tmp_path / "set", "episode 3", "'env_id'", "another task", "Acrobot-v1", "CartPole-v1", task=None)
+
+
+@pytest.mark.parametrize("to", ["parquet", "steps"])
+def test_a_folder_of_two_tasks_that_look_alike(tmp_path, to):
+    """Nothing but the metadata tells them apart: the arrays have the same shapes, and rows that are recorded name no environment."""
+    for name, task in (("a", "lunarlander"), ("b", "lunarlander-sparse"), ("c", "lunarlander")):
+        export_dataset(dataset(tmp_path / name, task, 2, seed=ord(name)), to, tmp_path / f"out-{name}")
+    (tmp_path / "out-b" / "b.parquet").rename(tmp_path / "out-a" / "b.parquet")
+    words = ("out-a/b.parquet is a dataset of another task than ", "out-a/a.parquet", "its task is lunarlander-sparse where lunarlander is told first")
+    refused(tmp_path / "out-a", tmp_path / "set", *words, task=None)
+    if to == "parquet":
+        (tmp_path / "out-c" / "c.parquet").rename(tmp_path / "out-a" / "b.parquet")
+        assert import_dataset([str(tmp_path / "out-a")], tmp_path / "set").episodes == 4
+
+
+@pytest.mark.parametrize("kind", ["parquet", "steps"])
+@pytest.mark.parametrize(
+    ("first", "second", "word"),
+    [
+        ({"env_id": "CartPole-v1"}, {"env_id": "CartPole-v0"}, "its environment is CartPole-v0 where CartPole-v1 is told first"),
+        ({"env_id": "CartPole-v1"}, {}, "its environment is not told where CartPole-v1 is told first"),
+        ({}, {"env_id": "CartPole-v0"}, "its environment is CartPole-v0 where none is told first"),
+        ({"obs_dim": "4", "act_dim": "1", "n_actions": "2"}, {"obs_dim": "4", "act_dim": "1", "n_actions": "3"}, "its actions are discrete of 3 where"),
+        ({"obs_dim": "4", "act_dim": "1", "n_actions": "2"}, {}, "its signature has other types or bounds, or is missing"),
+    ],
+)
+def test_a_folder_whose_files_tell_other_things(tmp_path, kind, first, second, word):
+    (tmp_path / "many").mkdir()
+    carts = played("cartpole", 3).episodes
+    columns = rows_of(carts) if kind == "parquet" else step_columns(carts)
+    for name, meta in (("a", first), ("b", second)):
+        episode_parquet(tmp_path / "many" / f"{name}.parquet", columns, meta)
+    refused(tmp_path / "many", tmp_path / "set", "b.parquet is a dataset of another task than ", "a.parquet", word, task="cartpole")
 
 
 def test_a_task_that_pays_otherwise_is_another(tmp_path):
