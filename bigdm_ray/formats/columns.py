@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 META = "bigdm"
 """Key of the schema's metadata under which files that are written here carry their task and signature."""
 
-PACKAGES = ("gymnasium", "mujoco", "box2d", "vizdoom", "ale-py", "envpool", "numpy", "minari", "d4rl", "environment")
+PACKAGES = ("gymnasium", "mujoco", "box2d", "vizdoom", "ale-py", "envpool", "numpy", "minari", "d4rl", "environment", "environment_arguments")
 
 
 @contextlib.contextmanager
