@@ -154,6 +154,11 @@ def task_of(said: Said, asked: str | None) -> tuple[str, Signature]:
         asked = said.task
     elif written:
         raise UserError(f"{said.name} is a dataset of another task: {said.task}, not {asked}; nothing was imported")
+    elif said.task and asked is None:
+        raise UserError(
+            f"{said.name} is of the task {said.task!r}, which is not known here; "
+            "name the task with --task TASK, since no code is imported because a file names it"
+        )
     elif not said.env_id and asked is None:
         raise UserError(f"{said.name} does not say which environment it is of; name the task with --task TASK")
     if said.env_id and not written and not _ENV_ID.fullmatch(said.env_id):

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.envs.task import Leaf, Signature, find_task
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.base import inside, misfit
+from bigdm_ray.formats.base import inside, misfit, spec_of
 from bigdm_ray.formats.checks import refused
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 META = "bigdm"
 """Key of the schema's metadata under which files that are written here carry their task and signature."""
 
-PACKAGES = ("gymnasium", "mujoco", "box2d", "vizdoom", "ale-py", "envpool", "numpy", "minari", "d4rl", "environment", "environment_arguments")
+PACKAGES = ("gymnasium", "mujoco", "box2d", "vizdoom", "ale-py", "envpool", "numpy", "minari", "d4rl", "environment", "environment_arguments", "backend")
 
 
 @contextlib.contextmanager
@@ -149,7 +149,29 @@ def metadata_of(file: pq.ParquetFile) -> dict[str, str]:
 def carried(dataset: Dataset) -> dict[str, str]:
     """What a Parquet file that is written here carries in its schema's metadata."""
     told = {"task": dataset.task, "signature": dataset.signature.to_json(), "source": dataset.source, "sha256": dataset.sha256}
-    return {META: json.dumps(told), **dataset.versions}
+    env_id = env_id_of(dataset)
+    return {META: json.dumps(told), **dataset.versions, **({"env_id": env_id} if env_id else {}), **_sizes(dataset.signature)}
+
+
+def env_id_of(dataset: Dataset) -> str:
+    """The environment's id for other readers: the card's, else that which the task's environment is registered with; empty where neither is known."""
+    if told := dataset.versions.get("environment"):
+        return told
+    try:
+        spec = spec_of(find_task(dataset.task))
+    except UserError:
+        return ""
+    return "" if spec is None else str(spec.id)
+
+
+def _sizes(signature: Signature) -> dict[str, str]:
+    """`obs_dim`, `act_dim` and `n_actions` (0 where they are continuous) of a vector and one action; nothing for other arrays."""
+    if set(signature.observations) != {""} or set(signature.actions) != {""}:
+        return {}
+    seen, done = signature.observations[""], signature.actions[""]
+    if seen.kind != "tensor" or not (done.kind == "tensor" or done.shape == ()):
+        return {}
+    return {"obs_dim": str(seen.size), "act_dim": str(done.size), "n_actions": str(done.choices[0] if done.choices else 0)}
 
 
 def ours(meta: Mapping[str, str], where: str) -> tuple[str, Signature | None]:

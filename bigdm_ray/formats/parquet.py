@@ -28,6 +28,7 @@ from bigdm_ray.formats.behaviour import Behaviour
 from bigdm_ray.formats.checks import ended, refused
 from bigdm_ray.formats.columns import (
     carried,
+    env_id_of,
     expect_types,
     flat,
     numbers,
@@ -251,7 +252,7 @@ def _table(batch: list[Episode], schema: pa.Schema, dataset: Dataset) -> pa.Tabl
         "length": [e.length for e in batch],
         **{name: [getattr(one, name) for one in done_by] for name in ("policy", "mode", "sigma", "eps", "stage")},
         "seed": [e.seed for e in batch],
-        "env_id": [dataset.versions.get("environment")] * len(batch),
+        "env_id": [env_id_of(dataset) or None] * len(batch),
     }
     columns |= {field_name("observations", p): _lists([e.observations[p] for e in batch]) for p in dataset.signature.observations}
     columns |= {field_name("actions", p): _lists([e.actions[p] for e in batch]) for p in dataset.signature.actions}

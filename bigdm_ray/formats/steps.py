@@ -323,7 +323,7 @@ class Steps(Format):
         spaces = layout(dataset.task, dataset.signature)
         meta = carried(dataset)
         told = json.loads(meta[META]) | {"spaces": {name: space_to_json(space) for name, space in zip(("observations", "actions"), spaces, strict=True)}}
-        meta |= {META: json.dumps(told), "env_id": dataset.versions.get("environment", "")}
+        meta |= {META: json.dumps(told)}
         writer: pq.ParquetWriter | None = None
         try:
             tables: list[pa.Table] = []

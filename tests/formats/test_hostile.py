@@ -646,6 +646,9 @@ def test_metadata_that_names_code_runs_none_of_it(tmp_path, episodes, monkeypatc
     with edited(folder) as meta:
         meta["env_spec"] = json.dumps(spec | {"id": "Trap-v0"})
         meta["bigdm_task"] = "trap:Trap-v0"
+    refused(folder, tmp_path / "set", "the task 'trap:Trap-v0', which is not known here", "--task TASK", task=None)
+    with edited(folder) as meta:
+        meta["bigdm_task"] = ""
     import_dataset([str(folder)], tmp_path / "set")  # its id is plain; its code is not looked for
     assert not os.path.exists("sprung")  # noqa: PTH110
 
