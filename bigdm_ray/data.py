@@ -34,6 +34,8 @@ from bigdm_ray.replay.store import verify
 if TYPE_CHECKING:
     from bigdm_ray.training.recording import Recording
 
+OF_RUNS = ("weights", "mode", "action_noise", "epsilon", "desired_return", "desired_horizon")
+"""Flags of `record` that a random policy does not understand; None where they are not given."""
 BARS = 20
 BAR_WIDTH = 50
 MILESTONE_ROWS = 4
@@ -89,7 +91,7 @@ def recording(given: argparse.Namespace) -> int:
     if (given.episodes is None) == (given.steps is None):
         raise UserError("give either --episodes N or --steps N")
     if given.random is not None:
-        refused = [flag for flag in ("action_noise", "epsilon", "desired_return", "desired_horizon") if getattr(given, flag)]
+        refused = [flag for flag in OF_RUNS if getattr(given, flag) is not None]
         if refused:
             raise UserError(f"--{refused[0].replace('_', '-')} has no meaning for a random policy; leave it out")
         task = find_task(given.random)
@@ -99,7 +101,7 @@ def recording(given: argparse.Namespace) -> int:
         asked = milestones(given)
         source = f"{counted(len(asked), 'milestone')} of the run {given.run}, from {asked[0].source} on, seed {given.seed}"
     else:
-        asked = [played_by(given, given.weights, given.episodes, given.steps, given.seed)]
+        asked = [played_by(given, given.weights or "last", given.episodes, given.steps, given.seed)]
         command = asked[0].command or {}
         source = f"{asked[0].source} of the run {given.run}, seed {given.seed}" + "".join(f", {n.replace('_', ' ')} {v:g}" for n, v in command.items())
     if slow := asked[0].task.slow():
@@ -118,12 +120,13 @@ def played_by(given: argparse.Namespace, weights: str, episodes: int | None, ste
     from bigdm_ray.training.run_folder import RunFolder, load
 
     loaded = load(given.run, weights)
-    policy, mode = policy_of(loaded, given.mode)
-    noisy = NoisyPolicy(policy, loaded.signature, given.action_noise, given.epsilon) if given.action_noise or given.epsilon else policy
+    policy, mode = policy_of(loaded, given.mode or "own")
+    sigma, epsilon = given.action_noise or 0.0, given.epsilon or 0.0
+    noisy = NoisyPolicy(policy, loaded.signature, sigma, epsilon) if sigma or epsilon else policy
     command = command_of(loaded, given.desired_return, given.desired_horizon)
-    who = str(Behaviour(f"{loaded.run.algorithm.name}-{weights}", mode, given.action_noise, given.epsilon, stage))
+    who = str(Behaviour(f"{loaded.run.algorithm.name}-{weights}", mode, sigma, epsilon, stage))
     rows = ROWS if stage is None else MILESTONE_ROWS
-    made_of = (given.action_noise, given.epsilon, stamp(given.run / "run.json"), stamp(RunFolder(given.run).weights(weights)))
+    made_of = (sigma, epsilon, stamp(given.run / "run.json"), stamp(RunFolder(given.run).weights(weights)))
     return Recording(noisy, loaded.task, who, loaded.version, command, episodes, steps, seed, rows, made_of)
 
 
@@ -356,12 +359,10 @@ def parser() -> Parser:
     records.add_argument("--random", metavar="TASK", help="play this task with uniformly random actions instead")
     records.add_argument("--episodes", metavar="N", type=number, help="episodes to keep")
     records.add_argument("--steps", metavar="N", type=number, help="whole episodes until they reach N steps")
-    records.add_argument("--action-noise", metavar="SIGMA", type=amount, default=0.0, help="deviation of Gaussian noise, an action's box being [-1, 1]")
-    records.add_argument("--epsilon", metavar="E", type=share, default=0.0, help="share of steps with a uniformly random action")
-    records.add_argument("--mode", choices=OWN_OR_MODES, default="own", help="how the policy acts; own: as in the run's evaluations (default)")
-    records.add_argument(
-        "--weights", choices=("last", "best", "milestones"), default="last", help="which weights; milestones: all that were kept (default: last)"
-    )
+    records.add_argument("--action-noise", metavar="SIGMA", type=amount, help="deviation of Gaussian noise, an action's box being [-1, 1] (default: 0)")
+    records.add_argument("--epsilon", metavar="E", type=share, help="share of steps with a uniformly random action (default: 0)")
+    records.add_argument("--mode", choices=OWN_OR_MODES, help="how the policy acts; own: as in the run's evaluations (default)")
+    records.add_argument("--weights", choices=("last", "best", "milestones"), help="which weights; milestones: all that were kept (default: last)")
     records.add_argument("--desired-return", metavar="X", type=float, help="return to ask for; default: what the run's own evaluation asked for")
     records.add_argument("--desired-horizon", metavar="X", type=float, help="steps to ask for; default: what the run's own evaluation asked for")
     records.add_argument("--seed", metavar="S", type=seed, default=1, help="seed of environments and actions (default: 1)")

@@ -366,6 +366,19 @@ def test_record_plays_at_random(capsys, tmp_path):
         ("record --random toy-vector --folder x", "either --episodes N or --steps N"),
         ("record --random toy-vector --folder x --episodes 5 --steps 5", "either --episodes N or --steps N"),
         ("record --random toy-vector --folder x --episodes 5 --epsilon 0.1", "--epsilon has no meaning for a random policy"),
+        *(
+            (f"record --random toy-vector --folder x --episodes 5 {flag}", f"{flag.split()[0]} has no meaning for a random policy; leave it out")
+            for flag in (
+                "--action-noise 0",
+                "--epsilon 0",
+                "--desired-return 0",
+                "--desired-horizon 0",
+                "--weights last",
+                "--weights milestones",
+                "--mode mean",
+                "--mode own",
+            )
+        ),
         ("record --random toy-vectr --folder x --episodes 5", "'toy-vector'"),
         ("record nowhere --folder x --episodes 5", "there is no run in nowhere"),
         ("record nowhere --folder x --episodes 0", "0 is not at least 1"),

@@ -31,6 +31,7 @@ from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.continuous import Ensemble, Spaces
 from bigdm_ray.models.networks import Standardise
+from bigdm_ray.replay.episode import Episode
 from bigdm_ray.replay.store import Store
 from bigdm_ray.replay.windows import View
 from bigdm_ray.settings import setting
@@ -191,22 +192,24 @@ class Mbop(Algorithm):
         assert isinstance(model, MbopModel)
         spaces, device = model.spaces, model.of_seen.mean.device
 
-        def seen() -> Iterator[Tensor]:
+        def each() -> Iterator[Episode]:  # read anew for each statistic: a dataset may be larger than memory
             for store in stores.values():
                 for position in range(len(store.table)):
-                    yield spaces.see({path: torch.tensor(values, device=device) for path, values in store.episode(position).observations.items()})
+                    yield store.episode(position)
 
-        def episodes_of(store: Store) -> Iterator[tuple[dict[str, Tensor], np.ndarray]]:
-            for position in range(len(store.table)):
-                episode = store.episode(position)
-                yield {path: torch.tensor(values, device=device) for path, values in episode.actions.items()}, episode.rewards
+        def seen() -> Iterator[Tensor]:
+            for episode in each():
+                yield spaces.see({path: torch.tensor(values, device=device) for path, values in episode.observations.items()})
 
-        each = [pair for store in stores.values() for pair in episodes_of(store)]
+        def done() -> Iterator[Tensor]:
+            for episode in each():
+                yield spaces.pack({path: torch.tensor(values, device=device) for path, values in episode.actions.items()})
+
         model.of_seen.fit(part[:-1] for part in seen())
         model.of_change.fit(part[1:] - part[:-1] for part in seen())
-        model.of_action.fit(spaces.pack(actions) for actions, _ in each)
-        model.of_reward.fit(torch.tensor(rewards)[:, None] for _, rewards in each)
-        model.of_return.fit(torch.from_numpy(coming_returns(rewards, self.return_horizon))[:, None] for _, rewards in each)
+        model.of_action.fit(done())
+        model.of_reward.fit(torch.tensor(episode.rewards)[:, None] for episode in each())
+        model.of_return.fit(torch.from_numpy(coming_returns(episode.rewards, self.return_horizon))[:, None] for episode in each())
 
     def annotate(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> dict[str, Columns]:
         """The return of the next steps, and 0 where a time limit ended the episode before they were over."""

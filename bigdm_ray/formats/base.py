@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
+import json
 import pkgutil
 import re
 from abc import ABC, abstractmethod
@@ -30,6 +32,9 @@ Advance = Callable[[int], None]
 
 MAX_EPISODE_BYTES = 2 << 30
 """A field of an episode that claims more is refused before memory is asked for."""
+
+MAX_WORDS = 200
+"""Characters of arguments in a message or on a card, at most."""
 
 _ENV_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 _VERSION = re.compile(r"-v\d+$")
@@ -141,13 +146,19 @@ def task_of(said: Said, asked: str | None) -> tuple[str, Signature]:
     """The task of a source, and its signature: the task's own where it can be made, else the file's.
 
     Without `asked` the short name of the very environment that the source names is taken, else `gymnasium:ID`. Raises
-    UserError where the source says nothing, is of another task than asked, or does not look like its task.
+    UserError where the source says nothing, is of another task than asked, or does not look like its task, and where its
+    environment was made with arguments that no task has: scores would come from another one, which only `asked` can want.
     """
     written = said.task in tasks() or (said.task.startswith("gymnasium:") and _ENV_ID.fullmatch(said.task.partition(":")[2]))
     if written and asked in (None, said.task):
         asked = said.task
     elif written:
         raise UserError(f"{said.name} is a dataset of another task: {said.task}, not {asked}; nothing was imported")
+    elif said.task and asked is None:
+        raise UserError(
+            f"{said.name} is of the task {said.task!r}, which is not known here; "
+            "name the task with --task TASK, since no code is imported because a file names it"
+        )
     elif not said.env_id and asked is None:
         raise UserError(f"{said.name} does not say which environment it is of; name the task with --task TASK")
     if said.env_id and not written and not _ENV_ID.fullmatch(said.env_id):
@@ -173,6 +184,11 @@ def _guess(said: Said) -> str:
             fits = spec_of(task) is None or said.signature is None or misfit(said.signature, task.signature()) is None
             if fits:
                 return task.name
+    if changed := altered(said):
+        raise UserError(
+            f"{said.name} is of {said.env_id} made with arguments ({changed}), for which there is no task; "
+            "name the task with --task TASK to score on another; nothing was imported"
+        )
     return f"gymnasium:{said.env_id}"
 
 
@@ -196,14 +212,64 @@ def _same_environment(said: Said, task: Task) -> bool:
     theirs = gymnasium.registry.get(said.env_id)
     if theirs is None:
         return False
-    kwargs = _told(said.env_kwargs if said.env_kwargs is not None else dict(theirs.kwargs))
     unsaid = said.env_kwargs is None and mine.id == theirs.id  # an id alone: the signature decides between its variants
-    same = (mine.entry_point, mine.max_episode_steps) == (theirs.entry_point, theirs.max_episode_steps)
-    return same and (unsaid or kwargs == _told(mine.kwargs))
+    if unsaid:
+        return bool(mine.max_episode_steps == theirs.max_episode_steps)
+    return bool(mine.entry_point == theirs.entry_point) and _arguments(said.env_id, said.env_kwargs or {}) == _arguments_of(mine)
 
 
-def _told(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in kwargs.items() if k != "render_mode" and v is not None and v is not False}
+def altered(said: Said, task: str = "") -> str:
+    """Arguments of a source's environment that are not those of the task, in words; without a task not those that its id alone stands for.
+
+    Empty where it tells none.
+    """
+    import gymnasium
+
+    if said.env_kwargs is None:
+        return ""
+    theirs = gymnasium.registry.get(said.env_id)
+    mine = spec_of(find_task(task)) if task else None
+    usual = _arguments_of(mine) if mine and theirs and mine.entry_point == theirs.entry_point else _arguments(said.env_id, {})
+    told = _arguments(said.env_id, said.env_kwargs)
+    different = {name: value for name, value in told.items() if name not in usual or value != usual[name]}
+    return ", ".join(f"{name}={value!r}" for name, value in different.items())[:MAX_WORDS]
+
+
+def _arguments(env_id: str, told: dict[str, Any]) -> dict[str, Any]:
+    """What an environment is made with, its time limit and wrappers included, when it is told these arguments."""
+    usual = _defaults(env_id)
+    known = {name: value for name, value in told.items() if name in usual or (value not in (None, []) and (usual or name != "max_episode_steps"))}
+    return {name: _plain(value) for name, value in (usual | known).items() if name != "render_mode"}
+
+
+def _arguments_of(spec: Any) -> dict[str, Any]:
+    return _arguments(spec.id, spec.kwargs | _outside(spec))
+
+
+def _outside(spec: Any) -> dict[str, Any]:
+    return {"max_episode_steps": spec.max_episode_steps, "additional_wrappers": [wrapper.name for wrapper in spec.additional_wrappers]}
+
+
+@functools.lru_cache(maxsize=64)
+def _defaults(env_id: str) -> dict[str, Any]:
+    """The arguments that an id alone stands for: those of its registration, else of its constructor; empty where it is not registered here."""
+    import gymnasium
+    from gymnasium.envs.registration import load_env_creator
+
+    spec = gymnasium.registry.get(env_id)
+    if spec is None:
+        return {}
+    try:
+        made_by = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+        usual = {name: one.default for name, one in inspect.signature(made_by).parameters.items() if one.default is not one.empty}  # type: ignore[arg-type]
+    except Exception:  # noqa: BLE001  (a constructor is foreign code, and what it imports may be missing)
+        usual = {}
+    return usual | spec.kwargs | _outside(spec)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON gives it back: tuples and arrays are lists."""
+    return json.loads(json.dumps(value, default=lambda one: one.tolist() if hasattr(one, "tolist") else repr(one)))
 
 
 def _kin(said: Said, task: Task) -> bool:
@@ -211,7 +277,7 @@ def _kin(said: Said, task: Task) -> bool:
     if task.wrap is not None:  # its rewards are others
         return False
     mine = spec_of(task)
-    ids = [task.name] if mine is None else [mine.id, task.name.partition(":")[2]]
+    ids = [task.name, task.name.partition(":")[2], *([] if mine is None else [mine.id])]
     return _alike(task.name, said.env_id) or _base(said.env_id) in [_base(id) for id in ids]
 
 
@@ -232,6 +298,12 @@ def _spec(name: str) -> Any:
 def spec_of(task: Task) -> Any:
     """gymnasium's EnvSpec of a task, or None where it cannot be made here or was not registered."""
     return _spec(task.name)
+
+
+def step_limit(task: str) -> int | None:
+    """The steps after which the environment of a task truncates an episode, or None where that is not known."""
+    limit = getattr(spec_of(find_task(task)), "max_episode_steps", None)
+    return None if limit is None else int(limit)
 
 
 def misfit(theirs: Signature, mine: Signature) -> str | None:

@@ -141,17 +141,33 @@ def refused(place: str, field: str, why: str) -> UserError:
     return UserError(f"{place}, field {field!r}: {why}; nothing was imported")
 
 
+def truths(flags: np.ndarray, field: str, place: Place) -> np.ndarray:
+    """Flags `[n]` as bool; `place` says where the k-th is. Raises UserError for NaN and for every number but 0 and 1."""
+    if flags.dtype == bool:
+        return flags
+    bad = (flags != 0) & (flags != 1)
+    if bad.any():
+        k = int(np.argmax(bad))
+        raise refused(place(k), field, f"{flags[k]:g} is no flag; 0 or 1 is expected")
+    return flags.astype(bool)
+
+
 def ended(terminated: np.ndarray, truncated: np.ndarray, ends: np.ndarray, place: Place, names: tuple[str, str]) -> np.ndarray:
     """Whether each episode terminated: `[n]` bool, from flags `[sum(T)]` that may be set at last steps only.
 
     `ends [n]` are the cumulative lengths. An episode with both flags terminated; one with neither broke off and counts
-    as truncated. Raises UserError for a flag in the middle of an episode.
+    as truncated. Raises UserError for a flag in the middle of an episode, and for what is no flag.
     """
-    for flags, name in ((terminated, names[0]), (truncated, names[1])):
+
+    def episode(at: int) -> int:
+        return int(np.searchsorted(ends, at, side="right"))
+
+    over, cut = (truths(flags, name, lambda at: place(episode(at))) for flags, name in ((terminated, names[0]), (truncated, names[1])))
+    for flags, name in ((over, names[0]), (cut, names[1])):
         if np.count_nonzero(flags) > np.count_nonzero(flags[ends - 1]):
-            early = flags.astype(bool)
+            early = flags.copy()
             early[ends - 1] = False
             at = int(np.argmax(early))
-            k = int(np.searchsorted(ends, at, side="right"))
+            k = episode(at)
             raise refused(place(k), name, f"step {at - int(ends[k - 1] if k else 0)} ends the episode, but more steps follow")
-    return np.asarray(terminated[ends - 1].astype(bool))
+    return np.asarray(over[ends - 1])

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.envs.task import Leaf, Signature, find_task
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.base import inside
+from bigdm_ray.formats.base import inside, misfit, spec_of
 from bigdm_ray.formats.checks import refused
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 META = "bigdm"
 """Key of the schema's metadata under which files that are written here carry their task and signature."""
 
-PACKAGES = ("gymnasium", "mujoco", "box2d", "vizdoom", "ale-py", "envpool", "numpy", "minari", "d4rl", "environment")
+PACKAGES = ("gymnasium", "mujoco", "box2d", "vizdoom", "ale-py", "envpool", "numpy", "minari", "d4rl", "environment", "environment_arguments", "backend")
 
 
 @contextlib.contextmanager
@@ -43,10 +43,37 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     """An open Parquet file, decoded page by page from a memory map. Raises UserError for a torn one."""
     try:
         file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
-        _ = file.schema_arrow.names
-        return file
+        names = file.schema_arrow.names
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is not a whole Parquet file ({one_line(error)}); nothing was imported") from None
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise refused(str(path), twice[0], "there is more than one such column")
+    return file
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+TYPES: dict[str, Callable[[pa.DataType], bool]] = {
+    "text": _is_text,
+    "a number": _is_number,
+    "a whole number": pa.types.is_integer,
+    "text or a whole number": lambda kind: _is_text(kind) or pa.types.is_integer(kind),
+}
+"""What a column of one value a row may hold."""
+
+
+def expect_types(path: Path, schema: pa.Schema, expected: Mapping[str, str]) -> None:
+    """Raise UserError for a column, where it is there, that holds something else than `expected`, a word of `TYPES`, says; null is no type."""
+    for name, what in expected.items():
+        if name in schema.names and not pa.types.is_null(kind := schema.field(name).type) and not TYPES[what](kind):
+            raise refused(str(path), name, f"{what} is expected, not {kind}")
 
 
 PROBE_ROWS = 8
@@ -122,7 +149,29 @@ def metadata_of(file: pq.ParquetFile) -> dict[str, str]:
 def carried(dataset: Dataset) -> dict[str, str]:
     """What a Parquet file that is written here carries in its schema's metadata."""
     told = {"task": dataset.task, "signature": dataset.signature.to_json(), "source": dataset.source, "sha256": dataset.sha256}
-    return {META: json.dumps(told), **dataset.versions}
+    env_id = env_id_of(dataset)
+    return {META: json.dumps(told), **dataset.versions, **({"env_id": env_id} if env_id else {}), **_sizes(dataset.signature)}
+
+
+def env_id_of(dataset: Dataset) -> str:
+    """The environment's id for other readers: the card's, else that which the task's environment is registered with; empty where neither is known."""
+    if told := dataset.versions.get("environment"):
+        return told
+    try:
+        spec = spec_of(find_task(dataset.task))
+    except UserError:
+        return ""
+    return "" if spec is None else str(spec.id)
+
+
+def _sizes(signature: Signature) -> dict[str, str]:
+    """`obs_dim`, `act_dim` and `n_actions` (0 where they are continuous) of a vector and one action; nothing for other arrays."""
+    if set(signature.observations) != {""} or set(signature.actions) != {""}:
+        return {}
+    seen, done = signature.observations[""], signature.actions[""]
+    if seen.kind != "tensor" or not (done.kind == "tensor" or done.shape == ()):
+        return {}
+    return {"obs_dim": str(seen.size), "act_dim": str(done.size), "n_actions": str(done.choices[0] if done.choices else 0)}
 
 
 def ours(meta: Mapping[str, str], where: str) -> tuple[str, Signature | None]:
@@ -139,6 +188,48 @@ def ours(meta: Mapping[str, str], where: str) -> tuple[str, Signature | None]:
 def said_versions(meta: Mapping[str, str]) -> dict[str, str]:
     """Versions of packages that a file's metadata names."""
     return {name: meta[name] for name in PACKAGES if meta.get(name)}
+
+
+def told_alike(files: list[Path], opened: list[pq.ParquetFile]) -> tuple[dict[str, str], str, Signature | None]:
+    """What the first file's metadata tell, and its task and signature: empty and None where they are silent.
+
+    Raises UserError for a file that tells another task, signature or environment.
+    """
+    each = []
+    for path, file in zip(files, opened, strict=True):
+        meta = metadata_of(file)
+        task, signature = ours(meta, str(path))
+        each.append((meta, task, signature or _plain_signature(meta, str(path))))
+        if why := _difference(each[0], each[-1]):
+            raise UserError(f"{path} is a dataset of another task than {files[0]}: {why}; nothing was imported")
+    return each[0]
+
+
+def _difference(first: tuple[dict[str, str], str, Signature | None], other: tuple[dict[str, str], str, Signature | None]) -> str | None:
+    (meta, task, signature), (its_meta, its_task, its_signature) = first, other
+    if its_task != task:
+        return f"its task is {its_task or 'not told'} where {task or 'none'} is told first"
+    if its_signature != signature:
+        unlike = misfit(its_signature, signature) if its_signature and signature else None
+        return unlike or "its signature has other types or bounds, or is missing in one of them"
+    env_id, its_env_id = meta.get("env_id", ""), its_meta.get("env_id", "")
+    if its_env_id != env_id and ((env_id and its_env_id) or not task):
+        return f"its environment is {its_env_id or 'not told'} where {env_id or 'none'} is told first"
+    return None
+
+
+def _plain_signature(meta: Mapping[str, str], where: str) -> Signature | None:
+    """The signature that `obs_dim`, `act_dim` and `n_actions` tell, or None where they are missing."""
+    if not {"obs_dim", "act_dim", "n_actions"} <= meta.keys():
+        return None
+    try:
+        seen, done, choices = (int(meta[name]) for name in ("obs_dim", "act_dim", "n_actions"))
+        action = Leaf("discrete", (), "int32", choices=(choices,)) if choices else Leaf("tensor", (done,), "float32")
+        return sound_signature(Signature({"": Leaf("tensor", (seen,), "float32")}, {"": action}).to_json(), where)
+    except ValueError:
+        raise UserError(
+            f"{where} tells obs_dim {meta['obs_dim']!r}, act_dim {meta['act_dim']!r}, n_actions {meta['n_actions']!r}, where whole numbers are expected"
+        ) from None
 
 
 def sound_signature(data: Any, where: str) -> Signature:

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bigdm_ray.envs.task import Signature, find_task, tasks
+from bigdm_ray.envs.task import Signature, tasks
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.base import Format, Reader, Said, spec_of
-from bigdm_ray.formats.checks import refused
+from bigdm_ray.formats.base import Format, Reader, Said, step_limit
+from bigdm_ray.formats.checks import refused, truths
 from bigdm_ray.formats.hdf5 import ERRORS, Fields, open_hdf5
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
@@ -52,6 +52,8 @@ class D4rlFile(Reader):
             for name, dataset in found.items():
                 if dataset.dtype.kind not in "biuf" or not dataset.ndim:
                     raise refused(f"{path}, episode 0", name, f"an array of numbers is expected, not {dataset.dtype}")
+                if name in ("rewards", "terminals", "timeouts") and dataset.size != len(dataset):
+                    raise refused(f"{path}, episode 0", name, f"one number a row is expected, not an array of shape {list(dataset.shape)}")
             self._names = set(found)
             rows = {name: len(dataset) for name, dataset in found.items()}
             self._rows = max(rows.values())
@@ -77,7 +79,7 @@ class D4rlFile(Reader):
         with open_hdf5(self._path) as file:
             group: list[Span] = []
             number, size = skip, 0
-            for span in self._spans(file, self._limit(task), skip):
+            for span in self._spans(file, step_limit(task) or TIME_LIMIT, skip):
                 group.append(span)
                 size += span.end - span.start
                 if size >= BLOCK or size * self._row_bytes >= BLOCK_BYTES:
@@ -85,10 +87,6 @@ class D4rlFile(Reader):
                     number, group, size = number + len(group), [], 0
             if group:
                 yield from self._read(file, group, number)
-
-    def _limit(self, task: str) -> int:
-        spec = spec_of(find_task(task))
-        return int(getattr(spec, "max_episode_steps", None) or TIME_LIMIT)
 
     def _spans(self, file: Any, limit: int, skip: int) -> Iterator[Span]:
         """Episodes in order, without the first `skip`; those that would have no step left are none."""
@@ -122,7 +120,7 @@ class D4rlFile(Reader):
             values = file[name][at : at + BLOCK].reshape(-1)
         except ERRORS as error:
             raise refused(f"{self._path}, in rows {at:,} to {at + BLOCK:,}", name, f"it cannot be read ({' '.join(str(error).split())})") from None
-        return np.asarray(values.astype(bool))
+        return truths(values, name, lambda k: f"{self._path}, row {at + k:,}")
 
     def _read(self, file: Any, spans: list[Span], number: int) -> Iterator[Episode]:
         first, last = spans[0].start, spans[-1].end

@@ -36,6 +36,8 @@ PROGRESS = "progress.json"
 SHARD_EPISODES = 1 << 14
 """Episodes in a shard, at most: short ones weigh more as objects than as numbers."""
 SCHEMA_VERSION = 1
+WRONG_VALUES = (TypeError, ValueError, LookupError, ArithmeticError, NotImplementedError)
+"""What Python, numpy and Arrow raise for values that they cannot take, however often they are given them."""
 
 
 @dataclass(frozen=True)
@@ -324,12 +326,15 @@ class Writer:
 
 @contextlib.contextmanager
 def keeping(writer: Writer) -> Iterator[None]:
-    """After a mistake of the user nothing stays; after an interruption or a full disk the beginning does."""
+    """After a mistake of the user nothing stays; after an interruption, a full disk or a crash the beginning does.
+
+    Values that no check foresaw are such a mistake: the same command would meet them again.
+    """
     try:
         yield
     except RunFailed:
         raise
-    except UserError:
+    except (UserError, *WRONG_VALUES):
         writer.discard()
         raise
     finally:

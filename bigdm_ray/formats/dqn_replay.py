@@ -24,7 +24,7 @@ import numpy as np
 from bigdm_ray.envs.task import Signature, tasks
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import MAX_EPISODE_BYTES, Format, Reader, Said, inside
-from bigdm_ray.formats.checks import refused
+from bigdm_ray.formats.checks import refused, truths
 from bigdm_ray.formats.columns import one_line
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
@@ -178,7 +178,7 @@ class Replay(Reader):
                     sound = _padding(block) > 0
                 opening = False
                 begin = 0
-                for stop in np.flatnonzero(block["terminal"]).tolist():
+                for stop in np.flatnonzero(truths(block["terminal"], "terminal", lambda _: str(log.paths["terminal"]))).tolist():
                     if sound and (whole := _joined([*held, _part(block, begin, stop + 1)])) is not None:
                         yield whole
                     held, size, sound, begin = [], 0, True, stop + 1

@@ -14,7 +14,7 @@ from typing import Any
 
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.base import Reader, open_source, task_of, vacant
+from bigdm_ray.formats.base import Reader, altered, open_source, task_of, vacant
 from bigdm_ray.formats.behaviour import at_stage
 from bigdm_ray.formats.checks import conform
 from bigdm_ray.formats.dataset import SCHEMA_VERSION, Dataset, Writer, bytes_of, keeping, stamp
@@ -48,7 +48,7 @@ def import_dataset(sources: list[str], folder: Path, task: str | None = None, st
                 bar.advance(sum(episode.length for episode in batch))
             if not _taken(writer, number):
                 raise UserError(f"{reader.said.name} holds no episodes; nothing was imported")
-        return writer.finish(folder.name, _source(readers, steps), _versions(readers))
+        return writer.finish(folder.name, _source(readers, steps), _versions(readers, name))
 
 
 def _taken(writer: Writer, number: int) -> Sequence[int]:
@@ -99,11 +99,13 @@ def _source(readers: list[Reader], steps: int | None) -> str:
     return " and ".join(f"{first}{reader.said.name}" for reader in readers)
 
 
-def _versions(readers: list[Reader]) -> dict[str, str]:
-    """Versions that the sources tell; where they differ, all of them."""
+def _versions(readers: list[Reader], task: str) -> dict[str, str]:
+    """Versions that the sources tell, and arguments of their environments that are not the task's; where they differ, all of them."""
     merged: dict[str, list[str]] = {}
     for reader in readers:
         environment = {"environment": reader.said.env_id} if reader.said.env_id else {}
+        if changed := altered(reader.said, task):
+            environment["environment_arguments"] = changed
         for name, version in (environment | reader.said.versions).items():
             merged.setdefault(name, []).append(version)
     return {name: ", ".join(dict.fromkeys(found)) for name, found in merged.items()}

@@ -206,13 +206,15 @@ def _texts(value: Any) -> list[str]:
 
 
 def _environment(meta: dict[str, Any], where: str) -> tuple[str, dict[str, Any] | None]:
-    """Id and arguments of the environment, from JSON alone: the code that a file names is never looked for."""
+    """Id and arguments of the environment, time limit and wrappers among them, from JSON alone: the code that a file names is never looked for."""
     text = meta.get("env_spec")
     if not text:
         return "", None
     try:
         spec = json.loads(text) if isinstance(text, str) else text
-        return str(spec["id"]), dict(spec.get("kwargs") or {})
+        outside = {"max_episode_steps": spec["max_episode_steps"]} if "max_episode_steps" in spec else {}
+        wrappers = [str(wrapper["name"]) for wrapper in spec.get("additional_wrappers") or []]
+        return str(spec["id"]), outside | {"additional_wrappers": wrappers} | dict(spec.get("kwargs") or {})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{where}, field 'env_spec': it is not an environment's description ({one_line(error)}); nothing was imported") from None
 

@@ -28,23 +28,27 @@ from bigdm_ray.formats.behaviour import Behaviour
 from bigdm_ray.formats.checks import ended, refused
 from bigdm_ray.formats.columns import (
     carried,
+    env_id_of,
+    expect_types,
     flat,
-    metadata_of,
+    numbers,
     open_parquet,
-    ours,
     parquet_files,
     reading,
     rows_at_once,
     said_versions,
-    sound_signature,
+    told_alike,
 )
 from bigdm_ray.formats.dataset import Dataset, bytes_of
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
 ROW_BYTES = 16 << 20
 GROUP_EPISODES = 128
-SCALARS = ("policy", "mode", "sigma", "eps", "stage", "seed", "env_id", "length")
-"""Columns beside the lists."""
+SCALARS = {
+    "policy": "text", "mode": "text", "sigma": "a number", "eps": "a number", "stage": "a whole number", "seed": "a whole number",
+    "env_id": "text", "length": "a number",
+}  # fmt: skip
+"""Columns beside the lists, and what they hold."""
 
 
 class EpisodeRows(Reader):
@@ -55,16 +59,16 @@ class EpisodeRows(Reader):
         opened = [open_parquet(path) for path in files]
         self._starts = np.cumsum([0, *(file.metadata.num_rows for file in opened)])
         self._names = opened[0].schema_arrow.names
-        meta = metadata_of(opened[0])
+        meta, told, signature = told_alike(files, opened)
         for path, file in zip(files, opened, strict=True):
             if file.schema_arrow.names != self._names:
                 raise UserError(f"{path} has other columns than {files[0]}; nothing was imported")
+            expect_types(path, file.schema_arrow, SCALARS)
         with reading(lambda: source):
             steps = _sum_of_lengths(files) if "length" in self._names else None
             first_id = self._first_env_id(opened)
-        told, signature = ours(meta, source)
         env_id = meta.get("env_id") or first_id
-        self.said = Said(source, env_id, None, signature or _signature_of(meta, source), said_versions(meta), int(self._starts[-1]), steps, told)
+        self.said = Said(source, env_id, None, signature, said_versions(meta), int(self._starts[-1]), steps, told)
 
     def _first_env_id(self, opened: list[pq.ParquetFile]) -> str:
         if "env_id" not in self._names or not self._starts[-1]:
@@ -137,7 +141,7 @@ class EpisodeRows(Reader):
             column = batch.column(name)
             if pa.types.is_boolean(column.type):
                 one = np.zeros(int(offsets[-1]), bool)
-                one[offsets[1:] - 1] = column.to_numpy(zero_copy_only=False).astype(bool)
+                one[offsets[1:] - 1] = numbers(column, name, place)
                 flags.append(one)
                 continue
             values, at = flat(column, name, place)
@@ -184,21 +188,7 @@ def _sources(batch: pa.RecordBatch) -> list[str]:
 
 def _sum_of_lengths(files: list[Path]) -> int:
     batches = (batch for path in files for batch in open_parquet(path).iter_batches(columns=["length"]))
-    return int(sum(np.nan_to_num(batch.column(0).to_numpy(zero_copy_only=False)).sum() for batch in batches))
-
-
-def _signature_of(meta: dict[str, str], source: str) -> Signature | None:
-    """The signature that `obs_dim`, `act_dim` and `n_actions` tell, or None where they are missing."""
-    if not {"obs_dim", "act_dim", "n_actions"} <= meta.keys():
-        return None
-    try:
-        seen, done, choices = (int(meta[name]) for name in ("obs_dim", "act_dim", "n_actions"))
-        action = Leaf("discrete", (), "int32", choices=(choices,)) if choices else Leaf("tensor", (done,), "float32")
-        return sound_signature(Signature({"": Leaf("tensor", (seen,), "float32")}, {"": action}).to_json(), source)
-    except ValueError:
-        raise UserError(
-            f"{source} tells obs_dim {meta['obs_dim']!r}, act_dim {meta['act_dim']!r}, n_actions {meta['n_actions']!r}, where whole numbers are expected"
-        ) from None
+    return int(sum(np.nan_to_num(batch.column(0).to_numpy(zero_copy_only=False).astype(np.float64)).sum() for batch in batches))
 
 
 # --- writing
@@ -262,7 +252,7 @@ def _table(batch: list[Episode], schema: pa.Schema, dataset: Dataset) -> pa.Tabl
         "length": [e.length for e in batch],
         **{name: [getattr(one, name) for one in done_by] for name in ("policy", "mode", "sigma", "eps", "stage")},
         "seed": [e.seed for e in batch],
-        "env_id": [dataset.versions.get("environment")] * len(batch),
+        "env_id": [env_id_of(dataset) or None] * len(batch),
     }
     columns |= {field_name("observations", p): _lists([e.observations[p] for e in batch]) for p in dataset.signature.observations}
     columns |= {field_name("actions", p): _lists([e.actions[p] for e in batch]) for p in dataset.signature.actions}

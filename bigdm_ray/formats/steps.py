@@ -5,7 +5,10 @@
 Rows of an episode follow each other. It ends where a flag is set or `eps_id` changes; without either flag it broke off and
 counts as truncated. `new_obs` of its last row is the last observation; where the column is missing, that is not known, and
 what `d4rl` does is done here too. Dicts are structs, tensors are lists or tensor columns, each value as the environment gives it
-(pictures channels last). Other spellings are understood: action, reward, done(s), terminated, truncated, next_obs, episode_id.
+(pictures channels last). Other spellings are understood: action, reward, terminated, truncated, next_obs, episode_id.
+
+`done` or `dones` in place of `terminateds` means either end: where `truncateds` is set it is that. Where there is no such column,
+an end after exactly as many steps as the task's time limit allows counts as truncated, every other as terminated.
 """
 
 from __future__ import annotations
@@ -25,21 +28,21 @@ import pyarrow.parquet as pq
 
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.base import MAX_EPISODE_BYTES, Advance, Format, Reader, Said, field_name
-from bigdm_ray.formats.checks import refused
+from bigdm_ray.formats.base import MAX_EPISODE_BYTES, Advance, Format, Reader, Said, field_name, step_limit
+from bigdm_ray.formats.checks import refused, truths
 from bigdm_ray.formats.columns import (
     META,
     carried,
+    expect_types,
     flat,
-    metadata_of,
     numbers,
     one_line,
     open_parquet,
-    ours,
     parquet_files,
     reading,
     rows_at_once,
     said_versions,
+    told_alike,
 )
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.spaces import flatten_leaf, layout, leaf_spaces, space_from_json, space_to_json, unflatten_leaf
@@ -51,7 +54,8 @@ SPELLINGS = {
     "actions": ("actions", "action"),
     "rewards": ("rewards", "reward"),
     "new_obs": ("new_obs", "next_obs", "next_observation", "next_observations"),
-    "terminateds": ("terminateds", "terminated", "terminals", "terminal", "dones", "done"),
+    "terminateds": ("terminateds", "terminated", "terminals", "terminal"),
+    "dones": ("dones", "done"),
     "truncateds": ("truncateds", "truncated", "timeouts", "timeout"),
     "eps_id": ("eps_id", "episode_id", "episode", "unroll_id"),
     "t": ("t",),
@@ -95,13 +99,13 @@ class StepRows(Reader):
         for path, file in zip(files, opened, strict=True):
             if _spelled(file.schema_arrow.names) != self._columns:
                 raise UserError(f"{path} has other columns than {files[0]}; nothing was imported")
+            expect_types(path, file.schema_arrow, {self._columns.get("eps_id", ""): "text or a whole number"})
         for name in ("obs", "actions", "rewards", "terminateds"):
-            if name not in self._columns:
+            if name not in self._columns and not (name == "terminateds" and "dones" in self._columns):
                 raise UserError(
                     f"{files[0]}, field {name!r}: there is no such column (columns are {', '.join(opened[0].schema_arrow.names)}); nothing was imported"
                 )
-        meta = metadata_of(opened[0])
-        task, signature = ours(meta, source)
+        meta, task, signature = told_alike(files, opened)
         self._spaces = _spaces(meta, source)
         self.said = Said(source, meta.get("env_id", ""), None, signature, said_versions(meta), None, sum(f.metadata.num_rows for f in opened), task)
 
@@ -114,6 +118,7 @@ class StepRows(Reader):
         seen, done = self._spaces or layout(task, signature)
         self._leaves = {"obs": leaf_spaces(seen), "actions": leaf_spaces(done)}
         self._number, self._skip = 0, skip
+        self._limit = step_limit(task)
         self._last_id: Any = None
         self._seen_ids: set[Any] = set()
         self._t: int | None = None
@@ -121,7 +126,7 @@ class StepRows(Reader):
         last: dict[str, np.ndarray] | None = None
         for batch in self._batches():
             rows = self._rows(batch)
-            ends, terminated, before = self._ends(batch)
+            ends, terminated, before = self._ends(batch, sum(len(part.rewards) for part in open_parts))
             if before and open_parts:
                 yield from self._episode(Rows.joined(open_parts), last, False)
                 open_parts = []
@@ -191,19 +196,30 @@ class StepRows(Reader):
             raise refused(self._here(), field, f"a row holds {int(found[wrong[0]]):,} numbers where {width:,} are expected")
         return flatten_leaf(space, values.reshape(-1, *(space.shape or ())))
 
-    def _ends(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, bool]:
-        """Rows after which an episode ends (as counts of rows), which of them terminated, and whether one ended before the first row."""
-        terminated = numbers(batch.column(self._columns["terminateds"]), "terminateds", self._here).astype(bool)
-        over = terminated.copy()
-        if "truncateds" in self._columns:
-            over |= numbers(batch.column(self._columns["truncateds"]), "truncateds", self._here).astype(bool)
+    def _flags(self, batch: pa.RecordBatch, what: str) -> np.ndarray:
+        name = self._columns[what]
+        return truths(numbers(batch.column(name), name, self._here), name, self._here)
+
+    def _ends(self, batch: pa.RecordBatch, begun: int) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Rows after which an episode ends (as counts of rows), which of them terminated, and whether one ended before the first row.
+
+        Of the episode that goes on in this batch `begun` steps lie before it.
+        """
+        either = "dones" in self._columns
+        truncated = self._flags(batch, "truncateds") if "truncateds" in self._columns else np.zeros(len(batch), bool)
+        terminated = self._flags(batch, "dones") & ~truncated if either else self._flags(batch, "terminateds")
+        over = terminated | truncated
         before = False
         if "eps_id" in self._columns:
             before = self._changes(batch.column(self._columns["eps_id"]), over)
         ends = np.flatnonzero(over) + 1
         if "t" in self._columns:
             self._check_t(numbers(batch.column("t"), "t", self._here), ends, before)
-        return ends, terminated[ends - 1], before
+        terminated = terminated[ends - 1]
+        if either and "truncateds" not in self._columns:
+            lengths = np.diff(ends, prepend=0 if before else -begun)
+            terminated = terminated & (lengths != self._limit)
+        return ends, terminated, before
 
     def _changes(self, ids: pa.Array, over: np.ndarray) -> bool:
         """Mark in `over` the rows before a change of id; whether the first row has another id than the row before it."""
@@ -254,7 +270,8 @@ class StepRows(Reader):
 def _spelled(names: list[str]) -> dict[str, str]:
     """Which column of a file is which of ours."""
     found = {ours: next((theirs for theirs in spellings if theirs in names), "") for ours, spellings in SPELLINGS.items()}
-    return {mine: theirs for mine, theirs in found.items() if theirs}
+    unused = "dones" if found["terminateds"] else ""
+    return {mine: theirs for mine, theirs in found.items() if theirs and mine != unused}
 
 
 def _storage(column: pa.Array) -> pa.Array:
@@ -306,7 +323,7 @@ class Steps(Format):
         spaces = layout(dataset.task, dataset.signature)
         meta = carried(dataset)
         told = json.loads(meta[META]) | {"spaces": {name: space_to_json(space) for name, space in zip(("observations", "actions"), spaces, strict=True)}}
-        meta |= {META: json.dumps(told), "env_id": dataset.versions.get("environment", "")}
+        meta |= {META: json.dumps(told)}
         writer: pq.ParquetWriter | None = None
         try:
             tables: list[pa.Table] = []

@@ -8,6 +8,7 @@ anew, from a seed that counts, for each stretch of whole rounds. Between two str
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from bigdm_ray.algorithms.base import Columns, Policy, State
 from bigdm_ray.envs.task import Leaf, Signature, Task
 from bigdm_ray.envs.vector import Arrays
 from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.formats.base import spec_of
 from bigdm_ray.formats.dataset import Dataset, Writer, keeping
 from bigdm_ray.formats.progress import Progress
 from bigdm_ray.models.heads import normals
@@ -36,6 +38,8 @@ BARREN_ROUNDS = 3
 """Rounds in a row without a sound episode that end a recording."""
 STRETCH_STEPS = 20_000
 """Steps after which a round is the last of its stretch."""
+ALWAYS = ("python", "bigdm-ray", "torch", "numpy", "gymnasium")
+"""Packages that take part in every recording."""
 SAVE_EVERY_S = 30.0
 """Seconds between two saves, at least; a save waits for the end of a stretch."""
 
@@ -152,7 +156,22 @@ def record(asked: Sequence[Recording], folder: Path, source: str, quiet: bool = 
                 if time.monotonic() - saved >= SAVE_EVERY_S:
                     writer.save(asdict(place))
                     saved = time.monotonic()
-        return writer.finish(folder.name, source, versions()), problems
+        return writer.finish(folder.name, source, made_with(task)), problems
+
+
+def made_with(task: Task) -> dict[str, str]:
+    """What a recording of this task is made with, for its card.
+
+    The id that the environment is registered with, whose environments play (`EnvPool`, `gymnasium`, or `bigdm-ray` for arrays of our own), and
+    versions of the packages that take part.
+    """
+    spec, fast = spec_of(task), task.backend == "fast"
+    pooled = "EnvPool" if "envpool" in task.fast_needs else "bigdm-ray"
+    parts = [] if spec is None else re.split(r"[.:]", str(spec.entry_point))
+    modules = {name.lower().replace("_", "-") for name in (*task.needs, *(task.fast_needs if fast else ()), *parts)}
+    told = {} if spec is None else {"environment": str(spec.id)}
+    took_part = {name: version for name, version in versions().items() if name in (*ALWAYS, *modules)}
+    return told | {"backend": pooled if fast else "gymnasium"} | took_part
 
 
 def _plan(asked: Sequence[Recording], source: str) -> dict[str, Any]:

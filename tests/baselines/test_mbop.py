@@ -1,5 +1,8 @@
 """MBOP: the planner against algorithm 2 written out, its weights, what the ensembles are fitted to, and chance by row."""
 
+import dataclasses
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -131,6 +134,23 @@ def test_statistics_are_those_of_the_data(learnt):
     for fitted, values in pairs:
         np.testing.assert_allclose(fitted.mean, values.mean(0), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(fitted.std, values.std(0), rtol=1e-3, atol=1e-4)
+
+
+def test_statistics_hold_one_episode_at_a_time(tmp_path, monkeypatch):
+    """A dataset may be larger than memory."""
+    learner, stores = made(Mbop, tmp_path)
+    store, begun, most = stores[TASK], [], []
+
+    def episode(position, inner=store.episode):
+        found = inner(position)
+        found = dataclasses.replace(found, rewards=found.rewards.copy())
+        begun.append(weakref.ref(found.rewards))
+        most.append(sum(one() is not None for one in begun))
+        return found
+
+    monkeypatch.setattr(store, "episode", episode)
+    learner.algorithm.fit(learner.model, stores, 0)
+    assert len(store.table) == 30 and max(most) <= 3
 
 
 def test_the_three_errors_of_a_batch_are_those_of_a_loop(learnt):

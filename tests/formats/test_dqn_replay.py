@@ -139,6 +139,7 @@ HOSTILE = {
     "frames of another size": ("observation", zipped(np.zeros((16, 84, 84), np.uint8) + 1), "an entry has the shape [84, 84]"),
     "an action too many": ("action", zipped(ROWS["action"] + 1), "lies outside its space"),
     "rewards that are no numbers": ("reward", zipped(np.where(np.arange(16) == 5, np.nan, ROWS["reward"])), "is not a finite float32"),
+    "an end that is no flag": ("terminal", zipped(ROWS["terminal"] * 2), "2 is no flag"),
     "huge frames": ("observation", header((16, 1 << 20, 1 << 20)), "which it may not"),
     "negative rows": ("observation", header((-16, 32, 32)), "which it may not"),
     "columns first": ("observation", header((16, 32, 32), fortran=True), "columns first"),

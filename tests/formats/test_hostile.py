@@ -15,6 +15,7 @@ from sources import d4rl_file, dataset, edited, episode_parquet, minari_folder, 
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.columns import open_parquet, rows_at_once
+from bigdm_ray.formats.exporting import export_dataset
 from bigdm_ray.formats.importing import import_dataset
 
 TASK = "toy-continuous"
@@ -203,6 +204,135 @@ def test_an_end_in_the_middle(tmp_path, episodes, kind):
     refused(source, tmp_path / "set", "episode 3", f"field '{name}'", "step 4 ends the episode")
 
 
+FLAGS = [("parquet", "terminated"), ("parquet", "truncated"), ("steps", "terminateds"), ("steps", "truncateds"), ("minari-parquet", "truncations")]
+HDF5_FLAGS = [("d4rl", "terminals"), ("d4rl", "timeouts"), ("minari-hdf5", "terminations")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "shown"),
+    [
+        *(
+            (*flag, value, shown)
+            for flag in FLAGS + HDF5_FLAGS
+            for value, shown in ((np.nan, "nan is no flag"), (2.0, "2 is no flag"), (0.5, "0.5 is no flag"))
+        ),
+        *((*flag, None, "missing (null)") for flag in FLAGS),
+    ],
+)
+def test_a_flag_that_is_none(tmp_path, episodes, kind, name, value, shown):
+    """A row that a program has filled up with NaN is no end."""
+    at = sum(e.length for e in episodes[: BAD + 1]) - 1
+    place = "episode 3"
+    if kind == "parquet":
+        columns = rows_of(episodes)
+        lists = [[float(flag) for flag in flags] for flags in columns[name]]
+        lists[BAD][-1] = value
+        source = episode_parquet(tmp_path / "s.parquet", columns | {name: lists})
+    elif kind == "steps":
+        columns = step_columns(episodes)
+        flags = [float(flag) for flag in columns[name]]
+        flags[at] = value
+        source, place = episode_parquet(tmp_path / "s.parquet", columns | {name: flags}), "episode 0 or a later one"
+    elif kind == "d4rl":
+        source, place = d4rl_file(tmp_path / "s.hdf5", episodes), f"row {at}"
+        with h5py.File(source, "a") as file:
+            flags = file[name][()].astype(np.float32)
+            flags[at] = value
+            del file[name]
+            file[name] = flags
+    else:
+        source = minari_folder(tmp_path / "minari", TASK, episodes, kind.removeprefix("minari-"))
+        if kind == "minari-hdf5":
+            with h5py.File(source / "data" / "main_data.hdf5", "a") as file:
+                flags = file[f"episode_{BAD}/{name}"][()].astype(np.float32)
+                flags[-1] = value
+                del file[f"episode_{BAD}/{name}"]
+                file[f"episode_{BAD}/{name}"] = flags
+        else:
+            path = next((source / "data" / str(BAD)).glob("*.parquet"))
+            table = pq.read_table(path)
+            flags = [float(flag or 0) for flag in table[name].to_pylist()]
+            flags[-2] = value  # the last row holds the last observation alone
+            pq.write_table(table.set_column(table.schema.get_field_index(name), name, pa.array(flags, pa.float64())), path)
+    refused(source, tmp_path / "set", source.name.partition(".")[0], place, f"field '{name}'", shown)
+
+
+@pytest.mark.parametrize("name", ["terminated", "truncated"])
+def test_a_flag_of_an_episode_that_is_missing(tmp_path, episodes, name):
+    columns = rows_of(episodes)
+    for one in ("terminated", "truncated"):
+        columns[one] = [bool(flags[-1]) for flags in columns[one]]
+    columns[name][BAD] = None
+    refused(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", "s.parquet, episode 3", f"field '{name}'", "missing (null)")
+
+
+@pytest.mark.parametrize("name", ["terminals", "timeouts", "rewards"])
+def test_several_numbers_a_row_in_d4rl(tmp_path, episodes, name):
+    steps = sum(e.length for e in episodes)
+    source = d4rl_file(tmp_path / "s.hdf5", episodes)
+    with h5py.File(source, "a") as file:
+        del file[name]
+        file[name] = np.zeros((steps, 2))
+    refused(source, tmp_path / "set", "s.hdf5, episode 0", f"field '{name}'", f"one number a row is expected, not an array of shape [{steps}, 2]")
+
+
+# --- columns of another type
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("policy", 7, "text is expected, not int64"),
+        ("mode", 0.5, "text is expected, not double"),
+        ("env_id", 7, "text is expected, not int64"),
+        ("sigma", "lots", "a number is expected, not string"),
+        ("eps", [0.1], "a number is expected, not list<"),
+        ("length", "ten", "a number is expected, not string"),
+        ("stage", "late", "a whole number is expected, not string"),
+        ("seed", 0.5, "a whole number is expected, not double"),
+    ],
+)
+def test_a_scalar_of_another_type(tmp_path, episodes, name, value, words):
+    """Of any file: the columns of the second are called alike."""
+    (tmp_path / "many").mkdir()
+    more = {"env_id": ["Made-v0"] * 6} if name == "env_id" else {}
+    episode_parquet(tmp_path / "many" / "a.parquet", rows_of(episodes, **more))
+    episode_parquet(tmp_path / "many" / "b.parquet", rows_of(episodes, **more) | {name: [value] * 6})
+    refused(tmp_path / "many", tmp_path / "set", "b.parquet", f"field '{name}'", words)
+
+
+@pytest.mark.parametrize(("name", "value"), [("eps_id", [1, 2]), ("eps_id", 0.5), ("episode", {"a": 1})])
+def test_an_episode_id_of_another_type(tmp_path, episodes, name, value):
+    columns = step_columns(episodes, eps_id=None)
+    source = episode_parquet(tmp_path / "s.parquet", columns | {name: [value] * len(columns["rewards"])})
+    refused(source, tmp_path / "set", "s.parquet", f"field '{name}'", "text or a whole number is expected, not ")
+
+
+def test_scalars_that_are_all_missing_are_no_mistake(tmp_path, episodes):
+    columns = rows_of(episodes, **dict.fromkeys(("policy", "mode", "sigma", "eps", "stage", "seed", "env_id"), pa.nulls(6)))
+    assert import_dataset([str(episode_parquet(tmp_path / "s.parquet", columns))], tmp_path / "set", TASK).behaviours() == {"": 6}
+    refused(episode_parquet(tmp_path / "s.parquet", columns | {"length": pa.nulls(6)}), tmp_path / "other", "episode 0", "'length'", "it says None")
+
+
+def test_two_columns_of_one_name(tmp_path, episodes):
+    table = pa.table({name: pa.array(list(values) if isinstance(values, list) else values) for name, values in rows_of(episodes).items()})
+    pq.write_table(table.append_column("seed", table["seed"]), tmp_path / "s.parquet")
+    refused(tmp_path / "s.parquet", tmp_path / "set", "s.parquet", "field 'seed'", "more than one such column")
+
+
+@pytest.mark.parametrize(("error", "stays"), [(TypeError, False), (pa.ArrowInvalid, False), (pa.ArrowNotImplementedError, False), (MemoryError, True)])
+def test_values_that_no_check_foresaw_leave_nothing(tmp_path, episodes, monkeypatch, error, stays):
+    """What the next try meets again goes; what it may not meet is gone on with."""
+
+    def fail(*_):
+        raise error("unforeseen")
+
+    monkeypatch.setattr("bigdm_ray.formats.importing.conform", fail)
+    with pytest.raises(error):
+        import_dataset([str(episode_parquet(tmp_path / "s.parquet", rows_of(episodes)))], tmp_path / "set", TASK)
+    assert (tmp_path / ".set.importing").exists() == stays and not (tmp_path / "set").exists()
+
+
 # --- no episodes, no steps, nothing there
 
 
@@ -353,6 +483,39 @@ def test_a_row_of_another_environment(tmp_path, episodes):
     refused(source, tmp_path / "set", "episode 3", "'env_id'", "another task", "Acrobot-v1", "CartPole-v1", task=None)
 
 
+@pytest.mark.parametrize("to", ["parquet", "steps"])
+def test_a_folder_of_two_tasks_that_look_alike(tmp_path, to):
+    """Nothing but the metadata tells them apart: the arrays have the same shapes, and rows that are recorded name no environment."""
+    for name, task in (("a", "lunarlander"), ("b", "lunarlander-sparse"), ("c", "lunarlander")):
+        export_dataset(dataset(tmp_path / name, task, 2, seed=ord(name)), to, tmp_path / f"out-{name}")
+    (tmp_path / "out-b" / "b.parquet").rename(tmp_path / "out-a" / "b.parquet")
+    words = ("out-a/b.parquet is a dataset of another task than ", "out-a/a.parquet", "its task is lunarlander-sparse where lunarlander is told first")
+    refused(tmp_path / "out-a", tmp_path / "set", *words, task=None)
+    if to == "parquet":
+        (tmp_path / "out-c" / "c.parquet").rename(tmp_path / "out-a" / "b.parquet")
+        assert import_dataset([str(tmp_path / "out-a")], tmp_path / "set").episodes == 4
+
+
+@pytest.mark.parametrize("kind", ["parquet", "steps"])
+@pytest.mark.parametrize(
+    ("first", "second", "word"),
+    [
+        ({"env_id": "CartPole-v1"}, {"env_id": "CartPole-v0"}, "its environment is CartPole-v0 where CartPole-v1 is told first"),
+        ({"env_id": "CartPole-v1"}, {}, "its environment is not told where CartPole-v1 is told first"),
+        ({}, {"env_id": "CartPole-v0"}, "its environment is CartPole-v0 where none is told first"),
+        ({"obs_dim": "4", "act_dim": "1", "n_actions": "2"}, {"obs_dim": "4", "act_dim": "1", "n_actions": "3"}, "its actions are discrete of 3 where"),
+        ({"obs_dim": "4", "act_dim": "1", "n_actions": "2"}, {}, "its signature has other types or bounds, or is missing"),
+    ],
+)
+def test_a_folder_whose_files_tell_other_things(tmp_path, kind, first, second, word):
+    (tmp_path / "many").mkdir()
+    carts = played("cartpole", 3).episodes
+    columns = rows_of(carts) if kind == "parquet" else step_columns(carts)
+    for name, meta in (("a", first), ("b", second)):
+        episode_parquet(tmp_path / "many" / f"{name}.parquet", columns, meta)
+    refused(tmp_path / "many", tmp_path / "set", "b.parquet is a dataset of another task than ", "a.parquet", word, task="cartpole")
+
+
 def test_a_task_that_pays_otherwise_is_another(tmp_path):
     source = episode_parquet(tmp_path / "s.parquet", rows_of(played("lunarlander", 2).episodes, env_id=["LunarLander-v3"] * 2))
     refused(source, tmp_path / "set", "another task", "LunarLander-v3", "not lunarlander-sparse", task="lunarlander-sparse")
@@ -483,6 +646,9 @@ def test_metadata_that_names_code_runs_none_of_it(tmp_path, episodes, monkeypatc
     with edited(folder) as meta:
         meta["env_spec"] = json.dumps(spec | {"id": "Trap-v0"})
         meta["bigdm_task"] = "trap:Trap-v0"
+    refused(folder, tmp_path / "set", "the task 'trap:Trap-v0', which is not known here", "--task TASK", task=None)
+    with edited(folder) as meta:
+        meta["bigdm_task"] = ""
     import_dataset([str(folder)], tmp_path / "set")  # its id is plain; its code is not looked for
     assert not os.path.exists("sprung")  # noqa: PTH110
 

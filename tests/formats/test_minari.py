@@ -1,3 +1,4 @@
+import json
 import sys
 
 import gymnasium
@@ -74,6 +75,69 @@ def test_arguments_of_the_environment_tell_the_task(tmp_path):
         made = imported(minari_folder(tmp_path / task, task, played(task, 2).episodes, env=env), tmp_path / f"set-{task}")
         assert made.task == task
         env.close()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "arguments", "task", "words"),
+    [
+        ("LunarLander-v3", {"gravity": -3.0}, "lunarlander", "gravity=-3.0"),
+        ("LunarLander-v3", {"gravity": -3.0, "enable_wind": True, "continuous": True}, "lunarlander-continuous", "gravity=-3.0, enable_wind=True"),
+        ("CartPole-v1", {"max_episode_steps": 50}, "cartpole", "max_episode_steps=50"),
+        ("CartPole-v1", {"sutton_barto_reward": True}, "cartpole", "sutton_barto_reward=True"),
+        ("CartPole-v1", {"sutton_barto_reward": True}, "gymnasium:CartPole-v1", "sutton_barto_reward=True"),
+    ],
+)
+def test_a_modified_environment_is_no_task(tmp_path, env_id, arguments, task, words):
+    """Its scores would come from the unmodified one; who asks for that has it on the card."""
+    env = gymnasium.make(env_id, **arguments)
+    folder = minari_folder(tmp_path / "minari", task, played(task, 2).episodes, env=env)
+    env.close()
+    with pytest.raises(UserError, match=rf"is of {env_id} made with arguments \(.*{words}.*\), for which there is no task; name the task with --task TASK"):
+        imported(folder, tmp_path / "set")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["minari"]
+    made = imported(folder, tmp_path / "set", task=task)
+    assert made.task == task and made.versions["environment"] == env_id
+    assert made.versions["environment_arguments"] == words
+    assert imported(tmp_path / "set", tmp_path / "again").versions["environment_arguments"] == words
+    export_dataset(made, "parquet", tmp_path / "out")
+    assert imported(tmp_path / "out", tmp_path / "back").versions["environment_arguments"] == words
+
+
+@pytest.mark.parametrize(
+    ("env_id", "arguments", "task"),
+    [
+        ("LunarLander-v3", {"gravity": -10, "enable_wind": False, "continuous": False, "turbulence_power": 1.5}, "lunarlander"),
+        ("LunarLander-v3", {"continuous": True, "wind_power": 15.0}, "lunarlander-continuous"),
+        ("Hopper-v5", {"healthy_z_range": (0.7, float("inf")), "frame_skip": 4}, "hopper"),
+        ("CartPole-v1", {"max_episode_steps": 500, "sutton_barto_reward": False}, "cartpole"),
+    ],
+)
+def test_arguments_that_are_the_defaults_are_no_difference(tmp_path, env_id, arguments, task):
+    env = gymnasium.make(env_id, **arguments)
+    made = imported(minari_folder(tmp_path / "minari", task, played(task, 2).episodes, env=env), tmp_path / "set")
+    env.close()
+    assert made.task == task and "environment_arguments" not in made.versions
+
+
+def test_wrappers_are_a_modification(tmp_path):
+    env = gymnasium.wrappers.ClipReward(gymnasium.make("CartPole-v1"), -0.5, 0.5)
+    folder = minari_folder(tmp_path / "minari", "cartpole", played("cartpole", 2).episodes, env=env)
+    with pytest.raises(UserError, match=r"additional_wrappers=\['ClipReward'\]"):
+        imported(folder, tmp_path / "set")
+
+
+def test_arguments_of_an_environment_that_is_not_registered_here(tmp_path):
+    """Whether they are its defaults cannot be known."""
+    folder = minari_folder(tmp_path / "minari", "cartpole", played("cartpole", 2).episodes)
+    for kwargs, words in (({}, None), ({"reward_type": None}, None), ({"reward_type": "dense"}, "reward_type='dense'")):
+        with edited(folder) as meta:
+            meta["env_spec"] = json.dumps({"id": "Elsewhere-v0", "kwargs": kwargs, "max_episode_steps": 200, "additional_wrappers": []})
+        target = tmp_path / f"set-{len(list(tmp_path.iterdir()))}"
+        if words:
+            with pytest.raises(UserError, match=words):
+                imported(folder, target)
+        made = imported(folder, target, task="gymnasium:Elsewhere-v0" if words else None)
+        assert made.task == "gymnasium:Elsewhere-v0" and made.versions.get("environment_arguments") == words
 
 
 def test_the_data_folder_itself_is_a_source(tmp_path):

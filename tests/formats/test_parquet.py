@@ -122,6 +122,29 @@ def test_seed_and_behaviour_travel_with_episode_parquet(tmp_path):
     assert json.loads(table.schema.metadata[b"bigdm"])["sha256"] == own.sha256
 
 
+@pytest.mark.parametrize("versions", [{}, {"environment": "CartPole-v1"}])
+@pytest.mark.parametrize("format", ["parquet", "steps"])
+def test_other_readers_find_the_environment_and_the_sizes(tmp_path, format, versions):
+    """In plain metadata, with and without an environment on the card; an import that sees nothing else finds the task."""
+    for task, sizes in (("cartpole", ("4", "1", "2")), ("pendulum", ("3", "1", "0"))):
+        env_id = {"cartpole": "CartPole-v1", "pendulum": "Pendulum-v1"}[task]
+        own = dataset(tmp_path / task, task, 2, versions=versions and {"environment": env_id})
+        export_dataset(own, format, tmp_path / f"out-{task}")
+        path = tmp_path / f"out-{task}" / f"{task}.parquet"
+        table = pq.read_table(path)
+        meta = {name.decode(): value.decode() for name, value in table.schema.metadata.items()}
+        assert (meta["env_id"], meta["obs_dim"], meta["act_dim"], meta["n_actions"]) == (env_id, *sizes)
+        if format == "parquet":
+            assert table["env_id"].to_pylist() == [env_id] * 2
+        pq.write_table(table.replace_schema_metadata({name: value for name, value in meta.items() if name != "bigdm"}), path)
+        back = imported(path, tmp_path / f"back-{task}")
+        assert back.task == task and back.versions["environment"] == env_id
+    toys = dataset(tmp_path / "toys", "toy-mixed", 2)
+    export_dataset(toys, format, tmp_path / "out")
+    meta = pq.read_schema(tmp_path / "out" / "toys.parquet").metadata
+    assert not {b"env_id", b"obs_dim", b"act_dim", b"n_actions"} & set(meta), "no such environment is registered, and a dict has no one size"
+
+
 @pytest.mark.parametrize("format", ["minari", "parquet", "steps"])
 def test_an_export_that_fails_leaves_nothing(tmp_path, format, monkeypatch):
     own = dataset(tmp_path / "own")

@@ -8,6 +8,7 @@ from sources import dataset, episode_parquet, episodes_of, imported, step_column
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats import steps
+from bigdm_ray.formats.base import step_limit
 from bigdm_ray.formats.exporting import export_dataset
 from bigdm_ray.formats.importing import import_dataset
 
@@ -67,6 +68,44 @@ def test_other_spellings(tmp_path, episodes):
     source = episode_parquet(tmp_path / "s.parquet", {renamed.get(name, name): values for name, values in columns.items() if name != "eps_id"})
     for mine, theirs in zip(episodes_of(imported(source, tmp_path / "set", task=TASK)), episodes, strict=True):
         same(mine, theirs)
+
+
+@pytest.mark.parametrize("name", ["done", "dones"])
+def test_done_is_either_end(tmp_path, episodes, name):
+    """With `truncateds` beside it, what is truncated did not terminate, though `dones` is set for it as well."""
+    columns = step_columns(episodes)
+    either = [bool(a or b) for a, b in zip(columns["terminateds"], columns["truncateds"], strict=True)]
+    source = episode_parquet(tmp_path / "s.parquet", columns | {name: either, "terminateds": [False] * len(either)})
+    assert not any(e.terminated for e in episodes_of(imported(source, tmp_path / "both", task=TASK))), "terminateds itself counts where it is there"
+    del columns["terminateds"]
+    source = episode_parquet(tmp_path / "s.parquet", columns | {name: either})
+    for mine, theirs in zip(episodes_of(imported(source, tmp_path / "set", task=TASK)), episodes, strict=True):
+        same(mine, theirs)
+
+
+@pytest.mark.parametrize("row_bytes", [1, 3000, 1 << 24])
+@pytest.mark.parametrize("ids", [True, False])
+def test_done_alone_is_a_time_limit_at_the_limit_only(tmp_path, monkeypatch, row_bytes, ids):
+    """Three poles that fall, at steps below the limit, and two that are cut at it: the file says the same of all."""
+    monkeypatch.setattr(steps, "ROW_BYTES", row_bytes)
+    carts = played("cartpole", 40).episodes
+    limit = max(e.length for e in carts)
+    monkeypatch.setattr(steps, "step_limit", lambda task: {"cartpole": limit}[task])
+    longest = next(e for e in carts if e.length == limit)
+    mixed = [*[e for e in carts if e.length < limit][:2], longest, *[e for e in carts if e.length < limit][2:3], longest]
+    columns = step_columns(mixed, truncateds=None)
+    columns["dones"] = columns.pop("terminateds")
+    if not ids:
+        del columns["eps_id"]
+    made = episodes_of(imported(episode_parquet(tmp_path / "s.parquet", columns, row_group_size=7), tmp_path / "set", task="cartpole"))
+    assert [(e.length, e.terminated) for e in made] == [(e.length, e.length < limit) for e in mixed]
+
+
+def test_done_alone_is_a_termination_where_no_limit_is_known(tmp_path, episodes):
+    columns = step_columns(episodes, truncateds=None, terminateds=[k == e.length - 1 for e in episodes for k in range(e.length)])
+    columns["done"] = columns.pop("terminateds")
+    assert step_limit(TASK) is None and step_limit("cartpole") == 500
+    assert all(e.terminated for e in episodes_of(imported(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", task=TASK)))
 
 
 def test_without_new_obs_the_end_is_what_is_known(tmp_path, episodes):

@@ -13,8 +13,9 @@ from bigdm_ray.envs import find_task
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats import dataset as datasets
 from bigdm_ray.formats.dataset import Dataset
+from bigdm_ray.formats.importing import import_dataset
 from bigdm_ray.training import recording as recordings
-from bigdm_ray.training.recording import NoisyPolicy, Recording, record
+from bigdm_ray.training.recording import NoisyPolicy, Recording, made_with, record
 from bigdm_ray.training.rollout import RandomPolicy
 
 
@@ -100,7 +101,29 @@ def test_as_many_episodes_as_asked_for(tmp_path, episodes):
     assert made.episodes == episodes and made.source == "a test" and made.task == "toy-continuous"
     assert made.content_hash() == made.sha256
     assert {e.source for e in made.stream()} == {"random"}
-    assert "numpy" in made.versions
+    assert set(made.versions) == {"backend", "python", "bigdm-ray", "torch", "numpy", "gymnasium"}
+
+
+@pytest.mark.parametrize(
+    ("task", "environment", "backend", "packages"),
+    [
+        ("hopper", "Hopper-v5", "EnvPool", {"mujoco", "envpool"}),
+        ("lunarlander-sparse", "LunarLander-v3", "EnvPool", {"box2d", "envpool"}),
+        ("cartpole", "CartPole-v1", "EnvPool", {"envpool"}),
+        ("pendulum", "Pendulum-v1", "gymnasium", set()),
+        ("gymnasium:Walker2d-v5", "Walker2d-v5", "gymnasium", {"mujoco"}),
+        ("key-to-door", None, "bigdm-ray", set()),
+    ],
+)
+def test_the_card_tells_the_environment_and_who_took_part(tmp_path, monkeypatch, task, environment, backend, packages):
+    made, _ = record([recording(task, episodes=1)], tmp_path / "set", "a test")
+    always = {"python", "bigdm-ray", "torch", "numpy", "gymnasium"}
+    assert made.versions.get("environment") == environment and made.versions["backend"] == backend
+    assert set(made.versions) - {"environment", "backend"} == always | packages
+    assert Dataset.open(tmp_path / "set").versions == made.versions == import_dataset([str(tmp_path / "set")], tmp_path / "again").versions
+    monkeypatch.setitem(sys.modules, "envpool", None)
+    alone = made_with(find_task(task))
+    assert alone["backend"] == ("gymnasium" if "envpool" in packages else backend) and set(alone) == set(made.versions) - {"envpool"}
 
 
 def test_whole_episodes_until_they_reach_the_steps(tmp_path):
