@@ -18,7 +18,8 @@ from tests.benchmarks.common import header
 
 def rates(minutes: float, local: bool, actors: int, folder: Path) -> tuple[float, float]:
     """(environment steps, learner steps) per wall second."""
-    flags = f"--actors {actors} --budget.minutes {minutes} --evaluations.every 100000000 --evaluations.final-episodes 1 --saves.every 100000000 --saves.report-every 2000"
+    flags = f"--actors {actors} --budget.minutes {minutes} --evaluations.every 100000000 --evaluations.final-episodes 1"
+    flags += " --saves.every 100000000 --saves.report-every 2000"
     run = bigdm_ray.configure("udrl", "lunarlander", flags.split())
     seen: list[tuple[float, float, float]] = []
 
