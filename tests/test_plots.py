@@ -5,6 +5,7 @@ import types
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.container import ErrorbarContainer
 
 from bigdm_ray.doors import door
@@ -15,6 +16,7 @@ from bigdm_ray.pictures.base import PUBLISHED, Sweep, target
 from bigdm_ray.pictures.beams import draw_beams
 from bigdm_ray.pictures.curves import draw_curves, lines_of, read_curve
 from bigdm_ray.pictures.obedience import default_returns, draw_obedience, sweep
+from bigdm_ray.pictures.prediction import deviations
 from bigdm_ray.plots import main
 from bigdm_ray.training.acting import command_of
 from bigdm_ray.training.config import configure
@@ -334,6 +336,19 @@ def test_only_a_transformer_has_attention(trained, capsys):
 # --- prediction
 
 
+def stretches_of(store, starts, path):
+    """How far the states of each stretch are from the one that it began at: `[starts, 100, d]`."""
+    seen = [store.episode(position).observations[path][begin : begin + 101] for position, begin in starts]
+    return np.array([states[1:] - states[0] for states in seen])
+
+
+def test_deviations_are_those_of_all_rows_however_they_come_in_parts():
+    rows = 1e4 + np.random.default_rng(0).normal(size=(300, 3)) * [1.0, 1e-2, 0.0]
+    parts = torch.from_numpy(rows).split([1, 199, 100])
+    np.testing.assert_allclose(deviations(parts), rows.std(0), rtol=1e-6, atol=1e-12)
+    assert deviations(parts)[2] == 0
+
+
 def test_the_prediction_picture(tmp_path, capsys):
     from making import dataset_of
 
@@ -352,6 +367,8 @@ def test_the_prediction_picture(tmp_path, capsys):
     np.testing.assert_array_equal(np.array(here["real"]).T, seen[begin + 1 : begin + 101])
     assert np.shape(here["predicted"]) == (2, 100) and np.shape(here["one_step_predicted"]) == (2, 100)
     assert np.shape(here["error"]) == np.shape(here["one_step_error"]) == np.shape(here["still"]) == (100,)
+    apart, spread = stretches_of(store, here["starts"], "position"), np.concatenate([store.episode(i).observations["position"] for i in range(20)]).std(0)
+    np.testing.assert_allclose(here["still"], np.sqrt(((apart / spread) ** 2).mean((0, 2))), rtol=1e-4)
     assert here["one_step_error"][0] < 0.5 * here["still"][0], "it has learned to add a displacement to a position"
     assert main([str(tmp_path / "run"), "--prediction", "--episodes", "3", "--one-step", "0", "--out", str(tmp_path / "q.png")]) == 0
     (without,) = json.loads((tmp_path / "q.json").read_text())["predictions"]
