@@ -365,6 +365,8 @@ def _made(
         values = offline_defaults(kind, values | typed) | values
     data |= {"preset": name} | ({} if seed is None else {"seed": seed})
     run = _filled(data, values | typed)
+    if dataset is not None:
+        run = dataclasses.replace(run, algorithm=run.algorithm.for_data(dataset.steps, dataset.episodes))
     if start is not None:
         for name in (name for name in kind.fixed if hasattr(run.algorithm, name)):
             mine, theirs = getattr(run.algorithm, name), getattr(base.algorithm, name)

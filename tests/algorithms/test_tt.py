@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from making import episode, small, stored
+from making import dataset_of, episode, small, stored
 
 from bigdm_ray.algorithms.tt import Tt, values_to_go
 from bigdm_ray.envs import find_task
@@ -11,6 +11,7 @@ from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.planning.beam import Fan
 from bigdm_ray.replay import Store
+from bigdm_ray.training.config import configure
 from bigdm_ray.training.evaluation import evaluate
 from bigdm_ray.training.learner import Learner
 from bigdm_ray.training.streams import rng
@@ -140,6 +141,25 @@ def test_the_learning_rate_rises_falls_and_stays_at_a_tenth():
     assert Tt(warm_up_steps=0, decay_steps=0).learning_rate_factor(10**6, "adamw") == 1.0
 
 
+def test_the_schedule_is_an_epoch_of_the_datasets_own_windows_and_nineteen_more(tmp_path):
+    """Official: warm-up over the tokens of one epoch, the decay's end after 20; windows begin at any step of an episode but its last."""
+    for steps, episodes, batch, warm_up, decay in (
+        (1_000_000, 2_000, 256, 3_898, 74_070),  # a medium set
+        (400_000, 2_000, 256, 1_555, 29_539),
+        (2_000_000, 2_000, 256, 7_805, 148_289),
+        (1_000_000, 1_000, 128, 7_805, 148_289),  # ant
+        (3, 3, 256, 1, 1),
+    ):
+        found = Tt(batch_size=batch).for_data(steps, episodes)
+        assert (found.warm_up_steps, found.decay_steps) == (warm_up, decay)
+        assert found.learning_rate_factor(warm_up - 1, "adamw") == 1.0 and found.learning_rate_factor(warm_up + decay, "adamw") == 0.1
+    assert Tt(warm_up_steps=7, decay_steps=0).for_data(10_000, 10) == Tt(warm_up_steps=7, decay_steps=0), "what is set stays"
+    assert Tt().learning_rate_factor(3_905, "adamw") == 1.0 and Tt().learning_rate_factor(3_906 + 74_219, "adamw") == 0.1
+    data = dataset_of(tmp_path / "data", "toy-vector", 30)
+    run = configure("tt", str(tmp_path / "data"), ["--algorithm.batch-size", "8"])
+    assert run.algorithm.warm_up_steps == round((data.steps - data.episodes) / 8) and run.algorithm.decay_steps == round(19 * (data.steps - data.episodes) / 8)
+
+
 def test_the_memory_is_the_last_transitions_as_tokens(store, monkeypatch):
     algorithm = small(Tt, window=4, context=3, bins=50)
     model = built(algorithm)
@@ -203,6 +223,13 @@ def test_presets_are_the_published_settings():
     assert known["halfcheetah"]["default"]["algorithm.horizon"] == 5 and known["halfcheetah"]["default"]["algorithm.beams"] == 32
     assert known["walker2d"]["medium-replay"]["algorithm.k_act"] == 40 and known["walker2d"]["medium-replay"]["algorithm.cdf_act"] == 0
     assert all(values["algorithm.termination_penalty"] == -100 for task, named in known.items() if task not in ("*", "four-rooms") for values in named.values())
+    for body in ("hopper", "halfcheetah", "walker2d", "ant"):
+        assert {"default", "medium", "medium-replay", "medium-expert"} <= known[body].keys() and known[body]["default"] == known[body]["medium"]
+    assert known["ant"]["medium"]["budget.learner_steps"] == 390_600 and known["halfcheetah"]["medium-expert"]["algorithm.horizon"] == 15
+    assert known["walker2d"]["medium-expert"]["algorithm.horizon"] == 5 and known["hopper"]["medium-expert"] == known["hopper"]["medium"]
+    for named in known.values():
+        for values in named.values():
+            assert values["evaluations.every"] > values.get("budget.learner_steps", Tt.offline_steps), "scored at the end alone"
     plain = Tt()
     assert (plain.bins, plain.context, plain.horizon, plain.beams * plain.expansions, plain.k_obs, plain.k_act) == (100, 5, 15, 256, 1, 20)
 
