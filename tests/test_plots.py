@@ -406,6 +406,10 @@ def test_the_beams_picture(tmp_path, capsys):
         states = np.array(plan["states"], np.float64)
         assert states.shape == (6, 4, 2) and plan["scores"] == sorted(plan["scores"], reverse=True)
         assert (np.abs(states[:, 0] - path[plan["step"]]) <= 1 / 12 + 1e-6).all(), "every beam begins at the state, to half a bin"
+    labels = {"reward": "rewards and value", "likelihood": "log-probability, nats", "goal": "discount to the power of the steps to the goal"}
+    for objective, label in labels.items():
+        bars = [axes for axes in draw_beams([here | {"objective": objective}]).axes if not axes.get_title()]
+        assert [axes.get_ylabel() for axes in bars] == [label] * 3
     panels = [axes for axes in draw_beams([here]).axes if axes.get_title()]
     assert len(panels) == 3 and all(len(panel.lines) == 7 + 4 for panel in panels), "seven lines of the map; episode, plan, state and goal"
     assert len(panels[0].collections[0].get_segments()) == 6

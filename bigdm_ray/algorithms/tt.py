@@ -115,18 +115,22 @@ def values_to_go(store: Store, discount: float, penalty: float | None) -> np.nda
 class Beams:
     """All beams of a row's plan as numbers: their states `[beams, H, seen]`, from the current one on, and scores `[beams]`, the best first.
 
-    Elements are NaN where a beam has stopped.
+    Elements are NaN where a beam has stopped, and behind the first predicted state that is at the goal, where the goal was searched for.
     """
 
     states: np.ndarray
     scores: np.ndarray
 
 
-def beams_of(model: TrajectoryModel, fan: Fan) -> list[Beams]:
-    """The beams of each row of a search."""
+def beams_of(model: TrajectoryModel, fan: Fan, sought: Tensor | None = None) -> list[Beams]:
+    """The beams of each row of a search; `sought [n, seen]` are the goals of one that was after them, which scored no state behind them."""
     seen = model.seen.width
     tokens = fan.tokens[..., :seen]
-    states = torch.where(tokens < model.bins.count, model.bins.decode(tokens, slice(0, seen)), torch.nan).cpu().numpy()
+    shown = tokens < model.bins.count
+    if sought is not None:
+        there = (tokens[:, :, 1:] == sought[:, None, None]).all(-1).long().cumsum(2)
+        shown[:, :, 2:] &= (there[:, :, :-1] == 0).unsqueeze(-1)
+    states = torch.where(shown, model.bins.decode(tokens, slice(0, seen)), torch.nan).cpu().numpy()
     return [Beams(*row) for row in zip(states, fan.score.cpu().numpy(), strict=True)]
 
 
@@ -182,7 +186,7 @@ class TtPolicy(Policy):
             return planner.act(past, tokens, None if self._mode == "mean" else torch.from_numpy(uniforms).to(tokens.device), goal)
         fan = planner.fan(past, tokens, None if self._objective == "likelihood" else planner.numbers(uniforms), goal)
         if self.watch is not None:
-            for beams in beams_of(self._model, fan):
+            for beams in beams_of(self._model, fan, goal if self._objective == "goal" else None):
                 self.watch(beams)
         return fan.best.tokens[:, 0, seen:-2]
 
@@ -199,7 +203,9 @@ def plan_at(model: TrajectoryModel, settings: Tt, episode: Episode, step: int, u
     now = {path: values[-1:] for path, values in observed.items()}
     planner = Planner(model.net, bins, seen, model.acted.width, settings.search)
     numbers = None if settings.objective == "likelihood" else planner.numbers(uniforms[None])
-    return beams_of(model, planner.fan(bins.encode(whole)[None], model.states(now), numbers, model.goals(now)))[0]
+    goal = model.goals(now)
+    fan = planner.fan(bins.encode(whole)[None], model.states(now), numbers, goal)
+    return beams_of(model, fan, goal if settings.objective == "goal" else None)[0]
 
 
 @dataclass(frozen=True)

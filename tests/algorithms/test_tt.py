@@ -5,7 +5,7 @@ import pytest
 import torch
 from making import dataset_of, episode, small, stored
 
-from bigdm_ray.algorithms.tt import Tt, values_to_go
+from bigdm_ray.algorithms.tt import Tt, beams_of, plan_at, values_to_go
 from bigdm_ray.envs import find_task
 from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.errors import UserError
@@ -276,6 +276,35 @@ def test_the_goal_is_what_the_episode_reaches_and_what_the_observation_asks_for(
         policy.act(policy.start(2), asked, np.zeros(2, np.float32), {}, np.ones(2, bool), np.full((2, policy.uniforms), 0.5, np.float32))
     for state, goal in (pair for pair in given[1:] if pair[0] is not None):
         assert state.tolist() == goal[:1].expand(2, 2).tolist() and goal[0].tolist() != goal[1].tolist()
+
+
+def test_beams_of_a_search_for_the_goal_end_at_the_goal():
+    model = built(small(Tt, bins=50))
+    tokens = torch.zeros(1, 3, 4, 6, dtype=torch.int64)
+    tokens[0, :, :, 0] = torch.tensor([[7, 1, 7, 2], [7, 3, 50, 7], [5, 5, 5, 5]])
+    goal = torch.tensor([[7, 0, 0]])
+    for sought, last in ((goal, [2, 3, 3]), (None, [3, 3, 3])):
+        (beams,) = beams_of(model, Fan(tokens, torch.zeros(1, 3)), sought)
+        assert [int(np.isfinite(row[:, 1]).nonzero()[0].max()) for row in beams.states] == last, "the state that it stands in does not count"
+        assert np.isnan(beams.states[1, 2, 0]) and np.isnan(beams.states[0, 3]).all() == (sought is not None)
+
+
+@pytest.mark.parametrize("objective", ["goal", "likelihood"])
+def test_a_drawn_plan_ends_where_it_is_at_the_goal_it_was_told(objective, tmp_path, monkeypatch):
+    """Both ways to a drawn plan, that of the picture and that of the video, hand on the goal where it was searched for, and only there."""
+    store, signature = stored(tmp_path, "four-rooms", 3), find_task("four-rooms").signature()
+    algorithm = small(Tt, goal="last", window=3, bins=30, objective=objective)
+    model = algorithm.build({"four-rooms": signature}).eval()
+    drawn(algorithm, model, store, 4)
+    policy, told = algorithm.policy(model, "plan"), []
+    monkeypatch.setattr("bigdm_ray.algorithms.tt.beams_of", lambda model, fan, sought: told.append(sought) or [None])
+    policy.watch = lambda beams: None
+    first = store.episode(0)
+    asked = {path: values[:1].copy() for path, values in first.observations.items()}
+    policy.act(policy.start(1), asked, np.zeros(1, np.float32), {}, np.ones(1, bool), np.full((1, 2), 0.5, np.float32))
+    plan_at(model, algorithm, first, 0, np.full(2, 0.5, np.float32))
+    goal = model.goals({path: torch.from_numpy(values) for path, values in asked.items()}).tolist()
+    assert [None if sought is None else sought.tolist() for sought in told] == ([goal, goal] if objective == "goal" else [None, None])
 
 
 def test_goals_that_cannot_be_told_are_refused():
