@@ -86,8 +86,11 @@ def predict(loaded: Loaded, asked: Predicting) -> dict[str, Any]:
     if not isinstance(model, TrajectoryModel) or not isinstance(algorithm, Tt):
         raise UserError(f"the {algorithm.name} policy of {loaded.folder} predicts no states to draw; a tt run is expected")
     if dataset is None:
-        origin = loaded.run.dataset
-        raise UserError(f"the dataset that {loaded.folder} learned from does not lie at {origin.folder if origin else 'any place'} any more; put it there")
+        if loaded.run.dataset is None:
+            raise UserError(
+                f"{loaded.folder} names no dataset that it learned from, as imported weights do not, so there is nothing to compare predictions with"
+            )
+        raise UserError(f"the dataset that {loaded.folder} learned from does not lie at {loaded.run.dataset.folder} any more; put it there")
     store = dataset.store()
     seed = loaded.run.seed if asked.seed is None else asked.seed
     steps = min(STEPS, int(store.table.lengths.max()))

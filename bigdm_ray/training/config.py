@@ -337,6 +337,8 @@ def _made(
     start: Path | None,
 ) -> Run:
     find_task(task)
+    if start is not None and not kind.online:
+        raise UserError(f"--from goes on by playing, but {kind.name} learns from datasets alone and cannot go on from another run; leave --from out")
     if dataset is None and not kind.online:
         raise UserError(
             f"{kind.name} learns from a dataset, but {task} is a task to play; import episodes with `python -m bigdm_ray.data` and give their folder"
