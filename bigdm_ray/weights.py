@@ -5,9 +5,9 @@
     export RUN --folder OUT                                      a `dt` run in Hugging Face's layout
 
 SOURCE is a folder with model.safetensors and config.json, a .safetensors file, or hf:OWNER/NAME on the Hub. Only safetensors and JSON
-are read: a pickle is refused with the line that converts it. The imported run evaluates like any other, and so do its pictures, but for those of the data that it
-learned from, which an import without --data does not know. A `dt` run fine-tunes too (`run dt TASK --from RUN`), where --data names its episodes; `tt` learns from
-datasets alone, and goes on from no other run.
+are read: a pickle is refused with the line that converts it. The imported run evaluates like any other, and so do its pictures, but for those of
+the data that it learned from, which an import without --data does not know. A `dt` run fine-tunes too (`run dt TASK --from RUN`), where --data names
+its episodes; `tt` learns from datasets alone, and goes on from no other run.
 """
 
 from __future__ import annotations

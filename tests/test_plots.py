@@ -354,7 +354,9 @@ def test_the_prediction_picture(tmp_path, capsys):
 
     dataset_of(tmp_path / "data", "four-rooms", 20)
     flags = "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 3 --algorithm.context 2 --budget.learner-steps 3 "
-    flags += "--algorithm.bins 12 --algorithm.goal last --evaluations.mode mean --evaluations.episodes 1 --evaluations.final-episodes 1"
+    flags += (
+        "--algorithm.bins 12 --algorithm.goal last --algorithm.goal-steps 0 --evaluations.mode mean --evaluations.episodes 1 --evaluations.final-episodes 1"
+    )
     train_local(configure("tt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
     assert main([str(tmp_path / "run"), "--prediction", "--episodes", "3", "--one-step", "100", "--out", str(tmp_path / "p.png")]) == 0
     assert (tmp_path / "p.png").read_bytes().startswith(PNG) and "after 1 and 100 steps" in (said := capsys.readouterr().out)
@@ -393,9 +395,7 @@ def test_the_beams_picture(tmp_path, capsys):
     flags = (
         "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 3 --algorithm.context 2 --budget.learner-steps 2 --algorithm.bins 12 "
     )
-    flags += (
-        "--algorithm.goal last --algorithm.objective reward --algorithm.horizon 4 --algorithm.beams 6 --evaluations.mode mean --evaluations.final-episodes 1"
-    )
+    flags += "--algorithm.goal last --algorithm.goal-steps 0 --algorithm.objective reward --algorithm.horizon 4 --algorithm.beams 6 --evaluations.mode mean --evaluations.final-episodes 1"
     train_local(configure("tt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
     assert main([str(tmp_path / "run"), "--beams", "--seed", "5", "--out", str(tmp_path / "b.png")]) == 0
     assert (tmp_path / "b.png").read_bytes().startswith(PNG) and "6 beams" in capsys.readouterr().out

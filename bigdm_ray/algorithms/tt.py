@@ -68,6 +68,8 @@ class TrajectoryModel(nn.Module):
     def __init__(self, signature: Signature, settings: Tt) -> None:
         super().__init__()
         state = {path: leaf for path, leaf in signature.observations.items() if not (settings.goal != "none" and path == GOAL)}
+        if settings.observed > (elements := Elements(state, settings.cells, settings.letters).width):
+            raise UserError(f"--algorithm.observed is {settings.observed}, but an observation has {elements} elements; give at most as many, or 0 for all")
         self.seen = Elements(state, settings.cells, settings.letters, settings.observed)
         self.asked = (
             Elements({GOAL: signature.observations[GOAL]}, settings.cells, settings.letters, settings.observed)
@@ -299,6 +301,12 @@ class Tt(Algorithm):
             raise UserError(f"--algorithm.context is {self.context}, but at most --algorithm.window, which is {self.window}, is expected")
         if self.objective == "goal" and self.goal == "none":
             raise UserError("--algorithm.objective goal searches for a goal, but the model is told none; give --algorithm.goal too")
+        if self.objective == "goal" and self.horizon < 2:
+            raise UserError("--algorithm.objective goal looks for the goal among the states that a plan leads to, but --algorithm.horizon 1 leads to none")
+        if self.goal_steps and self.goal != "later":
+            raise UserError(
+                f"--algorithm.goal-steps is {self.goal_steps}, but --algorithm.goal {self.goal} draws no later goal; give 0, or --algorithm.goal later"
+            )
         if self.width % self.heads:
             raise UserError(f"--algorithm.width is {self.width}, but a multiple of --algorithm.heads, which is {self.heads}, is expected")
         for path, leaf in (*signature.observations.items(), *signature.actions.items()):

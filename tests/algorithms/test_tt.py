@@ -212,10 +212,15 @@ def test_what_does_not_go_together_is_said():
         ({"context": 4, "window": 3}, SIGNATURE, "--algorithm.context is 4"),
         ({"width": 10, "heads": 4}, SIGNATURE, "multiple of --algorithm.heads"),
         ({"bins": 3}, SIGNATURE, "4 choices"),
+        ({"observed": 4}, SIGNATURE, "--algorithm.observed is 4, but an observation has 3 elements"),
+        ({"goal_steps": 5}, SIGNATURE, "--algorithm.goal-steps is 5, but --algorithm.goal none draws no later goal"),
+        ({"goal_steps": 5, "goal": "last"}, SIGNATURE, "--algorithm.goal-steps is 5, but --algorithm.goal last draws no later goal"),
+        ({"objective": "goal", "goal": "last", "horizon": 1}, SIGNATURE, "--algorithm.horizon 1 leads to none"),
         ({}, Signature(SIGNATURE.observations, {"say": Leaf("text", (4,), "uint8")}), "'say' is of kind text"),
     ]:
         with pytest.raises(UserError, match=words):
             Tt(**flags).build({"t": signature})
+    assert built(Tt(observed=3, layers=1)).seen.width == 3
 
 
 def test_presets_are_the_published_settings():
