@@ -395,7 +395,9 @@ def test_the_beams_picture(tmp_path, capsys):
     flags = (
         "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 3 --algorithm.context 2 --budget.learner-steps 2 --algorithm.bins 12 "
     )
-    flags += "--algorithm.goal last --algorithm.goal-steps 0 --algorithm.objective reward --algorithm.horizon 4 --algorithm.beams 6 --evaluations.mode mean --evaluations.final-episodes 1"
+    flags += (
+        "--algorithm.goal later --algorithm.objective reward --algorithm.horizon 4 --algorithm.beams 6 --evaluations.mode mean --evaluations.final-episodes 1"
+    )
     train_local(configure("tt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
     assert main([str(tmp_path / "run"), "--beams", "--seed", "5", "--out", str(tmp_path / "b.png")]) == 0
     assert (tmp_path / "b.png").read_bytes().startswith(PNG) and "6 beams" in capsys.readouterr().out
