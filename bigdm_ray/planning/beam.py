@@ -126,23 +126,25 @@ class Planner:
             rows.append({name: torch.rand(shape, generator=generator) for name, shape in shapes.items()})
         return {name: torch.stack([row[name] for row in rows]).to(self.middles.device) for name in shapes}
 
-    def _in_parts(self, search: Callable[[slice], Fan], n: int, device: torch.device) -> Fan:
-        """Beams of n rows, as many rows at a time as keep the caches small."""
-        each = max(1, (BEAMS_ON_CPU if device.type == "cpu" else BEAMS) // self.search.beams)
-        parts = [search(slice(start, start + each)) for start in range(0, n, each)]
-        return parts[0] if len(parts) == 1 else Fan(torch.cat([part.tokens for part in parts]), torch.cat([part.score for part in parts]))
+    def _in_parts(self, of: Callable[[slice], tuple[Tensor, ...]], n: int, sequences: int, device: torch.device) -> tuple[Tensor, ...]:
+        """What n rows come to, as many rows of so many sequences at a time as keep the caches small."""
+        each = max(1, (BEAMS_ON_CPU if device.type == "cpu" else BEAMS) // sequences)
+        parts = [of(slice(start, start + each)) for start in range(0, n, each)]
+        return parts[0] if len(parts) == 1 else tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
     @torch.inference_mode()
     def fan(self, past: Tensor, state: Tensor, numbers: Numbers | None, goal: Tensor | None = None) -> Fan:
         """All beams that `plan` ends with, or, without numbers, those that `likely` ends with. Arguments as there."""
 
-        def search(part: slice) -> Fan:
+        def search(part: slice) -> tuple[Tensor, Tensor]:
             told = None if goal is None else goal[part]
             if numbers is None:
-                return self._likely(past[part], state[part], told)
-            return self._plan(past[part], state[part], {k: v[part] for k, v in numbers.items()}, told)
+                fan = self._likely(past[part], state[part], told)
+            else:
+                fan = self._plan(past[part], state[part], {k: v[part] for k, v in numbers.items()}, told)
+            return fan.tokens, fan.score
 
-        return self._in_parts(search, len(state), state.device)
+        return Fan(*self._in_parts(search, len(state), self.search.beams, state.device))
 
     def plan(self, past: Tensor, state: Tensor, numbers: Numbers, goal: Tensor | None = None) -> Plan:
         """The plan with the highest sum of discounted rewards, and value after its last step. With `reach` its score is the discount to the power of
@@ -296,6 +298,13 @@ class Planner:
 
         Open loop: nothing of what truly happens is seen. States, rewards and values are the most likely tokens. Other arguments as in `plan`.
         """
+
+        def predict(part: slice) -> tuple[Tensor]:
+            return (self._follow(past[part], state[part], actions[part], None if goal is None else goal[part]),)
+
+        return self._in_parts(predict, len(state), 1, state.device)[0]
+
+    def _follow(self, past: Tensor, state: Tensor, actions: Tensor, goal: Tensor | None) -> Tensor:
         net, encoder = self.net, self.encoder
         window, states = self._window(past), []
         for taken in actions.unbind(1):

@@ -384,3 +384,21 @@ def test_open_loop_predictions_are_those_of_full_forward_passes(m):
             for _ in range(2 + SEEN):
                 sequence.append(int(logits_after(net, sequence, searcher.search.context)[:-1].argmax()))
             assert states[i, t].tolist() == sequence[-SEEN:]
+
+
+@pytest.mark.parametrize("goal", [0, SEEN])
+def test_open_loop_predictions_of_many_are_made_some_at_a_time_and_equal(goal, monkeypatch):
+    torch.manual_seed(1)
+    net = TrajectoryTransformer([0] * DIMS, BINS, 4, 16, 2, 2, goal=goal).eval().requires_grad_(False)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    searcher = planner(net)
+    past, state = given(7, 1)
+    actions = torch.randint(0, 3, (7, 3, ACTED), generator=torch.Generator().manual_seed(1))
+    goals = torch.randint(0, BINS, (7, SEEN), generator=torch.Generator().manual_seed(2)) if goal else None
+    whole = searcher.follow(past, state, actions, goals)
+    at_once = []
+    searcher.encoder.trunk = lambda past, *rest, was=searcher.encoder.trunk: at_once.append(len(past)) or was(past, *rest)
+    monkeypatch.setattr(beam, "BEAMS_ON_CPU", 3)
+    assert searcher.follow(past, state, actions, goals).tolist() == whole.tolist()
+    assert max(at_once) == 3 and at_once[-1] == 1
