@@ -218,6 +218,20 @@ def test_many_environments_are_planned_as_each_alone(kind, at_once, monkeypatch)
         assert p.act(past[one], state[one], torch.from_numpy(uniforms[one])).tolist() == acted[one].tolist()
 
 
+def test_environments_whose_filters_leave_fewer_sequences_are_planned_beside_others(monkeypatch):
+    monkeypatch.setattr(beam, "BEAMS_ON_CPU", 40)
+    p = planner(network(3, std=0.6), beams=20, horizon=1, k_act=0, cdf_act=0.6)
+    past, state = given(9, 2)
+    together = p.fan(past, state, None)
+    counts = set()
+    for i in range(9):
+        alone = p.fan(past[i : i + 1], state[i : i + 1], None)
+        count = alone.score.shape[1]
+        counts.add(count)
+        assert together.tokens[i, :count].tolist() == alone.tokens[0].tolist() and (together.score[i, count:] == -torch.inf).all()
+    assert len(counts) > 1
+
+
 def test_an_action_without_a_plan_follows_the_distribution_of_its_tokens():
     p = planner(network(4))
     past, state = given(1, 2)
