@@ -52,6 +52,7 @@ class Layer:
 
     def __init__(self, block: Block) -> None:
         assert isinstance(block.norm1, nn.LayerNorm) and isinstance(block.norm2, nn.LayerNorm) and block.gate is None
+        assert isinstance(block.activation, nn.GELU) and block.activation.approximate == "none"
         self.heads = block.heads
         self._norm1, self._norm2 = ((norm.normalized_shape, norm.weight, norm.bias, norm.eps) for norm in (block.norm1, block.norm2))
         self._qkv, self._out, self._up, self._down = ((part.weight, part.bias) for part in (block.qkv, block.out, block.up, block.down))
@@ -76,6 +77,7 @@ class Encoder:
     """The network's forward pass in the pieces that a search needs. It reads weights; it trains nothing."""
 
     def __init__(self, net: TrajectoryTransformer) -> None:
+        assert not net.transformer.rotary and net.transformer.table is not None, "learned places are what is computed here"
         self.net = net
         self.blocks = [Layer(block) for block in net.transformer.blocks if isinstance(block, Block)]
         self.split = self.blocks[0].heads

@@ -1,5 +1,7 @@
 """Trajectory Transformer: values, tokens and stop tokens, loss, schedule, memory; and planning does better than its data."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -124,10 +126,19 @@ def test_penalties_and_bins_are_of_the_data(store):
     assert model.bins.decode(torch.tensor([[0, 0, 0, 2, 0, 0]]))[0, 3] == 2, "a choice is its own bin"
 
 
+@pytest.mark.parametrize("penalty", [None, -100.0])
+def test_the_values_that_are_drawn_have_the_penalty_too(store, penalty):
+    algorithm = small(Tt, termination_penalty=penalty, discount=0.5)
+    (column,) = algorithm.annotate(built(algorithm), {"t": store}, 0)["t"].values()
+    end = 0.5 if penalty is None else penalty
+    np.testing.assert_allclose(column, [2 + 3 / 2 + 4 / 4, 3 + 4 / 2, 4, 0, -1 + end / 2, end, 0])
+
+
 def test_only_weights_of_linear_layers_decay():
     model = built(small(Tt))
     (optimizer,) = small(Tt, weight_decay=0.3).optimizers(model).values()
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert all(group["betas"] == (0.9, 0.95) for group in optimizer.param_groups)
     for name, p in model.named_parameters():
         linear = p.ndim > 1 and "embedding" not in name and "table" not in name
         assert decays[id(p)] == (0.3 if linear else 0.0), name
@@ -187,6 +198,36 @@ def test_the_memory_is_the_last_transitions_as_tokens(store, monkeypatch):
         assert past[0, k, :-1].tolist() == model.bins.encode(numbers)[0, :-1].tolist()
     assert past[0, :, -1].tolist() == [49, 49], "a placeholder"
     assert now.tolist() == model.bins.encode(torch.tensor(seen[3:4]), slice(0, 3)).tolist()
+
+
+@pytest.mark.parametrize("objective", ["reward", "likelihood"])
+def test_a_plan_at_a_step_of_an_episode_is_the_policys_own_there(store, objective):
+    """With the transitions that came before it, as many as the context has, and their rewards."""
+    algorithm = small(Tt, window=4, context=3, bins=50, objective=objective, beams=4, horizon=3)
+    model = built(algorithm)
+    for p in model.net.parameters():
+        torch.nn.init.normal_(p, std=0.4)
+    algorithm.fit(model, {"t": store}, 0)
+    policy, whole = algorithm.policy(model, "plan"), store.episode(0)
+    state, uniforms, own = policy.start(1), np.random.default_rng(0).random((5, 1, 2), np.float32), []
+    policy.watch = own.append
+    for t in range(4):
+        seen = {"": whole.observations[""][t : t + 1].copy()}
+        _, state = policy.act(state, seen, whole.rewards[t - 1 : t].copy() if t else np.zeros(1, np.float32), {}, np.array([t == 0]), uniforms[t])
+        action = torch.tensor([[float(whole.actions[""][t])]])
+        state["past"][0, -1, 3] = model.bins.encode(action, slice(3, 4)).item()  # what was truly done, not what was planned
+    for t in range(4):
+        found = plan_at(model, algorithm, whole, t, uniforms[t, 0])
+        np.testing.assert_array_equal(found.states, own[t].states)
+        np.testing.assert_allclose(found.scores, own[t].scores, rtol=1e-5)
+        alone = plan_at(model, algorithm, dataclasses.replace(whole, **cut(whole, t)), 0, uniforms[t, 0])
+        assert t == 0 or not np.allclose(alone.scores, found.scores), "what came before matters"
+
+
+def cut(episode, first):
+    """The fields of an episode from a step on."""
+    observations = {path: values[first:] for path, values in episode.observations.items()}
+    return {"observations": observations, "actions": {path: values[first:] for path, values in episode.actions.items()}, "rewards": episode.rewards[first:]}
 
 
 def test_rows_of_different_ages_are_planned_together_as_alone(store):

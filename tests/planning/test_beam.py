@@ -284,6 +284,21 @@ def test_the_encoder_in_pieces_is_the_forward_pass(m):
         torch.testing.assert_close(trunk.last, want[:, places + SEEN + j], atol=1e-5, rtol=1e-4)
 
 
+def test_another_network_is_not_planned_with_as_if_it_were_this_one():
+    for change in (
+        lambda net: setattr(net.transformer.blocks[1], "activation", torch.nn.GELU("tanh")),
+        lambda net: setattr(net.transformer.blocks[0], "activation", torch.nn.ReLU()),
+        lambda net: setattr(net.transformer.blocks[1], "norm2", torch.nn.RMSNorm(16)),
+        lambda net: setattr(net.transformer, "rotary", True),
+        lambda net: setattr(net.transformer, "table", None),
+    ):
+        net = network()
+        Encoder(net)
+        change(net)
+        with pytest.raises(AssertionError):
+            Encoder(net)
+
+
 def test_filters_keep_what_their_rules_say():
     probability = torch.tensor([0.05, 0.4, 0.1, 0.3, 0.15])
     everything = {0, 1, 2, 3, 4}
