@@ -35,7 +35,7 @@ class Trunk:
     used: int
 
     def take(self, rows: Tensor) -> Trunk:
-        """These rows, which may repeat; the trunk itself where they are all of them in order."""
+        """These rows, which may repeat: a copy of their keys and values; the trunk itself where they are all of them in order."""
         if len(rows) == len(self.last) and bool((rows == torch.arange(len(rows), device=rows.device)).all()):
             return self
         return Trunk([k.index_select(0, rows) for k in self.keys], [v.index_select(0, rows) for v in self.values], self.last[rows], self.used)
