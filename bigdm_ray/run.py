@@ -16,7 +16,7 @@ from bigdm_ray.doors import door
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.replay.shard import SUFFIX
 from bigdm_ray.training import checkpoint
-from bigdm_ray.training.config import Run, described, parse, premature
+from bigdm_ray.training.config import Run, as_begun, described, parse, premature
 from bigdm_ray.training.metrics import Listener, Terminal
 from bigdm_ray.training.run_folder import LOOPS, RunFolder
 
@@ -27,6 +27,7 @@ def train(run: Run, folder: str | Path | None = None, report: Listener | None = 
     Through Ray by default, in this process with `local`. Raises UserError, and RunFailed where the world stops a run.
     """
     path = Path(folder) if folder is not None else default_folder(run)
+    run = as_begun(run, path) if resume else run
     listeners = [report] if report is not None else []
     if isinstance(run.algorithm, Foreign):
         return _train_foreign(run, path, resume, listeners, local)

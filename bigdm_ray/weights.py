@@ -5,7 +5,9 @@
     export RUN --folder OUT                                      a `dt` run in Hugging Face's layout
 
 SOURCE is a folder with model.safetensors and config.json, a .safetensors file, or hf:OWNER/NAME on the Hub. Only safetensors and JSON
-are read: a pickle is refused with the line that converts it. The imported run evaluates, plots and fine-tunes like any other.
+are read: a pickle is refused with the line that converts it. The imported run evaluates like any other, and so do its pictures, but for those of
+the data that it learned from, which an import without --data does not know. A `dt` run fine-tunes too (`run dt TASK --from RUN`), where --data names
+its episodes; `tt` learns from datasets alone, and goes on from no other run.
 """
 
 from __future__ import annotations
@@ -42,6 +44,11 @@ def importing(given: argparse.Namespace) -> int:
     """`import`: make a run folder. The names of the arrays tell which network they are of."""
     source = fetched(given.source)
     arrays, config = checkpoints.read(source)
+    for name, values in arrays.items():
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(values.astype(np.float32)).all()  # float32 is what they are taken as
+        if not finite:
+            raise UserError(f"{given.source} has numbers in {name} that are not finite: weights of a training that diverged, or a damaged file")
     trajectory = trajectory_transformer.known(arrays)
     for name, of in FOR.items():
         if getattr(given, name) is not None and of != ("tt" if trajectory else "dt"):
@@ -83,6 +90,7 @@ def import_trajectory(given: argparse.Namespace, found: trajectory_transformer.F
         raise UserError(f"{given.source} holds no thresholds of its tokens: --bins FILE is expected; {trajectory_transformer.PAGE} has the lines that write it")
     heads = converted(int, given.heads or "4", "heads")
     sizes = {"width": found.width, "layers": found.layers, "heads": heads, "bins": found.bins, "window": found.window, "stop": found.stop}
+    sizes["context"] = min(Tt.context, found.window)
     run = foreign_run(Tt, given.task, given.preset, {f"algorithm.{name}": value for name, value in sizes.items()})
     signature = find_task(given.task).signature()
     leaves = (*signature.observations.values(), *signature.actions.values())
@@ -151,6 +159,8 @@ def complete(run: Run, found: decision_transformer.Foreign, signature: Signature
         try:
             given = json.loads(statistics.read_text())
             arrays = {name: np.array(given[key], np.float32).reshape(found.seen) for name, key in zip(STATISTICS, ("mean", "std"), strict=True)}
+            if not all(np.isfinite(values).all() for values in arrays.values()):
+                raise ValueError("not all are finite")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f'--statistics {statistics} is not {{"mean": [...], "std": [...]}} with {found.seen} numbers each ({error})') from None
     weights = Weights((0, 1), found.arrays | arrays)  # step 1: what a run fits before its first step is there

@@ -198,7 +198,7 @@ def test_a_video_of_plans_shows_them(tmp_path, monkeypatch):
     flags = (
         "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 2 --algorithm.context 2 --budget.learner-steps 1 --algorithm.bins 8 "
     )
-    flags += "--algorithm.goal last --algorithm.objective reward --algorithm.horizon 3 --algorithm.beams 2 --algorithm.stop false --evaluations.mode mean "
+    flags += "--algorithm.goal later --algorithm.objective reward --algorithm.horizon 3 --algorithm.beams 2 --algorithm.stop false --evaluations.mode mean "
     flags += "--evaluations.final-episodes 1"
     train_local(configure("tt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
     shown, frames = {}, []

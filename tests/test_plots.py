@@ -5,6 +5,7 @@ import types
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.container import ErrorbarContainer
 
 from bigdm_ray.doors import door
@@ -15,6 +16,7 @@ from bigdm_ray.pictures.base import PUBLISHED, Sweep, target
 from bigdm_ray.pictures.beams import draw_beams
 from bigdm_ray.pictures.curves import draw_curves, lines_of, read_curve
 from bigdm_ray.pictures.obedience import default_returns, draw_obedience, sweep
+from bigdm_ray.pictures.prediction import deviations
 from bigdm_ray.plots import main
 from bigdm_ray.training.acting import command_of
 from bigdm_ray.training.config import configure
@@ -334,12 +336,27 @@ def test_only_a_transformer_has_attention(trained, capsys):
 # --- prediction
 
 
+def stretches_of(store, starts, path):
+    """How far the states of each stretch are from the one that it began at: `[starts, 100, d]`."""
+    seen = [store.episode(position).observations[path][begin : begin + 101] for position, begin in starts]
+    return np.array([states[1:] - states[0] for states in seen])
+
+
+def test_deviations_are_those_of_all_rows_however_they_come_in_parts():
+    rows = 1e4 + np.random.default_rng(0).normal(size=(300, 3)) * [1.0, 1e-2, 0.0]
+    parts = torch.from_numpy(rows).split([1, 199, 100])
+    np.testing.assert_allclose(deviations(parts), rows.std(0), rtol=1e-6, atol=1e-12)
+    assert deviations(parts)[2] == 0
+
+
 def test_the_prediction_picture(tmp_path, capsys):
     from making import dataset_of
 
     dataset_of(tmp_path / "data", "four-rooms", 20)
     flags = "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 3 --algorithm.context 2 --budget.learner-steps 3 "
-    flags += "--algorithm.bins 12 --algorithm.goal last --evaluations.mode mean --evaluations.episodes 1 --evaluations.final-episodes 1"
+    flags += (
+        "--algorithm.bins 12 --algorithm.goal last --algorithm.goal-steps 0 --evaluations.mode mean --evaluations.episodes 1 --evaluations.final-episodes 1"
+    )
     train_local(configure("tt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
     assert main([str(tmp_path / "run"), "--prediction", "--episodes", "3", "--one-step", "100", "--out", str(tmp_path / "p.png")]) == 0
     assert (tmp_path / "p.png").read_bytes().startswith(PNG) and "after 1 and 100 steps" in (said := capsys.readouterr().out)
@@ -352,6 +369,8 @@ def test_the_prediction_picture(tmp_path, capsys):
     np.testing.assert_array_equal(np.array(here["real"]).T, seen[begin + 1 : begin + 101])
     assert np.shape(here["predicted"]) == (2, 100) and np.shape(here["one_step_predicted"]) == (2, 100)
     assert np.shape(here["error"]) == np.shape(here["one_step_error"]) == np.shape(here["still"]) == (100,)
+    apart, spread = stretches_of(store, here["starts"], "position"), np.concatenate([store.episode(i).observations["position"] for i in range(20)]).std(0)
+    np.testing.assert_allclose(here["still"], np.sqrt(((apart / spread) ** 2).mean((0, 2))), rtol=1e-4)
     assert here["one_step_error"][0] < 0.5 * here["still"][0], "it has learned to add a displacement to a position"
     assert main([str(tmp_path / "run"), "--prediction", "--episodes", "3", "--one-step", "0", "--out", str(tmp_path / "q.png")]) == 0
     (without,) = json.loads((tmp_path / "q.json").read_text())["predictions"]
@@ -377,7 +396,7 @@ def test_the_beams_picture(tmp_path, capsys):
         "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 3 --algorithm.context 2 --budget.learner-steps 2 --algorithm.bins 12 "
     )
     flags += (
-        "--algorithm.goal last --algorithm.objective reward --algorithm.horizon 4 --algorithm.beams 6 --evaluations.mode mean --evaluations.final-episodes 1"
+        "--algorithm.goal later --algorithm.objective reward --algorithm.horizon 4 --algorithm.beams 6 --evaluations.mode mean --evaluations.final-episodes 1"
     )
     train_local(configure("tt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
     assert main([str(tmp_path / "run"), "--beams", "--seed", "5", "--out", str(tmp_path / "b.png")]) == 0
@@ -389,6 +408,10 @@ def test_the_beams_picture(tmp_path, capsys):
         states = np.array(plan["states"], np.float64)
         assert states.shape == (6, 4, 2) and plan["scores"] == sorted(plan["scores"], reverse=True)
         assert (np.abs(states[:, 0] - path[plan["step"]]) <= 1 / 12 + 1e-6).all(), "every beam begins at the state, to half a bin"
+    labels = {"reward": "rewards and value", "likelihood": "log-probability, nats", "goal": "discount to the power of the steps to the goal"}
+    for objective, label in labels.items():
+        bars = [axes for axes in draw_beams([here | {"objective": objective}]).axes if not axes.get_title()]
+        assert [axes.get_ylabel() for axes in bars] == [label] * 3
     panels = [axes for axes in draw_beams([here]).axes if axes.get_title()]
     assert len(panels) == 3 and all(len(panel.lines) == 7 + 4 for panel in panels), "seven lines of the map; episode, plan, state and goal"
     assert len(panels[0].collections[0].get_segments()) == 6

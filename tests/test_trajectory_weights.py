@@ -5,14 +5,18 @@ import json
 import numpy as np
 import pytest
 import torch
+from making import dataset_of
 from plain_trajectory import PlainTrajectory
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
 import bigdm_ray
+from bigdm_ray import plots
 from bigdm_ray.doors import door
+from bigdm_ray.errors import UserError
 from bigdm_ray.formats.trajectory_transformer import edges
 from bigdm_ray.tokens.bins import Bins
+from bigdm_ray.training.config import configure
 from bigdm_ray.weights import main
 
 SEEN, ACTED, BINS, WINDOW = 11, 3, 20, 6
@@ -86,6 +90,24 @@ def test_imported_weights_act(tmp_path, bins):
         assert all(np.isclose(np.clip(middles[SEEN + d], -1, 1), row[d], atol=1e-6).any() for d in range(ACTED))
 
 
+@pytest.mark.parametrize(("window", "context"), [(2, 2), (4, 4), (6, 5)])
+def test_a_network_of_short_windows_plans_with_all_that_it_sees(window, context, tmp_path, bins):
+    assert main(flags(saved(peer(window=window), tmp_path / "theirs"), tmp_path / "run", bins)) == 0
+    found = bigdm_ray.load(tmp_path / "run").run.algorithm
+    assert (found.window, found.context) == (window, context)
+
+
+def test_imported_weights_go_on_from_no_run_and_have_no_data_to_predict(tmp_path, bins, capsys):
+    assert main(flags(saved(peer(), tmp_path / "theirs"), tmp_path / "run", bins)) == 0
+    dataset_of(tmp_path / "data", "hopper", 1)
+    for target in ("hopper", str(tmp_path / "data")):
+        with pytest.raises(UserError, match="--from goes on by playing, but tt learns from datasets alone and cannot go on from another run"):
+            configure("tt", target, ["--from", str(tmp_path / "run")])
+    capsys.readouterr()
+    assert door(plots.main, [str(tmp_path / "run"), "--prediction"]) == 2
+    assert "names no dataset that it learned from" in capsys.readouterr().err
+
+
 def test_thresholds_come_from_either_kind_of_file(tmp_path, bins):
     save_arrays({"thresholds": spread()}, tmp_path / "bins.safetensors")
     source = saved(peer(), tmp_path / "theirs")
@@ -124,6 +146,7 @@ def test_what_cannot_be_taken_is_said_in_one_sentence(tmp_path, bins, capsys):
     changed("inner", **{"blocks.0.mlp.0.weight": torch.zeros(64, 32)})
     changed("keys", **{"blocks.0.attn.key.weight": torch.zeros(32, 31)})
     changed("seeing", **{"blocks.0.attn.mask": torch.ones(1, 1, 20, 20).tril()})
+    changed("diverged", **{"blocks.1.mlp.2.weight": torch.full((32, 128), torch.inf)})
     changed("goals", **{"goal_emb.weight": torch.zeros(3, 32)})
     more = {
         "short.json": json.dumps({"thresholds": spread(bins=BINS - 1).tolist()}), "torn.json": "{", "ragged.json": '{"thresholds": [[1, 2], [1]]}',
@@ -155,6 +178,7 @@ def test_what_cannot_be_taken_is_said_in_one_sentence(tmp_path, bins, capsys):
         ("inner.safetensors", "hopper", bins, [], "has blocks.0.up.weight of 64 x 32, but 128 x 32 is expected"),
         ("keys.safetensors", "hopper", bins, [], "queries, keys and values that do not go together"),
         ("seeing.safetensors", "hopper", bins, [], "hides other tokens from attention"),
+        ("diverged.safetensors", "hopper", bins, [], "has numbers in blocks.1.mlp.2.weight that are not finite"),
         ("goals.safetensors", "hopper", bins, [], "conditioned on goals"),
     ]:
         code = door(main, [*flags(tmp_path / source, tmp_path / "run", file, task), *extra])

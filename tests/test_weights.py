@@ -150,7 +150,13 @@ def test_what_cannot_be_taken_is_said_in_one_sentence(tmp_path, capsys):
     save_file({"a": torch.zeros(3)}, tmp_path / "other" / "model.safetensors")
     peer(activation_function="gelu").save_pretrained(tmp_path / "gelu")
     peer(n_inner=64).save_pretrained(tmp_path / "inner")
+    for name, value in (("nan", float("nan")), ("far", 1e300)):
+        weights = {key: values.double() for key, values in model.state_dict().items()}
+        weights["predict_action.0.bias"][1] = value
+        (tmp_path / name).mkdir()
+        save_file(weights, tmp_path / name / "model.safetensors")
     (tmp_path / "s.json").write_text('{"mean": [1]}')
+    (tmp_path / "n.json").write_text(json.dumps({"mean": [0.0] * SEEN, "std": [float("nan")] * SEEN}))
     dataset_of(tmp_path / "data", "toy-continuous", 3)
     capsys.readouterr()
     for source, task, more, text in [
@@ -160,6 +166,9 @@ def test_what_cannot_be_taken_is_said_in_one_sentence(tmp_path, capsys):
         ("other", "hopper", [], "holds no Decision Transformer"),
         ("gelu", "hopper", [], "has activation_function 'gelu', but 'relu' is expected"),
         ("inner", "hopper", [], "inner layers of 64"),
+        ("nan", "hopper", [], "has numbers in predict_action.0.bias that are not finite"),
+        ("far", "hopper", [], "has numbers in predict_action.0.bias that are not finite"),
+        ("good", "hopper", ["--statistics", str(tmp_path / "n.json")], "not all are finite"),
         ("good", "walker2d", [], "reads 11 numbers and acts with 3, but walker2d shows 17 and takes 6"),
         ("good", "lunarlander", [], "acts between -1 and 1, which lunarlander does not"),
         ("good", "hopper", ["--statistics", str(tmp_path / "s.json")], "with 11 numbers each"),

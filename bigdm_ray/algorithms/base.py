@@ -223,6 +223,10 @@ class Algorithm(ABC):
         """Norm that the gradients of the first optimizer's parameters together are cut down to; None leaves them."""
         return None
 
+    def for_data(self, steps: int, episodes: int) -> Algorithm:
+        """These hyperparameters for a dataset of so many steps and episodes: a run on it has what they leave to its size as numbers."""
+        return self
+
     def retention(self) -> Retention:
         """Which episodes a run keeps."""
         return Retention()

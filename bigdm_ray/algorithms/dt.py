@@ -327,6 +327,8 @@ class Dt(Algorithm):
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for more than one task, and for `stochastic` where actions are not continuous and bounded."""
+        if self.acting_context > self.context:
+            raise UserError(f"--algorithm.acting-context is {self.acting_context}, but at most --algorithm.context, which is {self.context}, is expected")
         if self.width % self.heads:
             raise UserError(f"--algorithm.width is {self.width}, but a multiple of --algorithm.heads {self.heads} is expected")
         return DecisionTransformer(only_task(self.name, signatures), self)
@@ -397,8 +399,7 @@ class Dt(Algorithm):
         if self.cached and self.positions == "window":
             raise UserError("--algorithm.cached is true, but with --algorithm.positions window every token changes its place at each step; leave it out")
         kind = CachedPolicy if self.cached else DtPolicy
-        context = min(self.acting_context or self.context, self.context)
-        return kind(model, self.frame_stack, context, mode == "mean", self.delayed_reward)
+        return kind(model, self.frame_stack, self.acting_context or self.context, mode == "mean", self.delayed_reward)
 
     # --- online
 

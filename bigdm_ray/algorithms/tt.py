@@ -10,8 +10,9 @@ a later one, so that data that were after nothing will do; when it acts, the obs
 
 The defaults are the paper's table for planning; presets are the settings of the official repository (jannerm/trajectory-transformer),
 which filter actions otherwise: `cdf_act`. Its training is the default: AdamW, decay on linear weights alone, gradients clipped at 1, a
-warm-up over one epoch of a million windows, then a cosine to a tenth at epoch 20. There the cosine is not capped, so that the official
-learning rate climbs again and is back at its height at epoch 39 of 50; here it stays at a tenth.
+warm-up over one epoch of the dataset, then a cosine to a tenth at its epoch 20, both in learner steps that are computed from the dataset's size
+when the run is made. There the cosine is not capped, so that the official learning rate climbs again and, with a million windows, is back at its
+height at epoch 39 of 50; here it stays at a tenth.
 
 The planner, too, is the official one (`planning/beam.py`): the model sees `context` - 1 whole transitions and the one being written.
 
@@ -26,9 +27,11 @@ token. (5) A value that much of the data shares has a bin of its own (`tokens/bi
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -49,6 +52,12 @@ from bigdm_ray.replay.windows import View
 from bigdm_ray.settings import setting
 from bigdm_ray.tokens.bins import Bins, Elements
 
+REFERENCE_WINDOWS = 1_000_000
+"""Windows of an epoch by which the official budgets are counted: 50 epochs of so many, whatever the dataset's own number."""
+
+NEVER = 1_000_000_000
+"""An `--evaluations.every` that no run comes to: it is scored at its end alone."""
+
 GOAL = "goal"
 """The leaf of observations that says which state is asked for."""
 
@@ -59,6 +68,8 @@ class TrajectoryModel(nn.Module):
     def __init__(self, signature: Signature, settings: Tt) -> None:
         super().__init__()
         state = {path: leaf for path, leaf in signature.observations.items() if not (settings.goal != "none" and path == GOAL)}
+        if settings.observed > (elements := Elements(state, settings.cells, settings.letters).width):
+            raise UserError(f"--algorithm.observed is {settings.observed}, but an observation has {elements} elements; give at most as many, or 0 for all")
         self.seen = Elements(state, settings.cells, settings.letters, settings.observed)
         self.asked = (
             Elements({GOAL: signature.observations[GOAL]}, settings.cells, settings.letters, settings.observed)
@@ -106,18 +117,22 @@ def values_to_go(store: Store, discount: float, penalty: float | None) -> np.nda
 class Beams:
     """All beams of a row's plan as numbers: their states `[beams, H, seen]`, from the current one on, and scores `[beams]`, the best first.
 
-    Elements are NaN where a beam has stopped.
+    Elements are NaN where a beam has stopped, and behind the first predicted state that is at the goal, where the goal was searched for.
     """
 
     states: np.ndarray
     scores: np.ndarray
 
 
-def beams_of(model: TrajectoryModel, fan: Fan) -> list[Beams]:
-    """The beams of each row of a search."""
+def beams_of(model: TrajectoryModel, fan: Fan, sought: Tensor | None = None) -> list[Beams]:
+    """The beams of each row of a search; `sought [n, seen]` are the goals of one that was after them, which scored no state behind them."""
     seen = model.seen.width
     tokens = fan.tokens[..., :seen]
-    states = torch.where(tokens < model.bins.count, model.bins.decode(tokens, slice(0, seen)), torch.nan).cpu().numpy()
+    shown = tokens < model.bins.count
+    if sought is not None:
+        there = (tokens[:, :, 1:] == sought[:, None, None]).all(-1).long().cumsum(2)
+        shown[:, :, 2:] &= (there[:, :, :-1] == 0).unsqueeze(-1)
+    states = torch.where(shown, model.bins.decode(tokens, slice(0, seen)), torch.nan).cpu().numpy()
     return [Beams(*row) for row in zip(states, fan.score.cpu().numpy(), strict=True)]
 
 
@@ -173,7 +188,7 @@ class TtPolicy(Policy):
             return planner.act(past, tokens, None if self._mode == "mean" else torch.from_numpy(uniforms).to(tokens.device), goal)
         fan = planner.fan(past, tokens, None if self._objective == "likelihood" else planner.numbers(uniforms), goal)
         if self.watch is not None:
-            for beams in beams_of(self._model, fan):
+            for beams in beams_of(self._model, fan, goal if self._objective == "goal" else None):
                 self.watch(beams)
         return fan.best.tokens[:, 0, seen:-2]
 
@@ -190,7 +205,9 @@ def plan_at(model: TrajectoryModel, settings: Tt, episode: Episode, step: int, u
     now = {path: values[-1:] for path, values in observed.items()}
     planner = Planner(model.net, bins, seen, model.acted.width, settings.search)
     numbers = None if settings.objective == "likelihood" else planner.numbers(uniforms[None])
-    return beams_of(model, planner.fan(bins.encode(whole)[None], model.states(now), numbers, model.goals(now)))[0]
+    goal = model.goals(now)
+    fan = planner.fan(bins.encode(whole)[None], model.states(now), numbers, goal)
+    return beams_of(model, fan, goal if settings.objective == "goal" else None)[0]
 
 
 @dataclass(frozen=True)
@@ -212,8 +229,8 @@ class Tt(Algorithm):
     learning_rate: float = setting(6e-4, "AdamW's learning rate after the warm-up", above=0, high=1)
     weight_decay: float = setting(0.1, "decay of the weights of linear layers", low=0)
     max_norm: float | None = setting(1.0, "gradients are scaled down to this norm", above=0)
-    warm_up_steps: int = setting(3_900, "learner steps over which the learning rate rises to its height", low=0)
-    decay_steps: int = setting(74_000, "learner steps of the cosine that follows, down to a tenth; 0 keeps the height", low=0)
+    warm_up_steps: int | None = setting(None, "learner steps over which the learning rate rises to its height; default: an epoch of the dataset", low=0)
+    decay_steps: int | None = setting(None, "learner steps of the cosine that follows, down to a tenth; 0 keeps the height; default: 19 epochs", low=0)
     discount: float = setting(0.99, "gamma of values and plans", low=0, high=1)
     action_weight: float = setting(5.0, "weight of action tokens in the loss", low=0)
     reward_weight: float = setting(1.0, "weight of reward tokens in the loss", low=0)
@@ -284,6 +301,12 @@ class Tt(Algorithm):
             raise UserError(f"--algorithm.context is {self.context}, but at most --algorithm.window, which is {self.window}, is expected")
         if self.objective == "goal" and self.goal == "none":
             raise UserError("--algorithm.objective goal searches for a goal, but the model is told none; give --algorithm.goal too")
+        if self.objective == "goal" and self.horizon < 2:
+            raise UserError("--algorithm.objective goal looks for the goal among the states that a plan leads to, but --algorithm.horizon 1 leads to none")
+        if self.goal_steps and self.goal != "later":
+            raise UserError(
+                f"--algorithm.goal-steps is {self.goal_steps}, but --algorithm.goal {self.goal} draws no later goal; give 0, or --algorithm.goal later"
+            )
         if self.width % self.heads:
             raise UserError(f"--algorithm.width is {self.width}, but a multiple of --algorithm.heads, which is {self.heads}, is expected")
         for path, leaf in (*signature.observations.items(), *signature.actions.items()):
@@ -363,13 +386,27 @@ class Tt(Algorithm):
         ]
         return {"adamw": torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.95), fused=True)}
 
+    def for_data(self, steps: int, episodes: int) -> Tt:
+        """With the schedule in learner steps. An epoch has as many windows as officially: they begin at any step of an episode but its last."""
+        warm_up, decay = self._schedule(max(1, steps - episodes))
+        return dataclasses.replace(self, warm_up_steps=warm_up, decay_steps=decay)
+
+    def _schedule(self, windows: int) -> tuple[int, int]:
+        """Learner steps of the rise and of the cosine, where an epoch has so many windows: 1 and 19 epochs, where they are not set."""
+        epoch = windows / self.batch_size
+        return (
+            max(1, round(epoch)) if self.warm_up_steps is None else self.warm_up_steps,
+            max(1, round(19 * epoch)) if self.decay_steps is None else self.decay_steps,
+        )
+
     def learning_rate_factor(self, step: int, optimizer: str) -> float:
         """A straight rise, then a cosine that stays at a tenth once it is there (the official one climbs again, see the module)."""
-        if step < self.warm_up_steps:
-            return (step + 1) / self.warm_up_steps
-        if not self.decay_steps:
+        warm_up, decay = self._schedule(REFERENCE_WINDOWS)
+        if step < warm_up:
+            return (step + 1) / warm_up
+        if not decay:
             return 1.0
-        progress = min(1.0, (step - self.warm_up_steps) / self.decay_steps)
+        progress = min(1.0, (step - warm_up) / decay)
         return max(0.1, 0.5 * (1 + math.cos(math.pi * progress)))
 
     def policy(self, model: nn.Module, mode: Mode) -> Policy:
@@ -379,35 +416,38 @@ class Tt(Algorithm):
 
     @classmethod
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """`cdf` and the bodies' presets are settings of the official repository, which differ by data set; a body's default is its `medium`.
+        """`cdf` and the bodies' presets are settings of the official repository, which differ by data set and have its quality's name; a body's default is
+        its `medium`. Which of them a run has is said by who starts it: no name of a dataset is looked at.
 
         They score 15 episodes, as published, and only at the end; `--evaluations.mode mean` scores without planning. `four-rooms` has settings of
         our own: a small model that is told goals, for data of random play, whose bins are so small that a state in the goal's has reached it.
         """
-        planned: dict[str, Any] = {"evaluations.mode": "plan", "evaluations.episodes": 1, "evaluations.final_episodes": 15}
+        planned: dict[str, Any] = {"evaluations.mode": "plan", "evaluations.every": NEVER, "evaluations.episodes": 1, "evaluations.final_episodes": 15}
         base = planned | {"algorithm.k_act": 0, "algorithm.cdf_act": 0.6}
         body = base | {"algorithm.termination_penalty": -100.0}
         longer = {"budget.learner_steps": 312_500}
         quick = {"algorithm.horizon": 5}
         narrow = {"algorithm.beams": 32}
-        wide_body = body | quick | {"algorithm.batch_size": 128, "algorithm.observed": 27}
+        ant = body | quick | {"algorithm.batch_size": 128, "algorithm.observed": 27, "budget.learner_steps": 390_600}
         rooms: dict[str, Any] = planned | {"evaluations.final_episodes": 40, "budget.learner_steps": 4_000}
         small: dict[str, Any] = {"goal": "later", "goal_steps": 16, "objective": "goal", "horizon": 10, "beams": 32, "expansions": 1, "k_act": 0}
         small |= {"discretiser": "uniform", "bins": 32, "window": 2, "context": 2, "width": 64, "layers": 2, "dropout": 0.0, "batch_size": 128}
         small |= {"learning_rate": 2e-3, "warm_up_steps": 50, "decay_steps": 4_000, "value_weight": 0.0}
         rooms |= {f"algorithm.{name}": value for name, value in small.items()}
+        replayed = narrow | longer | {"algorithm.horizon": 20, "algorithm.k_act": 40, "algorithm.cdf_act": 0.0}
         return {
-            "hopper": {"default": body, "medium-replay": body | longer},
-            "halfcheetah": {"default": body | quick | narrow, "medium-expert": body | narrow},
-            "walker2d": {
-                "default": body,
-                "medium-expert": body | quick,
-                "medium-replay": body | narrow | longer | {"algorithm.horizon": 20, "algorithm.k_act": 40, "algorithm.cdf_act": 0.0},
-            },
-            "ant": {"default": wide_body, "medium-expert": wide_body | {"algorithm.horizon": 15}},
+            "hopper": _qualities(body, replay=longer),
+            "halfcheetah": _qualities(body | quick | narrow, expert={"algorithm.horizon": 15}),
+            "walker2d": _qualities(body, replay=replayed, expert=quick),
+            "ant": _qualities(ant, expert={"algorithm.horizon": 15}) | {"random": ant},
             "four-rooms": {"default": rooms},
             "*": {"default": planned, "cdf": base},
         }
+
+
+def _qualities(medium: dict[str, Any], replay: Mapping[str, Any] = MappingProxyType({}), expert: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """A body's presets by quality of the data: those of `medium`, and in what the two others differ."""
+    return {"default": medium, "medium": medium, "medium-replay": {**medium, **replay}, "medium-expert": {**medium, **expert}}
 
 
 ALGORITHM = Tt

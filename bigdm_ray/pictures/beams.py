@@ -1,7 +1,8 @@
 """Beams: what the Trajectory Transformer's search considers at some states of a played episode, drawn over two elements of the state.
 
 The episode is played with sampled actions, without a search; at STATES of its steps, evenly apart, a plan is made after what truly came before. Every
-beam is a thin line, coloured by its score, the chosen one a thick one. A plan of H transitions names H states, the current one included.
+beam is a thin line, coloured by its score, the chosen one a thick one. A plan of H transitions names H states, the current one included; one that was searched
+for a goal is drawn to the first of them that is there.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from bigdm_ray.training.streams import rng
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+SCORES = {"reward": "rewards and value", "likelihood": "log-probability, nats", "goal": "discount to the power of the steps to the goal"}
+"""What a plan's score is, by the objective that it was searched with."""
 
 STATES = 3
 """States of the episode at which a plan is drawn."""
@@ -100,7 +104,7 @@ def draw_beams(found: Numbers) -> Figure:
         if outline:
             axes.set_aspect("equal")
             axes.grid(visible=False)
-        figure.colorbar(fan, ax=axes, label="score" if here["objective"] == "reward" else "log-probability, nats", shrink=0.8)
+        figure.colorbar(fan, ax=axes, label=SCORES[here["objective"]], shrink=0.8)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bigdm_ray.algorithms.tt import TrajectoryModel, Tt
 from bigdm_ray.errors import UserError
@@ -41,15 +43,34 @@ class Predicting(Asked):
     one_step: int = setting(10_000, "of --prediction: learner steps of the one-step model that is drawn beside; 0 leaves it out", low=0, high=10_000_000)
 
 
+def seen_in(model: TrajectoryModel, store: Store) -> Iterator[Tensor]:
+    """The states of each episode of a store `[T + 1, seen]`, the last included."""
+    for position in range(len(store.table)):
+        episode = store.episode(position)
+        yield model.seen.rows({path: torch.from_numpy(np.array(values)) for path, values in episode.observations.items()})
+
+
+def deviations(parts: Iterable[Tensor]) -> np.ndarray:
+    """Standard deviation of each element over all rows of the parts `[m, d]`: `[d]` float64, 0 where an element never changes.
+
+    Moments are taken about the first row and added in float64, part by part, so that the data need not be held.
+    """
+    count, first, total, squares = 0, None, np.float64(0), np.float64(0)
+    for part in parts:
+        rows = part.double().numpy()
+        first = rows[0] if first is None else first
+        count, total, squares = count + len(rows), total + (rows - first).sum(0), squares + ((rows - first) ** 2).sum(0)
+    out: np.ndarray = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
+    return out
+
+
 def one_step_of(model: TrajectoryModel, store: Store, steps: int, seed: int) -> OneStep:
     """A one-step model of all steps of a store, over the same elements of states and actions as `model`."""
     states, actions, following = [], [], []
-    for position in range(len(store.table)):
-        episode = store.episode(position)
-        seen = model.seen.rows({path: torch.from_numpy(np.array(values)) for path, values in episode.observations.items()})
+    for position, seen in enumerate(seen_in(model, store)):
         states.append(seen[:-1])
         following.append(seen[1:])
-        actions.append(model.acted.rows({path: torch.from_numpy(np.array(values)) for path, values in episode.actions.items()}))
+        actions.append(model.acted.rows({path: torch.from_numpy(np.array(values)) for path, values in store.episode(position).actions.items()}))
     return train_one_step(torch.cat(states), torch.cat(actions), torch.cat(following), model.acted.choices, steps, seed)
 
 
@@ -57,7 +78,7 @@ def predict(loaded: Loaded, asked: Predicting) -> dict[str, Any]:
     """What the model predicts of some episodes of the run's dataset, and what really happened: numbers of the picture.
 
     Each of `asked.episodes` starts is a step drawn from those that STEPS more follow, or from the longest episodes' beginnings where there is none.
-    Errors are root mean squares over the elements of the state, each in units of its standard deviation over the dataset; `still` is the
+    Errors are root mean squares over the elements of the state, each in units of its standard deviation over all states of the dataset; `still` is the
     error of a prediction that nothing moves, `one_step_error` of the one-step model, None where it is left out. Raises UserError for a run that
     is no tt run, or whose dataset is gone.
     """
@@ -65,8 +86,11 @@ def predict(loaded: Loaded, asked: Predicting) -> dict[str, Any]:
     if not isinstance(model, TrajectoryModel) or not isinstance(algorithm, Tt):
         raise UserError(f"the {algorithm.name} policy of {loaded.folder} predicts no states to draw; a tt run is expected")
     if dataset is None:
-        origin = loaded.run.dataset
-        raise UserError(f"the dataset that {loaded.folder} learned from does not lie at {origin.folder if origin else 'any place'} any more; put it there")
+        if loaded.run.dataset is None:
+            raise UserError(
+                f"{loaded.folder} names no dataset that it learned from, as imported weights do not, so there is nothing to compare predictions with"
+            )
+        raise UserError(f"the dataset that {loaded.folder} learned from does not lie at {loaded.run.dataset.folder} any more; put it there")
     store = dataset.store()
     seed = loaded.run.seed if asked.seed is None else asked.seed
     steps = min(STEPS, int(store.table.lengths.max()))
@@ -96,7 +120,7 @@ def predict(loaded: Loaded, asked: Predicting) -> dict[str, Any]:
     if asked.one_step:
         print(f"training a one-step model on {int(store.table.lengths.sum()):,} steps", file=sys.stderr)
         simple = one_step_of(model, store, asked.one_step, seed).follow(real[:, 0], torch.stack(actions)).numpy()
-    spread = truth.reshape(-1, width).std(0)
+    spread = deviations(seen_in(model, store))
     moving = np.flatnonzero(spread > 0)
 
     def error(guess: np.ndarray) -> list[float]:

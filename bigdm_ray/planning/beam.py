@@ -10,12 +10,12 @@ token is drawn. All chance comes in as numbers, so a plan is a function of its i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from bigdm_ray.models.trajectory import TrajectoryTransformer
 from bigdm_ray.planning.encoder import Encoder, Trunk
@@ -126,23 +126,28 @@ class Planner:
             rows.append({name: torch.rand(shape, generator=generator) for name, shape in shapes.items()})
         return {name: torch.stack([row[name] for row in rows]).to(self.middles.device) for name in shapes}
 
-    def _in_parts(self, search: Callable[[slice], Fan], n: int, device: torch.device) -> Fan:
-        """Beams of n rows, as many rows at a time as keep the caches small."""
-        each = max(1, (BEAMS_ON_CPU if device.type == "cpu" else BEAMS) // self.search.beams)
-        parts = [search(slice(start, start + each)) for start in range(0, n, each)]
-        return parts[0] if len(parts) == 1 else Fan(torch.cat([part.tokens for part in parts]), torch.cat([part.score for part in parts]))
+    def _parts(self, n: int, sequences: int, device: torch.device) -> list[slice]:
+        """Of n rows of so many sequences, as many at a time as keep the caches small."""
+        each = max(1, (BEAMS_ON_CPU if device.type == "cpu" else BEAMS) // sequences)
+        return [slice(start, start + each) for start in range(0, n, each)]
 
     @torch.inference_mode()
     def fan(self, past: Tensor, state: Tensor, numbers: Numbers | None, goal: Tensor | None = None) -> Fan:
-        """All beams that `plan` ends with, or, without numbers, those that `likely` ends with. Arguments as there."""
+        """All beams that `plan` ends with, or, without numbers, those that `likely` ends with. Arguments as there.
 
-        def search(part: slice) -> Fan:
+        Where filters leave a row fewer sequences than others have, beams of stop tokens with a score of -inf fill it up.
+        """
+        fans = []
+        for part in self._parts(len(state), self.search.beams, state.device):
             told = None if goal is None else goal[part]
             if numbers is None:
-                return self._likely(past[part], state[part], told)
-            return self._plan(past[part], state[part], {k: v[part] for k, v in numbers.items()}, told)
-
-        return self._in_parts(search, len(state), state.device)
+                fans.append(self._likely(past[part], state[part], told))
+            else:
+                fans.append(self._plan(past[part], state[part], {k: v[part] for k, v in numbers.items()}, told))
+        most = max(fan.score.shape[1] for fan in fans)
+        tokens = [pad(fan.tokens, (0, 0, 0, 0, 0, most - fan.score.shape[1]), value=self.net.bins) for fan in fans]
+        scores = [pad(fan.score, (0, most - fan.score.shape[1]), value=-torch.inf) for fan in fans]
+        return Fan(torch.cat(tokens), torch.cat(scores))
 
     def plan(self, past: Tensor, state: Tensor, numbers: Numbers, goal: Tensor | None = None) -> Plan:
         """The plan with the highest sum of discounted rewards, and value after its last step. With `reach` its score is the discount to the power of
@@ -296,6 +301,10 @@ class Planner:
 
         Open loop: nothing of what truly happens is seen. States, rewards and values are the most likely tokens. Other arguments as in `plan`.
         """
+        parts = self._parts(len(state), 1, state.device)
+        return torch.cat([self._follow(past[part], state[part], actions[part], None if goal is None else goal[part]) for part in parts])
+
+    def _follow(self, past: Tensor, state: Tensor, actions: Tensor, goal: Tensor | None) -> Tensor:
         net, encoder = self.net, self.encoder
         window, states = self._window(past), []
         for taken in actions.unbind(1):

@@ -35,7 +35,7 @@ class Trunk:
     used: int
 
     def take(self, rows: Tensor) -> Trunk:
-        """These rows, which may repeat; the trunk itself where they are all of them in order."""
+        """These rows, which may repeat: a copy of their keys and values; the trunk itself where they are all of them in order."""
         if len(rows) == len(self.last) and bool((rows == torch.arange(len(rows), device=rows.device)).all()):
             return self
         return Trunk([k.index_select(0, rows) for k in self.keys], [v.index_select(0, rows) for v in self.values], self.last[rows], self.used)
@@ -52,6 +52,7 @@ class Layer:
 
     def __init__(self, block: Block) -> None:
         assert isinstance(block.norm1, nn.LayerNorm) and isinstance(block.norm2, nn.LayerNorm) and block.gate is None
+        assert isinstance(block.activation, nn.GELU) and block.activation.approximate == "none"
         self.heads = block.heads
         self._norm1, self._norm2 = ((norm.normalized_shape, norm.weight, norm.bias, norm.eps) for norm in (block.norm1, block.norm2))
         self._qkv, self._out, self._up, self._down = ((part.weight, part.bias) for part in (block.qkv, block.out, block.up, block.down))
@@ -76,6 +77,7 @@ class Encoder:
     """The network's forward pass in the pieces that a search needs. It reads weights; it trains nothing."""
 
     def __init__(self, net: TrajectoryTransformer) -> None:
+        assert not net.transformer.rotary and net.transformer.table is not None, "learned places are what is computed here"
         self.net = net
         self.blocks = [Layer(block) for block in net.transformer.blocks if isinstance(block, Block)]
         self.split = self.blocks[0].heads

@@ -35,10 +35,9 @@ def published() -> dict[tuple[str, str], tuple[float, float | None]]:
 def trajectory(row: str, column: str, scale: Scale) -> Made:
     """TT on a set, scored at the end alone, since plans are dear. `paper` is the preset of the set; `quick` trains and plans less."""
     body, _, quality = row.partition("-")
-    preset = quality if quality in Tt.presets()[body] else "default"
-    flags: tuple[str, ...] = ("--preset", preset, "--algorithm.discretiser", column.removeprefix("TT "))
+    flags: tuple[str, ...] = ("--preset", quality, "--algorithm.discretiser", column.removeprefix("TT "))
     if scale == "paper":
-        count = int(Tt.presets()[body][preset].get("budget.learner_steps", Tt.offline_steps))
+        count = int(Tt.presets()[body][quality].get("budget.learner_steps", Tt.offline_steps))
         return "tt", row, True, (*flags, "--evaluations.every", str(count + 1), "--saves.every", str(count // 20))
     flags += ("--budget.learner-steps", "2000", "--algorithm.batch-size", "32", "--algorithm.warm-up-steps", "100", "--algorithm.decay-steps", "1900")
     flags += ("--algorithm.horizon", "5", "--algorithm.beams", "32", "--evaluations.final-episodes", "10")

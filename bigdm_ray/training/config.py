@@ -260,7 +260,7 @@ def parse(arguments: list[str]) -> Door:
     task = dataset.task if dataset else known.task
     defaults = preset_of(kind, task, known.preset)[1] if kind and task else {}
     if kind and dataset:
-        defaults = offline_defaults(kind) | defaults
+        defaults = offline_defaults(kind, defaults) | defaults
     for path, hint, default, about in settings_of(kind) if kind else ():
         shown = defaults.get(path, default)
         text = ",".join(map(str, shown)) if isinstance(shown, tuple) else shown
@@ -298,11 +298,28 @@ def preset_of(kind: type[Algorithm], task: str, name: str | None) -> tuple[str, 
     return wanted, known[wanted]
 
 
-def offline_defaults(kind: type[Algorithm]) -> dict[str, Any]:
-    """What a run on a dataset has in place of the defaults, which count environment steps."""
-    steps = kind.offline_steps
+def offline_defaults(kind: type[Algorithm], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run on a dataset has in place of the defaults, which count environment steps: shares of the budget that is `given`, else of the algorithm's."""
+    steps = given.get("budget.learner_steps") or kind.offline_steps
     counted = {"evaluations.every": max(1, steps // 5), "saves.every": max(1, steps // 5), "saves.report_every": max(1, steps // 100)}
     return {"budget.learner_steps": steps, **counted}
+
+
+def as_begun(run: Run, folder: Path) -> Run:
+    """A run on a dataset as it is resumed: how often it is scored, saved and reported is what it was when it began, where that is not asked for.
+
+    These follow from the budget, which a resume may change. Raises UserError for a run.json that cannot be read.
+    """
+    if run.dataset is None or not (folder / "run.json").is_file():
+        return run
+    kind, presets = type(run.algorithm), run.algorithm.presets()
+    preset = presets.get(run.task, presets.get("*", {})).get(run.preset, {})
+    began, data, kept = read_run(folder).to_json(), run.to_json(), {}
+    for path, value in (offline_defaults(kind, {"budget.learner_steps": run.budget.learner_steps}) | preset).items():
+        owner, _, key = path.partition(".")
+        if key in ("every", "report_every") and data[owner][key] == value:
+            kept[path] = began[owner][key]
+    return _filled(data, kept)
 
 
 FINE_TUNING = {"budget.env_steps": 200_000, "evaluations.every": 20_000, "saves.every": 50_000, "saves.report_every": 5_000}
@@ -320,6 +337,8 @@ def _made(
     start: Path | None,
 ) -> Run:
     find_task(task)
+    if start is not None and not kind.online:
+        raise UserError(f"--from goes on by playing, but {kind.name} learns from datasets alone and cannot go on from another run; leave --from out")
     if dataset is None and not kind.online:
         raise UserError(
             f"{kind.name} learns from a dataset, but {task} is a task to play; import episodes with `python -m bigdm_ray.data` and give their folder"
@@ -345,9 +364,11 @@ def _made(
     if begun or dataset is not None or config is None or base.task != task:
         data["start"] = to_json(begun) if begun else None  # another run's --config keeps it for its own --resume
     if dataset is not None and config is None:
-        values = offline_defaults(kind) | values
+        values = offline_defaults(kind, values | typed) | values
     data |= {"preset": name} | ({} if seed is None else {"seed": seed})
     run = _filled(data, values | typed)
+    if dataset is not None:
+        run = dataclasses.replace(run, algorithm=run.algorithm.for_data(dataset.steps, dataset.episodes))
     if start is not None:
         for name in (name for name in kind.fixed if hasattr(run.algorithm, name)):
             mine, theirs = getattr(run.algorithm, name), getattr(base.algorithm, name)

@@ -210,6 +210,8 @@ def test_what_cannot_be_built_is_said():
         built("toy-vector", stochastic=True)
     with pytest.raises(UserError, match=r"multiple of --algorithm\.heads 3"):
         built(heads=3)
+    with pytest.raises(UserError, match=r"--algorithm\.acting-context is 100, but at most --algorithm\.context, which is 20"):
+        Dt(acting_context=100).build({"toy-continuous": find_task("toy-continuous").signature()})
     algorithm, model = built(positions="window", cached=True)
     with pytest.raises(UserError, match=r"--algorithm\.cached"):
         algorithm.policy(model, "sample")

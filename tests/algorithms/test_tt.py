@@ -1,16 +1,19 @@
 """Trajectory Transformer: values, tokens and stop tokens, loss, schedule, memory; and planning does better than its data."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
-from making import episode, small, stored
+from making import dataset_of, episode, small, stored
 
-from bigdm_ray.algorithms.tt import Tt, values_to_go
+from bigdm_ray.algorithms.tt import Tt, beams_of, plan_at, values_to_go
 from bigdm_ray.envs import find_task
 from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.planning.beam import Fan
 from bigdm_ray.replay import Store
+from bigdm_ray.training.config import configure
 from bigdm_ray.training.evaluation import evaluate
 from bigdm_ray.training.learner import Learner
 from bigdm_ray.training.streams import rng
@@ -123,10 +126,19 @@ def test_penalties_and_bins_are_of_the_data(store):
     assert model.bins.decode(torch.tensor([[0, 0, 0, 2, 0, 0]]))[0, 3] == 2, "a choice is its own bin"
 
 
+@pytest.mark.parametrize("penalty", [None, -100.0])
+def test_the_values_that_are_drawn_have_the_penalty_too(store, penalty):
+    algorithm = small(Tt, termination_penalty=penalty, discount=0.5)
+    (column,) = algorithm.annotate(built(algorithm), {"t": store}, 0)["t"].values()
+    end = 0.5 if penalty is None else penalty
+    np.testing.assert_allclose(column, [2 + 3 / 2 + 4 / 4, 3 + 4 / 2, 4, 0, -1 + end / 2, end, 0])
+
+
 def test_only_weights_of_linear_layers_decay():
     model = built(small(Tt))
     (optimizer,) = small(Tt, weight_decay=0.3).optimizers(model).values()
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert all(group["betas"] == (0.9, 0.95) for group in optimizer.param_groups)
     for name, p in model.named_parameters():
         linear = p.ndim > 1 and "embedding" not in name and "table" not in name
         assert decays[id(p)] == (0.3 if linear else 0.0), name
@@ -138,6 +150,25 @@ def test_the_learning_rate_rises_falls_and_stays_at_a_tenth():
     assert factors[0] == 0.1 and factors[9] == 1.0 and factors[10] == 1.0
     assert factors[60] == pytest.approx(0.5) and factors[110:] == [0.1] * 190
     assert Tt(warm_up_steps=0, decay_steps=0).learning_rate_factor(10**6, "adamw") == 1.0
+
+
+def test_the_schedule_is_an_epoch_of_the_datasets_own_windows_and_nineteen_more(tmp_path):
+    """Official: warm-up over the tokens of one epoch, the decay's end after 20; windows begin at any step of an episode but its last."""
+    for steps, episodes, batch, warm_up, decay in (
+        (1_000_000, 2_000, 256, 3_898, 74_070),  # a medium set
+        (400_000, 2_000, 256, 1_555, 29_539),
+        (2_000_000, 2_000, 256, 7_805, 148_289),
+        (1_000_000, 1_000, 128, 7_805, 148_289),  # ant
+        (3, 3, 256, 1, 1),
+    ):
+        found = Tt(batch_size=batch).for_data(steps, episodes)
+        assert (found.warm_up_steps, found.decay_steps) == (warm_up, decay)
+        assert found.learning_rate_factor(warm_up - 1, "adamw") == 1.0 and found.learning_rate_factor(warm_up + decay, "adamw") == 0.1
+    assert Tt(warm_up_steps=7, decay_steps=0).for_data(10_000, 10) == Tt(warm_up_steps=7, decay_steps=0), "what is set stays"
+    assert Tt().learning_rate_factor(3_905, "adamw") == 1.0 and Tt().learning_rate_factor(3_906 + 74_219, "adamw") == 0.1
+    data = dataset_of(tmp_path / "data", "toy-vector", 30)
+    run = configure("tt", str(tmp_path / "data"), ["--algorithm.batch-size", "8"])
+    assert run.algorithm.warm_up_steps == round((data.steps - data.episodes) / 8) and run.algorithm.decay_steps == round(19 * (data.steps - data.episodes) / 8)
 
 
 def test_the_memory_is_the_last_transitions_as_tokens(store, monkeypatch):
@@ -169,6 +200,36 @@ def test_the_memory_is_the_last_transitions_as_tokens(store, monkeypatch):
     assert now.tolist() == model.bins.encode(torch.tensor(seen[3:4]), slice(0, 3)).tolist()
 
 
+@pytest.mark.parametrize("objective", ["reward", "likelihood"])
+def test_a_plan_at_a_step_of_an_episode_is_the_policys_own_there(store, objective):
+    """With the transitions that came before it, as many as the context has, and their rewards."""
+    algorithm = small(Tt, window=4, context=3, bins=50, objective=objective, beams=4, horizon=3)
+    model = built(algorithm)
+    for p in model.net.parameters():
+        torch.nn.init.normal_(p, std=0.4)
+    algorithm.fit(model, {"t": store}, 0)
+    policy, whole = algorithm.policy(model, "plan"), store.episode(0)
+    state, uniforms, own = policy.start(1), np.random.default_rng(0).random((5, 1, 2), np.float32), []
+    policy.watch = own.append
+    for t in range(4):
+        seen = {"": whole.observations[""][t : t + 1].copy()}
+        _, state = policy.act(state, seen, whole.rewards[t - 1 : t].copy() if t else np.zeros(1, np.float32), {}, np.array([t == 0]), uniforms[t])
+        action = torch.tensor([[float(whole.actions[""][t])]])
+        state["past"][0, -1, 3] = model.bins.encode(action, slice(3, 4)).item()  # what was truly done, not what was planned
+    for t in range(4):
+        found = plan_at(model, algorithm, whole, t, uniforms[t, 0])
+        np.testing.assert_array_equal(found.states, own[t].states)
+        np.testing.assert_allclose(found.scores, own[t].scores, rtol=1e-5)
+        alone = plan_at(model, algorithm, dataclasses.replace(whole, **cut(whole, t)), 0, uniforms[t, 0])
+        assert t == 0 or not np.allclose(alone.scores, found.scores), "what came before matters"
+
+
+def cut(episode, first):
+    """The fields of an episode from a step on."""
+    observations = {path: values[first:] for path, values in episode.observations.items()}
+    return {"observations": observations, "actions": {path: values[first:] for path, values in episode.actions.items()}, "rewards": episode.rewards[first:]}
+
+
 def test_rows_of_different_ages_are_planned_together_as_alone(store):
     algorithm = small(Tt, window=4, context=4)
     model = built(algorithm)
@@ -192,10 +253,15 @@ def test_what_does_not_go_together_is_said():
         ({"context": 4, "window": 3}, SIGNATURE, "--algorithm.context is 4"),
         ({"width": 10, "heads": 4}, SIGNATURE, "multiple of --algorithm.heads"),
         ({"bins": 3}, SIGNATURE, "4 choices"),
+        ({"observed": 4}, SIGNATURE, "--algorithm.observed is 4, but an observation has 3 elements"),
+        ({"goal_steps": 5}, SIGNATURE, "--algorithm.goal-steps is 5, but --algorithm.goal none draws no later goal"),
+        ({"goal_steps": 5, "goal": "last"}, SIGNATURE, "--algorithm.goal-steps is 5, but --algorithm.goal last draws no later goal"),
+        ({"objective": "goal", "goal": "last", "horizon": 1}, SIGNATURE, "--algorithm.horizon 1 leads to none"),
         ({}, Signature(SIGNATURE.observations, {"say": Leaf("text", (4,), "uint8")}), "'say' is of kind text"),
     ]:
         with pytest.raises(UserError, match=words):
             Tt(**flags).build({"t": signature})
+    assert built(Tt(observed=3, layers=1)).seen.width == 3
 
 
 def test_presets_are_the_published_settings():
@@ -203,6 +269,13 @@ def test_presets_are_the_published_settings():
     assert known["halfcheetah"]["default"]["algorithm.horizon"] == 5 and known["halfcheetah"]["default"]["algorithm.beams"] == 32
     assert known["walker2d"]["medium-replay"]["algorithm.k_act"] == 40 and known["walker2d"]["medium-replay"]["algorithm.cdf_act"] == 0
     assert all(values["algorithm.termination_penalty"] == -100 for task, named in known.items() if task not in ("*", "four-rooms") for values in named.values())
+    for body in ("hopper", "halfcheetah", "walker2d", "ant"):
+        assert {"default", "medium", "medium-replay", "medium-expert"} <= known[body].keys() and known[body]["default"] == known[body]["medium"]
+    assert known["ant"]["medium"]["budget.learner_steps"] == 390_600 and known["halfcheetah"]["medium-expert"]["algorithm.horizon"] == 15
+    assert known["walker2d"]["medium-expert"]["algorithm.horizon"] == 5 and known["hopper"]["medium-expert"] == known["hopper"]["medium"]
+    for named in known.values():
+        for values in named.values():
+            assert values["evaluations.every"] > values.get("budget.learner_steps", Tt.offline_steps), "scored at the end alone"
     plain = Tt()
     assert (plain.bins, plain.context, plain.horizon, plain.beams * plain.expansions, plain.k_obs, plain.k_act) == (100, 5, 15, 256, 1, 20)
 
@@ -249,6 +322,35 @@ def test_the_goal_is_what_the_episode_reaches_and_what_the_observation_asks_for(
         policy.act(policy.start(2), asked, np.zeros(2, np.float32), {}, np.ones(2, bool), np.full((2, policy.uniforms), 0.5, np.float32))
     for state, goal in (pair for pair in given[1:] if pair[0] is not None):
         assert state.tolist() == goal[:1].expand(2, 2).tolist() and goal[0].tolist() != goal[1].tolist()
+
+
+def test_beams_of_a_search_for_the_goal_end_at_the_goal():
+    model = built(small(Tt, bins=50))
+    tokens = torch.zeros(1, 3, 4, 6, dtype=torch.int64)
+    tokens[0, :, :, 0] = torch.tensor([[7, 1, 7, 2], [7, 3, 50, 7], [5, 5, 5, 5]])
+    goal = torch.tensor([[7, 0, 0]])
+    for sought, last in ((goal, [2, 3, 3]), (None, [3, 3, 3])):
+        (beams,) = beams_of(model, Fan(tokens, torch.zeros(1, 3)), sought)
+        assert [int(np.isfinite(row[:, 1]).nonzero()[0].max()) for row in beams.states] == last, "the state that it stands in does not count"
+        assert np.isnan(beams.states[1, 2, 0]) and np.isnan(beams.states[0, 3]).all() == (sought is not None)
+
+
+@pytest.mark.parametrize("objective", ["goal", "likelihood"])
+def test_a_drawn_plan_ends_where_it_is_at_the_goal_it_was_told(objective, tmp_path, monkeypatch):
+    """Both ways to a drawn plan, that of the picture and that of the video, hand on the goal where it was searched for, and only there."""
+    store, signature = stored(tmp_path, "four-rooms", 3), find_task("four-rooms").signature()
+    algorithm = small(Tt, goal="last", window=3, bins=30, objective=objective)
+    model = algorithm.build({"four-rooms": signature}).eval()
+    drawn(algorithm, model, store, 4)
+    policy, told = algorithm.policy(model, "plan"), []
+    monkeypatch.setattr("bigdm_ray.algorithms.tt.beams_of", lambda model, fan, sought: told.append(sought) or [None])
+    policy.watch = lambda beams: None
+    first = store.episode(0)
+    asked = {path: values[:1].copy() for path, values in first.observations.items()}
+    policy.act(policy.start(1), asked, np.zeros(1, np.float32), {}, np.ones(1, bool), np.full((1, 2), 0.5, np.float32))
+    plan_at(model, algorithm, first, 0, np.full(2, 0.5, np.float32))
+    goal = model.goals({path: torch.from_numpy(values) for path, values in asked.items()}).tolist()
+    assert [None if sought is None else sought.tolist() for sought in told] == ([goal, goal] if objective == "goal" else [None, None])
 
 
 def test_goals_that_cannot_be_told_are_refused():

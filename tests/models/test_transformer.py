@@ -110,6 +110,46 @@ def test_what_does_not_fit_is_said():
         Transformer(10, 1, 3, 8)
 
 
+@torch.no_grad()
+def test_each_dropout_changes_what_comes_out_and_leaves_its_mean():
+    """Embeddings, attention and residuals one at a time, the rest kept; what follows is linear here, so that the mean is that without dropout."""
+    torch.manual_seed(0)
+    x, p, draws = torch.randn(1, 6, 16), 0.25, 4000
+    block = Transformer(16, 1, 2, 8, dropout=p).blocks[0]
+    torch.nn.init.normal_(block.qkv.weight, std=0.3)
+    queries, keys, values = (part.expand(draws, -1, -1, -1) for part in block.eval().project(x, None))
+    look = torch.ones(6, 6, dtype=torch.bool).tril()
+
+    def gathered(mask):
+        return block.attend(queries, keys, values, mask, mask is None)
+
+    still = gathered(None)[0]
+    for mask in (None, look, look.expand(1, 1, 6, 6)):
+        block.train()
+        out = gathered(mask)
+        assert (out[:50] != still).any(-1).all() and (out[0] - out[1]).abs().max() > 1e-3
+        torch.testing.assert_close(out.mean(0), still, atol=0.15, rtol=0)
+        block.eval()
+        torch.testing.assert_close(gathered(mask)[0], still)
+
+    model = Transformer(16, 1, 2, 8, dropout=p)
+    place = torch.arange(6)
+    entered = model.train()._enter(x.expand(draws, -1, -1), place)
+    torch.testing.assert_close(torch.unique((entered / x).round(decimals=3)), torch.tensor([0.0, 1.333]))
+    torch.testing.assert_close(entered.mean(0), x[0], atol=0.15, rtol=0)
+    assert model.eval()._enter(x, place) is x
+
+    block = Transformer(16, 1, 2, 8, dropout=p).blocks[0].train()
+    for name in ("out", "down"):  # what one of the two residuals adds is constant, the other adds nothing
+        for layer in (block.out, block.down):
+            torch.nn.init.zeros_(layer.weight)
+            torch.nn.init.constant_(layer.bias, 3.0 if layer is getattr(block, name) else 0.0)
+        added = block.finish(x.expand(draws, -1, -1), x.expand(draws, -1, -1)) - x
+        assert set(added.round(decimals=3).unique().tolist()) == {0.0, 4.0} and float(added.mean()) == pytest.approx(3.0, abs=0.05)
+        assert (block.eval().finish(x, x) - x).round(decimals=3).unique().tolist() == [3.0]
+        block.train()
+
+
 def test_attention_with_dropout_has_the_gradients_of_the_plain_formula():
     torch.manual_seed(0)
     look = torch.ones(70, 70).tril().bool()

@@ -218,6 +218,20 @@ def test_many_environments_are_planned_as_each_alone(kind, at_once, monkeypatch)
         assert p.act(past[one], state[one], torch.from_numpy(uniforms[one])).tolist() == acted[one].tolist()
 
 
+def test_environments_whose_filters_leave_fewer_sequences_are_planned_beside_others(monkeypatch):
+    monkeypatch.setattr(beam, "BEAMS_ON_CPU", 40)
+    p = planner(network(3, std=0.6), beams=20, horizon=1, k_act=0, cdf_act=0.6)
+    past, state = given(9, 2)
+    together = p.fan(past, state, None)
+    counts = set()
+    for i in range(9):
+        alone = p.fan(past[i : i + 1], state[i : i + 1], None)
+        count = alone.score.shape[1]
+        counts.add(count)
+        assert together.tokens[i, :count].tolist() == alone.tokens[0].tolist() and (together.score[i, count:] == -torch.inf).all()
+    assert len(counts) > 1
+
+
 def test_an_action_without_a_plan_follows_the_distribution_of_its_tokens():
     p = planner(network(4))
     past, state = given(1, 2)
@@ -268,6 +282,21 @@ def test_the_encoder_in_pieces_is_the_forward_pass(m):
     for j in range(ACTED + 1):
         encoder.step(trunk, encoder.placed(tokens[:, j], SEEN + j, places + SEEN + j))
         torch.testing.assert_close(trunk.last, want[:, places + SEEN + j], atol=1e-5, rtol=1e-4)
+
+
+def test_another_network_is_not_planned_with_as_if_it_were_this_one():
+    for change in (
+        lambda net: setattr(net.transformer.blocks[1], "activation", torch.nn.GELU("tanh")),
+        lambda net: setattr(net.transformer.blocks[0], "activation", torch.nn.ReLU()),
+        lambda net: setattr(net.transformer.blocks[1], "norm2", torch.nn.RMSNorm(16)),
+        lambda net: setattr(net.transformer, "rotary", True),
+        lambda net: setattr(net.transformer, "table", None),
+    ):
+        net = network()
+        Encoder(net)
+        change(net)
+        with pytest.raises(AssertionError):
+            Encoder(net)
 
 
 def test_filters_keep_what_their_rules_say():
@@ -384,3 +413,21 @@ def test_open_loop_predictions_are_those_of_full_forward_passes(m):
             for _ in range(2 + SEEN):
                 sequence.append(int(logits_after(net, sequence, searcher.search.context)[:-1].argmax()))
             assert states[i, t].tolist() == sequence[-SEEN:]
+
+
+@pytest.mark.parametrize("goal", [0, SEEN])
+def test_open_loop_predictions_of_many_are_made_some_at_a_time_and_equal(goal, monkeypatch):
+    torch.manual_seed(1)
+    net = TrajectoryTransformer([0] * DIMS, BINS, 4, 16, 2, 2, goal=goal).eval().requires_grad_(False)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    searcher = planner(net)
+    past, state = given(7, 1)
+    actions = torch.randint(0, 3, (7, 3, ACTED), generator=torch.Generator().manual_seed(1))
+    goals = torch.randint(0, BINS, (7, SEEN), generator=torch.Generator().manual_seed(2)) if goal else None
+    whole = searcher.follow(past, state, actions, goals)
+    at_once = []
+    searcher.encoder.trunk = lambda past, *rest, was=searcher.encoder.trunk: at_once.append(len(past)) or was(past, *rest)
+    monkeypatch.setattr(beam, "BEAMS_ON_CPU", 3)
+    assert searcher.follow(past, state, actions, goals).tolist() == whole.tolist()
+    assert max(at_once) == 3 and at_once[-1] == 1

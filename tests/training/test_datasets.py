@@ -9,13 +9,15 @@ from making import dataset_of
 
 from bigdm_ray.doors import door
 from bigdm_ray.errors import UserError
-from bigdm_ray.run import default_folder, main
+from bigdm_ray.run import default_folder, main, train
+from bigdm_ray.training.checkpoint import saved
 from bigdm_ray.training.config import configure, premature, read_run
 from bigdm_ray.training.loop import train_local
 from bigdm_ray.training.params import Weights
 
-FLAGS = "--algorithm.hidden 16,16 --algorithm.batch-size 16 --evaluations.episodes 3 --evaluations.final-episodes 3 --evaluations.every 40 --saves.every 30"
-FLAGS += " --saves.report-every 10"
+SMALL = "--algorithm.hidden 16,16 --algorithm.batch-size 16 --evaluations.episodes 3 --evaluations.final-episodes 3"
+FLAGS = SMALL + " --evaluations.every 40 --saves.every 30 --saves.report-every 10"
+COUNTED_BEFORE = " --evaluations.every 5000 --saves.every 5000 --saves.report-every 250"
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,47 @@ def test_the_same_dataset_may_lie_elsewhere_at_a_resume(dataset, tmp_path):
     shutil.copytree(dataset.folder, moved)
     run = configure("bc", str(moved), [*FLAGS.split(), "--budget.learner-steps", "60"])
     assert train_local(run, tmp_path / "run", resume=True)["learner_steps"] == 60
+
+
+COUNTED = ("evaluations.every", "saves.every", "saves.report_every")
+
+
+def counted(run):
+    return [getattr(getattr(run, owner), name) for owner, name in (path.split(".") for path in COUNTED)]
+
+
+def test_scores_saves_and_reports_are_shares_of_the_budget_that_the_run_has(dataset, tmp_path):
+    assert counted(configure("bc", str(dataset.folder))) == [5_000, 5_000, 250]
+    assert counted(configure("bc", str(dataset.folder), ["--budget.learner-steps", "300"])) == [60, 60, 3]
+    assert counted(configure("bc", str(dataset.folder), ["--budget.learner-steps", "none"])) == [5_000, 5_000, 250]
+    assert counted(configure("bc", str(dataset.folder), ["--budget.learner-steps", "300", "--saves.every", "7"])) == [60, 7, 3]
+    rooms = dataset_of(tmp_path / "rooms", "four-rooms", 5)
+    assert counted(configure("tt", str(rooms.folder)))[1:] == [800, 40], "the preset's budget"
+    begun = tmp_path / "run.json"
+    begun.write_text(json.dumps(configure("bc", str(dataset.folder), ["--budget.learner-steps", "300"]).to_json()))
+    assert counted(configure("bc", str(dataset.folder), ["--config", str(begun), "--budget.learner-steps", "500"])) == [60, 60, 3]
+
+
+def test_a_short_run_leaves_checkpoints_and_metrics_on_its_way(dataset, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def strike(report):
+        if report["time/learner_steps"] >= 70:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_local(run_of(dataset, flags=SMALL), tmp_path / "run", listeners=[strike])
+    assert [path.name for path in saved(tmp_path / "run" / "checkpoints")] and len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) >= 70
+
+
+@pytest.mark.parametrize("began", [COUNTED_BEFORE, ""])
+def test_a_resume_with_more_budget_scores_saves_and_reports_as_the_run_began(began, dataset, tmp_path):
+    """Those that are named, and those of a run that began when they did not follow from the budget."""
+    train(run_of(dataset, steps=40, flags=SMALL + began), tmp_path / "run", local=True)
+    assert train(run_of(dataset, steps=60, flags=SMALL), tmp_path / "run", resume=True, local=True)["learner_steps"] == 60
+    with pytest.raises(UserError, match="holds another run"):
+        train(run_of(dataset, steps=80, flags=SMALL + " --saves.every 3"), tmp_path / "run", resume=True, local=True)
 
 
 @pytest.mark.parametrize(
