@@ -67,6 +67,7 @@ def score(loaded: Loaded, asked: Asked) -> dict[str, Any]:
         "cached": asked.cached if asked.cached is not None else isinstance(loaded.run.algorithm, Dt) and loaded.run.algorithm.cached,
         "command": command,
         **result.summary(loaded.task),
+        **result.latency(),
         "episodes_discarded": asked.episodes - len(result.returns),
         "returns": result.returns.tolist(),
         "lengths": result.lengths.tolist(),
@@ -90,6 +91,7 @@ def table(report: dict[str, Any]) -> str:
         "return min, max": f"{report['return_min']:,.2f}, {report['return_max']:,.2f}",
         "length mean": f"{report['length_mean']:,.1f}",
         "normalised score": "none for this task" if normalized is None else f"{normalized:.1f}",
+        "latency p50, p99": f"{report['act_p50_ms']:,.3g}, {report['act_p99_ms']:,.3g} ms an action ({report['acted_together']:,.0f} together, on average)",
     }
     title = f"{report['algorithm']} on {report['task']}, preset {report['preset']}, seed {report['run_seed']}"
     return "\n".join([title, *(f"  {name:<18}{value}" for name, value in rows.items())])

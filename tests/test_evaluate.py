@@ -63,6 +63,8 @@ def test_scores_are_those_of_the_evaluation_with_the_runs_command(folder, capsys
     assert report["command"] == json.loads((folder / "weights" / "last.json").read_text())["command"]
     assert report["version"] == list(loaded.version) and report["weights"] == "last"
     assert report["versions"]["numpy"] == np.__version__
+    assert 0 < report["act_p50_ms"] <= report["act_p99_ms"] and 1 <= report["acted_together"] <= 7
+    assert f"latency p50, p99  {report['act_p50_ms']:.3g}, {report['act_p99_ms']:.3g} ms an action" in printed
     for name, value in (("return mean", report["return_mean"]), ("return std", report["return_std"])):
         assert any(line.split() == [*name.split(), f"{value:,.2f}"] for line in printed.splitlines())
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
 
-from bigdm_ray.algorithms.base import Columns, Mode, Policy
+from bigdm_ray.algorithms.base import Columns, Mode, Policy, State
 from bigdm_ray.envs.task import Task, find_task
 from bigdm_ray.envs.vector import VectorEnv
 from bigdm_ray.errors import RunFailed
@@ -28,6 +29,8 @@ class Score:
     returns: np.ndarray  # [n] float64
     lengths: np.ndarray  # [n] int64
     command: dict[str, float]
+    seconds: np.ndarray = field(default_factory=lambda: np.zeros(0))  # [calls] float64, the policy's time for each call
+    acted: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [calls] int64, the rows that it acted for
 
     def summary(self, task: Task) -> dict[str, float | int | None]:
         """Mean, standard deviation (of the episodes), 95 % interval of the mean, and the normalised score."""
@@ -44,6 +47,54 @@ class Score:
             "return_episodes": len(self.returns),
             "normalized_score": task.normalized_score(mean),
         }
+
+    def latency(self) -> dict[str, float]:
+        """Milliseconds of the policy for an action, environments left out: median and 99th percentile over all actions, and how many acted together.
+
+        Rows act in one call; an action's time is the call's divided by its rows. Empty where nothing was timed. Names of times end in `_ms`: they differ
+        between equal runs.
+        """
+        if not len(self.seconds):
+            return {}
+        each = 1000 * self.seconds / self.acted
+        order = np.argsort(each)
+        below = np.cumsum(self.acted[order])
+        p50, p99 = (float(each[order][np.searchsorted(below, share * below[-1])]) for share in (0.5, 0.99))
+        return {"act_p50_ms": p50, "act_p99_ms": p99, "acted_together": float(self.acted.mean())}
+
+
+class Timed(Policy):
+    """A policy, and how long its calls took."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.uniforms = policy.uniforms
+        self.seconds: list[float] = []
+        self.acted: list[int] = []
+
+    def start(self, n: int) -> State:
+        """See Policy."""
+        return self._policy.start(n)
+
+    def act(
+        self,
+        state: State,
+        observations: dict[str, np.ndarray],
+        rewards: np.ndarray,
+        commands: Columns,
+        first: np.ndarray,
+        uniforms: np.ndarray,
+    ) -> tuple[dict[str, np.ndarray], State]:
+        """See Policy."""
+        began = time.perf_counter()
+        answer = self._policy.act(state, observations, rewards, commands, first, uniforms)
+        self.seconds.append(time.perf_counter() - began)
+        self.acted.append(len(first))
+        return answer
+
+    def after(self, commands: Columns, rewards: np.ndarray, max_return: float | None) -> Columns:
+        """See Policy."""
+        return self._policy.after(commands, rewards, max_return)
 
 
 class Evaluator:
@@ -83,11 +134,12 @@ def evaluate(policy: Policy, task: Task, command: dict[str, float], episodes: in
 
     `env`, where given, are reference environments to use again; they are seeded anew and left open. Raises RunFailed where no episode ends well.
     """
-    played = play(policy, task, constant(command, episodes), episodes, seed, purpose, round, env)
+    timed = Timed(policy)
+    played = play(timed, task, constant(command, episodes), episodes, seed, purpose, round, env)
     if not played.episodes:
         raise RunFailed(f"no evaluation episode of {task.name} could be played to its end: {played.problems[0]}")
     returns = np.array([e.total_return for e in played.episodes])
-    return Score(returns, np.array([e.length for e in played.episodes]), command)
+    return Score(returns, np.array([e.length for e in played.episodes]), command, np.array(timed.seconds), np.array(timed.acted, np.int64))
 
 
 def play(policy: Policy, task: Task, commands: Columns, episodes: int, seed: int, purpose: str, round: int, env: VectorEnv | None = None) -> Played:
