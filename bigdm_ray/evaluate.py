@@ -37,6 +37,7 @@ from bigdm_ray.formats.progress import Progress
 from bigdm_ray.settings import setting
 from bigdm_ray.training.acting import command_of, policy_of, report_head, run_as
 from bigdm_ray.training.evaluation import ROWS, constant, evaluate_in_parts, joined, parts_of
+from bigdm_ray.training.learner import pick_device
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.rollout import Origin, rollout
 from bigdm_ray.training.run_folder import Loaded, load, versions, write_json
@@ -61,6 +62,7 @@ class Asked:
         None, f"episodes that are played together, in one batch; default: {ROWS}, where the mode is plan {PLANNED_ROWS}", low=1, high=10_000
     )
     actors: int = setting(1, "actors of Ray that play; 1 plays in this process, without Ray; the returns are the same", low=1, high=10_000)
+    device: str = setting("cpu", "where the policy acts: auto (the first GPU where there is one), cpu, cuda or cuda:N; actors act on CPUs")
     address: str = setting("local", "Ray cluster to join for --actors; `local` starts one on this machine")
     desired_return: float | None = setting(None, "return to ask for; default: what the run's own evaluation asked for", low=-1e9, high=1e9)
     desired_horizon: float | None = setting(None, "steps to ask for; default: what the run's own evaluation asked for", low=1, high=1e9)
@@ -72,6 +74,10 @@ class Asked:
 
 def score(loaded: Loaded, asked: Asked) -> dict[str, Any]:
     """Play the episodes; the content of evaluation.json. Raises UserError, RunFailed where no episode ends well, and KeyboardInterrupt where none has ended."""
+    if asked.actors > 1 and asked.device != "cpu":
+        raise UserError(f"--device is {asked.device!r}, but actors act on CPUs; leave --actors out, or --device")
+    device = pick_device(asked.device)
+    loaded.model.to(device)
     policy, mode = policy_of(loaded, asked.mode, asked.cached)
     command = command_of(loaded, asked.desired_return, asked.desired_horizon)
     seed = loaded.run.seed if asked.seed is None else asked.seed
@@ -104,6 +110,7 @@ def score(loaded: Loaded, asked: Asked) -> dict[str, Any]:
         "episodes_asked": episodes,
         "episodes_discarded": result.discarded,
         "rows": max(parts),
+        "device": str(device),
         "returns": result.returns.tolist(),
         "lengths": result.lengths.tolist(),
         "versions": versions(),

@@ -64,6 +64,7 @@ def test_scores_are_those_of_the_evaluation_with_the_runs_command(folder, capsys
     assert report["command"] == json.loads((folder / "weights" / "last.json").read_text())["command"]
     assert report["version"] == list(loaded.version) and report["weights"] == "last"
     assert report["versions"]["numpy"] == np.__version__
+    assert report["device"] == "cpu" and report["rows"] == 7 and not report["partial"]
     assert 0 < report["act_p50_ms"] <= report["act_p99_ms"] and 1 <= report["acted_together"] <= 7
     assert f"latency p50, p99  {report['act_p50_ms']:.3g}, {report['act_p99_ms']:.3g} ms an action" in printed
     for name, value in (("return mean", report["return_mean"]), ("return std", report["return_std"])):
@@ -203,6 +204,8 @@ def test_discarded_episodes_are_counted(folder):
         (["--mode", "smaple"], ["'smaple'", "'sample'"]),
         (["--mode", "plan"], ["udrl has no planner"]),
         (["--seed", "-1"], ["--seed is -1"]),
+        (["--device", "gpu"], ["--device is 'gpu'", "auto, cpu, cuda or cuda:N"]),
+        (["--device", "auto", "--actors", "2"], ["--device is 'auto'", "actors act on CPUs"]),
         (["--rows", "0"], ["--rows is 0", "at least 1"]),
         (["--actors", "0"], ["--actors is 0", "at least 1"]),
         (["--epsodes", "3"], ["'--epsodes'", "'--episodes'"]),
