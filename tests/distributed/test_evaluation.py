@@ -56,17 +56,18 @@ def test_any_number_of_actors_scores_as_one_process_does(trained: Path, session:
 
 
 def test_the_parts_of_actors_that_die_are_played_again(trained: Path, session: None) -> None:
-    loaded, killed = load(trained), []
+    loaded, ended, killed = load(trained), [], []
     weights = Weights.load(RunFolder(trained).weights("last"))
     arguments = (loaded.run, weights, loaded.command, [3] * 6, "evaluate", 2, "local")
 
-    def kill_both(episodes: int) -> None:
-        if not killed:
-            killed.extend(kill_one("EvaluatorActor") for _ in range(2))
+    def kill_some(episodes: int) -> None:
+        ended.append(episodes)
+        if len(ended) in (1, 4):
+            killed.append(kill_one("EvaluatorActor"))
 
     whole = evaluate_in_parts(loaded.policy(), loaded.task, loaded.command, [3] * 6, loaded.run.seed, "evaluate")
-    again = evaluate_on_actors(*arguments, kill_both)
-    assert killed == [True, True]
+    again = evaluate_on_actors(*arguments, kill_some)
+    assert killed == [True, True] and ended == [3] * 6
     assert [value for part in again for value in part.returns] == whole.returns.tolist()
     assert [len(part.returns) for part in again] == [3] * 6
 
