@@ -3,15 +3,20 @@
     python -m bigdm_ray.evaluate runs/udrl-lunarlander-1                         100 episodes, commanded as the run's own evaluation
     python -m bigdm_ray.evaluate runs/udrl-lunarlander-1 --desired-return 100    ask for another return
     python -m bigdm_ray.evaluate runs/udrl-lunarlander-1 --weights best --video
+    python -m bigdm_ray.evaluate runs/tt-hopper-medium-1 --mode plan --actors 8 --rows 1      on 8 actors of Ray
 
 Episodes are played on gymnasium's environments, with random streams that neither training nor the run's own evaluations
-use; the same seed gives the same returns. Prints a table and leaves FOLDER/evaluation.json, with --video FOLDER/video.mp4. Frames show the
+use; the same seed gives the same returns. They are cut into parts of --rows episodes, which act together in one batch; actors
+play a part each, and their number does not show in the returns. Ctrl-C leaves a report of the episodes that have ended, which says so.
+
+Prints a table and leaves FOLDER/evaluation.json, with --video FOLDER/video.mp4. Frames show the
 plan that led to them, where mode `plan` searches for one and the task can say where a state is in its pictures (four-rooms can, MuJoCo's cannot).
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import itertools
 import sys
@@ -28,15 +33,20 @@ from bigdm_ray.doors import Parser, door
 from bigdm_ray.envs.task import Task
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.behaviour import OWN_OR_MODES
+from bigdm_ray.formats.progress import Progress
 from bigdm_ray.settings import setting
-from bigdm_ray.training.acting import command_of, policy_of, report_head
-from bigdm_ray.training.evaluation import constant, evaluate
+from bigdm_ray.training.acting import command_of, policy_of, report_head, run_as
+from bigdm_ray.training.evaluation import ROWS, constant, evaluate_in_parts, joined, parts_of
+from bigdm_ray.training.learner import pick_device
+from bigdm_ray.training.params import Weights
 from bigdm_ray.training.rollout import Origin, rollout
 from bigdm_ray.training.run_folder import Loaded, load, versions, write_json
 from bigdm_ray.training.streams import derived_seed, rng
 
 SCHEMA_VERSION = 1
 VIDEO_EPISODES = 3
+PLANNED_ROWS = 8
+"""Episodes that plan together: a larger batch is hardly cheaper, and a part is what an actor plays."""
 FAINT, BOLD = (150, 150, 160), (190, 20, 120)
 """Colours of a plan's beams in a video, and of the plan."""
 
@@ -45,7 +55,15 @@ FAINT, BOLD = (150, 150, 160), (190, 20, 120)
 class Asked:
     """The flags. None stands for what the run itself has used."""
 
-    episodes: int = setting(100, "episodes to play", low=1, high=1_000_000)
+    episodes: int | None = setting(
+        None, "episodes to play; default: 100, where the mode is plan as many as in the run's own final evaluation", low=1, high=1_000_000
+    )
+    rows: int | None = setting(
+        None, f"episodes that are played together, in one batch; default: {ROWS}, where the mode is plan {PLANNED_ROWS}", low=1, high=10_000
+    )
+    actors: int = setting(1, "actors of Ray that play; 1 plays in this process, without Ray; the returns are the same", low=1, high=10_000)
+    device: str = setting("cpu", "where the policy acts: auto (the first GPU where there is one), cpu, cuda or cuda:N; actors act on CPUs")
+    address: str = setting("local", "Ray cluster to join for --actors; `local` starts one on this machine")
     desired_return: float | None = setting(None, "return to ask for; default: what the run's own evaluation asked for", low=-1e9, high=1e9)
     desired_horizon: float | None = setting(None, "steps to ask for; default: what the run's own evaluation asked for", low=1, high=1e9)
     mode: str = setting("own", "how the policy acts; own: as in the run's own evaluations", choices=OWN_OR_MODES)
@@ -55,19 +73,44 @@ class Asked:
 
 
 def score(loaded: Loaded, asked: Asked) -> dict[str, Any]:
-    """Play the episodes; the content of evaluation.json. Raises UserError, and RunFailed where no episode ends well."""
+    """Play the episodes; the content of evaluation.json. Raises UserError, RunFailed where no episode ends well, and KeyboardInterrupt where none has ended."""
+    if asked.actors > 1 and asked.device != "cpu":
+        raise UserError(f"--device is {asked.device!r}, but actors act on CPUs; leave --actors out, or --device")
+    device = pick_device(asked.device)
+    loaded.model.to(device)
     policy, mode = policy_of(loaded, asked.mode, asked.cached)
     command = command_of(loaded, asked.desired_return, asked.desired_horizon)
     seed = loaded.run.seed if asked.seed is None else asked.seed
-    print(f"playing {asked.episodes:,} episodes of {loaded.run.task}", file=sys.stderr)
-    result = evaluate(policy, loaded.task, command, asked.episodes, seed, "evaluate", 0)
+    planned = mode == "plan"
+    episodes = asked.episodes or (loaded.run.evaluations.final_episodes if planned else 100)
+    parts = parts_of(episodes, asked.rows or (PLANNED_ROWS if planned else ROWS))
+    print(f"playing {episodes:,} episodes of {loaded.run.task}", file=sys.stderr)
+    if len(parts) < asked.actors:
+        print(f"note: there are {len(parts)} parts of at most {max(parts)} episodes, for as many actors; a smaller --rows makes more", file=sys.stderr)
+    with Progress(loaded.run.task, episodes, units="episodes") as bar:
+        bar.advance(0)
+        if asked.actors == 1:
+            result = evaluate_in_parts(policy, loaded.task, command, parts, seed, "evaluate", bar.advance)
+        else:
+            from bigdm_ray.distributed.evaluation import evaluate_on_actors
+
+            run = dataclasses.replace(run_as(loaded, asked.mode, asked.cached), seed=seed)
+            weights = Weights.of(loaded.model, loaded.version)
+            scores = evaluate_on_actors(run, weights, command, parts, "evaluate", asked.actors, asked.address, bar.advance)
+            result = joined(scores, command, len(scores) < len(parts)).whole(loaded.task)
     return {
         "schema_version": SCHEMA_VERSION,
         **report_head(loaded, asked.weights, mode, seed),
         "cached": asked.cached if asked.cached is not None else isinstance(loaded.run.algorithm, Dt) and loaded.run.algorithm.cached,
         "command": command,
         **result.summary(loaded.task),
-        "episodes_discarded": asked.episodes - len(result.returns),
+        **result.latency(),
+        "partial": result.stopped,
+        "episodes": len(result.returns),
+        "episodes_asked": episodes,
+        "episodes_discarded": result.discarded,
+        "rows": max(parts),
+        "device": str(device),
         "returns": result.returns.tolist(),
         "lengths": result.lengths.tolist(),
         "versions": versions(),
@@ -78,18 +121,20 @@ def table(report: dict[str, Any]) -> str:
     """The report for a terminal."""
     command = ", ".join(f"{name.replace('_', ' ')} {value:,.1f}" for name, value in report["command"].items())
     normalized = report["normalized_score"]
+    asked = f" of {report['episodes_asked']:,}: stopped before the others had ended" if report["partial"] else ""
     discarded = f", {report['episodes_discarded']} more discarded" if report["episodes_discarded"] else ""
     rows = {
         "weights": f"{report['weights']}, learner step {report['version'][1]:,} of incarnation {report['version'][0]}",
         "command": command or "none",
         "actions": f"{report['mode']}{', cached' if report['cached'] else ''}, seed {report['seed']}",
-        "episodes": f"{report['return_episodes']:,}{discarded}",
+        "episodes": f"{report['episodes']:,}{asked}{discarded}",
         "return mean": f"{report['return_mean']:,.2f}",
         "95 % interval": f"{report['return_low']:,.2f} to {report['return_high']:,.2f}",
         "return std": f"{report['return_std']:,.2f}",
         "return min, max": f"{report['return_min']:,.2f}, {report['return_max']:,.2f}",
         "length mean": f"{report['length_mean']:,.1f}",
         "normalised score": "none for this task" if normalized is None else f"{normalized:.1f}",
+        "latency p50, p99": f"{report['act_p50_ms']:,.3g}, {report['act_p99_ms']:,.3g} ms an action ({report['acted_together']:,.0f} together, on average)",
     }
     title = f"{report['algorithm']} on {report['task']}, preset {report['preset']}, seed {report['run_seed']}"
     return "\n".join([title, *(f"  {name:<18}{value}" for name, value in rows.items())])
@@ -200,12 +245,12 @@ def main(arguments: list[str]) -> int:
     loaded = load(given.folder, asked.weights)
     report = score(loaded, asked)
     print(table(report))
-    if given.video:
+    if given.video and not report["partial"]:
         report["video_returns"] = record(loaded, report, given.folder / "video.mp4")
         print(f"video: {given.folder / 'video.mp4'}, returns {', '.join(f'{value:,.1f}' for value in report['video_returns'])}")
     write_json(given.folder / "evaluation.json", report)
     print(f"evaluation: {given.folder / 'evaluation.json'}")
-    return 0
+    return 130 if report["partial"] else 0
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def import_trajectory(given: argparse.Namespace, found: trajectory_transformer.F
     weights = Weights((0, 1), found.arrays | {"bins.edges": trajectory_transformer.edges(thresholds)})
     weights.into(model)
     publish_run(given.folder, run, weights, {})
-    print(f"{given.folder}: width {found.width}, {found.layers} layers, {heads} heads; score it with: python -m bigdm_ray.evaluate {given.folder}")
+    print(f"{given.folder}: width {found.width}, {found.layers} layers, {heads} heads; score it with: python -m bigdm_ray.evaluate {given.folder} --episodes 1")
     return 0
 
 

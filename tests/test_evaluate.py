@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import importlib
+import io
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.evaluate import BOLD, FAINT, Asked, drawn_into, film, main, record, score, table
 from bigdm_ray.training.acting import command_of
 from bigdm_ray.training.config import configure
-from bigdm_ray.training.evaluation import evaluate
+from bigdm_ray.training.evaluation import Timed, evaluate, evaluate_in_parts
 from bigdm_ray.training.loop import train_local
 from bigdm_ray.training.run_folder import load, write_json
 
@@ -63,8 +64,90 @@ def test_scores_are_those_of_the_evaluation_with_the_runs_command(folder, capsys
     assert report["command"] == json.loads((folder / "weights" / "last.json").read_text())["command"]
     assert report["version"] == list(loaded.version) and report["weights"] == "last"
     assert report["versions"]["numpy"] == np.__version__
+    assert report["device"] == "cpu" and report["rows"] == 7 and not report["partial"]
+    assert 0 < report["act_p50_ms"] <= report["act_p99_ms"] and 1 <= report["acted_together"] <= 7
+    assert f"latency p50, p99  {report['act_p50_ms']:.3g}, {report['act_p99_ms']:.3g} ms an action" in printed
     for name, value in (("return mean", report["return_mean"]), ("return std", report["return_std"])):
         assert any(line.split() == [*name.split(), f"{value:,.2f}"] for line in printed.splitlines())
+
+
+def test_parts_are_rollouts_of_their_own(folder):
+    """So it does not matter who plays them; what a report of several parts says is the sum of them."""
+    loaded = load(folder)
+    report = score(loaded, Asked(episodes=8, rows=3))
+    parts = [evaluate(loaded.policy("sample"), loaded.task, loaded.command, count, 3, "evaluate", number) for number, count in enumerate((3, 3, 2))]
+    assert report["returns"] == [value for part in parts for value in part.returns]
+    assert report["lengths"] == [value for part in parts for value in part.lengths]
+    assert report["rows"] == 3 and report["acted_together"] == pytest.approx(np.concatenate([part.acted for part in parts]).mean())
+
+
+def test_a_planned_run_is_scored_with_as_many_episodes_as_its_own_evaluations(planned, monkeypatch):
+    asked = []
+    monkeypatch.setattr("bigdm_ray.evaluate.evaluate_in_parts", lambda *arguments: asked.append(arguments[3]) or evaluate_in_parts(*arguments))
+    for flags in (Asked(mode="plan"), Asked(mode="mean", episodes=1), Asked(mode="mean")):
+        score(load(planned), flags)
+    assert asked == [[1], [1], [50, 50]]
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """A Trajectory Transformer that plans, of four-rooms, whose own evaluations end with one episode."""
+    from making import dataset_of
+
+    home = tmp_path_factory.mktemp("planned")
+    dataset_of(home / "data", "four-rooms", 5)
+    flags = (
+        "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 2 --algorithm.context 2 --budget.learner-steps 1 --algorithm.bins 8 "
+    )
+    flags += "--algorithm.goal later --algorithm.objective reward --algorithm.horizon 3 --algorithm.beams 2 --algorithm.stop false --evaluations.mode mean "
+    flags += "--evaluations.final-episodes 1"
+    train_local(configure("tt", str(home / "data"), flags.split()), home / "run")
+    return home / "run"
+
+
+def stop_at(monkeypatch, call):
+    """Ctrl-C in the middle of the policy's call of this number."""
+    plain, calls = Timed.act, []
+
+    def act(self, *arguments):
+        calls.append(0)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(Timed, "act", act)
+
+
+def test_ctrl_c_reports_the_episodes_that_have_ended(folder, capsys, monkeypatch):
+    whole = score(load(folder), Asked(episodes=30, rows=10))
+    steps = max(whole["lengths"][:10]) + max(whole["lengths"][10:20])
+    stop_at(monkeypatch, steps)  # the last step of the second part
+    assert door(main, [str(folder), "--episodes", "30", "--rows", "10", "--video"]) == 130
+    report, said = written(folder), capsys.readouterr()
+    assert report["partial"] and report["episodes"] == len(report["returns"]) and report["episodes_asked"] == 30
+    assert 10 < report["episodes"] < 20 and report["episodes_discarded"] == 0
+    longest = max(whole["lengths"][10:20])
+    ended = [whole["returns"][k] for k in range(20) if k < 10 or whole["lengths"][k] < longest]
+    assert report["returns"] == ended
+    assert f"{report['episodes']} of 30: stopped before" in said.out
+    assert not (folder / "video.mp4").exists() and not whole["partial"]
+
+
+@pytest.mark.parametrize("rows", ["2", "10"])
+def test_ctrl_c_before_an_episode_has_ended_leaves_no_report(folder, capsys, monkeypatch, rows):
+    stop_at(monkeypatch, 2)
+    assert door(main, [str(folder), "--episodes", "10", "--rows", rows]) == 130
+    assert capsys.readouterr().err.endswith("stopped\n")
+    assert not (folder / "evaluation.json").exists()
+
+
+def test_a_terminal_shows_how_many_episodes_have_ended(folder, monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", stream)
+    score(load(folder), Asked(episodes=6, rows=4))
+    shown = stream.getvalue().split("\r")
+    assert "0 of 6 episodes" in shown[1] and "6 of 6 episodes" in shown[-1]
 
 
 def test_seed_and_command_decide_the_returns(folder):
@@ -121,6 +204,10 @@ def test_discarded_episodes_are_counted(folder):
         (["--mode", "smaple"], ["'smaple'", "'sample'"]),
         (["--mode", "plan"], ["udrl has no planner"]),
         (["--seed", "-1"], ["--seed is -1"]),
+        (["--device", "gpu"], ["--device is 'gpu'", "auto, cpu, cuda or cuda:N"]),
+        (["--device", "auto", "--actors", "2"], ["--device is 'auto'", "actors act on CPUs"]),
+        (["--rows", "0"], ["--rows is 0", "at least 1"]),
+        (["--actors", "0"], ["--actors is 0", "at least 1"]),
         (["--epsodes", "3"], ["'--epsodes'", "'--episodes'"]),
     ],
 )
@@ -191,21 +278,12 @@ def test_lines_are_drawn_into_a_frame_the_plan_above_the_others():
     assert (out[[4, 6], 6:] == 9).all() and (out[12:] == 9).all()
 
 
-def test_a_video_of_plans_shows_them(tmp_path, monkeypatch):
-    from making import dataset_of
-
-    dataset_of(tmp_path / "data", "four-rooms", 5)
-    flags = (
-        "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 2 --algorithm.context 2 --budget.learner-steps 1 --algorithm.bins 8 "
-    )
-    flags += "--algorithm.goal later --algorithm.objective reward --algorithm.horizon 3 --algorithm.beams 2 --algorithm.stop false --evaluations.mode mean "
-    flags += "--evaluations.final-episodes 1"
-    train_local(configure("tt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
+def test_a_video_of_plans_shows_them(planned, tmp_path, monkeypatch):
     shown, frames = {}, []
     monkeypatch.setattr("bigdm_ray.evaluate.film", lambda path, fps: contextlib.nullcontext(frames.append))
     for mode in ("mean", "plan"):
         frames.clear()
-        record(load(tmp_path / "run"), {"mode": mode, "cached": False, "seed": 1, "command": {}}, tmp_path / "video.mp4", 1)
+        record(load(planned), {"mode": mode, "cached": False, "seed": 1, "command": {}}, tmp_path / "video.mp4", 1)
         shown[mode] = [(frame == BOLD).all(-1).any() for frame in frames]
     assert len(shown["plan"]) > 5 and all(shown["plan"]) and not any(shown["mean"])
 

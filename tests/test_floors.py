@@ -165,7 +165,9 @@ def test_a_local_run_never_imports_ray(tmp_path):
         "--algorithm.n-updates-per-iter 2 --evaluations.every 100 --evaluations.episodes 2 --evaluations.final-episodes 2 --saves.every 100'\n"
         "assert main(['udrl', 'toy-vector', *flags.split()]) == 0"
     )
+    code += "\nfrom bigdm_ray.evaluate import main\nassert main(['run', '--episodes', '2']) == 0"
     held = modules_after(code, tmp_path)
     assert "ray" not in held
     assert "torch" in held, "nothing was trained"
+    assert (tmp_path / "run" / "evaluation.json").is_file()
     assert (tmp_path / "run" / "summary.json").is_file()

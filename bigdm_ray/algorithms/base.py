@@ -9,6 +9,7 @@ fields are its hyperparameters, in one file of this folder, with `ALGORITHM = Th
 from __future__ import annotations
 
 import importlib
+import itertools
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -115,10 +116,16 @@ class Policy(ABC):
         return out
 
 
-class Memoryless(Policy):
-    """Acts on the observation alone: `choose` makes actions by leaf, of observations by leaf `[n, ...]` and uniforms `[n, k]`."""
+def device_of(model: nn.Module) -> torch.device:
+    """Where a module's arrays are. A policy stays where its model was when it was made."""
+    return next(itertools.chain(model.parameters(), model.buffers())).device
 
-    def __init__(self, choose: Callable[[dict[str, Tensor], Tensor], dict[str, Tensor]], uniforms: int) -> None:
+
+class Memoryless(Policy):
+    """Acts on the observation alone: `choose` makes actions by leaf, of observations by leaf `[n, ...]` and uniforms `[n, k]`, where `model` is."""
+
+    def __init__(self, model: nn.Module, choose: Callable[[dict[str, Tensor], Tensor], dict[str, Tensor]], uniforms: int) -> None:
+        self._device = device_of(model)
         self._choose = choose
         self.uniforms = uniforms
 
@@ -137,8 +144,9 @@ class Memoryless(Policy):
         uniforms: np.ndarray,
     ) -> tuple[dict[str, np.ndarray], State]:
         """See Policy."""
-        actions = self._choose({path: torch.from_numpy(values) for path, values in observations.items()}, torch.from_numpy(uniforms))
-        return {path: values.numpy() for path, values in actions.items()}, state
+        seen = {path: torch.from_numpy(values).to(self._device) for path, values in observations.items()}
+        actions = self._choose(seen, torch.from_numpy(uniforms).to(self._device))
+        return {path: values.cpu().numpy() for path, values in actions.items()}, state
 
 
 @dataclass(frozen=True)

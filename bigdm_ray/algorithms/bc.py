@@ -104,7 +104,7 @@ class Imitation(Algorithm):
             raise UserError(f"{self.name} has no planner; its modes are sample and mean")
         actor = model if isinstance(model, Actor) else model.get_submodule("actor")
         assert isinstance(actor, Actor)
-        return Memoryless(lambda seen, chance: actor.head.act(actor(seen), None if mode == "mean" else chance), actor.head.uniforms)
+        return Memoryless(actor, lambda seen, chance: actor.head.act(actor(seen), None if mode == "mean" else chance), actor.head.uniforms)
 
 
 @dataclass(frozen=True)

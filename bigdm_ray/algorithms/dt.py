@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State, leaves_of
+from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State, device_of, leaves_of
 from bigdm_ray.algorithms.bc import acted_on, only_task
 from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.errors import UserError
@@ -141,6 +141,7 @@ class DtPolicy(Policy):
     def __init__(self, model: DecisionTransformer, stack: int, context: int, greedy: bool, held: bool) -> None:
         """`held`: the desired return stays what it was, for rewards that come at the end only (section 5.6)."""
         self.model = model
+        self.device = device_of(model)
         self.context = context
         self.greedy = greedy
         self.held = held
@@ -173,37 +174,40 @@ class DtPolicy(Policy):
             "time": np.where(first, 0, state["time"] + 1),
             "count": np.where(first, 1, np.minimum(state["count"] + 1, self.context)),
         }
-        moment = self.model.moment(torch.from_numpy(state["time"]))
-        tokens = torch.stack([self.model.returns(torch.from_numpy(commands["desired_return"])), self._see(state, observations, first)], 1)
+        moment = self.model.moment(self._tensor(state["time"]))
+        tokens = torch.stack([self.model.returns(self._tensor(commands["desired_return"])), self._see(state, observations, first)], 1)
         embedding = self.read(state, self.model.stamped(tokens, moment))
-        actions = self.model.head.act(self.model.head(embedding), None if self.greedy else torch.from_numpy(uniforms))
+        actions = self.model.head.act(self.model.head(embedding), None if self.greedy else self._tensor(uniforms))
         self.remember(state, self.model.stamped(self.model.embed_action(actions)[:, None], moment)[:, 0])
-        return {path: value.numpy() for path, value in actions.items()}, state
+        return {path: value.cpu().numpy() for path, value in actions.items()}, state
 
     def after(self, commands: Columns, rewards: np.ndarray, max_return: float | None) -> Columns:
         """See Policy."""
         return commands if self.held else super().after(commands, rewards, max_return)
 
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self.device)
+
     def _see(self, state: State, observations: dict[str, np.ndarray], first: np.ndarray) -> Tensor:
-        seen = {path: torch.from_numpy(values) for path, values in observations.items()}
+        seen = {path: self._tensor(values) for path, values in observations.items()}
         for path in self._frames:
             state[f"frames/{path}"] = push_frame(state[f"frames/{path}"], observations[path], first)
-            seen[path] = torch.from_numpy(merge_stack(state[f"frames/{path}"]))
+            seen[path] = self._tensor(merge_stack(state[f"frames/{path}"]))
         out: Tensor = self.model.embed_state(seen)
         return out
 
     def read(self, state: State, tokens: Tensor) -> Tensor:
         """Take in return and state of this step `[n, 2, width]`; what the transformer makes of the state's token `[n, width]`."""
-        count = torch.from_numpy(state["count"])
-        window = torch.cat([torch.from_numpy(state["tokens"])[:, TOKENS:], tokens, tokens.new_zeros(len(tokens), 1, self.width)], 1)
-        state["tokens"] = window.numpy()
+        count = self._tensor(state["count"])
+        window = torch.cat([self._tensor(state["tokens"])[:, TOKENS:], tokens, tokens.new_zeros(len(tokens), 1, self.width)], 1)
+        state["tokens"] = window.cpu().numpy()
         most = int(count.max())
         held = window[:, window.shape[1] - TOKENS * most : -1]
         if self.model.place is not None:
             return self._read_placed(state, held, most)
         mask = None
         if int(count.min()) < most:
-            mask = torch.arange(TOKENS * most - 1) >= TOKENS * (most - count)[:, None]
+            mask = torch.arange(TOKENS * most - 1, device=self.device) >= TOKENS * (most - count)[:, None]
         out: Tensor = self.model.transformer(held, slice(-1, None), mask)[:, 0]
         return out
 
@@ -211,15 +215,15 @@ class DtPolicy(Policy):
         """With places in the window, which begin where the row's window begins: the rows go by the number of steps they hold."""
         out = held.new_empty(len(held), held.shape[-1])
         for count in np.unique(state["count"]):
-            rows = torch.from_numpy(np.flatnonzero(state["count"] == count))
-            first = torch.from_numpy(state["time"])[rows] - int(count) + 1
+            rows = self._tensor(np.flatnonzero(state["count"] == count))
+            first = self._tensor(state["time"])[rows] - int(count) + 1
             whole = self.model.placed(held[rows, TOKENS * (most - int(count)) :], first)
             out[rows] = self.model.transformer(whole, slice(-1, None))[:, 0]
         return out
 
     def remember(self, state: State, token: Tensor) -> None:
         """Note the action's token `[n, width]` in the memory, which is this step's own."""
-        state["tokens"][:, -1] = token.numpy()
+        state["tokens"][:, -1] = token.cpu().numpy()
 
 
 class CachedPolicy(DtPolicy):
@@ -234,27 +238,28 @@ class CachedPolicy(DtPolicy):
         state = super().start(n)
         del state["tokens"]
         state["action"] = np.zeros((n, self.width), np.float32)
-        return state | {"keys": cache.keys.transpose(0, 1).numpy(), "values": cache.values.transpose(0, 1).numpy()}
+        return state | {"keys": cache.keys.transpose(0, 1).cpu().numpy(), "values": cache.values.transpose(0, 1).cpu().numpy()}
 
     def read(self, state: State, tokens: Tensor) -> Tensor:
         """See DtPolicy."""
         slots = TOKENS * self.context
         state |= {name: state[name].copy() for name in ("keys", "values")}
-        cache = Cache(*(torch.from_numpy(state[name]).transpose(0, 1) for name in ("keys", "values")))
-        new = torch.cat([torch.from_numpy(state["action"])[:, None], tokens], 1)
-        time = torch.from_numpy(state["time"])[:, None]
-        index = TOKENS * time + torch.arange(-1, 2)  # which tokens of the episode these are
+        cache = Cache(*(self._tensor(state[name]).transpose(0, 1) for name in ("keys", "values")))
+        new = torch.cat([self._tensor(state["action"])[:, None], tokens], 1)
+        time = self._tensor(state["time"])[:, None]
+        index = TOKENS * time + torch.arange(-1, 2, device=self.device)  # which tokens of the episode these are
         newest = index[:, -1:]
-        held = newest - (newest - torch.arange(slots)) % slots  # which token of the episode a slot holds
-        oldest = TOKENS * (time + 1 - torch.from_numpy(state["count"])[:, None])
+        held = newest - (newest - torch.arange(slots, device=self.device)) % slots  # which token of the episode a slot holds
+        oldest = TOKENS * (time + 1 - self._tensor(state["count"])[:, None])
         look = (held[:, None, :] <= index[..., None]) & (held >= oldest)[:, None, :]
         look |= held[:, None, :] == index[..., None]  # the token before the first looks at itself alone
         out: Tensor = self.model.transformer.scatter(new, cache, index % slots, look)[:, -1]
+        state |= {"keys": cache.keys.transpose(0, 1).cpu().numpy(), "values": cache.values.transpose(0, 1).cpu().numpy()}
         return out
 
     def remember(self, state: State, token: Tensor) -> None:
         """See DtPolicy."""
-        state["action"] = token.numpy()
+        state["action"] = token.cpu().numpy()
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Persistence, Policy, State, leaves_of
+from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Persistence, Policy, State, device_of, leaves_of
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.heads import ActionHead
@@ -81,6 +81,7 @@ class UdrlPolicy(Policy):
 
     def __init__(self, model: BehaviourFunction, stack: int, greedy: bool) -> None:
         self._model = model
+        self._device = device_of(model)
         self._stack = stack
         self._greedy = greedy
         self._frames = {path: leaf for path, leaf in model.images.leaves.items() if stack > 1}
@@ -102,10 +103,10 @@ class UdrlPolicy(Policy):
     ) -> tuple[dict[str, np.ndarray], State]:
         """See Policy."""
         state = {path: push_frame(frames, observations[path], first) for path, frames in state.items()}
-        seen = {path: torch.from_numpy(merge_stack(state[path]) if path in state else v) for path, v in observations.items()}
-        parameters = self._model(seen, torch.from_numpy(commands["desired_return"]), torch.from_numpy(commands["desired_horizon"]))
-        actions = self._model.head.act(parameters, None if self._greedy else torch.from_numpy(uniforms))
-        return {path: value.numpy() for path, value in actions.items()}, state
+        seen = {path: torch.from_numpy(merge_stack(state[path]) if path in state else v).to(self._device) for path, v in observations.items()}
+        parameters = self._model(seen, *(torch.from_numpy(commands[name]).to(self._device) for name in ("desired_return", "desired_horizon")))
+        actions = self._model.head.act(parameters, None if self._greedy else torch.from_numpy(uniforms).to(self._device))
+        return {path: value.cpu().numpy() for path, value in actions.items()}, state
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ class ActorPolicy(Memoryless):
         if mode == "plan":
             raise UserError(f"{model.name} has no planner; its modes are sample and mean")
         self._model, self._greedy, self._epsilon = model, mode == "mean", epsilon
-        super().__init__(self._act, {"logits": 1, "values": 2}.get(model.way, model.action.size))
+        super().__init__(model, self._act, {"logits": 1, "values": 2}.get(model.way, model.action.size))
 
     def start(self, n: int) -> State:
         """See Policy."""
@@ -222,7 +222,7 @@ class ActorPolicy(Memoryless):
             move = torch.tanh(move)
         if model.action.low is None or model.action.high is None:
             return move
-        low, high = torch.tensor(model.action.low), torch.tensor(model.action.high)
+        low, high = (torch.tensor(bounds, device=move.device) for bounds in (model.action.low, model.action.high))
         if model.scaled:
             move = low + (move + 1.0) * (high - low) / 2.0
         return torch.minimum(torch.maximum(move, low), high)

@@ -121,7 +121,7 @@ class Dcql(Baseline):
         assert isinstance(model, DcqlModel)
         if mode == "plan":
             raise UserError("dcql has no planner; its modes are sample and mean")
-        return Memoryless(lambda seen, chance: {model.path: model.online(seen).argmax(1).int()}, 1)
+        return Memoryless(model, lambda seen, chance: {model.path: model.online(seen).argmax(1).int()}, 1)
 
 
 ALGORITHM = Dcql

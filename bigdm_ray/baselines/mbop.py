@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State
+from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State, device_of
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.continuous import Ensemble, Spaces
@@ -91,6 +91,7 @@ class MbopPolicy(Policy):
 
     def __init__(self, model: MbopModel, settings: Mbop, plans: bool) -> None:
         self._model, self._settings, self._plans = model, settings, plans
+        self._device = device_of(model)
         self.uniforms = 2
 
     def start(self, n: int) -> State:
@@ -109,15 +110,15 @@ class MbopPolicy(Policy):
     ) -> tuple[dict[str, np.ndarray], State]:
         """See Policy."""
         model = self._model
-        seen = model.of_seen(model.spaces.see({path: torch.from_numpy(values) for path, values in observations.items()}))
-        before = torch.from_numpy(np.where(first[:, None, None], np.float32(0), state["plan"]))
+        seen = model.of_seen(model.spaces.see({path: torch.from_numpy(values).to(self._device) for path, values in observations.items()}))
+        before = torch.from_numpy(np.where(first[:, None, None], np.float32(0), state["plan"])).to(self._device)
         if self._plans:
             plan = self.plan(seen, before, self.noise(uniforms))
         else:
             imitated = model.behaviour(torch.cat([seen, before[:, 0].clamp(-1.0, 1.0)], -1)).mean(0)
             plan = torch.cat([imitated.unsqueeze(1), before[:, 1:]], 1)
         actions = model.spaces.unpack(plan[:, 0])
-        return {path: values.numpy() for path, values in actions.items()}, {"plan": plan.numpy()}
+        return {path: values.cpu().numpy() for path, values in actions.items()}, {"plan": plan.cpu().numpy()}
 
     def noise(self, uniforms: np.ndarray) -> Tensor:
         """Standard normals `[H, members, n, samples a member, acted]`, those of each row from a generator of its own."""
@@ -126,7 +127,7 @@ class MbopPolicy(Policy):
         rows = []
         for high, low in (uniforms * 2**SEED_BITS).astype(np.int64).tolist():
             rows.append(torch.randn(shape, generator=torch.Generator().manual_seed((high << SEED_BITS) + low)))
-        return torch.stack(rows, 2)
+        return torch.stack(rows, 2).to(self._device)
 
     def plan(self, seen: Tensor, before: Tensor, noise: Tensor) -> Tensor:
         """Algorithm 2 for rows `[n, seen]` (standardised), their last plans `[n, H, acted]` and noise: the new plans `[n, H, acted]`."""
@@ -134,7 +135,7 @@ class MbopPolicy(Policy):
         horizon, members, n, each, acted = noise.shape
         state = seen.repeat_interleave(each, 0).expand(members, n * each, -1)
         action = before[:, 0].clamp(-1.0, 1.0).repeat_interleave(each, 0).expand(members, n * each, -1)
-        total = torch.zeros(members, n * each)
+        total = torch.zeros(members, n * each, device=seen.device)
         chosen = []
         for h in range(horizon):
             imitated = model.behaviour(torch.cat([state, action], -1))

@@ -119,11 +119,11 @@ class OfflineBaseline(Baseline):
 
 def on_vectors(spaces: Spaces, choose: Callable[[Tensor, Tensor], Tensor], uniforms: int) -> Policy:
     """Acts without memory: `choose` makes packed actions `[n, acted]` of rows `[n, seen]` and uniforms `[n, k]`."""
-    return Memoryless(lambda seen, chance: spaces.unpack(choose(spaces.see(seen), chance)), uniforms)
+    return Memoryless(spaces, lambda seen, chance: spaces.unpack(choose(spaces.see(seen), chance)), uniforms)
 
 
 def best_of(critics: Critics, seen: Tensor, candidates: Tensor) -> Tensor:
     """Of `[n, c, acted]` candidates for rows `[n, seen]`, those that the first critic likes best: `[n, acted]`."""
     n, count, _ = candidates.shape
     values = critics.first(repeated(seen, count), candidates.flatten(0, 1)).reshape(n, count)
-    return candidates[torch.arange(n), values.argmax(1)]
+    return candidates[torch.arange(n, device=values.device), values.argmax(1)]

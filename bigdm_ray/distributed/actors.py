@@ -131,3 +131,7 @@ class EvaluatorActor:
     def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int) -> Score:
         """See Evaluator."""
         return self._evaluator.score(weights, command, episodes, purpose, round)
+
+    def part(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, number: int) -> Score:
+        """See Evaluator."""
+        return self._evaluator.part(weights, command, episodes, purpose, number)

@@ -11,10 +11,10 @@ EVERY_S = 0.2
 
 
 class Progress:
-    """Counts steps. `total` may not be known. Used as a context manager, it ends its line however the work ends."""
+    """Counts steps, or other `units`. `total` may not be known. Used as a context manager, it ends its line however the work ends."""
 
-    def __init__(self, label: str, total: int | None = None, done: int = 0, quiet: bool = False, stream: IO[str] | None = None) -> None:
-        self._label, self._total = label, total
+    def __init__(self, label: str, total: int | None = None, done: int = 0, quiet: bool = False, stream: IO[str] | None = None, units: str = "steps") -> None:
+        self._label, self._total, self._units = label, total, units
         self._stream = sys.stderr if stream is None else stream
         self._shown = not quiet and self._stream.isatty()
         self._began = time.monotonic()
@@ -44,9 +44,10 @@ class Progress:
     def line(self, seconds: float) -> str:
         """The text of the bar after so many seconds."""
         rate = (self.done - self._before) / max(seconds, 1e-3)
+        pace = f"{rate:,.0f} a second" if not 0 < rate < 1 else f"one in {1 / rate:,.0f} s"
         if not self._total:
-            return f"{self._label}: {self.done:,} steps, {rate:,.0f} a second"
+            return f"{self._label}: {self.done:,} {self._units}, {pace}"
         share = min(1.0, self.done / self._total)
         bar = "#" * round(WIDTH * share)
-        left = (self._total - self.done) / rate if rate > 0 else 0.0
-        return f"{self._label}: [{bar:<{WIDTH}}] {self.done:,} of {self._total:,} steps, {rate:,.0f} a second, {max(0.0, left):,.0f} s left"
+        left = f", {max(0.0, (self._total - self.done) / rate):,.0f} s left" if rate > 0 else ""
+        return f"{self._label}: [{bar:<{WIDTH}}] {self.done:,} of {self._total:,} {self._units}, {pace}{left}"

@@ -11,6 +11,7 @@ from bigdm_ray.algorithms.base import Mode, Policy
 from bigdm_ray.algorithms.dt import Dt
 from bigdm_ray.errors import UserError
 from bigdm_ray.settings import flag
+from bigdm_ray.training.config import Run
 from bigdm_ray.training.run_folder import Loaded
 
 
@@ -35,13 +36,18 @@ def command_of(loaded: Loaded, desired_return: float | None = None, desired_hori
     return {**own, **asked}
 
 
+def run_as(loaded: Loaded, mode: str, cached: bool | None = None) -> Run:
+    """The run with this mode in its evaluations (`own`: its own), and this cache. Raises UserError for a cache that the algorithm lacks."""
+    run = loaded.run
+    if cached is not None:
+        if not isinstance(run.algorithm, Dt):
+            raise UserError(f"the {run.algorithm.name} policy of {loaded.folder} has no cache; leave --cached out")
+        run = dataclasses.replace(run, algorithm=dataclasses.replace(run.algorithm, cached=cached))
+    return run if mode == "own" else dataclasses.replace(run, evaluations=dataclasses.replace(run.evaluations, mode=mode))
+
+
 def policy_of(loaded: Loaded, mode: str, cached: bool | None = None) -> tuple[Policy, str]:
     """How the network acts, and the mode with `own` resolved. Raises UserError for a mode or a cache that the algorithm lacks."""
-    if cached is not None:
-        if not isinstance(loaded.run.algorithm, Dt):
-            raise UserError(f"the {loaded.run.algorithm.name} policy of {loaded.folder} has no cache; leave --cached out")
-        algorithm = dataclasses.replace(loaded.run.algorithm, cached=cached)
-        loaded = dataclasses.replace(loaded, run=dataclasses.replace(loaded.run, algorithm=algorithm))
-    resolved = loaded.run.evaluations.mode if mode == "own" else mode
-    torch.set_num_threads(loaded.run.machines.threads)
-    return loaded.policy(cast(Mode, resolved)), resolved
+    run = run_as(loaded, mode, cached)
+    torch.set_num_threads(run.machines.threads)
+    return run.algorithm.policy(loaded.model, cast(Mode, run.evaluations.mode)), run.evaluations.mode

@@ -1,14 +1,20 @@
-"""Evaluation: episodes on gymnasium's environments, with streams of their own, so that training never notices them."""
+"""Evaluation: episodes on gymnasium's environments, with streams of their own, so that training never notices them.
+
+`evaluate` plays them in one rollout, whose rows share their chance and the batches that they act in. What is to be played on several actors is cut into
+parts, each a rollout with environments and streams of its own, named by its number: so it does not matter who plays it, or when.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
 
-from bigdm_ray.algorithms.base import Columns, Mode, Policy
+from bigdm_ray.algorithms.base import Columns, Mode, Policy, State
 from bigdm_ray.envs.task import Task, find_task
 from bigdm_ray.envs.vector import VectorEnv
 from bigdm_ray.errors import RunFailed
@@ -28,6 +34,11 @@ class Score:
     returns: np.ndarray  # [n] float64
     lengths: np.ndarray  # [n] int64
     command: dict[str, float]
+    seconds: np.ndarray = field(default_factory=lambda: np.zeros(0))  # [calls] float64, the policy's time for each call
+    acted: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [calls] int64, the rows that it acted for
+    discarded: int = 0  # episodes thrown away
+    problems: list[str] = field(default_factory=list)  # one sentence for each, at most ten
+    stopped: bool = False  # Ctrl-C ended it before all episodes had ended
 
     def summary(self, task: Task) -> dict[str, float | int | None]:
         """Mean, standard deviation (of the episodes), 95 % interval of the mean, and the normalised score."""
@@ -45,6 +56,60 @@ class Score:
             "normalized_score": task.normalized_score(mean),
         }
 
+    def latency(self) -> dict[str, float]:
+        """Milliseconds of the policy for an action, environments left out: median and 99th percentile over all actions, and how many acted together.
+
+        Rows act in one call; an action's time is the call's divided by its rows. Empty where nothing was timed. Names of times end in `_ms`: they differ
+        between equal runs.
+        """
+        if not len(self.seconds):
+            return {}
+        each = 1000 * self.seconds / self.acted
+        order = np.argsort(each)
+        below = np.cumsum(self.acted[order])
+        p50, p99 = (float(each[order][np.searchsorted(below, share * below[-1])]) for share in (0.5, 0.99))
+        return {"act_p50_ms": p50, "act_p99_ms": p99, "acted_together": float(self.acted.mean())}
+
+    def whole(self, task: Task) -> Score:
+        """Itself. Raises RunFailed where no episode has ended well."""
+        if not len(self.returns):
+            raise RunFailed(f"no evaluation episode of {task.name} could be played to its end: {self.problems[0]}")
+        return self
+
+
+class Timed(Policy):
+    """A policy, and how long its calls took."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.uniforms = policy.uniforms
+        self.seconds: list[float] = []
+        self.acted: list[int] = []
+
+    def start(self, n: int) -> State:
+        """See Policy."""
+        return self._policy.start(n)
+
+    def act(
+        self,
+        state: State,
+        observations: dict[str, np.ndarray],
+        rewards: np.ndarray,
+        commands: Columns,
+        first: np.ndarray,
+        uniforms: np.ndarray,
+    ) -> tuple[dict[str, np.ndarray], State]:
+        """See Policy."""
+        began = time.perf_counter()
+        answer = self._policy.act(state, observations, rewards, commands, first, uniforms)
+        self.acted.append(len(first))
+        self.seconds.append(time.perf_counter() - began)
+        return answer
+
+    def after(self, commands: Columns, rewards: np.ndarray, max_return: float | None) -> Columns:
+        """See Policy."""
+        return self._policy.after(commands, rewards, max_return)
+
 
 class Evaluator:
     """Scores weights of a run on environments that it keeps, 20 episodes here and 100 there."""
@@ -60,11 +125,18 @@ class Evaluator:
     def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int) -> Score:
         """See `evaluate`."""
         weights.into(self._model)
-        rows = min(ROWS, episodes)
+        return evaluate(self._policy, self._task, command, episodes, self._run.seed, purpose, round, self._rows(min(ROWS, episodes)))
+
+    def part(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, number: int) -> Score:
+        """A part of `evaluate_in_parts`, which may hold no episode."""
+        weights.into(self._model)
+        return scored(self._policy, self._task, command, episodes, self._run.seed, purpose, number, self._rows(episodes))
+
+    def _rows(self, rows: int) -> VectorEnv:
         if self._env is None or self._env.n != rows:
             self.close()
             self._env = self._task.make(rows, 0, "reference")
-        return evaluate(self._policy, self._task, command, episodes, self._run.seed, purpose, round, self._env)
+        return self._env
 
     def close(self) -> None:
         """Close the environments."""
@@ -83,21 +155,85 @@ def evaluate(policy: Policy, task: Task, command: dict[str, float], episodes: in
 
     `env`, where given, are reference environments to use again; they are seeded anew and left open. Raises RunFailed where no episode ends well.
     """
-    played = play(policy, task, constant(command, episodes), episodes, seed, purpose, round, env)
-    if not played.episodes:
-        raise RunFailed(f"no evaluation episode of {task.name} could be played to its end: {played.problems[0]}")
-    returns = np.array([e.total_return for e in played.episodes])
-    return Score(returns, np.array([e.length for e in played.episodes]), command)
+    return scored(policy, task, command, episodes, seed, purpose, round, env).whole(task)
 
 
-def play(policy: Policy, task: Task, commands: Columns, episodes: int, seed: int, purpose: str, round: int, env: VectorEnv | None = None) -> Played:
-    """The episodes of an evaluation, for plots and recordings that want more than their scores."""
+def scored(
+    policy: Policy,
+    task: Task,
+    command: dict[str, float],
+    episodes: int,
+    seed: int,
+    purpose: str,
+    round: int,
+    env: VectorEnv | None = None,
+    on_end: Callable[[int], None] | None = None,
+    stoppable: bool = False,
+) -> Score:
+    """`evaluate`, of which nothing may come. `on_end`, `stoppable`: see `rollout`."""
+    timed = Timed(policy)
+    played = play(timed, task, constant(command, episodes), episodes, seed, purpose, round, env, on_end, stoppable)
+    returns, lengths = np.array([e.total_return for e in played.episodes]), np.array([e.length for e in played.episodes], np.int64)
+    seconds, acted = np.array(timed.seconds), np.array(timed.acted[: len(timed.seconds)], np.int64)
+    return Score(returns, lengths, command, seconds, acted, played.discarded, played.problems, played.stopped)
+
+
+def parts_of(episodes: int, rows: int) -> list[int]:
+    """How many of `episodes` each part plays: at most `rows`, and as equally many as can be."""
+    parts = math.ceil(episodes / rows)
+    return [episodes // parts + (number < episodes % parts) for number in range(parts)]
+
+
+def evaluate_in_parts(
+    policy: Policy, task: Task, command: dict[str, float], parts: list[int], seed: int, purpose: str, on_end: Callable[[int], None] | None = None
+) -> Score:
+    """Play parts of so many episodes each, one part after another. Ctrl-C ends it with what has ended by then: see `rollout`.
+
+    Part k has the chance of `evaluate`'s round k. Raises RunFailed where no episode ends well, and KeyboardInterrupt where none has ended.
+    """
+    scores: list[Score] = []
+    env = task.make(max(parts), 0, "reference")
+    try:
+        for number, count in enumerate(parts):
+            scores.append(scored(policy, task, command, count, seed, purpose, number, env, on_end, stoppable=True))
+            if scores[-1].stopped:
+                break
+    except KeyboardInterrupt:
+        return joined(scores, command, stopped=True)
+    finally:
+        env.close()
+    return joined(scores, command, scores[-1].stopped).whole(task)
+
+
+def joined(scores: list[Score], command: dict[str, float], stopped: bool = False) -> Score:
+    """Parts as one score. Raises KeyboardInterrupt where Ctrl-C came before any episode had ended well."""
+    if stopped and not any(len(score.returns) for score in scores):
+        raise KeyboardInterrupt
+    names = ("returns", "lengths", "seconds", "acted")
+    arrays = {name: np.concatenate([getattr(score, name) for score in scores]) for name in names}
+    problems = [problem for score in scores for problem in score.problems][:10]
+    return Score(command=command, discarded=sum(score.discarded for score in scores), problems=problems, stopped=stopped, **arrays)
+
+
+def play(
+    policy: Policy,
+    task: Task,
+    commands: Columns,
+    episodes: int,
+    seed: int,
+    purpose: str,
+    round: int,
+    env: VectorEnv | None = None,
+    on_end: Callable[[int], None] | None = None,
+    stoppable: bool = False,
+) -> Played:
+    """The episodes of an evaluation, for plots and recordings that want more than their scores. `on_end`, `stoppable`: see `rollout`."""
     env_seed = derived_seed(seed, f"{purpose} environments", round)
     rows = env or task.make(min(ROWS, episodes), env_seed, "reference")
     rows.reseed(env_seed)
     try:
         origin = Origin(round, 0, task.name, (0, 0), purpose, env_seed, task.max_return)
-        return rollout(policy, rows, commands, episodes, rng(seed, purpose, round), origin)
+        return rollout(policy, rows, commands, episodes, rng(seed, purpose, round), origin, on_end=on_end, stoppable=stoppable)
     finally:
         if env is None:
             rows.close()

@@ -256,7 +256,7 @@ class Session:
         self.command = score.command
         report: Report = {"time/env_steps": float(counters.env_steps if at is None else at), "time/learner_steps": float(weights.version[1])}
         report |= {f"evaluation/{k}": float(v) for k, v in score.summary(self.task).items() if v is not None}
-        report |= {f"evaluation/{k}": v for k, v in score.command.items()}
+        report |= {f"evaluation/{k}": v for k, v in (score.latency() | score.command).items()}
         self._tell(report)
         mean = float(score.returns.mean())
         if counters.best_return is None or mean > counters.best_return:
@@ -334,6 +334,7 @@ class Session:
             "episodes": counters.episodes,
             "episodes_discarded": counters.discarded,
             **last,
+            **score.latency(),
             "best_return_mean": best_mean,
             "best_normalized_score": self.task.normalized_score(float(best_mean)),
             "dataset": to_json(self.run.dataset),

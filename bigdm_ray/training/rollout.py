@@ -28,6 +28,7 @@ class Played:
     env_steps: int = 0  # steps of these episodes
     discarded: int = 0  # episodes thrown away
     problems: list[str] = field(default_factory=list)  # one sentence for each, at most ten
+    stopped: bool = False  # Ctrl-C ended it before all episodes had ended
 
 
 @dataclass(frozen=True)
@@ -52,25 +53,37 @@ def rollout(
     origin: Origin,
     on_step: Callable[[], None] | None = None,
     persistence: Persistence = Persistence(),  # noqa: B008, it is frozen
+    on_end: Callable[[int], None] | None = None,
+    stoppable: bool = False,
 ) -> Played:
     """Play `count` episodes, one for each row of `commands`, in the rows of `env`.
 
     A row that ends takes the next command that waits. `on_step` is called after each
-    step of the living rows (videos take their frames there).
+    step of the living rows (videos take their frames there), `on_end` after those at which episodes end, with their number.
+    Where it is `stoppable`, Ctrl-C ends it with the episodes that have ended by then: of those begun together the shortest.
     """
     table = _Rows(policy, env, commands, count)
     last: np.ndarray | None = None
-    while len(table.live):
-        uniforms = rng.random((len(table.live), policy.uniforms), np.float32)
-        if last is not None:
-            again = (rng.random(len(table.live)) < persistence.probability) & table.persistent(persistence.every)
-            uniforms[again] = last[table.live[again]]
-        if persistence.probability:
-            last = np.zeros((env.n, policy.uniforms), np.float32) if last is None else last
-            last[table.live] = uniforms
-        table.step(uniforms, origin.max_return)
-        if on_step is not None:
-            on_step()
+    ended = 0
+    try:
+        while len(table.live):
+            uniforms = rng.random((len(table.live), policy.uniforms), np.float32)
+            if last is not None:
+                again = (rng.random(len(table.live)) < persistence.probability) & table.persistent(persistence.every)
+                uniforms[again] = last[table.live[again]]
+            if persistence.probability:
+                last = np.zeros((env.n, policy.uniforms), np.float32) if last is None else last
+                last[table.live] = uniforms
+            table.step(uniforms, origin.max_return)
+            if on_step is not None:
+                on_step()
+            if on_end is not None and table.ended > ended:
+                on_end(table.ended - ended)
+                ended = table.ended
+    except KeyboardInterrupt:
+        if not stoppable:
+            raise
+        return replace(table.finish(commands, origin), stopped=True)
     return table.finish(commands, origin)
 
 
@@ -96,6 +109,11 @@ class _Rows:
         self._broken: dict[int, str] = {}
         if not _sound(step):
             self._settle(step)
+
+    @property
+    def ended(self) -> int:
+        """How many episodes have ended, well or not."""
+        return self._next - len(self.live)
 
     def persistent(self, every: int) -> np.ndarray:
         """The living rows in one of `every` episodes, behind its first step. [rows] bool"""

@@ -299,8 +299,11 @@ def test_the_bar_is_for_terminals_only():
         assert bool(stream.text) is shown
         if shown:
             assert "set: [############            ] 500 of 1,000 steps" in stream.text and stream.text.endswith("\n")
-    assert Progress("set", 1000, 100).line(2.0).endswith("0 a second, 0 s left")
+    assert Progress("set", 1000, 100).line(2.0).endswith("of 1,000 steps, 0 a second")
     bar = Progress("set", 1000, 100)
     bar.advance(300)
     assert bar.line(2.0).endswith("150 a second, 4 s left")
     assert Progress("set").line(1.0) == "set: 0 steps, 0 a second"
+    slow = Progress("task", 4, units="episodes")
+    slow.advance(1)
+    assert slow.line(90.0).endswith("1 of 4 episodes, one in 90 s, 270 s left")

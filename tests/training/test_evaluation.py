@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+import time
 
 import numpy as np
 import pytest
@@ -58,6 +59,27 @@ def test_the_summary_is_what_the_numbers_say():
     assert (told["return_min"], told["return_max"], told["length_mean"], told["return_episodes"]) == (1, 6, 6, 4)
     assert told["normalized_score"] == pytest.approx(10)
     assert score.summary(find_task("lunarlander"))["normalized_score"] is None
+
+
+def test_an_actions_latency_is_its_calls_time_by_the_rows_that_acted():
+    """Percentiles are over actions: 97 of them took 2 ms each, two 5 ms, one 40 ms."""
+    score = Score(np.zeros(1), np.ones(1), {}, np.array([0.096, 0.010, 0.040, 0.098]), np.array([48, 2, 1, 49]))
+    assert score.latency() == {"act_p50_ms": pytest.approx(2), "act_p99_ms": pytest.approx(5), "acted_together": 25}
+    assert Score(np.zeros(1), np.ones(1), {}).latency() == {}
+
+
+def test_what_is_timed_is_the_policys_acting_and_every_action_counts():
+    class Slow(RandomPolicy):
+        def act(self, *arguments):
+            time.sleep(0.02)
+            return super().act(*arguments)
+
+    task = find_task("toy-vector")
+    score, plain = (evaluate(kind(task.signature()), task, COMMAND, 5, 1, "final", 0) for kind in (Slow, RandomPolicy))
+    assert score.acted.sum() == score.lengths.sum() and score.acted.max() == 5
+    assert score.seconds.min() >= 0.02 and score.latency()["act_p50_ms"] >= 20 / 5
+    assert plain.latency()["act_p99_ms"] < 20 / 5
+    np.testing.assert_array_equal(score.returns, plain.returns)
 
 
 def test_broken_episodes_are_left_out_and_nothing_but_broken_ones_is_told():

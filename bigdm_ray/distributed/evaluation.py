@@ -1,0 +1,75 @@
+"""Evaluation in parts on many actors: each plays the next part that waits, and who plays it does not show in the result."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from bigdm_ray.distributed.actors import DEATHS, EvaluatorActor, Station
+from bigdm_ray.distributed.cluster import cluster, cpu_options
+from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.training.config import Machines, Run
+from bigdm_ray.training.evaluation import Score
+from bigdm_ray.training.params import Weights
+
+
+def evaluate_on_actors(
+    run: Run, weights: Weights, command: dict[str, float], parts: list[int], purpose: str, actors: int, address: str, on_end: Callable[[int], None]
+) -> list[Score]:
+    """Play parts of so many episodes each with the seed and the mode of `run`; their scores in the order of the parts.
+
+    A part whose actor dies is played again. `on_end` hears of how many episodes a part that has ended was. Ctrl-C leaves out what has not ended.
+    Raises UserError and RunFailed.
+    """
+    crew = dataclasses.replace(run, machines=Machines(actors=min(actors, len(parts)), device="cpu", address=address, threads=run.machines.threads))
+    scores: dict[int, Score] = {}
+    with cluster(crew):
+        stations = [Station("evaluator", EvaluatorActor, cpu_options(), (crew.to_json(),)) for _ in range(crew.machines.actors)]
+        try:
+            _play(stations, ray.put(weights), command, parts, purpose, scores, on_end)
+        except KeyboardInterrupt:
+            pass
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError | RunFailed):  # what an actor raised, without the traceback that Ray adds
+                raise error.cause from None
+            raise
+        finally:
+            for station in stations:
+                station.stop()
+    return [scores[number] for number in sorted(scores)]
+
+
+def _play(
+    stations: list[Station],
+    weights: Any,
+    command: dict[str, float],
+    parts: list[int],
+    purpose: str,
+    scores: dict[int, Score],
+    on_end: Callable[[int], None],
+) -> None:
+    """Fill `scores`, by the numbers of the parts, as they end."""
+    waiting = list(range(len(parts)))[::-1]
+    running: dict[Any, tuple[Station, int, int | None]] = {s.ready: (s, s.generation, None) for s in stations}  # its part, None while it is set up
+    while len(scores) < len(parts):
+        (ref,), _ = ray.wait(list(running), num_returns=1)
+        station, generation, number = running.pop(ref)
+        try:
+            answer = ray.get(ref)
+        except DEATHS as error:
+            if number is not None:
+                waiting.append(number)
+            station.died(generation, error)
+            running[station.ready] = station, station.generation, None
+            continue
+        if number is not None:
+            station.answered()
+            scores[number] = answer
+            on_end(parts[number])
+        if waiting:
+            number = waiting.pop()
+            running[station.call("part", weights, command, parts[number], purpose, number)] = station, station.generation, number

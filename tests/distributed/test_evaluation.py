@@ -1,0 +1,92 @@
+"""Evaluation on actors: equal to one process episode by episode, whatever their number and whichever of them die."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import kill_one, tiny
+
+from bigdm_ray.distributed.cluster import cluster
+from bigdm_ray.distributed.evaluation import evaluate_on_actors
+from bigdm_ray.doors import door
+from bigdm_ray.errors import RunFailed
+from bigdm_ray.evaluate import main
+from bigdm_ray.training.evaluation import evaluate_in_parts, joined
+from bigdm_ray.training.loop import train_local
+from bigdm_ray.training.params import Weights
+from bigdm_ray.training.run_folder import RunFolder, load
+
+pytestmark = pytest.mark.ray
+
+TIMES = ("act_p50_ms", "act_p99_ms")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluation") / "run"
+    train_local(tiny("--budget.env-steps 600 --evaluations.every 100000"), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
+    with cluster(tiny("--actors 3")):
+        yield
+
+
+def report(folder: Path, *flags: str) -> dict[str, object]:
+    """The report of 11 episodes in parts of at most 3, without what a clock decides."""
+    assert door(main, [str(folder), "--episodes", "11", "--rows", "3", *flags]) == 0
+    return {name: value for name, value in json.loads((folder / "evaluation.json").read_text()).items() if name not in TIMES}
+
+
+def test_any_number_of_actors_scores_as_one_process_does(trained: Path, session: None, capsys: pytest.CaptureFixture[str]) -> None:
+    local = report(trained)
+    assert local["episodes"] == 11 and len(set(local["returns"])) > 3  # type: ignore[arg-type, call-overload]
+    assert report(trained, "--actors", "2") == local
+    flags = ("--mode", "mean", "--seed", "5")
+    other = report(trained, *flags)
+    capsys.readouterr()
+    assert other == report(trained, *flags, "--actors", "9") and other["returns"] != local["returns"]
+    assert "note: there are 4 parts of at most 3 episodes" in capsys.readouterr().err
+
+
+def test_the_parts_of_actors_that_die_are_played_again(trained: Path, session: None) -> None:
+    loaded, ended, killed = load(trained), [], []
+    weights = Weights.load(RunFolder(trained).weights("last"))
+    arguments = (loaded.run, weights, loaded.command, [3] * 6, "evaluate", 2, "local")
+
+    def kill_some(episodes: int) -> None:
+        ended.append(episodes)
+        if len(ended) in (1, 4):
+            killed.append(kill_one("EvaluatorActor"))
+
+    whole = evaluate_in_parts(loaded.policy(), loaded.task, loaded.command, [3] * 6, loaded.run.seed, "evaluate")
+    again = evaluate_on_actors(*arguments, kill_some)
+    assert killed == [True, True] and ended == [3] * 6
+    assert [value for part in again for value in part.returns] == whole.returns.tolist()
+    assert [len(part.returns) for part in again] == [3] * 6
+
+
+def test_ctrl_c_leaves_the_parts_that_have_ended(trained: Path, session: None) -> None:
+    def stop(episodes: int) -> None:
+        raise KeyboardInterrupt
+
+    loaded = load(trained)
+    weights = Weights.load(RunFolder(trained).weights("last"))
+    (part,) = evaluate_on_actors(loaded.run, weights, loaded.command, [3] * 6, "evaluate", 2, "local", stop)
+    assert len(joined([part], loaded.command, stopped=True).returns) == 3
+
+
+def test_environments_that_all_fail_are_told_in_one_sentence(trained: Path, session: None, tmp_path: Path) -> None:
+    settings = json.loads((trained / "run.json").read_text()) | {"task": "toy-nan"}
+    (tmp_path / "run" / "weights").mkdir(parents=True)
+    (tmp_path / "run" / "run.json").write_text(json.dumps(settings))
+    for name in ("last.safetensors", "last.json"):
+        os.link(trained / "weights" / name, tmp_path / "run" / "weights" / name)
+    with pytest.raises(RunFailed, match="no evaluation episode of toy-nan could be played to its end"):
+        main([str(tmp_path / "run"), "--episodes", "2", "--rows", "1", "--actors", "2"])
