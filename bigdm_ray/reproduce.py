@@ -151,7 +151,7 @@ def train_cell(asked: dict[str, Any], folder: str) -> dict[str, Any]:
 
     run, path = run_from_json(asked), Path(folder)
     begun = (path / "run.json").is_file()
-    if begun and (differs := difference(run, read_run(path), (*SAME, "budget"))):
+    if begun and (differs := difference(run, read_run(path), ("budget", *SAME))):
         raise UserError(f"{path} holds another run than the cell's ({differs}); remove that folder to train the cell")
     if begun and (summary := summary_of(path)):
         return summary
