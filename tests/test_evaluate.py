@@ -18,8 +18,9 @@ from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.evaluate import BOLD, FAINT, Asked, drawn_into, film, main, record, score, table
 from bigdm_ray.training.acting import command_of
 from bigdm_ray.training.config import configure
-from bigdm_ray.training.evaluation import Timed, evaluate, evaluate_in_parts
+from bigdm_ray.training.evaluation import evaluate, evaluate_in_parts
 from bigdm_ray.training.loop import train_local
+from bigdm_ray.training.rollout import _Rows
 from bigdm_ray.training.run_folder import load, write_json
 
 FLAGS = (
@@ -106,16 +107,16 @@ def planned(tmp_path_factory):
 
 
 def stop_at(monkeypatch, call):
-    """Ctrl-C in the middle of the policy's call of this number."""
-    plain, calls = Timed.act, []
+    """Ctrl-C before the step of this number of a rollout's living rows."""
+    plain, calls = _Rows.step, []
 
-    def act(self, *arguments):
+    def step(self, *arguments):
         calls.append(0)
         if len(calls) == call:
             raise KeyboardInterrupt
         return plain(self, *arguments)
 
-    monkeypatch.setattr(Timed, "act", act)
+    monkeypatch.setattr(_Rows, "step", step)
 
 
 def test_ctrl_c_reports_the_episodes_that_have_ended(folder, capsys, monkeypatch):

@@ -261,9 +261,10 @@ def _defaults(env_id: str) -> dict[str, Any]:
         return {}
     try:
         made_by = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
-        usual = {name: one.default for name, one in inspect.signature(made_by).parameters.items() if one.default is not one.empty}  # type: ignore[arg-type]
-    except Exception:  # noqa: BLE001  (a constructor is foreign code, and what it imports may be missing)
-        usual = {}
+        parameters = inspect.signature(made_by).parameters.values() if made_by else ()
+    except (ImportError, AttributeError, TypeError, ValueError, gymnasium.error.Error):  # what a constructor imports may be missing
+        parameters = ()
+    usual = {one.name: one.default for one in parameters if one.default is not one.empty}
     return usual | spec.kwargs | _outside(spec)
 
 

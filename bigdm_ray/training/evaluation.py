@@ -7,14 +7,13 @@ parts, each a rollout with environments and streams of its own, named by its num
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
 
-from bigdm_ray.algorithms.base import Columns, Mode, Policy, State
+from bigdm_ray.algorithms.base import Columns, Mode, Policy
 from bigdm_ray.envs.task import Task, find_task
 from bigdm_ray.envs.vector import VectorEnv
 from bigdm_ray.errors import RunFailed
@@ -39,6 +38,13 @@ class Score:
     discarded: int = 0  # episodes thrown away
     problems: list[str] = field(default_factory=list)  # one sentence for each, at most ten
     stopped: bool = False  # Ctrl-C ended it before all episodes had ended
+
+    @classmethod
+    def of(cls, played: Played, command: dict[str, float]) -> Score:
+        """The score of a rollout, of which nothing may have come."""
+        returns, lengths = np.array([e.total_return for e in played.episodes]), np.array([e.length for e in played.episodes], np.int64)
+        calls = np.array(played.calls).reshape(-1, 2)
+        return cls(returns, lengths, command, calls[:, 0], calls[:, 1].astype(np.int64), played.discarded, played.problems, played.stopped)
 
     def summary(self, task: Task) -> dict[str, float | int | None]:
         """Mean, standard deviation (of the episodes), 95 % interval of the mean, and the normalised score."""
@@ -77,40 +83,6 @@ class Score:
         return self
 
 
-class Timed(Policy):
-    """A policy, and how long its calls took."""
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-        self.uniforms = policy.uniforms
-        self.seconds: list[float] = []
-        self.acted: list[int] = []
-
-    def start(self, n: int) -> State:
-        """See Policy."""
-        return self._policy.start(n)
-
-    def act(
-        self,
-        state: State,
-        observations: dict[str, np.ndarray],
-        rewards: np.ndarray,
-        commands: Columns,
-        first: np.ndarray,
-        uniforms: np.ndarray,
-    ) -> tuple[dict[str, np.ndarray], State]:
-        """See Policy."""
-        began = time.perf_counter()
-        answer = self._policy.act(state, observations, rewards, commands, first, uniforms)
-        self.acted.append(len(first))
-        self.seconds.append(time.perf_counter() - began)
-        return answer
-
-    def after(self, commands: Columns, rewards: np.ndarray, max_return: float | None) -> Columns:
-        """See Policy."""
-        return self._policy.after(commands, rewards, max_return)
-
-
 class Evaluator:
     """Scores weights of a run on environments that it keeps, 20 episodes here and 100 there."""
 
@@ -130,7 +102,8 @@ class Evaluator:
     def part(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, number: int) -> Score:
         """A part of `evaluate_in_parts`, which may hold no episode."""
         weights.into(self._model)
-        return scored(self._policy, self._task, command, episodes, self._run.seed, purpose, number, self._rows(episodes))
+        commands = constant(command, episodes)
+        return Score.of(play(self._policy, self._task, commands, episodes, self._run.seed, purpose, number, self._rows(episodes)), command)
 
     def _rows(self, rows: int) -> VectorEnv:
         if self._env is None or self._env.n != rows:
@@ -155,27 +128,7 @@ def evaluate(policy: Policy, task: Task, command: dict[str, float], episodes: in
 
     `env`, where given, are reference environments to use again; they are seeded anew and left open. Raises RunFailed where no episode ends well.
     """
-    return scored(policy, task, command, episodes, seed, purpose, round, env).whole(task)
-
-
-def scored(
-    policy: Policy,
-    task: Task,
-    command: dict[str, float],
-    episodes: int,
-    seed: int,
-    purpose: str,
-    round: int,
-    env: VectorEnv | None = None,
-    on_end: Callable[[int], None] | None = None,
-    stoppable: bool = False,
-) -> Score:
-    """`evaluate`, of which nothing may come. `on_end`, `stoppable`: see `rollout`."""
-    timed = Timed(policy)
-    played = play(timed, task, constant(command, episodes), episodes, seed, purpose, round, env, on_end, stoppable)
-    returns, lengths = np.array([e.total_return for e in played.episodes]), np.array([e.length for e in played.episodes], np.int64)
-    seconds, acted = np.array(timed.seconds), np.array(timed.acted[: len(timed.seconds)], np.int64)
-    return Score(returns, lengths, command, seconds, acted, played.discarded, played.problems, played.stopped)
+    return Score.of(play(policy, task, constant(command, episodes), episodes, seed, purpose, round, env), command).whole(task)
 
 
 def parts_of(episodes: int, rows: int) -> list[int]:
@@ -195,7 +148,8 @@ def evaluate_in_parts(
     env = task.make(max(parts), 0, "reference")
     try:
         for number, count in enumerate(parts):
-            scores.append(scored(policy, task, command, count, seed, purpose, number, env, on_end, stoppable=True))
+            played = play(policy, task, constant(command, count), count, seed, purpose, number, env, on_end, stoppable=True)
+            scores.append(Score.of(played, command))
             if scores[-1].stopped:
                 break
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ Only living rows are acted for and stepped. A row that raises, turns NaN or goes
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -29,6 +30,7 @@ class Played:
     discarded: int = 0  # episodes thrown away
     problems: list[str] = field(default_factory=list)  # one sentence for each, at most ten
     stopped: bool = False  # Ctrl-C ended it before all episodes had ended
+    calls: list[tuple[float, int]] = field(default_factory=list)  # seconds of each call of the policy, and the rows that it acted for
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class _Rows:
         self._limit = LONGEST  # the length of the log at which the oldest of them has become too long
         self._final: dict[int, tuple[Arrays, bool]] = {}
         self._broken: dict[int, str] = {}
+        self._calls: list[tuple[float, int]] = []
         if not _sound(step):
             self._settle(step)
 
@@ -123,7 +126,9 @@ class _Rows:
     def step(self, uniforms: np.ndarray, max_return: float | None) -> None:
         """Act for every living row, step it, and settle those that ended."""
         seen = self._observations
+        began = time.perf_counter()
         actions, self._state = self._policy.act(self._state, seen, self._rewards, self._commands, self._first, uniforms)
+        self._calls.append((time.perf_counter() - began, len(self.live)))
         step = self._env.step(self.live, actions)
         self._log.append((self._episode, seen, actions, step.rewards))
         self._commands = self._policy.after(self._commands, step.rewards, max_return)
@@ -214,7 +219,7 @@ class _Rows:
         peers = float(np.mean([episode.total_return for episode in episodes])) if episodes else 0.0
         episodes = [replace(episode, peers=peers) for episode in episodes]
         problems = [f"an episode of {origin.task} is discarded: {why}" for why in list(self._broken.values())[:10]]
-        return Played(episodes, sum(e.length for e in episodes), len(self._broken), problems)
+        return Played(episodes, sum(e.length for e in episodes), len(self._broken), problems, calls=self._calls)
 
 
 def _sound(step: Step) -> bool:
