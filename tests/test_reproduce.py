@@ -11,8 +11,10 @@ from bigdm_ray import reproduce
 from bigdm_ray.algorithms.base import algorithms
 from bigdm_ray.envs import tasks
 from bigdm_ray.errors import UserError
-from bigdm_ray.reproduce import BEGIN, END, Shelf, interquartile_mean, table, write_docs
+from bigdm_ray.reproduce import BEGIN, END, write_docs
 from bigdm_ray.tables.base import SCALES, Grid, find_grid, grids, overviews
+from bigdm_ray.tables.markdown import interquartile_mean, measured, table
+from bigdm_ray.tables.shelf import Shelf
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.evaluation import stratified_interval
 
@@ -221,7 +223,7 @@ def test_cells_side_by_side_leave_the_same_files(shelf, monkeypatch):
     monkeypatch.setattr("bigdm_ray.distributed.map.side_by_side", answers)
     assert reproduce.fill_missing(shelf, ["a one"], 2, local=False) == ["a, one, seed 2: its worker died"]
     assert [path.name for path in shelf.results.iterdir()] == ["a--one--1.json"]
-    assert shelf.result(GRID.cells("quick")[0])["seed"] == 1
+    assert shelf.look(GRID.cells("quick")[0])[0]["seed"] == 1
 
 
 def test_a_result_counts_where_its_dataset_is_not_at_hand(shelf):
@@ -378,7 +380,7 @@ def test_a_bar_is_the_mean_of_its_cells_and_says_how_many_are_there(tmp_path, ca
     finished(tmp_path, "percent-bc", "quick", "hopper-medium", "100 %", 1, 50.0)  # the same cell in the table that goes before
     finished(tmp_path, "imitation", "quick", "hopper-medium-replay", "BC", 1, 10.0)
     finished(tmp_path, "percent-bc", "quick", "walker2d-medium", "10 %", 1, 99.0)  # another column
-    bars = reproduce.measured(overviews()["dt-overview"], "quick", tmp_path, tmp_path)
+    bars = measured(overviews()["dt-overview"], "quick", tmp_path, tmp_path)
     assert bar_of(bars, "Key-to-Door", "DT").mean == pytest.approx((65 + 91) / 2) and bar_of(bars, "Key-to-Door", "DT").state == ""
     assert (bar_of(bars, "Key-to-Door", "BC").mean, bar_of(bars, "Key-to-Door", "BC").state) == (3.0, "1 of 2 cells")
     assert bar_of(bars, "OpenAI Gym", "BC").scores == {"hopper-medium": 50.0, "hopper-medium-replay": 10.0}

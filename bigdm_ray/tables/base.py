@@ -1,7 +1,7 @@
 """Grid and Cell: a published table as runs. A cell is one ordinary run, given by the words one would type.
 
-`python -m bigdm_ray.reproduce TABLE` trains the cells that are missing and prints ours beside the published ones. A file of this
-folder has a `GRIDS` tuple, and may have `OVERVIEWS`, pictures made of the cells of grids; no list is edited to add one.
+`python -m bigdm_ray.reproduce TABLE` trains the cells that are missing and prints ours beside the published ones. A file of
+published tables in this folder has a `GRIDS` tuple, and may have `OVERVIEWS`, pictures made of the cells of grids; no list is edited to add one.
 """
 
 from __future__ import annotations

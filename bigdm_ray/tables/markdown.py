@@ -1,0 +1,192 @@
+"""Tables and overviews as Markdown: ours, with its spread over seeds, beside the published numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bigdm_ray.envs.task import find_task
+from bigdm_ray.tables.base import Bar, Grid, Overview, Scale, find_grid
+from bigdm_ray.tables.shelf import Result, Shelf, value_of
+from bigdm_ray.training.evaluation import stratified_interval
+
+SEEDS = 3
+"""Seeds of a row that an interval wants, at least."""
+
+
+def interquartile_mean(values: Iterable[float]) -> float:
+    """The mean of the middle half (Agarwal et al. 2021): a quarter of the weight is cut off at each end."""
+    ordered = np.sort(np.array(list(values), np.float64))
+    n = len(ordered)
+    edges = np.arange(n + 1) / n
+    weights = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0, None)
+    return float((ordered * weights).sum() / weights.sum())
+
+
+def table(shelf: Shelf, only: list[str] | None = None) -> str:
+    """The table as Markdown: ours (last weights, over seeds), the published number in brackets, and a line that says what is what.
+
+    With words, the rows and columns of the cells that these are in. Raises UserError where that is none.
+    """
+    grid = shelf.grid
+    cells = shelf.chosen(only or [])
+    found: dict[tuple[str, str], list[Result]] = {}
+    outdated: list[str] = []
+    for cell in cells:
+        result, why = shelf.look(cell)
+        if result:
+            found.setdefault((cell.row, cell.column), []).append(result)
+        elif why:
+            outdated.append(f"{shelf.file(cell).name} ({why})")
+    asked = {(cell.row, cell.column) for cell in cells}
+    known = {(cell.row, cell.column) for cell in grid.cells(shelf.scale)}
+    rows = [row for row in grid.rows if not only or any(row == r for r, _ in asked)]
+    columns = [column for column in grid.columns if not only or any(column == c for _, c in asked)]
+    offline = any(cell.dataset for cell in cells)
+    lines = [f"| {' | '.join(['', *columns, *(['the data'] if offline else [])])} |", f"|{'---|' * (1 + len(columns) + offline)}"]
+    for row in rows:
+        without = {column: "not run" if (row, column) in asked else "left out" if (row, column) in known else "none" for column in columns}
+        printed = [_cell(found.get((row, column), []), grid, (row, column), without[column]) for column in columns]
+        lines.append(f"| {' | '.join([row, *printed, *([_data(row, grid, found)] if offline else [])])} |")
+    if grid.averages and set(grid.averaged) <= set(rows):
+        named = f"mean of the {len(grid.averaged)} rows without {', '.join(grid.apart)}" if grid.apart else "mean of the rows"
+        lines.append(f"| {' | '.join([named, *(_average(grid, found, column) for column in columns), *([''] if offline else [])])} |")
+    text = [
+        f"{grid.title}. {grid.unit.capitalize()} of the last weights: mean over seeds ± standard deviation over seeds (95 % bootstrap interval of the mean, "
+        f"from {SEEDS} seeds on) [published]; scale {shelf.scale}: {grid.budgets[shelf.scale]}.",
+        f"Published: {grid.source}. {sum(map(len, found.values()))} of {len(cells)} runs are finished.",
+        *([f"Outdated, so counted as not run: {'; '.join(outdated)}."] if outdated else []),
+        *grid.notes,
+        "",
+        *lines,
+    ]
+    return "\n".join(text + spread(grid, found))
+
+
+def scores(results: list[Result], unit: str, which: str = "last") -> np.ndarray:
+    """The numbers of a cell's seeds, without those that have none: `[n]`."""
+    return np.array([v for r in results if (v := value_of(r, unit, which)) is not None])
+
+
+def interval(strata: list[np.ndarray]) -> str:
+    """The 95 % interval of the mean of the rows' means, where each row has seeds enough."""
+    return "{:.1f} to {:.1f}".format(*stratified_interval(strata)) if min(map(len, strata)) >= SEEDS else f"fewer than {SEEDS} seeds in a row"
+
+
+def _cell(results: list[Result], grid: Grid, key: tuple[str, str], without: str) -> str:
+    """Ours, and [published]; `without` results what is said instead. Where a task has no normalised score, its return."""
+    values, word = scores(results, grid.unit), ""
+    if results and not len(values):
+        values, word = scores(results, "return"), "return "
+    ours = without
+    if len(values):
+        deviation = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else " (1 seed)"
+        ours = f"{word}{values.mean():.1f}{deviation}{f' ({interval([values])})' if len(values) >= SEEDS else ''}"
+    known = grid.published.get(key)
+    return f"{ours} [{known[0]:g}]" if known else ours
+
+
+def _data(row: str, grid: Grid, found: dict[tuple[str, str], list[Result]]) -> str:
+    for (r, _), results in found.items():
+        if r == row and results[0]["dataset"]:
+            mean = results[0]["dataset"]["return_mean"]
+            ratio = results[0]["normalized_score"] is not None and grid.unit == "normalised score"
+            task = results[0].get("task") or row.partition("-")[0]  # results of before it was kept are of bodies
+            score = find_task(task).normalized_score(mean) if ratio else None
+            return f"{mean if score is None else score:.1f}"
+    return ""
+
+
+def _average(grid: Grid, found: dict[tuple[str, str], list[Result]], column: str) -> str:
+    """Over the rows that are averaged, where all of them are there."""
+    rows = [scores(found.get((row, column), []), grid.unit) for row in grid.averaged]
+    ours = f"{np.mean([row.mean() for row in rows]):.1f}" if all(map(len, rows)) else "not complete"
+    known = [grid.published[row, column][0] for row in grid.averaged if (row, column) in grid.published]
+    return f"{ours} [{np.mean(known):.1f}]" if len(known) == len(grid.averaged) else ours
+
+
+def spread(grid: Grid, found: dict[tuple[str, str], list[Result]]) -> list[str]:
+    """For each column, over the rows with finished runs: the mean of their means, its 95 % interval over seeds, and the interquartile mean of the runs.
+
+    The interval is a stratified bootstrap (Agarwal et al. 2021): seeds are resampled within each row, so that how much rows differ does not count.
+    """
+    lines = ["", "| over the rows with finished runs | runs | mean, last | 95 % interval over seeds | interquartile mean | mean, best on the way |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for column in grid.columns:
+        here = [found[row, column] for row in grid.averaged if (row, column) in found]
+        last = [values for results in here if len(values := scores(results, grid.unit))]
+        best = [values.mean() for results in here if len(values := scores(results, grid.unit, "best"))]
+        runs = sum(map(len, last))
+        if runs < 2:
+            continue
+        mean, mean_best = np.mean([values.mean() for values in last]), f"{np.mean(best):.1f}" if best else "none"
+        lines.append(f"| {column} | {runs} | {mean:.1f} | {interval(last)} | {interquartile_mean(np.concatenate(last)):.1f} | {mean_best} |")
+    return lines if len(lines) > 3 else []
+
+
+# --- overviews
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A bar with what is finished of it: the mean over seeds of each row that has any, by row."""
+
+    bar: Bar
+    scores: dict[str, float]
+
+    @property
+    def mean(self) -> float | None:
+        """The mean over the rows that are there; None where none is."""
+        return float(np.mean(list(self.scores.values()))) if self.scores else None
+
+    @property
+    def state(self) -> str:
+        """How much of the bar is there: nothing to say where it is whole."""
+        if not self.bar.columns:
+            return "none"
+        here, all_of_it = len(self.scores), len(self.bar.rows)
+        return "not run" if not here else "" if here == all_of_it else f"{here} of {all_of_it} cells"
+
+
+def measured(overview: Overview, scale: Scale, results: Path, data: Path) -> list[Measured]:
+    """Every bar, made of the finished cells of the grids. Raises UserError for a file that is not a cell's result."""
+    out = []
+    for bar in overview.bars:
+        means: dict[str, float] = {}
+        for name, column in bar.columns:
+            grid = find_grid(name)
+            shelf = Shelf(grid, scale, data, results, Path())
+            cells = [cell for cell in grid.cells(scale) if cell.column == column and cell.row in bar.rows and cell.row not in means]
+            values: dict[str, list[float]] = {}
+            for cell in cells:
+                result, _ = shelf.look(cell)
+                value = None if result is None else value_of(result, grid.unit, "last")
+                if value is not None:
+                    values.setdefault(cell.row, []).append(value)
+            means |= {row: float(np.mean(found)) for row, found in values.items()}
+        out.append(Measured(bar, {row: means[row] for row in bar.rows if row in means}))
+    return out
+
+
+def overview_table(overview: Overview, scale: Scale, bars: list[Measured]) -> str:
+    """The bars as Markdown: a row a domain, a column a method; ours, how much of it is there, [published]."""
+    found = {(one.bar.domain, one.bar.method): one for one in bars}
+
+    def cell(domain: str, method: str) -> str:
+        one = found[domain, method]
+        ours = one.state if one.mean is None else f"{one.mean:.1f}{f' ({one.state})' if one.state else ''}"
+        return f"{ours} [{one.bar.published:g}]"
+
+    lines = [f"| {' | '.join(['', *overview.methods])} |", f"|{'---|' * (len(overview.methods) + 1)}"]
+    lines += [f"| {' | '.join([domain, *(cell(domain, method) for method in overview.methods)])} |" for domain in overview.domains]
+    text = [
+        f"{overview.title}. Normalised score of the last weights, mean over the cells of a domain [published]; scale {scale}.",
+        f"Published: {overview.source}.",
+        *overview.notes,
+        "",
+        *lines,
+    ]
+    return "\n".join(text)

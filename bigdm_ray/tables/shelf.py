@@ -1,0 +1,133 @@
+"""Shelf: where the finished cells of a table lie, each a small JSON file that says what was asked for and what it came to."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from bigdm_ray.errors import UserError
+from bigdm_ray.formats.dataset import CARD, Dataset
+from bigdm_ray.replay.shard import publish
+from bigdm_ray.tables.base import Cell, Grid, Scale
+from bigdm_ray.training.config import Run, configure
+
+SCHEMA_VERSION = 1
+Result = dict[str, Any]
+
+
+def sound(found: Any) -> Result:
+    """What a result's file holds, its numbers as floats. Raises KeyError, TypeError or ValueError for what is missing or of another kind."""
+    result: Result = dict(found)
+    result["return_mean"] = float(result["return_mean"])
+    for name in ("normalized_score", "best_return_mean", "best_normalized_score"):
+        result[name] = None if result[name] is None else float(result[name])
+    if result["dataset"] is not None:
+        result["dataset"] = {"sha256": str(result["dataset"]["sha256"]), "return_mean": float(result["dataset"]["return_mean"])}
+    return result
+
+
+class Shelf:
+    """Where a table's finished cells lie, its run folders, and its datasets."""
+
+    def __init__(self, grid: Grid, scale: Scale, data: Path, results: Path, runs: Path) -> None:
+        self.grid, self.scale, self.data = grid, scale, data
+        self.results = results / grid.name / scale
+        self.runs = runs / grid.name / scale
+        self._sha256: dict[str, str | None] = {}
+
+    def chosen(self, only: list[str]) -> list[Cell]:
+        """The cells that all these words are in. Raises UserError where that is none."""
+        cells = [cell for cell in self.grid.cells(self.scale) if all(word in f"{cell.row} {cell.column} seed={cell.seed}" for word in only)]
+        if not cells:
+            known = f"its rows are {', '.join(self.grid.rows)} and its columns {', '.join(self.grid.columns)}"
+            raise UserError(f"--only {' --only '.join(only)} fits no cell of {self.grid.name}; {known}")
+        return cells
+
+    def file(self, cell: Cell) -> Path:
+        """The result of a cell."""
+        return self.results / f"{cell.name}.json"
+
+    def asked(self, cell: Cell) -> dict[str, Any]:
+        """What a result of this cell says of it."""
+        told = {name: getattr(cell, name) for name in ("row", "column", "seed", "algorithm", "target")}
+        return {"table": self.grid.name, "scale": self.scale, **told, "flags": list(cell.flags)}
+
+    def look(self, cell: Cell) -> tuple[Result | None, str]:
+        """What a finished cell left, or None with, in words, what of its file is not as it is asked for (nothing where there is none).
+
+        Raises UserError for a file that is not such a result.
+        """
+        path, asked = self.file(cell), self.asked(cell)
+        if not path.is_file():
+            return None, ""
+        try:
+            found = sound(json.loads(path.read_text()))
+            differing = [name for name in asked if found[name] != asked[name]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is not the result of a cell ({error}); remove it to train that cell again") from None
+        if differing:
+            return None, f"its {differing[0]} {'are' if differing[0] == 'flags' else 'is'} not the cell's"
+        sha256 = found["dataset"] and found["dataset"]["sha256"]
+        if cell.dataset and (sha256 is None or sha256 != (self.sha256(cell) or sha256)):
+            return None, f"its dataset is not that in {self.data / cell.target}"
+        return found, ""
+
+    def sha256(self, cell: Cell) -> str | None:
+        """The content of a cell's dataset, where it is at hand."""
+        if not cell.dataset:
+            return None
+        if cell.target not in self._sha256:
+            folder = self.data / cell.target
+            self._sha256[cell.target] = Dataset.open(folder).sha256 if (folder / CARD).is_file() else None
+        return self._sha256[cell.target]
+
+    def missing(self, cell: Cell) -> str | None:
+        """What a cell lacks, with the way to make it."""
+        if not cell.dataset or (self.data / cell.target / CARD).is_file():
+            return None
+        recipe = self.grid.recipes.get(cell.target, self.grid.recipe)
+        return f"{cell.target}: {recipe.format(name=cell.target, folder=self.data / cell.target, data=self.data)}"
+
+    def run(self, cell: Cell) -> Run:
+        """The run of a cell. Raises UserError."""
+        target = str(self.data / cell.target) if cell.dataset else cell.target
+        return configure(cell.algorithm, target, [*cell.flags, "--seed", str(cell.seed)])
+
+    def folder(self, cell: Cell) -> Path:
+        """The run folder of a cell. Where its result is outdated, that run's folder is left alone: a fresh one is named by what is asked for now."""
+        if not self.look(cell)[1]:
+            return self.runs / cell.name
+        mark = hashlib.sha256(json.dumps([self.asked(cell), self.sha256(cell)]).encode()).hexdigest()[:8]
+        return self.runs / f"{cell.name}-{mark}"
+
+    def keep(self, cell: Cell, run: Run, summary: dict[str, Any]) -> Result:
+        """Write the small file that says that a cell is finished: what was asked for, what the run was, and what it came to."""
+        kept = (
+            "task", "env_steps", "learner_steps", "return_mean", "return_std", "return_low", "return_high", "return_episodes", "normalized_score",
+            "best_return_mean", "best_normalized_score", "mode", "wall_s", "versions",
+        )  # fmt: skip
+        dataset, settings = summary.get("dataset"), run.to_json()
+        result = {
+            "schema_version": SCHEMA_VERSION,
+            **self.asked(cell),
+            "seed": run.seed,
+            "settings": {name: settings[name] for name in ("algorithm", "budget", "evaluations")},
+            "dataset": dataset and {name: dataset[name] for name in ("name", "sha256", "episodes", "steps", "return_mean")},
+            **{name: summary.get(name) for name in kept},
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        }
+        self.results.mkdir(parents=True, exist_ok=True)
+        publish(self.file(cell), json.dumps(result, indent=1).encode())
+        return result
+
+
+def value_of(result: Result, unit: str, which: str) -> float | None:
+    """A cell's number: of the last weights, or of the best."""
+    name = {("normalised score", "last"): "normalized_score", ("normalised score", "best"): "best_normalized_score"}.get(
+        (unit, which), "return_mean" if which == "last" else "best_return_mean"
+    )
+    value = result.get(name)
+    return None if value is None else float(value)
