@@ -76,6 +76,11 @@ class Table:
         """Steps up to and with each episode: `[n]` int64."""
         return np.cumsum(self.lengths)
 
+    @functools.cached_property
+    def by_return(self) -> np.ndarray:
+        """`ranked` by return: `[n]` int64."""
+        return self.ranked()
+
     def ranked(self, rule: Retention | None = None) -> np.ndarray:
         """Positions from the best return, or the best by `rule`, to the worst; a tie goes to the newer id. [n] int64"""
         merit = self.returns

@@ -62,13 +62,12 @@ class View:
     def eligible(self, table: Table) -> np.ndarray:
         """Positions in `table` of the episodes that may be drawn, ascending. [e] int64"""
         rows = np.arange(len(table))
-        if self.above is not None:
-            rows = rows[table.returns >= self.above]
         if self.best < 1.0 and len(table):
-            order = table.ranked()
-            held = np.cumsum(table.lengths[order])
+            held = np.cumsum(table.lengths[table.by_return])
             within = int(np.searchsorted(held, int(self.best * held[-1]), side="right"))
-            rows = np.intersect1d(rows, order[: max(within, 1)])
+            rows = np.sort(table.by_return[: max(within, 1)])
+        if self.above is not None:
+            rows = rows[table.returns[rows] >= self.above]
         return rows
 
     def rows(self, table: Table, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
