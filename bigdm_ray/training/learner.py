@@ -6,7 +6,6 @@ divided by the weight added over ranks, so two ranks equal one to rounding. With
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from dataclasses import dataclass, field
@@ -198,7 +197,3 @@ class Learner:
             optimizer.load_state_dict({"state": slots, "param_groups": whole["param_groups"]})
         self.step = step
         self._annotated = False
-
-    def checksum(self) -> float:
-        """The sum of all parameters, to compare ranks with."""
-        return float(sum(p.detach().double().sum() for p in itertools.chain(self._parameters)))

@@ -59,7 +59,6 @@ def test_steps_in_one_call_or_in_many_are_the_same(store):
     for steps in (2, 0, 1, 2):
         many.update({TASK: store}, steps)
     same_arrays(one.state(), many.state())
-    assert one.checksum() == many.checksum()
 
 
 def test_a_seed_decides_weights_and_draws(store):
