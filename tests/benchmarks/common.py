@@ -124,18 +124,22 @@ for line in sys.stdin:
 """
 
 
+def turn(side: Callable[[], object] | Peer, steps: int) -> tuple[float, float]:
+    """CPU and wall seconds of so many calls of one side."""
+    if isinstance(side, Peer):
+        return side.turn(steps)
+    cpu, wall = time.process_time(), time.perf_counter()
+    for _ in range(steps):
+        side()
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
 def in_turns(sides: dict[str, Callable[[], object] | Peer], repeats: int, steps: int, units: int) -> dict[str, list[float]]:
     """Units per CPU-second of each side, which take turns of `steps` calls of `units` each; the first turn warms up."""
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats + 1):
-        for name, step in sides.items():
-            began = time.process_time()
-            if isinstance(step, Peer):
-                spent = step.turn(steps)[0]
-            else:
-                for _ in range(steps):
-                    step()
-                spent = time.process_time() - began
+        for name, side in sides.items():
+            spent, _ = turn(side, steps)
             if repeat:
                 rates[name].append(steps * units / spent)
     return rates

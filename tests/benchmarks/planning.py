@@ -3,9 +3,13 @@
     python -m tests.benchmarks.planning                       both bodies, one environment and sixteen
     python -m tests.benchmarks.planning --bodies halfcheetah --environments 1 --repeats 5
     python -m tests.benchmarks.planning --training            a learner step beside the original's, rebuilt plainly
+    python -m tests.benchmarks.planning --original FOLDER --fork FOLDER
+                                                              plans of one environment beside theirs, in turns; FOLDERs are checkouts of
+                                                              jannerm/trajectory-transformer and Howuhh/faster-trajectory-transformer
 
 HalfCheetah: 17 + 6 numbers, 5 transitions ahead, 32 beams of 2 expansions. Hopper: 11 + 3, 15 ahead, 128 of 2. The context is full, as it is from the
-fifth step of an episode on. Actions are filtered as in the official repository (cdf 0.6). One thread.
+fifth step of an episode on. Actions are filtered as in the official repository (cdf 0.6), but by the fork, which has no such filter. One thread.
+Of a checkout only the network, the discretiser and the search are imported, none of which asks for a simulator.
 
 Training: Hopper's 16 tokens, batches of 32 windows of 10, dropout 0.1, AdamW, gradients cut down to 1; drawing windows and making tokens of them is
 counted on both sides. The original is rebuilt (`tests/plain_trajectory.py`): heads of all dimensions at all places, attention by an explicit softmax,
@@ -18,6 +22,7 @@ import argparse
 import cProfile
 import pstats
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.benchmarks.common import header, in_turns
+from tests.benchmarks.common import Peer, header, in_turns, turn
 
 BODIES = {"halfcheetah": (17, 6, 5, 32), "hopper": (11, 3, 15, 128)}
 PUBLISHED = {"halfcheetah": (17.5, 5.5, 0.6), "hopper": (89.9, 33.9, 8.0)}
@@ -55,6 +60,93 @@ class Body:
         """Plan an action for each environment."""
         numbers = self._planner.numbers(self._chance.random((len(self._state), 2), np.float32))
         self._planner.plan(self._past, self._state, numbers)
+
+
+PROGRAM = """import importlib, json, sys, time, types
+import numpy as np, torch
+answers, sys.stdout = sys.stdout, sys.stderr
+torch.set_num_threads(1)
+torch.manual_seed(0)
+for name in PACKAGES:
+    package = sys.modules[name] = types.ModuleType(name)
+    package.__path__ = [FOLDER + "/" + name.replace(".", "/")]
+seen, acted, horizon, beams = SEEN, ACTED, HORIZON, BEAMS
+dims = seen + acted + 2
+tokens, made_up = torch.randint(0, 100, (1, 4 * dims + seen)), np.random.default_rng(0).normal(size=(1000, dims)).astype(np.float32)
+SETUP
+for line in sys.stdin:
+    cpu, wall = time.process_time(), time.perf_counter()
+    for _ in range(int(line)):
+        plan()
+    print(json.dumps([time.process_time() - cpu, time.perf_counter() - wall, ""]), file=answers, flush=True)
+"""
+"""A Peer that plans: packages without what their `__init__` would import, so that only the files asked for are loaded."""
+
+ORIGINAL = """
+sys.modules["trajectory.utils"].Silent = importlib.import_module("trajectory.utils.progress").Silent
+importlib.import_module("trajectory.utils.arrays").DEVICE = "cpu"
+from trajectory.models.transformers import GPT
+from trajectory.search.core import beam_plan
+from trajectory.utils.discretization import QuantileDiscretizer
+net = GPT(types.SimpleNamespace(
+    vocab_size=100, block_size=10 * dims - 1, n_layer=4, n_head=4, n_embd=128, observation_dim=seen, action_dim=acted, transition_dim=dims,
+    action_weight=5, reward_weight=1, value_weight=1, embd_pdrop=0.1, resid_pdrop=0.1, attn_pdrop=0.1,
+)).eval()
+bins = QuantileDiscretizer(made_up, 100)
+def plan():
+    beam_plan(
+        net, lambda probs: bins.value_fn(probs, "mean"), tokens, horizon, beams, 2, seen, acted, 0.99, 5, verbose=False, k_obs=1, cdf_act=0.6
+    )
+"""
+FORK = """
+from trajectory.models.gpt.gpt import GPT
+from trajectory.planning.beam import beam_plan
+from trajectory.utils.discretization import KBinsDiscretizer
+net = GPT(100, dims, seen, acted, 10 * dims, embedding_dim=128, num_layers=4, num_heads=4, use_sep_heads=True).eval()
+bins = KBinsDiscretizer(made_up, 100)
+def plan():
+    beam_plan(net, bins, tokens, horizon, beams, 2, context_size=5, k_obs=1, k_reward=1)
+"""
+PEERS = {
+    "original": (ORIGINAL, ("trajectory", "trajectory.utils", "trajectory.models", "trajectory.search")),
+    "cached fork": (FORK, ("trajectory", "trajectory.utils", "trajectory.models", "trajectory.models.gpt", "trajectory.planning")),
+}
+
+
+def peer(which: str, folder: Path, body: str) -> Peer:
+    """A checkout that plans for a body."""
+    if not (folder / "trajectory").is_dir():
+        raise SystemExit(f"{folder} is not a checkout of the {which}: it has no folder trajectory")
+    setup, packages = PEERS[which]
+    program = PROGRAM.replace("SETUP", setup).replace("PACKAGES", repr(packages)).replace("FOLDER", repr(str(folder.resolve())))
+    return Peer(sys.executable, program, **dict(zip(("SEEN", "ACTED", "HORIZON", "BEAMS"), BODIES[body], strict=True)))
+
+
+def planning(name: str, environments: int, repeats: int, folders: dict[str, Path]) -> None:
+    """CPU and wall seconds of an action: ours, and for one environment those of the checkouts, in turns; the first turn warms up."""
+    sides: dict[str, Callable[[], None] | Peer] = {"ours": Body(name, environments).plan}
+    if environments == 1:
+        sides |= {which: peer(which, folder, name) for which, folder in folders.items()}
+    spent: dict[str, list[tuple[float, float]]] = {which: [] for which in sides}
+    for repeat in range(repeats + 1):
+        for which, side in sides.items():
+            took = turn(side, 1)
+            if repeat:
+                spent[which].append(took)
+    original, fork, target = PUBLISHED[name]
+    known = {"ours": f"to reach {target}", "original": f"published {original}", "cached fork": f"published {fork}"}
+    first = statistics.median(cpu for cpu, _ in spent["ours"])
+    for which, took in spent.items():
+        cpu, wall = (statistics.median(values) for values in zip(*took, strict=True))
+        ratio = "" if which == "ours" else f"; ours takes 1/{cpu / first:.1f}"
+        print(
+            f"{name:<12}{environments:>3} environments  {which:<12}{cpu / environments:>8.3f} CPU-s an action{wall / environments:>9.3f} s wall   "
+            f"({known[which]}{ratio})",
+            flush=True,
+        )
+    for side in sides.values():
+        if isinstance(side, Peer):
+            side.close()
 
 
 BATCH, WINDOW, STEPS = 32, 10, 3
@@ -162,28 +254,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--profile", action="store_true", help="where the time goes, for one plan")
     parser.add_argument("--training", action="store_true", help="training alone")
+    parser.add_argument("--original", type=Path, metavar="FOLDER", help="a checkout of jannerm/trajectory-transformer, to plan beside ours")
+    parser.add_argument("--fork", type=Path, metavar="FOLDER", help="a checkout of Howuhh/faster-trajectory-transformer, to plan beside ours")
     given = parser.parse_args()
     header()
     training(max(given.repeats, 5))
     if given.training:
         return
+    folders = {which: folder for which, folder in (("original", given.original), ("cached fork", given.fork)) if folder}
     for name in given.bodies:
-        original, fork, target = PUBLISHED[name]
         for environments in given.environments:
-            body = Body(name, environments)
-            body.plan()
-            cpu, wall = [], []
-            for _ in range(given.repeats):
-                cpu_began, wall_began = time.process_time(), time.perf_counter()
-                body.plan()
-                cpu.append((time.process_time() - cpu_began) / environments)
-                wall.append((time.perf_counter() - wall_began) / environments)
-            print(
-                f"{name:<12} {environments:>3} environments {statistics.median(cpu):>7.3f} CPU-s an action {statistics.median(wall):>7.3f} s wall   "
-                f"(to reach {target}; published, not measured here: original {original}, cached fork {fork})",
-                flush=True,
-            )
+            planning(name, environments, given.repeats, folders)
             if given.profile:
+                body = Body(name, environments)
                 with cProfile.Profile(time.process_time) as profile:
                     body.plan()
                 pstats.Stats(profile).sort_stats("tottime").print_stats(16)
