@@ -240,7 +240,9 @@ class Udrl(Algorithm):
             "lunarlander-continuous": {"default": landing},
             "takecover": {"default": doom, "paper": doom},
         }
-        return {task: {name: {f"algorithm.{field}": value for field, value in values.items()} for name, values in of.items()} for task, of in named.items()}
+        out = {task: {name: {f"algorithm.{field}": value for field, value in values.items()} for name, values in of.items()} for task, of in named.items()}
+        out["lunarlander"]["default"] |= {"machines.max_staleness": 3 * landing["n_updates_per_iter"]}  # learner and rollouts seldom wait for each other
+        return out
 
 
 ALGORITHM = Udrl

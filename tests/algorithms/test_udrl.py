@@ -12,6 +12,7 @@ from bigdm_ray.envs import find_task
 from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.replay import Store, Table, View
+from bigdm_ray.training.config import Machines, configure
 from bigdm_ray.training.learner import Learner
 from bigdm_ray.training.streams import rng
 
@@ -252,3 +253,10 @@ def test_a_policy_plays_its_commands_in_a_rollout():
     commands = {"desired_return": np.arange(9, dtype=np.float32), "desired_horizon": np.full(9, 10, np.float32)}
     episodes = played("toy-vector", 9, policy=algorithm.policy(model, "sample"), commands=commands, environments=4).episodes
     assert [e.command for e in episodes] == [{"desired_return": float(k), "desired_horizon": 10.0} for k in range(9)]
+
+
+def test_rollouts_of_lunarlander_may_lag_by_three_iterations():
+    run = configure("udrl", "lunarlander", [])
+    assert run.machines.max_staleness == 3 * run.algorithm.n_updates_per_iter
+    assert configure("udrl", "lunarlander", ["--machines.max-staleness", "7"]).machines.max_staleness == 7
+    assert configure("udrl", "lunarlander", ["--preset", "paper"]).machines.max_staleness == Machines().max_staleness
