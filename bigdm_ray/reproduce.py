@@ -6,10 +6,10 @@
     python -m bigdm_ray.reproduce percent-bc --only hopper     only what the word is in: rows, columns, seed=1
     python -m bigdm_ray.reproduce dt-overview                  a picture of bars, of the finished cells of other tables
 
-A cell is one ordinary run; a finished one leaves RESULTS/TABLE/SCALE/CELL.json and is not trained again, unless its settings or its
-dataset are other ones today: then the file is named as outdated and counts as not run. A stopped cell goes on from its last
-checkpoint. Cells run side by side over Ray, one a core, or one after the other with --local. Offline tables want datasets under
---data; what is missing is named with the way to make it, and its cells print as not run.
+A cell is one ordinary run; a finished one leaves RESULTS/TABLE/SCALE/CELL.json and is not trained again, nor is a cell of another
+table that is the same run, unless its settings or its dataset are other ones today: then the file is named as outdated and counts as
+not run. A stopped cell goes on from its last checkpoint. Cells run side by side over Ray, one a core, or one after the other with
+--local. Offline tables want datasets under --data; what is missing is named with the way to make it, and its cells print as not run.
 An overview trains nothing: it prints bars, each with how many of its cells are there, and leaves RESULTS/OVERVIEW/SCALE/overview.png
 and .json.
 """

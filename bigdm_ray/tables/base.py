@@ -6,6 +6,7 @@ published tables in this folder has a `GRIDS` tuple, and may have `OVERVIEWS`, p
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -35,6 +36,11 @@ class Cell:
         """A file name of its own."""
         text = f"{self.row}--{self.column}--{self.seed}"
         return "".join(c if c.isalnum() or c in "-._" else "_" for c in text)
+
+    @property
+    def run(self) -> tuple[object, ...]:
+        """What the run is, wherever it stands."""
+        return self.algorithm, self.target, self.dataset, self.flags, self.seed
 
 
 @dataclass(frozen=True)
@@ -81,16 +87,15 @@ class Grid:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of an overview: the mean over `rows` of a method's cells.
+    """One bar of an overview: the mean over `rows` of a method's cells, which are those of `column`, a grid and a column of it.
 
-    `columns` are (grid, column) pairs whose cells are the same runs: a row is taken from the first that has it finished. Without
-    any, this project does not run the method there. `published` is the mean of the published cells.
+    Without one, this project does not run the method there. `published` is the mean of the published cells.
     """
 
     domain: str
     method: str
     rows: tuple[str, ...]
-    columns: tuple[tuple[str, str], ...]
+    column: tuple[str, str] | None
     published: float
 
 
@@ -124,6 +129,16 @@ def _found(what: str) -> list[Any]:
 def grids() -> dict[str, Grid]:
     """Every grid of this folder by name."""
     return {grid.name: grid for grid in _found("GRIDS")}
+
+
+@functools.cache
+def twins(scale: Scale) -> dict[tuple[object, ...], list[tuple[str, Cell]]]:
+    """Of every run of a scale, the cells of all tables that ask for it, each with the name of its grid."""
+    out: dict[tuple[object, ...], list[tuple[str, Cell]]] = {}
+    for grid in grids().values():
+        for cell in grid.cells(scale):
+            out.setdefault(cell.run, []).append((grid.name, cell))
+    return out
 
 
 def overviews() -> dict[str, Overview]:

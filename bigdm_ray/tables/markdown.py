@@ -145,7 +145,7 @@ class Measured:
     @property
     def state(self) -> str:
         """How much of the bar is there: nothing to say where it is whole."""
-        if not self.bar.columns:
+        if self.bar.column is None:
             return "none"
         here, all_of_it = len(self.scores), len(self.bar.rows)
         return "not run" if not here else "" if here == all_of_it else f"{here} of {all_of_it} cells"
@@ -155,19 +155,16 @@ def measured(overview: Overview, scale: Scale, results: Path, data: Path) -> lis
     """Every bar, made of the finished cells of the grids. Raises UserError for a file that is not a cell's result."""
     out = []
     for bar in overview.bars:
-        means: dict[str, float] = {}
-        for name, column in bar.columns:
-            grid = find_grid(name)
+        values: dict[str, list[float]] = {}
+        if bar.column is not None:
+            grid = find_grid(bar.column[0])
             shelf = Shelf(grid, scale, data, results, Path())
-            cells = [cell for cell in grid.cells(scale) if cell.column == column and cell.row in bar.rows and cell.row not in means]
-            values: dict[str, list[float]] = {}
-            for cell in cells:
-                result, _ = shelf.look(cell)
+            for cell in grid.cells(scale):
+                result = shelf.look(cell)[0] if cell.column == bar.column[1] and cell.row in bar.rows else None
                 value = None if result is None else value_of(result, grid.unit, "last")
                 if value is not None:
                     values.setdefault(cell.row, []).append(value)
-            means |= {row: float(np.mean(found)) for row, found in values.items()}
-        out.append(Measured(bar, {row: means[row] for row in bar.rows if row in means}))
+        out.append(Measured(bar, {row: float(np.mean(values[row])) for row in bar.rows if row in values}))
     return out
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.replay.shard import publish
-from bigdm_ray.tables.base import Cell, Grid, Scale
+from bigdm_ray.tables.base import Cell, Grid, Scale, twins
 from bigdm_ray.training.config import Run, configure
 
 SCHEMA_VERSION = 1
@@ -34,6 +34,7 @@ class Shelf:
 
     def __init__(self, grid: Grid, scale: Scale, data: Path, results: Path, runs: Path) -> None:
         self.grid, self.scale, self.data = grid, scale, data
+        self.root = results
         self.results = results / grid.name / scale
         self.runs = runs / grid.name / scale
         self._sha256: dict[str, str | None] = {}
@@ -50,17 +51,26 @@ class Shelf:
         """The result of a cell."""
         return self.results / f"{cell.name}.json"
 
-    def asked(self, cell: Cell) -> dict[str, Any]:
-        """What a result of this cell says of it."""
+    def asked(self, cell: Cell, grid: str = "") -> dict[str, Any]:
+        """What a result of this cell (of the grid, or of another) says of it."""
         told = {name: getattr(cell, name) for name in ("row", "column", "seed", "algorithm", "target")}
-        return {"table": self.grid.name, "scale": self.scale, **told, "flags": list(cell.flags)}
+        return {"table": grid or self.grid.name, "scale": self.scale, **told, "flags": list(cell.flags)}
 
     def look(self, cell: Cell) -> tuple[Result | None, str]:
-        """What a finished cell left, or None with, in words, what of its file is not as it is asked for (nothing where there is none).
+        """What a finished cell left, here or as a cell of another table that is the same run.
 
-        Raises UserError for a file that is not such a result.
+        Or None with, in words, what of its file is not as it is asked for (nothing where there is none). Raises UserError for a
+        file that is not such a result.
         """
-        path, asked = self.file(cell), self.asked(cell)
+        here, why = self._held(cell, self.grid.name)
+        if here:
+            return here, ""
+        there = (self._held(twin, grid)[0] for grid, twin in twins(self.scale).get(cell.run, []) if grid != self.grid.name)
+        elsewhere = next((result for result in there if result), None)
+        return elsewhere, "" if elsewhere else why
+
+    def _held(self, cell: Cell, grid: str) -> tuple[Result | None, str]:
+        path, asked = self.root / grid / self.scale / f"{cell.name}.json", self.asked(cell, grid)
         if not path.is_file():
             return None, ""
         try:
