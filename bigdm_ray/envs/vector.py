@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -177,14 +179,18 @@ class EnvPoolRows:
         (self._path, self._seen) = next(iter(signature.observations.items()))
         self._new = functools.partial(envpool.make, env_id, "gymnasium", num_envs=n, num_threads=1, **options)
         self._seed = seed % 2**31
-        self._env = self._make()
+        self._env: Any = None
+        self._threads: set[str] = set()
+        self._make()
 
-    def _make(self) -> Any:
+    def _make(self) -> None:
+        before = threads()
         made = self._new(seed=self._seed)
+        self._threads = threads() - before
         with warnings.catch_warnings():  # it builds its own spaces when they are first looked at, and warns of their precision
             warnings.simplefilter("ignore")
             _ = made.observation_space, made.action_space
-        return made
+        self._env = made
 
     def reset(self, rows: np.ndarray) -> Step:
         """See VectorEnv."""
@@ -207,7 +213,8 @@ class EnvPoolRows:
     def _failed(self, m: int, error: Exception) -> Step:
         """All rows fail, and are made anew with other seeds."""
         self._seed = (self._seed + self.n) % 2**31
-        self._env = self._make()
+        self._leave()
+        self._make()
         nothing = {path: np.zeros((m, *leaf.shape), leaf.dtype) for path, leaf in self.signature.observations.items()}
         return still(m, nothing, dict.fromkeys(range(m), f"{type(error).__name__}: {error}"))
 
@@ -221,7 +228,40 @@ class EnvPoolRows:
 
     def close(self) -> None:
         """See VectorEnv."""
-        self._env.close()
+        if self._env is not None:
+            self._env.close()
+            self._leave()
+
+    def _leave(self) -> None:
+        """Let go of the pool, once its threads are at rest.
+
+        One of them makes buffers ahead, and its destructor takes one more after telling it to quit: it waits for ever if that thread has just
+        made its last, and was interrupted before it looked whether to go on. With all buffers made, the thread sleeps.
+        """
+        until = time.monotonic() + REST_S
+        while not resting(self._threads) and time.monotonic() < until:
+            time.sleep(0.001)
+        self._env = None
+
+
+REST_S = 10.0
+"""Seconds that a pool is given to come to rest."""
+
+
+def threads() -> set[str]:
+    """The threads of this process, where Linux tells them."""
+    with contextlib.suppress(OSError):
+        return {path.name for path in Path("/proc/self/task").iterdir()}
+    return set()
+
+
+def resting(threads: set[str]) -> bool:
+    """Whether these threads of this process sleep, or have ended."""
+    for thread in threads:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+                return False
+    return True
 
 
 class PayAtEnd:
