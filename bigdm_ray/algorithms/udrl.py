@@ -15,7 +15,7 @@ ones, of risky ways to act that mostly fail (falling fast, firing engines on the
 mostly too. With its peers counted, an episode lives on because the weights that played it succeed. Their mean must be
 a sound estimate, hence 100 episodes an iteration where the paper has up to 40. (5) With `hold`, one of `held_every`
 exploratory episodes repeats its random numbers from step to step: what pays only if it is done for 25 steps in a row, as
-standing still on the ground, is never tried by independent draws.
+standing still on the ground, or running from one wall to the other in TakeCover, is never tried by independent draws.
 
     python -m bigdm_ray.run udrl lunarlander
     python -m bigdm_ray.run udrl lunarlander --preset paper
@@ -234,14 +234,17 @@ class Udrl(Algorithm):
         doom: dict[str, Any] = {"frame_stack": 8, "hidden": (128, 128), "channels": (32, 48, 96, 128), "batch_size": 512, "return_scale": 0.1}
         doom |= {"horizon_scale": 0.01, "replay_size": 300, "last_few": 50, "n_updates_per_iter": 200, "episodes_per_iteration": 40}
         doom |= {"horizon_equals_return": True}
+        running = doom | {"batch_size": 256, "n_updates_per_iter": 600, "episodes_per_iteration": 100, "replay_size": 500}
+        running |= {"peers_weight": 5.0, "hold": 0.9, "held_every": 1}
         named = {
             "lunarlander": {"default": landing, "paper": paper},
             "lunarlander-sparse": {"default": landing, "paper": paper},
             "lunarlander-continuous": {"default": landing},
-            "takecover": {"default": doom, "paper": doom},
+            "takecover": {"default": running, "paper": doom},
         }
         out = {task: {name: {f"algorithm.{field}": value for field, value in values.items()} for name, values in of.items()} for task, of in named.items()}
         out["lunarlander"]["default"] |= {"machines.max_staleness": 3 * landing["n_updates_per_iter"]}  # learner and rollouts seldom wait for each other
+        out["takecover"]["default"] |= {"machines.max_staleness": running["n_updates_per_iter"]}
         return out
 
 

@@ -18,8 +18,6 @@ def udrl(row: str, column: str, scale: Scale) -> Made:
     algorithm, _, preset = column.lower().partition(" ")
     if row == "takecover" and algorithm != "udrl":
         return None  # no network of those libraries is built for pictures here
-    if preset == "paper" and row == "takecover":
-        return None
     return algorithm, row, False, online(MILLION[scale], *(("--preset", "paper") if preset else ()))
 
 
@@ -46,7 +44,7 @@ GRIDS = (
             ("lunarlander-sparse", "UDRL paper"): (162, None),
             ("lunarlander-sparse", "DQN"): (-250, None),
             ("lunarlander-sparse", "A2C"): (158, None),
-            ("takecover", "UDRL"): (546, None),
+            ("takecover", "UDRL paper"): (546, None),
             ("takecover", "DQN"): (313, None),
             ("takecover", "A2C"): (399, None),
         },
