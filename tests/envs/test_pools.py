@@ -72,14 +72,23 @@ def test_whether_threads_rest_is_what_linux_says_of_them():
     one.start()
     mine = vector.threads() - before
     try:
-        assert len(mine) == 1 and any(not vector.resting(mine) for _ in range(1000))
+        assert len(mine) == 1 and soon(lambda: not vector.resting(mine))
     finally:
         stop.set()
         one.join()
-    assert vector.resting(mine), "it has ended"
-    sleeper = threading.Thread(target=time.sleep, args=(0.5,))
+    assert soon(lambda: vector.resting(mine)), "it has ended"
+    wake = threading.Event()
+    sleeper = threading.Thread(target=wake.wait)
     sleeper.start()
     mine = vector.threads() - before
-    time.sleep(0.1)
-    assert vector.resting(mine)
+    assert soon(lambda: vector.resting(mine)), "it waits"
+    wake.set()
     sleeper.join()
+
+
+def soon(true):
+    """Whether it becomes true within some seconds: a thread that was joined ends a little later."""
+    until = time.monotonic() + 10
+    while not true() and time.monotonic() < until:
+        time.sleep(0.01)
+    return true()
