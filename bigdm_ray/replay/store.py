@@ -231,7 +231,11 @@ class Store:
     def _publish(self, data: bytes | pa.Buffer, fresh: Table) -> None:
         name = self._next_name()
         shards.publish(self.folder / name, data)
-        self._merge(Shard.open(self.folder / name), np.arange(len(fresh)), fresh)
+        try:
+            written = Shard.open(self.folder / name)
+        except CorruptShard as error:  # the folder went away in between
+            raise shards.unwritten(self.folder / name, OSError(f"right after it was written {error}")) from None
+        self._merge(written, np.arange(len(fresh)), fresh)
 
     def _receipt(self, table: Table) -> Receipt:
         """Where the episodes of `table` live; those that the rule has evicted live nowhere."""

@@ -441,3 +441,14 @@ def test_adopting_tells_what_was_new_and_adopts_once(tmp_path):
     (name,) = writer.add([episode(1), episode(2)]).shards
     assert ids(reader.adopt(name)) == [(1, 0, 0), (2, 0, 0)]
     assert len(reader.adopt(name)) == 0 and len(reader.table) == 2
+
+
+def test_a_folder_that_goes_away_while_a_shard_is_written_is_one_sentence(tmp_path, monkeypatch):
+    from bigdm_ray.errors import RunFailed
+    from bigdm_ray.replay import shard
+
+    store = Store(tmp_path / "store")
+    monkeypatch.setattr(shard, "publish", lambda path, data: None)
+    with pytest.raises(RunFailed, match=r"^cannot write .* right after it was written .* may be written") as told:
+        store.add([episode(0)])
+    assert "\n" not in str(told.value)
