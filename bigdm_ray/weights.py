@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save as save_safetensors
 
+from bigdm_ray.algorithms.base import own_flags
 from bigdm_ray.algorithms.dt import DecisionTransformer, Dt
 from bigdm_ray.algorithms.tt import TrajectoryModel, Tt
 from bigdm_ray.doors import Parser, door
@@ -67,7 +68,7 @@ def import_decision(given: argparse.Namespace, source: Path, found: decision_tra
     settings = {"width": found.width, "layers": found.layers, "heads": heads, "timesteps": found.timesteps, **decision_transformer.beside(source)}
     settings |= {name: value for name in ("return_scale", "context", "target_return") if (value := getattr(given, name)) is not None}
     dataset = Dataset.open(given.data) if given.data else None
-    run = foreign_run(Dt, given.task, "none", {f"algorithm.{name}": value for name, value in settings.items()})
+    run = foreign_run(Dt, given.task, "none", own_flags(settings))
     if dataset is not None:
         if dataset.task != task.name:
             raise UserError(f"--data {given.data} is of {dataset.task}, but these weights are for {task.name}")
@@ -91,7 +92,7 @@ def import_trajectory(given: argparse.Namespace, found: trajectory_transformer.F
     heads = converted(int, given.heads or "4", "heads")
     sizes = {"width": found.width, "layers": found.layers, "heads": heads, "bins": found.bins, "window": found.window, "stop": found.stop}
     sizes["context"] = min(Tt.context, found.window)
-    run = foreign_run(Tt, given.task, given.preset, {f"algorithm.{name}": value for name, value in sizes.items()})
+    run = foreign_run(Tt, given.task, given.preset, own_flags(sizes))
     signature = find_task(given.task).signature()
     leaves = (*signature.observations.values(), *signature.actions.values())
     if not all(leaf.kind == "tensor" for leaf in leaves):

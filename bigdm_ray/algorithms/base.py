@@ -277,6 +277,11 @@ class Algorithm(ABC):
         return {}
 
 
+def own_flags(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """An algorithm's settings by the names that they have as flags of a run, for presets: `beams` -> `algorithm.beams`."""
+    return {f"algorithm.{name}": value for name, value in settings.items()}
+
+
 def algorithms(folders: tuple[str, ...] = FOLDERS) -> dict[str, type[Algorithm]]:
     """Every algorithm of these folders by name. A file is found by being there; one that holds several has `ALGORITHMS`."""
     found: dict[str, type[Algorithm]] = {}

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State, device_of, leaves_of
+from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State, device_of, leaves_of, own_flags
 from bigdm_ray.algorithms.bc import acted_on, only_task
 from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.errors import UserError
@@ -452,7 +452,7 @@ class Dt(Algorithm):
             rate, decay = rates.get(task, (1e-4, 5e-4))
             named = {"target_return": target}
             online = odt | named | {"learning_rate": rate, "weight_decay": decay}
-            found[task] = {"default": _flags(named), "online": _flags(online) | MEAN}
+            found[task] = {"default": own_flags(named), "online": own_flags(online) | MEAN}
         atari: dict[str, Any] = {"context": 30, "layers": 6, "heads": 8, "positions": "window", "frame_stack": 4, "batch_size": 128}
         atari |= {
             "learning_rate": 6e-4,
@@ -467,21 +467,17 @@ class Dt(Algorithm):
         games = {"breakout": 90.0, "qbert": 2500.0, "pong": 20.0, "seaquest": 1450.0}
         for game, target in games.items():
             more = {"context": 50, "batch_size": 512, "warm_up_steps": 1, "cosine_steps": 5_859} if game == "pong" else {}
-            found[game] = {"default": _flags(atari | more | {"target_return": target})}
+            found[game] = {"default": own_flags(atari | more | {"target_return": target})}
         door = {"context": 120, "timesteps": 120, "return_scale": 1.0, "target_return": 1.0, "whole_episodes": True}
-        found["key-to-door"] = {"default": _flags(door)}
+        found["key-to-door"] = {"default": own_flags(door)}
         arm = {"context": 5, "return_scale": 0.1}  # gymnasium's, whose returns are negative tens
-        found["reacher"] = {"default": _flags(arm), "online": _flags(odt) | MEAN}
-        found["*"] = {"online": _flags(odt) | MEAN}
+        found["reacher"] = {"default": own_flags(arm), "online": own_flags(odt) | MEAN}
+        found["*"] = {"online": own_flags(odt) | MEAN}
         return found
 
 
 MEAN = {"evaluations.mode": "mean"}
 """ODT explores with sampled actions and is scored with the mean."""
-
-
-def _flags(values: dict[str, Any]) -> dict[str, Any]:
-    return {f"algorithm.{name}": value for name, value in values.items()}
 
 
 ALGORITHM = Dt

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State, leaves_of
+from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State, leaves_of, own_flags
 from bigdm_ray.algorithms.bc import only_task
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
@@ -433,7 +433,7 @@ class Tt(Algorithm):
         small: dict[str, Any] = {"goal": "later", "goal_steps": 16, "objective": "goal", "horizon": 10, "beams": 32, "expansions": 1, "k_act": 0}
         small |= {"discretiser": "uniform", "bins": 32, "window": 2, "context": 2, "width": 64, "layers": 2, "dropout": 0.0, "batch_size": 128}
         small |= {"learning_rate": 2e-3, "warm_up_steps": 50, "decay_steps": 4_000, "value_weight": 0.0}
-        rooms |= {f"algorithm.{name}": value for name, value in small.items()}
+        rooms |= own_flags(small)
         replayed = narrow | longer | {"algorithm.horizon": 20, "algorithm.k_act": 40, "algorithm.cdf_act": 0.0}
         return {
             "hopper": _qualities(body, replay=longer),

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Persistence, Policy, State, device_of, leaves_of
+from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Persistence, Policy, State, device_of, leaves_of, own_flags
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.heads import ActionHead
@@ -231,21 +231,18 @@ class Udrl(Algorithm):
         landing: dict[str, Any] = {"hidden": (128, 128), "batch_size": 512, "learning_rate": 1e-3, "return_scale": 0.01, "horizon_scale": 0.02}
         landing |= {"last_few": 50, "replay_size": 600, "warm_up_episodes": 50, "n_updates_per_iter": 200, "episodes_per_iteration": 100}
         landing |= {"length_cost": 0.3, "length_allowance": 120, "peers_weight": 5.0, "hold": 0.95}
+        loose = {"machines.max_staleness": 600}  # learner and rollouts seldom wait for each other
         doom: dict[str, Any] = {"frame_stack": 8, "hidden": (128, 128), "channels": (32, 48, 96, 128), "batch_size": 512, "return_scale": 0.1}
         doom |= {"horizon_scale": 0.01, "replay_size": 300, "last_few": 50, "n_updates_per_iter": 200, "episodes_per_iteration": 40}
         doom |= {"horizon_equals_return": True}
         running = doom | {"batch_size": 256, "n_updates_per_iter": 600, "episodes_per_iteration": 100, "replay_size": 500}
         running |= {"peers_weight": 5.0, "hold": 0.9, "held_every": 1}
-        named = {
-            "lunarlander": {"default": landing, "paper": paper},
-            "lunarlander-sparse": {"default": landing, "paper": paper},
-            "lunarlander-continuous": {"default": landing},
-            "takecover": {"default": running, "paper": doom},
+        return {
+            "lunarlander": {"default": own_flags(landing) | loose, "paper": own_flags(paper)},
+            "lunarlander-sparse": {"default": own_flags(landing), "paper": own_flags(paper)},
+            "lunarlander-continuous": {"default": own_flags(landing)},
+            "takecover": {"default": own_flags(running) | loose, "paper": own_flags(doom)},
         }
-        out = {task: {name: {f"algorithm.{field}": value for field, value in values.items()} for name, values in of.items()} for task, of in named.items()}
-        out["lunarlander"]["default"] |= {"machines.max_staleness": 3 * landing["n_updates_per_iter"]}  # learner and rollouts seldom wait for each other
-        out["takecover"]["default"] |= {"machines.max_staleness": running["n_updates_per_iter"]}
-        return out
 
 
 ALGORITHM = Udrl

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Mode, Policy, Prelude
+from bigdm_ray.algorithms.base import Mode, Policy, Prelude, own_flags
 from bigdm_ray.baselines.base import follow
 from bigdm_ray.baselines.offline import Critics, OfflineBaseline, Transitions, best_of, descend, frozen, on_vectors, repeated, soft_clipped
 from bigdm_ray.envs.task import Signature
@@ -179,7 +179,7 @@ class Bear(OfflineBaseline):
         """`d4rl`: the version of D4RL's evaluations."""
         values: dict[str, Any] = {"batch_size": 256, "hidden": (256, 256), "critic_learning_rate": 3e-4, "policy_learning_rate": 1e-4}
         values |= {"kernel": "gaussian", "sigma": 50.0, "matched": 100, "warm_start": 40_000}
-        return {"*": {"d4rl": {f"algorithm.{name}": value for name, value in values.items()}}}
+        return {"*": {"d4rl": own_flags(values)}}
 
 
 ALGORITHM = Bear

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State, device_of
+from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State, device_of, own_flags
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.continuous import Ensemble, Spaces
@@ -260,7 +260,7 @@ class Mbop(Algorithm):
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
         """`acme`: the planner and the return horizon of Acme's defaults."""
         values: dict[str, Any] = {"return_horizon": 10, "samples": 1000, "horizon": 15, "sigma": 0.8, "beta": 0.2, "kappa": 0.5}
-        return {"*": {"acme": {f"algorithm.{name}": value for name, value in values.items()}}}
+        return {"*": {"acme": own_flags(values)}}
 
 
 ALGORITHM = Mbop

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Mode, Policy, Prelude
+from bigdm_ray.algorithms.base import Mode, Policy, Prelude, own_flags
 from bigdm_ray.baselines.actor import Actor, ActorPolicy, layers_of, plain_leaves
 from bigdm_ray.baselines.base import Bench, Foreign
 from bigdm_ray.envs.task import Signature
@@ -213,7 +213,7 @@ class Ppo(Gaussian, Playing):
         """See Algorithm. LunarLander: the RL Zoo's discount, lambda, entropy and epochs, with a smaller iteration."""
         zoo = {"gamma": 0.999, "gae_lambda": 0.98, "entropy_coefficient": 0.01, "epochs": 4, "train_batch": 4096}
         counted = {"budget.env_steps": 1_000_000, "evaluations.every": 100_000, "saves.every": 100_000}
-        lander = {"default": MEAN | {f"algorithm.{name}": value for name, value in zoo.items()} | counted}
+        lander = {"default": MEAN | own_flags(zoo) | counted}
         body = {"default": MEAN | counted}
         bodies = dict.fromkeys(("hopper", "halfcheetah", "walker2d", "reacher"), body)
         return {"lunarlander": lander, "lunarlander-sparse": lander, **bodies, "*": {"default": MEAN}}

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bigdm_ray.algorithms.base import Mode, Policy
+from bigdm_ray.algorithms.base import Mode, Policy, own_flags
 from bigdm_ray.baselines.actor import Actor, ActorPolicy, Pictures, Sight, layers_of, pictures_of, plain_leaves
 from bigdm_ray.baselines.base import Bench, Foreign, Turn, below, load_optimizer, optimizer_state, prefixed, sound, spaces_of
 from bigdm_ray.envs.task import Signature
@@ -225,7 +225,7 @@ class Ppo(ActorCritic):
             "entropy_coefficient": 0.01,
         }
         rest = {"evaluations.every": 200_000, "evaluations.episodes": 4, "evaluations.final_episodes": 20, "saves.every": 50_000, "saves.report_every": 10_000}
-        atari = {"default": {f"algorithm.{name}": value for name, value in own.items()} | rest}
+        atari = {"default": own_flags(own) | rest}
         return {game + sticky: atari for game in GAMES for sticky in ("", "-sticky")} | {"*": {"default": MEAN}}
 
 
@@ -309,7 +309,7 @@ class Dqn(Sb3):
             "exploration_steps": 12_000,
             "exploration_final": 0.1,
         }
-        own = {f"algorithm.{name}": value for name, value in zoo.items()}
+        own = own_flags(zoo)
         lander = {"default": MEAN | own | {"budget.env_steps": 1_000_000, "evaluations.every": 50_000, "saves.every": 100_000}}
         return {"lunarlander": lander, "lunarlander-sparse": lander, "*": {"default": MEAN}}
 

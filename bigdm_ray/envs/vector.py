@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, np.ndarray]
 
+REST_S = 10.0
+"""Seconds that an EnvPool's threads are given to come to rest."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -244,10 +247,6 @@ class EnvPoolRows:
         self._env = None
 
 
-REST_S = 10.0
-"""Seconds that a pool is given to come to rest."""
-
-
 def threads() -> set[str]:
     """The threads of this process, where Linux tells them."""
     with contextlib.suppress(OSError):
@@ -255,9 +254,9 @@ def threads() -> set[str]:
     return set()
 
 
-def resting(threads: set[str]) -> bool:
+def resting(names: set[str]) -> bool:
     """Whether these threads of this process sleep, or have ended."""
-    for thread in threads:
+    for thread in names:
         with contextlib.suppress(OSError):
             if Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()[0] != "S":
                 return False

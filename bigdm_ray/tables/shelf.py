@@ -47,9 +47,9 @@ class Shelf:
             raise UserError(f"--only {' --only '.join(only)} fits no cell of {self.grid.name}; {known}")
         return cells
 
-    def file(self, cell: Cell) -> Path:
-        """The result of a cell."""
-        return self.results / f"{cell.name}.json"
+    def file(self, cell: Cell, grid: str = "") -> Path:
+        """The result of a cell (of the grid, or of another)."""
+        return self.root / (grid or self.grid.name) / self.scale / f"{cell.name}.json"
 
     def asked(self, cell: Cell, grid: str = "") -> dict[str, Any]:
         """What a result of this cell (of the grid, or of another) says of it."""
@@ -70,7 +70,7 @@ class Shelf:
         return elsewhere, "" if elsewhere else why
 
     def _held(self, cell: Cell, grid: str) -> tuple[Result | None, str]:
-        path, asked = self.root / grid / self.scale / f"{cell.name}.json", self.asked(cell, grid)
+        path, asked = self.file(cell, grid), self.asked(cell, grid)
         if not path.is_file():
             return None, ""
         try:

@@ -10,12 +10,11 @@ turns, so that what else runs on the machine troubles both alike.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.benchmarks.common import Peer, d3rlpy, header, made_up
+from tests.benchmarks.common import Peer, d3rlpy, header, in_turns, made_up
 
 STEPS, REPEATS, EPISODES, LENGTH = 2_000, 5, 250, 1_000
 
@@ -31,50 +30,33 @@ bc.config.observation_scaler.fit_with_transition_picker(data.episodes, data.tran
 )
 
 
-class Ours:
-    """The learner on a dataset, as `python -m bigdm_ray.run bc DATASET --local` trains it."""
+def ours(folder: Path) -> Callable[[], None]:
+    """A learner step as `python -m bigdm_ray.run bc DATASET --local` takes it."""
+    from bigdm_ray.algorithms.bc import Bc
+    from bigdm_ray.envs import find_task
+    from bigdm_ray.training.learner import Learner
 
-    def __init__(self, folder: Path) -> None:
-        from bigdm_ray.algorithms.bc import Bc
-        from bigdm_ray.envs import find_task
-        from bigdm_ray.training.learner import Learner
-
-        self._store = made_up(folder, EPISODES, LENGTH)
-        self._learner = Learner(Bc(), {"hopper": find_task("hopper").signature()}, 1)
-
-    def update(self, steps: int) -> tuple[float, float]:
-        """CPU and wall seconds."""
-        cpu, wall = time.process_time(), time.perf_counter()
-        self._learner.update({"hopper": self._store}, steps)
-        return time.process_time() - cpu, time.perf_counter() - wall
-
-
-def told(name: str, spent: list[tuple[float, float]]) -> float:
-    """Print the medians; learner steps per CPU-second."""
-    cpu, wall = (statistics.median(STEPS / pair[i] for pair in spent) for i in (0, 1))
-    print(f"{name:<24} {cpu:>8,.0f} learner steps per CPU-second   {wall:>8,.0f} per wall second")
-    return cpu
+    store = made_up(folder, EPISODES, LENGTH)
+    learner = Learner(Bc(), {"hopper": find_task("hopper").signature()}, 1)
+    return lambda: learner.update({"hopper": store}, 1)
 
 
 def main() -> None:
     """Take turns, print medians and the ratio."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--peer", help="a Python that has d3rlpy")
-    peer_python = parser.parse_args().peer
+    python = parser.parse_args().peer
     header()
-    peer = Peer(peer_python, PEER, EPISODES=EPISODES, LENGTH=LENGTH) if peer_python else None
+    peer = Peer(python, PEER, EPISODES=EPISODES, LENGTH=LENGTH) if python else None
     with tempfile.TemporaryDirectory() as folder:
-        ours, mine, theirs = Ours(Path(folder)), [], []
-        for repeat in range(REPEATS + 1):  # the first is for warming up
-            spent = ours.update(STEPS)
-            if peer is not None:
-                other = peer.turn(STEPS)
-                theirs += [other] if repeat else []
-            mine += [spent] if repeat else []
-    rate = told("bc, ours", mine)
-    if peer is not None:
-        peer.close()
-        print(f"ratio {rate / told(f'd3rlpy {peer.version}', theirs):.2f}")
+        sides: dict[str, Callable[[], object] | Peer] = {"bc, ours": ours(Path(folder))}
+        spent = in_turns(sides | ({"d3rlpy": peer} if peer else {}), REPEATS, STEPS)
+    for name, took in spent.items():
+        cpu, wall = (STEPS / seconds for seconds in took.medians)
+        label = f"{name} {peer.version}" if peer and name == "d3rlpy" else name
+        print(f"{label:<24} {cpu:>8,.0f} learner steps per CPU-second   {wall:>8,.0f} per wall second")
+    if peer:
+        print(f"ratio {spent['d3rlpy'].medians[0] / spent['bc, ours'].medians[0]:.2f}")
 
 
 if __name__ == "__main__":

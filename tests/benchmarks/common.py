@@ -134,12 +134,32 @@ def turn(side: Callable[[], object] | Peer, steps: int) -> tuple[float, float]:
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
-def in_turns(sides: dict[str, Callable[[], object] | Peer], repeats: int, steps: int, units: int) -> dict[str, list[float]]:
-    """Units per CPU-second of each side, which take turns of `steps` calls of `units` each; the first turn warms up."""
-    rates: dict[str, list[float]] = {name: [] for name in sides}
+class Spent:
+    """CPU and wall seconds `[repeats]` of one side's turns."""
+
+    def __init__(self) -> None:
+        self.cpu: list[float] = []
+        self.wall: list[float] = []
+
+    @property
+    def medians(self) -> tuple[float, float]:
+        """Seconds of a turn, CPU and wall."""
+        return statistics.median(self.cpu), statistics.median(self.wall)
+
+
+def in_turns(sides: dict[str, Callable[[], object] | Peer], repeats: int, steps: int) -> dict[str, Spent]:
+    """What each side spent on its turns of `steps` calls. They take turns, so that what else runs on the machine troubles all alike; the first warms up.
+
+    Peers among them are ended.
+    """
+    spent = {name: Spent() for name in sides}
     for repeat in range(repeats + 1):
         for name, side in sides.items():
-            spent, _ = turn(side, steps)
+            cpu, wall = turn(side, steps)
             if repeat:
-                rates[name].append(steps * units / spent)
-    return rates
+                spent[name].cpu.append(cpu)
+                spent[name].wall.append(wall)
+    for side in sides.values():
+        if isinstance(side, Peer):
+            side.close()
+    return spent

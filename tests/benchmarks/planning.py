@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import cProfile
 import pstats
-import statistics
 import sys
 import tempfile
 import time
@@ -30,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.benchmarks.common import Peer, header, in_turns, turn
+from tests.benchmarks.common import Peer, header, in_turns
 
 BODIES = {"halfcheetah": (17, 6, 5, 32), "hopper": (11, 3, 15, 128)}
 PUBLISHED = {"halfcheetah": (17.5, 5.5, 0.6), "hopper": (89.9, 33.9, 8.0)}
@@ -127,26 +126,16 @@ def planning(name: str, environments: int, repeats: int, folders: dict[str, Path
     sides: dict[str, Callable[[], None] | Peer] = {"ours": Body(name, environments).plan}
     if environments == 1:
         sides |= {which: peer(which, folder, name) for which, folder in folders.items()}
-    spent: dict[str, list[tuple[float, float]]] = {which: [] for which in sides}
-    for repeat in range(repeats + 1):
-        for which, side in sides.items():
-            took = turn(side, 1)
-            if repeat:
-                spent[which].append(took)
+    spent = {which: took.medians for which, took in in_turns(sides, repeats, 1).items()}
     original, fork, target = PUBLISHED[name]
     known = {"ours": f"to reach {target}", "original": f"published {original}", "cached fork": f"published {fork}"}
-    first = statistics.median(cpu for cpu, _ in spent["ours"])
-    for which, took in spent.items():
-        cpu, wall = (statistics.median(values) for values in zip(*took, strict=True))
-        ratio = "" if which == "ours" else f"; ours takes 1/{cpu / first:.1f}"
+    for which, (cpu, wall) in spent.items():
+        ratio = "" if which == "ours" else f"; ours takes 1/{cpu / spent['ours'][0]:.1f}"
         print(
             f"{name:<12}{environments:>3} environments  {which:<12}{cpu / environments:>8.3f} CPU-s an action{wall / environments:>9.3f} s wall   "
             f"({known[which]}{ratio})",
             flush=True,
         )
-    for side in sides.values():
-        if isinstance(side, Peer):
-            side.close()
 
 
 BATCH, WINDOW, STEPS = 32, 10, 3
@@ -239,11 +228,13 @@ def training(repeats: int) -> None:
     """Transitions trained per CPU-second of both, in turns, and their ratio."""
     with tempfile.TemporaryDirectory() as folder:
         store = store_of(Path(folder))
-        spent = in_turns({"tt, ours": ours(store), "the original, rebuilt plainly": theirs(store)}, repeats, STEPS, BATCH * WINDOW)
-    first, second = (statistics.median(values) for values in spent.values())
-    for name, values in spent.items():
-        print(f"{name:<32}{statistics.median(values):>10,.0f} transitions trained per CPU-second ({min(values):,.0f} to {max(values):,.0f})")
-    print(f"ratio {first / second:.2f} (to reach 1.5)")
+        spent = in_turns({"tt, ours": ours(store), "the original, rebuilt plainly": theirs(store)}, repeats, STEPS)
+    units = STEPS * BATCH * WINDOW
+    for name, took in spent.items():
+        low, high = units / max(took.cpu), units / min(took.cpu)
+        print(f"{name:<32}{units / took.medians[0]:>10,.0f} transitions trained per CPU-second ({low:,.0f} to {high:,.0f})")
+    first, second = (took.medians[0] for took in spent.values())
+    print(f"ratio {second / first:.2f} (to reach 1.5)")
 
 
 def main() -> None:

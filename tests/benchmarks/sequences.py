@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import ast
 import random
-import statistics
 import tempfile
 import time
 import typing
@@ -142,15 +141,13 @@ def training(python: str | None, file: Path | None) -> None:
             sides["d3rlpy"] = Peer(python, D3RLPY, EPISODES=EPISODES, LENGTH=LENGTH, BATCH=BATCH, CONTEXT=CONTEXT)
         if file:
             sides["CORL"] = corl(file, store)
-        spent = in_turns(sides, REPEATS, STEPS, BATCH * CONTEXT)
-    rates = {name: statistics.median(values) for name, values in spent.items()}
+        spent = in_turns(sides, REPEATS, STEPS)
+    rates = {name: STEPS * BATCH * CONTEXT / took.medians[0] for name, took in spent.items()}
     for name, rate in rates.items():
         side = sides[name]
         label = f"{name} {side.version}" if isinstance(side, Peer) else name
         ratio = "" if name == "dt, ours" else f"   ours is {rates['dt, ours'] / rate:.2f} times as fast"
         print(f"{label:<32}{rate:>10,.0f} time steps trained per CPU-second{ratio}")
-        if isinstance(side, Peer):
-            side.close()
 
 
 def acting() -> None:
