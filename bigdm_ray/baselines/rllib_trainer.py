@@ -114,7 +114,7 @@ def configured(algorithm: Rllib, bench: Bench, discrete: bool) -> Any:
     config.learners(num_learners=0, num_gpus_per_learner=1 if bench.device.startswith("cuda") else 0)
     network = DefaultModelConfig(**algorithm.network(discrete))
     if isinstance(algorithm, Squashed):
-        module = config.get_default_rl_module_spec().module_class
+        module = conservative_module() if isinstance(algorithm, Cql) else config.get_default_rl_module_spec().module_class
         return config.rl_module(rl_module_spec=RLModuleSpec(module_class=module, catalog_class=joint_catalog(), model_config=network))
     return config.rl_module(model_config=network)
 
@@ -142,6 +142,38 @@ def joint_catalog() -> Any:
             return Joint(self.observation_space.shape[0] + self.action_space.shape[0], self.latent_dims[0])
 
     return JointCatalog
+
+
+@functools.lru_cache(maxsize=1)
+def conservative_module() -> Any:
+    """RLlib's module of CQL, but the critics judge the policy's actions of the next state in this state, as in the authors' code.
+
+    RLlib's own judges them in the next state, though the data's action and the random ones are judged in this one.
+    """
+    from ray.rllib.algorithms.cql.torch.default_cql_torch_rl_module import DefaultCQLTorchRLModule
+    from ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module import DefaultSACTorchRLModule
+
+    class Conservative(DefaultCQLTorchRLModule):  # type: ignore[misc]  # mypy does not look into RLlib
+        """See `conservative_module`."""
+
+        def _forward_train(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            """What SAC's loss takes, and of `num_actions` actions at random, of here and of there: actions, logarithms of densities, values `[B, n, 1]`."""
+            out: dict[str, torch.Tensor] = DefaultSACTorchRLModule._forward_train(self, batch)
+            seen, count = batch["obs"], self.model_config["num_actions"]
+            low, high = (torch.from_numpy(bound).to(seen.device) for bound in (self.action_space.low, self.action_space.high))
+            actions = {"rand": low + (high - low) * torch.rand((len(seen), count, len(low)), device=seen.device)}
+            with torch.no_grad():
+                for name, logits in (("curr", out["action_dist_inputs"]), ("next", out["action_dist_inputs_next"])):
+                    drawn = self.get_train_action_dist_cls().from_logits(logits[:, None].expand(-1, count, -1))
+                    actions[name], densities = drawn.sample_and_logp()
+                    out[f"logps_{name}_repeat"] = densities[..., None]
+            together = {"obs": seen[:, None].expand(-1, 3 * count, -1), "actions": torch.cat(list(actions.values()), 1)}
+            for critic, encoder, head in (("q", self.qf_encoder, self.qf), ("q_twin", self.qf_twin_encoder, self.qf_twin)):
+                values = self._qf_forward_train_helper(together, encoder, head, squeeze=False).split(count, 1)
+                out |= {f"{critic}_{name}_repeat": part for name, part in zip(actions, values, strict=True)}
+            return out | {f"actions_{name}_repeat": drawn for name, drawn in actions.items()}
+
+    return Conservative
 
 
 # --- from datasets

@@ -249,6 +249,25 @@ def test_a_ring_keeps_the_newest_steps_and_is_saved_in_their_order():
         assert sorted(other.columns["obs"][: other.count, 0]) == list(following)
 
 
+def test_cqls_critics_judge_all_sampled_actions_in_the_state_of_the_data(trainers):
+    trainer = trainers("cql", "toy-continuous", steps=5, algorithm=Cql(hidden=(16,), batch_size=32, actions=4))
+    module, batch = trainer.module, trainer.batch()
+    out = module._forward_train(batch)
+    for when, state in (("curr", "obs"), ("next", "new_obs")):
+        logits = module.pi(module.pi_encoder({"obs": batch[state]})["encoder_out"])
+        density = module.get_train_action_dist_cls().from_logits(logits[:, None].expand(-1, 4, -1)).logp(out[f"actions_{when}_repeat"])
+        torch.testing.assert_close(out[f"logps_{when}_repeat"][..., 0], density, rtol=1e-3, atol=1e-3)
+    for name in ("rand", "curr", "next"):
+        for k in range(4):
+            actions = out[f"actions_{name}_repeat"][:, k]
+            for critic, encoder, head in (("q", module.qf_encoder, module.qf), ("q_twin", module.qf_twin_encoder, module.qf_twin)):
+                value = head(encoder({"obs": batch["obs"], "actions": actions})["encoder_out"])
+                torch.testing.assert_close(out[f"{critic}_{name}_repeat"][:, k], value)
+                assert out[f"{critic}_{name}_repeat"].shape == (32, 4, 1)
+    assert out["actions_rand_repeat"].abs().max() <= 1
+    assert not out["actions_next_repeat"].requires_grad
+
+
 @pytest.mark.parametrize("stops", [(12,), (3, 4, 5)])
 def test_cql_clones_for_as_many_steps_as_it_is_told_however_it_is_called(stops, trainers):
     """RLlib counts the cloning steps in metrics that are forgotten when they are reported."""

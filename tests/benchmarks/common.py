@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -95,15 +95,19 @@ class Peer:
         )
         self.version = ""
 
-    def turn(self, steps: int) -> tuple[float, float]:
-        """CPU and wall seconds of so many steps."""
+    def ask(self, line: str) -> Any:
+        """Its answer to a line, which is a list."""
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(f"{steps}\n")
+        self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
         answer = next((line for line in self._process.stdout if line.startswith("[")), None)
         if answer is None:
             raise SystemExit(f"the peer ended with {self._process.wait()}; run {self._process.args[0]} by hand to see why")
-        cpu, wall, self.version = json.loads(answer)
+        return json.loads(answer)
+
+    def turn(self, steps: int) -> tuple[float, float]:
+        """CPU and wall seconds of so many steps."""
+        cpu, wall, self.version = self.ask(str(steps))
         return cpu, wall
 
     def close(self) -> None:
