@@ -75,7 +75,7 @@ def value_based(row: str, column: str, scale: Scale) -> Made:
     budget = 20_000 if short else 100_000
     tenth = str(budget // 10)
     more: dict[str, tuple[str, ...]] = {
-        "CQL": ("--algorithm.clone-steps", tenth),
+        "CQL": ("--algorithm.clone-steps", tenth, *(("--algorithm.batch-size", "64") if short else ())),
         "BCQ": NARROW if short else (),
         "BEAR": ("--algorithm.warm-start", tenth, *(NARROW if short else ())),
         "BRAC": ("--algorithm.clone-steps", tenth, "--algorithm.warm-start", tenth),
@@ -187,7 +187,7 @@ GRIDS = (
         3,
         value_based,
         {
-            "quick": "20,000 learner steps, 20 final episodes, BCQ and BEAR with layers of 256-256",
+            "quick": "20,000 learner steps, 20 final episodes, CQL of 64 instead of 256, BCQ and BEAR with layers of 256-256",
             "paper": "100,000 learner steps, 100 final episodes; cloning and warm starts a tenth of that",
         },
         "Chen et al. 2021, table 2 (CQL, BEAR, BRAC-v)",
