@@ -49,9 +49,10 @@ class LearnerActor:
         self._task = settings.task
         self._incarnation = incarnation
         home = RunFolder(Path(folder))
-        signature = find_task(settings.task).signature()
-        machines = settings.machines
-        self._learner = Learner(settings.algorithm, {settings.task: signature}, settings.seed, machines.device, rank, world, machines.compile)
+        machines, signatures = settings.machines, {settings.task: find_task(settings.task).signature()}
+        self._learner = Learner(
+            settings.algorithm, signatures, settings.seed, machines.device, rank, world, compile=machines.compile, precision=machines.precision
+        )
         if world > 1:
             backend = "nccl" if self._learner.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, init_method=f"tcp://{meet}", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60))

@@ -1,4 +1,4 @@
-"""What stands around a transformer, put on from outside of its code: compilation.
+"""What stands around a transformer, put on from outside of its code: compilation and mixed precision.
 
 A transformer is written for one device. Its gradients are summed over learner ranks by the learner, whatever the network is;
 every rank holds the whole network, so parameters are not sharded.
@@ -6,12 +6,40 @@ every rank holds the whole network, so parameters are not sharded.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from bigdm_ray.models.transformer import Transformer
+
+
+def transformers(model: nn.Module) -> list[Transformer]:
+    """Every Transformer in `model`."""
+    return [module for module in model.modules() if isinstance(module, Transformer)]
+
+
+def mixed(model: nn.Module) -> int:
+    """Have every Transformer in `model` multiply in bfloat16; how many there are.
+
+    Weights, the residual stream, what goes in and what comes out stay float32, so embeddings, heads and losses are as before. Only `forward` is
+    changed, in place; what acts with a cache is not.
+    """
+    found = transformers(model)
+    for module in found:
+        module.forward = _in_bfloat16(module.forward)  # type: ignore[method-assign]  # this instance's own
+    return len(found)
+
+
+def _in_bfloat16(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(forward)
+    def call(x: Tensor, *more: Any, **named: Any) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return forward(x, *more, **named).float()
+
+    return call
 
 
 def compiled(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> int:
@@ -20,7 +48,7 @@ def compiled(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -
     It is done in place: names, shapes and values of parameters stay, so weights and checkpoints know nothing of it. Numbers change by rounding,
     and dropout draws other masks than without.
     """
-    found = [module for module in model.modules() if isinstance(module, Transformer)]
+    found = transformers(model)
     for module in found:
         module.compile(backend=backend)
     return len(found)

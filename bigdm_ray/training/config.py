@@ -104,6 +104,7 @@ class Machines:
     lock_step: bool = setting(False, "play, store and learn in turn, equal to --local bit for bit; else side by side")
     max_staleness: int = setting(200, "learner steps that may be owed when a rollout starts, so that its weights are not far behind", low=1)
     threads: int = setting(1, "torch threads of the learner", low=1)
+    precision: str = setting("float32", "what the learner's transformer computes in; its weights are float32", choices=("float32", "bf16"))
     compile: bool = setting(False, "have torch.compile compile the learner's transformer; equal to rounding where nothing is dropped out")
 
 

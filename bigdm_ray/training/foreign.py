@@ -55,8 +55,9 @@ def check(run: Run) -> Foreign:
         raise UserError(f"{algorithm.name} is trained by {algorithm.library} on one learner, but --learners is {run.machines.learners}; leave it out")
     if run.machines.actors > 1 and not algorithm.on_ray:
         raise UserError(f"{algorithm.name} plays and learns in one process, but --actors is {run.machines.actors}; leave it out")
-    if run.machines.compile:
-        raise UserError(f"{algorithm.name} is trained by {algorithm.library}, but --machines.compile is true; leave it out")
+    for name, given, plain in (("compile", run.machines.compile, False), ("precision", run.machines.precision, "float32")):
+        if given != plain:
+            raise UserError(f"{algorithm.name} is trained by {algorithm.library}, but --machines.{name} is {str(given).lower()}; leave it out")
     algorithm.require()
     algorithm.policy(algorithm.build({run.task: find_task(run.task).signature()}), cast(Mode, run.evaluations.mode))
     return algorithm

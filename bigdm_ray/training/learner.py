@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bigdm_ray.algorithms.base import Algorithm, Batch
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.models.parallel import compiled
+from bigdm_ray.models.parallel import compiled, mixed
 from bigdm_ray.replay.store import Store
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.streams import rng, seed_torch
@@ -63,6 +63,7 @@ class Learner:
         rank: int = 0,
         world: int = 1,
         compile: bool = False,
+        precision: str = "float32",
     ) -> None:
         self.algorithm = algorithm
         self.seed = seed
@@ -72,6 +73,8 @@ class Learner:
         self.model: nn.Module = algorithm.build(signatures).to(self.device)
         if compile and self.device.type == "cpu" and getattr(algorithm, "dropout", 0.0) > 0:
             raise UserError("--machines.compile is true, but on a CPU dropout is drawn by code that is not compiled; give --algorithm.dropout 0 or a GPU")
+        if precision == "bf16" and not mixed(self.model):
+            raise UserError(f"--machines.precision is bf16, but {algorithm.name} has no transformer that could gain by it; leave it out")
         if compile and not compiled(self.model):
             raise UserError(f"--machines.compile is true, but {algorithm.name} has no transformer to compile; leave it out")
         self.optimizers = algorithm.optimizers(self.model)

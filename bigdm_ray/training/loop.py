@@ -368,7 +368,8 @@ class LocalCrew:
         self._folder = folder
         flat = run.saves.flat_mib << 20
         self.store = dataset_store(run) if run.dataset else Store(folder.store, run.algorithm.retention(), flat)
-        self.learner = Learner(run.algorithm, {run.task: task.signature()}, run.seed, run.machines.device, compile=run.machines.compile)
+        machines, signatures = run.machines, {run.task: task.signature()}
+        self.learner = Learner(run.algorithm, signatures, run.seed, machines.device, compile=machines.compile, precision=machines.precision)
         if resumed:
             self.learner.load(resumed.learner, resumed.counters.learner_step)
             if run.dataset is None:

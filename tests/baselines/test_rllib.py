@@ -326,6 +326,8 @@ def test_marwil_divides_its_advantages_by_what_the_returns_are_of(trainers):
         ("sac toy-vector", "sac acts with one vector of continuous numbers"),
         ("ppo toy-image", "one vector of numbers, but this task shows"),
         ("ppo toy-vector --learners 2", "on one learner, but --learners is 2"),
+        ("ppo toy-vector --machines.precision bf16", "ppo is trained by RLlib, but --machines.precision is bf16; leave it out"),
+        ("ppo toy-vector --machines.compile true", "ppo is trained by RLlib, but --machines.compile is true; leave it out"),
         ("cql toy-continuous", "cql learns from a dataset, but toy-continuous is a task to play"),
         ("ppo DATASET", "ppo learns from what it plays"),
         ("marwil DATASET --actors 2", "in one process, but --actors is 2"),

@@ -7,8 +7,9 @@
     python -m tests.benchmarks.sequences --evaluate 100 --run RUN       the same with a trained dt run on hopper
 
 Training: batches of 64 windows of 20 steps, dropout 0.1, AdamW, gradients cut down to 0.25, one thread, a dataset of the same size in
-memory. Hugging Face's network has no data path of its own: it gets our windows, whose drawing is counted on both sides. d3rlpy and
-CORL draw with their own code; of CORL's file only the network and the dataset's class are run. They take turns.
+memory, float32 but for `dt, ours, bf16`. Hugging Face's network has no data path of its own: it gets our windows, whose drawing is
+counted on both sides. d3rlpy and CORL draw with their own code; of CORL's file only the network and the dataset's class are run. They
+take turns.
 
 Evaluation: episodes one after the other against together (50 rows), exact and cached, on gymnasium's environments, in wall time. What
 is played differs between the three by rounding and, when cached, by the policy, so the ratio is that of the rates in environment steps.
@@ -35,13 +36,13 @@ STEPS, REPEATS, EPISODES, LENGTH = 10, 5, 100, 1_000
 BATCH, CONTEXT = 64, 20
 
 
-def ours(store) -> Callable[[], None]:
-    """A learner step as `run dt DATASET --local` takes it."""
+def ours(store, precision: str = "float32") -> Callable[[], None]:
+    """A learner step as `run dt DATASET --local --machines.precision PRECISION` takes it."""
     from bigdm_ray.algorithms.dt import Dt
     from bigdm_ray.envs import find_task
     from bigdm_ray.training.learner import Learner
 
-    learner = Learner(Dt(), {"hopper": find_task("hopper").signature()}, 1)
+    learner = Learner(Dt(), {"hopper": find_task("hopper").signature()}, 1, precision=precision)
     print(f"parameters: ours {sum(p.numel() for p in learner.model.parameters()):,}")
     return lambda: learner.update({"hopper": store}, 1)
 
@@ -136,7 +137,7 @@ def training(python: str | None, file: Path | None) -> None:
     """Time steps per CPU-second of all, in turns."""
     with tempfile.TemporaryDirectory() as folder:
         store = made_up(Path(folder), EPISODES, LENGTH)
-        sides: dict[str, Callable[[], object] | Peer] = {"dt, ours": ours(store), "Hugging Face": theirs(store)}
+        sides: dict[str, Callable[[], object] | Peer] = {"dt, ours": ours(store), "dt, ours, bf16": ours(store, "bf16"), "Hugging Face": theirs(store)}
         if python:
             sides["d3rlpy"] = Peer(python, D3RLPY, EPISODES=EPISODES, LENGTH=LENGTH, BATCH=BATCH, CONTEXT=CONTEXT)
         if file:
@@ -146,7 +147,7 @@ def training(python: str | None, file: Path | None) -> None:
     for name, rate in rates.items():
         side = sides[name]
         label = f"{name} {side.version}" if isinstance(side, Peer) else name
-        ratio = "" if name == "dt, ours" else f"   ours is {rates['dt, ours'] / rate:.2f} times as fast"
+        ratio = "" if name.startswith("dt") else f"   ours is {rates['dt, ours'] / rate:.2f} times as fast, bf16 {rates['dt, ours, bf16'] / rate:.2f}"
         print(f"{label:<32}{rate:>10,.0f} time steps trained per CPU-second{ratio}")
 
 

@@ -15,7 +15,7 @@ from bigdm_ray.algorithms.base import algorithms, find_algorithm
 from bigdm_ray.algorithms.udrl import Udrl
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.models.parallel import compiled
+from bigdm_ray.models.parallel import compiled, transformers
 from bigdm_ray.replay import Store
 from bigdm_ray.training.learner import Learner, pick_device
 
@@ -195,6 +195,34 @@ def test_a_compiled_learner_equals_a_plain_one_to_rounding_and_saves_what_it_sav
         np.testing.assert_allclose(values, other.state()[name], rtol=2e-3, atol=1e-4, err_msg=name)
     other.load(plain.state(), plain.step)  # a checkpoint of a plain one
     assert other.update({TASK: store}, 1).metrics["train/loss"] == pytest.approx(plain.update({TASK: store}, 1).metrics["train/loss"], rel=1e-5)
+
+
+# --- mixed precision
+
+
+def test_what_has_no_transformer_has_no_mixed_precision():
+    with pytest.raises(UserError, match=r"--machines\.precision is bf16, but udrl has no transformer that could gain by it; leave it out"):
+        learner_of(precision="bf16")
+
+
+@pytest.mark.parametrize("name", ["dt", "tt"])
+def test_a_learner_in_bfloat16_multiplies_in_it_and_keeps_everything_else_in_float32(name, store):
+    algorithm = small(find_algorithm(name))
+    plain, other = learner_of(algorithm), learner_of(algorithm, precision="bf16")
+    same_arrays(plain.state(), other.state())
+    kinds = set()
+    [transformer] = transformers(other.model)
+    transformer.blocks[0].up.register_forward_hook(lambda module, given, out: kinds.add(out.dtype))
+    transformer.register_forward_hook(lambda module, given, out: kinds.add(("whole", out.dtype)))
+    for _ in range(5):
+        mine, theirs = (learner.update({TASK: store}, 2).metrics["train/loss"] for learner in (plain, other))
+        assert mine != theirs and theirs == pytest.approx(mine, rel=0.02)
+    assert kinds == {torch.bfloat16, ("whole", torch.float32)}
+    assert all(values.dtype == plain.state()[key].dtype for key, values in other.state().items())
+    again = learner_of(algorithm, precision="bf16")
+    again.load(other.state(), other.step)
+    assert again.update({TASK: store}, 3).metrics == other.update({TASK: store}, 3).metrics
+    same_arrays(again.state(), other.state())
 
 
 # --- ranks
