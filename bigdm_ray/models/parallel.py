@@ -6,7 +6,7 @@ every rank holds the whole network, so parameters are not sharded.
 
 from __future__ import annotations
 
-import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -29,17 +29,13 @@ def mixed(model: nn.Module) -> int:
     """
     found = transformers(model)
     for module in found:
-        module.forward = _in_bfloat16(module.forward)  # type: ignore[method-assign]  # this instance's own
+        module.forward = types.MethodType(_in_bfloat16, module)  # type: ignore[method-assign]  # a method of this instance, and of copies of it
     return len(found)
 
 
-def _in_bfloat16(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    @functools.wraps(forward)
-    def call(x: Tensor, *more: Any, **named: Any) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16):
-            return forward(x, *more, **named).float()
-
-    return call
+def _in_bfloat16(self: Transformer, x: Tensor, *more: Any, **named: Any) -> Tensor:
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return Transformer.forward(self, x, *more, **named).float()
 
 
 def compiled(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> int:

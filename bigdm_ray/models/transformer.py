@@ -36,14 +36,14 @@ class Cache:
 class Dropout(nn.Dropout):
     """nn.Dropout, whose mask on CPUs is compared from 16 random bits an element: several times as fast as drawing each as a float.
 
-    The share that is dropped is rounded to 1 / 65,536.
+    The share that is dropped is rounded to 1 / 65,536. What is given in bfloat16 comes out in float32.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """As nn.Dropout."""
         if not self.training or not self.p or input.is_cuda or self.p == 1:
             return super().forward(input)
-        out: Tensor = input * kept(input.shape, self.p).to(input.dtype)
+        out: Tensor = input * kept(input.shape, self.p)
         return out
 
 
@@ -59,7 +59,8 @@ class Weighted(torch.autograd.Function):
     """Attention with dropout on a CPU: `look [t, s]` is True where queries `[n, heads, t, w]` may look at keys and values `[n, heads, s, w]`.
 
     Queries are taken `ROWS` at a time, with the keys up to the last that one of them may look at: most of what a causal mask hides is
-    not computed. The backward pass is written out, so that blocks add to one gradient in place.
+    not computed. The backward pass is written out, so that blocks add to one gradient in place. In bfloat16 1 / (1 - dropout) is rounded
+    too: at 0.1 what is gathered is 0.16 % too small.
     """
 
     ROWS = 32
@@ -312,6 +313,6 @@ class Transformer(nn.Module):
         half = heads.shape[-1] // 2
         speed = torch.exp(torch.arange(half, device=heads.device) * (-math.log(10_000.0) / half))
         angle = place[:, None] * speed
-        cosine, sine = angle.cos(), angle.sin()
+        cosine, sine = angle.cos().to(heads.dtype), angle.sin().to(heads.dtype)
         a, b = heads[..., :half], heads[..., half:]
         return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)

@@ -187,7 +187,7 @@ GRIDS = (
         3,
         value_based,
         {
-            "quick": "20,000 learner steps, 20 final episodes, CQL of 64 instead of 256, BCQ and BEAR with layers of 256-256",
+            "quick": "20,000 learner steps, 20 final episodes, CQL with batches of 64 instead of 256, BCQ and BEAR with layers of 256-256",
             "paper": "100,000 learner steps, 100 final episodes; cloning and warm starts a tenth of that",
         },
         "Chen et al. 2021, table 2 (CQL, BEAR, BRAC-v)",

@@ -160,8 +160,8 @@ class RunFolder:
         publish(self.summary_file, json.dumps(summary, indent=1).encode())
 
 
-SAME = ("algorithm", "task", "dataset", "start", "seed", "rollouts", "evaluations", "saves")
-"""What a run and its resume share: all but the budget and the machines."""
+SAME = ("algorithm", "task", "dataset", "start", "seed", "rollouts", "evaluations", "saves", "machines")
+"""What a run and its resume share: all but the budget, and of the machines the precision alone."""
 
 
 def difference(run: Run, other: Run, names: tuple[str, ...] = SAME) -> str | None:
@@ -170,6 +170,7 @@ def difference(run: Run, other: Run, names: tuple[str, ...] = SAME) -> str | Non
     for run_json in (mine, theirs):
         run_json["dataset"] = run_json["dataset"] and run_json["dataset"]["sha256"]  # the same episodes may lie elsewhere
         run_json["start"] = run_json["start"] and run_json["start"]["learner_step"]
+        run_json["machines"] = {"precision": run_json["machines"]["precision"]}
     for name in names:
         here, there = mine[name], theirs[name]
         if here != there and isinstance(here, dict) and here.keys() == there.keys():

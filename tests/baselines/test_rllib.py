@@ -250,22 +250,34 @@ def test_a_ring_keeps_the_newest_steps_and_is_saved_in_their_order():
 
 
 def test_cqls_critics_judge_all_sampled_actions_in_the_state_of_the_data(trainers):
-    trainer = trainers("cql", "toy-continuous", steps=5, algorithm=Cql(hidden=(16,), batch_size=32, actions=4))
-    module, batch = trainer.module, trainer.batch()
-    out = module._forward_train(batch)
-    for when, state in (("curr", "obs"), ("next", "new_obs")):
-        logits = module.pi(module.pi_encoder({"obs": batch[state]})["encoder_out"])
-        density = module.get_train_action_dist_cls().from_logits(logits[:, None].expand(-1, 4, -1)).logp(out[f"actions_{when}_repeat"])
-        torch.testing.assert_close(out[f"logps_{when}_repeat"][..., 0], density, rtol=1e-3, atol=1e-3)
-    for name in ("rand", "curr", "next"):
-        for k in range(4):
-            actions = out[f"actions_{name}_repeat"][:, k]
-            for critic, encoder, head in (("q", module.qf_encoder, module.qf), ("q_twin", module.qf_twin_encoder, module.qf_twin)):
-                value = head(encoder({"obs": batch["obs"], "actions": actions})["encoder_out"])
-                torch.testing.assert_close(out[f"{critic}_{name}_repeat"][:, k], value)
-                assert out[f"{critic}_{name}_repeat"].shape == (32, 4, 1)
-    assert out["actions_rand_repeat"].abs().max() <= 1
-    assert not out["actions_next_repeat"].requires_grad
+    """Where no state follows but the data's own, all is as RLlib's module has it, gradients too; else the values of the next actions alone differ."""
+    from ray.rllib.algorithms.cql.torch.default_cql_torch_rl_module import DefaultCQLTorchRLModule
+
+    trainer = trainers("cql", "toy-continuous", steps=5, algorithm=Cql(hidden=(16,), batch_size=32, actions=4, clone_steps=0))
+    module, learner, batch = trainer.module, trainer.learner, trainer.batch()
+
+    def taken(forward, batch):
+        torch.manual_seed(2)
+        out = forward(module, batch)
+        config = learner.config.get_config_for_module(MODULE)
+        loss = learner.compute_loss_for_module(module_id=MODULE, config=config, batch=batch, fwd_out=out)
+        return out, float(loss.detach()), learner.compute_gradients({MODULE: loss})
+
+    (mine, my_loss, my_gradients), (theirs, their_loss, their_gradients) = (
+        taken(kind._forward_train, batch | {"new_obs": batch["obs"]}) for kind in (type(module), DefaultCQLTorchRLModule)
+    )
+    assert my_loss == pytest.approx(their_loss, rel=1e-5) and my_gradients.keys() == their_gradients.keys()
+    assert sum(float(gradient.abs().sum()) for gradient in my_gradients.values()) > 1
+    for name, gradient in my_gradients.items():
+        torch.testing.assert_close(gradient, their_gradients[name], rtol=1e-4, atol=1e-5)
+    mine, theirs = (taken(kind._forward_train, batch)[0] for kind in (type(module), DefaultCQLTorchRLModule))
+    flat = {name: (mine[name].reshape(-1), values.reshape(-1)) for name, values in theirs.items()}
+    assert {name for name, (a, b) in flat.items() if not torch.allclose(a, b, atol=1e-5)} == {"q_next_repeat", "q_twin_next_repeat"}
+    for k in range(4):
+        actions = mine["actions_next_repeat"][:, k]
+        for critic, encoder, head in (("q", module.qf_encoder, module.qf), ("q_twin", module.qf_twin_encoder, module.qf_twin)):
+            value = head(encoder({"obs": batch["obs"], "actions": actions})["encoder_out"])
+            torch.testing.assert_close(mine[f"{critic}_next_repeat"][:, k], value)
 
 
 @pytest.mark.parametrize("stops", [(12,), (3, 4, 5)])

@@ -85,7 +85,7 @@ data = d3rlpy.dataset.MDPDataset(
 
 
 class Peer:
-    """A program in another Python, which takes a number of steps for each line that it reads and prints `[CPU s, wall s, version]` as JSON."""
+    """A program in another Python that answers each line which it reads with a JSON list: a number of steps, once taken, with `[CPU s, wall s, version]`."""
 
     def __init__(self, python: str, program: str, **numbers: int) -> None:
         for name, value in numbers.items():

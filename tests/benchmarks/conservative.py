@@ -4,9 +4,10 @@
     python -m tests.benchmarks.conservative DATASET --peer PEER/bin/python --seed N      PEER is a virtual environment with d3rlpy 2.8.1
 
 Both: CQL(H) without Lagrange, layers of 256-256, batches of 64, 10 actions of each kind, weight 5, rates 1e-4 (policy, temperature) and
-3e-4 (critics), discount 0.99, targets that follow by 0.005, no entropy in them, nothing normalised. They differ in what they say of the
-next state's action in the targets: RLlib samples it, d3rlpy takes the most likely one. Scores are of the most likely actions over 100
-episodes; its policy is asked through pipes, so it acts with its own code.
+3e-4 (critics), discount 0.99, targets that follow by 0.005, no entropy in them, nothing normalised. They differ in the next state's
+action in the targets (RLlib samples it, d3rlpy takes the most likely one), in the temperature's loss (RLlib's is linear in its
+logarithm), and in order: d3rlpy's policy follows the critics as they are after their step, RLlib takes all gradients before any step.
+Scores are of the most likely actions over 100 episodes; its policy is asked through pipes, so it acts with its own code.
 """
 
 from __future__ import annotations

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
 import torch
 
+from bigdm_ray.models.parallel import mixed
 from bigdm_ray.models.transformer import Transformer, Weighted, kept
 
 KINDS = [
@@ -169,3 +171,34 @@ def test_attention_with_dropout_has_the_gradients_of_the_plain_formula():
         direction = torch.randn_like(out)
         for mine, want in zip(torch.autograd.grad(out, parts, direction), torch.autograd.grad(plain, parts, direction), strict=True):
             torch.testing.assert_close(mine, want)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("at", [None, slice(1, None, 3), slice(-1, None)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_is_close_to_float32_in_outputs_and_gradients(kind, at, dropout):
+    plain = made(**kind, dropout=dropout).train()
+    other = copy.deepcopy(plain)
+    assert mixed(other) == 1
+    x, answers = torch.randn(2, 12, 16), []
+    for model in (plain, other):
+        torch.manual_seed(1)  # the same is dropped
+        out = model(x, at)
+        model.blocks[0].up.register_forward_hook(lambda module, given, out: answers.append(out.dtype))
+        model(x, at)
+        (out**2).mean().backward()
+        answers.append(out)
+    assert answers[0] == torch.float32 and answers[2] == torch.bfloat16 and answers[3].dtype == torch.float32
+    torch.testing.assert_close(answers[3], answers[1], atol=0.15, rtol=0.1)
+    for (name, mine), theirs in zip(plain.named_parameters(), other.parameters(), strict=True):
+        assert theirs.dtype == theirs.grad.dtype == torch.float32
+        assert (mine.grad - theirs.grad).norm() <= 0.1 * mine.grad.norm() + 1e-3, name
+
+
+def test_a_copy_of_what_multiplies_in_bfloat16_has_weights_of_its_own():
+    model, x = made(), torch.randn(2, 12, 16)
+    mixed(model)
+    other = copy.deepcopy(model)
+    for p in other.parameters():
+        torch.nn.init.zeros_(p)
+    assert not other(x).any() and model(x).any()

@@ -124,6 +124,17 @@ def test_a_short_run_leaves_checkpoints_and_metrics_on_its_way(dataset, tmp_path
     assert [path.name for path in saved(tmp_path / "run" / "checkpoints")] and len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) >= 70
 
 
+def test_bfloat16_decides_what_is_learned_and_a_resume_keeps_it(dataset, tmp_path):
+    network = "--algorithm.width 16 --algorithm.layers 1 --algorithm.context 4 --algorithm.target-return 1 --algorithm.warm-up-steps 1"
+    flags, last = f"{network} --evaluations.final-episodes 2", {}
+    for precision in ("float32", "bf16"):
+        train_local(run_of(dataset, "dt", 10, f"{flags} --machines.precision {precision}"), tmp_path / precision)
+        last[precision] = Weights.load(tmp_path / precision / "weights" / "last.safetensors").arrays
+    assert any(not np.array_equal(values, last["bf16"][name]) for name, values in last["float32"].items())
+    with pytest.raises(UserError, match=r'holds another run \(machines.precision is "bf16", here "float32"\)'):
+        train_local(run_of(dataset, "dt", 10, flags), tmp_path / "bf16", resume=True)
+
+
 @pytest.mark.parametrize("began", [COUNTED_BEFORE, ""])
 def test_a_resume_with_more_budget_scores_saves_and_reports_as_the_run_began(began, dataset, tmp_path):
     """Those that are named, and those of a run that began when they did not follow from the budget."""
