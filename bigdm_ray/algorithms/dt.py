@@ -198,7 +198,7 @@ class DtPolicy(Policy):
 
     def read(self, state: State, tokens: Tensor) -> Tensor:
         """Take in return and state of this step `[n, 2, width]`; what the transformer makes of the state's token `[n, width]`."""
-        count = self._tensor(state["count"])
+        count = state["count"]
         window = torch.cat([self._tensor(state["tokens"])[:, TOKENS:], tokens, tokens.new_zeros(len(tokens), 1, self.width)], 1)
         state["tokens"] = window.cpu().numpy()
         most = int(count.max())
@@ -206,8 +206,8 @@ class DtPolicy(Policy):
         if self.model.place is not None:
             return self._read_placed(state, held, most)
         mask = None
-        if int(count.min()) < most:
-            mask = torch.arange(TOKENS * most - 1, device=self.device) >= TOKENS * (most - count)[:, None]
+        if count.min() < most:
+            mask = torch.arange(TOKENS * most - 1, device=self.device) >= self._tensor(TOKENS * (most - count))[:, None]
         out: Tensor = self.model.transformer(held, slice(-1, None), mask)[:, 0]
         return out
 

@@ -144,6 +144,21 @@ class Block(nn.Module):
             gathered = scaled_dot_product_attention(queries, keys, values, mask, dropout, causal)
         return gathered.transpose(1, 2).flatten(2)
 
+    def attend_newest(self, x: Tensor, look: Tensor | None) -> Tensor:
+        """What the last token alone gathers `[n, 1, width]`; `look` is True where it may look. No key and no value of the others is made:
+        `q . (W x) = (W^T q) . x`, and the sum of values is the value of the sum. The bias of the keys adds the same to all scores, which softmax drops.
+        """
+        n, _, width = x.shape
+        normed = self.norm1(x)
+        _, keys, values = self.qkv.weight.view(3, self.heads, -1, width)
+        asked = linear(normed[:, -1], self.qkv.weight[:width], self.qkv.bias[:width]).view(n, self.heads, -1).transpose(0, 1)
+        scores = (asked @ keys).transpose(0, 1) @ normed.transpose(1, 2) * keys.shape[1] ** -0.5
+        if look is not None:
+            scores = scores.masked_fill(~(look if look.ndim == 2 else look[:, 0]), float("-inf"))
+        mixed = scores.softmax(-1) @ normed
+        gathered: Tensor = (mixed.transpose(0, 1) @ values.transpose(1, 2)).transpose(0, 1).flatten(1) + self.qkv.bias[2 * width :]
+        return gathered[:, None]
+
     def finish(self, x: Tensor, gathered: Tensor) -> Tensor:
         """The residual stream `[n, t, width]` with what attention gathered, then through the feed-forward layer."""
         gathered = self.out(gathered)
@@ -209,6 +224,9 @@ class Transformer(nn.Module):
         newest = isinstance(at, slice) and range(t)[at] == range(t - 1, t)  # it may look at all of them
         for layer, block in enumerate(self._blocks()):
             last = at if layer == len(self.blocks) - 1 else None
+            if last is not None and newest and not self.rotary and not self.training:
+                x = block.finish(x[:, -1:], block.attend_newest(x, None if look is None else look[..., -1:, :]))
+                continue
             queries, keys, values = block.project(x, last)
             seen = place if last is None else place[last]
             queries, keys = self._turn(queries, seen), self._turn(keys, place)

@@ -25,7 +25,7 @@ def made(**more):
     if model.table is not None:
         torch.nn.init.normal_(model.table)
     for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3) if p.ndim > 1 else None
+        p.data = torch.randn(p.shape) * 0.3 + (0 if p.ndim > 1 else p.data)  # norms stay near 1, biases are drawn
     return model.eval()
 
 
