@@ -9,9 +9,9 @@
 A cell is one ordinary run; a finished one leaves RESULTS/TABLE/SCALE/CELL.json and is not trained again, nor is a cell of another
 table that is the same run, unless its settings or its dataset are other ones today: then the file is named as outdated and counts as
 not run. A stopped cell goes on from its last checkpoint. Cells run side by side over Ray, one a core, or one after the other with
---local. Offline tables want datasets under --data; what is missing is named with the way to make it, and its cells print as not run.
-An overview trains nothing: it prints bars, each with how many of its cells are there, and leaves RESULTS/OVERVIEW/SCALE/overview.png
-and .json.
+--local. With --precision bf16 transformers are trained in bfloat16; the table says how many of its runs were. Offline tables want
+datasets under --data; what is missing is named with the way to make it, and its cells print as not run. An overview trains nothing:
+it prints bars, each with how many of its cells are there, and leaves RESULTS/OVERVIEW/SCALE/overview.png and .json.
 """
 
 from __future__ import annotations
@@ -146,6 +146,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="where the run folders are (default: runs/reproduce)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells side by side over Ray (default: one a core)")
     parser.add_argument("--local", action="store_true", help="one cell after the other in this process, without Ray")
+    parser.add_argument(
+        "--precision", choices=("float32", "bf16"), default="float32", help="what learners of transformers compute in (--machines.precision of run)"
+    )
     parser.add_argument("--show", action="store_true", help="print the table as it is, train and draw nothing")
     parser.add_argument("--page", type=Path, metavar="FILE", help="also put all tables into this Markdown page, between its two marks")
     given = parser.parse(arguments)
@@ -168,7 +171,7 @@ def main(arguments: list[str]) -> int:
         if not given.show:
             draw_overview(overview, bars, given.results / overview.name / scale / "overview.png")
     else:
-        shelf = Shelf(find_grid(given.table), cast(Scale, given.scale), given.data, given.results, given.runs)
+        shelf = Shelf(find_grid(given.table), cast(Scale, given.scale), given.data, given.results, given.runs, given.precision)
         problems = [] if given.show else fill_missing(shelf, given.only, given.jobs, given.local)
         print(table(shelf, given.only))
     if given.page:

@@ -68,6 +68,23 @@ def test_missing_cells_are_trained_once_and_the_rest_prints_as_not_run(shelf, ca
     assert "interquartile mean" in text and "fewer than 3 seeds in a row" in text
 
 
+def test_transformers_are_trained_in_bfloat16_where_that_is_asked_for_and_the_table_says_so(shelf):
+    words = "--algorithm.width 8 --algorithm.layers 1 --algorithm.context 2 --algorithm.target-return 1 --evaluations.final-episodes 1"
+    dt = (*TINY[:2], *words.split())
+
+    def either(row: str, column: str, scale: str):
+        return ("bc", "toys-a", True, TINY) if column == "one" else ("dt", "toys-a", True, dt)
+
+    grid = dataclasses.replace(GRID, rows=("a",), seeds=1, make=either)
+    low = Shelf(grid, "quick", shelf.data, shelf.root, shelf.runs, "bf16")
+    assert {cell.column: low.run(cell).machines.precision for cell in grid.cells("quick")} == {"one": "float32", "two": "bf16"}
+    assert reproduce.fill_missing(low, [], 1, local=True) == []
+    found = {f.stem: json.loads(f.read_text())["precision"] for f in low.results.glob("*.json")}
+    assert found == {"a--one--1": "float32", "a--two--1": "bf16"}
+    plain = Shelf(grid, "quick", shelf.data, shelf.root, shelf.runs)
+    assert "2 of 2 runs are finished.\nOf these, 1 were trained with --precision bf16." in table(plain)
+
+
 def test_where_data_of_a_game_are_missing_the_commands_that_make_them_are_told(tmp_path, capsys):
     """And they are commands: a run of the agent, and a recording of its milestones."""
     from bigdm_ray.data import parser

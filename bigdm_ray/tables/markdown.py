@@ -54,10 +54,12 @@ def table(shelf: Shelf, only: list[str] | None = None) -> str:
     if grid.averages and set(grid.averaged) <= set(rows):
         named = f"mean of the {len(grid.averaged)} rows without {', '.join(grid.apart)}" if grid.apart else "mean of the rows"
         lines.append(f"| {' | '.join([named, *(_average(grid, found, column) for column in columns), *([''] if offline else [])])} |")
+    rounded = sum(result.get("precision") == "bf16" for results in found.values() for result in results)
     text = [
         f"{grid.title}. {grid.unit.capitalize()} of the last weights: mean over seeds ± standard deviation over seeds (95 % bootstrap interval of the mean, "
         f"from {SEEDS} seeds on) [published]; scale {shelf.scale}: {grid.budgets[shelf.scale]}.",
         f"Published: {grid.source}. {sum(map(len, found.values()))} of {len(cells)} runs are finished.",
+        *([f"Of these, {rounded} were trained with --precision bf16."] if rounded else []),
         *([f"Outdated, so counted as not run: {'; '.join(outdated)}."] if outdated else []),
         *grid.notes,
         "",

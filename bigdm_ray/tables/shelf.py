@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.dataset import CARD, Dataset
+from bigdm_ray.models.parallel import transformers
 from bigdm_ray.replay.shard import publish
 from bigdm_ray.tables.base import Cell, Grid, Scale, twins
 from bigdm_ray.training.config import Run, configure
@@ -32,8 +35,9 @@ def sound(found: Any) -> Result:
 class Shelf:
     """Where a table's finished cells lie, its run folders, and its datasets."""
 
-    def __init__(self, grid: Grid, scale: Scale, data: Path, results: Path, runs: Path) -> None:
-        self.grid, self.scale, self.data = grid, scale, data
+    def __init__(self, grid: Grid, scale: Scale, data: Path, results: Path, runs: Path, precision: str = "float32") -> None:
+        """`precision` is what transformers are trained in; a finished cell counts whatever it was trained in."""
+        self.grid, self.scale, self.data, self.precision = grid, scale, data, precision
         self.root = results
         self.results = results / grid.name / scale
         self.runs = runs / grid.name / scale
@@ -104,7 +108,10 @@ class Shelf:
     def run(self, cell: Cell) -> Run:
         """The run of a cell. Raises UserError."""
         target = str(self.data / cell.target) if cell.dataset else cell.target
-        return configure(cell.algorithm, target, [*cell.flags, "--seed", str(cell.seed)])
+        run = configure(cell.algorithm, target, [*cell.flags, "--seed", str(cell.seed)])
+        if self.precision == run.machines.precision or not transformers(run.algorithm.build({run.task: find_task(run.task).signature()})):
+            return run
+        return dataclasses.replace(run, machines=dataclasses.replace(run.machines, precision=self.precision))
 
     def folder(self, cell: Cell) -> Path:
         """The run folder of a cell. Where its result is outdated, that run's folder is left alone: a fresh one is named by what is asked for now."""
@@ -125,6 +132,7 @@ class Shelf:
             **self.asked(cell),
             "seed": run.seed,
             "settings": {name: settings[name] for name in ("algorithm", "budget", "evaluations")},
+            "precision": run.machines.precision,
             "dataset": dataset and {name: dataset[name] for name in ("name", "sha256", "episodes", "steps", "return_mean")},
             **{name: summary.get(name) for name in kept},
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
