@@ -2,7 +2,7 @@
 
 Libraries name and nest their layers in their own ways; here a policy is one stack of linear layers, so that what they
 trained is copied in order (`layers_of`), stored as safetensors, and acts without them. A `way` says what the outputs
-are: logits, action values, a Gaussian, or a Gaussian squashed by tanh. Pictures pass convolutions first (`Pictures`), which
+are: logits, action values, a Gaussian, a Gaussian squashed by tanh, or one whose mean alone is. Pictures pass convolutions first (`Pictures`), which
 the library trains as its own; `Sight` says what of them these see.
 """
 
@@ -23,9 +23,9 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.models.heads import normals
 from bigdm_ray.replay.windows import merge_stack, push_frame
 
-Way = Literal["logits", "values", "gaussian", "squashed"]
+Way = Literal["logits", "values", "gaussian", "squashed", "bounded"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
-LOG_STD_RANGE = {"gaussian": (-20.0, 20.0), "squashed": (-5.0, 2.0)}
+LOG_STD_RANGE = {"gaussian": (-20.0, 20.0), "squashed": (-5.0, 2.0), "bounded": (-20.0, 20.0)}
 """Where RLlib clips the logarithm of a standard deviation."""
 
 
@@ -132,7 +132,7 @@ class Actor(nn.Module):
         super().__init__()
         kinds = ("discrete",) if way in ("logits", "values") else ("tensor",)
         self.path, self.leaf, self.action_path, self.action = plain_leaves(signature, name, kinds, sight is not None)
-        if way == "squashed" and self.action.low is None:
+        if way in ("squashed", "bounded") and self.action.low is None:
             raise UserError(f"{name} squashes its actions between bounds, but this task states none; choose another task or algorithm")
         self.way, self.scaled, self.name = way, scaled, name
         size = sum(self.action.choices) if self.action.kind == "discrete" else self.action.size * (1 if free_std else 2)
@@ -148,6 +148,7 @@ class Actor(nn.Module):
     def forward(self, observations: Tensor) -> Tensor:
         """`[n, width]`, or what is seen of pictures, to logits or values `[n, choices]`, or means and log deviations `[n, 2 * size]`."""
         out: Tensor = self.layers(observations.float() if self.pictures is None else self.pictures(observations))
+        out = torch.tanh(out) if self.way == "bounded" else out
         return out if self.log_std is None else torch.cat([out, self.log_std.expand_as(out)], -1)
 
 

@@ -24,6 +24,7 @@ from bigdm_ray.baselines.actor import Actor, ActorPolicy, layers_of, plain_leave
 from bigdm_ray.baselines.base import Bench, Foreign
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.replay.returns import discounted, episode_groups
+from bigdm_ray.replay.store import Store
 from bigdm_ray.replay.windows import View
 from bigdm_ray.settings import setting
 
@@ -148,6 +149,10 @@ class Studying(Rllib):
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
         """See Algorithm."""
         return {"*": {"default": MEAN}}
+
+    def reward_scale(self, store: Store) -> float:
+        """What rewards are multiplied by."""
+        return 1.0
 
     def prepare(self, bench: Bench, path: str, learner: Any) -> Any:
         """What is computed once from the episodes, for `targets`. `path` is that of the observation, `learner` RLlib's."""
@@ -309,7 +314,11 @@ class Cql(Tempered, Studying):
 
 @dataclass(frozen=True)
 class Iql(Squashed, Studying):
-    """Hyperparameters of implicit Q-learning (Kostrikov et al. 2021, section 5 and appendix B for MuJoCo)."""
+    """Hyperparameters of implicit Q-learning (Kostrikov et al. 2021, section 5 and appendix B for MuJoCo).
+
+    As there, the policy is a Gaussian whose mean alone is squashed and whose deviations depend on nothing: the density of a squashed Gaussian, which is
+    RLlib's, has no finite value at the bounds, where noise and clipping put many actions.
+    """
 
     name: ClassVar[str] = "iql"
     offline_steps: ClassVar[int] = 500_000
@@ -321,6 +330,27 @@ class Iql(Squashed, Studying):
     tau: float = setting(0.005, "share of the critics that their targets take over at each learner step", above=0, high=1)
     expectile: float = setting(0.7, "expectile of the critics that the value is fitted to", above=0, high=0.999)
     beta: float = setting(3.0, "inverse temperature of the advantages that weigh the policy's loss", above=0)
+    return_range: float = setting(0.0, "rewards are scaled so that the returns of the data lie in a range so wide; 0 leaves them", low=0)
+
+    def build(self, signatures: Mapping[str, Signature]) -> Actor:
+        """See Algorithm."""
+        (signature,) = signatures.values()
+        return Actor(signature, self.name, self.hidden, "relu", "bounded", free_std=True, scaled=True)
+
+    def exported(self, module: Any) -> dict[str, np.ndarray]:
+        """See Rllib."""
+        return layers_of(module.pi_encoder, module.pi, log_std=module.pi.log_std)
+
+    def reward_scale(self, store: Store) -> float:
+        """See Studying: the paper's standardisation of locomotion tasks."""
+        spread = float(np.ptp(store.table.returns)) if self.return_range else 0.0
+        return self.return_range / spread if spread else 1.0
+
+    @classmethod
+    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
+        """See Algorithm: the paper standardises the rewards of locomotion alone."""
+        locomotion = {"default": MEAN | own_flags({"return_range": 1000.0})}
+        return super().presets() | dict.fromkeys(("hopper", "halfcheetah", "walker2d", "ant", "humanoid"), locomotion)
 
     def settings(self) -> Any:
         """See Rllib."""

@@ -22,9 +22,10 @@ import torch
 
 from bigdm_ray.baselines.actor import plain_leaves
 from bigdm_ray.baselines.base import Bench, Turn, below, from_unit, load_optimizer, optimizer_state, prefixed, sound, spaces_of, to_unit
-from bigdm_ray.baselines.rllib import MODULE, Cql, Playing, Ppo, Rllib, Sac, Squashed, Studying
+from bigdm_ray.baselines.rllib import MODULE, Cql, Iql, Playing, Ppo, Rllib, Sac, Squashed, Studying
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import RunFailed
+from bigdm_ray.models.networks import mlp
 
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 SEED_STRIDE = 10_000
@@ -114,7 +115,8 @@ def configured(algorithm: Rllib, bench: Bench, discrete: bool) -> Any:
     config.learners(num_learners=0, num_gpus_per_learner=1 if bench.device.startswith("cuda") else 0)
     network = DefaultModelConfig(**algorithm.network(discrete))
     if isinstance(algorithm, Squashed):
-        module = conservative_module() if isinstance(algorithm, Cql) else config.get_default_rl_module_spec().module_class
+        own = {Cql: conservative_module, Iql: implicit_module}.get(type(algorithm))
+        module = own() if own else config.get_default_rl_module_spec().module_class
         return config.rl_module(rl_module_spec=RLModuleSpec(module_class=module, catalog_class=joint_catalog(), model_config=network))
     return config.rl_module(model_config=network)
 
@@ -176,6 +178,48 @@ def conservative_module() -> Any:
     return Conservative
 
 
+@functools.lru_cache(maxsize=1)
+def implicit_module() -> Any:
+    """RLlib's module of IQL with the paper's policy: a Gaussian whose mean alone is squashed, its deviations parameters of their own.
+
+    What IQL's loss takes is all that is computed: RLlib's own computes what SAC's takes, too.
+    """
+    from ray.rllib.algorithms.iql.torch.default_iql_torch_rl_module import DefaultIQLTorchRLModule
+    from ray.rllib.core.distribution.torch.torch_distribution import TorchDiagGaussian
+
+    class Head(torch.nn.Module):
+        """See `implicit_module`."""
+
+        def __init__(self, hidden: list[int], size: int) -> None:
+            super().__init__()
+            self.layers = torch.nn.Sequential(mlp(hidden), torch.nn.Linear(hidden[-1], size))
+            self.log_std = torch.nn.Parameter(torch.zeros(size))
+
+        def forward(self, embedding: torch.Tensor) -> torch.Tensor:
+            mean = torch.tanh(self.layers(embedding))
+            return torch.cat([mean, self.log_std.expand_as(mean)], -1)
+
+    class Implicit(DefaultIQLTorchRLModule):  # type: ignore[misc]  # mypy does not look into RLlib
+        """See `implicit_module`."""
+
+        def setup(self) -> None:
+            super().setup()
+            self.pi = Head([*self.catalog.latent_dims, *self.model_config["head_fcnet_hiddens"]], self.action_space.shape[0])
+            self.action_dist_cls = TorchDiagGaussian
+
+        def _forward_train(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            """The policy here; the critics of the data's actions and the smaller of their targets; the value here and there: `[B]` each."""
+            judge = self._qf_forward_train_helper
+            out: dict[str, torch.Tensor] = self._forward_inference(batch)
+            out |= {"qf_preds": judge(batch, self.qf_encoder, self.qf), "qf_twin_preds": judge(batch, self.qf_twin_encoder, self.qf_twin)}
+            with torch.no_grad():
+                targets = (judge(batch, self.target_qf_encoder, self.target_qf), judge(batch, self.target_qf_twin_encoder, self.target_qf_twin))
+                out |= {"qf_target_preds": torch.min(*targets), "vf_preds_next": self.compute_values({"obs": batch["new_obs"]})}
+            return out | {"vf_preds": self.compute_values(batch)}
+
+    return Implicit
+
+
 # --- from datasets
 
 
@@ -186,6 +230,8 @@ class StudyingTrainer(RllibTrainer):
 
     def __init__(self, algorithm: Studying, bench: Bench) -> None:
         super().__init__(algorithm, bench)
+        assert bench.store is not None
+        self._scale = algorithm.reward_scale(bench.store)
         self._prepared = algorithm.prepare(bench, self.path, self.learner)
 
     def step(self, steps: int) -> Turn:
@@ -213,7 +259,7 @@ class StudyingTrainer(RllibTrainer):
         columns = {
             "obs": windows.observations[self.path][:, 0].astype(np.float32, copy=False),
             "actions": actions.astype(np.int64) if self.action.kind == "discrete" else to_unit(actions, self.action),
-            "rewards": windows.rewards[:, 0],
+            "rewards": windows.rewards[:, 0] * np.float32(self._scale),
         }
         if windows.terminated is not None:
             columns |= {"new_obs": windows.next_observations[self.path][:, 0].astype(np.float32, copy=False), "terminateds": windows.terminated[:, 0]}

@@ -86,7 +86,7 @@ def test_our_network_does_what_the_librarys_does(name, task, trainers):
         sampled, _ = policy.act({}, same, np.zeros(4000), {}, np.ones(4000, bool), chance)
         np.testing.assert_allclose(sampled[action_path].mean(0), many[:, row].mean(0), atol=0.04)
         np.testing.assert_allclose(sampled[action_path].std(0), many[:, row].std(0), atol=0.04)
-    expected = torch.tanh(distribution.loc) if name != "ppo" and name != "marwil" else distribution.loc.clamp(-1, 1)
+    expected = torch.tanh(distribution.loc) if name in ("sac", "cql") else distribution.loc.clamp(-1, 1)
     np.testing.assert_allclose(done[action_path], expected.numpy(), atol=1e-5)
 
 
@@ -278,6 +278,40 @@ def test_cqls_critics_judge_all_sampled_actions_in_the_state_of_the_data(trainer
         for critic, encoder, head in (("q", module.qf_encoder, module.qf), ("q_twin", module.qf_twin_encoder, module.qf_twin)):
             value = head(encoder({"obs": batch["obs"], "actions": actions})["encoder_out"])
             torch.testing.assert_close(mine[f"{critic}_next_repeat"][:, k], value)
+
+
+def test_iqls_policy_is_the_papers_and_all_else_is_as_rllibs_module_has_it(trainers):
+    from ray.rllib.algorithms.iql.torch.default_iql_torch_rl_module import DefaultIQLTorchRLModule
+
+    trainer = trainers("iql", "toy-continuous", steps=5, algorithm=Iql(hidden=(16, 16), batch_size=32))
+    module, learner, batch = trainer.module, trainer.learner, trainer.batch()
+    batch["actions"] = batch["actions"].sign()  # at the bounds, where a squashed Gaussian has no density
+
+    def taken(forward):
+        out = forward(module, batch)
+        loss = learner.compute_loss_for_module(module_id=MODULE, config=learner.config.get_config_for_module(MODULE), batch=batch, fwd_out=out)
+        policy_loss = float(learner._temp_losses[MODULE, "policy_loss"].detach())
+        return out, policy_loss, learner.compute_gradients({MODULE: loss})
+
+    (mine, policy_loss, gradients), (theirs, _, their_gradients) = (taken(kind._forward_train) for kind in (type(module), DefaultIQLTorchRLModule))
+    for name in ("qf_preds", "qf_twin_preds", "qf_target_preds", "vf_preds", "vf_preds_next", "action_dist_inputs"):
+        torch.testing.assert_close(mine[name], theirs[name])
+    assert gradients.keys() == their_gradients.keys() and any(parameter is module.pi.log_std for parameter in gradients)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, their_gradients[name])
+        assert float(gradient.abs().sum()) > 0
+    mean, deviation = torch.tanh(module.pi.layers(module.pi_encoder(batch)["encoder_out"])), module.pi.log_std.exp()
+    weight = torch.exp(3.0 * (mine["qf_target_preds"] - mine["vf_preds"])).clamp(max=100)
+    expected = -(weight * torch.distributions.Normal(mean, deviation).log_prob(batch["actions"]).sum(-1)).mean()
+    assert policy_loss == pytest.approx(float(expected.detach()), rel=1e-5) and abs(policy_loss) < 100
+
+
+def test_iql_brings_the_returns_of_the_data_into_the_range_that_is_asked_for(trainers):
+    plain, scaled = (trainers("iql", "toy-continuous", algorithm=Iql(hidden=(16,), batch_size=64, return_range=r)) for r in (0.0, 1000.0))
+    returns = plain.bench.store.table.returns
+    torch.testing.assert_close(scaled.batch()["rewards"], plain.batch()["rewards"] * float(1000 / (returns.max() - returns.min())))
+    presets = Iql.presets()
+    assert presets["hopper"]["default"]["algorithm.return_range"] == 1000 and "algorithm.return_range" not in presets["*"]["default"]
 
 
 @pytest.mark.parametrize("stops", [(12,), (3, 4, 5)])
