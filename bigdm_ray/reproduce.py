@@ -147,7 +147,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells side by side over Ray (default: one a core)")
     parser.add_argument("--local", action="store_true", help="one cell after the other in this process, without Ray")
     parser.add_argument(
-        "--precision", choices=("float32", "bf16"), default="float32", help="what learners of transformers compute in (--machines.precision of run)"
+        "--precision",
+        choices=("float32", "bf16"),
+        default="float32",
+        help="what transformers are trained in (--machines.precision of run): bf16 is slower on processors that do not multiply in it",
     )
     parser.add_argument("--show", action="store_true", help="print the table as it is, train and draw nothing")
     parser.add_argument("--page", type=Path, metavar="FILE", help="also put all tables into this Markdown page, between its two marks")

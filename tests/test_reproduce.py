@@ -82,7 +82,10 @@ def test_transformers_are_trained_in_bfloat16_where_that_is_asked_for_and_the_ta
     found = {f.stem: json.loads(f.read_text())["precision"] for f in low.results.glob("*.json")}
     assert found == {"a--one--1": "float32", "a--two--1": "bf16"}
     plain = Shelf(grid, "quick", shelf.data, shelf.root, shelf.runs)
-    assert "2 of 2 runs are finished.\nOf these, 1 were trained with --precision bf16." in table(plain)
+    assert "2 of 2 runs are finished.\nTrained with --precision bf16: 1 of these." in table(plain)
+    (low.results / "a--two--1.json").unlink()  # it goes on in the precision that its folder began in
+    assert {cell.column: plain.run(cell).machines.precision for cell in grid.cells("quick")} == {"one": "float32", "two": "bf16"}
+    assert reproduce.fill_missing(plain, [], 1, local=True) == [] and (low.results / "a--two--1.json").is_file()
 
 
 def test_where_data_of_a_game_are_missing_the_commands_that_make_them_are_told(tmp_path, capsys):

@@ -25,8 +25,8 @@ from bigdm_ray.replay.windows import merge_stack, push_frame
 
 Way = Literal["logits", "values", "gaussian", "squashed", "bounded"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
-LOG_STD_RANGE = {"gaussian": (-20.0, 20.0), "squashed": (-5.0, 2.0), "bounded": (-20.0, 20.0)}
-"""Where RLlib clips the logarithm of a standard deviation."""
+LOG_STD_RANGE = {"gaussian": (-20.0, 20.0), "squashed": (-5.0, 2.0), "bounded": (-5.0, 2.0)}
+"""Where RLlib clips the logarithm of a standard deviation; of `bounded`, where IQL's authors do."""
 
 
 def plain_leaves(signature: Signature, name: str, kinds: tuple[str, ...] = ("discrete", "tensor"), pictures: bool = False) -> tuple[str, Leaf, str, Leaf]:
@@ -149,7 +149,10 @@ class Actor(nn.Module):
         """`[n, width]`, or what is seen of pictures, to logits or values `[n, choices]`, or means and log deviations `[n, 2 * size]`."""
         out: Tensor = self.layers(observations.float() if self.pictures is None else self.pictures(observations))
         out = torch.tanh(out) if self.way == "bounded" else out
-        return out if self.log_std is None else torch.cat([out, self.log_std.expand_as(out)], -1)
+        if self.log_std is None:
+            return out
+        log_std = self.log_std.clamp(*LOG_STD_RANGE["bounded"]) if self.way == "bounded" else self.log_std
+        return torch.cat([out, log_std.expand_as(out)], -1)
 
 
 def layers_of(*modules: nn.Module, log_std: Tensor | None = None) -> dict[str, np.ndarray]:

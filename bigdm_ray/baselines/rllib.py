@@ -2,7 +2,7 @@
 
 RLlib's RLModules, losses and optimizers learn, and its environment runners play (`rllib_trainer.py` says how). PPO and SAC play
 through Ray with `--actors` runners, or in this process with `--local`. CQL, IQL and MARWIL learn from a dataset. Discrete
-actions are for PPO and MARWIL. Neither observations nor rewards are normalised.
+actions are for PPO and MARWIL. Neither observations nor rewards are normalised, but for IQL's rewards (`return_range`).
 
     python -m bigdm_ray.run ppo lunarlander --local
     python -m bigdm_ray.run iql data/hopper-medium
@@ -316,8 +316,8 @@ class Cql(Tempered, Studying):
 class Iql(Squashed, Studying):
     """Hyperparameters of implicit Q-learning (Kostrikov et al. 2021, section 5 and appendix B for MuJoCo).
 
-    As there, the policy is a Gaussian whose mean alone is squashed and whose deviations depend on nothing: the density of a squashed Gaussian, which is
-    RLlib's, has no finite value at the bounds, where noise and clipping put many actions.
+    As there, the policy is a Gaussian whose mean alone is squashed and whose deviations depend on nothing. RLlib's is squashed whole: to it an action at a
+    bound, where noise and clipping put many, is one of infinite size before tanh, which it cuts off at 7.25.
     """
 
     name: ClassVar[str] = "iql"

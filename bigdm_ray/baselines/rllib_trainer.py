@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from bigdm_ray.baselines.actor import plain_leaves
+from bigdm_ray.baselines.actor import LOG_STD_RANGE, plain_leaves
 from bigdm_ray.baselines.base import Bench, Turn, below, from_unit, load_optimizer, optimizer_state, prefixed, sound, spaces_of, to_unit
 from bigdm_ray.baselines.rllib import MODULE, Cql, Iql, Playing, Ppo, Rllib, Sac, Squashed, Studying
 from bigdm_ray.envs.task import find_task
-from bigdm_ray.errors import RunFailed
+from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.models.networks import mlp
 
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
@@ -94,7 +94,10 @@ class RllibTrainer:
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """See Trainer."""
-        self.module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in below(state, "module/").items()})
+        kept, mine = below(state, "module/"), self.module.state_dict()
+        if {name: value.shape for name, value in kept.items()} != {name: tuple(value.shape) for name, value in mine.items()}:
+            raise UserError(f"this checkpoint holds other networks than {self.algorithm.name} trains now; begin a run in another folder")
+        self.module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in kept.items()})
         for name, optimizer in self.learner.get_optimizers_for_module(MODULE):
             load_optimizer(optimizer, below(state, f"optimizer/{name}/"))
         for name, value in self.algorithm.memory(self.learner).items():
@@ -115,8 +118,12 @@ def configured(algorithm: Rllib, bench: Bench, discrete: bool) -> Any:
     config.learners(num_learners=0, num_gpus_per_learner=1 if bench.device.startswith("cuda") else 0)
     network = DefaultModelConfig(**algorithm.network(discrete))
     if isinstance(algorithm, Squashed):
-        own = {Cql: conservative_module, Iql: implicit_module}.get(type(algorithm))
-        module = own() if own else config.get_default_rl_module_spec().module_class
+        if isinstance(algorithm, Cql):
+            module = conservative_module()
+        elif isinstance(algorithm, Iql):
+            module = implicit_module()
+        else:
+            module = config.get_default_rl_module_spec().module_class
         return config.rl_module(rl_module_spec=RLModuleSpec(module_class=module, catalog_class=joint_catalog(), model_config=network))
     return config.rl_module(model_config=network)
 
@@ -197,7 +204,7 @@ def implicit_module() -> Any:
 
         def forward(self, embedding: torch.Tensor) -> torch.Tensor:
             mean = torch.tanh(self.layers(embedding))
-            return torch.cat([mean, self.log_std.expand_as(mean)], -1)
+            return torch.cat([mean, self.log_std.clamp(*LOG_STD_RANGE["bounded"]).expand_as(mean)], -1)
 
     class Implicit(DefaultIQLTorchRLModule):  # type: ignore[misc]  # mypy does not look into RLlib
         """See `implicit_module`."""

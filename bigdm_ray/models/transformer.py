@@ -151,7 +151,7 @@ class Block(nn.Module):
         n, _, width = x.shape
         normed = self.norm1(x)
         _, keys, values = self.qkv.weight.view(3, self.heads, -1, width)
-        asked = linear(normed[:, -1], self.qkv.weight[:width], self.qkv.bias[:width]).view(n, self.heads, -1).transpose(0, 1)
+        asked = linear(normed[:, -1], self.qkv.weight[:width], self.qkv.bias[:width]).view(n, self.heads, keys.shape[1]).transpose(0, 1)
         scores = (asked @ keys).transpose(0, 1) @ normed.transpose(1, 2) * keys.shape[1] ** -0.5
         if look is not None:
             scores = scores.masked_fill(~(look if look.ndim == 2 else look[:, 0]), float("-inf"))

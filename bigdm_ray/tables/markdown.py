@@ -59,7 +59,7 @@ def table(shelf: Shelf, only: list[str] | None = None) -> str:
         f"{grid.title}. {grid.unit.capitalize()} of the last weights: mean over seeds ± standard deviation over seeds (95 % bootstrap interval of the mean, "
         f"from {SEEDS} seeds on) [published]; scale {shelf.scale}: {grid.budgets[shelf.scale]}.",
         f"Published: {grid.source}. {sum(map(len, found.values()))} of {len(cells)} runs are finished.",
-        *([f"Of these, {rounded} were trained with --precision bf16."] if rounded else []),
+        *([f"Trained with --precision bf16: {rounded} of these."] if rounded else []),
         *([f"Outdated, so counted as not run: {'; '.join(outdated)}."] if outdated else []),
         *grid.notes,
         "",

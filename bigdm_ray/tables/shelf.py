@@ -15,7 +15,7 @@ from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.models.parallel import transformers
 from bigdm_ray.replay.shard import publish
 from bigdm_ray.tables.base import Cell, Grid, Scale, twins
-from bigdm_ray.training.config import Run, configure
+from bigdm_ray.training.config import Run, configure, read_run
 
 SCHEMA_VERSION = 1
 Result = dict[str, Any]
@@ -36,7 +36,7 @@ class Shelf:
     """Where a table's finished cells lie, its run folders, and its datasets."""
 
     def __init__(self, grid: Grid, scale: Scale, data: Path, results: Path, runs: Path, precision: str = "float32") -> None:
-        """`precision` is what transformers are trained in; a finished cell counts whatever it was trained in."""
+        """`precision` is what transformers are trained in; a finished cell counts, and a begun one goes on, whatever it is trained in."""
         self.grid, self.scale, self.data, self.precision = grid, scale, data, precision
         self.root = results
         self.results = results / grid.name / scale
@@ -109,9 +109,11 @@ class Shelf:
         """The run of a cell. Raises UserError."""
         target = str(self.data / cell.target) if cell.dataset else cell.target
         run = configure(cell.algorithm, target, [*cell.flags, "--seed", str(cell.seed)])
-        if self.precision == run.machines.precision or not transformers(run.algorithm.build({run.task: find_task(run.task).signature()})):
+        begun = (self.folder(cell) / "run.json").is_file()
+        precision = read_run(self.folder(cell)).machines.precision if begun else self.precision
+        if precision == run.machines.precision or not transformers(run.algorithm.build({run.task: find_task(run.task).signature()})):
             return run
-        return dataclasses.replace(run, machines=dataclasses.replace(run.machines, precision=self.precision))
+        return dataclasses.replace(run, machines=dataclasses.replace(run.machines, precision=precision))
 
     def folder(self, cell: Cell) -> Path:
         """The run folder of a cell. Where its result is outdated, that run's folder is left alone: a fresh one is named by what is asked for now."""

@@ -306,6 +306,22 @@ def test_iqls_policy_is_the_papers_and_all_else_is_as_rllibs_module_has_it(train
     assert policy_loss == pytest.approx(float(expected.detach()), rel=1e-5) and abs(policy_loss) < 100
 
 
+def test_deviations_of_iqls_policy_stay_in_bounds_as_its_authors_have_it(trainers):
+    trainer = trainers("iql", "toy-continuous", algorithm=Iql(hidden=(16,), batch_size=32))
+    with torch.no_grad():
+        trainer.module.pi.log_std.copy_(torch.tensor([-9.0, 9.0]))
+    batch = trainer.batch()
+    assert trainer.module.forward_train(batch)["action_dist_inputs"][:, 2:].unique(dim=0).tolist() == [[-5.0, 2.0]]
+    model = built(trainer.algorithm, "toy-continuous", trainer)
+    assert model(batch["obs"])[:, 2:].unique(dim=0).tolist() == [[-5.0, 2.0]]
+
+
+def test_a_checkpoint_of_other_networks_is_refused_in_a_sentence(trainers):
+    wide, narrow = (trainers("iql", "toy-continuous", algorithm=Iql(hidden=(width,))) for width in (16, 8))
+    with pytest.raises(UserError, match="this checkpoint holds other networks than iql trains now; begin a run in another folder"):
+        narrow.restore(wide.state())
+
+
 def test_iql_brings_the_returns_of_the_data_into_the_range_that_is_asked_for(trainers):
     plain, scaled = (trainers("iql", "toy-continuous", algorithm=Iql(hidden=(16,), batch_size=64, return_range=r)) for r in (0.0, 1000.0))
     returns = plain.bench.store.table.returns

@@ -233,9 +233,9 @@ def acting_beside(python: str | None, file: Path | None) -> None:
 
         sides["CORL"] = corls
     spent = in_turns(sides, REPEATS, ACTIONS)
-    least = spent["dt, ours, exact"].medians[0]
+    ours = spent["dt, ours, exact"].medians[0]
     for name, took in spent.items():
-        ratio = "" if name.startswith("dt") else f"   {took.medians[0] / least:.2f} times as long as ours, exact"
+        ratio = "" if name.startswith("dt") else f"   {took.medians[0] / ours:.2f} times as long as ours, exact"
         print(f"{name:<32}{1000 * took.medians[0] / ACTIONS:>10.2f} ms of CPU an action{ratio}")
 
 

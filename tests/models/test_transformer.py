@@ -79,6 +79,13 @@ def test_rows_at_different_places_decode_as_the_full_forward():
     torch.testing.assert_close(out, torch.stack([full[0, 5:7], full[1, 2:4]]), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_newest_token_alone_is_as_among_all_of_them_whatever_is_padded(kind):
+    model, x = made(**kind), torch.randn(3, 12, 16)
+    mask = torch.arange(12) >= torch.tensor([0, 4, 11])[:, None]
+    torch.testing.assert_close(model(x, slice(-1, None), mask), model(x, mask=mask)[:, -1:], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS[:3])
 def test_padding_on_either_side_changes_nothing(kind):
     model, x = made(**kind), torch.randn(2, 10, 16)
