@@ -35,7 +35,8 @@ def test_every_setting_has_help_and_its_presets_are_settings_of_tasks_that_there
     assert all(field.metadata.get("help") for field in dataclasses.fields(kind))
     for task, presets in kind.presets().items():
         for name, values in presets.items():
-            if task == "*":
+            if task == "*" or not kind.online:  # what learns from datasets has no run without one
+                assert task == "*" or find_task(task)
                 kind(**{path.partition(".")[2]: value for path, value in values.items() if path.startswith("algorithm.")})
                 continue
             run = configure(kind.name, task, ["--preset", name])
