@@ -149,10 +149,7 @@ class Actor(nn.Module):
         """`[n, width]`, or what is seen of pictures, to logits or values `[n, choices]`, or means and log deviations `[n, 2 * size]`."""
         out: Tensor = self.layers(observations.float() if self.pictures is None else self.pictures(observations))
         out = torch.tanh(out) if self.way == "bounded" else out
-        if self.log_std is None:
-            return out
-        log_std = self.log_std.clamp(*LOG_STD_RANGE["bounded"]) if self.way == "bounded" else self.log_std
-        return torch.cat([out, log_std.expand_as(out)], -1)
+        return out if self.log_std is None else torch.cat([out, self.log_std.clamp(*LOG_STD_RANGE[self.way]).expand_as(out)], -1)
 
 
 def layers_of(*modules: nn.Module, log_std: Tensor | None = None) -> dict[str, np.ndarray]:

@@ -88,6 +88,10 @@ class Gaussian(Rllib):
 class Squashed(Rllib):
     """ReLU layers to a Gaussian squashed by tanh; two critics of action and observation."""
 
+    def module(self, config: Any) -> Any:
+        """The class of the RLModule that learns; RLlib's own for its AlgorithmConfig."""
+        return config.get_default_rl_module_spec().module_class
+
     def build(self, signatures: Mapping[str, Signature]) -> Actor:
         """See Algorithm."""
         (signature,) = signatures.values()
@@ -293,6 +297,12 @@ class Cql(Tempered, Studying):
         """Cloning."""
         return Prelude(self.clone_steps, ("clone_steps",), "a clone of the data")
 
+    def module(self, config: Any) -> Any:
+        """See Squashed."""
+        from bigdm_ray.baselines.rllib_modules import conservative_module
+
+        return conservative_module()
+
     def settings(self) -> Any:
         """See Rllib."""
         from ray.rllib.algorithms.cql import CQLConfig
@@ -336,6 +346,12 @@ class Iql(Squashed, Studying):
         """See Algorithm."""
         (signature,) = signatures.values()
         return Actor(signature, self.name, self.hidden, "relu", "bounded", free_std=True, scaled=True)
+
+    def module(self, config: Any) -> Any:
+        """See Squashed."""
+        from bigdm_ray.baselines.rllib_modules import implicit_module
+
+        return implicit_module()
 
     def exported(self, module: Any) -> dict[str, np.ndarray]:
         """See Rllib."""

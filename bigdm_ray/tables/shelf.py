@@ -109,8 +109,8 @@ class Shelf:
         """The run of a cell. Raises UserError."""
         target = str(self.data / cell.target) if cell.dataset else cell.target
         run = configure(cell.algorithm, target, [*cell.flags, "--seed", str(cell.seed)])
-        begun = (self.folder(cell) / "run.json").is_file()
-        precision = read_run(self.folder(cell)).machines.precision if begun else self.precision
+        folder = self.folder(cell)
+        precision = read_run(folder).machines.precision if (folder / "run.json").is_file() else self.precision
         if precision == run.machines.precision or not transformers(run.algorithm.build({run.task: find_task(run.task).signature()})):
             return run
         return dataclasses.replace(run, machines=dataclasses.replace(run.machines, precision=precision))

@@ -17,8 +17,8 @@ DOORS = ("1000", "10000")
 ONE_STEP = "--algorithm.context 1 --algorithm.positions none --algorithm.batch-size 1280 --algorithm.dropout 0"
 RATE = "--algorithm.learning-rate 2e-3 --algorithm.warm-up-steps 500 --algorithm.cosine-steps 10000"
 SHORT = (*ONE_STEP.split(), *RATE.split())
-"""A tenth of the paper's steps at the paper's rate would end in the warm-up. As many time steps in windows of one: of data that many agents recorded,
-longer windows teach to go on with what was done before, sooner than to do what the return asks for (docs/results.md)."""
+"""A tenth of the paper's steps at the paper's rate would end in the warm-up. As many time steps in windows of one scored better than windows of 20 and of 5
+on the data that were tried (docs/results.md)."""
 
 
 def transformer(row: str, column: str, scale: Scale, *more: str) -> Made:
