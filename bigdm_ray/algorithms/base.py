@@ -165,6 +165,8 @@ class Algorithm(ABC):
     """Hyperparameters that a run which starts from another must share with it: those that shape network and optimizers."""
     own_update: ClassVar[bool] = False
     """Whether `update` takes the learner step instead of a descent on `loss`: methods that bootstrap."""
+    played_preset: ClassVar[str] = "default"
+    """The preset of a run that plays and names none, where the task has it; on a dataset that is always `default`."""
 
     @abstractmethod
     def view(self, step: int = 0) -> View:

@@ -259,7 +259,7 @@ def parse(arguments: list[str]) -> Door:
     flags: dict[str, tuple[str, Any]] = {}
     dataset = resolve(known.task) if kind and known.task else None
     task = dataset.task if dataset else known.task
-    defaults = preset_of(kind, task, known.preset)[1] if kind and task else {}
+    defaults = preset_of(kind, task, known.preset, plays=dataset is None)[1] if kind and task else {}
     if kind and dataset:
         defaults = offline_defaults(kind, defaults) | defaults
     for path, hint, default, about in settings_of(kind) if kind else ():
@@ -287,13 +287,13 @@ def _names_help() -> str:
     return "one of " + ", ".join(algorithms())
 
 
-def preset_of(kind: type[Algorithm], task: str, name: str | None) -> tuple[str, dict[str, Any]]:
+def preset_of(kind: type[Algorithm], task: str, name: str | None, plays: bool = False) -> tuple[str, dict[str, Any]]:
     """The name and settings of a task's preset; `default` may be absent. Raises UserError for an unknown one."""
     presets = kind.presets()
     known = presets.get(task, presets.get("*", {}))
-    if name == "none" or (name in (None, "default") and "default" not in known):
+    wanted = name or (kind.played_preset if plays and kind.played_preset in known else "default")
+    if wanted == "none" or (wanted == "default" and "default" not in known):
         return "none", {}
-    wanted = name or "default"
     if wanted not in known:
         raise UserError(f"unknown preset {wanted!r} of {kind.name} on {task}{nearest(wanted, [*known, 'none'])}")
     return wanted, known[wanted]
@@ -346,7 +346,7 @@ def _made(
         )
     if dataset is not None and not kind.offline:
         raise UserError(f"{kind.name} learns from what it plays, but {dataset.folder} is a dataset; give the task {task} itself")
-    name, values = preset_of(kind, task, preset)
+    name, values = preset_of(kind, task, preset, plays=dataset is None)
     begun = None
     if start is not None:
         base, begun = start_of(start, kind, task, dataset, config)

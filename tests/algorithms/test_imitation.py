@@ -113,12 +113,23 @@ def test_awrs_paper_preset_is_the_official_configuration():
         "humanoid": (1e-5, 0.4, 0.0, 300_000),
     }
     for task, (rate, deviation, penalty, samples) in official.items():
-        run = configure("awr", task, ["--preset", "paper"])
+        run = configure("awr", task, [])
         a = run.algorithm
+        assert run.preset == "paper"
         assert (a.optimizer, a.critic_stepsize, a.momentum, a.hidden, a.batch_size, run.evaluations.mode) == ("sgd", 0.01, 0.9, (128, 64), 256, "mean")
         assert (a.actor_stepsize, a.action_std, a.action_l2_weight) == (rate, deviation, penalty), task
         fitted = [step for step in range(0, 300 * a.turn, a.turn) if step <= a.standardised_steps]
         assert abs(len(fitted) * a.samples_per_iteration - samples) < a.samples_per_iteration, task
+
+
+def test_awr_descends_with_adam_on_a_dataset_and_where_a_task_has_no_preset_of_the_paper(tmp_path):
+    def told(target, *flags):
+        run = configure("awr", target, list(flags))
+        return run.preset, run.algorithm.optimizer
+
+    dataset = dataset_of(tmp_path / "data", count=2)
+    assert told(str(dataset.folder)) == told(TASK) == told("lunarlander", "--preset", "default") == ("default", "adam")
+    assert told("lunarlander") == ("paper", "sgd") and told("lunarlander", "--preset", "none") == ("none", "adam")
 
 
 def test_awrs_losses_are_halves_of_squares_and_its_penalty_is_on_the_logits(store):
