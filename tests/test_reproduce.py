@@ -108,8 +108,6 @@ def test_where_data_of_a_game_are_missing_the_commands_that_make_them_are_told(t
 
 @pytest.mark.parametrize(("name", "rows"), [("percent-bc", 2), ("dt", 3)])
 def test_reachers_rows_are_published_stand_apart_and_say_how_their_data_are_made(name, rows, tmp_path, capsys):
-    from bigdm_ray.data import parser
-
     grid = find_grid(name)
     apart = ("reacher-medium", "reacher-medium-replay", "reacher-medium-expert")[:rows]
     assert grid.apart == apart and len(grid.averaged) == 9 and set(grid.rows) == {*grid.averaged, *apart}
@@ -126,12 +124,37 @@ def test_reachers_rows_are_published_stand_apart_and_say_how_their_data_are_made
     assert len(lines) == rows
     for line in lines:
         for command in line.split(": ", 2)[2].partition(", after")[0].split(" && "):
-            door, words = command.split()[2], command.split()[3:]
-            assert door in ("bigdm_ray.run", "bigdm_ray.data")
-            if door == "bigdm_ray.data":
-                parser().parse(words)
-            else:
-                assert configure("sac", "reacher", words[2 : words.index("--folder")]).saves.milestones
+            understood(command)
+
+
+def understood(command):
+    """Parse a command of a recipe as its door does; what it asks for."""
+    from bigdm_ray.data import parser
+
+    door, words = command.split()[2], command.split()[3:]
+    assert door in ("bigdm_ray.run", "bigdm_ray.data")
+    if door == "bigdm_ray.data":
+        return parser().parse(words)
+    run = configure(*words[:2], words[2 : words.index("--folder")])
+    assert run.saves.milestones
+    return run
+
+
+def test_batches_of_bail_are_recorded_from_the_stages_of_two_sacs(tmp_path, capsys):
+    shelf = Shelf(find_grid("bail"), "quick", tmp_path, tmp_path / "results", tmp_path / "runs")
+    assert reproduce.fill_missing(shelf, ["SAC", "seed=1"], 1, local=True) == []
+    lines = [line.split("missing: ")[1] for line in capsys.readouterr().err.splitlines() if "the dataset is missing: bail-sac" in line]
+    recipes = dict(line.split(": ", 1) for line in lines)
+    assert len(recipes) == 10 and "data import SOURCE" in recipes["bail-sac-ant-b1"]
+    seeds = set()
+    for name in ("bail-sac-hopper-b1", "bail-sac-hopper-b2"):
+        train, record = recipes[name].split(" && ")
+        sac, recording = understood(train), understood(record)
+        seeds.add(sac.seed)
+        assert (sac.task, sac.budget.env_steps) == ("hopper", recording.steps) and sac.budget.env_steps // sac.saves.every == 30
+        assert recording.weights == "milestones" and recording.mode == "sample" and recording.folder == tmp_path / name
+        assert train.endswith(f"--folder {recording.run}")
+    assert len(seeds) == 2
 
 
 def test_decision_transformers_of_reacher_read_windows_of_five(tmp_path):

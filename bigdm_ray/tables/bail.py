@@ -6,8 +6,10 @@ The rows of DDPG and of other bodies are there to be filled by whoever has the b
 from __future__ import annotations
 
 from bigdm_ray.tables.base import Grid, Scale
-from bigdm_ray.tables.d4rl import Made, steps
+from bigdm_ray.tables.d4rl import Made, played, recorded, steps
 
+BATCH = 150_000
+"""Environment steps of a batch, and of the SAC that it is of; the paper's have a million."""
 COLUMNS = ("BAIL", "BCQ", "BEAR", "BC", "MARWIL")
 PUBLISHED = """
 0.1 Hopper B1|2173 291|1219 114|505 285|626 112|827 220
@@ -59,6 +61,17 @@ def make(row: str, column: str, scale: Scale) -> Made:
     return column.lower(), "bail-" + row.lower().replace(" ", "-"), True, steps(budget, *more, final=20 if short else 100)
 
 
+def batches() -> dict[str, str]:
+    """How a training batch of SAC is made here: its stages play, the oldest first, for equal shares of as many steps as it was trained for."""
+    bodies = {"hopper": "hopper", "walker": "walker2d", "hc": "halfcheetah"}
+    out = {}
+    for short, task in bodies.items():
+        for seed in (1, 2):
+            run = f"sac-{short}-b{seed}"
+            out[f"bail-{run}"] = f"{played(task, run, BATCH, BATCH // 30, seed)} && {recorded(run, BATCH)} {{folder}} --weights milestones"
+    return out
+
+
 GRIDS = (
     Grid(
         "bail",
@@ -76,6 +89,10 @@ GRIDS = (
         "Chen et al. 2020, table 1",
         published(),
         averages=False,
-        notes=("The batches are not the paper's: SAC batches are recorded with an agent of our own, and the others were not to be had.",),
+        notes=(
+            "The batches are not the paper's: those of SAC on Hopper, Walker and HalfCheetah are recorded with an agent of our own, "
+            f"{BATCH:,} steps of its 30 stages, trained for as many; the others were not to be had.",
+        ),
+        recipes=batches(),
     ),
 )

@@ -21,14 +21,24 @@ NOT_REACHER_2D = (
     "average. Its data are recorded with a SAC of our own; what is missing is named with the commands, whose "
     "budgets are guesses: how long a SAC trains until it is a medium one was not measured."
 )
-_SAC = "python -m bigdm_ray.run sac reacher --budget.env-steps {steps} --saves.every {every} --saves.milestones true --folder runs/{run}"
-_RECORD = "python -m bigdm_ray.data record runs/{run} --mode sample --steps 100000 --folder"
-_MEDIUM = _SAC.format(steps=20_000, every=1_000, run="reacher-medium")
-_EXPERT = _SAC.format(steps=200_000, every=10_000, run="reacher-expert")
+
+
+def played(task: str, run: str, steps: int, every: int, seed: int = 1) -> str:
+    """The command of a SAC that leaves the weights of its stages behind."""
+    return f"python -m bigdm_ray.run sac {task} --seed {seed} --budget.env-steps {steps} --saves.every {every} --saves.milestones true --folder runs/{run}"
+
+
+def recorded(run: str, steps: int) -> str:
+    """The start of the command that records a SAC as it explores; the folder is to follow."""
+    return f"python -m bigdm_ray.data record runs/{run} --mode sample --steps {steps} --folder"
+
+
+_MEDIUM = played("reacher", "reacher-medium", 20_000, 1_000)
+_EXPERT = played("reacher", "reacher-expert", 200_000, 10_000)
 REACHER_RECIPES = {
-    "reacher-medium": f"{_MEDIUM} && {_RECORD.format(run='reacher-medium')} {{folder}}",
-    "reacher-medium-replay": f"{_RECORD.format(run='reacher-medium')} {{folder}} --weights milestones, after the run that reacher-medium is of",
-    "reacher-medium-expert": f"{_EXPERT} && {_RECORD.format(run='reacher-expert')} {{data}}/reacher-expert && "
+    "reacher-medium": f"{_MEDIUM} && {recorded('reacher-medium', 100_000)} {{folder}}",
+    "reacher-medium-replay": f"{recorded('reacher-medium', 100_000)} {{folder}} --weights milestones, after the run that reacher-medium is of",
+    "reacher-medium-expert": f"{_EXPERT} && {recorded('reacher-expert', 100_000)} {{data}}/reacher-expert && "
     "python -m bigdm_ray.data merge {data}/reacher-medium {data}/reacher-expert --folder {folder}",
 }
 """How data of Reacher are made, like D4RL's of the other bodies: a run of SAC that is stopped early, its stages, and it together with an expert."""
