@@ -321,7 +321,10 @@ def test_intervals_are_over_seeds_and_do_not_grow_with_how_much_rows_differ(shel
     assert f"| one | 6 | 52.0 | {low:.1f} to {high:.1f} |" in text
     assert "| a | 2.0 ± 1.0 (1.0 to 3.0) [7] |" in text and "standard deviation over seeds (95 % bootstrap interval of the mean, from 3 seeds on)" in text
     raw = Shelf(dataclasses.replace(grid, averages=False), "quick", shelf.data, shelf.results.parents[1], shelf.runs)
-    assert "| a | 2.0 ± 1.0 (1.0 to 3.0) [7] |" in table(raw) and "interquartile" not in table(raw) and "mean of the rows" not in table(raw)
+    assert "| a | 2.0 ± 1.0 (1.0 to 3.0) [7] |" in table(raw) and "mean of the rows" not in table(raw)
+    assert "| a, one | 3 | 2.0 | 1.0 to 3.0 | 2.0 | 1.5 |" in table(raw) and "| b, one | 3 | 102.0 | 101.0 to 103.0 | 102.0 | 1.5 |" in table(raw)
+    known = dataclasses.replace(grid, published={("a", "one"): (7, 2)})
+    assert "[7 ± 2]" in table(Shelf(known, "quick", shelf.data, shelf.results.parents[1], shelf.runs))
 
 
 def test_rows_that_stand_apart_are_in_no_average_and_print_returns_where_a_task_has_no_score(shelf):

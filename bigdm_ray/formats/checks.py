@@ -18,6 +18,8 @@ from bigdm_ray.formats.base import field_name
 from bigdm_ray.replay.episode import Episode
 
 TOLERANCE = 1e-6
+ROUNDING = 1e-5
+"""By what share of itself a number may change when it is kept in another precision."""
 Place = Callable[[int], str]
 """Where the k-th episode of a batch is, for messages."""
 
@@ -134,6 +136,29 @@ def _none(bad: np.ndarray, values: np.ndarray, ends: np.ndarray, name: str, plac
     element = f", element {', '.join(str(int(i)) for i in index[1:])}" if len(index) > 1 else ""
     space = f" [{bounds[0][index[1:]]:g}, {bounds[1][index[1:]]:g}]" if bounds else ""
     raise refused(place(k), name, f"step {step}{element}: {values[index]:g} {why}{space}")
+
+
+def followed(after: np.ndarray, seen: np.ndarray, ends: np.ndarray, field: str, place: Place) -> None:
+    """What was seen after a step `[n, ...]` must be finite, and what the next step of the episode saw, but for rounding.
+
+    `ends` are rows that no other row of the same episode follows here, `place` says where a row is. Raises UserError.
+    """
+    inner = np.ones(len(after), bool)
+    inner[ends[ends < len(after)]] = inner[len(after) - 1 :] = False
+    theirs, mine, goes_on = after[:-1], seen[1:], inner[:-1].reshape(-1, *[1] * (after.ndim - 1))
+    if after.dtype.kind == "f":
+        bad = ~np.isfinite(after)
+        bad[:-1] &= ~goes_on | np.isfinite(mine)  # the next step's own number is told of elsewhere
+        if bad.any():
+            index = np.unravel_index(int(np.argmax(bad)), bad.shape)
+            raise refused(place(int(index[0])), field, f"{after[index]:g} is not a finite number")
+        differ = ~np.isclose(theirs, mine, rtol=ROUNDING, atol=TOLERANCE) & np.isfinite(mine) & goes_on
+    else:
+        differ = (theirs != mine) & goes_on
+    if differ.any():
+        index = np.unravel_index(int(np.argmax(differ)), differ.shape)
+        why = f"{theirs[index]:g} is not what the next step saw, {mine[index]:g}: rows are missing or out of order"
+        raise refused(place(int(index[0])), field, why)
 
 
 def refused(place: str, field: str, why: str) -> UserError:

@@ -21,7 +21,7 @@ import numpy as np
 from bigdm_ray.envs.task import Signature, tasks
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import Format, Reader, Said, step_limit
-from bigdm_ray.formats.checks import refused, truths
+from bigdm_ray.formats.checks import followed, refused, truths
 from bigdm_ray.formats.hdf5 import ERRORS, Fields, open_hdf5
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
@@ -126,6 +126,9 @@ class D4rlFile(Reader):
         first, last = spans[0].start, spans[-1].end
         fields = {name: self._slice(file, name, first, last, number) for name in ("observations", "actions", "rewards")}
         after = self._slice(file, "next_observations", first, last, number) if "next_observations" in self._names else None
+        if after is not None:
+            lasts = np.array([span.end - first - 1 for span in spans])
+            followed(after, fields["observations"], lasts, "next_observations", lambda row: self.place(number + int(np.searchsorted(lasts, row))))
         for k, (a, b, terminated) in enumerate(spans):
             a, b = a - first, b - first
             seen = fields["observations"][a:b]

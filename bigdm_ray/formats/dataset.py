@@ -13,10 +13,11 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import math
 import shutil
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ class Dataset:
             version = data.pop("schema_version")
             if version > SCHEMA_VERSION:
                 raise UserError(f"{path} has schema version {version}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray")
-            return Dataset(folder=folder, **(data | {"signature": Signature.from_json(data["signature"])}))
+            return sound(Dataset(folder=folder, **(data | {"signature": Signature.from_json(data["signature"])})))
         except OSError as error:
             raise UserError(
                 f"{folder} is not a dataset ({CARD}: {error.strerror}); make one with: python -m bigdm_ray.data import SOURCE --folder {folder}"
@@ -126,6 +127,22 @@ class Dataset:
         for episode in self.stream():
             made.add(episode)
         return made.hexdigest()
+
+
+def sound(dataset: Dataset) -> Dataset:
+    """A dataset whose card holds what each of its fields may. Raises ValueError: whoever wrote the card may have written anything."""
+    expected: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
+        "a file's name": (lambda v: isinstance(v, str) and v not in ("", ".", "..") and not set("/\\\0") & set(v), ("name",)),
+        "text": (lambda v: isinstance(v, str), ("task", "source", "sha256")),
+        "a whole number from 1 up": (lambda v: type(v) is int and v >= 1, ("episodes", "steps")),
+        "a finite number": (lambda v: type(v) in (int, float) and math.isfinite(v), ("return_mean", "return_std", "return_min", "return_max")),
+        "texts by name": (lambda v: isinstance(v, dict) and all(isinstance(one, str) for one in v.values()), ("versions",)),
+    }
+    for what, (fits, names) in expected.items():
+        for name in names:
+            if not fits(value := getattr(dataset, name)):
+                raise ValueError(f"its field {name!r} is {value!r} where {what} is expected")
+    return dataset
 
 
 def resolve(text: str) -> Dataset | None:

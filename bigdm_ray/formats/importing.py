@@ -103,7 +103,7 @@ def _versions(readers: list[Reader], task: str) -> dict[str, str]:
     """Versions that the sources tell, and arguments of their environments that are not the task's; where they differ, all of them."""
     merged: dict[str, list[str]] = {}
     for reader in readers:
-        environment = {"environment": reader.said.env_id} if reader.said.env_id else {}
+        environment = {"environment": reader.said.env_id} if reader.said.env_id and not reader.said.likely else {}  # a file's name tells no id
         if changed := altered(reader.said, task):
             environment["environment_arguments"] = changed
         for name, version in (environment | reader.said.versions).items():

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from bigdm_ray.envs.task import Signature
-from bigdm_ray.formats.base import Format, Reader, Said
+from bigdm_ray.formats.base import Format, Reader, Said, inside
 from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.replay.episode import Episode
 
@@ -23,7 +23,8 @@ class OwnDataset(Reader):
 
     def files(self) -> list[Path]:
         """See Reader."""
-        return [self._dataset.folder / CARD, *self._dataset.shards()]
+        folder = self._dataset.folder
+        return [inside(path, folder) for path in (folder / CARD, *self._dataset.shards())]
 
     def episodes(self, task: str, signature: Signature, skip: int = 0) -> Iterator[Episode]:
         """See Reader."""

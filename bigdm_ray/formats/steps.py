@@ -2,10 +2,11 @@
 
     eps_id  t  obs  actions  rewards  new_obs  terminateds  truncateds
 
-Rows of an episode follow each other. It ends where a flag is set or `eps_id` changes; without either flag it broke off and
-counts as truncated. `new_obs` of its last row is the last observation; where the column is missing, that is not known, and
-what `d4rl` does is done here too. Dicts are structs, tensors are lists or tensor columns, each value as the environment gives it
-(pictures channels last). Other spellings are understood: action, reward, terminated, truncated, next_obs, episode_id.
+Rows of an episode follow each other, with the same `eps_id` and `t` counted from 0. It ends where a flag is set or `eps_id`
+changes; without either flag it broke off and counts as truncated. `new_obs` of its last row is the last observation; where the
+column is missing, that is not known, and what `d4rl` does is done here too. Dicts are structs, tensors are lists or tensor
+columns, each value as the environment gives it (pictures channels last). Other spellings are understood: action, reward,
+terminated, truncated, next_obs, episode_id.
 
 `done` or `dones` in place of `terminateds` means either end: where `truncateds` is set it is that. Where there is no such column,
 an end after exactly as many steps as the task's time limit allows counts as truncated, every other as terminated.
@@ -29,7 +30,7 @@ import pyarrow.parquet as pq
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import MAX_EPISODE_BYTES, Advance, Format, Reader, Said, field_name, step_limit
-from bigdm_ray.formats.checks import refused, truths
+from bigdm_ray.formats.checks import followed, refused, truths
 from bigdm_ray.formats.columns import (
     META,
     carried,
@@ -60,6 +61,10 @@ SPELLINGS = {
     "eps_id": ("eps_id", "episode_id", "episode", "unroll_id"),
     "t": ("t",),
 }
+ROW_BY_ROW = "output_write_episodes=False, output_compress_columns=[]"
+"""What RLlib's `offline_data` must be told to write rows of plain numbers."""
+FRAGMENTS = "unroll_id"
+"""An id of rows that were played in one go: episodes end in the midst of them."""
 
 
 @dataclass
@@ -120,21 +125,24 @@ class StepRows(Reader):
         self._number, self._skip = 0, skip
         self._limit = step_limit(task)
         self._last_id: Any = None
+        self._open_id: Any = None
         self._seen_ids: set[Any] = set()
+        self._over = False
         self._t: int | None = None
         open_parts: list[Rows] = []
         last: dict[str, np.ndarray] | None = None
         for batch in self._batches():
+            self._batch, self._open_id = batch, self._last_id if open_parts else None
             rows = self._rows(batch)
             ends, terminated, before = self._ends(batch, sum(len(part.rewards) for part in open_parts))
             if before and open_parts:
                 yield from self._episode(Rows.joined(open_parts), last, False)
                 open_parts = []
-            after = self._after(batch, np.append(ends, len(batch)) - 1)
+            after = self._after(batch, rows, ends, last if open_parts else None)
             start = 0
             for k, end in enumerate(ends.tolist()):
                 open_parts.append(rows.take(start, end))
-                final = None if after is None else {path: values[k : k + 1] for path, values in after.items()}
+                final = None if after is None else {path: values[end - 1 : end] for path, values in after.items()}
                 yield from self._episode(Rows.joined(open_parts), final, bool(terminated[k]))
                 open_parts, start = [], end
             if start < len(batch):
@@ -156,20 +164,35 @@ class StepRows(Reader):
     def _within(self, path: Path) -> str:
         return f"{path}, episode {self._number} or a later one"
 
-    def _here(self, _: int = 0) -> str:
-        return f"{self.place(self._number)} or a later one"
+    def _here(self, row: int = 0) -> str:
+        """Where a row of the batch at hand is: what is no flag and no id ends no episode."""
+        over = np.zeros(len(self._batch), bool)
+        for what in ("terminateds", "dones", "truncateds"):
+            if what in self._columns:
+                over |= np.asarray(self._batch.column(self._columns[what]).to_numpy(zero_copy_only=False) == 1, bool)
+        before = 0
+        if "eps_id" in self._columns:
+            ids = self._batch.column(self._columns["eps_id"])
+            over[:-1] |= pc.not_equal(ids[1:], ids[:-1]).fill_null(False).to_numpy(zero_copy_only=False)
+            before = int(self._open_id is not None and ids[0].as_py() not in (None, self._open_id))
+        return self.place(self._number + before + int(np.count_nonzero(over[:row])))
 
     def _rows(self, batch: pa.RecordBatch) -> Rows:
         observations = {path: self._leaf(batch.column(self._columns["obs"]), "obs", name, space) for path, name, space in self._leaves["obs"]}
         actions = {path: self._leaf(batch.column(self._columns["actions"]), "actions", name, space) for path, name, space in self._leaves["actions"]}
         return Rows(observations, actions, numbers(batch.column(self._columns["rewards"]), "rewards", self._here))
 
-    def _after(self, batch: pa.RecordBatch, rows: np.ndarray) -> dict[str, np.ndarray] | None:
-        """What was seen after some rows."""
+    def _after(self, batch: pa.RecordBatch, rows: Rows, ends: np.ndarray, last: dict[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:
+        """What was seen after each row, held against what the next row saw; `last` is what was seen after the row before the batch."""
         if "new_obs" not in self._columns:
             return None
-        column = batch.column(self._columns["new_obs"]).take(pa.array(rows))
-        return {path: self._leaf(column, "new_obs", name, space) for path, name, space in self._leaves["obs"]}
+        after = {path: self._leaf(batch.column(self._columns["new_obs"]), "new_obs", name, space) for path, name, space in self._leaves["obs"]}
+        for path, values in after.items():
+            field = field_name(self._columns["new_obs"], path)
+            followed(values, rows.observations[path], ends - 1, field, self._here)
+            if last is not None:
+                followed(last[path], np.concatenate([last[path], rows.observations[path][:1]]), np.array([], np.int64), field, self._here)
+        return after
 
     def _leaf(self, column: pa.Array, what: str, name: str, space: Any) -> np.ndarray:
         from gymnasium import spaces
@@ -182,10 +205,10 @@ class StepRows(Reader):
             column = _storage(pc.struct_field(column, part))
         if isinstance(space, spaces.Text):
             if not pa.types.is_string(column.type) or column.null_count:
-                raise refused(self._here(), field, f"text is expected, not {column.type}")
+                raise refused(self._here(_first_null(column)), field, f"text is expected, not {column.type if column.null_count == 0 else 'null'}")
             return flatten_leaf(space, column.to_pylist())
         if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
-            why = "RLlib packs columns as pickles unless told output_compress_columns=[], and pickles are never opened here"
+            why = f"RLlib packs columns as pickles unless told {ROW_BY_ROW}, and pickles are never opened here"
             raise refused(self._here(), field, f"numbers are expected, not {column.type} ({why})")
         if isinstance(space, spaces.Discrete) and not pa.types.is_nested(column.type):
             return flatten_leaf(space, numbers(column, field, self._here))
@@ -193,7 +216,7 @@ class StepRows(Reader):
         width = math.prod(space.shape or ())
         found = np.diff(offsets)
         if (wrong := np.flatnonzero(found != width)).size:
-            raise refused(self._here(), field, f"a row holds {int(found[wrong[0]]):,} numbers where {width:,} are expected")
+            raise refused(self._here(int(wrong[0])), field, f"a row holds {int(found[wrong[0]]):,} numbers where {width:,} are expected")
         return flatten_leaf(space, values.reshape(-1, *(space.shape or ())))
 
     def _flags(self, batch: pa.RecordBatch, what: str) -> np.ndarray:
@@ -224,17 +247,24 @@ class StepRows(Reader):
     def _changes(self, ids: pa.Array, over: np.ndarray) -> bool:
         """Mark in `over` the rows before a change of id; whether the first row has another id than the row before it."""
         if ids.null_count:
-            raise refused(self._here(), "eps_id", "a value is missing (null)")
+            raise refused(self._here(_first_null(ids)), "eps_id", "a value is missing (null)")
         change = np.zeros(len(ids), bool)
         if len(ids) > 1:
             change[:-1] = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
-        over |= change
         first = ids[0].as_py()
         before = self._last_id is not None and first != self._last_id
-        new = ids.take(pa.array(np.flatnonzero(change) + 1)).to_pylist()
-        for one in ([first] if self._last_id is None or before else []) + new:
+        if self._columns["eps_id"] != FRAGMENTS:
+            goes_on = over[:-1] & ~change[:-1]
+            if (self._over and first == self._last_id) or goes_on.any():
+                at = 0 if self._over and first == self._last_id else int(np.argmax(goes_on)) + 1
+                raise refused(self._here(max(at - 1, 0)), "eps_id", f"{ids[at].as_py()!r} goes on after a row whose flags end the episode")
+        self._over = bool(over[-1])
+        over |= change
+        starts = np.flatnonzero(change) + 1
+        begun = [0, *starts.tolist()] if self._last_id is None or before else starts.tolist()
+        for at, one in zip(begun, ids.take(pa.array(begun, pa.int64())).to_pylist(), strict=True):
             if one in self._seen_ids:
-                raise refused(self._here(), "eps_id", f"{one!r} comes back after another episode; the rows of an episode must follow each other")
+                raise refused(self._here(at), "eps_id", f"{one!r} comes back after another episode; the rows of an episode must follow each other")
             self._seen_ids.add(one)
         self._last_id = ids[len(ids) - 1].as_py()
         return before
@@ -249,6 +279,9 @@ class StepRows(Reader):
             at = 0 if goes_on else int(np.argmax(gaps)) + 1
             number = self._number + int(np.searchsorted(ends, at, side="right"))
             raise refused(self.place(number), "t", f"{t[at]} does not follow the row before it; rows are missing or out of order")
+        begun = np.flatnonzero(fresh[:-1] | (np.arange(len(t)) == 0 if self._t is None or before else False))
+        if (late := begun[(t[begun] != 0) & (t[begun] != 1)]).size:
+            raise refused(self._here(int(late[0])), "t", f"the episode begins with {t[late[0]]}; its first rows are missing")
         self._t = None if fresh[-1] else int(t[-1]) + 1
 
     def _episode(self, rows: Rows, final: dict[str, np.ndarray] | None, terminated: bool) -> Iterator[Episode]:
@@ -265,6 +298,10 @@ class StepRows(Reader):
         if number >= self._skip:
             seen = {path: np.concatenate([values, final[path]]) for path, values in rows.observations.items()}
             yield Episode(seen, rows.actions, rows.rewards, terminated, EpisodeId(0, FOREIGN, number), "")
+
+
+def _first_null(column: pa.Array) -> int:
+    return int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
 
 
 def _spelled(names: list[str]) -> dict[str, str]:
@@ -311,6 +348,8 @@ class Steps(Format):
         if not files:
             return False
         schema = open_parquet(files[0]).schema_arrow
+        if schema.names == ["item"] or ({"item", "eps_id"} <= set(schema.names) and pa.types.is_binary(schema.field("item").type)):
+            raise UserError(f"{files[0]} holds RLlib's packed episodes, which are never opened here; have RLlib write with {ROW_BY_ROW}")
         rewards = _spelled(schema.names).get("rewards")
         return rewards is not None and not pa.types.is_nested(schema.field(rewards).type)
 

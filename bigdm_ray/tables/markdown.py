@@ -88,7 +88,9 @@ def _cell(results: list[Result], grid: Grid, key: tuple[str, str], without: str)
         deviation = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else " (1 seed)"
         ours = f"{word}{values.mean():.1f}{deviation}{f' ({interval([values])})' if len(values) >= SEEDS else ''}"
     known = grid.published.get(key)
-    return f"{ours} [{known[0]:g}]" if known else ours
+    if not known:
+        return ours
+    return f"{ours} [{known[0]:g}{'' if known[1] is None else f' ± {known[1]:g}'}]"
 
 
 def _data(row: str, grid: Grid, found: dict[tuple[str, str], list[Result]]) -> str:
@@ -113,19 +115,25 @@ def _average(grid: Grid, found: dict[tuple[str, str], list[Result]], column: str
 def spread(grid: Grid, found: dict[tuple[str, str], list[Result]]) -> list[str]:
     """For each column, over the rows with finished runs: the mean of their means, its 95 % interval over seeds, and the interquartile mean of the runs.
 
-    The interval is a stratified bootstrap (Agarwal et al. 2021): seeds are resampled within each row, so that how much rows differ does not count.
+    Where rows are not averaged, the same of each cell. The interval is a stratified bootstrap (Agarwal et al. 2021): seeds are resampled within each row,
+    so that how much rows differ does not count.
     """
-    lines = ["", "| over the rows with finished runs | runs | mean, last | 95 % interval over seeds | interquartile mean | mean, best on the way |"]
+    what = "over the rows with finished runs" if grid.averages else "cell"
+    lines = ["", f"| {what} | runs | mean, last | 95 % interval over seeds | interquartile mean | mean, best on the way |"]
     lines += ["|---|---|---|---|---|---|"]
-    for column in grid.columns:
-        here = [found[row, column] for row in grid.averaged if (row, column) in found]
+    if grid.averages:
+        groups = {column: [(row, column) for row in grid.averaged] for column in grid.columns}
+    else:
+        groups = {f"{row}, {column}": [(row, column)] for row in grid.rows for column in grid.columns}
+    for name, keys in groups.items():
+        here = [found[key] for key in keys if key in found]
         last = [values for results in here if len(values := scores(results, grid.unit))]
         best = [values.mean() for results in here if len(values := scores(results, grid.unit, "best"))]
         runs = sum(map(len, last))
         if runs < 2:
             continue
         mean, mean_best = np.mean([values.mean() for values in last]), f"{np.mean(best):.1f}" if best else "none"
-        lines.append(f"| {column} | {runs} | {mean:.1f} | {interval(last)} | {interquartile_mean(np.concatenate(last)):.1f} | {mean_best} |")
+        lines.append(f"| {name} | {runs} | {mean:.1f} | {interval(last)} | {interquartile_mean(np.concatenate(last)):.1f} | {mean_best} |")
     return lines if len(lines) > 3 else []
 
 

@@ -16,8 +16,8 @@ def online(steps: int, *more: str) -> tuple[str, ...]:
 def udrl(row: str, column: str, scale: Scale) -> Made:
     """A column of the learning curves."""
     algorithm, _, preset = column.lower().partition(" ")
-    if row == "takecover" and algorithm != "udrl":
-        return None  # no network of those libraries is built for pictures here
+    if row == "takecover" and algorithm == "ppo":
+        algorithm = "sb3-ppo"  # RLlib's sees vectors alone
     return algorithm, row, False, online(MILLION[scale], *(("--preset", "paper") if preset else ()))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bigdm_ray.algorithms.tt import Tt
 from bigdm_ray.tables.base import Grid, Scale
-from bigdm_ray.tables.d4rl import NOT_D4RL, SETS, Made, percent, value_based
+from bigdm_ray.tables.d4rl import NOT_D4RL, RECIPES, SETS, Made, percent, value_based
 from bigdm_ray.tables.transformers import QUICK_DT, transformer
 
 COLUMNS = ("BC", "MBOP", "BRAC", "CQL", "DT", "TT uniform", "TT quantile")
@@ -72,5 +72,6 @@ GRIDS = (
         "Janner et al. 2021, table 1, and the official repository (quantile bins, and CQL on the sets' second version)",
         published(),
         notes=(NOT_D4RL,),
+        recipes=RECIPES,
     ),
 )

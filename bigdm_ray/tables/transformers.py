@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bigdm_ray.tables.base import Bar, Grid, Overview, Scale
-from bigdm_ray.tables.d4rl import NOT_D4RL, NOT_REACHER_2D, PERCENT, PERCENT_BC, REACHER, REACHER_RECIPES, SETS, Made, percent, steps, table
+from bigdm_ray.tables.d4rl import NOT_D4RL, NOT_REACHER_2D, PERCENT, PERCENT_BC, REACHER, RECIPES, SETS, Made, percent, steps, table
 
 GAMES = ("breakout", "qbert", "pong", "seaquest")
 RECORDED = (
@@ -121,7 +121,7 @@ GRIDS = (
         {**PUBLISHED_DT, **PERCENT_BC, **CLONED},
         apart=REACHER,
         notes=(NOT_D4RL, NOT_REACHER_2D),
-        recipes=REACHER_RECIPES,
+        recipes=RECIPES,
     ),
     Grid(
         "dt-delayed",
@@ -135,6 +135,7 @@ GRIDS = (
         "Chen et al. 2021, section 5.6",
         DELAYED,
         notes=(NOT_D4RL,),
+        recipes=RECIPES,
     ),
     Grid(
         "key-to-door",

@@ -337,7 +337,12 @@ def _made(
     dataset: Dataset | None,
     start: Path | None,
 ) -> Run:
-    find_task(task)
+    try:
+        find_task(task)
+    except UserError as error:
+        if dataset is None and kind.offline and ":" not in task:
+            raise UserError(f"{error}; nor is there a folder {task} with a dataset") from None
+        raise
     if start is not None and not kind.online:
         raise UserError(f"--from goes on by playing, but {kind.name} learns from datasets alone and cannot go on from another run; leave --from out")
     if dataset is None and not kind.online:

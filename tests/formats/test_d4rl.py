@@ -37,6 +37,13 @@ def test_with_next_observations_episodes_come_back_as_they_were(tmp_path, episod
         same(mine, theirs)
 
 
+def test_the_task_of_a_files_name_is_no_id_of_an_environment(tmp_path):
+    made = imported(d4rl_file(tmp_path / "pendulum_made-up-v2.hdf5", played("pendulum", 1).episodes), tmp_path / "set")
+    assert made.task == "pendulum" and "environment" not in made.versions
+    with pytest.raises(UserError, match="a dataset of another task"):
+        imported(tmp_path / "pendulum_made-up-v2.hdf5", tmp_path / "other", task="mountaincar")
+
+
 def test_without_next_observations_the_end_is_what_is_known(tmp_path, episodes):
     """A terminated episode keeps its last step and repeats its last observation; one that ran into a limit loses its last step."""
     found = episodes_of(imported(d4rl_file(tmp_path / "s.hdf5", episodes, next_observations=False), tmp_path / "set", task=TASK))

@@ -12,6 +12,7 @@ import pytest
 from making import played
 from sources import d4rl_file, dataset, edited, episode_parquet, minari_folder, rows_of, step_columns
 
+from bigdm_ray import data
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.columns import open_parquet, rows_at_once
@@ -232,7 +233,7 @@ def test_a_flag_that_is_none(tmp_path, episodes, kind, name, value, shown):
         columns = step_columns(episodes)
         flags = [float(flag) for flag in columns[name]]
         flags[at] = value
-        source, place = episode_parquet(tmp_path / "s.parquet", columns | {name: flags}), "episode 0 or a later one"
+        source = episode_parquet(tmp_path / "s.parquet", columns | {name: flags})
     elif kind == "d4rl":
         source, place = d4rl_file(tmp_path / "s.hdf5", episodes), f"row {at}"
         with h5py.File(source, "a") as file:
@@ -274,6 +275,59 @@ def test_several_numbers_a_row_in_d4rl(tmp_path, episodes, name):
         del file[name]
         file[name] = np.zeros((steps, 2))
     refused(source, tmp_path / "set", "s.hdf5, episode 0", f"field '{name}'", f"one number a row is expected, not an array of shape [{steps}, 2]")
+
+
+# --- rows that do not follow each other
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(np.nan, "nan is not a finite number"), (np.inf, "inf is not a finite"), (0.125, "0.125 is not what the next step saw")]
+)
+@pytest.mark.parametrize("kind", ["d4rl", "steps"])
+def test_what_was_seen_after_a_step_in_the_midst_of_an_episode(tmp_path, episodes, kind, value, words):
+    at = sum(e.length for e in episodes[:BAD]) + 2
+    if kind == "d4rl":
+        source, name = d4rl_file(tmp_path / "s.hdf5", episodes), "next_observations"
+        with h5py.File(source, "a") as file:
+            file[name][at, 1] = value
+    else:
+        columns, name = step_columns(episodes), "new_obs"
+        columns[name][at] = np.array([columns[name][at][0], value, *columns[name][at][2:]])
+        source = episode_parquet(tmp_path / "s.parquet", columns)
+    refused(source, tmp_path / "set", source.name, f"episode {BAD}", f"field '{name}'", words)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("rewards", lambda values, at: None, "missing (null)"),
+        ("obs", lambda values, at: values[at][:-1], "a row holds"),
+        ("eps_id", lambda values, at: None, "missing (null)"),
+        ("eps_id", lambda values, at: values[0], "'id-0' comes back"),
+        ("terminateds", lambda values, at: True, "'eps_id': 'id-3' goes on after a row whose flags end the episode"),
+        ("t", lambda values, at: values[at] + 7, "does not follow"),
+    ],
+)
+def test_a_row_in_the_midst_of_an_episode_of_steps(tmp_path, episodes, name, change, words):
+    """Named is the episode that the row is of, though thousands of rows are read at once."""
+    at = sum(e.length for e in episodes[:BAD]) + 2
+    columns = {column: list(values) for column, values in step_columns(episodes, t=counts(episodes)).items()}
+    columns[name][at] = change(columns[name], at)
+    place = f"episode {BAD + 1 if words.endswith('comes back') else BAD}"  # another id begins another episode
+    refused(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", "s.parquet, " + place, f"field '{name}'" * (name != "terminateds"), words)
+
+
+def counts(episodes):
+    return [k for e in episodes for k in range(e.length)]
+
+
+def test_steps_that_do_not_begin_at_the_start(tmp_path, episodes):
+    columns = step_columns(episodes, t=counts(episodes))
+    start = sum(e.length for e in episodes[:BAD])
+    later = {column: values[:start] + values[start + 2 :] for column, values in columns.items()}
+    refused(episode_parquet(tmp_path / "s.parquet", later), tmp_path / "set", f"episode {BAD}", "field 't'", "begins with 2; its first rows are missing")
+    counted = columns | {"t": [t + 1 for t in columns["t"]]}
+    assert import_dataset([str(episode_parquet(tmp_path / "one.parquet", counted))], tmp_path / "from-one", TASK).episodes == len(episodes)
 
 
 # --- columns of another type
@@ -722,6 +776,44 @@ def test_a_dataset_whose_card_is_broken(tmp_path):
     for changed in ({"schema_version": 99}, {"signature": 5}, {"more": 1}):
         (made.folder / "dataset.json").write_text(json.dumps(card | changed))
         refused(made.folder, tmp_path / "set", "dataset.json", task=None)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", "../../evil"),
+        ("name", ""),
+        ("name", 5),
+        ("task", 5),
+        ("episodes", "many"),
+        ("episodes", None),
+        ("steps", 1.5),
+        ("steps", True),
+        ("return_mean", None),
+        ("return_max", float("nan")),
+        ("versions", [1]),
+        ("versions", {"numpy": 2}),
+    ],
+)
+def test_a_card_with_a_value_that_its_field_cannot_have(field, value, tmp_path, capsys):
+    made, other = dataset(tmp_path / "sets" / "own"), dataset(tmp_path / "sets" / "other")
+    (made.folder / "dataset.json").write_text(json.dumps(json.loads((made.folder / "dataset.json").read_text()) | {field: value}))
+    refused(made.folder, tmp_path / "set", "dataset.json", repr(field), repr(value), task=None)
+    for command in (["show", str(made.folder)], ["export", str(made.folder), "--to", "parquet", "--folder", str(tmp_path / "sets" / "out")]):
+        with pytest.raises(UserError, match=f"its field '{field}' is "):
+            data.main(command)
+    assert data.main(["list", str(tmp_path / "sets")]) == 0
+    told = capsys.readouterr()
+    assert str(other.folder) in told.out and str(made.folder) not in told.out and f"its field {field!r} is" in told.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sets"]
+
+
+def test_a_dataset_whose_shard_is_a_link_out_of_it(tmp_path):
+    made = dataset(tmp_path / "own")
+    shard = made.shards()[0]
+    shard.rename(tmp_path / "elsewhere.arrow")
+    shard.symlink_to(tmp_path / "elsewhere.arrow")
+    refused(made.folder, tmp_path / "set", shard.name, "leads out of", task=None)
 
 
 def test_a_signature_that_is_not_the_tasks(tmp_path):

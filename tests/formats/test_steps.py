@@ -144,6 +144,18 @@ def test_what_rllib_has_pickled_is_never_opened(tmp_path, episodes):
         imported(source, tmp_path / "set", task=TASK)
 
 
+def test_what_rllib_has_packed_into_episodes_is_never_opened(tmp_path):
+    source = episode_parquet(tmp_path / "s.parquet", {"item": [b"\x82\xa5"], "eps_id": ["a"]})
+    with pytest.raises(UserError, match=r"packed episodes.*output_write_episodes=False, output_compress_columns=\[\]"):
+        imported(source, tmp_path / "set", task=TASK)
+
+
+def test_ids_of_fragments_are_no_ids_of_episodes(tmp_path, episodes):
+    columns = step_columns(episodes, eps_id=None, unroll_id=[0] * sum(e.length for e in episodes))
+    for mine, theirs in zip(episodes_of(imported(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", task=TASK)), episodes, strict=True):
+        same(mine, theirs)
+
+
 def test_rows_without_an_end_are_refused_before_the_memory_is_gone(tmp_path, episodes, monkeypatch):
     monkeypatch.setattr(steps, "MAX_EPISODE_BYTES", 500)
     monkeypatch.setattr(steps, "ROW_BYTES", 100)

@@ -150,6 +150,7 @@ def test_a_resume_with_more_budget_scores_saves_and_reports_as_the_run_began(beg
         ("bc", "toy-vector", "bc learns from a dataset, but toy-vector is a task to play"),
         ("bc", "nowhere/at-all", "is not a dataset"),
         ("bc", "lunarlandr", "unknown task 'lunarlandr'"),
+        ("bc", "no-such-set", "nor is there a folder no-such-set with a dataset"),
     ],
 )
 def test_what_cannot_be_learnt_from_is_told(algorithm, target, told):
