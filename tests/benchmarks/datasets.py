@@ -76,8 +76,10 @@ def d4rl(path: Path, steps: int, length: int) -> Path:
         }
         for at in range(0, steps, block):
             rows = min(block, steps - at)
-            for name in ("observations", "next_observations", "actions", "rewards"):
+            for name in ("observations", "actions", "rewards"):
                 made[name][at : at + rows] = chance.random((rows, *shapes[name]), np.float32)
+            seen = made["observations"][at : at + rows]
+            made["next_observations"][at : at + rows] = np.concatenate([seen[1:], chance.random((1, SEEN), np.float32)])
             made["timeouts"][at : at + rows] = np.arange(at, at + rows) % length == length - 1
     return path
 
