@@ -143,6 +143,8 @@ def followed(after: np.ndarray, seen: np.ndarray, ends: np.ndarray, field: str, 
 
     `ends` are rows that no other row of the same episode follows here, `place` says where a row is. Raises UserError.
     """
+    if after.shape != seen.shape:
+        raise refused(place(0), field, f"an entry has the shape {list(after.shape[1:])} where {list(seen.shape[1:])} is expected")
     inner = np.ones(len(after), bool)
     inner[ends[ends < len(after)]] = inner[len(after) - 1 :] = False
     theirs, mine, goes_on = after[:-1], seen[1:], inner[:-1].reshape(-1, *[1] * (after.ndim - 1))
@@ -152,7 +154,8 @@ def followed(after: np.ndarray, seen: np.ndarray, ends: np.ndarray, field: str, 
         if bad.any():
             index = np.unravel_index(int(np.argmax(bad)), bad.shape)
             raise refused(place(int(index[0])), field, f"{after[index]:g} is not a finite number")
-        differ = ~np.isclose(theirs, mine, rtol=ROUNDING, atol=TOLERANCE) & np.isfinite(mine) & goes_on
+        rounding = max([ROUNDING, *(float(np.finfo(one.dtype).eps) for one in (after, seen) if one.dtype.kind == "f")])
+        differ = ~np.isclose(theirs, mine, rtol=rounding, atol=TOLERANCE) & np.isfinite(mine) & goes_on
     else:
         differ = (theirs != mine) & goes_on
     if differ.any():

@@ -115,11 +115,16 @@ def flat(column: pa.Array, name: str, place: Callable[[int], str]) -> tuple[np.n
 
 def numbers(values: pa.Array, name: str, place: Callable[[int], str]) -> np.ndarray:
     """A plain column of numbers or truth values as numpy."""
-    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type)):
+    if not is_plain(values.type):
         raise refused(place(0), name, f"numbers are expected, not {values.type}")
     _filled(values, np.arange(len(values) + 1), name, place)
     made: np.ndarray = values.to_numpy(zero_copy_only=False)
     return made
+
+
+def is_plain(kind: pa.DataType) -> bool:
+    """Whether this is the type of a number or a truth value."""
+    return _is_number(kind) or bool(pa.types.is_boolean(kind))
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -235,13 +240,18 @@ def _plain_signature(meta: Mapping[str, str], where: str) -> Signature | None:
 def sound_signature(data: Any, where: str) -> Signature:
     """The signature of a file's JSON. Raises UserError where it is none."""
     try:
-        signature = Signature.from_json(data)
-        for leaf in (*signature.observations.values(), *signature.actions.values()):
-            _sound_leaf(leaf)
-        if not signature.observations or not signature.actions:
-            raise ValueError("it has no leaves")
+        return checked_signature(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{where} carries a broken signature ({one_line(error)}); nothing was imported") from None
+
+
+def checked_signature(data: Any) -> Signature:
+    """The signature of JSON that anyone may have written. Raises KeyError, TypeError, ValueError or AttributeError where it is none."""
+    signature = Signature.from_json(data)
+    for leaf in (*signature.observations.values(), *signature.actions.values()):
+        _sound_leaf(leaf)
+    if not signature.observations or not signature.actions:
+        raise ValueError("it has no leaves")
     return signature
 
 
@@ -249,7 +259,7 @@ def _sound_leaf(leaf: Leaf) -> None:
     whole = all(isinstance(n, int) and n > 0 for n in (*leaf.shape, *leaf.choices))
     kinds = {"tensor": "fiu", "discrete": "i", "image": "u", "text": "u"}
     elements = math.prod(leaf.shape)
-    bounds = all(bound is None or len(bound) == elements for bound in (leaf.low, leaf.high))
+    bounds = all(bound is None or (len(bound) == elements and all(type(n) in (int, float) for n in bound)) for bound in (leaf.low, leaf.high))
     picked = len(leaf.choices) == (elements if leaf.kind == "discrete" else 0)
     if not (whole and bounds and picked and np.dtype(leaf.dtype).kind in kinds[leaf.kind]):
         raise ValueError(f"the leaf {leaf}")

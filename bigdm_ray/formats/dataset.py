@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import math
+import os
 import shutil
 import struct
 from array import array
@@ -27,6 +28,7 @@ import numpy as np
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.base import vacant
+from bigdm_ray.formats.columns import checked_signature
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 from bigdm_ray.replay.rotating import RotatingStore
 from bigdm_ray.replay.shard import SUFFIX, CorruptShard, Shard, encode, publish, sync_folder, unwritten
@@ -68,12 +70,12 @@ class Dataset:
             version = data.pop("schema_version")
             if version > SCHEMA_VERSION:
                 raise UserError(f"{path} has schema version {version}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray")
-            return sound(Dataset(folder=folder, **(data | {"signature": Signature.from_json(data["signature"])})))
+            return sound(Dataset(folder=folder, **(data | {"signature": checked_signature(data["signature"])})))
         except OSError as error:
             raise UserError(
                 f"{folder} is not a dataset ({CARD}: {error.strerror}); make one with: python -m bigdm_ray.data import SOURCE --folder {folder}"
             ) from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise UserError(f"{path} is not the card of a dataset ({error}); import the dataset anew") from None
 
     def to_json(self) -> dict[str, Any]:
@@ -132,7 +134,7 @@ class Dataset:
 def sound(dataset: Dataset) -> Dataset:
     """A dataset whose card holds what each of its fields may. Raises ValueError: whoever wrote the card may have written anything."""
     expected: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
-        "a file's name": (lambda v: isinstance(v, str) and v not in ("", ".", "..") and not set("/\\\0") & set(v), ("name",)),
+        "a file's name": (lambda v: isinstance(v, str) and v not in ("", ".", "..") and not set("/\0") & set(v) and bool(os.fsencode(v)), ("name",)),
         "text": (lambda v: isinstance(v, str), ("task", "source", "sha256")),
         "a whole number from 1 up": (lambda v: type(v) is int and v >= 1, ("episodes", "steps")),
         "a finite number": (lambda v: type(v) in (int, float) and math.isfinite(v), ("return_mean", "return_std", "return_min", "return_max")),

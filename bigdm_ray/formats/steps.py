@@ -36,6 +36,7 @@ from bigdm_ray.formats.columns import (
     carried,
     expect_types,
     flat,
+    is_plain,
     numbers,
     one_line,
     open_parquet,
@@ -129,6 +130,7 @@ class StepRows(Reader):
         self._seen_ids: set[Any] = set()
         self._over = False
         self._t: int | None = None
+        self._counted = -1
         open_parts: list[Rows] = []
         last: dict[str, np.ndarray] | None = None
         for batch in self._batches():
@@ -137,7 +139,7 @@ class StepRows(Reader):
             ends, terminated, before = self._ends(batch, sum(len(part.rewards) for part in open_parts))
             if before and open_parts:
                 yield from self._episode(Rows.joined(open_parts), last, False)
-                open_parts = []
+                open_parts, self._open_id = [], None
             after = self._after(batch, rows, ends, last if open_parts else None)
             start = 0
             for k, end in enumerate(ends.tolist()):
@@ -156,6 +158,7 @@ class StepRows(Reader):
     def _batches(self) -> Iterator[pa.RecordBatch]:
         names = list(self._columns.values())
         for path in self._files:
+            self._over = False  # ids of a file are its own
             file = open_parquet(path)
             with reading(functools.partial(self._within, path)):
                 each = rows_at_once(file, names, list(range(file.metadata.num_row_groups)), ROW_BYTES, 1 << 16)
@@ -168,12 +171,13 @@ class StepRows(Reader):
         """Where a row of the batch at hand is: what is no flag and no id ends no episode."""
         over = np.zeros(len(self._batch), bool)
         for what in ("terminateds", "dones", "truncateds"):
-            if what in self._columns:
+            if what in self._columns and is_plain(self._batch.column(self._columns[what]).type):
                 over |= np.asarray(self._batch.column(self._columns[what]).to_numpy(zero_copy_only=False) == 1, bool)
         before = 0
         if "eps_id" in self._columns:
             ids = self._batch.column(self._columns["eps_id"])
-            over[:-1] |= pc.not_equal(ids[1:], ids[:-1]).fill_null(False).to_numpy(zero_copy_only=False)
+            if not pa.types.is_null(ids.type):
+                over[:-1] |= pc.not_equal(ids[1:], ids[:-1]).fill_null(False).to_numpy(zero_copy_only=False)
             before = int(self._open_id is not None and ids[0].as_py() not in (None, self._open_id))
         return self.place(self._number + before + int(np.count_nonzero(over[:row])))
 
@@ -191,7 +195,8 @@ class StepRows(Reader):
             field = field_name(self._columns["new_obs"], path)
             followed(values, rows.observations[path], ends - 1, field, self._here)
             if last is not None:
-                followed(last[path], np.concatenate([last[path], rows.observations[path][:1]]), np.array([], np.int64), field, self._here)
+                first = np.concatenate([last[path], rows.observations[path][:1]])
+                followed(np.concatenate([last[path], last[path]]), first, np.array([], np.int64), field, self._here)
         return after
 
     def _leaf(self, column: pa.Array, what: str, name: str, space: Any) -> np.ndarray:
@@ -257,7 +262,8 @@ class StepRows(Reader):
             goes_on = over[:-1] & ~change[:-1]
             if (self._over and first == self._last_id) or goes_on.any():
                 at = 0 if self._over and first == self._last_id else int(np.argmax(goes_on)) + 1
-                raise refused(self._here(max(at - 1, 0)), "eps_id", f"{ids[at].as_py()!r} goes on after a row whose flags end the episode")
+                place = self._here(at - 1) if at else self.place(max(self._number - 1, 0))
+                raise refused(place, "eps_id", f"{ids[at].as_py()!r} goes on after a row whose flags end the episode")
         self._over = bool(over[-1])
         over |= change
         starts = np.flatnonzero(change) + 1
@@ -277,12 +283,12 @@ class StepRows(Reader):
         goes_on = self._t is not None and not before and t[0] != self._t
         if goes_on or gaps.any():
             at = 0 if goes_on else int(np.argmax(gaps)) + 1
-            number = self._number + int(np.searchsorted(ends, at, side="right"))
-            raise refused(self.place(number), "t", f"{t[at]} does not follow the row before it; rows are missing or out of order")
+            raise refused(self._here(at), "t", f"{t[at]} does not follow the row before it; rows are missing or out of order")
         begun = np.flatnonzero(fresh[:-1] | (np.arange(len(t)) == 0 if self._t is None or before else False))
-        if (late := begun[(t[begun] != 0) & (t[begun] != 1)]).size:
+        counted_on = np.concatenate([[self._counted], t[:-1]])[begun] + 1  # through the whole file
+        if (late := begun[(t[begun] != 0) & (t[begun] != 1) & (t[begun] != counted_on)]).size:
             raise refused(self._here(int(late[0])), "t", f"the episode begins with {t[late[0]]}; its first rows are missing")
-        self._t = None if fresh[-1] else int(t[-1]) + 1
+        self._t, self._counted = None if fresh[-1] else int(t[-1]) + 1, int(t[-1])
 
     def _episode(self, rows: Rows, final: dict[str, np.ndarray] | None, terminated: bool) -> Iterator[Episode]:
         steps = len(rows.rewards)

@@ -15,6 +15,7 @@ from sources import d4rl_file, dataset, edited, episode_parquet, minari_folder, 
 from bigdm_ray import data
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
+from bigdm_ray.formats import steps
 from bigdm_ray.formats.columns import open_parquet, rows_at_once
 from bigdm_ray.formats.exporting import export_dataset
 from bigdm_ray.formats.importing import import_dataset
@@ -280,6 +281,13 @@ def test_several_numbers_a_row_in_d4rl(tmp_path, episodes, name):
 # --- rows that do not follow each other
 
 
+@pytest.fixture(params=[1, 7, 100_000])
+def rows_read(request, monkeypatch):
+    """How many rows of step Parquet are read at once."""
+    monkeypatch.setattr(steps, "rows_at_once", lambda *_: request.param)
+
+
+@pytest.mark.usefixtures("rows_read")
 @pytest.mark.parametrize(
     ("value", "words"), [(np.nan, "nan is not a finite number"), (np.inf, "inf is not a finite"), (0.125, "0.125 is not what the next step saw")]
 )
@@ -297,6 +305,7 @@ def test_what_was_seen_after_a_step_in_the_midst_of_an_episode(tmp_path, episode
     refused(source, tmp_path / "set", source.name, f"episode {BAD}", f"field '{name}'", words)
 
 
+@pytest.mark.usefixtures("rows_read")
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
@@ -317,6 +326,43 @@ def test_a_row_in_the_midst_of_an_episode_of_steps(tmp_path, episodes, name, cha
     refused(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", "s.parquet, " + place, f"field '{name}'" * (name != "terminateds"), words)
 
 
+@pytest.mark.usefixtures("rows_read")
+def test_a_gap_at_the_change_of_an_id_that_no_flag_announces(tmp_path, episodes):
+    columns = {column: list(values) for column, values in step_columns(episodes, t=counts(episodes)).items()}
+    columns["terminateds"] = columns["truncateds"] = [False] * len(columns["t"])
+    start = sum(e.length for e in episodes[:BAD])
+    for name, value, words in (("t", 9, "field 't': 9 does not follow"), ("new_obs", columns["obs"][start], "is not what the next step saw")):
+        changed = columns | {name: [*columns[name][: start + 1], value, *columns[name][start + 2 :]]}
+        refused(episode_parquet(tmp_path / "s.parquet", changed), tmp_path / "set", f"episode {BAD}, field '{name}'", words)
+
+
+@pytest.mark.parametrize(("column", "words"), [("eps_id", "field 'eps_id'"), ("terminateds", "field 'terminateds'")])
+def test_columns_that_tell_no_ends(tmp_path, episodes, column, words):
+    rows = sum(e.length for e in episodes)
+    values = pa.nulls(rows) if column == "eps_id" else [[0, 1]] * rows
+    refused(episode_parquet(tmp_path / "s.parquet", step_columns(episodes) | {column: values}), tmp_path / "set", "s.parquet, episode 0", words)
+
+
+def test_files_may_all_have_an_episode_of_the_same_id(tmp_path, episodes):
+    (tmp_path / "many").mkdir()
+    for number, e in enumerate(episodes):
+        episode_parquet(tmp_path / "many" / f"{number}.parquet", step_columns([e], t=counts([e])))
+    assert import_dataset([str(tmp_path / "many")], tmp_path / "set", TASK).episodes == len(episodes)
+
+
+def test_next_observations_of_another_precision_or_width(tmp_path, episodes):
+    for kind, width in ((np.float16, None), (np.float64, None), (np.float32, 1)):
+        source = d4rl_file(tmp_path / f"{np.dtype(kind)}.hdf5", episodes)
+        with h5py.File(source, "a") as file:
+            values = file["next_observations"][()].astype(kind)[:, :width]
+            del file["next_observations"]
+            file["next_observations"] = values
+        if width:
+            refused(source, tmp_path / "narrow", "episode 0, field 'next_observations'", "an entry has the shape [1] where [3] is expected")
+        else:
+            assert import_dataset([str(source)], tmp_path / f"set-{np.dtype(kind)}", TASK).episodes == len(episodes)
+
+
 def counts(episodes):
     return [k for e in episodes for k in range(e.length)]
 
@@ -326,8 +372,9 @@ def test_steps_that_do_not_begin_at_the_start(tmp_path, episodes):
     start = sum(e.length for e in episodes[:BAD])
     later = {column: values[:start] + values[start + 2 :] for column, values in columns.items()}
     refused(episode_parquet(tmp_path / "s.parquet", later), tmp_path / "set", f"episode {BAD}", "field 't'", "begins with 2; its first rows are missing")
-    counted = columns | {"t": [t + 1 for t in columns["t"]]}
-    assert import_dataset([str(episode_parquet(tmp_path / "one.parquet", counted))], tmp_path / "from-one", TASK).episodes == len(episodes)
+    for number, t in enumerate(([t + 1 for t in columns["t"]], list(range(len(columns["t"]))))):  # from one, and through the whole file
+        source = episode_parquet(tmp_path / f"{number}.parquet", columns | {"t": t})
+        assert import_dataset([str(source)], tmp_path / f"set-{number}", TASK).episodes == len(episodes)
 
 
 # --- columns of another type
@@ -791,6 +838,10 @@ def test_a_dataset_whose_card_is_broken(tmp_path):
         ("steps", True),
         ("return_mean", None),
         ("return_max", float("nan")),
+        ("return_min", 10**400),
+        ("name", "\ud800"),
+        ("signature", {"observations": {"": {"kind": "tensor", "shape": None, "dtype": "float32"}}, "actions": {}}),
+        ("signature", {"observations": {"": {"kind": 5, "shape": [1], "dtype": "float32"}}, "actions": {}}),
         ("versions", [1]),
         ("versions", {"numpy": 2}),
     ],
@@ -798,13 +849,13 @@ def test_a_dataset_whose_card_is_broken(tmp_path):
 def test_a_card_with_a_value_that_its_field_cannot_have(field, value, tmp_path, capsys):
     made, other = dataset(tmp_path / "sets" / "own"), dataset(tmp_path / "sets" / "other")
     (made.folder / "dataset.json").write_text(json.dumps(json.loads((made.folder / "dataset.json").read_text()) | {field: value}))
-    refused(made.folder, tmp_path / "set", "dataset.json", repr(field), repr(value), task=None)
+    refused(made.folder, tmp_path / "set", "dataset.json is not the card of a dataset", task=None)
     for command in (["show", str(made.folder)], ["export", str(made.folder), "--to", "parquet", "--folder", str(tmp_path / "sets" / "out")]):
-        with pytest.raises(UserError, match=f"its field '{field}' is "):
+        with pytest.raises(UserError, match="is not the card of a dataset"):
             data.main(command)
     assert data.main(["list", str(tmp_path / "sets")]) == 0
     told = capsys.readouterr()
-    assert str(other.folder) in told.out and str(made.folder) not in told.out and f"its field {field!r} is" in told.err
+    assert str(other.folder) in told.out and str(made.folder) not in told.out and "is not the card of a dataset" in told.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sets"]
 
 

@@ -160,7 +160,7 @@ def test_rows_without_an_end_are_refused_before_the_memory_is_gone(tmp_path, epi
     monkeypatch.setattr(steps, "MAX_EPISODE_BYTES", 500)
     monkeypatch.setattr(steps, "ROW_BYTES", 100)
     total = sum(e.length for e in episodes)
-    columns = step_columns(episodes, eps_id=["one"] * total, terminateds=[False] * total, truncateds=[False] * total)
+    columns = step_columns(episodes, eps_id=["one"] * total, terminateds=[False] * total, truncateds=[False] * total, new_obs=None)
     with pytest.raises(UserError, match="episode 0, field 'eps_id': the episode has no end"):
         imported(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", task=TASK)
 
