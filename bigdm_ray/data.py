@@ -27,7 +27,7 @@ from bigdm_ray.doors import Parser, door
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.behaviour import OWN_OR_MODES, Behaviour
-from bigdm_ray.formats.dataset import CARD, Dataset, stamp
+from bigdm_ray.formats.dataset import CARD, Dataset, stamp, totals
 from bigdm_ray.replay.shard import SUFFIX, unwritten
 from bigdm_ray.replay.store import verify
 
@@ -64,7 +64,7 @@ def merging(given: argparse.Namespace) -> int:
 
     for folder in given.datasets:
         Dataset.open(folder)
-    print(card(import_dataset([str(folder) for folder in given.datasets], given.folder, None, given.steps, given.quiet)))
+    print(card(import_dataset([str(folder) for folder in given.datasets], given.folder, given.task, given.steps, given.quiet)))
     return 0
 
 
@@ -294,7 +294,13 @@ def card_problems(dataset: Dataset, episodes: int) -> list[str]:
         return [f"{dataset.folder / CARD} says {dataset.episodes:,} episodes where {episodes:,} are sound; import the dataset anew"]
     if (found := dataset.content_hash()) != dataset.sha256:
         return [f"{dataset.folder / CARD} says the content hash {dataset.sha256} where it is {found}; import the dataset anew"]
-    return []
+    returns, lengths, _ = dataset.returns()
+    real = {"steps": int(lengths.sum()), **totals(returns)}
+    wrong = [name for name, value in real.items() if not math.isclose(getattr(dataset, name), value, rel_tol=1e-9, abs_tol=1e-9)]
+    problems = [f"{dataset.folder / CARD} says {name} {getattr(dataset, name):g} where it is {real[name]:g}; import the dataset anew" for name in wrong]
+    if why := dataset.misfit():
+        problems.append(f"{dataset.folder / CARD} says the task {dataset.task}, but {why}; import the dataset anew")
+    return problems
 
 
 # --- the command line
@@ -339,7 +345,6 @@ def parser() -> Parser:
 
     imports = commands.add_parser("import", help="make a dataset of foreign episodes", allow_abbrev=False)
     imports.add_argument("sources", metavar="SOURCE", nargs="+", help="a file, a folder, or minari:NAMESPACE/NAME-v0; several are joined in this order")
-    imports.add_argument("--task", metavar="TASK", help="the task of the episodes, where the source does not say it")
     imports.set_defaults(act=importing)
 
     merge = commands.add_parser("merge", help="join datasets into one", allow_abbrev=False)
@@ -347,6 +352,7 @@ def parser() -> Parser:
     merge.set_defaults(act=merging)
 
     for joins in (imports, merge):
+        joins.add_argument("--task", metavar="TASK", help="the task of the episodes, where the source does not say it")
         joins.add_argument("--steps", metavar="N", type=number, help="take of each source the first whole episodes that together reach N steps")
 
     export = commands.add_parser("export", help="write a dataset in a format that others read", allow_abbrev=False)

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, cast
 
 from bigdm_ray.doors import Parser, door
-from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.errors import UserError
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.replay.shard import publish
 from bigdm_ray.tables.base import SCALES, Cell, Overview, Scale, find_grid, grids, overviews
@@ -64,8 +65,11 @@ def fill(shelf: Shelf, cells: list[Cell], jobs: int, local: bool) -> list[str]:
         for cell, run, folder in work:
             try:
                 done(cell, run, train_cell(run.to_json(), folder))
-            except (UserError, RunFailed) as error:
+            except UserError as error:
                 done(cell, run, None, str(error))
+            except Exception as error:  # noqa: BLE001  (whatever broke, the other cells can be trained)
+                traceback.print_exc()
+                done(cell, run, None, f"{type(error).__name__}: {error}")
         return problems
     from bigdm_ray.distributed.map import side_by_side
 

@@ -174,6 +174,20 @@ def test_merge_joins_datasets_and_numbers_their_stages(dataset, capsys, tmp_path
     assert code == 0 and 40 <= Dataset.open(tmp_path / "few").steps < 64
 
 
+def test_merge_takes_recordings_of_ones_own_environment(capsys, tmp_path, monkeypatch):
+    (tmp_path / "ones_own.py").write_text(
+        "import gymnasium\nfrom gymnasium.envs.classic_control import CartPoleEnv\ngymnasium.register('Own-v0', CartPoleEnv, max_episode_steps=7)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "ones_own", raising=False)
+    for name in ("a", "b"):
+        assert call(capsys, "record", "--random", "ones_own:Own-v0", "--episodes", "2", "--folder", tmp_path / name)[0] == 0
+    code, _, told = call(capsys, "merge", tmp_path / "a", tmp_path / "b", "--folder", tmp_path / "both")
+    assert code == 2 and "name the task with --task TASK" in told
+    code, _, _ = call(capsys, "merge", tmp_path / "a", tmp_path / "b", "--task", "ones_own:Own-v0", "--folder", tmp_path / "both")
+    assert code == 0 and Dataset.open(tmp_path / "both").episodes == 4
+
+
 def test_list_has_a_line_for_each_dataset(dataset, capsys, tmp_path, monkeypatch):
     made(tmp_path / "datasets" / "deep", "toy-continuous", 3)
     (tmp_path / "datasets" / "broken").mkdir()
@@ -261,6 +275,13 @@ def test_verify_compares_the_content_with_the_card(dataset, capsys):
     (folder / "dataset.json").write_text(json.dumps(card | {"episodes": 13}))
     code, lines, _ = call(capsys, "verify", folder)
     assert code == 1 and "says 13 episodes where 12 are sound" in lines[0]
+    for name, value in {"steps": 1, "return_mean": 1e9, "return_std": 0.25, "return_min": -7.0, "return_max": 1e3}.items():
+        (folder / "dataset.json").write_text(json.dumps(card | {name: value}))
+        code, lines, _ = call(capsys, "verify", folder)
+        assert code == 1 and f"says {name} {value:g} where it is {card[name]:g}" in lines[0] and len(lines) == 2
+    (folder / "dataset.json").write_text(json.dumps(card | {"task": "cartpole"}))
+    code, lines, _ = call(capsys, "verify", folder)
+    assert code == 1 and "says the task cartpole, but its observations are" in lines[0]
 
 
 def test_verify_of_a_dataset_with_a_damaged_shard(dataset, capsys):

@@ -255,6 +255,35 @@ def test_a_result_of_other_settings_or_data_counts_as_not_run(shelf, name, value
     assert [path.name for path in old.iterdir()] == ["kept.txt"], "the folder of the other run is left alone"
 
 
+def test_a_default_that_has_changed_since_outdates_a_result(shelf):
+    cell = GRID.cells("quick")[0]
+    settings = shelf.run(cell).to_json()
+    kept = {name: settings[name] for name in ("algorithm", "budget", "evaluations")}
+    write(shelf, cell, settings=kept)
+    assert shelf.look(cell)[0] and "settings were not kept" not in table(shelf)
+    write(shelf, cell)
+    assert shelf.look(cell)[0] and "Of 1 of these the settings were not kept" in table(shelf)
+    later = {name: value for name, value in kept["algorithm"].items() if name != "batch_size"}
+    write(shelf, cell, settings=kept | {"algorithm": later})
+    assert "batch_size" in kept["algorithm"] and shelf.look(cell)[0], "what came later is not compared"
+    write(shelf, cell, settings=kept | {"algorithm": kept["algorithm"] | {"learning_rate": 0.5}})
+    assert shelf.look(cell) == (None, "its algorithm.learning_rate is not today's")
+    assert shelf.folder(cell) != shelf.runs / cell.name
+
+
+def test_whatever_breaks_a_cell_stops_no_other(shelf, monkeypatch, capsys):
+    trained = reproduce.train_cell
+
+    def breaks(asked, folder):
+        if asked["seed"] == 1:
+            raise RuntimeError("shapes do not fit")
+        return trained(asked, folder)
+
+    monkeypatch.setattr(reproduce, "train_cell", breaks)
+    assert reproduce.fill_missing(shelf, ["a one"], 1, local=True) == ["a, one, seed 1: RuntimeError: shapes do not fit"]
+    assert "Traceback" in capsys.readouterr().err and [path.name for path in shelf.results.iterdir()] == ["a--one--2.json"]
+
+
 def test_cells_side_by_side_leave_the_same_files(shelf, monkeypatch):
     """What the workers do, done here: the answers come in another order than the jobs."""
 
@@ -432,7 +461,7 @@ def test_a_bar_is_the_mean_of_its_cells_and_says_how_many_are_there(tmp_path, ca
     assert bar_of(bars, "OpenAI Gym", "BC").scores == {"hopper-medium": 50.0, "hopper-medium-replay": 10.0}
     assert (bar_of(bars, "Atari", "DT").mean, bar_of(bars, "Atari", "DT").state) == (None, "not run")
     assert bar_of(bars, "Atari", "TD learning").state == "none"
-    assert reproduce.main(["dt-overview", "--results", str(tmp_path), "--show"]) == 0
+    assert reproduce.main(["dt-overview", "--data", str(tmp_path), "--results", str(tmp_path), "--show"]) == 0
     printed = capsys.readouterr().out
     assert "| Key-to-Door | 78.0 [83.2] | not run [13.2] | 3.0 (1 of 2 cells) [1.5] |" in printed
     assert "| OpenAI Gym | not run [74.7] | not run [63.9] | 30.0 (2 of 9 cells) [47.7] |" in printed
@@ -441,10 +470,10 @@ def test_a_bar_is_the_mean_of_its_cells_and_says_how_many_are_there(tmp_path, ca
 
 
 def test_an_overview_leaves_its_picture_and_its_numbers(tmp_path):
-    assert reproduce.main(["dt-overview", "--results", str(tmp_path)]) == 0
+    assert reproduce.main(["dt-overview", "--data", str(tmp_path), "--results", str(tmp_path)]) == 0
     finished(tmp_path, "dt", "paper", "hopper-medium", "DT", 1, 60.0)
     page = tmp_path / "page.md"
-    assert reproduce.main(["dt-overview", "--results", str(tmp_path), "--scale", "paper", "--page", str(page)]) == 0
+    assert reproduce.main(["dt-overview", "--data", str(tmp_path), "--results", str(tmp_path), "--scale", "paper", "--page", str(page)]) == 0
     for scale in SCALES:
         assert (tmp_path / "dt-overview" / scale / "overview.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     bars = json.loads((tmp_path / "dt-overview" / "paper" / "overview.json").read_text())["bars"]
@@ -453,7 +482,7 @@ def test_an_overview_leaves_its_picture_and_its_numbers(tmp_path):
     text = page.read_text()
     assert "reproduce dt-overview --scale paper" in text and "60.0 (1 of 9 cells) [74.7]" in text and "dt-overview --scale quick" not in text
     with pytest.raises(UserError, match="leave --only out"):
-        reproduce.main(["dt-overview", "--results", str(tmp_path), "--only", "hopper"])
+        reproduce.main(["dt-overview", "--data", str(tmp_path), "--results", str(tmp_path), "--only", "hopper"])
     with pytest.raises(UserError, match=r"unknown table 'dt-overviw'.*dt-overview"):
         find_grid("dt-overviw")
 

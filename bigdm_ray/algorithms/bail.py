@@ -10,7 +10,9 @@ nothing there. (2) The envelope's batches have the policy's size (800 in the sta
 selection too counts V below 1 as exp(V - 1), which the code does in the progressive variant alone: its static one ranks by the raw G / V, so that
 a negative V turns the order round. (5) Returns are continued from the state most like the observation after the last action; there from the state
 most like the last that was acted on. (6) They are continued from every step; there the first step of an episode gains nothing. (7) What is
-continued says the dataset (`terminated`), not a length of 1000, and as many terms remain as the episode has steps.
+continued says the dataset (`terminated`), not a length of 1000, and as many terms remain as the episode has steps. (8) The envelope takes
+`envelope_steps` whatever the dataset's size, and the policy what a run's budget leaves; officially 50 epochs of 800 over 80 % of the pairs (50,000
+steps for a million pairs, 12,500 for 250,000), then 200,000 steps of the policy.
 
     python -m bigdm_ray.run bail DATASET
     python -m bigdm_ray.run bail DATASET --algorithm.progressive true
@@ -67,7 +69,7 @@ def ratio(returns: Tensor, values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Bail(Imitation):
-    """Hyperparameters of BAIL; the defaults are the paper's."""
+    """Hyperparameters of BAIL; the defaults are the official code's, but for deviation (8)."""
 
     name: ClassVar[str] = "bail"
     offline_steps: ClassVar[int] = 50_000

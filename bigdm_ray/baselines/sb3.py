@@ -231,7 +231,7 @@ class Ppo(ActorCritic):
 
 @dataclass(frozen=True)
 class Dqn(Sb3):
-    """Hyperparameters of deep Q-learning (Mnih et al. 2015) with multi-step targets; the defaults are the library's but for its exploration."""
+    """Hyperparameters of deep Q-learning (Mnih et al. 2015), with targets of `n_steps`, not double; the defaults are the library's but for its exploration."""
 
     name: ClassVar[str] = "dqn"
 

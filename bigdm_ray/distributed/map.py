@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from bigdm_ray.distributed.cluster import ONE_THREAD, start_here
-from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.errors import UserError
 
 DEATHS_FORGIVEN = 2
 
@@ -17,7 +18,8 @@ DEATHS_FORGIVEN = 2
 def side_by_side(work: Callable[..., Any], jobs: list[tuple[Any, ...]], at_once: int) -> Iterator[tuple[int, Any, str]]:
     """Call `work(*job)` for every job, `at_once` of them at a time; (its number, the answer or None, why there is none) as they end.
 
-    `work` is a function of this package: workers import it by name.
+    A job that fails stops no other; of an error that is not meant for users the traceback goes to stderr too. `work` is a
+    function of this package: workers import it by name.
     """
     began = not ray.is_initialized()
     if began:
@@ -35,9 +37,10 @@ def side_by_side(work: Callable[..., Any], jobs: list[tuple[Any, ...]], at_once:
             try:
                 yield number, ray.get(ready), ""
             except RayTaskError as error:
-                if not isinstance(error.cause, UserError | RunFailed):
-                    raise
-                yield number, None, str(error.cause)
+                meant = isinstance(error.cause, UserError)
+                if not meant:
+                    print(error, file=sys.stderr)
+                yield number, None, str(error.cause) if meant else f"{type(error.cause).__name__}: {error.cause}"
             except RayError as error:
                 yield number, None, f"its worker died {DEATHS_FORGIVEN + 1} times ({str(error).strip().splitlines()[0][:200]})"
     finally:

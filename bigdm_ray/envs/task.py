@@ -322,7 +322,8 @@ def find_task(name: str) -> Task:
         import gymnasium
 
         try:
-            return gymnasium.make(gymnasium_id, render_mode=render_mode)
+            more: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}  # a constructor may not know the word
+            return gymnasium.make(gymnasium_id, **more)
         except Exception as error:  # noqa: BLE001  (a module and a constructor are foreign code, which may raise anything)
             raise UserError(f"cannot make the environment {name!r}: {_unmade(error, env_id)}") from None
 

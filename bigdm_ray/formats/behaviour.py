@@ -22,7 +22,8 @@ OWN_OR_MODES = ("own", *MODES)
 
 _NUMBER = r"[-+.\deE]+"
 _NOISE = rf"(?: sigma (?P<sigma>{_NUMBER}))?(?: eps (?P<eps>{_NUMBER}))?"
-_LINE = re.compile(rf"(?P<policy>.*?)(?: (?P<mode>det|sto|{'|'.join(MODES)}))?{_NOISE}(?: stage (?P<stage>\d+))?", re.DOTALL)
+_LINE = re.compile(rf"(?: (?P<policy>.*?))??(?: (?P<mode>det|sto|{'|'.join(MODES)}))?{_NOISE}(?: stage (?P<stage>\d{{1,4}}))?", re.DOTALL)
+"""With a space before its first word, so that a line may begin with any of them. Files keep a stage in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,11 @@ class Behaviour:
     @staticmethod
     def read(line: str) -> Behaviour:
         """The behaviour of a line; one that was not written here is all `policy`."""
-        found = _LINE.fullmatch(line)
+        found = _LINE.fullmatch(f" {line}")
         try:
             assert found is not None
             sigma, eps, stage = (found[name] for name in ("sigma", "eps", "stage"))
-            return Behaviour(found["policy"], found["mode"] or "", float(sigma or 0), float(eps or 0), None if stage is None else int(stage))
+            return Behaviour(found["policy"] or "", found["mode"] or "", float(sigma or 0), float(eps or 0), None if stage is None else int(stage))
         except ValueError:
             return Behaviour(line)
 

@@ -169,6 +169,11 @@ def refused(place: str, field: str, why: str) -> UserError:
     return UserError(f"{place}, field {field!r}: {why}; nothing was imported")
 
 
+def kept_seed(seed: int | np.integer) -> int:
+    """The seed of an episode, as far as 64 bits hold it: 0, as where none is told, for larger ones."""
+    return int(seed) if abs(int(seed)) < 2**63 else 0
+
+
 def truths(flags: np.ndarray, field: str, place: Place) -> np.ndarray:
     """Flags `[n]` as bool; `place` says where the k-th is. Raises UserError for NaN and for every number but 0 and 1."""
     if flags.dtype == bool:

@@ -186,7 +186,7 @@ def ours(meta: Mapping[str, str], where: str) -> tuple[str, Signature | None]:
     try:
         told = json.loads(meta[META])
         return str(told["task"]), sound_signature(told["signature"], where)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{where} carries a broken signature ({one_line(error)}); nothing was imported") from None
 
 

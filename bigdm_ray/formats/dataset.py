@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from bigdm_ray.envs.task import Signature
+from bigdm_ray.envs.task import Signature, find_task
 from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.formats.base import vacant
+from bigdm_ray.formats.base import misfit, vacant
 from bigdm_ray.formats.columns import checked_signature
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 from bigdm_ray.replay.rotating import RotatingStore
@@ -115,6 +115,14 @@ class Dataset:
         found = [(episode.total_return, episode.length, episode.terminated) for episode in self.stream()]
         columns = list(zip(*found, strict=True)) if found else [(), (), ()]
         return np.array(columns[0], np.float64), np.array(columns[1], np.int64), np.array(columns[2], bool)
+
+    def misfit(self) -> str | None:
+        """How the episodes differ from what the task shows and takes, in words; None where they do not, or where it cannot be made here."""
+        try:
+            signature = find_task(self.task).signature()
+        except UserError:
+            return None
+        return misfit(self.signature, signature)
 
     def behaviours(self) -> dict[str, int]:
         """Who acted, with the number of episodes, in the order of first appearance."""
@@ -313,10 +321,7 @@ class Writer:
             sha256=self._hash.hexdigest(),
             episodes=len(self.lengths),
             steps=sum(self.lengths),
-            return_mean=float(returns.mean()),
-            return_std=float(returns.std()),
-            return_min=float(returns.min()),
-            return_max=float(returns.max()),
+            **totals(returns),
             versions=versions,
         )
         publish(self._hidden / CARD, json.dumps(dataset.to_json(), indent=1).encode())
@@ -358,6 +363,11 @@ def keeping(writer: Writer) -> Iterator[None]:
         raise
     finally:
         writer.close()
+
+
+def totals(returns: np.ndarray) -> dict[str, float]:
+    """What a card says of the returns `[episodes]`."""
+    return {f"return_{name}": float(getattr(returns, name)()) for name in ("mean", "std", "min", "max")}
 
 
 def stamp(file: Path) -> list[Any]:

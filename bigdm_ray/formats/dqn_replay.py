@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bigdm_ray.envs.task import Signature, tasks
+from bigdm_ray.envs.atari import TASKS
+from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import MAX_EPISODE_BYTES, Format, Reader, Said, inside
 from bigdm_ray.formats.checks import refused, truths
@@ -137,8 +138,7 @@ class Replay(Reader):
         opened = self._logs[0].open()
         for one in opened.values():
             one.close()
-        words = {word.lower() for word in folder.resolve().parts}
-        likely = next((name for name in tasks() if name in words), "")
+        likely = next((word for part in reversed(folder.resolve().parts) if (word := part.lower()) in TASKS), "")  # the nearest folder
         self.said = Said(str(source), likely, likely=likely)
 
     def files(self) -> list[Path]:

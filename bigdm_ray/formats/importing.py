@@ -7,6 +7,7 @@ file of the source has changed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import Reader, altered, open_source, task_of, vacant
 from bigdm_ray.formats.behaviour import at_stage
 from bigdm_ray.formats.checks import conform
-from bigdm_ray.formats.dataset import SCHEMA_VERSION, Dataset, Writer, bytes_of, keeping, stamp
+from bigdm_ray.formats.columns import one_line
+from bigdm_ray.formats.dataset import SCHEMA_VERSION, WRONG_VALUES, Dataset, Writer, bytes_of, keeping, stamp
 from bigdm_ray.formats.progress import Progress
 from bigdm_ray.replay.episode import Episode
 
@@ -39,7 +41,7 @@ def import_dataset(sources: list[str], folder: Path, task: str | None = None, st
         if (other := task_of(reader.said, task)[0]) != name:
             raise UserError(f"{reader.said.name} is a dataset of another task: {other}, while {readers[0].said.name} is of {name}; nothing was imported")
     writer = Writer(folder, _plan(readers, name, signature, steps), name, signature)
-    with keeping(writer), Progress(folder.name, _total(readers, steps), sum(writer.lengths), quiet) as bar:
+    with _told(readers), keeping(writer), Progress(folder.name, _total(readers, steps), sum(writer.lengths), quiet) as bar:
         for number, reader in enumerate(readers):
             for batch in _batches(reader, name, signature, _taken(writer, number), steps):
                 if len(readers) > 1:
@@ -49,6 +51,16 @@ def import_dataset(sources: list[str], folder: Path, task: str | None = None, st
             if not _taken(writer, number):
                 raise UserError(f"{reader.said.name} holds no episodes; nothing was imported")
         return writer.finish(folder.name, _source(readers, steps), _versions(readers, name))
+
+
+@contextlib.contextmanager
+def _told(readers: Sequence[Reader]) -> Iterator[None]:
+    """Values of files that no check foresaw are a user's mistake like others."""
+    try:
+        yield
+    except WRONG_VALUES as error:
+        names = ", ".join(reader.said.name for reader in readers)
+        raise UserError(f"{names}: what it holds cannot be read ({type(error).__name__}: {one_line(error)}); nothing was imported") from None
 
 
 def _taken(writer: Writer, number: int) -> Sequence[int]:

@@ -30,11 +30,11 @@ import pyarrow.compute
 from bigdm_ray.envs.task import Signature, find_task
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.base import Advance, Format, Reader, Said, field_name, inside, needed, spec_of
-from bigdm_ray.formats.checks import ended, refused
+from bigdm_ray.formats.checks import ended, kept_seed, refused
 from bigdm_ray.formats.columns import flat, numbers, one_line, open_parquet, reading
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.hdf5 import Fields, open_hdf5
-from bigdm_ray.formats.spaces import flatten_leaf, layout, leaf_spaces, space_from_json, space_to_json, unflatten_leaf
+from bigdm_ray.formats.spaces import flatten_leaf, flatten_texts, layout, leaf_spaces, space_from_json, space_to_json, unflatten_leaf
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
 METADATA = "metadata.json"
@@ -166,7 +166,7 @@ class MinariFolder(Reader):
             if len(flags) != steps:
                 raise refused(place, name, f"it has {len(flags):,} entries where there are {steps:,} rewards")
         over = ended(terminated, truncated, np.array([steps]), lambda _: place, ("terminations", "truncations"))
-        kept = int(seed) if isinstance(seed, int | np.integer) and abs(int(seed)) < 2**63 else 0
+        kept = kept_seed(seed) if isinstance(seed, int | np.integer) else 0
         return Episode(arrays["observations"], arrays["actions"], rewards, bool(over[0]), EpisodeId(0, FOREIGN, number), "", source=self._policy, seed=kept)
 
 
@@ -175,7 +175,7 @@ def _leaf(fields: Fields, group: Any, name: bytes, space: Any, place: str) -> np
     from gymnasium import spaces
 
     if isinstance(space, spaces.Text):
-        return flatten_leaf(space, fields.strings(group, name, place))
+        return flatten_texts(space, fields.strings(group, name, place), name.decode(errors="replace"), lambda k: f"{place}, step {k}")
     if _pictured(space) and fields.rank(group, name, place) != 1 + len(space.shape):
         return flatten_leaf(space, _decoded(fields.blobs(group, name, place), space, name.decode(), place))
     return flatten_leaf(space, fields.read(group, name, place))
@@ -187,7 +187,7 @@ def _metadata(data: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); nothing was imported") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({one_line(error)}); nothing was imported") from None
     if not isinstance(found, dict):
         raise UserError(f"{path} holds no JSON object; nothing was imported")
@@ -215,7 +215,7 @@ def _environment(meta: dict[str, Any], where: str) -> tuple[str, dict[str, Any] 
         outside = {"max_episode_steps": spec["max_episode_steps"]} if "max_episode_steps" in spec else {}
         wrappers = [str(wrapper["name"]) for wrapper in spec.get("additional_wrappers") or []]
         return str(spec["id"]), outside | {"additional_wrappers": wrappers} | dict(spec.get("kwargs") or {})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{where}, field 'env_spec': it is not an environment's description ({one_line(error)}); nothing was imported") from None
 
 
@@ -259,7 +259,7 @@ def _column(column: pa.Array, what: str, name: str, space: Any, place: str) -> n
     if isinstance(space, spaces.Text):
         if not pa.types.is_string(column.type) or column.null_count:
             raise refused(place, field, f"text is expected, not {column.type}")
-        return flatten_leaf(space, column.to_pylist())
+        return flatten_texts(space, column.to_pylist(), field, lambda k: f"{place}, step {k}")
     if pa.types.is_binary(column.type):
         if not _pictured(space) or column.null_count:
             raise refused(place, field, "numbers are expected, not bytes")

@@ -25,7 +25,7 @@ from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import Advance, Format, Reader, Said, field_name
 from bigdm_ray.formats.behaviour import Behaviour
-from bigdm_ray.formats.checks import ended, refused
+from bigdm_ray.formats.checks import ended, kept_seed, refused
 from bigdm_ray.formats.columns import (
     carried,
     env_id_of,
@@ -133,7 +133,7 @@ class EpisodeRows(Reader):
         for k, (a, b) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
             seen = {path: values[a + k : b + k + 1] for path, values in observations.items()}
             done = {path: values[a:b] for path, values in actions.items()}
-            yield Episode(seen, done, rewards[a:b], bool(terminated[k]), EpisodeId(0, FOREIGN, number + k), "", source=sources[k], seed=int(seeds[k]))
+            yield Episode(seen, done, rewards[a:b], bool(terminated[k]), EpisodeId(0, FOREIGN, number + k), "", source=sources[k], seed=kept_seed(seeds[k]))
 
     def _ends(self, batch: pa.RecordBatch, offsets: np.ndarray, place: Any) -> np.ndarray:
         flags = []

@@ -16,6 +16,7 @@ import numpy as np
 
 from bigdm_ray.envs.task import Leaf, Signature, channels_first, find_task
 from bigdm_ray.errors import UserError
+from bigdm_ray.formats.checks import Place, refused
 
 if TYPE_CHECKING:
     import gymnasium
@@ -173,6 +174,14 @@ def flatten_leaf(space: Space, values: Any) -> np.ndarray:
         moved = np.moveaxis(array, -1, 1) if len(space.shape) == 3 and shape != space.shape else array
         return np.ascontiguousarray(moved).reshape(-1, *shape)
     return array
+
+
+def flatten_texts(space: Space, values: list[str], field: str, place: Place) -> np.ndarray:
+    """Strings of a Text space as `flatten_leaf` gives them. Raises UserError for one that is longer than the space allows."""
+    for k, value in enumerate(values):
+        if len(value) > space.max_length:  # type: ignore[attr-defined]  # of Text
+            raise refused(place(k), field, f"a text of {len(value):,} characters where at most {space.max_length:,} are expected")  # type: ignore[attr-defined]
+    return flatten_leaf(space, values)
 
 
 def unflatten_leaf(space: Space, values: np.ndarray) -> Any:

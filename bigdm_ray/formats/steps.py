@@ -47,7 +47,7 @@ from bigdm_ray.formats.columns import (
     told_alike,
 )
 from bigdm_ray.formats.dataset import Dataset
-from bigdm_ray.formats.spaces import flatten_leaf, layout, leaf_spaces, space_from_json, space_to_json, unflatten_leaf
+from bigdm_ray.formats.spaces import flatten_leaf, flatten_texts, layout, leaf_spaces, space_from_json, space_to_json, unflatten_leaf
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
 ROW_BYTES = 16 << 20
@@ -211,7 +211,7 @@ class StepRows(Reader):
         if isinstance(space, spaces.Text):
             if not pa.types.is_string(column.type) or column.null_count:
                 raise refused(self._here(_first_null(column)), field, f"text is expected, not {column.type if column.null_count == 0 else 'null'}")
-            return flatten_leaf(space, column.to_pylist())
+            return flatten_texts(space, column.to_pylist(), field, self._here)
         if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
             why = f"RLlib packs columns as pickles unless told {ROW_BY_ROW}, and pickles are never opened here"
             raise refused(self._here(), field, f"numbers are expected, not {column.type} ({why})")

@@ -55,11 +55,13 @@ def table(shelf: Shelf, only: list[str] | None = None) -> str:
         named = f"mean of the {len(grid.averaged)} rows without {', '.join(grid.apart)}" if grid.apart else "mean of the rows"
         lines.append(f"| {' | '.join([named, *(_average(grid, found, column) for column in columns), *([''] if offline else [])])} |")
     rounded = sum(result.get("precision") == "bf16" for results in found.values() for result in results)
+    untold = sum("settings" not in result for results in found.values() for result in results)
     text = [
         f"{grid.title}. {grid.unit.capitalize()} of the last weights: mean over seeds ± standard deviation over seeds (95 % bootstrap interval of the mean, "
         f"from {SEEDS} seeds on) [published]; scale {shelf.scale}: {grid.budgets[shelf.scale]}.",
         f"Published: {grid.source}. {sum(map(len, found.values()))} of {len(cells)} runs are finished.",
         *([f"Trained with --precision bf16: {rounded} of these."] if rounded else []),
+        *([f"Of {untold} of these the settings were not kept: a default may have changed since."] if untold else []),
         *([f"Outdated, so counted as not run: {'; '.join(outdated)}."] if outdated else []),
         *grid.notes,
         "",

@@ -49,6 +49,7 @@ GRIDS = (
             ("takecover", "A2C"): (399, None),
         },
         averages=False,
+        notes=("DQN here is neither double nor multi-step; the paper's had both options.",),
     ),
     Grid(
         "awr",

@@ -87,7 +87,24 @@ class Shelf:
         sha256 = found["dataset"] and found["dataset"]["sha256"]
         if cell.dataset and (sha256 is None or sha256 != (self.sha256(cell) or sha256)):
             return None, f"its dataset is not that in {self.data / cell.target}"
+        if name := self._changed(cell, found.get("settings")):
+            return None, f"its {name} is not today's"
         return found, ""
+
+    def _changed(self, cell: Cell, held: Any) -> str | None:
+        """The first setting of a result that the same words do not mean any more, because a default or a preset has changed since.
+
+        Settings that came later are not compared, nor are those of results from before settings were kept, nor where the dataset is not at hand.
+        """
+        if not isinstance(held, dict) or self.missing(cell):
+            return None
+        now = self._plain(cell).to_json()
+        return next((f"{part}.{name}" for part in held for name in held[part] if name in now[part] and held[part][name] != now[part][name]), None)
+
+    def _plain(self, cell: Cell) -> Run:
+        """The run of a cell in float32. Raises UserError."""
+        target = str(self.data / cell.target) if cell.dataset else cell.target
+        return configure(cell.algorithm, target, [*cell.flags, "--seed", str(cell.seed)])
 
     def sha256(self, cell: Cell) -> str | None:
         """The content of a cell's dataset, where it is at hand."""
@@ -107,9 +124,7 @@ class Shelf:
 
     def run(self, cell: Cell) -> Run:
         """The run of a cell. Raises UserError."""
-        target = str(self.data / cell.target) if cell.dataset else cell.target
-        run = configure(cell.algorithm, target, [*cell.flags, "--seed", str(cell.seed)])
-        folder = self.folder(cell)
+        run, folder = self._plain(cell), self.folder(cell)
         precision = read_run(folder).machines.precision if (folder / "run.json").is_file() else self.precision
         if precision == run.machines.precision or not transformers(run.algorithm.build({run.task: find_task(run.task).signature()})):
             return run
@@ -119,7 +134,7 @@ class Shelf:
         """The run folder of a cell. Where its result is outdated, that run's folder is left alone: a fresh one is named by what is asked for now."""
         if not self.look(cell)[1]:
             return self.runs / cell.name
-        mark = hashlib.sha256(json.dumps([self.asked(cell), self.sha256(cell)]).encode()).hexdigest()[:8]
+        mark = hashlib.sha256(json.dumps([self.asked(cell), self.sha256(cell), self._plain(cell).to_json()["algorithm"]]).encode()).hexdigest()[:8]
         return self.runs / f"{cell.name}-{mark}"
 
     def keep(self, cell: Cell, run: Run, summary: dict[str, Any]) -> Result:

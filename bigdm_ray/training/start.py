@@ -62,6 +62,8 @@ def dataset_store(run: Run) -> Store:
         raise UserError(
             f"{found.folder} holds another dataset than this run began with (hash {found.sha256[:12]}, then {run.dataset.sha256[:12]}); import that one again"
         )
+    if why := found.misfit():
+        raise UserError(f"{found.folder} does not fit its task {found.task} as it is now: {why}; record or import the episodes anew")
     return found.store(run.saves.flat_mib << 20)
 
 

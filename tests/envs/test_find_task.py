@@ -98,12 +98,15 @@ def test_of_many_known_names_a_few_are_listed():
 def test_ones_own_module_is_imported_and_made(tmp_path, monkeypatch):
     (tmp_path / "my_own_envs.py").write_text(
         "import gymnasium\nfrom gymnasium.envs.classic_control import CartPoleEnv\ngymnasium.register('Mine-v0', CartPoleEnv, max_episode_steps=7)\n"
+        "class Plain(CartPoleEnv):\n    def __init__(self):\n        super().__init__()\n"
+        "gymnasium.register('Plain-v0', Plain, max_episode_steps=7)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_own_envs", raising=False)
-    env = find_task("my_own_envs:Mine-v0").make(1, 0)
-    assert env.signature.observations[""].shape == (4,)
-    env.close()
+    for name in ("Mine-v0", "Plain-v0"):  # the latter takes no arguments
+        env = find_task(f"my_own_envs:{name}").make(1, 0)
+        assert env.signature.observations[""].shape == (4,)
+        env.close()
 
 
 def test_a_missing_package_names_the_extra_that_brings_it():

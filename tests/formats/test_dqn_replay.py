@@ -109,6 +109,10 @@ def test_the_game_is_taken_from_the_path(tmp_path):
     assert task_of(said, None)[0] == "pong" and task_of(said, "pong-sticky")[0] == "pong-sticky"
     with pytest.raises(UserError, match="another task"):
         task_of(said, "breakout")
+    nested = log(tmp_path / "ant" / "Pong" / "Qbert" / "1", 0, joined([episode(1, 3)]))
+    assert dqn_replay.FORMAT.open(str(nested)).said.likely == "qbert", "the nearest folder tells"
+    nested = log(tmp_path / "hopper" / "logs", 0, joined([episode(1, 3)]))
+    assert dqn_replay.FORMAT.open(str(nested)).said.likely == "", "a folder of another suite tells nothing"
 
 
 def spoilt(folder, name, data):

@@ -429,8 +429,9 @@ def test_values_that_no_check_foresaw_leave_nothing(tmp_path, episodes, monkeypa
         raise error("unforeseen")
 
     monkeypatch.setattr("bigdm_ray.formats.importing.conform", fail)
-    with pytest.raises(error):
+    with pytest.raises(error if stays else UserError) as caught:
         import_dataset([str(episode_parquet(tmp_path / "s.parquet", rows_of(episodes)))], tmp_path / "set", TASK)
+    assert stays or f"s.parquet: what it holds cannot be read ({error.__name__}: unforeseen); nothing was imported" in str(caught.value)
     assert (tmp_path / ".set.importing").exists() == stays and not (tmp_path / "set").exists()
 
 
@@ -873,3 +874,33 @@ def test_a_signature_that_is_not_the_tasks(tmp_path):
     (made.folder / "dataset.json").write_text(json.dumps(card | {"task": TASK}))
     refused(made.folder, tmp_path / "set", "another task than toy-continuous", "actions", task=None)
     assert find_task(TASK).signature() != made.signature
+
+
+def test_a_text_longer_than_its_space(tmp_path):
+    folder = minari_folder(tmp_path / "root", "toy-mixed", played("toy-mixed", 4).episodes)
+    with h5py.File(folder / "data" / "main_data.hdf5", "r+") as file:
+        texts = file["episode_1/observations/mission"]
+        words = [value.decode() for value in texts[()]]
+        del file["episode_1/observations/mission"]
+        file["episode_1/observations/mission"] = [*words[:2], words[2] + "x" * 8, *words[3:]]
+    refused(folder, tmp_path / "set", "episode 1", "step 2", "mission'", "characters where at most 8 are expected", task="toy-mixed")
+
+
+def test_a_seed_that_64_bits_do_not_hold_is_left_out(tmp_path, episodes):
+    seeds = np.array([7, 2**63, *range(len(episodes) - 2)], np.uint64)
+    made = import_dataset([str(episode_parquet(tmp_path / "s.parquet", rows_of(episodes, seed=seeds)))], tmp_path / "set", TASK)
+    assert [e.seed for e in made.stream()][:3] == [7, 0, 0]
+
+
+NESTED = "[" * 100_000 + "]" * 100_000
+
+
+def test_metadata_nested_too_deep(tmp_path, episodes):
+    source = episode_parquet(tmp_path / "s.parquet", rows_of(episodes), {"bigdm": NESTED})
+    refused(source, tmp_path / "set", "s.parquet", "broken signature")
+    folder = minari_folder(tmp_path / "root", TASK, episodes)
+    with edited(folder) as meta:
+        meta["env_spec"] = NESTED
+    refused(folder, tmp_path / "set", "env_spec")
+    (folder / "data" / "metadata.json").write_text(NESTED)
+    refused(folder, tmp_path / "set", "metadata.json", "is not JSON")

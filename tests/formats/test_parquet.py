@@ -178,6 +178,9 @@ def test_an_export_overwrites_nothing(tmp_path):
         ("a long name of two words", Behaviour("a long name of two words")),
         ("udrl-best sample eps 1e-05", Behaviour("udrl-best", "sample", 0.0, 1e-5)),
         ("x stage 0", Behaviour("x", stage=0)),
+        ("stage 1", Behaviour("", stage=1)),
+        ("sigma 0.5 stage 1", Behaviour("", sigma=0.5, stage=1)),
+        ("x stage 99999", Behaviour("x stage 99999")),
         ("x sigma ..", Behaviour("x sigma ..")),
     ],
 )
@@ -188,3 +191,4 @@ def test_a_behaviour_is_one_line(line, made):
 def test_another_stage():
     assert at_stage("sac sto sigma 0.5 stage 3", 1) == "sac sto sigma 0.5 stage 1"
     assert at_stage("random", 2) == "random stage 2"
+    assert at_stage(at_stage("", 2), 3) == "stage 3"

@@ -7,7 +7,7 @@ from sources import raw
 
 from bigdm_ray.envs.task import Signature, flatten, leaves
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.spaces import flatten_leaf, layout, leaf_spaces, plain_space, space_from_json, space_to_json, unflatten_leaf
+from bigdm_ray.formats.spaces import flatten_leaf, flatten_texts, layout, leaf_spaces, plain_space, space_from_json, space_to_json, unflatten_leaf
 
 SPACES = {
     "box": spaces.Box(-2.0, np.array([1.0, 2.0, 3.0], np.float32), (3,), np.float32),
@@ -100,3 +100,11 @@ def test_the_helper_of_other_tests_undoes_flatten():
     value = space.sample()
     arrays = {path: values[None] for path, values in flatten(space, value).items()}
     assert raw(space, arrays, 0)["b"]["c"] == value["b"]["c"]
+
+
+def test_a_text_that_is_too_long_is_refused():
+    space = spaces.Text(3)
+    same = flatten_texts(space, ["abc", "äöü"], "words", lambda k: f"row {k}")
+    np.testing.assert_array_equal(same, flatten_leaf(space, ["abc", "äöü"]))
+    with pytest.raises(UserError, match="row 1, field 'words': a text of 4 characters where at most 3 are expected"):
+        flatten_texts(space, ["abc", "abcd"], "words", lambda k: f"row {k}")

@@ -205,3 +205,13 @@ def test_the_door_refuses_or_notes_a_budget_that_ends_too_early(dataset, tmp_pat
     tiny = "--budget.learner-steps 4 --algorithm.hidden 8 --algorithm.batch-size 8 --evaluations.episodes 2 --evaluations.final-episodes 2"
     assert door(main, ["brac", str(folder), "--local", "--folder", str(tmp_path / "brac"), *tiny.split()]) == 0
     assert "note: --budget.learner-steps is 4, but the policy of brac learns from its critics only after learner step 70000" in capsys.readouterr().err
+
+
+def test_a_dataset_that_does_not_fit_its_task_any_more_is_told(tmp_path):
+    found = dataset_of(tmp_path / "toys")
+    run = run_of(found)
+    card = json.loads((found.folder / "dataset.json").read_text())
+    card["signature"]["observations"][""] |= {"shape": [5], "low": None, "high": None}
+    (found.folder / "dataset.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match=r"toys does not fit its task .* as it is now: its observations are tensor \[5\] where"):
+        train_local(run, tmp_path / "run")
