@@ -99,6 +99,11 @@ def value_based(row: str, column: str, scale: Scale) -> Made:
     return column.lower(), row, True, steps(budget, *more.get(column, ()), final=20 if short else 100)
 
 
+def static(row: str, column: str, scale: Scale) -> Made:
+    """A method on what one policy recorded: the cells of `imitation` and `value-based`."""
+    return value_based(row, column, scale) if column in VALUE_BASED else imitation(row, column, scale)
+
+
 def experts(row: str, column: str, scale: Scale) -> Made:
     """Cloning of an expert."""
     return percent(row, "100 %", scale)
@@ -155,6 +160,9 @@ PUBLISHED_VALUE_BASED = table(
     halfcheetah-medium-expert 62.4 53.4 41.9
     hopper-medium-expert 111.0 96.3 0.8
     walker2d-medium-expert 98.7 40.1 81.6
+    reacher-medium 26.0 - -
+    reacher-medium-replay 19.0 - -
+    reacher-medium-expert 30.6 - -
     """,
 )
 
@@ -197,9 +205,9 @@ GRIDS = (
     ),
     Grid(
         "value-based",
-        "Methods that bootstrap, on the nine locomotion sets",
+        "Methods that bootstrap, on the locomotion sets",
         "normalised score",
-        SETS,
+        (*SETS, *REACHER),
         VALUE_BASED,
         3,
         value_based,
@@ -209,8 +217,24 @@ GRIDS = (
         },
         "Chen et al. 2021, table 2 (CQL, BEAR, BRAC-v)",
         PUBLISHED_VALUE_BASED,
+        apart=REACHER,
         recipes=RECIPES,
-        notes=(NOT_D4RL,),
+        notes=(NOT_D4RL, NOT_REACHER_2D),
+    ),
+    Grid(
+        "awr-static",
+        "Advantage-weighted regression on what one policy recorded",
+        "normalised score",
+        SETS[:3],
+        ("AWR", "RWR", "BC", "BCQ", "BEAR"),
+        3,
+        static,
+        {
+            "quick": "learner steps: AWR 12,000 of 256, RWR 10,000 of 256, BC 5,000 of 64, BCQ and BEAR 20,000 with layers of 256-256; 20 final episodes",
+            "paper": "learner steps: AWR 120,000, RWR 100,000 of 256, BC 25,000 of 64, BCQ and BEAR 100,000; 100 final episodes",
+        },
+        "Peng et al. 2019, the figure of static datasets, whose bars have no numbers; AWR comes to the policy that recorded, or passes it, on most tasks",
+        notes=("Each of these sets was recorded by one policy, whose mean return is that of the data.", NOT_D4RL),
     ),
     Grid(
         "expert-bc",
