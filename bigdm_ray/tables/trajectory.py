@@ -66,7 +66,7 @@ GRIDS = (
         3,
         make,
         {
-            "quick": "TT 3 layers of width 64 without dropout, 5,000 learner steps of 64 windows of 5 with a rate of 3e-3 (a 300th of the official transitions), "
+            "quick": "TT 3 layers of width 64 without dropout, 5,000 learner steps of 64 windows of 5 with a rate of 3e-3 (a 300th of what is official), "
             f"planned with horizon 5 and 32 beams, 10 final episodes; {QUICK_DT}; "
             "BC 5,000 of 64, the others 20,000 learner steps, 20 final episodes",
             "paper": "TT 195,000 learner steps of 256 windows of 10 (medium-replay of hopper and walker2d 312,500) and the official planner of each set, "
