@@ -40,6 +40,27 @@ def door(main: Callable[[list[str]], int], arguments: list[str] | None = None) -
         return RunFailed.exit_code
 
 
+def apart(arguments: list[str], prefix: str) -> tuple[dict[str, str], list[str]]:
+    """The values of the flags that begin with `prefix`, by the rest of their names, and the other words: for flags that are known only once these are parsed.
+
+    Raises UserError for a flag without a value.
+    """
+    found: dict[str, str] = {}
+    others: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith(prefix):
+            others.append(word)
+            continue
+        name, given, value = word.partition("=")
+        if not given:
+            value = next(words, "--")
+        if value.startswith("--"):
+            raise UserError(f"{name} is given no value; write it behind the flag")
+        found[name.removeprefix(prefix).replace("-", "_")] = value
+    return found, others
+
+
 class Parser(argparse.ArgumentParser):
     """argparse for doors: a mistake is a UserError, and flags come from a settings dataclass that checks their values."""
 

@@ -4,12 +4,13 @@
     python -m bigdm_ray.evaluate runs/udrl-lunarlander-1 --desired-return 100    ask for another return
     python -m bigdm_ray.evaluate runs/udrl-lunarlander-1 --weights best --video
     python -m bigdm_ray.evaluate runs/tt-hopper-medium-1 --mode plan --actors 8 --rows 1      on 8 actors of Ray
+    python -m bigdm_ray.evaluate runs/tt-hopper-medium-1 --mode plan --algorithm.horizon 5    a setting that affects acting alone
 
 Episodes are played on gymnasium's environments, with random streams that neither training nor the run's own evaluations
 use; the same seed gives the same returns. They are cut into parts of --rows episodes, which act together in one batch; actors
 play a part each, and their number does not show in the returns. Ctrl-C leaves a report of the episodes that have ended, which says so.
 
-Prints a table and leaves FOLDER/evaluation.json, with --video FOLDER/video.mp4. Frames show the
+Prints a table and leaves FOLDER/evaluation.json, then with --video FOLDER/video.mp4, and its returns in the report. Frames show the
 plan that led to them, where mode `plan` searches for one and the task can say where a state is in its pictures (four-rooms can, MuJoCo's cannot).
 """
 
@@ -28,8 +29,8 @@ from typing import Any
 import numpy as np
 
 from bigdm_ray.algorithms.dt import Dt
-from bigdm_ray.algorithms.tt import Beams, TtPolicy
-from bigdm_ray.doors import Parser, door
+from bigdm_ray.algorithms.tt import Beams, TrajectoryModel, TtPolicy
+from bigdm_ray.doors import Parser, apart, door
 from bigdm_ray.envs.task import Task
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.behaviour import OWN_OR_MODES
@@ -45,6 +46,9 @@ from bigdm_ray.training.streams import derived_seed, rng
 
 SCHEMA_VERSION = 1
 VIDEO_EPISODES = 3
+"""Episodes of a video; where the mode is plan, not more than were asked for."""
+OWN = "--algorithm."
+"""How the flags of the algorithm's own settings begin."""
 PLANNED_ROWS = 8
 """Episodes that plan together: a larger batch is hardly cheaper, and a part is what an actor plays."""
 FAINT, BOLD = (150, 150, 160), (190, 20, 120)
@@ -101,6 +105,7 @@ def score(loaded: Loaded, asked: Asked) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         **report_head(loaded, asked.weights, mode, seed),
+        "acting": loaded.acting,
         "cached": asked.cached if asked.cached is not None else isinstance(loaded.run.algorithm, Dt) and loaded.run.algorithm.cached,
         "command": command,
         **result.summary(loaded.task),
@@ -123,10 +128,11 @@ def table(report: dict[str, Any]) -> str:
     normalized = report["normalized_score"]
     asked = f" of {report['episodes_asked']:,}: stopped before the others had ended" if report["partial"] else ""
     discarded = f", {report['episodes_discarded']} more discarded" if report["episodes_discarded"] else ""
+    acting = "".join(f", {name.replace('_', ' ')} {value}" for name, value in report["acting"].items())
     rows = {
         "weights": f"{report['weights']}, learner step {report['version'][1]:,} of incarnation {report['version'][0]}",
         "command": command or "none",
-        "actions": f"{report['mode']}{', cached' if report['cached'] else ''}, seed {report['seed']}",
+        "actions": f"{report['mode']}{', cached' if report['cached'] else ''}{acting}, seed {report['seed']}",
         "episodes": f"{report['episodes']:,}{asked}{discarded}",
         "return mean": f"{report['return_mean']:,.2f}",
         "95 % interval": f"{report['return_low']:,.2f} to {report['return_high']:,.2f}",
@@ -166,7 +172,8 @@ def film(path: Path, fps: int) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that appends a frame `[height, width, 3]` uint8 to an mp4, which appears under its name when it is whole."""
     part = path.with_name(f".part-{path.name}")
     try:
-        with importlib.import_module("imageio.v2").get_writer(part, fps=fps, macro_block_size=2) as writer:  # 2: sides must be even
+        writer = importlib.import_module("imageio.v2").get_writer(part, fps=fps, macro_block_size=2)  # 2: sides must be even
+        with contextlib.closing(writer):  # as a context of its own it stays open behind an error, and ffmpeg makes the file later
             yield writer.append_data
         part.rename(path)
     except OSError as error:
@@ -179,26 +186,33 @@ def film(path: Path, fps: int) -> Iterator[Callable[[np.ndarray], None]]:
 def record(loaded: Loaded, report: dict[str, Any], path: Path, episodes: int = VIDEO_EPISODES) -> list[float]:
     """Write a video of some episodes, played as the report's were but with seeds of their own; their returns.
 
-    The frames are those after each step. The last plan is drawn into them where there is one and the task says where its states are in a picture. Raises
-    RunFailed where an episode cannot be played or written.
+    The frames are those after each step, and a terminal shows how many there are. The last plan is drawn into them where there is one and the task says where
+    its states are in a picture. Raises RunFailed where an episode cannot be played or written.
     """
     policy, mode = policy_of(loaded, report["mode"], report["cached"] if isinstance(loaded.run.algorithm, Dt) else None)
     task, seed = loaded.task, report["seed"]
     returns: list[float] = []
     planned: list[Beams] = []
-    if isinstance(policy, TtPolicy) and mode == "plan" and task.pixels is not None:
+    place = loaded.model.seen.columns(task.place) if isinstance(loaded.model, TrajectoryModel) and task.pixels is not None else None
+    if isinstance(policy, TtPolicy) and mode == "plan" and place is not None:
         policy.watch = lambda beams: planned.__setitem__(slice(None), [beams])
 
     def frame() -> np.ndarray:
         plain = picture(task, env.frame())
-        return drawn_into(plain, task.pixels(planned[0].states)) if planned and task.pixels is not None else plain
+        return drawn_into(plain, task.pixels(planned[0].states[..., place])) if planned and task.pixels is not None else plain
 
     env = task.video_env(derived_seed(seed, "video environments"))
     try:
-        with film(path, frames_per_second(task)) as append:
+        with Progress(f"video of {task.name}", units="frames") as bar, film(path, frames_per_second(task)) as append:
+
+            def on_step() -> None:
+                append(frame())
+                bar.advance(1)
+
+            bar.advance(0)
             for number in range(episodes):
                 origin = Origin(number, 0, task.name, loaded.version, "video", seed, task.max_return)
-                played = rollout(policy, env, constant(report["command"], 1), 1, rng(seed, "video", number), origin, lambda: append(frame()))
+                played = rollout(policy, env, constant(report["command"], 1), 1, rng(seed, "video", number), origin, on_step)
                 if not played.episodes:
                     raise RunFailed(f"no video of {task.name} could be made: {played.problems[0]}")
                 returns.append(played.episodes[0].total_return)
@@ -237,19 +251,24 @@ def main(arguments: list[str]) -> int:
     parser = Parser(prog="python -m bigdm_ray.evaluate", description="Score a trained policy on gymnasium's environments.", allow_abbrev=False)
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="a run folder")
     parser.add_settings(Asked)
-    parser.add_argument("--video", action="store_true", help=f"also write FOLDER/video.mp4 of {VIDEO_EPISODES} episodes")
-    given = parser.parse(arguments)
+    parser.add_argument("--video", action="store_true", help=f"also write FOLDER/video.mp4, of {VIDEO_EPISODES} episodes or fewer where the mode is plan")
+    own = parser.add_argument_group("settings of the algorithm that affect acting alone, in place of the run's own")
+    own.add_argument(f"{OWN}NAME", metavar="X", help="as `run ALGORITHM TASK --help` explains them: of tt --algorithm.horizon 5 --algorithm.beams 32")
+    acting, others = apart(arguments, OWN)
+    given = parser.parse(others)
     asked = parser.settings(Asked, given)
     if given.video:
         require_video()
-    loaded = load(given.folder, asked.weights)
+    loaded = load(given.folder, asked.weights, acting)
     report = score(loaded, asked)
     print(table(report))
+    file, video = given.folder / "evaluation.json", given.folder / "video.mp4"
+    write_json(file, report)  # before the video, which may fail or be stopped
+    print(f"evaluation: {file}")
     if given.video and not report["partial"]:
-        report["video_returns"] = record(loaded, report, given.folder / "video.mp4")
-        print(f"video: {given.folder / 'video.mp4'}, returns {', '.join(f'{value:,.1f}' for value in report['video_returns'])}")
-    write_json(given.folder / "evaluation.json", report)
-    print(f"evaluation: {given.folder / 'evaluation.json'}")
+        returns = record(loaded, report, video, min(VIDEO_EPISODES, report["episodes_asked"]) if report["mode"] == "plan" else VIDEO_EPISODES)
+        write_json(file, report | {"video_returns": returns})
+        print(f"video: {video}, returns {', '.join(f'{value:,.1f}' for value in returns)}")
     return 130 if report["partial"] else 0
 
 

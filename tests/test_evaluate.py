@@ -12,12 +12,13 @@ import time
 import numpy as np
 import pytest
 
+from bigdm_ray.algorithms.base import algorithms
 from bigdm_ray.algorithms.udrl import Udrl
 from bigdm_ray.doors import door
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.evaluate import BOLD, FAINT, Asked, drawn_into, film, main, record, score, table
-from bigdm_ray.training.acting import command_of
-from bigdm_ray.training.config import configure
+from bigdm_ray.training.acting import command_of, run_as
+from bigdm_ray.training.config import configure, run_from_json
 from bigdm_ray.training.evaluation import evaluate, evaluate_in_parts
 from bigdm_ray.training.loop import train_local
 from bigdm_ray.training.rollout import _Rows
@@ -142,13 +143,110 @@ def test_ctrl_c_before_an_episode_has_ended_leaves_no_report(folder, capsys, mon
     assert not (folder / "evaluation.json").exists()
 
 
-def test_a_terminal_shows_how_many_episodes_have_ended(folder, monkeypatch):
+def terminal(monkeypatch):
+    """Standard error, as a terminal."""
     stream = io.StringIO()
     stream.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", stream)
+    return stream
+
+
+def test_a_terminal_shows_how_many_episodes_have_ended(folder, monkeypatch):
+    stream = terminal(monkeypatch)
     score(load(folder), Asked(episodes=6, rows=4))
     shown = stream.getvalue().split("\r")
     assert "0 of 6 episodes" in shown[1] and "6 of 6 episodes" in shown[-1]
+
+
+# --- settings that affect acting alone
+
+
+def same_but(folder, home, **settings):
+    """A copy of a run that has these settings of its algorithm in its run.json."""
+    copy = shutil.copytree(folder, home / "same")
+    run = json.loads((copy / "run.json").read_text())
+    run["algorithm"] |= settings
+    (copy / "run.json").write_text(json.dumps(run))
+    return copy
+
+
+def test_settings_that_affect_acting_alone_are_taken_as_flags(planned, tmp_path):
+    """As if the run had been trained with them; the run itself keeps its own."""
+    folder = shutil.copytree(planned, tmp_path / "run")
+    flags = ["--algorithm.horizon", "2", "--algorithm.beams=3", "--algorithm.cdf-act", "0.5", "--algorithm.expected-rewards", "false"]
+    given = {"horizon": 2, "beams": 3, "cdf_act": 0.5, "expected_rewards": False}
+    assert door(main, [str(folder), "--mode", "plan", *flags, "--algorithm.objective", "likelihood", "--episodes", "2", "--seed", "4"]) == 0
+    report = written(folder)
+    assert report["acting"] == given | {"objective": "likelihood"} and report["mode"] == "plan"
+    assert "plan, horizon 2, beams 3, cdf act 0.5, expected rewards False, objective likelihood, seed 4" in table(report)
+    same = score(load(same_but(planned, tmp_path, **given, objective="likelihood")), Asked(episodes=2, seed=4, mode="plan"))
+    assert report["returns"] == same["returns"] and report["lengths"] == same["lengths"] and same["acting"] == {}
+    assert (folder / "run.json").read_text() == (planned / "run.json").read_text()
+
+
+def test_acting_settings_reach_search_video_and_actors(planned, tmp_path, monkeypatch):
+    loaded = load(planned, acting={"horizon": 2, "beams": 3, "expansions": 4})
+    search = loaded.policy("plan")._planner.search
+    assert (search.horizon, search.beams, search.expansions, search.context) == (2, 3, 4, 2)
+    shapes, frames = set(), []
+    monkeypatch.setattr("bigdm_ray.evaluate.film", lambda path, fps: contextlib.nullcontext(frames.append))
+    monkeypatch.setattr("bigdm_ray.evaluate.drawn_into", lambda frame, lines: shapes.add(lines.shape) or frame)
+    record(loaded, {"mode": "plan", "cached": False, "seed": 1, "command": {}}, tmp_path / "video.mp4", 1)
+    assert shapes == {(3, 2, 2)} and frames
+    sent = run_from_json(run_as(loaded, "plan").to_json()).algorithm  # what actors are set up with
+    assert (sent.horizon, sent.beams, sent.expansions) == (2, 3, 4)
+
+
+def test_a_transformers_cache_and_context_are_acting_settings(tmp_path):
+    from making import dataset_of
+
+    flags = "--algorithm.width 16 --algorithm.layers 1 --algorithm.context 3 --budget.learner-steps 1 --evaluations.final-episodes 1"
+    dataset_of(tmp_path / "data", "toy-vector", 5)
+    train_local(configure("dt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
+    report = score(load(tmp_path / "run", acting={"cached": "true", "acting_context": "2"}), Asked(episodes=1))
+    assert report["cached"] and report["acting"] == {"cached": True, "acting_context": 2}
+    assert not score(load(tmp_path / "run", acting={"cached": True}), Asked(episodes=1, cached=False))["cached"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--algorithm.horizon", "0"], ["--algorithm.horizon is 0", "at least 1"]),
+        (["--algorithm.horizon", "far"], ["--algorithm.horizon is 'far'", "an integer"]),
+        (["--algorithm.objective", "rewards"], ["--algorithm.objective is 'rewards'", "did you mean 'reward'"]),
+        (["--algorithm.context", "3"], ["--algorithm.context is 3", "at most --algorithm.window, which is 2"]),
+        (["--algorithm.horizon", "1", "--algorithm.objective", "goal"], ["--algorithm.horizon 1 leads to none"]),
+        (["--algorithm.width", "32"], ["--algorithm.width was settled when the run was trained", "--algorithm.horizon, --algorithm.beams,"]),
+        (["--algorithm.horzon", "3"], ["tt has no setting --algorithm.horzon", "'--algorithm.horizon'"]),
+        (["--algorithm.horizon"], ["--algorithm.horizon is given no value"]),
+        (["--algorithm.horizon", "--video"], ["--algorithm.horizon is given no value"]),
+    ],
+)
+def test_a_wrong_acting_setting_is_one_sentence(planned, capsys, flags, words):
+    assert door(main, [str(planned), "--episodes", "1", *flags]) == 2
+    assert one_error(capsys, *words).out == ""
+    assert not (planned / "evaluation.json").exists()
+
+
+def test_a_goal_is_not_searched_for_by_a_model_that_is_told_none(planned, tmp_path, capsys):
+    run = same_but(planned, tmp_path, goal="none")
+    assert door(main, [str(run), "--algorithm.objective", "goal"]) == 2
+    one_error(capsys, "searches for a goal, but the model is told none")
+
+
+def test_an_algorithm_without_acting_settings_says_so(folder, capsys):
+    assert door(main, [str(folder), "--algorithm.hidden", "32"]) == 2
+    one_error(capsys, "--algorithm.hidden was settled when the run was trained", "udrl has none that affect acting alone")
+    assert door(main, [str(folder), "--algorithm.horizon", "3"]) == 2
+    one_error(capsys, "udrl has no setting --algorithm.horizon")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in algorithms().values() if kind.acting], ids=lambda kind: kind.name)
+def test_acting_settings_are_fields_that_shape_nothing(kind):
+    assert set(kind.acting) <= {field.name for field in dataclasses.fields(kind)} and not set(kind.acting) & set(kind.fixed)
+
+
+# --- seeds, commands, modes
 
 
 def test_seed_and_command_decide_the_returns(folder):
@@ -289,6 +387,29 @@ def test_a_video_of_plans_shows_them(planned, tmp_path, monkeypatch):
     assert len(shown["plan"]) > 5 and all(shown["plan"]) and not any(shown["mean"])
 
 
+@pytest.mark.parametrize("observed", [0, 2])
+def test_a_plan_is_drawn_where_the_point_is_by_a_model_that_is_told_no_goal(observed, tmp_path, monkeypatch):
+    """Its state begins with the goal; one that sees nothing else has no plan that could be drawn."""
+    from making import dataset_of
+
+    dataset_of(tmp_path / "data", "four-rooms", 5)
+    flags = (
+        "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 2 --algorithm.context 2 --budget.learner-steps 1 --algorithm.bins 20 "
+    )
+    flags += "--algorithm.goal none --algorithm.goal-steps 0 --algorithm.objective reward --algorithm.horizon 3 --algorithm.beams 2 --algorithm.stop false "
+    flags += f"--algorithm.observed {observed} --evaluations.mode mean --evaluations.final-episodes 1"
+    train_local(configure("tt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
+    frames, lines = [], []
+    monkeypatch.setattr("bigdm_ray.evaluate.film", lambda path, fps: contextlib.nullcontext(frames.append))
+    monkeypatch.setattr("bigdm_ray.evaluate.drawn_into", lambda frame, drawn: lines.append(drawn) or frame)
+    record(load(tmp_path / "run"), {"mode": "plan", "cached": False, "seed": 1, "command": {}}, tmp_path / "video.mp4", 1)
+    assert len(frames) > 5 and len(lines) == (0 if observed else len(frames))
+    for before, drawn in zip(frames, lines[1:], strict=False):
+        rows, columns = (before == (44, 110, 190)).all(-1).nonzero()
+        point = np.array([columns.mean(), rows.mean()])
+        assert (np.abs(drawn[:, 0] - point) < 6 + 4).all(), "a plan begins where the point was, to half a bin and what the picture's edge cuts of the point"
+
+
 def test_a_failed_video_leaves_no_file(tmp_path):
     pytest.importorskip("imageio_ffmpeg")
     with pytest.raises(RuntimeError, match="in the middle"), film(tmp_path / "video.mp4", 10) as append:
@@ -324,6 +445,36 @@ def test_an_environment_without_pictures_is_a_users_mistake(folder, capsys, monk
     assert door(main, [str(folder), "--episodes", "1", "--video"]) == 2
     assert "draws no pictures; leave --video out" in capsys.readouterr().err
     assert not (folder / "video.mp4").exists()
+    assert len(written(folder)["returns"]) == 1 and "video_returns" not in written(folder)
+
+
+def test_ctrl_c_while_filming_leaves_the_evaluation(folder, capsys, monkeypatch):
+    pytest.importorskip("imageio_ffmpeg")
+    whole = score(load(folder), Asked(episodes=4))
+    stop_at(monkeypatch, max(whole["lengths"]) + 3)  # the third step of the video
+    assert door(main, [str(folder), "--episodes", "4", "--video"]) == 130
+    report, said = written(folder), capsys.readouterr()
+    assert report["returns"] == whole["returns"] and not report["partial"] and "video_returns" not in report
+    assert "evaluation: " in said.out and said.err.endswith("stopped\n")
+    assert not (folder / "video.mp4").exists() and not list(folder.glob(".part-*"))
+
+
+def test_a_terminal_shows_that_filming_goes_on(folder, tmp_path, monkeypatch):
+    frames, stream = [], terminal(monkeypatch)
+    monkeypatch.setattr("bigdm_ray.evaluate.film", lambda path, fps: contextlib.nullcontext(frames.append))
+    record(load(folder), score(load(folder), Asked(episodes=1)), tmp_path / "video.mp4", 1)
+    shown = stream.getvalue()
+    assert "video of toy-vector: 0 frames" in shown and f"video of toy-vector: {len(frames)} frames" in shown
+
+
+def test_a_video_of_plans_has_no_more_episodes_than_were_asked_for(planned, tmp_path, monkeypatch):
+    folder, asked = shutil.copytree(planned, tmp_path / "run"), []
+    monkeypatch.setattr("bigdm_ray.evaluate.require_video", lambda: None)
+    monkeypatch.setattr("bigdm_ray.evaluate.record", lambda *arguments: asked.append(arguments[3]) or [1.5])
+    for mode, episodes in (("plan", "2"), ("plan", "4"), ("mean", "2")):
+        assert door(main, [str(folder), "--episodes", episodes, "--mode", mode, "--algorithm.horizon", "1", "--video"]) == 0
+        assert written(folder)["video_returns"] == [1.5]
+    assert asked == [2, 3, 3]
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):

@@ -13,11 +13,12 @@ from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.pictures.base import PUBLISHED, Sweep, target
-from bigdm_ray.pictures.beams import draw_beams
+from bigdm_ray.pictures.beams import draw_beams, mapped
 from bigdm_ray.pictures.curves import draw_curves, lines_of, read_curve
 from bigdm_ray.pictures.obedience import default_returns, draw_obedience, sweep
 from bigdm_ray.pictures.prediction import deviations
 from bigdm_ray.plots import main
+from bigdm_ray.tokens.bins import Elements
 from bigdm_ray.training.acting import command_of
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.evaluation import bootstrap_interval, constant, play
@@ -388,17 +389,20 @@ def test_only_a_model_of_trajectories_predicts(trained, capsys):
 # --- beams
 
 
-def test_the_beams_picture(tmp_path, capsys):
+def planner_of_rooms(tmp_path, goal):
+    """A folder `run` of a model of four rooms that has learned next to nothing."""
     from making import dataset_of
 
     dataset_of(tmp_path / "data", "four-rooms", 8)
     flags = (
         "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 3 --algorithm.context 2 --budget.learner-steps 2 --algorithm.bins 12 "
     )
-    flags += (
-        "--algorithm.goal later --algorithm.objective reward --algorithm.horizon 4 --algorithm.beams 6 --evaluations.mode mean --evaluations.final-episodes 1"
-    )
+    flags += f"{goal} --algorithm.objective reward --algorithm.horizon 4 --algorithm.beams 6 --evaluations.mode mean --evaluations.final-episodes 1"
     train_local(configure("tt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
+
+
+def test_the_beams_picture(tmp_path, capsys):
+    planner_of_rooms(tmp_path, "--algorithm.goal later")
     assert main([str(tmp_path / "run"), "--beams", "--seed", "5", "--out", str(tmp_path / "b.png")]) == 0
     assert (tmp_path / "b.png").read_bytes().startswith(PNG) and "6 beams" in capsys.readouterr().out
     (here,) = json.loads((tmp_path / "b.json").read_text())["fans"]
@@ -419,6 +423,37 @@ def test_the_beams_picture(tmp_path, capsys):
     one_error(capsys, "--axes is 0,2", "elements 0 to 1")
     assert door(main, [str(tmp_path / "run"), "--prediction", "--axes", "1,0"]) == 2
     one_error(capsys, "--axes belongs to other pictures", "--beams")
+
+
+def test_beams_of_a_model_that_is_told_no_goal_are_drawn_where_the_point_is(tmp_path, capsys):
+    """Its state begins with the leaf `goal`, which stays where it is, and has the position behind."""
+    planner_of_rooms(tmp_path, "--algorithm.goal none --algorithm.goal-steps 0")
+    loaded = load(tmp_path / "run")
+    (episode,) = play(loaded.policy("sample"), loaded.task, {}, 1, 5, "beams", 0).episodes
+    found = []
+    for flags in ([], ["--axes", "2,3"], ["--axes", "0,1"], ["--axes", "3,2"]):
+        assert main([str(tmp_path / "run"), "--beams", "--seed", "5", "--out", str(tmp_path / "b.png"), *flags]) == 0
+        found += json.loads((tmp_path / "b.json").read_text())["fans"]
+    here, same, goal, turned = found
+    assert here == same and here["axes"] == [2, 3] and here["goal"] is None
+    np.testing.assert_array_equal(here["path"], episode.observations["position"])
+    np.testing.assert_array_equal(goal["path"], episode.observations["goal"])
+    np.testing.assert_array_equal(turned["path"], episode.observations["position"][:, ::-1])
+    for plan in here["plans"]:
+        starts = np.array(plan["states"], np.float64)[:, 0]
+        assert (np.abs(starts - episode.observations["position"][plan["step"]]) <= 1 / 12 + 1e-6).all(), "every beam begins at the point, to half a bin"
+    for numbers, walls in ((here, 7), (goal, 0), (turned, 0)):
+        panels = [axes for axes in draw_beams([numbers]).axes if axes.get_title()]
+        assert len(panels) == 3 and all(len(panel.lines) == walls + 3 for panel in panels), "episode, plan and state beside the walls"
+
+
+def test_a_map_is_of_the_leaf_that_the_task_says():
+    rooms, plain = find_task("four-rooms"), find_task("cartpole")
+    leaves = rooms.signature().observations
+    assert mapped(rooms, Elements(leaves)) == [2, 3] and mapped(rooms, Elements({"position": leaves["position"]})) == [0, 1]
+    assert mapped(rooms, Elements({"goal": leaves["goal"]})) == [], "a state without the leaf"
+    assert mapped(rooms, Elements(leaves, first=3)) == [], "a state with half of it"
+    assert mapped(plain, Elements(plain.signature().observations)) == []
 
 
 def test_only_a_search_has_beams(trained, capsys):

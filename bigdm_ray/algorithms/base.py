@@ -163,6 +163,8 @@ class Algorithm(ABC):
     """Learner steps of a run on a dataset that is given no budget."""
     fixed: ClassVar[tuple[str, ...]] = ("hidden", "channels", "frame_stack")
     """Hyperparameters that a run which starts from another must share with it: those that shape network and optimizers."""
+    acting: ClassVar[tuple[str, ...]] = ()
+    """Hyperparameters that a trained network can be given other values of when it acts."""
     own_update: ClassVar[bool] = False
     """Whether `update` takes the learner step instead of a descent on `loss`: methods that bootstrap."""
     played_preset: ClassVar[str] = "default"

@@ -273,6 +273,7 @@ class Dt(Algorithm):
     fixed: ClassVar[tuple[str, ...]] = (
         "width", "layers", "heads", "positions", "timesteps", "context", "frame_stack", "stochastic", "optimizer", "decay_matrices_only"
     )  # fmt: skip
+    acting: ClassVar[tuple[str, ...]] = ("acting_context", "cached")
 
     context: int = setting(20, "steps in a window (K)", low=1)
     acting_context: int = setting(0, "steps that the policy looks back on when it acts; 0: as many as in training", low=0)

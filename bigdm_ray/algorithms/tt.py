@@ -14,7 +14,9 @@ warm-up over one epoch of the dataset, then a cosine to a tenth at its epoch 20,
 when the run is made. There the cosine is not capped, so that the official learning rate climbs again and, with a million windows, is back at its
 height at epoch 39 of 50; here it stays at a tenth.
 
-The planner, too, is the official one (`planning/beam.py`): the model sees `context` - 1 whole transitions and the one being written.
+The planner, too, is the official one (`planning/beam.py`): the model sees `context` - 1 whole transitions and the one being written. With
+`--algorithm.positions rotary`, which the paper has not, only distances between tokens count: another model, whose plans keep all that they have computed and
+see all that they have written, so that a `window` of `context` - 1 + `horizon` transitions shows it in training every distance that it meets.
 
 Deviations. (1) Windows begin at the last step too. (2) The loss is divided by the real transitions, not by all positions. (3) Behind the end the stop token is
 learned where the episode terminated; the official mask goes by the number of the step. (4) The first action of a plan cannot be the stop
@@ -22,7 +24,8 @@ token. (5) A value that much of the data shares has a bin of its own (`tokens/bi
 `cells` x `cells` fields and texts cut to `letters` bytes, for tasks that the paper has not.
 
     python -m bigdm_ray.run tt DATASET
-    python -m bigdm_ray.run tt DATASET --evaluations.mode mean --algorithm.layers 2 --budget.learner-steps 5000
+    python -m bigdm_ray.run tt DATASET --evaluations.mode mean --algorithm.layers 2 --algorithm.batch-size 32 --budget.learner-steps 5000 \\
+        --algorithm.warm-up-steps 200 --algorithm.decay-steps 4800
 """
 
 from __future__ import annotations
@@ -81,7 +84,7 @@ class TrajectoryModel(nn.Module):
         self.bins = Bins(choices, settings.bins)
         size = (settings.bins, settings.window, settings.width, settings.layers, settings.heads)
         goal = self.seen.width if self.asked is not None else 0
-        self.net = TrajectoryTransformer(choices, *size, settings.dropout, settings.stop, goal)
+        self.net = TrajectoryTransformer(choices, *size, settings.dropout, settings.stop, goal, "rotary" if settings.positions == "rotary" else "learned")
 
     def rows(self, observations: dict[str, Tensor], actions: dict[str, Tensor], rewards: Tensor, values: Tensor) -> Tensor:
         """Transitions as numbers `[..., dims]`: state, action, reward, value."""
@@ -216,6 +219,9 @@ class Tt(Algorithm):
 
     name: ClassVar[str] = "tt"
     offline_steps: ClassVar[int] = 195_000
+    acting: ClassVar[tuple[str, ...]] = (
+        "horizon", "beams", "expansions", "context", "k_act", "cdf_act", "k_obs", "cdf_obs", "k_rew", "expected_rewards", "objective", "discount"
+    )  # fmt: skip
 
     bins: int = setting(100, "bins of each dimension", low=2, high=10_000)
     discretiser: str = setting("quantile", "bins that hold equally many values, or that are equally wide", choices=("quantile", "uniform"))
@@ -223,6 +229,7 @@ class Tt(Algorithm):
     width: int = setting(128, "width of the transformer", low=1)
     layers: int = setting(4, "blocks of the transformer", low=1)
     heads: int = setting(4, "attention heads of each block", low=1)
+    positions: str = setting("learned", "an embedding of each place, or rotary: distances alone, faster plans", choices=("learned", "rotary"))
     dropout: float = setting(0.1, "share of embeddings, residuals and attention that is dropped in training", low=0, high=0.9)
     batch_size: int = setting(256, "windows drawn for one learner step", low=1, high=1_000_000)
     stop: bool = setting(True, "a stop token is learned behind terminations; without, a plan goes on for ever")
@@ -303,12 +310,16 @@ class Tt(Algorithm):
             raise UserError("--algorithm.objective goal searches for a goal, but the model is told none; give --algorithm.goal too")
         if self.objective == "goal" and self.horizon < 2:
             raise UserError("--algorithm.objective goal looks for the goal among the states that a plan leads to, but --algorithm.horizon 1 leads to none")
+        if self.objective == "goal" and not self.discount:
+            raise UserError("--algorithm.discount is 0, with which --algorithm.objective goal cannot tell soon from late; a discount above 0 is expected")
         if self.goal_steps and self.goal != "later":
             raise UserError(
                 f"--algorithm.goal-steps is {self.goal_steps}, but --algorithm.goal {self.goal} draws no later goal; give 0, or --algorithm.goal later"
             )
         if self.width % self.heads:
             raise UserError(f"--algorithm.width is {self.width}, but a multiple of --algorithm.heads, which is {self.heads}, is expected")
+        if self.positions == "rotary" and self.width // self.heads % 2:
+            raise UserError(f"--algorithm.positions rotary turns pairs, but the heads are {self.width // self.heads} wide; an even width of heads is expected")
         for path, leaf in (*signature.observations.items(), *signature.actions.items()):
             if max(leaf.choices, default=0) > self.bins:
                 raise UserError(f"--algorithm.bins is {self.bins}, but the {max(leaf.choices)} choices of {path!r} need as many bins")

@@ -69,6 +69,7 @@ class Bcq(OfflineBaseline):
     """Hyperparameters of BCQ."""
 
     name: ClassVar[str] = "bcq"
+    acting: ClassVar[tuple[str, ...]] = ("candidates",)
 
     batch_size: int = setting(100, "steps drawn for one learner step", low=1, high=1_000_000)
     hidden: tuple[int, ...] = setting((400, 300), "widths of critics and perturbation", low=1)

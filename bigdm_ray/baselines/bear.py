@@ -76,6 +76,7 @@ class Bear(OfflineBaseline):
     """Hyperparameters of BEAR."""
 
     name: ClassVar[str] = "bear"
+    acting: ClassVar[tuple[str, ...]] = ("candidates",)
 
     batch_size: int = setting(100, "steps drawn for one learner step", low=1, high=1_000_000)
     hidden: tuple[int, ...] = setting((400, 300), "widths of critics and policy", low=1)

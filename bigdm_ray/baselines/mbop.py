@@ -157,6 +157,7 @@ class Mbop(Algorithm):
 
     name: ClassVar[str] = "mbop"
     offline_steps: ClassVar[int] = 100_000
+    acting: ClassVar[tuple[str, ...]] = ("horizon", "samples", "sigma", "beta", "kappa")
 
     batch_size: int = setting(64, "steps drawn for one learner step", low=1, high=1_000_000)
     hidden: tuple[int, ...] = setting((64, 64), "widths of each network", low=1)

@@ -197,9 +197,11 @@ class RayCrew:
         weights: Weights = ray.get(self._weights_ref)
         return weights
 
-    def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int) -> Score:
-        """See Crew."""
+    def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int, on_end: Callable[[int], None] | None = None) -> Score:
+        """See Crew. The evaluator tells nothing before it has played all."""
         score: Score = self.evaluator.insist("score", weights, command, episodes, purpose, round)
+        if on_end is not None:
+            on_end(episodes)
         return score
 
     def save(self, write: Callable[[int, dict[str, np.ndarray], list[str]], Any]) -> None:

@@ -12,7 +12,7 @@ and ends the episode, and after 100 steps a time limit does. Every other step pa
 The steps are long against the rooms so that random play, which has no momentum, comes through doors often enough to cover the map: uniformly random
 actions reach the goal in 21 % of the episodes, and see 2.4 of the 4 rooms in an episode that does not.
 
-Observed are `position` and `goal`, x and y of each.
+Observed are `position` and `goal`, x and y of each; the goal comes first where leaves are sorted.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def outline() -> tuple[tuple[tuple[float, float], ...], ...]:
     return (((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0), (-1.0, -1.0)), *walls)
 
 
-def pixels(states: np.ndarray) -> np.ndarray:
+def pixels(positions: np.ndarray) -> np.ndarray:
     """Where positions `[..., 2]` are in a picture: (column, row) `[..., 2]`."""
-    return (np.asarray(states)[..., :2] * (1, -1) + 1) / 2 * _SIDE - 0.5
+    return (np.asarray(positions) * (1, -1) + 1) / 2 * _SIDE - 0.5
 
 
 def four_rooms(render_mode: str | None) -> gymnasium.Env[Any, Any]:
@@ -165,6 +165,7 @@ TASKS = {
         reference_returns=(0.0, 1.0),  # so that the normalised score is the success rate in percent
         outline=outline(),
         pixels=pixels,
+        place="position",
         about="a point in four rooms that has to reach a goal: 1 for reaching it, at most 100 steps",
     )
 }

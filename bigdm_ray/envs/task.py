@@ -199,8 +199,8 @@ class Task:
     signature)`, where there is one, makes a quicker vector of the same task. `wrap` changes either in the same way
     (the sparse LunarLander). `max_return` caps commanded returns (Srivastava et al. 2019, section 2.3.2);
     `reference_returns` are (random, expert) for the normalised score, or None where the field has agreed on none.
-    `outline` are lines of a map, a tuple of points (x, y) each, in the plane of the first two elements of a state; `pixels` maps states
-    `[..., elements]` to points (column, row) `[..., 2]` of the task's pictures.
+    `outline` are lines of a map, a tuple of points (x, y) each, in the plane of the first two elements of the observation's leaf `place`;
+    `pixels` maps values of that leaf `[..., elements]` to points (column, row) `[..., 2]` of the task's pictures.
     """
 
     name: str
@@ -214,6 +214,7 @@ class Task:
     about: str = ""
     outline: tuple[tuple[tuple[float, float], ...], ...] = ()
     pixels: Callable[[np.ndarray], np.ndarray] | None = None
+    place: str = ""  # the path of the leaf that `outline` and `pixels` are of
     fast_needs: tuple[str, ...] = ()  # modules that `fast` imports; where one is missing, the reference plays
 
     def require(self) -> None:

@@ -4,6 +4,9 @@ The original is jannerm/trajectory-transformer (`GPT`), the fork Howuhh/faster-t
 for queries, keys and values, a table of all dimensions' tokens, a table of places, and a head for each dimension: the head at place i
 predicts dimension i + 1, here it is named by what it predicts. The fork has no stop token. Their discretisers are thresholds of each
 dimension, of which a value that coincides with several has the last. Arrays by name come in and go out; no network is made here.
+
+The fork is meant as it is since its commit 213e58d (April 2023). Before, its residual stream was the normed input, with the same names and shapes:
+older weights are not told apart, and predict nonsense.
 """
 
 from __future__ import annotations

@@ -4,10 +4,15 @@ A transition is `dims` tokens: state, action, reward, value. One table embeds th
 the stop token that stands for whatever lies behind an episode's end; each place has an embedding, and each dimension a linear
 layer that predicts it. The last token of a transition, its value, is hidden from all attention.
 
+With `positions` rotary, which the paper has not, only the distances between places count. It is another model: what it makes of a token
+does not change when others leave the window, so that a search can keep all that it has computed.
+
 A network that is told a goal has its tokens, with a table and places of their own, before all others, which may all look at them.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,13 +41,14 @@ class TrajectoryTransformer(nn.Module):
         dropout: float = 0.0,
         stop: bool = True,
         goal: int = 0,
+        positions: Literal["learned", "rotary"] = "learned",
     ) -> None:
         super().__init__()
         self.dims, self.bins, self.window, self.goal = len(choices), bins, window, goal
         context = goal + window * self.dims - 1
         place = torch.arange(context) - goal
         hidden = (place >= 0) & (place % self.dims == self.dims - 1)
-        self.transformer = Transformer(width, layers, heads, context, dropout=dropout, positions="learned", hidden_keys=hidden)
+        self.transformer = Transformer(width, layers, heads, context, dropout=dropout, positions=positions, hidden_keys=hidden)
         self.embedding = nn.Embedding(bins * self.dims + 1, width)
         self.heads = nn.Parameter(torch.empty(self.dims, bins + 1, width))
         self.goal_embedding = nn.Embedding(bins * goal, width) if goal else None

@@ -325,12 +325,17 @@ class Transformer(nn.Module):
         return ((look & mask[:, None, :]) | itself)[:, None]
 
     def _turn(self, heads: Tensor, place: Tensor) -> Tensor:
-        """Rotary positions (Su et al. 2021, equation 34), halves of a head's width being the pairs."""
-        if not self.rotary:
-            return heads
-        half = heads.shape[-1] // 2
-        speed = torch.exp(torch.arange(half, device=heads.device) * (-math.log(10_000.0) / half))
-        angle = place[:, None] * speed
-        cosine, sine = angle.cos().to(heads.dtype), angle.sin().to(heads.dtype)
-        a, b = heads[..., :half], heads[..., half:]
-        return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
+        return turned(heads, place) if self.rotary else heads
+
+
+def turned(heads: Tensor, place: Tensor) -> Tensor:
+    """Queries or keys `[..., t, head width]` at the places `[t]`, by rotary positions (Su et al. 2021, equation 34).
+
+    Halves of a head's width are the pairs. Their products depend on the distance between places alone.
+    """
+    half = heads.shape[-1] // 2
+    speed = torch.exp(torch.arange(half, device=heads.device) * (-math.log(10_000.0) / half))
+    angle = place[:, None] * speed
+    cosine, sine = angle.cos().to(heads.dtype), angle.sin().to(heads.dtype)
+    a, b = heads[..., :half], heads[..., half:]
+    return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)

@@ -2,7 +2,7 @@
 
 The episode is played with sampled actions, without a search; at STATES of its steps, evenly apart, a plan is made after what truly came before. Every
 beam is a thin line, coloured by its score, the chosen one a thick one. A plan of H transitions names H states, the current one included; one that was searched
-for a goal is drawn to the first of them that is there.
+for a goal is drawn to the first of them that is there. Where the task has a map, the two elements are by default those that it is of, and it is drawn beneath.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from bigdm_ray.algorithms.tt import GOAL, TrajectoryModel, Tt, plan_at
-from bigdm_ray.envs.task import find_task
+from bigdm_ray.envs.task import Task, find_task
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.pictures.base import COLOURS, GREY, Numbers, Opened, Picture, panelled, pictured
 from bigdm_ray.settings import setting
+from bigdm_ray.tokens.bins import Elements
 from bigdm_ray.training.evaluation import constant, play
 from bigdm_ray.training.run_folder import Loaded, versions
 from bigdm_ray.training.streams import rng
@@ -37,7 +38,13 @@ STATES = 3
 class Fanning(Opened):
     """The flags of beams."""
 
-    axes: tuple[int, ...] = setting((0, 1), "of --beams: the two elements of the state that are drawn", low=0)
+    axes: tuple[int, ...] = setting((), "of --beams: the two elements of the state that are drawn; default: those of the task's map, without one 0,1", low=0)
+
+
+def mapped(task: Task, seen: Elements) -> list[int]:
+    """The two elements of a state that the task's map is of; none where it has no map, or the state not that leaf."""
+    place = seen.columns(task.place) if task.outline or task.pixels else None
+    return [] if place is None or place.stop - place.start < 2 else [place.start, place.start + 1]
 
 
 def plans(loaded: Loaded, asked: Fanning) -> dict[str, Any]:
@@ -45,8 +52,10 @@ def plans(loaded: Loaded, asked: Fanning) -> dict[str, Any]:
     model, algorithm = loaded.model, loaded.run.algorithm
     if not isinstance(model, TrajectoryModel) or not isinstance(algorithm, Tt):
         raise UserError(f"the {algorithm.name} policy of {loaded.folder} searches no beams to draw; a tt run is expected")
-    if len(set(asked.axes)) != 2 or len(asked.axes) != 2 or max(asked.axes) >= model.seen.width:
-        given = ",".join(str(axis) for axis in asked.axes)
+    of_map = mapped(loaded.task, model.seen)
+    axes = list(asked.axes) or of_map or [0, 1]
+    if len(set(axes)) != 2 or len(axes) != 2 or max(axes) >= model.seen.width:
+        given = ",".join(str(axis) for axis in axes)
         raise UserError(f"--axes is {given}, but two of the elements 0 to {model.seen.width - 1} of the state of {loaded.run.task} are expected")
     if algorithm.horizon < 2:
         raise UserError(f"{loaded.folder} plans with a horizon of 1, which leads to no other state, so there is nothing to draw")
@@ -55,7 +64,7 @@ def plans(loaded: Loaded, asked: Fanning) -> dict[str, Any]:
     if not played.episodes:
         raise RunFailed(f"no episode of {loaded.run.task} could be played to its end: {played.problems[0]}")
     (episode,) = played.episodes
-    chance, axes = rng(seed, "beams", 1), list(asked.axes)
+    chance = rng(seed, "beams", 1)
     drawn = []
     for step in np.unique(np.linspace(0, episode.length, STATES, endpoint=False).astype(int)).tolist():
         beams = plan_at(model, algorithm, episode, step, chance.random(2, np.float32))
@@ -71,6 +80,7 @@ def plans(loaded: Loaded, asked: Fanning) -> dict[str, Any]:
         "version": list(loaded.version),
         "objective": algorithm.objective,
         "axes": axes,
+        "map": axes == of_map,  # whether the task's map is of these
         "path": rows[:, axes].tolist(),  # of the episode: [step][element]
         "goal": goal,
         "return": episode.total_return,
@@ -87,7 +97,7 @@ def draw_beams(found: Numbers) -> Figure:
     shown = [(here, plan) for here in found for plan in here["plans"]]
     for axes, (here, plan) in zip(panels, shown, strict=True):
         lines, scores, path = np.array(plan["states"], np.float64), np.array(plan["scores"]), np.array(here["path"])
-        outline = find_task(here["task"]).outline if here["axes"] == [0, 1] else ()
+        outline = find_task(here["task"]).outline if here["map"] else ()
         for line in outline:
             axes.plot(*np.array(line).T, color="#464854", linewidth=2.5)
         axes.plot(*path.T, color=GREY, linewidth=0.8, linestyle=":", label="episode")

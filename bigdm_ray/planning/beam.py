@@ -10,6 +10,7 @@ token is drawn. All chance comes in as numbers, so a plan is a function of its i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from bigdm_ray.models.trajectory import TrajectoryTransformer
-from bigdm_ray.planning.encoder import Encoder, Trunk
+from bigdm_ray.planning.encoder import Trunk
+from bigdm_ray.planning.kept import Keeper
 from bigdm_ray.tokens.bins import Bins
 
 SEED_BITS = 24
@@ -105,7 +107,7 @@ class Planner:
         if not 2 <= search.context <= net.window:
             raise ValueError(f"a context of {search.context} transitions is not from 2 to the network's {net.window}")
         self.net, self.bins, self.seen, self.acted, self.search = net, bins, seen, acted, search
-        self.encoder = Encoder(net)
+        self.encoder = Keeper(net)
 
     @property
     def middles(self) -> Tensor:
@@ -159,17 +161,14 @@ class Planner:
         return self.fan(past, state, numbers, goal).best
 
     def _plan(self, past: Tensor, state: Tensor, numbers: Numbers, goal: Tensor | None) -> Fan:
-        search, encoder = self.search, self.encoder
+        search = self.search
         n, beams = len(state), search.beams
-        window = self._window(past)
-        trunk, which = encoder.trunk(window, state, 0, goal)
-        trunk = trunk.take(which)
+        written = (Kept if self.net.transformer.rotary else Anew)(self, self.window(past), state, goal)
         states = state[:, None].expand(n, beams, self.seen)
         plans = state.new_zeros(n, beams, 0, self.net.dims)
-        window = window[:, None].expand(n, beams, *window.shape[1:])
         earned = score = self.middles.new_zeros(n, beams)
         for t in range(search.horizon):
-            tokens, reward, value = self._expand(trunk, numbers, t, window.shape[2])
+            tokens, reward, value = self._expand(written, numbers, t)
             if search.reach:
                 reward, value = torch.zeros_like(reward), torch.zeros_like(value)
             earned = earned.repeat(1, search.expansions) + search.discount**t * reward
@@ -180,31 +179,24 @@ class Planner:
             if t == search.horizon - 1:
                 break
             earned = earned.gather(1, best)
-            window = self._window(torch.cat([_rows(window, best % beams), plans[:, :, -1:]], 2))
-            trunk, which = encoder.trunk(window.flatten(0, 1), None, self.seen, _each(goal, beams))
-            chance = None
-            if search.k_obs != 1:  # beams that agree may go on to different states
-                trunk, which = trunk.take(which), torch.arange(n * beams, device=which.device)
-                chance = numbers["states"][:, t].transpose(1, 2).flatten(0, 1)
-            states = self._next_state(trunk, window.shape[2], chance)[which].view(n, beams, self.seen)
+            states = written.go_on(best, plans[:, :, -1], numbers["states"][:, t].transpose(1, 2).flatten(0, 1) if search.k_obs != 1 else None)
             if search.reach and goal is not None:
                 there = (states == goal[:, None]).all(2)
                 earned = torch.maximum(earned, search.discount ** (t + 1) * there)
-            trunk = trunk.take(which)
         return Fan(plans, score[:, :beams])
 
-    def _window(self, transitions: Tensor) -> Tensor:
+    def window(self, transitions: Tensor) -> Tensor:
         """The transitions `[..., m, dims]` that are looked at beside the one being written."""
         return transitions[..., max(0, transitions.shape[-2] - self.search.context + 1) :, :]
 
-    def _expand(self, trunk: Trunk, numbers: Numbers, t: int, place: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _expand(self, written: Anew | Kept, numbers: Numbers, t: int) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, rewards and values of all candidates: their tokens `[n, candidates, acted + 2]`, and two of `[n, candidates]`.
 
-        The trunk has one row for each environment, or one for each of its beams.
+        What is written has one row for each environment, or one for each of its beams.
         """
-        search, net, encoder = self.search, self.net, self.encoder
+        search, net = self.search, self.net
         n = len(numbers["actions"])
-        beams = len(trunk.last) // n
+        beams = len(written.last) // n
         each = search.beams * search.expansions // beams
 
         def by_row(values: Tensor) -> Tensor:
@@ -213,8 +205,8 @@ class Planner:
         def by_candidate(values: Tensor) -> Tensor:
             return values.view(n, beams, each).transpose(1, 2).reshape(n, each * beams)
 
-        own = encoder.own(trunk, each, self.acted + 1)
-        hidden = trunk.last.unsqueeze(1)
+        written.open(each)
+        hidden = written.last.unsqueeze(1)
         tokens, numbers_of = [], []
         for j in range(self.acted + 2):
             dim = self.seen + j
@@ -228,7 +220,7 @@ class Planner:
                 numbers_of.append(self._number(logits, token, dim))
             tokens.append(token)
             if j <= self.acted:
-                hidden = encoder.branch(trunk, own, encoder.placed(token, dim, net.dims * place + dim), j)
+                hidden = written.branch(token, dim, j)
         reward, value = numbers_of
         return torch.stack([by_candidate(token) for token in tokens], 2), by_candidate(reward), by_candidate(value)
 
@@ -243,15 +235,14 @@ class Planner:
         """Logits of an action's token. The first action will be taken, so that it cannot be the stop token."""
         return logits if t else torch.cat([logits[..., :-1], torch.full_like(logits[..., -1:], -torch.inf)], -1)
 
-    def _next_state(self, trunk: Trunk, place: int, chance: Tensor | None) -> Tensor:
-        """Write the tokens of the next state `[rows, seen]` behind each row of the trunk."""
-        search, net = self.search, self.net
-        tokens = []
+    def next_state(self, last: Callable[[], Tensor], write: Callable[[Tensor, int], None], chance: Tensor | None) -> Tensor:
+        """Write the tokens of the next state `[rows, seen]`: `last()` are the outputs `[rows, width]` that predict the next of them."""
+        search, tokens = self.search, []
         for dim in range(self.seen):
-            logits = net.logits(trunk.last, dim)
+            logits = self.net.logits(last(), dim)
             logits = logits if chance is None else narrowed(logits, search.k_obs, search.cdf_obs)
             tokens.append(drawn(logits, search.k_obs, None if chance is None else chance[:, dim]))
-            self.encoder.step(trunk, self.encoder.placed(tokens[-1], dim, net.dims * place + dim))
+            write(tokens[-1], dim)
         return torch.stack(tokens, 1)
 
     def likely(self, past: Tensor, state: Tensor, goal: Tensor | None = None) -> Plan:
@@ -264,7 +255,7 @@ class Planner:
     def _likely(self, past: Tensor, state: Tensor, goal: Tensor | None) -> Fan:
         search, net, encoder = self.search, self.net, self.encoder
         n = len(state)
-        window = self._window(past).unsqueeze(1)
+        window = self.window(past).unsqueeze(1)
         plans = state.new_zeros(n, 1, 0, net.dims)
         total = self.middles.new_zeros(n, 1)
         for t in range(search.horizon):
@@ -289,9 +280,9 @@ class Planner:
                 window, plans = _rows(window, parents), _rows(plans, parents)
                 written = torch.cat([_rows(written, parents), token.unsqueeze(2)], 2)
                 if dim < net.dims - 1:
-                    encoder.step(trunk, encoder.placed(token.flatten(), dim, net.dims * place + dim))
+                    encoder.step(trunk, token.flatten(), dim, net.dims * place + dim)
             plans = torch.cat([plans, written.unsqueeze(2)], 2)
-            window = self._window(torch.cat([window, written.unsqueeze(2)], 2))
+            window = self.window(torch.cat([window, written.unsqueeze(2)], 2))
         score, order = total.sort(dim=1, descending=True, stable=True)
         return Fan(_rows(plans, order), score)
 
@@ -306,7 +297,7 @@ class Planner:
 
     def _follow(self, past: Tensor, state: Tensor, actions: Tensor, goal: Tensor | None) -> Tensor:
         net, encoder = self.net, self.encoder
-        window, states = self._window(past), []
+        window, states = self.window(past), []
         for taken in actions.unbind(1):
             place = window.shape[1]
             trunk, which = encoder.trunk(window, state, net.dims, goal)
@@ -316,14 +307,14 @@ class Planner:
                 if dim >= net.dims - 2:
                     written.append(net.logits(trunk.last, dim)[..., :-1].argmax(-1))
                 if dim < net.dims - 1:
-                    encoder.step(trunk, encoder.placed(written[dim], dim, net.dims * place + dim))
-            window = self._window(torch.cat([window, torch.stack(written, 1).unsqueeze(1)], 1))
+                    encoder.step(trunk, written[dim], dim, net.dims * place + dim)
+            window = self.window(torch.cat([window, torch.stack(written, 1).unsqueeze(1)], 1))
             trunk, which = encoder.trunk(window, None, self.seen, goal)
             tokens: list[Tensor] = []
             trunk = trunk.take(which)
             for dim in range(self.seen):
                 tokens.append(net.logits(trunk.last, dim)[..., :-1].argmax(-1))
-                encoder.step(trunk, encoder.placed(tokens[-1], dim, net.dims * window.shape[1] + dim))
+                encoder.step(trunk, tokens[-1], dim, net.dims * window.shape[1] + dim)
             state = torch.stack(tokens, 1)
             states.append(state)
         return torch.stack(states, 1)
@@ -331,7 +322,7 @@ class Planner:
     @torch.inference_mode()
     def act(self, past: Tensor, state: Tensor, uniforms: Tensor | None, goal: Tensor | None = None) -> Tensor:
         """An action without a plan: tokens `[n, acted]` drawn one after the other with `uniforms [n, acted]`, or the most likely ones."""
-        window = self._window(past)
+        window = self.window(past)
         trunk, which = self.encoder.trunk(window, state, self.acted, goal)
         trunk = trunk.take(which)
         tokens = []
@@ -340,8 +331,99 @@ class Planner:
             logits = self._acting(self.net.logits(trunk.last, dim), 0)
             tokens.append(drawn(logits, 0, None if uniforms is None else uniforms[:, j]))
             if j < self.acted - 1:
-                self.encoder.step(trunk, self.encoder.placed(tokens[-1], dim, self.net.dims * window.shape[1] + dim))
+                self.encoder.step(trunk, tokens[-1], dim, self.net.dims * window.shape[1] + dim)
         return torch.stack(tokens, 1)
+
+
+class Anew:
+    """The beams of a plan as the model's rule has them: where a transition begins the oldest leaves, and the windows are encoded anew."""
+
+    def __init__(self, planner: Planner, window: Tensor, state: Tensor, goal: Tensor | None) -> None:
+        """`window [n, m, dims]` is what the plan begins behind."""
+        self._planner, self._goal = planner, goal
+        self._window = window[:, None].expand(len(state), planner.search.beams, *window.shape[1:])
+        trunk, which = planner.encoder.trunk(window, state, 0, goal)
+        self._trunk = trunk.take(which)
+
+    @property
+    def last(self) -> Tensor:
+        """The outputs that predict the next actions, `[n, width]` at first, then `[n * beams, width]`."""
+        return self._trunk.last
+
+    def open(self, each: int) -> None:
+        """Make room for so many continuations of each row."""
+        self._own = self._planner.encoder.own(self._trunk, each, self._planner.acted + 1)
+
+    def branch(self, tokens: Tensor, dim: int, slot: int) -> Tensor:
+        """A token of each continuation `[rows, each]`: outputs `[rows, each, width]`."""
+        place = self._planner.net.dims * self._window.shape[2] + dim
+        return self._planner.encoder.branch(self._trunk, self._own, tokens, dim, place, slot)
+
+    def go_on(self, best: Tensor, transitions: Tensor, chance: Tensor | None) -> Tensor:
+        """The next states `[n, beams, seen]` of the candidates `best [n, beams]`, whose transitions `[n, beams, dims]` are written."""
+        planner, encoder = self._planner, self._planner.encoder
+        n, beams = best.shape
+        self._window = planner.window(torch.cat([_rows(self._window, best % beams), transitions.unsqueeze(2)], 2))
+        trunk, which = encoder.trunk(self._window.flatten(0, 1), None, planner.seen, _each(self._goal, beams))
+        if chance is not None:  # beams that agree may go on to different states
+            trunk, which = trunk.take(which), torch.arange(n * beams, device=which.device)
+        place = planner.net.dims * self._window.shape[2]
+        states = planner.next_state(lambda: trunk.last, lambda token, dim: encoder.step(trunk, token, dim, place + dim), chance)
+        self._trunk = trunk.take(which)
+        return states[which].view(n, beams, planner.seen)
+
+
+class Kept:
+    """The beams of a plan of a model with rotary positions: all that was computed is kept, and nothing leaves the view. Offers what `Anew` does."""
+
+    def __init__(self, planner: Planner, window: Tensor, state: Tensor, goal: Tensor | None) -> None:
+        """See Anew."""
+        self._planner, self._place = planner, planner.net.dims * window.shape[1]
+        self._stem = planner.encoder.stem(window, state, goal)
+        self._which = torch.zeros(len(state), 1, dtype=torch.int64, device=state.device)  # which beams agree
+
+    @property
+    def last(self) -> Tensor:
+        """See Anew."""
+        return self._stem.last
+
+    def open(self, each: int) -> None:
+        """See Anew."""
+        self._own = self._planner.encoder.branches(self._stem, each, self._planner.acted + 1)
+
+    def branch(self, tokens: Tensor, dim: int, slot: int) -> Tensor:
+        """See Anew."""
+        return self._planner.encoder.fork(self._stem, self._own, tokens, dim, self._place + dim, slot)
+
+    def go_on(self, best: Tensor, transitions: Tensor, chance: Tensor | None) -> Tensor:
+        """See Anew. Beams that agree are written on once."""
+        planner, encoder = self._planner, self._planner.encoder
+        n, beams = best.shape
+        rows, dims = len(self._stem.last) // n, planner.net.dims
+        parents = best % rows
+        same = torch.cat([self._which.gather(1, parents)[..., None], transitions[..., planner.seen :]], 2)
+        first, self._which = _distinct(same) if chance is None else (torch.arange(beams, device=best.device).expand(n, -1),) * 2
+        base = rows * torch.arange(n, device=best.device)[:, None]
+        ahead, chosen = transitions.gather(1, first[..., None].expand(-1, -1, dims)).flatten(0, 1), best.gather(1, first)
+        stem = self._stem.grown((base + chosen % rows).flatten(), self._own, (chosen // rows).flatten(), self._stem.used + planner.acted + 1 + planner.seen)
+        encoder.write(stem, ahead[:, -1], dims - 1, self._place + dims - 1, kept=False)
+        self._place += dims
+        states = planner.next_state(lambda: stem.last, lambda token, dim: encoder.write(stem, token, dim, self._place + dim), chance)
+        which = self._which + first.shape[1] * torch.arange(n, device=best.device)[:, None]
+        self._stem = stem.take(which.flatten())
+        return states[which]
+
+
+def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Of rows `[n, b, k]` the first of each that agree, by environment `[n, m]`, filled up with the first of all; and which of them each is `[n, b]`."""
+    n, b, _ = rows.shape
+    place = torch.arange(b, device=rows.device)
+    first = (rows[:, :, None] == rows[:, None]).all(3).long().argmax(2)  # the first row that agrees with each
+    fresh = first == place
+    rank = fresh.long().cumsum(1) - 1
+    found = torch.zeros(n, int(rank.max()) + 1, dtype=torch.int64, device=rows.device)
+    found[fresh.nonzero()[:, 0], rank[fresh]] = place.expand(n, b)[fresh]
+    return found, rank.gather(1, first)
 
 
 def _rows(values: Tensor, chosen: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
 from bigdm_ray.models.trajectory import TrajectoryTransformer
-from bigdm_ray.models.transformer import Block
+from bigdm_ray.models.transformer import Block, turned
 
 ROWS = 1024
 """Tokens that pass a feed-forward layer at once: more do not fit a core's cache."""
@@ -77,32 +77,32 @@ class Encoder:
     """The network's forward pass in the pieces that a search needs. It reads weights; it trains nothing."""
 
     def __init__(self, net: TrajectoryTransformer) -> None:
-        assert not net.transformer.rotary and net.transformer.table is not None, "learned places are what is computed here"
+        assert net.transformer.rotary == (net.transformer.table is None), "places are embedded, or turn queries and keys"
         self.net = net
         self.blocks = [Layer(block) for block in net.transformer.blocks if isinstance(block, Block)]
         self.split = self.blocks[0].heads
-        self._heads = torch.arange(self.split, device=self._places.device)
+        self._heads = torch.arange(self.split, device=net.heads.device)
         self._memory: dict[tuple[object, ...], Tensor] = {}
         self._masks: dict[tuple[int, int], Tensor] = {}
 
-    @property
-    def _places(self) -> Tensor:
-        assert self.net.transformer.table is not None
-        return self.net.transformer.table[self.net.goal :]
+    def placed(self, x: Tensor, place: Tensor) -> Tensor:
+        """Embedded tokens `[..., t, width]` with their places `[t]`, counted from the first token of the goal, where places are embedded."""
+        table = self.net.transformer.table
+        return x if table is None else x + table[place]
 
-    @property
-    def _goal_places(self) -> Tensor:
-        assert self.net.transformer.table is not None
-        return self.net.transformer.table[: self.net.goal]
+    def _one(self, tokens: Tensor, dim: int, place: int) -> tuple[Tensor, Tensor]:
+        """One token of each row `[...]`, of dimension `dim`: `[..., width]` with its place, and that place `[1]`."""
+        where = torch.tensor([place + self.net.goal], device=self.net.heads.device)
+        return self.placed(self.net.embed(tokens, dim).unsqueeze(-2), where).squeeze(-2), where
 
-    def placed(self, tokens: Tensor, dim: int, place: int) -> Tensor:
-        """One token of each row `[...]`, of dimension `dim`, with its place: `[..., width]`."""
-        return self.net.embed(tokens, dim) + self._places[place]
+    def turn(self, heads: Tensor, place: Tensor) -> Tensor:
+        """Queries or keys `[..., t, head width]` at the places `[t]`: as they are, unless positions are rotary."""
+        return turned(heads, place) if self.net.transformer.rotary else heads
 
     def _mask(self, own: int, before: int) -> Tensor:
         """Which keys each of `own` tokens may look at, when `before` come before them: `[own, before + own]`."""
         if (own, before) not in self._masks:
-            self._masks[own, before] = torch.ones(own, before + own, dtype=torch.bool, device=self._places.device).tril(before)
+            self._masks[own, before] = torch.ones(own, before + own, dtype=torch.bool, device=self._heads.device).tril(before)
         return self._masks[own, before]
 
     def trunk(self, past: Tensor, state: Tensor | None, room: int, goal: Tensor | None = None) -> tuple[Trunk, Tensor]:
@@ -119,6 +119,7 @@ class Encoder:
         tail, dim, place = (past[:, -1, -1:], each, net.dims * m - 1) if state is None else (state, 0, net.dims * m)
         tree: list[Tensor] = []  # for each level, which row of the level before comes before
         parts: list[Tensor] = []
+        places: list[Tensor] = []
         which = torch.zeros(len(past), dtype=torch.int64, device=past.device)
         goals = [] if goal is None else [goal]
         for k, tokens in enumerate((*goals, *past[:, :, :-1].unbind(1), tail), -len(goals)):
@@ -126,17 +127,17 @@ class Encoder:
             begin, start = (dim, place) if k == m else (0, net.dims * k)
             count = tokens.shape[1]
             tree.append(rows[:, 0])
-            if k < 0:
-                parts.append(net.embed_goal(rows[:, 1:]) + self._goal_places)
-            else:
-                parts.append(net.embed(rows[:, 1:], slice(begin, begin + count)) + self._places[start : start + count])
+            first = 0 if k < 0 else net.goal + start
+            places.append(torch.arange(first, first + count, device=past.device))
+            embedded = net.embed_goal(rows[:, 1:]) if k < 0 else net.embed(rows[:, 1:], slice(begin, begin + count))
+            parts.append(self.placed(embedded, places[-1]))
         keep = 0 if state is None else state.shape[1]
         trunk = Trunk([], [], parts[-1], net.goal + each * m + keep)
         x = torch.cat([part.flatten(0, 1) for part in parts])
         rows_of = [len(part) for part in parts]
         as_before = not keep and rows_of[-1] == rows_of[-2] and bool((tree[-1] == torch.arange(rows_of[-1], device=x.device)).all())
         for layer in range(len(self.blocks)):
-            x = self._level(layer, x, [part.shape[:2] for part in parts], tree, keep, room, as_before, trunk)
+            x = self._level(layer, x, [part.shape[:2] for part in parts], places, tree, keep, room, as_before, trunk)
         trunk.last = net.transformer.norm(x.view(len(parts[-1]), -1, x.shape[-1])[:, -1])
         return trunk, which
 
@@ -144,10 +145,21 @@ class Encoder:
         """Memory of this name and shape, whatever it holds: fresh memory would cost a page fault for each of its pages."""
         size = math.prod(shape)
         if name not in self._memory or len(self._memory[name]) < size:
-            self._memory[name] = self._places.new_empty(size)
+            self._memory[name] = self.net.heads.new_empty(size)
         return self._memory[name][:size].view(shape)
 
-    def _level(self, layer: int, x: Tensor, shapes: list[torch.Size], tree: list[Tensor], keep: int, room: int, as_before: bool, trunk: Trunk) -> Tensor:
+    def _level(
+        self,
+        layer: int,
+        x: Tensor,
+        shapes: list[torch.Size],
+        places: list[Tensor],
+        tree: list[Tensor],
+        keep: int,
+        room: int,
+        as_before: bool,
+        trunk: Trunk,
+    ) -> Tensor:
         """One block over the tokens of all levels, joined to `[tokens, width]`; of the last level alone where it is the final block.
 
         Adds the keys and values of the whole windows to the trunk. `as_before`: the last level's rows are those of the level
@@ -168,7 +180,8 @@ class Encoder:
             before = keys.shape[2]
             adds = t if k < end else keep
             if k < end or not as_before:
-                new = part.view(n, t, 2, self.split, head).permute(2, 0, 3, 1, 4)
+                raw, worth = part.view(n, t, 2, self.split, head).permute(2, 0, 3, 1, 4)
+                new = (self.turn(raw, places[k]), worth)
                 whole_windows = k == end - as_before
                 name = (layer, "trunk") if whole_windows else (k % 2, "level")
                 size = (n, self.split, before + adds + (room if whole_windows else 0), head)
@@ -183,7 +196,7 @@ class Encoder:
                     trunk.keys.append(grown[0])
                     trunk.values.append(grown[1])
             if k == end or not final:
-                asked = queries[0 if final else k].view(n, t, self.split, head).transpose(1, 2)
+                asked = self.turn(queries[0 if final else k].view(n, t, self.split, head).transpose(1, 2), places[k])
                 mask = self._mask(t, before) if adds and t > 1 else None
                 gathered.append(scaled_dot_product_attention(asked, keys, values, mask).transpose(1, 2).flatten(2).flatten(0, 1))
         looked = torch.cat(gathered)
@@ -191,28 +204,29 @@ class Encoder:
             return block.finish(x, looked)
         return torch.cat([block.finish(a, b) for a, b in zip(x.split(ROWS), looked.split(ROWS), strict=True)])
 
-    def step(self, trunk: Trunk, x: Tensor) -> None:
-        """One more token of each row of a trunk, `[rows, width]` with its place: its keys take the next slot, its output becomes `last`."""
-        slot = trunk.used
+    def step(self, trunk: Trunk, tokens: Tensor, dim: int, place: int) -> None:
+        """One more token of each row of a trunk `[rows]`, of dimension `dim`: its keys take the next slot, its output becomes `last`."""
+        (x, where), slot = self._one(tokens, dim, place), trunk.used
         trunk.used += 1
         for block, keys, values in zip(self.blocks, trunk.keys, trunk.values, strict=True):
-            query, key, value = block.project(x).view(len(x), 3, self.split, -1).unbind(1)
-            keys[:, :, slot], values[:, :, slot] = key, value
-            scores = (query.unsqueeze(2) * query.shape[-1] ** -0.5) @ keys[:, :, : slot + 1].transpose(2, 3)
+            query, key, value = block.project(x).view(len(x), 3, self.split, 1, -1).unbind(1)
+            keys[:, :, slot : slot + 1], values[:, :, slot : slot + 1] = self.turn(key, where), value
+            scores = (self.turn(query, where) * query.shape[-1] ** -0.5) @ keys[:, :, : slot + 1].transpose(2, 3)
             x = block.finish(x, (torch.softmax(scores, -1) @ values[:, :, : slot + 1]).flatten(1))
         trunk.last = self.net.transformer.norm(x)
 
-    def branch(self, trunk: Trunk, own: list[tuple[Tensor, Tensor]], x: Tensor, slot: int) -> Tensor:
-        """A token of each of several continuations of the rows of a trunk, `[rows, each, width]` with its place: outputs of this shape.
+    def branch(self, trunk: Trunk, own: list[tuple[Tensor, Tensor]], tokens: Tensor, dim: int, place: int, slot: int) -> Tensor:
+        """A token of each of several continuations of the rows of a trunk, `[rows, each]`, of dimension `dim`: outputs `[rows, each, width]`.
 
         `own` are keys and values of the continuations' own tokens `[rows, heads, each, slots, head width]` by layer; this one's take
         `slot`. The attention is one softmax over the trunk's keys, read once for all continuations of a row, and their own.
         """
+        x, where = self._one(tokens, dim, place)
         n, each, _ = x.shape
         for block, keys, values, (mine, worth) in zip(self.blocks, trunk.keys, trunk.values, own, strict=True):
             query, key, value = block.project(x).view(n, each, 3, self.split, -1).permute(2, 0, 3, 1, 4)
-            mine[:, :, :, slot], worth[:, :, :, slot] = key, value
-            query = query * query.shape[-1] ** -0.5
+            mine[:, :, :, slot], worth[:, :, :, slot] = self.turn(key, where), value
+            query = self.turn(query, where) * query.shape[-1] ** -0.5
             shared = query @ keys[:, :, : trunk.used].transpose(2, 3)
             apart = (query.unsqueeze(3) * mine[:, :, :, : slot + 1]).sum(-1)
             looks = torch.softmax(torch.cat([shared, apart], -1), -1)

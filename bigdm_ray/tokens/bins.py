@@ -7,6 +7,7 @@ travel with the weights.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import Literal
@@ -38,6 +39,13 @@ class Elements:
             choices += list(leaf.choices) if leaf.kind == "discrete" else [0] * size
         self.width = min(first, sum(sizes)) if first else sum(sizes)
         self.choices = choices[: self.width]
+        ends = list(itertools.accumulate(sizes))
+        self._columns = {path: slice(end - size, end) for path, size, end in zip(leaves, sizes, ends, strict=True)}
+
+    def columns(self, path: str) -> slice | None:
+        """Which elements of a row are those of this leaf; None where a row has not all of them."""
+        found = self._columns.get(path)
+        return found if found is not None and found.stop <= self.width else None
 
     def rows(self, values: dict[str, Tensor]) -> Tensor:
         """Leaves `[..., *shape]` as `[..., width]` float32."""

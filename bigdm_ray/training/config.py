@@ -231,6 +231,23 @@ def settings_of(kind: type[Algorithm]) -> Iterator[tuple[str, Any, Any, str]]:
                 yield f"{prefix}.{f.name}", hints[f.name], f.default, f.metadata["help"] + choices
 
 
+def acting_as(algorithm: Algorithm, given: Mapping[str, Any]) -> Algorithm:
+    """A trained algorithm with other values, as text too, of settings that affect acting alone. Raises UserError for another setting, and one out of range."""
+    may = [flag(f"algorithm.{name}") for name in algorithm.acting]
+    hints = typing.get_type_hints(type(algorithm))
+    known = {f.name for f in dataclasses.fields(algorithm)}
+    for name in given:
+        path = f"algorithm.{name}"
+        if name not in known:
+            raise UserError(f"{algorithm.name} has no setting {flag(path)}{nearest(flag(path), may)}")
+        if name not in algorithm.acting:
+            rest = f"those that affect acting alone are {', '.join(may)}" if may else f"{algorithm.name} has none that affect acting alone"
+            raise UserError(f"{flag(path)} was settled when the run was trained; {rest}")
+    made = dataclasses.replace(algorithm, **{name: converted(hints[name], value, f"algorithm.{name}") for name, value in given.items()})
+    checked(made, "algorithm.")
+    return made
+
+
 def parse(arguments: list[str]) -> Door:
     """`ALGORITHM TASK [flags]` as a Door. Raises UserError; exits 0 after --help."""
     if arguments and not arguments[0].startswith("-"):

@@ -94,10 +94,10 @@ class Evaluator:
         self._policy = run.algorithm.policy(self._model, cast(Mode, run.evaluations.mode))
         self._env: VectorEnv | None = None
 
-    def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int) -> Score:
+    def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int, on_end: Callable[[int], None] | None = None) -> Score:
         """See `evaluate`."""
         weights.into(self._model)
-        return evaluate(self._policy, self._task, command, episodes, self._run.seed, purpose, round, self._rows(min(ROWS, episodes)))
+        return evaluate(self._policy, self._task, command, episodes, self._run.seed, purpose, round, self._rows(min(ROWS, episodes)), on_end)
 
     def part(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, number: int) -> Score:
         """A part of `evaluate_in_parts`, which may hold no episode."""
@@ -123,12 +123,23 @@ def constant(command: dict[str, float], n: int) -> Columns:
     return {name: np.full(n, value, np.float32) for name, value in command.items()}
 
 
-def evaluate(policy: Policy, task: Task, command: dict[str, float], episodes: int, seed: int, purpose: str, round: int, env: VectorEnv | None = None) -> Score:
+def evaluate(
+    policy: Policy,
+    task: Task,
+    command: dict[str, float],
+    episodes: int,
+    seed: int,
+    purpose: str,
+    round: int,
+    env: VectorEnv | None = None,
+    on_end: Callable[[int], None] | None = None,
+) -> Score:
     """Play `episodes` on the reference environments. `purpose` and `round` name the streams (validation, final, ...).
 
-    `env`, where given, are reference environments to use again; they are seeded anew and left open. Raises RunFailed where no episode ends well.
+    `env`, where given, are reference environments to use again; they are seeded anew and left open. `on_end`: see `rollout`.
+    Raises RunFailed where no episode ends well.
     """
-    return Score.of(play(policy, task, constant(command, episodes), episodes, seed, purpose, round, env), command).whole(task)
+    return Score.of(play(policy, task, constant(command, episodes), episodes, seed, purpose, round, env, on_end), command).whole(task)
 
 
 def parts_of(episodes: int, rows: int) -> list[int]:

@@ -116,9 +116,9 @@ class ForeignCrew:
         """See Crew."""
         return Weights((self._counters.incarnation, self._counters.learner_step), self._trainer.weights())
 
-    def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int) -> Score:
+    def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int, on_end: Callable[[int], None] | None = None) -> Score:
         """See Crew."""
-        return self._evaluator.score(weights, command, episodes, purpose, round)
+        return self._evaluator.score(weights, command, episodes, purpose, round, on_end)
 
     def save(self, write: Callable[[int, dict[str, np.ndarray], list[str]], Any]) -> None:
         """See Crew."""

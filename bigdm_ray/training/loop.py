@@ -74,8 +74,8 @@ class Crew(Protocol):
     def weights(self) -> Weights:
         """The network as it is now."""
 
-    def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int) -> Score:
-        """Evaluate weights."""
+    def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int, on_end: Callable[[int], None] | None = None) -> Score:
+        """Evaluate weights; `on_end` hears of how many episodes have ended since it last did."""
 
     def save(self, write: Callable[[int, dict[str, np.ndarray], list[str]], Any]) -> None:
         """Compact the store, hand (learner step, learner state, shard names) to `write`, then unlink what no checkpoint names."""
@@ -311,15 +311,14 @@ class Session:
         if not self.counters.episodes and self.run.dataset is None:
             raise RunFailed("the budget was spent before a single episode was stored; give --budget.minutes or --budget.env-steps more")
         weights, command = self.save(crew)
-        episodes = self.run.evaluations.final_episodes
-        score = crew.score(weights, command, episodes, "final", 0)
+        score = self._final(crew, weights, command, 0)
         last = score.summary(self.task)
         best_mean = float(score.returns.mean())
         best_path = self.folder.weights("best")
         if best_path.is_file():
             best = Weights.load(best_path)
             if best.version != weights.version:
-                best_mean = float(crew.score(best, load_command(best_path), episodes, "final", 1).returns.mean())
+                best_mean = float(self._final(crew, best, load_command(best_path), 1).returns.mean())
         else:
             save_weights(self.folder, "best", weights, command, float(score.returns.mean()))
         counters = self.counters
@@ -350,6 +349,19 @@ class Session:
         }
         self.folder.write_summary(summary)
         return summary
+
+    def _final(self, crew: Crew, weights: Weights, command: dict[str, float], round: int) -> Score:
+        """A score on fresh seeds. Listeners that `watch`, as a terminal does, are shown how many of its episodes have ended."""
+        episodes = self.run.evaluations.final_episodes
+        watches = [watch for to in self._listeners if callable(watch := getattr(to, "watch", None))]
+        with contextlib.ExitStack() as end:
+            bars = [end.enter_context(bar) for watch in watches if (bar := watch("final evaluation", episodes)) is not None]
+
+            def on_end(count: int) -> None:
+                for bar in bars:
+                    bar.advance(count)
+
+            return crew.score(weights, command, episodes, "final", round, on_end if bars else None)
 
     def close(self) -> None:
         """Close the files of the listeners that have any."""
@@ -405,9 +417,9 @@ class LocalCrew:
         """See Crew."""
         return self.learner.weights(self._incarnation)
 
-    def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int) -> Score:
+    def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int, on_end: Callable[[int], None] | None = None) -> Score:
         """See Crew."""
-        return self._evaluator.score(weights, command, episodes, purpose, round)
+        return self._evaluator.score(weights, command, episodes, purpose, round, on_end)
 
     def save(self, write: Callable[[int, dict[str, np.ndarray], list[str]], Any]) -> None:
         """See Crew."""

@@ -17,6 +17,7 @@ from typing import IO
 
 import numpy as np
 
+from bigdm_ray.formats.progress import Progress
 from bigdm_ray.replay.shard import unwritten
 
 Report = dict[str, float]
@@ -169,6 +170,15 @@ class Terminal:
             )
             self._stream.write(f"\r\x1b[K{text}")
         self._stream.flush()
+
+    def watch(self, label: str, episodes: int) -> Progress | None:
+        """A bar for episodes that are played when training is over, which stays on screen; None where there is no terminal."""
+        if not self._alive:
+            return None
+        self.close()
+        bar = Progress(label, episodes, stream=self._stream, units="episodes")
+        bar.advance(0)
+        return bar
 
     def close(self) -> None:
         """Leave the progress line."""

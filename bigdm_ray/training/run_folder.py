@@ -6,14 +6,15 @@ run.json  metrics.jsonl  summary.json  weights/  checkpoints/  store/  tensorboa
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +25,8 @@ from bigdm_ray.algorithms.base import Mode, Policy
 from bigdm_ray.envs.task import Signature, Task, find_task
 from bigdm_ray.errors import RunFailed, UserError, full_disk
 from bigdm_ray.replay.shard import publish, unwritten
-from bigdm_ray.training.config import Run, read_run
+from bigdm_ray.settings import to_json
+from bigdm_ray.training.config import Run, acting_as, read_run
 from bigdm_ray.training.params import Weights
 
 STORE_WAIT_S = 60.0
@@ -209,6 +211,8 @@ class Loaded:
     model: nn.Module
     summary: dict[str, Any]
     version: tuple[int, int]
+    acting: dict[str, Any] = field(default_factory=dict)
+    """The settings of `run` that are not those it was trained with: some that affect acting alone."""
 
     def policy(self, mode: Mode = "sample") -> Policy:
         """How the network acts."""
@@ -226,12 +230,18 @@ def milestone(clock: int) -> str:
     return f"step-{clock:012d}"
 
 
-def load(folder: str | os.PathLike[str], which: str = "last") -> Loaded:
-    """Open a run folder: `bigdm_ray.load(FOLDER)`. `which` weights: `last`, `best`, or a milestone's. Raises UserError."""
+def load(folder: str | os.PathLike[str], which: str = "last", acting: Mapping[str, Any] | None = None) -> Loaded:
+    """Open a run folder: `bigdm_ray.load(FOLDER)`. `which` weights: `last`, `best`, or a milestone's.
+
+    `acting` are settings of the algorithm, by name, that stand in place of the run's own: `{"horizon": 5}`. They must be such as affect acting alone
+    (`Algorithm.acting`), and go together with the others. Raises UserError.
+    """
     path = Path(folder)
     if not (path / "run.json").is_file():
         raise UserError(f"there is no run in {path}: it holds no run.json")
     run = read_run(path)
+    if acting:
+        run = dataclasses.replace(run, algorithm=acting_as(run.algorithm, acting))
     task = find_task(run.task)
     weights = Weights.load(RunFolder(path).weights(which))
     signature = task.signature()
@@ -240,7 +250,8 @@ def load(folder: str | os.PathLike[str], which: str = "last") -> Loaded:
     model.eval()
     beside = RunFolder(path).weights(which)
     command = {"command": load_command(beside)} if beside.with_suffix(".json").is_file() else {}
-    return Loaded(path, run, task, signature, model, summary_of(path) | command, weights.version)
+    changed = {name: to_json(getattr(run.algorithm, name)) for name in acting or ()}
+    return Loaded(path, run, task, signature, model, summary_of(path) | command, weights.version, changed)
 
 
 def summary_of(folder: Path) -> dict[str, Any]:

@@ -257,6 +257,7 @@ def test_what_does_not_go_together_is_said():
         ({"goal_steps": 5}, SIGNATURE, "--algorithm.goal-steps is 5, but --algorithm.goal none draws no later goal"),
         ({"goal_steps": 5, "goal": "last"}, SIGNATURE, "--algorithm.goal-steps is 5, but --algorithm.goal last draws no later goal"),
         ({"objective": "goal", "goal": "last", "horizon": 1}, SIGNATURE, "--algorithm.horizon 1 leads to none"),
+        ({"objective": "goal", "goal": "last", "discount": 0.0}, SIGNATURE, "--algorithm.discount"),
         ({}, Signature(SIGNATURE.observations, {"say": Leaf("text", (4,), "uint8")}), "'say' is of kind text"),
     ]:
         with pytest.raises(UserError, match=words):

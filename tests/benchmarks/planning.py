@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -39,7 +40,7 @@ PUBLISHED = {"halfcheetah": (17.5, 5.5, 0.6), "hopper": (89.9, 33.9, 8.0)}
 class Body:
     """A planner with random weights, and some situations to plan in."""
 
-    def __init__(self, name: str, environments: int) -> None:
+    def __init__(self, name: str, environments: int, positions: Literal["learned", "rotary"] = "learned") -> None:
         import torch
 
         from bigdm_ray.models.trajectory import TrajectoryTransformer
@@ -49,7 +50,7 @@ class Body:
         seen, acted, horizon, beams = BODIES[name]
         dims = seen + acted + 2
         torch.manual_seed(0)
-        net = TrajectoryTransformer([0] * dims, 100, 10, 128, 4, 4).eval().requires_grad_(False)
+        net = TrajectoryTransformer([0] * dims, 100, 10, 128, 4, 4, positions=positions).eval().requires_grad_(False)
         self._planner = Planner(net, Bins([0] * dims), seen, acted, Search(horizon, beams, 2, k_act=0, cdf_act=0.6))
         self._past = torch.randint(0, 100, (environments, 4, dims))
         self._state = torch.randint(0, 100, (environments, seen))
@@ -123,16 +124,16 @@ def peer(which: str, folder: Path, body: str) -> Peer:
 
 def planning(name: str, environments: int, repeats: int, folders: dict[str, Path]) -> None:
     """CPU and wall seconds of an action: ours, and for one environment those of the checkouts, in turns; the first turn warms up."""
-    sides: dict[str, Callable[[], None] | Peer] = {"ours": Body(name, environments).plan}
+    sides: dict[str, Callable[[], None] | Peer] = {"ours": Body(name, environments).plan, "ours, rotary": Body(name, environments, "rotary").plan}
     if environments == 1:
         sides |= {which: peer(which, folder, name) for which, folder in folders.items()}
     spent = {which: took.medians for which, took in in_turns(sides, repeats, 1).items()}
     original, fork, target = PUBLISHED[name]
-    known = {"ours": f"to reach {target}", "original": f"published {original}", "cached fork": f"published {fork}"}
+    known = {"ours": f"to reach {target}", "ours, rotary": "another model", "original": f"published {original}", "cached fork": f"published {fork}"}
     for which, (cpu, wall) in spent.items():
         ratio = "" if which == "ours" else f"; ours takes 1/{cpu / spent['ours'][0]:.1f}"
         print(
-            f"{name:<12}{environments:>3} environments  {which:<12}{cpu / environments:>8.3f} CPU-s an action{wall / environments:>9.3f} s wall   "
+            f"{name:<12}{environments:>3} environments  {which:<13}{cpu / environments:>8.3f} CPU-s an action{wall / environments:>9.3f} s wall   "
             f"({known[which]}{ratio})",
             flush=True,
         )

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from helpers import kill_one, tiny
+from making import dataset_of
 
+import bigdm_ray
 from bigdm_ray.distributed.cluster import cluster
 from bigdm_ray.distributed.evaluation import evaluate_on_actors
 from bigdm_ray.doors import door
@@ -54,6 +56,16 @@ def test_any_number_of_actors_scores_as_one_process_does(trained: Path, session:
     capsys.readouterr()
     assert other == report(trained, *flags, "--actors", "9") and other["returns"] != local["returns"]
     assert "note: there are 4 parts of at most 3 episodes" in capsys.readouterr().err
+
+
+def test_plans_on_actors_are_those_of_one_process(session: None, tmp_path: Path) -> None:
+    dataset_of(tmp_path / "data", "toy-vector", 20)
+    small = "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.bins 12 --algorithm.window 3 --algorithm.context 2"
+    flags = f"{small} --algorithm.horizon 2 --algorithm.beams 3 --algorithm.k-act 0 --budget.learner-steps 2 --evaluations.final-episodes 1"
+    train_local(bigdm_ray.configure("tt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
+    local = report(tmp_path / "run")
+    assert local["mode"] == "plan" and local["episodes"] == 11 and len(set(local["returns"])) > 3
+    assert report(tmp_path / "run", "--actors", "2") == local
 
 
 def test_the_parts_of_actors_that_die_are_played_again(trained: Path, session: None) -> None:

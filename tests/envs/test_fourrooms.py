@@ -96,6 +96,7 @@ def test_a_picture_shows_walls_point_and_goal(env):
 
 def test_the_outline_and_the_pixels_of_positions_are_those_of_the_picture(env):
     task = find_task("four-rooms")
+    assert task.signature().observations[task.place].shape == (2,)
     picture = put(env, (-0.55, 0.3), (0.9, 0.9)).render()
 
     def at(position):

@@ -14,9 +14,9 @@ SEEN, ACTED, BINS = 3, 2, 9
 DIMS = SEEN + ACTED + 2
 
 
-def network(seed=0, choices=(0, 0, 0, 0, 3, 0, 0), window=6, std=0.35):
+def network(seed=0, choices=(0, 0, 0, 0, 3, 0, 0), window=6, std=0.35, positions="learned", goal=0):
     torch.manual_seed(seed)
-    net = TrajectoryTransformer(list(choices), BINS, window, 16, 2, 2).eval()
+    net = TrajectoryTransformer(list(choices), BINS, window, 16, 2, 2, goal=goal, positions=positions).eval()
     for name, p in net.named_parameters():
         torch.nn.init.normal_(p, std=std) if p.ndim > 1 else torch.nn.init.normal_(p, 1.0 if "norm" in name and "weight" in name else 0.0, 0.1)
     return net.requires_grad_(False)
@@ -152,7 +152,13 @@ PLANS = [
 ]
 
 
-LIKELY = [{"horizon": 2}, {"k_act": 0, "k_obs": 0, "k_rew": 0, "horizon": 2, "beams": 4}, {"beams": 1}, {"k_obs": 2, "beams": 12, "horizon": 3}]
+LIKELY = [
+    {"horizon": 2},
+    {"k_act": 0, "k_obs": 0, "k_rew": 0, "horizon": 2, "beams": 4},
+    {"beams": 1},
+    {"k_obs": 2, "beams": 20},
+    {"k_obs": 2, "beams": 12, "horizon": 3},
+]
 
 
 @torch.no_grad()
@@ -170,9 +176,7 @@ def test_a_plan_is_that_of_the_plain_algorithm(kind, m):
 
 @torch.no_grad()
 @pytest.mark.parametrize("m", [0, 1, 5])
-@pytest.mark.parametrize(
-    "kind", [{"horizon": 2}, {"k_act": 0, "k_obs": 0, "k_rew": 0, "horizon": 2, "beams": 4}, {"beams": 1}, {"k_obs": 2, "beams": 20}], ids=str
-)
+@pytest.mark.parametrize("kind", LIKELY, ids=str)
 def test_the_most_likely_continuation_is_that_of_the_plain_algorithm(kind, m):
     p = planner(network(m + 10), **kind)
     past, state = given(1, m, seed=m)
@@ -180,6 +184,36 @@ def test_the_most_likely_continuation_is_that_of_the_plain_algorithm(kind, m):
     tokens, score = plain_likely(p, past[0], state[0])
     assert found.tokens[0].tolist() == tokens.tolist()
     assert float(found.score[0]) == pytest.approx(score, rel=1e-4, abs=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("m", [0, 1, 5])
+@pytest.mark.parametrize("kind", PLANS, ids=str)
+def test_a_plan_that_keeps_what_it_computed_is_that_of_the_plain_algorithm_without_a_crop(kind, m):
+    """With rotary positions: what the plan begins behind is cut to the context, then nothing leaves the view."""
+    net = network(m + 20, positions="rotary", window=12)
+    p, all_in_view = planner(net, **kind), planner(net, **(kind | {"context": 12}))
+    past, state = given(1, m, seed=m)
+    numbers = p.numbers(np.random.default_rng(m).random((1, 2), np.float32))
+    plan = p.plan(past, state, numbers)
+    begins = past[0, max(0, m - p.search.context + 1) :]
+    tokens, score = plain_plan(all_in_view, begins, state[0], {name: values[0] for name, values in numbers.items()})
+    assert plan.tokens[0].tolist() == tokens.tolist()
+    assert float(plan.score[0]) == pytest.approx(score, rel=1e-4, abs=1e-4)
+
+
+@torch.no_grad()
+def test_rotary_positions_see_distances_alone():
+    """What is predicted behind a window does not depend on where it stands; with learned places it does."""
+    past, ahead = given(1, 2)[0], torch.full((1, 1, DIMS), BINS - 1)
+    for positions, same in (("rotary", True), ("learned", False)):
+        net = network(4, positions=positions)
+        sequence = net.embed(torch.cat([past, torch.zeros_like(past[:, :1])], 1)).flatten(1, 2)[:, : 2 * DIMS + SEEN]
+        alone = net.transformer(sequence)[:, -1]
+        mask = torch.ones(1, 3 * DIMS + SEEN, dtype=torch.bool)
+        mask[:, :DIMS] = False
+        behind = net.transformer(torch.cat([net.embed(ahead).flatten(1, 2), sequence], 1), mask=mask)[:, -1]
+        assert torch.allclose(alone, behind, atol=1e-5) == same
 
 
 def test_a_search_over_everything_finds_the_most_likely_of_all():
@@ -200,11 +234,12 @@ def test_a_search_over_everything_finds_the_most_likely_of_all():
     assert float(found.score) == pytest.approx(best, rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", [{}, {"k_obs": 0}])
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+@pytest.mark.parametrize("kind", [{}, {"k_obs": 0}, {"k_act": 1, "expansions": 3}])
 @pytest.mark.parametrize("at_once", [256, 12])
-def test_many_environments_are_planned_as_each_alone(kind, at_once, monkeypatch):
+def test_many_environments_are_planned_as_each_alone(kind, at_once, positions, monkeypatch):
     monkeypatch.setattr(beam, "BEAMS_ON_CPU", at_once)
-    p = planner(network(2), **kind)
+    p = planner(network(2, positions=positions), **kind)
     past, state = given(5, 3)
     past[3], state[3] = past[1], state[1]  # two that agree
     uniforms = np.random.default_rng(0).random((5, 2), np.float32)
@@ -262,25 +297,24 @@ def test_what_agrees_is_computed_once():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
 @pytest.mark.parametrize("m", [0, 2])
-def test_the_encoder_in_pieces_is_the_forward_pass(m):
-    net = network(6)
+def test_the_encoder_in_pieces_is_the_forward_pass(m, positions):
+    net = network(6, positions=positions)
     encoder, places = Encoder(net), net.dims * m
     past, state = given(4, m)
     tokens = torch.randint(0, 3, (4, ACTED + 1))
     whole = torch.cat([past.flatten(1), state, tokens], 1)
-    x = torch.stack([encoder.placed(whole[:, i], i % DIMS, i) for i in range(whole.shape[1])], 1) - net.transformer.table[: whole.shape[1]]
-    want = net.transformer(x)
+    want = net.transformer(torch.stack([net.embed(whole[:, i], i % DIMS) for i in range(whole.shape[1])], 1))
     trunk, which = encoder.trunk(past, state, ACTED + 1)
     trunk = trunk.take(which)
     torch.testing.assert_close(trunk.last, want[:, places + SEEN - 1], atol=1e-5, rtol=1e-4)
     own = encoder.own(trunk, 2, ACTED + 1)
     for j in range(ACTED + 1):
-        placed = encoder.placed(tokens[:, j], SEEN + j, places + SEEN + j)
-        branched = encoder.branch(trunk, own, placed[:, None].repeat(1, 2, 1), j)
+        branched = encoder.branch(trunk, own, tokens[:, j, None].repeat(1, 2), SEEN + j, places + SEEN + j, j)
         torch.testing.assert_close(branched, want[:, None, places + SEEN + j].expand(-1, 2, -1), atol=1e-5, rtol=1e-4)
     for j in range(ACTED + 1):
-        encoder.step(trunk, encoder.placed(tokens[:, j], SEEN + j, places + SEEN + j))
+        encoder.step(trunk, tokens[:, j], SEEN + j, places + SEEN + j)
         torch.testing.assert_close(trunk.last, want[:, places + SEEN + j], atol=1e-5, rtol=1e-4)
 
 

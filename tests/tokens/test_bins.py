@@ -55,6 +55,25 @@ def test_quantile_edges_are_those_of_the_reference_rule():
         assert int(bins.encode(torch.tensor([[x]]))) == last
 
 
+def test_the_columns_of_a_leaf_are_its_elements_in_a_row():
+    leaves = {
+        "a": Leaf("tensor", (3,), "float32"),
+        "eye": Leaf("image", (2, 8, 8), "uint8"),
+        "say": Leaf("text", (40,), "uint8"),
+        "where": Leaf("tensor", (2,), "float32"),
+    }
+    values = {path: torch.full((5, *leaf.shape), float(i)) for i, (path, leaf) in enumerate(leaves.items())}
+    seen = Elements(leaves, cells=2, letters=4)
+    rows = seen.rows(values)
+    for i, path in enumerate(leaves):
+        columns = seen.columns(path)
+        assert (rows[:, columns] == i).all() and (rows == i).sum() == 5 * (columns.stop - columns.start)
+    assert seen.columns("goal") is None
+    cut = Elements(leaves, cells=2, letters=4, first=16)
+    assert cut.columns("where") is None, "one of its two elements is not seen"
+    assert cut.columns("say") == seen.columns("say") == slice(11, 15)
+
+
 def test_quantile_bins_hold_equally_many():
     data = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
     counts = torch.bincount(fitted(data, count=20).encode(data)[:, 0], minlength=20)

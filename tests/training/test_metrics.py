@@ -109,6 +109,17 @@ def test_the_minutes_of_the_bar_are_those_of_the_run(tmp_path, monkeypatch):
     assert percents == sorted(percents) and percents[-1] == 100 and began == [1]
 
 
+def test_a_terminal_sees_the_final_evaluation_going_on(tmp_path, monkeypatch):
+    """Nobody else is asked to watch, and a terminal that is none shows nothing."""
+    monkeypatch.setattr("bigdm_ray.formats.progress.EVERY_S", 0.0)
+    monkeypatch.setattr("sys.stderr", shown := stream(True))
+    words = [word for word in TINY.split() if word != "--quiet"]
+    assert door(main, ["udrl", "toy-vector", *words, "--evaluations.final-episodes", "7", "--folder", str(tmp_path / "run")]) == 0
+    counts = [int(text) for text in re.findall(r"final evaluation: .*?(\d+) of 7 episodes", shown.getvalue())]
+    assert counts[0] == 0 and counts[-1] == 7 and counts == sorted(counts) and len(set(counts)) > 2
+    assert Terminal(1000, stream(False)).watch("final evaluation", 7) is None
+
+
 def test_it_is_quiet_where_standard_error_is_no_terminal(tmp_path, capsys):
     terminal = Terminal(1000, shown := stream(False))
     terminal({"time/env_steps": 500.0})
