@@ -176,11 +176,11 @@ def flatten_leaf(space: Space, values: Any) -> np.ndarray:
     return array
 
 
-def flatten_texts(space: Space, values: list[str], field: str, place: Place) -> np.ndarray:
+def flatten_texts(space: gymnasium.spaces.Text, values: list[str], field: str, place: Place) -> np.ndarray:
     """Strings of a Text space as `flatten_leaf` gives them. Raises UserError for one that is longer than the space allows."""
     for k, value in enumerate(values):
-        if len(value) > space.max_length:  # type: ignore[attr-defined]  # of Text
-            raise refused(place(k), field, f"a text of {len(value):,} characters where at most {space.max_length:,} are expected")  # type: ignore[attr-defined]
+        if len(value) > space.max_length:
+            raise refused(place(k), field, f"a text of {len(value):,} characters where at most {space.max_length:,} are expected")
     return flatten_leaf(space, values)
 
 

@@ -352,7 +352,7 @@ class Anew:
 
     def open(self, each: int) -> None:
         """Make room for so many continuations of each row."""
-        self._own = self._planner.encoder.own(self._trunk, each, self._planner.acted + 1)
+        self._own = self._planner.encoder.own(len(self.last), each, self._planner.acted + 1)
 
     def branch(self, tokens: Tensor, dim: int, slot: int) -> Tensor:
         """A token of each continuation `[rows, each]`: outputs `[rows, each, width]`."""
@@ -389,7 +389,7 @@ class Kept:
 
     def open(self, each: int) -> None:
         """See Anew."""
-        self._own = self._planner.encoder.branches(self._stem, each, self._planner.acted + 1)
+        self._own = self._planner.encoder.own(len(self.last), each, self._planner.acted + 1)
 
     def branch(self, tokens: Tensor, dim: int, slot: int) -> Tensor:
         """See Anew."""

@@ -236,6 +236,8 @@ class Encoder:
         out: Tensor = self.net.transformer.norm(x)
         return out
 
-    def own(self, trunk: Trunk, each: int, slots: int) -> list[tuple[Tensor, Tensor]]:
-        """Room for the keys and values of `slots` tokens of each of `each` continuations of a trunk's rows."""
-        return [(k.new_empty(len(k), self.split, each, slots, k.shape[-1]), k.new_empty(len(k), self.split, each, slots, k.shape[-1])) for k in trunk.keys]
+    def own(self, rows: int, each: int, slots: int) -> list[tuple[Tensor, Tensor]]:
+        """Room for the keys and values of `slots` tokens of each of `each` continuations of so many rows, by layer."""
+        like = self.net.heads
+        shape = (rows, self.split, each, slots, like.shape[-1] // self.split)
+        return [(like.new_empty(shape), like.new_empty(shape)) for _ in self.blocks]

@@ -62,12 +62,6 @@ class Keeper(Encoder):
         shared = [(k[:, :, : trunk.used], v[:, :, : trunk.used]) for k, v in zip(trunk.keys, trunk.values, strict=True)]
         return Stem(shared, [(k[:, :, :0], v[:, :, :0]) for k, v in shared], trunk.last)
 
-    def branches(self, stem: Stem, each: int, slots: int) -> Own:
-        """Room for the keys and values of `slots` tokens of each of `each` continuations of a stem's rows."""
-        keys, rows = stem.shared[0][0], len(stem.last)
-        shape = (rows, self.split, each, slots, keys.shape[-1])
-        return [(keys.new_empty(shape), keys.new_empty(shape)) for _ in self.blocks]
-
     def fork(self, stem: Stem, branches: Own, tokens: Tensor, dim: int, place: int, slot: int) -> Tensor:
         """A token of each branch `[rows, each]`, of dimension `dim`: outputs `[rows, each, width]`; its keys take `slot` of the branch."""
         x, where = self._one(tokens, dim, place)
