@@ -16,7 +16,7 @@ from bigdm_ray.doors import door
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.replay.shard import SUFFIX
 from bigdm_ray.training import checkpoint
-from bigdm_ray.training.config import Run, as_begun, described, parse, premature
+from bigdm_ray.training.config import Run, as_begun, described, parse, premature, still_rising
 from bigdm_ray.training.metrics import Listener, Terminal
 from bigdm_ray.training.run_folder import LOOPS, RunFolder
 
@@ -81,8 +81,9 @@ def main(arguments: list[str]) -> int:
         print(f"{described(run)}; folder {folder}", file=sys.stderr)
     if run.dataset is None and (slow := find_task(run.task).slow()):
         print(f"note: {slow}", file=sys.stderr)
-    if early := premature(run):
-        print(f"note: {early}", file=sys.stderr)
+    for note in (premature(run), still_rising(run)):
+        if note is not None:
+            print(f"note: {note}", file=sys.stderr)
     terminal = None if asked.quiet else Terminal(run.total, clock=run.clock, minutes=run.budget.minutes)
     try:
         summary = train(run, folder, terminal, resume=asked.resume, local=asked.local)

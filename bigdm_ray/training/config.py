@@ -418,6 +418,19 @@ def premature(run: Run) -> str | None:
     return f"{learns}from its critics only after learner step {before.steps}: it will be {before.policy}; give more, or lower {lower}"
 
 
+def still_rising(run: Run) -> str | None:
+    """What a run on a dataset comes to whose learning rate rises for more than half of its budget, in one sentence; None where it does not."""
+    if run.dataset is None:
+        return None
+    half, last = (run.algorithm.learning_rate_factor(step, "") for step in (run.learner_budget // 2, run.learner_budget - 1))
+    if last <= half:
+        return None
+    return (
+        f"--budget.learner-steps is {run.learner_budget}, but the learning rate rises for more than half of that and ends at {last:.0%} of "
+        "--algorithm.learning-rate; give more, or lower --algorithm.warm-up-steps"
+    )
+
+
 def _filled(data: dict[str, Any], values: dict[str, Any]) -> Run:
     """The Run of a run.json with these settings, by their paths, in place of its own. Raises UserError."""
     for path, value in values.items():

@@ -11,7 +11,7 @@ from bigdm_ray.doors import door
 from bigdm_ray.errors import UserError
 from bigdm_ray.run import default_folder, main, train
 from bigdm_ray.training.checkpoint import saved
-from bigdm_ray.training.config import configure, premature, read_run
+from bigdm_ray.training.config import configure, premature, read_run, still_rising
 from bigdm_ray.training.loop import train_local
 from bigdm_ray.training.params import Weights
 
@@ -196,6 +196,23 @@ def test_a_budget_that_ends_before_the_policy_learns_is_told(algorithm, more, st
 def test_progressive_bail_has_no_budget_to_pass(dataset):
     run = configure("bail", str(dataset.folder), ["--algorithm.progressive", "true", "--budget.learner-steps", "10"])
     assert premature(run) is None
+
+
+RISING = [("dt", ""), ("dt", "--algorithm.cosine-steps 400"), ("tt", "--algorithm.decay-steps 1000"), ("tt", "--algorithm.decay-steps 0")]
+
+
+@pytest.mark.parametrize(("algorithm", "more"), RISING)
+def test_a_learning_rate_that_rises_for_most_of_the_budget_is_told(algorithm, more, dataset):
+    def note(budget: int, warm_up: int) -> str | None:
+        flags = [*more.split(), "--budget.learner-steps", str(budget), "--algorithm.warm-up-steps", str(warm_up)]
+        return still_rising(configure(algorithm, str(dataset.folder), flags))
+
+    assert note(100, 50) is None
+    told = note(100, 200)
+    assert told is not None and "is 100, but" in told and "ends at 50% of --algorithm.learning-rate" in told
+    assert note(100, 60) is not None
+    assert still_rising(configure("bc", str(dataset.folder))) is None
+    assert still_rising(configure("dt", "hopper")) is None, "online there is no such budget"
 
 
 def test_the_door_refuses_or_notes_a_budget_that_ends_too_early(dataset, tmp_path, capsys):
