@@ -19,8 +19,6 @@ RATE = "--algorithm.learning-rate 2e-3 --algorithm.warm-up-steps 500 --algorithm
 SHORT = (*ONE_STEP.split(), *RATE.split())
 """A tenth of the paper's steps at the paper's rate would end in the warm-up. As many time steps in windows of one scored better than windows of 20 and of 5
 on the data that were tried (docs/results.md)."""
-
-
 ONE_LAYER = "--algorithm.layers 1 --algorithm.heads 2 --algorithm.width 64 --algorithm.dropout 0 --algorithm.return-scale 10"
 """A network for Key-to-Door that sees three times as many episodes in the same time as one of two layers."""
 MOST_LIKELY = ("--evaluations.mode", "mean")
