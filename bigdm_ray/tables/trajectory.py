@@ -84,7 +84,7 @@ GRIDS = (
             NOT_D4RL,
             "Budgets differ: at scale quick DT learns from 12.8 million drawn time steps (some 25 minutes of a core), TT from 1.6 million (some 15, without "
             "planning); at scale paper DT from 128 million, TT from 499 million.",
-            "TT rotary is a model of our own: quantile bins, rotary positions, windows of as many transitions as a plan sees (2.9 million in all at scale quick).",
+            "TT rotary is a model of our own: quantile bins, rotary positions, windows of as many transitions as a plan sees (at scale quick 2.9 million).",
         ),
         recipes=RECIPES,
     ),
