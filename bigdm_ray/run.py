@@ -19,6 +19,7 @@ from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import Run, as_begun, described, parse, premature, still_rising
 from bigdm_ray.training.metrics import Listener, Terminal
 from bigdm_ray.training.run_folder import LOOPS, RunFolder
+from bigdm_ray.training.start import taking_turns
 
 
 def train(run: Run, folder: str | Path | None = None, report: Listener | None = None, *, resume: bool = False, local: bool = False) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def main(arguments: list[str]) -> int:
         print(f"{described(run)}; folder {folder}", file=sys.stderr)
     if run.dataset is None and (slow := find_task(run.task).slow()):
         print(f"note: {slow}", file=sys.stderr)
-    for note in (premature(run), still_rising(run)):
+    for note in (premature(run), still_rising(run), taking_turns(run)):
         if note is not None:
             print(f"note: {note}", file=sys.stderr)
     terminal = None if asked.quiet else Terminal(run.total, clock=run.clock, minutes=run.budget.minutes)

@@ -30,7 +30,7 @@ from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.base import misfit, vacant
 from bigdm_ray.formats.columns import checked_signature
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
-from bigdm_ray.replay.rotating import RotatingStore
+from bigdm_ray.replay.rotating import LONGEST, RotatingStore, turn_of
 from bigdm_ray.replay.shard import SUFFIX, CorruptShard, Shard, encode, publish, sync_folder, unwritten
 from bigdm_ray.replay.store import SHARD_BYTES, Store
 
@@ -83,10 +83,22 @@ class Dataset:
         card = {name: value for name, value in asdict(self).items() if name != "folder"}
         return {"schema_version": SCHEMA_VERSION} | card | {"signature": self.signature.to_json()}
 
-    def store(self, flat_bytes: int = 256 << 20) -> Store:
-        """The episodes, to read. Raises UserError where the folder does not hold what the card says."""
-        large = sum(path.stat().st_size for path in self.folder.glob(f"*{SUFFIX}")) > flat_bytes
-        store = (RotatingStore(self.folder, flat_bytes) if large else Store(self.folder, flat_bytes=flat_bytes, write=False)).open()
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its shards."""
+        return sum(path.stat().st_size for path in self.shards())
+
+    def store(self, flat_bytes: int = 2 << 30, draws: int | None = None) -> Store:
+        """The episodes, to read; more than `flat_bytes` of them a few shards at a time, at a pace for so many draws in all.
+
+        Raises UserError where the folder does not hold what the card says.
+        """
+        store: Store
+        if self.nbytes > flat_bytes:
+            turn = LONGEST if draws is None else turn_of(draws, len(self.shards()))
+            store = RotatingStore(self.folder, flat_bytes, turn).open()
+        else:
+            store = Store(self.folder, flat_bytes=flat_bytes, write=False).open()
         if store.problems or len(store.table) != self.episodes:
             why = store.problems[0] if store.problems else f"it holds {len(store.table):,} episodes where its card says {self.episodes:,}"
             raise UserError(f"dataset {self.folder} is damaged: {why}; import it anew")

@@ -1,10 +1,12 @@
 """RotatingStore: a dataset larger than memory, drawn from some whole shards at a time.
 
 A draw that touches as many memory maps as it has rows is slow, warm or cold. So `slots` shards lie in memory as one
-array a leaf; each `TURN` draws the one that has been there longest gives its place to the next of a fixed shuffled order. Within
-a turn draws are those of an in-memory store of these shards; over `TURN` times the number of shards every step has had
-its time. Which shards are in memory follows from the number of the draw alone, so that a resumed run and every learner
-rank draw the same. Costs one shard's copy a turn, and keeps at most `slots` shards of memory.
+array a leaf; after each turn of `turn` draws the one that has been there longest gives its place to the next of a fixed
+shuffled order. Within a turn draws are those of an in-memory store of these shards; over `turn` times the number of
+shards every step has had its time. Shards are often sorted, by an agent's progress, say, and a few of them are no sample
+of all: so a turn is short enough for the draws of the whole training to go round several times. Which shards are in
+memory follows from the number of the draw alone, so that a resumed run and every learner rank draw the same. Costs one
+shard's copy a turn, and keeps at most `slots` shards of memory.
 """
 
 from __future__ import annotations
@@ -18,15 +20,25 @@ from bigdm_ray.replay.gather import Arrays, gather
 from bigdm_ray.replay.store import Store
 from bigdm_ray.replay.windows import View, Windows
 
-TURN = 500
+LONGEST = 500
+"""Draws of a turn, where there are enough of them; then copying the shards costs next to nothing."""
+SHORTEST = 20
+ROUNDS = 4
+"""How often a training goes through all shards, where its turns need not be shorter than the shortest for it."""
+
+
+def turn_of(draws: int, shards: int) -> int:
+    """How many draws a turn has, if so many are drawn in all."""
+    return max(SHORTEST, min(LONGEST, draws // (ROUNDS * shards)))
 
 
 class RotatingStore(Store):
     """See the module. To read only; the folder must not change while it is open."""
 
-    def __init__(self, folder: Path, flat_bytes: int) -> None:
+    def __init__(self, folder: Path, flat_bytes: int, turn: int = LONGEST) -> None:
         super().__init__(folder, flat_bytes=0, write=False)
         self._limit = flat_bytes
+        self._turn = turn
         self._held: list[int] = []  # slot -> shard number, -1 for none
         self._observations: Arrays = {}  # [slots * the most rows of a shard, ...]
         self._actions: Arrays = {}
@@ -67,7 +79,7 @@ class RotatingStore(Store):
         """Have the shards of this turn in memory; the positions of their episodes that the view may draw."""
         order = self._shuffled(view)
         slots = len(self._held)
-        now = turn // TURN
+        now = turn // self._turn
         wanted = {i % slots: int(order[i % len(order)]) for i in range(now, now + min(slots, len(order)))}
         for slot, number in wanted.items():
             if self._held[slot] != number:

@@ -8,7 +8,7 @@ from bigdm_ray.tables.d4rl import NOT_D4RL, NOT_REACHER_2D, PERCENT, PERCENT_BC,
 GAMES = ("breakout", "qbert", "pong", "seaquest")
 RECORDED = (
     "python -m bigdm_ray.run sb3-ppo {name} --local --budget.minutes 60 --saves.milestones true --folder runs/{name} && "
-    "python -m bigdm_ray.data record runs/{name} --weights milestones --steps 100000 --folder {folder}; or, of the DQN replay data, "
+    "python -m bigdm_ray.data record runs/{name} --weights milestones --mode mean --steps 100000 --folder {folder}; or, of the DQN replay data, "
     "python -m bigdm_ray.data import REPLAY_LOGS/*observation_ckpt*.gz --task {name} --steps 10000 --folder {folder}"
 )
 """How data of a game are made: by an agent of one's own, or of each of the 50 published files a hundredth."""
@@ -21,8 +21,8 @@ SHORT = (*ONE_STEP.split(), *RATE.split())
 on the data that were tried (docs/results.md)."""
 ONE_LAYER = "--algorithm.layers 1 --algorithm.heads 2 --algorithm.width 64 --algorithm.dropout 0 --algorithm.return-scale 10"
 """A network for Key-to-Door that sees three times as many episodes in the same time as one of two layers."""
-SHORT_ATARI = "--algorithm.batch-size 32 --algorithm.context 8 --algorithm.cosine-steps 1500"
-"""As many different pictures as eleven minutes of a core can convolve, and a rate that has fallen when they end."""
+SHORT_ATARI = "--algorithm.batch-size 32 --algorithm.context 8 --algorithm.learning-rate 3e-4 --algorithm.warm-up-steps 100 --algorithm.cosine-steps 1500"
+"""As many different pictures as eleven minutes of a core can convolve. The paper's rate, for batches of fifteen times as many steps, made these diverge."""
 MOST_LIKELY = ("--evaluations.mode", "mean")
 
 

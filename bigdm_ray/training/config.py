@@ -89,7 +89,7 @@ class Saves:
 
     every: int = setting(500_000, "environment steps between checkpoints; learner steps for a run on a dataset", low=1)
     report_every: int = setting(20_000, "environment steps between lines of metrics; learner steps for a run on a dataset", low=1)
-    flat_mib: int = setting(256, "MiB of episodes that are kept in memory for drawing; the rest is drawn from the maps", low=0)
+    flat_mib: int = setting(2048, "MiB of episodes that are kept in memory for drawing; the rest is drawn from the maps, of a dataset in turns", low=0)
     milestones: bool = setting(False, "whether the weights of every checkpoint are kept, for `data record RUN --weights milestones`")
 
 

@@ -64,7 +64,21 @@ def dataset_store(run: Run) -> Store:
         )
     if why := found.misfit():
         raise UserError(f"{found.folder} does not fit its task {found.task} as it is now: {why}; record or import the episodes anew")
-    return found.store(run.saves.flat_mib << 20)
+    return found.store(run.saves.flat_mib << 20, run.total)
+
+
+def taking_turns(run: Run) -> str | None:
+    """That the run's dataset does not fit into its memory, in one sentence, and what follows; None where it does or there is none."""
+    if run.dataset is None:
+        return None
+    nbytes, limit = Dataset.open(Path(run.dataset.folder)).nbytes, run.saves.flat_mib
+    if nbytes <= limit << 20:
+        return None
+    size = nbytes >> 20
+    return (
+        f"the dataset has {size:,} MiB and --saves.flat-mib is {limit:,}: a few of its shards at a time are drawn from, in turns; "
+        f"with --saves.flat-mib {size + 1} every batch is drawn from all episodes"
+    )
 
 
 def whole(run: Run, home: RunFolder) -> tuple[Checkpoint | None, list[str]]:

@@ -5,7 +5,8 @@ import pytest
 from making import episode, same_windows
 
 from bigdm_ray.replay import Store, View
-from bigdm_ray.replay.rotating import TURN, RotatingStore
+from bigdm_ray.replay.rotating import LONGEST as TURN
+from bigdm_ray.replay.rotating import RotatingStore, turn_of
 from bigdm_ray.training.streams import rng
 
 SHARDS = 5
@@ -94,6 +95,20 @@ def test_annotated_steps_are_drawn_from_the_shards_in_memory(folder):
         assert set(shards.tolist()) <= set(store._held)
         seen |= set(places.tolist())
     assert len(seen) == marks.sum()
+
+
+@pytest.mark.parametrize(("draws", "shards", "turn"), [(1500, 12, 31), (100_000, 6, 500), (1000, 1000, 20), (1, 1, 20)])
+def test_a_training_goes_round_all_shards_several_times_where_it_can(draws, shards, turn):
+    assert turn_of(draws, shards) == turn
+
+
+def test_the_pace_of_a_dataset_follows_from_the_draws(folder):
+    store = RotatingStore(folder, 1, turn_of(20 * SHARDS, SHARDS)).open()
+    seen = set()
+    for number in range(20 * SHARDS):
+        positions, _ = store._rows(View(weight="length"), rng(0, "draw", number), 8, number)
+        seen |= {int(n) for n in store._where[positions, 0]}
+    assert seen == set(range(SHARDS))
 
 
 def test_a_view_that_no_episode_passes_is_told(folder):
