@@ -9,11 +9,13 @@ from making import dataset_of
 
 from bigdm_ray.doors import door
 from bigdm_ray.errors import UserError
+from bigdm_ray.replay.rotating import RotatingStore, turn_of
 from bigdm_ray.run import default_folder, main, train
 from bigdm_ray.training.checkpoint import saved
 from bigdm_ray.training.config import configure, premature, read_run, still_rising
 from bigdm_ray.training.loop import train_local
 from bigdm_ray.training.params import Weights
+from bigdm_ray.training.start import dataset_store, taking_turns
 
 SMALL = "--algorithm.hidden 16,16 --algorithm.batch-size 16 --evaluations.episodes 3 --evaluations.final-episodes 3"
 FLAGS = SMALL + " --evaluations.every 40 --saves.every 30 --saves.report-every 10"
@@ -213,6 +215,20 @@ def test_a_learning_rate_that_rises_for_most_of_the_budget_is_told(algorithm, mo
     assert note(100, 60) is not None
     assert still_rising(configure("bc", str(dataset.folder))) is None
     assert still_rising(configure("dt", "hopper")) is None, "online there is no such budget"
+
+
+def test_a_dataset_that_does_not_fit_into_memory_is_told(dataset):
+    assert taking_turns(configure("bc", str(dataset.folder))) is None
+    assert taking_turns(configure("dt", "hopper")) is None
+    told = taking_turns(configure("bc", str(dataset.folder), ["--saves.flat-mib", "0"]))
+    assert told is not None and "--saves.flat-mib is 0" in told and "in turns" in told
+
+
+def test_turns_are_paced_by_the_budget(dataset):
+    run = configure("bc", str(dataset.folder), ["--saves.flat-mib", "0", "--budget.learner-steps", "200"])
+    store = dataset_store(run)
+    assert isinstance(store, RotatingStore) and store._turn == turn_of(200, len(dataset.shards()))
+    assert not isinstance(dataset_store(configure("bc", str(dataset.folder))), RotatingStore)
 
 
 def test_the_door_refuses_or_notes_a_budget_that_ends_too_early(dataset, tmp_path, capsys):
