@@ -64,7 +64,9 @@ def import_decision(given: argparse.Namespace, source: Path, found: decision_tra
     task = find_task(given.task)
     signature = task.signature()
     fits(given.source, found, given.task, signature)
-    heads = found.heads or converted(int, given.heads or "1", "heads")
+    heads = converted(int, given.heads or str(found.heads or 1), "heads")
+    if found.heads is not None and heads != found.heads:
+        raise UserError(f"--heads is {heads}, but the config.json of {given.source} says {found.heads}; leave it out")
     settings = {"width": found.width, "layers": found.layers, "heads": heads, "timesteps": found.timesteps, **decision_transformer.beside(source)}
     settings |= {name: value for name in ("return_scale", "context", "target_return") if (value := getattr(given, name)) is not None}
     dataset = Dataset.open(given.data) if given.data else None
@@ -73,14 +75,15 @@ def import_decision(given: argparse.Namespace, source: Path, found: decision_tra
         if dataset.task != task.name:
             raise UserError(f"--data {given.data} is of {dataset.task}, but these weights are for {task.name}")
         run = run_from_json(run.to_json() | {"dataset": origin_of(dataset)})
-    weights = complete(run, found, signature, dataset, given.statistics)
+    statistics = given.statistics or (decision_transformer.statistics_beside(source) if dataset is None else None)
+    weights = complete(run, found, signature, dataset, statistics)
     target = run.algorithm.evaluation_command(dataset.store().table) if dataset else {}
     if given.target_return is not None:
         target = {"desired_return": converted(float, given.target_return, "target_return")}
     publish_run(given.folder, run, weights, target)
     asked = "" if target else " --desired-return R"
     print(f"{given.folder}: width {found.width}, {found.layers} layers, {heads} heads; score it with: python -m bigdm_ray.evaluate {given.folder}{asked}")
-    if dataset is None and given.statistics is None:
+    if dataset is None and statistics is None:
         print("its states are not standardised: give --data or --statistics where it was trained on standardised ones")
     return 0
 
@@ -163,7 +166,7 @@ def complete(run: Run, found: decision_transformer.Foreign, signature: Signature
             if not all(np.isfinite(values).all() for values in arrays.values()):
                 raise ValueError("not all are finite")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f'--statistics {statistics} is not {{"mean": [...], "std": [...]}} with {found.seen} numbers each ({error})') from None
+            raise UserError(f'{statistics} is not {{"mean": [...], "std": [...]}} with {found.seen} numbers each ({error})') from None
     weights = Weights((0, 1), found.arrays | arrays)  # step 1: what a run fits before its first step is there
     weights.into(model)
     return weights
@@ -180,9 +183,12 @@ def exporting(given: argparse.Namespace) -> int:
     fits(str(given.run), decision_transformer.Foreign({}, 0, 0, 0, 0, *sizes(model)), loaded.run.task, loaded.signature)
     arrays = {name: value.numpy() for name, value in model.state_dict().items()}
     out, config = decision_transformer.theirs(arrays, algorithm.heads, algorithm.dropout, algorithm.context)
-    if given.folder.exists() and any(given.folder.iterdir()):
+    try:
+        given.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--folder {given.folder} cannot be made ({error.strerror}); choose another") from None
+    if any(given.folder.iterdir()):
         raise UserError(f"--folder {given.folder} is not empty; choose another")
-    given.folder.mkdir(parents=True, exist_ok=True)
     publish(given.folder / "model.safetensors", save_safetensors(out, {"format": "pt"}))
     publish(given.folder / "config.json", json.dumps(config, indent=1).encode())
     named = dict(zip(("mean", "std"), (arrays[name].tolist() for name in STATISTICS), strict=True))
@@ -205,7 +211,7 @@ def main(arguments: list[str]) -> int:
     one.add_argument("--task", required=True, help="the task it is for")
     one.add_argument("--folder", required=True, type=Path, help="the run folder to make")
     one.add_argument("--data", type=Path, metavar="DATASET", help="dt: take the mean and deviation of states from this dataset")
-    one.add_argument("--statistics", type=Path, metavar="FILE", help='dt: or from a JSON file {"mean": [...], "std": [...]}')
+    one.add_argument("--statistics", type=Path, metavar="FILE", help='dt: or from {"mean": [...], "std": [...]} as JSON (default: statistics.json beside it)')
     one.add_argument("--heads", help="attention heads, where there is no config.json (default: 1 for dt, 4 for tt)")
     one.add_argument("--return-scale", metavar="X", help="dt: factor on returns-to-go (default: 0.001)")
     one.add_argument("--context", metavar="K", help="dt: steps that it looks back on (default: 20)")

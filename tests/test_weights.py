@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -108,8 +109,7 @@ def test_exported_weights_act_there_as_here(tmp_path):
     assert (algorithm.context, algorithm.return_scale) == (5, 1.0)
     again = bigdm_ray.load(tmp_path / "again").model.state_dict()
     for name, value in bigdm_ray.load(tmp_path / "run").model.state_dict().items():
-        if "standardise" not in name:
-            torch.testing.assert_close(again[name], value, msg=name)
+        torch.testing.assert_close(again[name], value, msg=name)
 
 
 def test_statistics_come_from_data_or_a_file(tmp_path):
@@ -123,6 +123,22 @@ def test_statistics_come_from_data_or_a_file(tmp_path):
     (tmp_path / "s.json").write_text(json.dumps({"mean": list(range(SEEN)), "std": [2.0] * SEEN}))
     assert main([*start, "--folder", str(tmp_path / "b"), "--statistics", str(tmp_path / "s.json")]) == 0
     assert bigdm_ray.load(tmp_path / "b").model.embed_state.standardise.mean.tolist() == list(range(SEEN))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_weights_of_half_precision_are_taken_as_float32(kind, tmp_path):
+    peer().to(kind).save_pretrained(tmp_path / "theirs")
+    assert main(["import", str(tmp_path / "theirs"), "--task", "hopper", "--folder", str(tmp_path / "run")]) == 0
+    torch.testing.assert_close(bigdm_ray.load(tmp_path / "run").model.embed_action.linear.weight, peer().to(kind).float().embed_action.weight)
+
+
+def test_a_folder_that_cannot_be_exported_to_is_said(tmp_path, capsys):
+    peer().save_pretrained(tmp_path / "theirs")
+    assert main(["import", str(tmp_path / "theirs"), "--task", "hopper", "--folder", str(tmp_path / "run")]) == 0
+    (tmp_path / "file").write_text("")
+    for folder in ("file", "file/inner"):
+        with pytest.raises(UserError, match="cannot be made"):
+            main(["export", str(tmp_path / "run"), "--folder", str(tmp_path / folder)])
 
 
 def test_an_imported_run_is_fine_tuned_like_any_other(tmp_path):
@@ -155,6 +171,14 @@ def test_what_cannot_be_taken_is_said_in_one_sentence(tmp_path, capsys):
         weights["predict_action.0.bias"][1] = value
         (tmp_path / name).mkdir()
         save_file(weights, tmp_path / name / "model.safetensors")
+    for name, key, shape in (("flat", "embed_state.weight", (-1,)), ("scalar", "predict_action.0.weight", ()), ("empty", "encoder.wpe.weight", (0, 16))):
+        weights = dict(model.state_dict())
+        weights[key] = weights[key].flatten()[: 1 if shape == () else 0 if 0 in shape else None].reshape(shape)
+        (tmp_path / name).mkdir()
+        save_file({n: v.clone() for n, v in weights.items()}, tmp_path / name / "model.safetensors")
+    for name, config in (("list", []), ("headless", {"n_head": 0})):
+        shutil.copytree(tmp_path / "good", tmp_path / name)
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
     (tmp_path / "s.json").write_text('{"mean": [1]}')
     (tmp_path / "n.json").write_text(json.dumps({"mean": [0.0] * SEEN, "std": [float("nan")] * SEEN}))
     dataset_of(tmp_path / "data", "toy-continuous", 3)
@@ -173,6 +197,13 @@ def test_what_cannot_be_taken_is_said_in_one_sentence(tmp_path, capsys):
         ("good", "lunarlander", [], "acts between -1 and 1, which lunarlander does not"),
         ("good", "hopper", ["--statistics", str(tmp_path / "s.json")], "with 11 numbers each"),
         ("good", "hopper", ["--data", str(tmp_path / "data")], "is of toy-continuous"),
+        ("good", "hopper", ["--target-return", "1e300"], "target-return"),
+        ("flat", "hopper", [], "for embed_state.linear.weight, but 2 dimensions"),
+        ("scalar", "hopper", [], "has an array of shape [] for head.linear.weight, but 2 dimensions"),
+        ("empty", "hopper", [], "for wpe.weight, but 2 dimensions that are not empty"),
+        ("list", "hopper", [], "config.json holds a list"),
+        ("good", "hopper", ["--heads", "1"], "--heads is 1, but the config.json of"),
+        ("headless", "hopper", [], "has n_head 0, but a whole number from 1 on is expected"),
         ("good", "hoper", [], "unknown task 'hoper'; did you mean 'hopper'"),
     ]:
         code = door(main, ["import", str(tmp_path / source), "--task", task, "--folder", str(tmp_path / "run"), *more])

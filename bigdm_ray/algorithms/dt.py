@@ -6,8 +6,11 @@ squashed Gaussian whose entropy is kept above minus the number of action element
 episodes are played at a commanded return, stored, and learnt from with the return that they really got.
 
 Deviations. (1) Windows are padded on the right, where causal attention never looks, in place of padding on the left with a mask;
-there are no positions inside the window, so the two are equal. (2) Only the state tokens pass the last block, which changes no number.
-(3) The entropy of `stochastic` is averaged over real steps only.
+without positions inside the window the two are equal. With them (`positions` window, Atari) the last steps of an episode stand at the first places, where the
+official code moves the window back until it is full. (2) Only the state tokens pass the last block, which changes no number.
+(3) The entropy of `stochastic` is averaged over real steps only. (4) While acting, the return that is left to ask for never exceeds what the task can pay.
+(5) Atari: heads have a bias, and rewards are not clipped, so that returns-to-go are points.
+The code and the paper's table 9 disagree about the warm-up (10,000 steps, 100,000); the default is the code's.
 
     python -m bigdm_ray.run dt DATASET
     python -m bigdm_ray.run dt DATASET --preset online
@@ -275,18 +278,18 @@ class Dt(Algorithm):
     )  # fmt: skip
     acting: ClassVar[tuple[str, ...]] = ("acting_context", "cached")
 
-    context: int = setting(20, "steps in a window (K)", low=1)
+    context: int = setting(20, "steps in a window (K)", low=1, high=100_000)
     acting_context: int = setting(0, "steps that the policy looks back on when it acts; 0: as many as in training", low=0)
-    width: int = setting(128, "width of the transformer", low=1)
-    layers: int = setting(3, "blocks of the transformer", low=1)
-    heads: int = setting(1, "attention heads", low=1)
+    width: int = setting(128, "width of the transformer", low=1, high=65_536)
+    layers: int = setting(3, "blocks of the transformer", low=1, high=1_000)
+    heads: int = setting(1, "attention heads", low=1, high=65_536)
     dropout: float = setting(0.1, "share of activations and attention weights that are dropped in training", low=0, high=0.9)
     positions: str = setting(
         "timesteps",
         "what tells tokens apart in time: the episode's step, as in Gym; place in the window and its first step, as in Atari; nothing, as in ODT",
         choices=("timesteps", "window", "none"),
     )
-    timesteps: int = setting(1000, "steps of an episode that have an embedding; later ones share the last", low=1)
+    timesteps: int = setting(1000, "steps of an episode that have an embedding; later ones share the last", low=1, high=10_000_000)
     frame_stack: int = setting(1, "frames of an image observation that make one state", low=1, high=64)
     whole_episodes: bool = setting(False, "windows begin at the first step of an episode, for contexts that hold whole episodes")
     batch_size: int = setting(64, "windows drawn for one learner step", low=1, high=1_000_000)
@@ -299,14 +302,14 @@ class Dt(Algorithm):
     warm_up_steps: int = setting(10_000, "learner steps over which the learning rate rises to its value", low=0)
     cosine_steps: int = setting(0, "learner step at which a cosine has brought the learning rate down to a tenth; 0 keeps it", low=0)
     return_scale: float = setting(0.001, "fixed factor on returns-to-go; 0 hides them, which is cloning, as in the paper's Atari columns", low=0)
-    target_return: float | None = setting(None, "return that evaluations ask for; default: the best of the data")
+    target_return: float | None = setting(None, "return that evaluations ask for; default: the best of the data", low=-1e9, high=1e9)
     delayed_reward: bool = setting(False, "pay all reward at the episode's end: the return-to-go is the whole return, and is held")
     best_fraction: float = setting(1.0, "only the best episodes by return that hold at most this share of all time steps; at least one", above=0, high=1)
     stochastic: bool = setting(False, "squashed Gaussian policy with a bound on its entropy, as in ODT; for continuous actions")
     initial_temperature: float = setting(0.1, "weight of the entropy at the beginning", above=0)
     temperature_rate: float = setting(1e-4, "learning rate of that weight", above=0)
     cached: bool = setting(False, "keep keys and values when acting: faster, and exact only until the window slides")
-    explore_factor: float = setting(2.0, "online: the target return times this is asked for when exploring", above=0)
+    explore_factor: float = setting(2.0, "online: the target return times this is asked for when exploring", above=0, high=1e6)
     replay_size: int = setting(1000, "online: episodes kept, the newest", low=1)
     warm_up_episodes: int = setting(20, "online: episodes of random actions before learning, where the run begins from nothing", low=1)
     updates_per_episode: int = setting(300, "online: learner steps owed for an episode", low=1)
@@ -468,11 +471,11 @@ class Dt(Algorithm):
         games = {"breakout": 90.0, "qbert": 2500.0, "pong": 20.0, "seaquest": 1450.0}
         for game, target in games.items():
             more = {"context": 50, "batch_size": 512, "warm_up_steps": 1, "cosine_steps": 5_859} if game == "pong" else {}
-            found[game] = {"default": own_flags(atari | more | {"target_return": target})}
+            found[game] = found[f"{game}-sticky"] = {"default": own_flags(atari | more | {"target_return": target})}
         door = {"context": 120, "timesteps": 120, "return_scale": 1.0, "target_return": 1.0, "whole_episodes": True}
         found["key-to-door"] = {"default": own_flags(door)}
         arm = {"context": 5, "return_scale": 0.1}  # gymnasium's, whose returns are negative tens
-        found["reacher"] = {"default": own_flags(arm), "online": own_flags(odt) | MEAN}
+        found["reacher"] = {"default": own_flags(arm), "online": own_flags(odt | arm | {"acting_context": 5}) | MEAN}
         found["*"] = {"online": own_flags(odt) | MEAN}
         return found
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 
 from bigdm_ray.errors import UserError
 
@@ -34,6 +34,10 @@ def read(source: Path) -> tuple[Arrays, dict[str, Any]]:
         raise UserError(f"{file} is {SCRIPT}")
     config = file.parent / "config.json"
     try:
-        return load_file(file), json.loads(config.read_text()) if config.is_file() else {}
-    except (SafetensorError, OSError, ValueError) as error:
+        arrays = {name: values.float().numpy() if values.is_floating_point() else values.numpy() for name, values in load_file(file).items()}
+        said = json.loads(config.read_text()) if config.is_file() else {}
+        if not isinstance(said, dict):
+            raise ValueError(f"config.json holds a {type(said).__name__}, not settings by their names")
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{source} cannot be read as safetensors with a config.json ({error})") from None
+    return arrays, said

@@ -54,6 +54,9 @@ def ours(source: str, arrays: Arrays, config: dict[str, Any]) -> Foreign:
     ):
         if config.get(key, expected) != expected:
             raise UserError(f"{source} has {key} {config[key]!r}, but {expected!r} is expected: another network than the paper's")
+    heads = config.get("n_head")
+    if heads is not None and (not isinstance(heads, int) or isinstance(heads, bool) or heads < 1):
+        raise UserError(f"{source} has n_head {heads!r}, but a whole number from 1 on is expected")
     out: Arrays = {}
     layers = 1 + max(int(m.group(1)) for name in arrays if (m := re.match(rf"{re.escape(prefix)}h\.(\d+)\.", name)))
     try:
@@ -68,14 +71,29 @@ def ours(source: str, arrays: Arrays, config: dict[str, Any]) -> Foreign:
                 out[f"transformer.blocks.{layer}.{mine}.bias"] = arrays[f"{prefix}h.{layer}.{theirs}.bias"]
     except KeyError as missing:
         raise UserError(f"{source} has no {missing}: it is incomplete, or another network than the paper's") from None
-    if f"{prefix}wpe.weight" in arrays:  # position 0 is added to every token
-        out["norm.bias"] = out["norm.bias"] + arrays[f"{prefix}wpe.weight"][0]
+    places = {"wpe.weight": arrays[f"{prefix}wpe.weight"]} if f"{prefix}wpe.weight" in arrays else {}
+    for name, values in (out | places).items():
+        rank = 1 if name.endswith(".bias") or "norm" in name else 2
+        if values.ndim != rank or not values.size:
+            raise UserError(f"{source} has an array of shape {list(values.shape)} for {name}, but {rank} dimensions that are not empty are expected")
+    if places:  # position 0 is added to every token
+        out["norm.bias"] = out["norm.bias"] + places["wpe.weight"][0]
     width, seen = out["embed_state.linear.weight"].shape
     up = out["transformer.blocks.0.up.weight"].shape[0]
     if up != 4 * width:
         raise UserError(f"{source} has inner layers of {up}, but four times its width of {width} is expected")
     timesteps, acted = len(out["embed_timestep.weight"]), out["head.linear.weight"].shape[0]
-    return Foreign({n: np.ascontiguousarray(v, np.float32) for n, v in out.items()}, width, layers, config.get("n_head"), timesteps, seen, acted)
+    return Foreign({n: np.ascontiguousarray(v, np.float32) for n, v in out.items()}, width, layers, heads, timesteps, seen, acted)
+
+
+def statistics_beside(source: Path) -> Path | None:
+    """The file with mean and deviation of the states that `weights export` wrote beside weights, where it is there."""
+    file = (source if source.is_dir() else source.parent) / "statistics.json"
+    try:
+        told = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return file if isinstance(told, dict) and {"mean", "std"} <= set(told) else None
 
 
 def beside(source: Path) -> dict[str, float]:

@@ -192,6 +192,69 @@ def test_the_entropy_is_held_above_its_bound():
     assert algorithm.learning_rate_factor(0, "temperature") == 1.0
 
 
+def test_the_loss_of_the_stochastic_policy_is_the_likelihood_with_the_entropy_weighed_by_the_temperature():
+    """Online Decision Transformer, equations 3 to 5, written out; the entropy's gradient reaches the policy, the temperature's the temperature alone."""
+    algorithm, model = built(stochastic=True, positions="none", initial_temperature=0.7)
+    (episode,) = played("toy-continuous", 1, 3).episodes
+    seen, actions, returns, times = window_of(episode, 0, 4, np.ones(episode.length, np.float32))
+    batch = {f"observations/{p}": v for p, v in seen.items()} | {f"actions/{p}": v for p, v in actions.items()}
+    torch.manual_seed(5)
+    loss = algorithm.loss(model, batch | {"returns_to_go": returns, "timesteps": times, "mask": torch.ones(1, 4, dtype=torch.bool)}, 0)
+    loss.sum.backward()
+    got = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    torch.manual_seed(5)
+    parameters = model(seen, actions, returns, times)
+    likelihood, entropy = model.head.log_prob(parameters, actions).sum(), model.head.entropy(parameters).sum()
+    (-likelihood - 0.7 * entropy).backward()
+    for name, value in got.items():
+        if name != "log_temperature":
+            torch.testing.assert_close(value, dict(model.named_parameters())[name].grad, msg=name)
+    torch.testing.assert_close(got["log_temperature"], 0.7 * (entropy + model.head.acted * 4).detach())
+
+
+def test_windows_begin_at_any_step_or_at_the_first_where_they_hold_whole_episodes():
+    assert Dt().view().weight == "length"
+    door = configure("dt", "key-to-door").algorithm
+    assert isinstance(door, Dt) and door.context == 120 and door.view().weight == "whole"
+
+
+RESTARTING = [
+    ("toy-image", {"positions": "window", "frame_stack": 3}),
+    ("toy-continuous", {"positions": "window"}),
+    ("toy-continuous", {"positions": "window", "acting_context": 2}),
+    ("toy-continuous", {"cached": True}),
+    ("toy-image", {"frame_stack": 3, "cached": True}),
+]
+
+
+@pytest.mark.parametrize(("task", "more"), RESTARTING)
+def test_rows_that_begin_at_different_times_act_as_if_alone(task, more):
+    algorithm, model = built(task, **more)
+    leaf = find_task(task).signature().observations[""]
+    chance, steps = np.random.default_rng(0), 9
+    first = np.zeros((steps, 3), bool)
+    first[0] = first[2, 0] = first[5, 1] = True
+    shape = (steps, 3, *leaf.shape)
+    seen = chance.integers(0, 255, shape).astype(np.uint8) if leaf.kind == "image" else chance.normal(size=shape).astype(np.float32)
+    asked, uniforms = chance.uniform(0, 9, (steps, 3)).astype(np.float32), chance.random((steps, 3, 8)).astype(np.float32)
+
+    def parameters(rows):
+        policy, noted = algorithm.policy(model, "sample"), []
+        made = model.head.act
+        model.head.act = lambda given, chances: (noted.append(given), made(given, chances))[1]
+        state = policy.start(len(rows))
+        for t in range(steps):
+            command = {"desired_return": asked[t, rows]}
+            _, state = policy.act(state, {"": seen[t, rows]}, np.zeros(len(rows), np.float32), command, first[t, rows], uniforms[t, rows, : policy.uniforms])
+        model.head.act = made
+        return torch.stack(noted)
+
+    together = parameters([0, 1, 2])
+    for row in range(3):
+        torch.testing.assert_close(together[:, [row]], parameters([row]), atol=1e-3, rtol=1e-3)
+
+
 def test_the_squashed_density_integrates_to_one():
     mean, log_std = torch.tensor([[0.3]]), torch.tensor([[-0.5]])
     a = torch.linspace(-0.9999, 0.9999, 20001)[:, None]
@@ -242,6 +305,18 @@ def test_lamb_without_decay_is_adam():
         lamb.step()
         adam.step()
     torch.testing.assert_close(a, b)
+
+
+def test_games_with_sticky_actions_have_the_games_settings():
+    presets = Dt.presets()
+    assert all(presets[f"{game}-sticky"] == presets[game] for game in ("breakout", "qbert", "pong", "seaquest"))
+    assert presets["reacher"]["online"]["algorithm.return_scale"] == 0.1, "ODT's network keeps the arm's scale"
+
+
+@pytest.mark.parametrize("value", ["1e39", "1e300", "-2e9"])
+def test_a_target_return_that_no_network_can_be_told_is_refused(value):
+    with pytest.raises(UserError, match="target-return"):
+        configure("dt", "hopper", ["--algorithm.target-return", value])
 
 
 def test_exploring_asks_for_more_whatever_the_sign():
