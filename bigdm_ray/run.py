@@ -82,7 +82,8 @@ def main(arguments: list[str]) -> int:
         print(f"{described(run)}; folder {folder}", file=sys.stderr)
     if run.dataset is None and (slow := find_task(run.task).slow()):
         print(f"note: {slow}", file=sys.stderr)
-    for note in (premature(run), still_rising(run), taking_turns(run)):
+    remark = None if run.dataset else run.algorithm.remark(find_task(run.task).signature())
+    for note in (remark, premature(run), still_rising(run), taking_turns(run)):
         if note is not None:
             print(f"note: {note}", file=sys.stderr)
     terminal = None if asked.quiet else Terminal(run.total, clock=run.clock, minutes=run.budget.minutes)

@@ -321,7 +321,25 @@ def test_the_attention_picture(tmp_path, capsys):
     assert (shares[np.triu_indices(5, 1)] == 0).all() and (shares[np.tril_indices(5)] > 0).all()
     assert main([str(tmp_path / "run"), "--obedience", "--returns", "1,5", "--episodes", "2", "--out", str(tmp_path / "o.png")]) == 0
     (one,) = json.loads((tmp_path / "o.json").read_text())["sweeps"]
-    assert one["data_best"] == Dataset.open(tmp_path / "data").store().table.returns.max()
+    returns = Dataset.open(tmp_path / "data").store().table.returns
+    assert one["data_best"] == returns.max()
+    assert main([str(tmp_path / "run"), "--obedience", "--episodes", "1", "--out", str(tmp_path / "d.png")]) == 0
+    (one,) = json.loads((tmp_path / "d.json").read_text())["sweeps"]
+    asked = [point["desired_return"] for point in one["points"]]
+    np.testing.assert_allclose([asked[0], asked[-1]], [returns.min(), returns.max()], rtol=0.01)  # of three figures
+    with pytest.raises(UserError, match="asked for one return, but --returns has 2"):
+        main([str(tmp_path / "run"), "--attention", "--returns", "0,1"])
+
+
+def test_attention_goes_as_far_back_as_the_policy_looks(tmp_path):
+    from making import dataset_of
+
+    dataset_of(tmp_path / "data", "toy-continuous", 5)
+    flags = "--algorithm.width 16 --algorithm.layers 1 --algorithm.context 5 --algorithm.acting-context 2 --budget.learner-steps 3"
+    train_local(configure("dt", str(tmp_path / "data"), [*flags.split(), "--evaluations.final-episodes", "1"]), tmp_path / "run")
+    assert main([str(tmp_path / "run"), "--attention", "--episodes", "2", "--out", str(tmp_path / "a.png")]) == 0
+    (here,) = json.loads((tmp_path / "a.json").read_text())["looks"]
+    assert np.array(here["attention"]).shape == (2, 2)
 
 
 def test_only_a_transformer_has_attention(trained, capsys):

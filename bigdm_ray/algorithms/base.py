@@ -255,6 +255,10 @@ class Algorithm(ABC):
         """How the episodes that are trained on explore."""
         return Persistence()
 
+    def remark(self, signature: Signature) -> str | None:
+        """What surprises of these settings where episodes are played for training, in one sentence."""
+        return None
+
     def prelude(self) -> Prelude | None:
         """The learner steps that a budget must pass to be of use, if there are any."""
         return None

@@ -9,7 +9,8 @@ Deviations. (1) Windows are padded on the right, where causal attention never lo
 without positions inside the window the two are equal. With them (`positions` window, Atari) the last steps of an episode stand at the first places, where the
 official code moves the window back until it is full. (2) Only the state tokens pass the last block, which changes no number.
 (3) The entropy of `stochastic` is averaged over real steps only. (4) While acting, the return that is left to ask for never exceeds what the task can pay.
-(5) Atari: heads have a bias, and rewards are not clipped, so that returns-to-go are points.
+(5) Atari: the head has a bias, rewards are not clipped, and returns-to-go are told in units of the game's target, as the tanh over them is all but flat
+from 5 on, where the official code tells sums of clipped rewards as they are.
 The code and the paper's table 9 disagree about the warm-up (10,000 steps, 100,000); the default is the code's.
 
     python -m bigdm_ray.run dt DATASET
@@ -340,7 +341,10 @@ class Dt(Algorithm):
             raise UserError(f"--algorithm.acting-context is {self.acting_context}, but at most --algorithm.context, which is {self.context}, is expected")
         if self.width % self.heads:
             raise UserError(f"--algorithm.width is {self.width}, but a multiple of --algorithm.heads {self.heads} is expected")
-        return DecisionTransformer(only_task(self.name, signatures), self)
+        signature = only_task(self.name, signatures)
+        if self.frame_stack > 1 and not any(leaf.kind == "image" for leaf in signature.observations.values()):
+            raise UserError(f"--algorithm.frame-stack is {self.frame_stack}, but this task shows no images; leave it out")
+        return DecisionTransformer(signature, self)
 
     def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:
         """Mean and deviation of the vector observations over all episodes."""
@@ -416,6 +420,15 @@ class Dt(Algorithm):
         """The newest episodes; those of a dataset count as older, the worst of them as the oldest (ODT, section 4.3)."""
         return Retention("newest", self.replay_size)
 
+    def remark(self, signature: Signature) -> str | None:
+        """See Algorithm: the squared error leaves no chance to actions."""
+        if self.stochastic or all(leaf.kind == "discrete" for leaf in signature.actions.values()):
+            return None
+        return (
+            "dt plays its mean actions and explores by the returns that it asks for alone; --algorithm.stochastic true, "
+            "as in --preset online, is the policy of Online Decision Transformer, which draws them"
+        )
+
     def warm_up(self) -> int:
         """See Algorithm."""
         return self.warm_up_episodes
@@ -467,11 +480,11 @@ class Dt(Algorithm):
             "warm_up_steps": 3,
             "cosine_steps": 23_437,
         }
-        atari |= {"return_scale": 1.0, "timesteps": 27_000}
-        games = {"breakout": 90.0, "qbert": 2500.0, "pong": 20.0, "seaquest": 1450.0}
+        atari |= {"timesteps": 27_000}
+        games = {"breakout": 90.0, "qbert": 2500.0, "pong": 20.0, "seaquest": 1450.0}  # their points, which are the unit of returns
         for game, target in games.items():
             more = {"context": 50, "batch_size": 512, "warm_up_steps": 1, "cosine_steps": 5_859} if game == "pong" else {}
-            found[game] = found[f"{game}-sticky"] = {"default": own_flags(atari | more | {"target_return": target})}
+            found[game] = found[f"{game}-sticky"] = {"default": own_flags(atari | more | {"target_return": target, "return_scale": 1 / target})}
         door = {"context": 120, "timesteps": 120, "return_scale": 1.0, "target_return": 1.0, "whole_episodes": True}
         found["key-to-door"] = {"default": own_flags(door)}
         arm = {"context": 5, "return_scale": 0.1}  # gymnasium's, whose returns are negative tens

@@ -1,4 +1,8 @@
-"""Attention: which earlier steps a Decision Transformer looks at, in the best of some played episodes; the mean over layers and heads."""
+"""Attention: which earlier steps a Decision Transformer looks at, in the best of some played episodes; the mean over layers and heads.
+
+It is one pass over the last steps that the policy looks back on, all of the episode where it is shorter: the last row is what the last action was
+chosen by; a row before it sees the steps that the picture begins with, where the policy then saw earlier ones too.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +31,24 @@ def look(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
         raise UserError(f"the {algorithm.name} policy of {loaded.folder} has no attention over single observations to draw; a dt run is expected")
     policy, mode = policy_of(loaded, asked.mode)
     seed = loaded.run.seed if asked.seed is None else asked.seed
+    if asked.returns and len(asked.returns) > 1:
+        raise UserError(f"--attention draws episodes that are asked for one return, but --returns has {len(asked.returns)}")
+    context = algorithm.acting_context or algorithm.context
     command = command_of(loaded, asked.returns[0] if asked.returns else None)
     print(f"playing {asked.episodes:,} episodes of {loaded.run.task}", file=sys.stderr)
     played = play(policy, loaded.task, constant(command, asked.episodes), asked.episodes, seed, "attention", 0)
     if not played.episodes:
         raise RunFailed(f"no episode of {loaded.run.task} could be played to its end: {played.problems[0]}")
     best = max(played.episodes, key=lambda episode: episode.total_return)
-    last = slice(max(0, best.length - algorithm.context), best.length)
-    told = np.float32(command["desired_return"]) - np.concatenate([[0], np.cumsum(best.rewards)[:-1] * (not algorithm.delayed_reward)])
+    last = slice(max(0, best.length - context), best.length)
+    asking, told = {name: np.full(1, value, np.float32) for name, value in command.items()}, []
+    for reward in best.rewards:
+        told.append(asking["desired_return"][0])
+        asking = policy.after(asking, np.full(1, reward, np.float32), loaded.task.max_return)
     seen, acted = ({p: torch.from_numpy(np.array(v[last]))[None] for p, v in leaves.items()} for leaves in (best.observations, best.actions))
     times = torch.arange(last.start, last.stop)[None]
     with torch.no_grad():
-        found = model.attention(seen, acted, torch.from_numpy(told[last].astype(np.float32))[None], times)
+        found = model.attention(seen, acted, torch.from_numpy(np.array(told[last], np.float32))[None], times)
     return {
         "folder": str(loaded.folder),
         "task": loaded.run.task,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def default_returns(loaded: Loaded) -> tuple[float, ...]:
-    """Nine returns from what random episodes get to what the task can pay (the paper's for its tasks). Raises UserError."""
+    """Nine returns from what random episodes get to what the task can pay (the paper's for its tasks), or those of the data. Raises UserError."""
     task = loaded.task
     if task.name in PUBLISHED:
         return PUBLISHED[task.name].asked
@@ -33,6 +33,8 @@ def default_returns(loaded: Loaded) -> tuple[float, ...]:
     scored = [report["evaluation/return_max"] for report in reports if "evaluation/return_max" in report]
     low = task.reference_returns[0] if task.reference_returns else min(played, default=math.nan)
     high = task.max_return if task.max_return is not None else max(scored, default=math.nan)
+    if not low < high and (dataset := dataset_of(loaded.run)) is not None:
+        low, high = dataset.return_min, dataset.return_max
     if not low < high:
         raise UserError(f"what {task.name} pays is not known from {loaded.folder}; give --returns, as in --returns 0,50,100")
     return tuple(float(f"{value:.3g}") for value in np.linspace(low, high, 9))

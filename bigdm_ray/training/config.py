@@ -312,7 +312,7 @@ def preset_of(kind: type[Algorithm], task: str, name: str | None, plays: bool = 
     if wanted == "none" or (wanted == "default" and "default" not in known):
         return "none", {}
     if wanted not in known:
-        raise UserError(f"unknown preset {wanted!r} of {kind.name} on {task}{nearest(wanted, [*known, 'none'])}")
+        raise UserError(f"unknown preset {wanted!r} of {kind.name} on {task}; it has {' and '.join([*known, 'none'])}")
     return wanted, known[wanted]
 
 

@@ -307,6 +307,18 @@ def test_lamb_without_decay_is_adam():
     torch.testing.assert_close(a, b)
 
 
+def test_frames_are_stacked_of_images_alone():
+    with pytest.raises(UserError, match="frame-stack is 2, but this task shows no images"):
+        built(frame_stack=2)
+
+
+def test_whoever_plays_without_chance_is_told():
+    for task, more, told in (("hopper", [], True), ("hopper", ["--algorithm.stochastic", "true"], False), ("key-to-door", [], False)):
+        run = configure("dt", task, more)
+        assert (run.algorithm.remark(find_task(task).signature()) is not None) == told
+    assert configure("udrl", "cartpole").algorithm.remark(find_task("cartpole").signature()) is None
+
+
 def test_games_with_sticky_actions_have_the_games_settings():
     presets = Dt.presets()
     assert all(presets[f"{game}-sticky"] == presets[game] for game in ("breakout", "qbert", "pong", "seaquest"))
