@@ -132,14 +132,19 @@ def fetched(source: str) -> Path:
     if not source.startswith("hf:"):
         return Path(source)
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import list_repo_files, snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError:
         raise UserError("hf: sources need the package huggingface_hub; install it with: pip install 'bigdm-ray[datasets]'") from None
+    name = source.removeprefix("hf:")
     try:
-        return Path(snapshot_download(source.removeprefix("hf:"), allow_patterns=["config.json", "model.safetensors"]))
+        folder = Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"]))
+        pickles = [] if (folder / "model.safetensors").is_file() else sorted(file for file in list_repo_files(name) if file.endswith(checkpoints.PICKLES))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise UserError(f"{source} cannot be downloaded ({str(error).splitlines()[0]}); see its name and your connection") from None
+    if pickles:
+        raise UserError(f"{source} holds {pickles[-1]}, {checkpoints.SCRIPT}")
+    return folder
 
 
 def fits(source: str, found: decision_transformer.Foreign, task: str, signature: Signature) -> None:

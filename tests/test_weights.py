@@ -132,6 +132,31 @@ def test_weights_of_half_precision_are_taken_as_float32(kind, tmp_path):
     torch.testing.assert_close(bigdm_ray.load(tmp_path / "run").model.embed_action.linear.weight, peer().to(kind).float().embed_action.weight)
 
 
+def test_a_source_on_the_hub_is_two_files_and_a_pickle_there_is_told(tmp_path, monkeypatch, capsys):
+    import huggingface_hub
+
+    peer().save_pretrained(tmp_path / "hub" / "owner" / "good")
+    (tmp_path / "hub" / "owner" / "pickled").mkdir()
+    (tmp_path / "hub" / "owner" / "empty").mkdir()
+    files = {"owner/pickled": ["README.md", "pytorch_model.bin"], "owner/empty": ["README.md"]}
+
+    def download(name, allow_patterns):
+        assert allow_patterns == ["config.json", "model.safetensors"]
+        if not (tmp_path / "hub" / name).is_dir():
+            raise OSError("no such repository\nand more")
+        return str(tmp_path / "hub" / name)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", files.__getitem__)
+    flags = ["--task", "hopper", "--folder", str(tmp_path / "run")]
+    capsys.readouterr()
+    for name, text in (("pickled", "holds pytorch_model.bin, a pickle"), ("empty", "there are no weights at"), ("none", "(no such repository)")):
+        assert door(main, ["import", f"hf:owner/{name}", *flags]) == 2
+        told = capsys.readouterr().err
+        assert text in told and told.count("\n") == 1, told
+    assert main(["import", "hf:owner/good", *flags]) == 0
+
+
 def test_a_folder_that_cannot_be_exported_to_is_said(tmp_path, capsys):
     peer().save_pretrained(tmp_path / "theirs")
     assert main(["import", str(tmp_path / "theirs"), "--task", "hopper", "--folder", str(tmp_path / "run")]) == 0
