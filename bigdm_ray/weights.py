@@ -183,6 +183,8 @@ def exporting(given: argparse.Namespace) -> int:
     algorithm, model = loaded.run.algorithm, loaded.model
     if not isinstance(algorithm, Dt) or not isinstance(model, DecisionTransformer):
         raise UserError(f"{given.run} is of {algorithm.name}; only dt has a layout that others read")
+    if algorithm.critic:
+        raise UserError(f"{given.run} predicts returns in place of being told them (--algorithm.critic), which Hugging Face's Decision Transformer does not")
     if algorithm.stochastic or algorithm.positions != "timesteps" or model.embed_state.images.width:
         raise UserError(f"{given.run} is a Decision Transformer with a stochastic policy, other positions or images, which Hugging Face's has not")
     fits(str(given.run), decision_transformer.Foreign({}, 0, 0, 0, 0, *sizes(model)), loaded.run.task, loaded.signature)

@@ -339,7 +339,19 @@ def test_attention_goes_as_far_back_as_the_policy_looks(tmp_path):
     train_local(configure("dt", str(tmp_path / "data"), [*flags.split(), "--evaluations.final-episodes", "1"]), tmp_path / "run")
     assert main([str(tmp_path / "run"), "--attention", "--episodes", "2", "--out", str(tmp_path / "a.png")]) == 0
     (here,) = json.loads((tmp_path / "a.json").read_text())["looks"]
-    assert np.array(here["attention"]).shape == (2, 2)
+    assert np.array(here["attention"]).shape == (2, 2) and here["predicted"] == []
+
+
+def test_attention_of_a_critic_shows_what_it_predicts(tmp_path):
+    from making import dataset_of
+
+    dataset_of(tmp_path / "data", "toy-continuous", 5)
+    flags = "--algorithm.width 16 --algorithm.layers 1 --algorithm.context 5 --algorithm.critic true --budget.learner-steps 3"
+    train_local(configure("dt", str(tmp_path / "data"), [*flags.split(), "--evaluations.final-episodes", "1"]), tmp_path / "run")
+    assert main([str(tmp_path / "run"), "--attention", "--episodes", "2", "--out", str(tmp_path / "a.png")]) == 0
+    (here,) = json.loads((tmp_path / "a.json").read_text())["looks"]
+    assert len(here["predicted"]) == 5 and np.isfinite(here["predicted"]).all()
+    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
 
 
 def test_only_a_transformer_has_attention(trained, capsys):

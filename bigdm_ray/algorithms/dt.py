@@ -76,7 +76,9 @@ class DecisionTransformer(nn.Module):
         super().__init__()
         width, atari = settings.width, settings.positions == "window"
         self.context = settings.context
-        self.scale = settings.return_scale
+        self.scale = 0.0 if settings.critic else settings.return_scale
+        self.critic = nn.Linear(width, 1) if settings.critic else None
+        self.unit = settings.return_scale
         self.embed_return = nn.Linear(1, width)
         self.embed_state = Embedding(signature.observations, width, True, settings.frame_stack, atari)
         self.embed_action = Embedding(signature.actions, width, False, tanh=atari)
@@ -126,10 +128,21 @@ class DecisionTransformer(nn.Module):
         tokens = torch.stack([self.returns(returns), self.embed_state(observations), self.embed_action(actions)], 2)
         return self.placed(self.stamped(tokens, self.moment(timesteps)).flatten(1, 2), timesteps[:, 0])
 
+    def embed(self, observations: dict[str, Tensor], actions: dict[str, Tensor], returns: Tensor, timesteps: Tensor) -> Tensor:
+        """Windows `[B, K, ...]` to what the transformer makes of the state's token of each step `[B, K, width]`."""
+        whole = self.window(observations, actions, returns, timesteps)
+        out: Tensor = self.transformer(whole[:, :-1], at=slice(1, None, TOKENS))
+        return out
+
     def forward(self, observations: dict[str, Tensor], actions: dict[str, Tensor], returns: Tensor, timesteps: Tensor) -> Tensor:
         """Windows `[B, K, ...]` to the parameters of the action head at each step `[B, K, P]`."""
-        whole = self.window(observations, actions, returns, timesteps)
-        out: Tensor = self.head(self.transformer(whole[:, :-1], at=slice(1, None, TOKENS)))
+        out: Tensor = self.head(self.embed(observations, actions, returns, timesteps))
+        return out
+
+    def criticise(self, embeddings: Tensor) -> Tensor:
+        """The return that is to come `[...]` of what `embed` gave, in units of 1 / `return_scale`. For `critic` alone."""
+        assert self.critic is not None
+        out: Tensor = self.critic(embeddings).squeeze(-1)
         return out
 
     def attention(self, observations: dict[str, Tensor], actions: dict[str, Tensor], returns: Tensor, timesteps: Tensor) -> Tensor:
@@ -275,7 +288,7 @@ class Dt(Algorithm):
     commands: ClassVar[tuple[str, ...]] = ("desired_return",)
     offline_steps: ClassVar[int] = 100_000
     fixed: ClassVar[tuple[str, ...]] = (
-        "width", "layers", "heads", "positions", "timesteps", "context", "frame_stack", "stochastic", "optimizer", "decay_matrices_only"
+        "width", "layers", "heads", "positions", "timesteps", "context", "frame_stack", "stochastic", "critic", "optimizer", "decay_matrices_only"
     )  # fmt: skip
     acting: ClassVar[tuple[str, ...]] = ("acting_context", "cached")
 
@@ -304,6 +317,7 @@ class Dt(Algorithm):
     cosine_steps: int = setting(0, "learner step at which a cosine has brought the learning rate down to a tenth; 0 keeps it", low=0)
     return_scale: float = setting(0.001, "fixed factor on returns-to-go; 0 hides them, which is cloning, as in the paper's Atari columns", low=0)
     target_return: float | None = setting(None, "return that evaluations ask for; default: the best of the data", low=-1e9, high=1e9)
+    critic: bool = setting(False, "predict at each state the return that is to come, in place of being told it (section 5.5); the policy is then a clone")
     delayed_reward: bool = setting(False, "pay all reward at the episode's end: the return-to-go is the whole return, and is held")
     best_fraction: float = setting(1.0, "only the best episodes by return that hold at most this share of all time steps; at least one", above=0, high=1)
     stochastic: bool = setting(False, "squashed Gaussian policy with a bound on its entropy, as in ODT; for continuous actions")
@@ -344,6 +358,8 @@ class Dt(Algorithm):
         signature = only_task(self.name, signatures)
         if self.frame_stack > 1 and not any(leaf.kind == "image" for leaf in signature.observations.values()):
             raise UserError(f"--algorithm.frame-stack is {self.frame_stack}, but this task shows no images; leave it out")
+        if self.critic and not self.return_scale:
+            raise UserError("--algorithm.critic is true, but --algorithm.return-scale is 0: what it predicts are returns times that; more is expected")
         return DecisionTransformer(signature, self)
 
     def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:
@@ -361,9 +377,17 @@ class Dt(Algorithm):
         assert isinstance(model, DecisionTransformer)
         seen = leaves_of(batch, "observations")
         actions = leaves_of(batch, "actions")
-        parameters = model(seen, actions, batch[self._column], batch["timesteps"])
+        embeddings = model.embed(seen, actions, batch[self._column], batch["timesteps"])
+        parameters = model.head(embeddings)
         mask = batch["mask"].float()
         weight = mask.sum()
+        if model.critic is not None:
+            missed = ((model.criticise(embeddings) - model.unit * batch[self._column]) ** 2 * mask).sum()
+            acting = self._acting_loss(model, parameters, actions, mask, weight)
+            return Loss(acting.sum + missed, weight, {**acting.metrics, "train/critic_loss": missed.detach()})
+        return self._acting_loss(model, parameters, actions, mask, weight)
+
+    def _acting_loss(self, model: DecisionTransformer, parameters: Tensor, actions: dict[str, Tensor], mask: Tensor, weight: Tensor) -> Loss:
         if isinstance(model.head, SquashedHead):
             negative = -(model.head.log_prob(parameters, actions) * mask).sum()
             entropy = (model.head.entropy(parameters) * mask).sum()

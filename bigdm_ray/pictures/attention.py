@@ -1,7 +1,8 @@
 """Attention: which earlier steps a Decision Transformer looks at, in the best of some played episodes; the mean over layers and heads.
 
 It is one pass over the last steps that the policy looks back on, all of the episode where it is shorter: the last row is what the last action was
-chosen by; a row before it sees the steps that the picture begins with, where the policy then saw earlier ones too.
+chosen by; a row before it sees the steps that the picture begins with, where the policy then saw earlier ones too. Of a run with a critic
+(`--algorithm.critic true`) the return that it predicts at each step is drawn over it.
 """
 
 from __future__ import annotations
@@ -47,8 +48,10 @@ def look(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
         asking = policy.after(asking, np.full(1, reward, np.float32), loaded.task.max_return)
     seen, acted = ({p: torch.from_numpy(np.array(v[last]))[None] for p, v in leaves.items()} for leaves in (best.observations, best.actions))
     times = torch.arange(last.start, last.stop)[None]
+    shown = (seen, acted, torch.from_numpy(np.array(told[last], np.float32))[None], times)
     with torch.no_grad():
-        found = model.attention(seen, acted, torch.from_numpy(np.array(told[last], np.float32))[None], times)
+        found = model.attention(*shown)
+        predicted = [] if model.critic is None else (model.criticise(model.embed(*shown))[0] / algorithm.return_scale).tolist()
     return {
         "folder": str(loaded.folder),
         "task": loaded.run.task,
@@ -59,6 +62,7 @@ def look(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
         "return": best.total_return,
         "first_step": last.start,
         "rewards": best.rewards[last].tolist(),
+        "predicted": predicted,  # return to come, where the run has a critic
         "attention": found[:, 0].mean((0, 1)).tolist(),  # [looking step][step looked at]
         "versions": versions(),
     }
@@ -75,6 +79,11 @@ def draw_attention(looks: list[dict[str, Any]]) -> Figure:
         figure.colorbar(image, ax=axes, label="share of attention")
         axes.grid(visible=False)
         axes.set_title(f"{here['task']}, seed {here['run_seed']}: an episode of return {here['return']:.3g}")
+        if here["predicted"]:
+            over = axes.twiny()
+            over.plot(here["predicted"], np.arange(first, end) + 0.5, color="white", linewidth=1.5)
+            over.set_xlabel("predicted return to come (white)")
+            over.grid(visible=False)
         axes.set_xlabel("step looked at")
         axes.set_ylabel("step that acts")
     return figure

@@ -307,6 +307,23 @@ def test_lamb_without_decay_is_adam():
     torch.testing.assert_close(a, b)
 
 
+def test_a_critic_predicts_the_return_that_it_is_not_told():
+    algorithm, model = built(critic=True)
+    (episode,) = played("toy-continuous", 1, 3).episodes
+    seen, actions, returns, times = window_of(episode, 0, 4, np.linspace(5, 1, episode.length).astype(np.float32))
+    with torch.no_grad():
+        predicted = model.criticise(model.embed(seen, actions, returns, times))
+        torch.testing.assert_close(model.criticise(model.embed(seen, actions, returns + 100, times)), predicted, atol=0, rtol=0)
+        batch = {f"observations/{p}": v for p, v in seen.items()} | {f"actions/{p}": v for p, v in actions.items()}
+        batch |= {"returns_to_go": returns, "timesteps": times, "mask": torch.tensor([[True, True, True, False]])}
+        loss = algorithm.loss(model, batch, 0)
+        missed = ((predicted - TINY["return_scale"] * returns) ** 2)[0, :3].sum()
+        torch.testing.assert_close(loss.metrics["train/critic_loss"], missed)
+        torch.testing.assert_close(loss.sum, loss.metrics["train/loss"] + missed)
+    with pytest.raises(UserError, match="critic is true, but"):
+        built(critic=True, return_scale=0.0)
+
+
 def test_frames_are_stacked_of_images_alone():
     with pytest.raises(UserError, match="frame-stack is 2, but this task shows no images"):
         built(frame_stack=2)
