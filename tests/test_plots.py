@@ -335,7 +335,7 @@ def test_attention_goes_as_far_back_as_the_policy_looks(tmp_path):
     from making import dataset_of
 
     dataset_of(tmp_path / "data", "toy-continuous", 5)
-    flags = "--algorithm.width 16 --algorithm.layers 1 --algorithm.context 5 --algorithm.acting-context 2 --budget.learner-steps 3"
+    flags = "--algorithm.width 16 --algorithm.layers 1 --algorithm.context 5 --algorithm.acting-context 2 --algorithm.frame-stack 2 --budget.learner-steps 3"
     train_local(configure("dt", str(tmp_path / "data"), [*flags.split(), "--evaluations.final-episodes", "1"]), tmp_path / "run")
     assert main([str(tmp_path / "run"), "--attention", "--episodes", "2", "--out", str(tmp_path / "a.png")]) == 0
     (here,) = json.loads((tmp_path / "a.json").read_text())["looks"]

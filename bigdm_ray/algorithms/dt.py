@@ -356,8 +356,6 @@ class Dt(Algorithm):
         if self.width % self.heads:
             raise UserError(f"--algorithm.width is {self.width}, but a multiple of --algorithm.heads {self.heads} is expected")
         signature = only_task(self.name, signatures)
-        if self.frame_stack > 1 and not any(leaf.kind == "image" for leaf in signature.observations.values()):
-            raise UserError(f"--algorithm.frame-stack is {self.frame_stack}, but this task shows no images; leave it out")
         if self.critic and not self.return_scale:
             raise UserError("--algorithm.critic is true, but --algorithm.return-scale is 0: what it predicts are returns times that; more is expected")
         return DecisionTransformer(signature, self)

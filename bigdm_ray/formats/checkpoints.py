@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from bigdm_ray.errors import UserError
 
@@ -32,6 +31,8 @@ def read(source: Path) -> tuple[Arrays, dict[str, Any]]:
         raise UserError(f"there are no weights at {file}; a folder with model.safetensors and config.json, or a .safetensors file, is expected")
     if file.suffix in PICKLES:
         raise UserError(f"{file} is {SCRIPT}")
+    from safetensors.torch import load_file  # numpy has no bfloat16
+
     config = file.parent / "config.json"
     try:
         arrays = {name: values.float().numpy() if values.is_floating_point() else values.numpy() for name, values in load_file(file).items()}

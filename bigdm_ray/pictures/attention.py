@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def look(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
     """Play episodes, take the best, and see which steps each of its steps looked at. Raises UserError for a policy without attention."""
     model, algorithm = loaded.model, loaded.run.algorithm
-    if not isinstance(model, DecisionTransformer) or not isinstance(algorithm, Dt) or algorithm.frame_stack > 1:
+    if not isinstance(model, DecisionTransformer) or not isinstance(algorithm, Dt) or (algorithm.frame_stack > 1 and model.embed_state.images.width):
         raise UserError(f"the {algorithm.name} policy of {loaded.folder} has no attention over single observations to draw; a dt run is expected")
     policy, mode = policy_of(loaded, asked.mode)
     seed = loaded.run.seed if asked.seed is None else asked.seed

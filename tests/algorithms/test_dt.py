@@ -324,11 +324,6 @@ def test_a_critic_predicts_the_return_that_it_is_not_told():
         built(critic=True, return_scale=0.0)
 
 
-def test_frames_are_stacked_of_images_alone():
-    with pytest.raises(UserError, match="frame-stack is 2, but this task shows no images"):
-        built(frame_stack=2)
-
-
 def test_whoever_plays_without_chance_is_told():
     for task, more, told in (("hopper", [], True), ("hopper", ["--algorithm.stochastic", "true"], False), ("key-to-door", [], False)):
         run = configure("dt", task, more)
