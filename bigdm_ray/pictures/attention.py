@@ -81,9 +81,10 @@ def draw_attention(looks: list[dict[str, Any]]) -> Figure:
         axes.set_title(f"{here['task']}, seed {here['run_seed']}: an episode of return {here['return']:.3g}")
         if here["predicted"]:
             over = axes.twiny()
-            over.plot(here["predicted"], np.arange(first, end) + 0.5, color="white", linewidth=1.5)
-            over.set_xlabel("predicted return to come (white)")
+            over.plot(here["predicted"], np.arange(first, end) + 0.5, color="tab:red", linewidth=1.5)
+            over.set_xlabel("predicted return to come (red)")
             over.grid(visible=False)
+            axes.set_xlim(first, end)
         axes.set_xlabel("step looked at")
         axes.set_ylabel("step that acts")
     return figure
