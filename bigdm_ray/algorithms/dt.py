@@ -78,7 +78,6 @@ class DecisionTransformer(nn.Module):
         self.context = settings.context
         self.scale = 0.0 if settings.critic else settings.return_scale
         self.critic = nn.Linear(width, 1) if settings.critic else None
-        self.unit = settings.return_scale
         self.embed_return = nn.Linear(1, width)
         self.embed_state = Embedding(signature.observations, width, True, settings.frame_stack, atari)
         self.embed_action = Embedding(signature.actions, width, False, tanh=atari)
@@ -355,10 +354,9 @@ class Dt(Algorithm):
             raise UserError(f"--algorithm.acting-context is {self.acting_context}, but at most --algorithm.context, which is {self.context}, is expected")
         if self.width % self.heads:
             raise UserError(f"--algorithm.width is {self.width}, but a multiple of --algorithm.heads {self.heads} is expected")
-        signature = only_task(self.name, signatures)
         if self.critic and not self.return_scale:
             raise UserError("--algorithm.critic is true, but --algorithm.return-scale is 0: what it predicts are returns times that; more is expected")
-        return DecisionTransformer(signature, self)
+        return DecisionTransformer(only_task(self.name, signatures), self)
 
     def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:
         """Mean and deviation of the vector observations over all episodes."""
@@ -379,11 +377,11 @@ class Dt(Algorithm):
         parameters = model.head(embeddings)
         mask = batch["mask"].float()
         weight = mask.sum()
-        if model.critic is not None:
-            missed = ((model.criticise(embeddings) - model.unit * batch[self._column]) ** 2 * mask).sum()
-            acting = self._acting_loss(model, parameters, actions, mask, weight)
-            return Loss(acting.sum + missed, weight, {**acting.metrics, "train/critic_loss": missed.detach()})
-        return self._acting_loss(model, parameters, actions, mask, weight)
+        acting = self._acting_loss(model, parameters, actions, mask, weight)
+        if model.critic is None:
+            return acting
+        missed = ((model.criticise(embeddings) - self.return_scale * batch[self._column]) ** 2 * mask).sum()
+        return Loss(acting.sum + missed, weight, {**acting.metrics, "train/critic_loss": missed.detach()})
 
     def _acting_loss(self, model: DecisionTransformer, parameters: Tensor, actions: dict[str, Tensor], mask: Tensor, weight: Tensor) -> Loss:
         if isinstance(model.head, SquashedHead):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.pictures.base import COLOURS, GREY, PUBLISHED, Picture, Sweep, dataset_of, label_axes, mark, metrics_of, panelled, pictured
 from bigdm_ray.training.acting import command_of, policy_of, report_head
 from bigdm_ray.training.config import read_run
@@ -33,7 +34,7 @@ def default_returns(loaded: Loaded) -> tuple[float, ...]:
     scored = [report["evaluation/return_max"] for report in reports if "evaluation/return_max" in report]
     low = task.reference_returns[0] if task.reference_returns else min(played, default=math.nan)
     high = task.max_return if task.max_return is not None else max(scored, default=math.nan)
-    if not low < high and (dataset := dataset_of(loaded.run)) is not None:
+    if not low < high and (dataset := learned_from(loaded)) is not None:
         low, high = dataset.return_min, dataset.return_max
     if not low < high:
         raise UserError(f"what {task.name} pays is not known from {loaded.folder}; give --returns, as in --returns 0,50,100")
@@ -65,11 +66,16 @@ def sweep(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
     }
 
 
-def data_best(loaded: Loaded) -> float | None:
-    """The best return of the dataset that a run, or the one that it started from, learned from."""
+def learned_from(loaded: Loaded) -> Dataset | None:
+    """The dataset that a run, or the one that it started from, learned from, where it still lies there."""
     before = loaded.run.start
-    dataset = dataset_of(read_run(Path(before.folder)) if before and (Path(before.folder) / "run.json").is_file() else loaded.run)
-    return None if dataset is None else float(dataset.store(0).table.returns.max())
+    return dataset_of(read_run(Path(before.folder)) if before and (Path(before.folder) / "run.json").is_file() else loaded.run)
+
+
+def data_best(loaded: Loaded) -> float | None:
+    """The best return of that dataset."""
+    dataset = learned_from(loaded)
+    return None if dataset is None else dataset.return_max
 
 
 def point(command: dict[str, float], returns: np.ndarray) -> dict[str, Any]:
