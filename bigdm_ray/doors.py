@@ -8,9 +8,10 @@ import re
 import sys
 import typing
 from collections.abc import Callable
+from textwrap import shorten
 from typing import Any, TypeVar
 
-from bigdm_ray.errors import RunFailed, UserError, full_disk, nearest
+from bigdm_ray.errors import RunFailed, UserError, full_disk, full_memory, nearest
 from bigdm_ray.settings import checked, converted, flag
 
 T = TypeVar("T")
@@ -35,8 +36,10 @@ def door(main: Callable[[list[str]], int], arguments: list[str] | None = None) -
             raise
         print(f"error: cannot write {error.filename or 'a file'}: {error.strerror}; free some space, then try again", file=sys.stderr)
         return RunFailed.exit_code
-    except MemoryError as error:
-        print(f"error: there is not enough memory ({error}); make batches, networks or what is kept in memory smaller", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        if not full_memory(error):
+            raise
+        print(f"error: there is not enough memory ({shorten(str(error), 200)}); make batches, networks or what is kept in memory smaller", file=sys.stderr)
         return RunFailed.exit_code
 
 

@@ -28,6 +28,11 @@ def full_disk(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def full_memory(error: BaseException) -> bool:
+    """Whether it was raised for want of memory; torch says so on a processor by the words of a RuntimeError alone, on a GPU by a class of its own."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError"
+
+
 def nearest(word: str, known: list[str]) -> str:
     """`"; did you mean 'x'?"` with the known names nearest to `word`, or the list of them where none is near; of a long list the first ones."""
     import difflib

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,9 @@ from bigdm_ray.training.run_folder import RunFolder, load, save_weights
 
 FOR = {"data": "dt", "statistics": "dt", "return_scale": "dt", "context": "dt", "target_return": "dt", "bins": "tt", "preset": "tt"}
 """The flags of `import` that only one of the two networks has."""
+OURS = ("heads", "return-scale", "context", "target-return")
+"""Settings of an algorithm that `import` has a flag for; the others are read off the checkpoint."""
+OWN = re.compile(r"--algorithm\.([a-z-]+)")
 STATISTICS = ("embed_state.standardise.mean", "embed_state.standardise.std")
 
 
@@ -52,9 +56,12 @@ def importing(given: argparse.Namespace) -> int:
     for name, of in FOR.items():
         if getattr(given, name) is not None and of != ("tt" if trajectory else "dt"):
             raise UserError(f"{given.source} is a {'Trajectory' if trajectory else 'Decision'} Transformer, which --{name.replace('_', '-')} is not for")
-    if trajectory:
-        return import_trajectory(given, trajectory_transformer.ours(given.source, arrays))
-    return import_decision(given, source, decision_transformer.ours(given.source, arrays, config))
+    try:
+        if trajectory:
+            return import_trajectory(given, trajectory_transformer.ours(given.source, arrays))
+        return import_decision(given, source, decision_transformer.ours(given.source, arrays, config))
+    except UserError as error:
+        raise UserError(OWN.sub(lambda flag: f"--{flag[1]}" if flag[1] in OURS else f"{given.source}'s {flag[1]}", str(error))) from None
 
 
 def import_decision(given: argparse.Namespace, source: Path, found: decision_transformer.Foreign) -> int:

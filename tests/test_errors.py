@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import bigdm_ray
 from bigdm_ray.doors import door
@@ -149,8 +150,10 @@ def test_without_envpool_gymnasium_plays_and_the_run_stays_with_it(tmp_path: Pat
 
 
 def test_want_of_memory_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert door(lambda _: len(np.ones(10**14, np.int64)), []) == 1
-    assert "not enough memory (Unable to allocate" in capsys.readouterr().err
+    for want, said in ((lambda: np.ones(10**14, np.int64), "Unable to allocate"), (lambda: torch.empty(10**14), "can't allocate memory")):
+        assert door(lambda _, want=want: len(want()), []) == 1
+        told = capsys.readouterr().err
+        assert "not enough memory (" in told and said in told and told.count("\n") == 1
 
 
 def test_a_run_that_has_begun_keeps_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,6 +190,7 @@ def test_what_cannot_be_taken_is_said_in_one_sentence(tmp_path, capsys):
     save_file({"a": torch.zeros(3)}, tmp_path / "other" / "model.safetensors")
     peer(activation_function="gelu").save_pretrained(tmp_path / "gelu")
     peer(n_inner=64).save_pretrained(tmp_path / "inner")
+    save_file(PlainDecisionTransformer(SEEN, ACTED).state_dict(), tmp_path / "original.safetensors")
     for name, value in (("nan", float("nan")), ("far", 1e300)):
         weights = {key: values.double() for key, values in model.state_dict().items()}
         weights["predict_action.0.bias"][1] = value
@@ -222,6 +223,8 @@ def test_what_cannot_be_taken_is_said_in_one_sentence(tmp_path, capsys):
         ("good", "hopper", ["--statistics", str(tmp_path / "s.json")], "with 11 numbers each"),
         ("good", "hopper", ["--data", str(tmp_path / "data")], "is of toy-continuous"),
         ("good", "hopper", ["--target-return", "1e300"], "target-return"),
+        ("good", "hopper", ["--context", "0"], "--context is 0, but at least 1 is expected"),
+        ("original.safetensors", "hopper", ["--heads", "3"], "original.safetensors's width is 32, but a multiple of --heads 3 is expected"),
         ("flat", "hopper", [], "for embed_state.linear.weight, but 2 dimensions"),
         ("scalar", "hopper", [], "has an array of shape [] for head.linear.weight, but 2 dimensions"),
         ("empty", "hopper", [], "for wpe.weight, but 2 dimensions that are not empty"),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Algorithm, Batch
 from bigdm_ray.envs.task import Signature
-from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.errors import RunFailed, UserError, full_memory
 from bigdm_ray.models.parallel import compiled, mixed
 from bigdm_ray.replay.store import Store
 from bigdm_ray.training.params import Weights
@@ -97,8 +97,8 @@ class Learner:
             seed_torch(self.seed, "dropout", self.step, self.rank)
             try:
                 metrics = self._step(self._draw(stores))
-            except RuntimeError as error:  # torch has a class of its own for GPUs only
-                if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            except RuntimeError as error:
+                if full_memory(error):
                     raise RunFailed(
                         f"a learner step of {self.algorithm.batch} windows does not fit into the memory of {self.device}; "
                         "start anew with a smaller --algorithm.batch-size or network"
