@@ -162,7 +162,7 @@ def test_what_cannot_be_taken_is_said_in_one_sentence(tmp_path, bins, capsys):
         ("good.safetensors", "lunarlander", bins, [], "acts with numbers alone, which lunarlander does not"),
         ("good.safetensors", "hoper", bins, [], "unknown task 'hoper'; did you mean 'hopper'"),
         ("good.safetensors", "hopper", bins, ["--preset", "medium-repla"], "unknown preset 'medium-repla'"),
-        ("good.safetensors", "hopper", bins, ["--heads", "5"], "--algorithm.width is 32, but a multiple of --algorithm.heads, which is 5"),
+        ("good.safetensors", "hopper", bins, ["--heads", "5"], "good.safetensors's width is 32, but a multiple of --heads, which is 5"),
         ("good.safetensors", "hopper", bins, ["--return-scale", "1"], "is a Trajectory Transformer, which --return-scale is not for"),
         ("good.safetensors", "hopper", tmp_path / "short.json", [], "holds [16, 20] thresholds, but 16 rows of 21 are expected"),
         ("good.safetensors", "hopper", tmp_path / "torn.json", [], 'is not {"thresholds": [[...], ...]}'),
