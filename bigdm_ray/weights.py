@@ -61,7 +61,7 @@ def importing(given: argparse.Namespace) -> int:
             return import_trajectory(given, trajectory_transformer.ours(given.source, arrays))
         return import_decision(given, source, decision_transformer.ours(given.source, arrays, config))
     except UserError as error:
-        raise UserError(OWN.sub(lambda flag: f"--{flag[1]}" if flag[1] in OURS else f"{given.source}'s {flag[1]}", str(error))) from None
+        raise type(error)(OWN.sub(lambda flag: f"--{flag[1]}" if flag[1] in OURS else f"{given.source}'s {flag[1]}", str(error))) from None
 
 
 def import_decision(given: argparse.Namespace, source: Path, found: decision_transformer.Foreign) -> int:

@@ -331,25 +331,25 @@ def test_the_attention_picture(tmp_path, capsys):
         main([str(tmp_path / "run"), "--attention", "--returns", "0,1"])
 
 
-def test_attention_goes_as_far_back_as_the_policy_looks(tmp_path):
+def looked(tmp_path, flags):
+    """The numbers of the picture of what a small `dt`, trained with these flags, looks at."""
     from making import dataset_of
 
     dataset_of(tmp_path / "data", "toy-continuous", 5)
-    flags = "--algorithm.width 16 --algorithm.layers 1 --algorithm.context 5 --algorithm.acting-context 2 --algorithm.frame-stack 2 --budget.learner-steps 3"
-    train_local(configure("dt", str(tmp_path / "data"), [*flags.split(), "--evaluations.final-episodes", "1"]), tmp_path / "run")
+    flags += " --algorithm.width 16 --algorithm.layers 1 --algorithm.context 5 --budget.learner-steps 3 --evaluations.final-episodes 1"
+    train_local(configure("dt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
     assert main([str(tmp_path / "run"), "--attention", "--episodes", "2", "--out", str(tmp_path / "a.png")]) == 0
     (here,) = json.loads((tmp_path / "a.json").read_text())["looks"]
+    return here
+
+
+def test_attention_goes_as_far_back_as_the_policy_looks(tmp_path):
+    here = looked(tmp_path, "--algorithm.acting-context 2 --algorithm.frame-stack 2")
     assert np.array(here["attention"]).shape == (2, 2) and here["predicted"] == []
 
 
 def test_attention_of_a_critic_shows_what_it_predicts(tmp_path):
-    from making import dataset_of
-
-    dataset_of(tmp_path / "data", "toy-continuous", 5)
-    flags = "--algorithm.width 16 --algorithm.layers 1 --algorithm.context 5 --algorithm.critic true --budget.learner-steps 3"
-    train_local(configure("dt", str(tmp_path / "data"), [*flags.split(), "--evaluations.final-episodes", "1"]), tmp_path / "run")
-    assert main([str(tmp_path / "run"), "--attention", "--episodes", "2", "--out", str(tmp_path / "a.png")]) == 0
-    (here,) = json.loads((tmp_path / "a.json").read_text())["looks"]
+    here = looked(tmp_path, "--algorithm.critic true")
     assert len(here["predicted"]) == 5 and np.isfinite(here["predicted"]).all()
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)
 
