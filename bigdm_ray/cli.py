@@ -38,7 +38,15 @@ def usage() -> str:
     known = doors()
     width = max(map(len, known))
     lines = [f"  {name:<{width}}  {about}" for name, about in known.items()]
-    return "\n".join(["usage: bigdm DOOR [arguments]", "", *lines, "", "`bigdm DOOR --help` explains a door; `bigdm --version` names the version."])
+    return "\n".join(
+        [
+            "usage: bigdm DOOR [arguments]",
+            "",
+            *lines,
+            "",
+            "`bigdm DOOR --help` explains a door; `bigdm --version` names the version.",
+        ]
+    )
 
 
 def open_door(arguments: list[str]) -> int:
@@ -52,9 +60,13 @@ def open_door(arguments: list[str]) -> int:
         return 0
     known = doors()
     if name is None:
-        raise UserError(f"a door is expected, one of {', '.join(known)}; `bigdm --help` explains them")
+        raise UserError(
+            f"a door is expected, one of {', '.join(known)}; `bigdm --help` explains them"
+        )
     if name not in known:
-        raise UserError(f"unknown door {name!r}{nearest(name, list(known))} (`bigdm --help` lists them)")
+        raise UserError(
+            f"unknown door {name!r}{nearest(name, list(known))} (`bigdm --help` lists them)"
+        )
     main: Callable[[list[str]], int] = importlib.import_module(f"bigdm_ray.{name}").main
     return main(arguments[1:])
 

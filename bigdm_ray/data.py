@@ -64,7 +64,17 @@ def merging(given: argparse.Namespace) -> int:
 
     for folder in given.datasets:
         Dataset.open(folder)
-    print(card(import_dataset([str(folder) for folder in given.datasets], given.folder, given.task, given.steps, given.quiet)))
+    print(
+        card(
+            import_dataset(
+                [str(folder) for folder in given.datasets],
+                given.folder,
+                given.task,
+                given.steps,
+                given.quiet,
+            )
+        )
+    )
     return 0
 
 
@@ -74,7 +84,9 @@ def exporting(given: argparse.Namespace) -> int:
 
     dataset = Dataset.open(given.dataset)
     export_dataset(dataset, given.to, given.folder, given.quiet)
-    print(f"{given.folder}: {counted(dataset.episodes, 'episode')} of {dataset.folder} as {given.to}")
+    print(
+        f"{given.folder}: {counted(dataset.episodes, 'episode')} of {dataset.folder} as {given.to}"
+    )
     return 0
 
 
@@ -93,9 +105,20 @@ def recording(given: argparse.Namespace) -> int:
     if given.random is not None:
         refused = [flag for flag in OF_RUNS if getattr(given, flag) is not None]
         if refused:
-            raise UserError(f"--{refused[0].replace('_', '-')} has no meaning for a random policy; leave it out")
+            raise UserError(
+                f"--{refused[0].replace('_', '-')} has no meaning for a random policy; leave it out"
+            )
         task = find_task(given.random)
-        asked = [Recording(RandomPolicy(task.signature()), task, "random", episodes=given.episodes, steps=given.steps, seed=given.seed)]
+        asked = [
+            Recording(
+                RandomPolicy(task.signature()),
+                task,
+                "random",
+                episodes=given.episodes,
+                steps=given.steps,
+                seed=given.seed,
+            )
+        ]
         source = f"uniformly random actions, seed {given.seed}"
     elif given.weights == "milestones":
         asked = milestones(given)
@@ -103,7 +126,9 @@ def recording(given: argparse.Namespace) -> int:
     else:
         asked = [played_by(given, given.weights or "last", given.episodes, given.steps, given.seed)]
         command = asked[0].command or {}
-        source = f"{asked[0].source} of the run {given.run}, seed {given.seed}" + "".join(f", {n.replace('_', ' ')} {v:g}" for n, v in command.items())
+        source = f"{asked[0].source} of the run {given.run}, seed {given.seed}" + "".join(
+            f", {n.replace('_', ' ')} {v:g}" for n, v in command.items()
+        )
     if slow := asked[0].task.slow():
         print(f"note: {slow}", file=sys.stderr)
     dataset, problems = record(asked, given.folder, source, given.quiet)
@@ -113,7 +138,14 @@ def recording(given: argparse.Namespace) -> int:
     return 0
 
 
-def played_by(given: argparse.Namespace, weights: str, episodes: int | None, steps: int | None, seed: int, stage: int | None = None) -> Recording:
+def played_by(
+    given: argparse.Namespace,
+    weights: str,
+    episodes: int | None,
+    steps: int | None,
+    seed: int,
+    stage: int | None = None,
+) -> Recording:
     """What is to be recorded of a run with these weights."""
     from bigdm_ray.training.acting import command_of, policy_of
     from bigdm_ray.training.recording import ROWS, NoisyPolicy, Recording
@@ -126,8 +158,15 @@ def played_by(given: argparse.Namespace, weights: str, episodes: int | None, ste
     command = command_of(loaded, given.desired_return, given.desired_horizon)
     who = str(Behaviour(f"{loaded.run.algorithm.name}-{weights}", mode, sigma, epsilon, stage))
     rows = ROWS if stage is None else MILESTONE_ROWS
-    made_of = (sigma, epsilon, stamp(given.run / "run.json"), stamp(RunFolder(given.run).weights(weights)))
-    return Recording(noisy, loaded.task, who, loaded.version, command, episodes, steps, seed, rows, made_of)
+    made_of = (
+        sigma,
+        epsilon,
+        stamp(given.run / "run.json"),
+        stamp(RunFolder(given.run).weights(weights)),
+    )
+    return Recording(
+        noisy, loaded.task, who, loaded.version, command, episodes, steps, seed, rows, made_of
+    )
 
 
 def milestones(given: argparse.Namespace) -> list[Recording]:
@@ -137,13 +176,24 @@ def milestones(given: argparse.Namespace) -> list[Recording]:
 
     names = RunFolder(given.run).milestones()
     if not names:
-        raise UserError(f"{given.run} has kept no milestones; train it with --saves.milestones true")
+        raise UserError(
+            f"{given.run} has kept no milestones; train it with --saves.milestones true"
+        )
     if given.episodes is not None and given.episodes < len(names):
-        raise UserError(f"--episodes is {given.episodes}, but each of the {len(names)} milestones of {given.run} needs one")
+        raise UserError(
+            f"--episodes is {given.episodes}, but each of the {len(names)} milestones of {given.run} needs one"
+        )
     out = []
     for stage, name in enumerate(names):
-        episodes, steps = (None if n is None else (stage + 1) * n // len(names) - stage * n // len(names) for n in (given.episodes, given.steps))
-        out.append(played_by(given, name, episodes, steps, derived_seed(given.seed, "milestone", stage), stage))
+        episodes, steps = (
+            None if n is None else (stage + 1) * n // len(names) - stage * n // len(names)
+            for n in (given.episodes, given.steps)
+        )
+        out.append(
+            played_by(
+                given, name, episodes, steps, derived_seed(given.seed, "milestone", stage), stage
+            )
+        )
     return out
 
 
@@ -161,10 +211,13 @@ def card(dataset: Dataset) -> str:
         "return std": f"{dataset.return_std:,.2f}",
         "return min, max": f"{dataset.return_min:,.2f}, {dataset.return_max:,.2f}",
         "normalised score": score(dataset),
-        "versions": ", ".join(f"{name} {version}" for name, version in dataset.versions.items()) or "not told",
+        "versions": ", ".join(f"{name} {version}" for name, version in dataset.versions.items())
+        or "not told",
         "sha256": dataset.sha256,
     }
-    return "\n".join([f"dataset {dataset.folder}", *(f"  {name:<18}{value}" for name, value in rows.items())])
+    return "\n".join(
+        [f"dataset {dataset.folder}", *(f"  {name:<18}{value}" for name, value in rows.items())]
+    )
 
 
 def score(dataset: Dataset) -> str:
@@ -182,13 +235,27 @@ def listing(given: argparse.Namespace) -> int:
     missing = [folder for folder in given.folders if not folder.is_dir()]
     if missing:
         raise UserError(f"there is no folder {missing[0]}")
-    places = [path for folder in folders if folder.is_dir() for path in (folder, *sorted(p for p in folder.iterdir() if p.is_dir()))]
+    places = [
+        path
+        for folder in folders
+        if folder.is_dir()
+        for path in (folder, *sorted(p for p in folder.iterdir() if p.is_dir()))
+    ]
     found = list(dict.fromkeys(path for path in places if (path / CARD).is_file()))
     rows = [("dataset", "task", "episodes", "steps", "return mean", "std")]
     for path in found:
         try:
             one = Dataset.open(path)
-            rows.append((str(path), one.task, f"{one.episodes:,}", f"{one.steps:,}", f"{one.return_mean:,.2f}", f"{one.return_std:,.2f}"))
+            rows.append(
+                (
+                    str(path),
+                    one.task,
+                    f"{one.episodes:,}",
+                    f"{one.steps:,}",
+                    f"{one.return_mean:,.2f}",
+                    f"{one.return_std:,.2f}",
+                )
+            )
         except UserError as error:
             print(error, file=sys.stderr)
     if not found:
@@ -196,7 +263,12 @@ def listing(given: argparse.Namespace) -> int:
         return 0
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        print("  ".join(f"{cell:<{width}}" if i < 2 else f"{cell:>{width}}" for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip())
+        print(
+            "  ".join(
+                f"{cell:<{width}}" if i < 2 else f"{cell:>{width}}"
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+        )
     return 0
 
 
@@ -205,8 +277,12 @@ def showing(given: argparse.Namespace) -> int:
     dataset = Dataset.open(given.dataset)
     returns, lengths, terminated = dataset.returns()
     print(card(dataset))
-    print(f"  {'ends':<18}{int(terminated.sum()):,} terminated, {int((~terminated).sum()):,} truncated")
-    print(f"  {'length':<18}{lengths.mean():,.1f} on average, {lengths.min():,} to {lengths.max():,}")
+    print(
+        f"  {'ends':<18}{int(terminated.sum()):,} terminated, {int((~terminated).sum()):,} truncated"
+    )
+    print(
+        f"  {'length':<18}{lengths.mean():,.1f} on average, {lengths.min():,} to {lengths.max():,}"
+    )
     behaviours = {who or "not told": count for who, count in dataset.behaviours().items()}
     for number, (who, count) in enumerate(list(behaviours.items())[:BARS]):
         print(f"  {'' if number else 'who acted':<18}{who}: {counted(count, 'episode')}")
@@ -228,10 +304,17 @@ def histogram(values: np.ndarray) -> list[str]:
     counts, edges = np.histogram(values, bins=bins)
     step = (high - low if bins > 1 else abs(low)) / BARS
     digits = max(1, math.ceil(-math.log10(step))) if step else 1
-    labels = [f"{a:,.{digits}f} to {b:,.{digits}f}" for a, b in itertools.pairwise(edges)] if bins > 1 else [f"{low:,.{digits}f}"]
+    labels = (
+        [f"{a:,.{digits}f} to {b:,.{digits}f}" for a, b in itertools.pairwise(edges)]
+        if bins > 1
+        else [f"{low:,.{digits}f}"]
+    )
     width = max(map(len, labels))
     most = int(counts.max())
-    return [f"  {label:>{width}}  {'#' * -(-BAR_WIDTH * int(n) // most):<{BAR_WIDTH}} {int(n):,}" for label, n in zip(labels, counts, strict=True)]
+    return [
+        f"  {label:>{width}}  {'#' * -(-BAR_WIDTH * int(n) // most):<{BAR_WIDTH}} {int(n):,}"
+        for label, n in zip(labels, counts, strict=True)
+    ]
 
 
 def bins_of(values: np.ndarray, most: int) -> int:
@@ -248,9 +331,17 @@ def plot(dataset: Dataset, returns: np.ndarray, lengths: np.ndarray, path: Path)
     left, right = figure.subplots(1, 2)
     left.hist(returns, bins=bins_of(returns, 50))
     left.axvline(dataset.return_mean, color="black", linewidth=1)
-    left.set(xlabel="return (line: mean)", ylabel="episodes", title=f"{dataset.name}: {counted(dataset.episodes, 'episode')}")
+    left.set(
+        xlabel="return (line: mean)",
+        ylabel="episodes",
+        title=f"{dataset.name}: {counted(dataset.episodes, 'episode')}",
+    )
     right.hist(lengths, bins=bins_of(lengths, 50))
-    right.set(xlabel="length in steps", ylabel="episodes", title=f"{counted(dataset.steps, 'step')} of {dataset.task}")
+    right.set(
+        xlabel="length in steps",
+        ylabel="episodes",
+        title=f"{counted(dataset.steps, 'step')} of {dataset.task}",
+    )
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
@@ -263,12 +354,16 @@ def plot(dataset: Dataset, returns: np.ndarray, lengths: np.ndarray, path: Path)
 def store_of(folder: Path) -> Path:
     """The folder that holds the shards: FOLDER/store of a run folder, else FOLDER. Raises UserError where there are none."""
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; a run folder, a dataset or a folder of shards is expected")
+        raise UserError(
+            f"there is no folder {folder}; a run folder, a dataset or a folder of shards is expected"
+        )
     store = folder / "store" if (folder / "store").is_dir() else folder
     if not any(store.glob(f"*{SUFFIX}")):
         aside = len(list(store.glob(f"*{SUFFIX}.corrupt")))
         earlier = f" ({aside} were set aside as *{SUFFIX}.corrupt earlier)" if aside else ""
-        raise UserError(f"{store} holds no shards{earlier}; a run folder, a dataset or a folder of *{SUFFIX} files is expected")
+        raise UserError(
+            f"{store} holds no shards{earlier}; a run folder, a dataset or a folder of *{SUFFIX} files is expected"
+        )
     return store
 
 
@@ -278,28 +373,45 @@ def verifying(given: argparse.Namespace) -> int:
     try:
         sound, episodes, problems = verify(store)
     except OSError as error:
-        raise RunFailed(f"cannot set aside {error.filename}: {error.strerror}; verify again where {store} can be written and no run uses it") from None
+        raise RunFailed(
+            f"cannot set aside {error.filename}: {error.strerror}; verify again where {store} can be written and no run uses it"
+        ) from None
     aside = len(problems)
     if (store / CARD).is_file():
         problems += card_problems(Dataset.open(store), episodes)
     for problem in problems:
         print(problem)
-    print(f"{store}: {counted(sound, 'sound shard')} with {counted(episodes, 'episode')}, {aside} set aside")
+    print(
+        f"{store}: {counted(sound, 'sound shard')} with {counted(episodes, 'episode')}, {aside} set aside"
+    )
     return 1 if problems else 0
 
 
 def card_problems(dataset: Dataset, episodes: int) -> list[str]:
     """What the card of a dataset says that its content does not."""
     if episodes != dataset.episodes:
-        return [f"{dataset.folder / CARD} says {dataset.episodes:,} episodes where {episodes:,} are sound; import the dataset anew"]
+        return [
+            f"{dataset.folder / CARD} says {dataset.episodes:,} episodes where {episodes:,} are sound; import the dataset anew"
+        ]
     if (found := dataset.content_hash()) != dataset.sha256:
-        return [f"{dataset.folder / CARD} says the content hash {dataset.sha256} where it is {found}; import the dataset anew"]
+        return [
+            f"{dataset.folder / CARD} says the content hash {dataset.sha256} where it is {found}; import the dataset anew"
+        ]
     returns, lengths, _ = dataset.returns()
     real = {"steps": int(lengths.sum()), **totals(returns)}
-    wrong = [name for name, value in real.items() if not math.isclose(getattr(dataset, name), value, rel_tol=1e-9, abs_tol=1e-9)]
-    problems = [f"{dataset.folder / CARD} says {name} {getattr(dataset, name):g} where it is {real[name]:g}; import the dataset anew" for name in wrong]
+    wrong = [
+        name
+        for name, value in real.items()
+        if not math.isclose(getattr(dataset, name), value, rel_tol=1e-9, abs_tol=1e-9)
+    ]
+    problems = [
+        f"{dataset.folder / CARD} says {name} {getattr(dataset, name):g} where it is {real[name]:g}; import the dataset anew"
+        for name in wrong
+    ]
     if why := dataset.misfit():
-        problems.append(f"{dataset.folder / CARD} says the task {dataset.task}, but {why}; import the dataset anew")
+        problems.append(
+            f"{dataset.folder / CARD} says the task {dataset.task}, but {why}; import the dataset anew"
+        )
     return problems
 
 
@@ -340,55 +452,140 @@ def amount(text: str) -> float:
 
 def parser() -> Parser:
     """The commands and their flags."""
-    parser = Parser(prog="python -m bigdm_ray.data", description="Datasets and stored episodes.", allow_abbrev=False)
+    parser = Parser(
+        prog="python -m bigdm_ray.data",
+        description="Datasets and stored episodes.",
+        allow_abbrev=False,
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    imports = commands.add_parser("import", help="make a dataset of foreign episodes", allow_abbrev=False)
-    imports.add_argument("sources", metavar="SOURCE", nargs="+", help="a file, a folder, or minari:NAMESPACE/NAME-v0; several are joined in this order")
+    imports = commands.add_parser(
+        "import", help="make a dataset of foreign episodes", allow_abbrev=False
+    )
+    imports.add_argument(
+        "sources",
+        metavar="SOURCE",
+        nargs="+",
+        help="a file, a folder, or minari:NAMESPACE/NAME-v0; several are joined in this order",
+    )
     imports.set_defaults(act=importing)
 
     merge = commands.add_parser("merge", help="join datasets into one", allow_abbrev=False)
-    merge.add_argument("datasets", metavar="DATASET", nargs="+", type=Path, help="datasets, in this order")
+    merge.add_argument(
+        "datasets", metavar="DATASET", nargs="+", type=Path, help="datasets, in this order"
+    )
     merge.set_defaults(act=merging)
 
     for joins in (imports, merge):
-        joins.add_argument("--task", metavar="TASK", help="the task of the episodes, where the source does not say it")
-        joins.add_argument("--steps", metavar="N", type=number, help="take of each source the first whole episodes that together reach N steps")
+        joins.add_argument(
+            "--task",
+            metavar="TASK",
+            help="the task of the episodes, where the source does not say it",
+        )
+        joins.add_argument(
+            "--steps",
+            metavar="N",
+            type=number,
+            help="take of each source the first whole episodes that together reach N steps",
+        )
 
-    export = commands.add_parser("export", help="write a dataset in a format that others read", allow_abbrev=False)
+    export = commands.add_parser(
+        "export", help="write a dataset in a format that others read", allow_abbrev=False
+    )
     export.add_argument("dataset", metavar="DATASET", type=Path, help="a dataset")
-    export.add_argument("--to", metavar="FORMAT", required=True, help="minari (HDF5), parquet (an episode a row) or steps (a step a row, for RLlib)")
+    export.add_argument(
+        "--to",
+        metavar="FORMAT",
+        required=True,
+        help="minari (HDF5), parquet (an episode a row) or steps (a step a row, for RLlib)",
+    )
     export.set_defaults(act=exporting)
 
-    records = commands.add_parser("record", help="play a trained run, or at random, and keep the episodes", allow_abbrev=False)
+    records = commands.add_parser(
+        "record", help="play a trained run, or at random, and keep the episodes", allow_abbrev=False
+    )
     records.add_argument("run", metavar="RUN", nargs="?", type=Path, help="a run folder")
-    records.add_argument("--random", metavar="TASK", help="play this task with uniformly random actions instead")
+    records.add_argument(
+        "--random", metavar="TASK", help="play this task with uniformly random actions instead"
+    )
     records.add_argument("--episodes", metavar="N", type=number, help="episodes to keep")
-    records.add_argument("--steps", metavar="N", type=number, help="whole episodes until they reach N steps")
-    records.add_argument("--action-noise", metavar="SIGMA", type=amount, help="deviation of Gaussian noise, an action's box being [-1, 1] (default: 0)")
-    records.add_argument("--epsilon", metavar="E", type=share, help="share of steps with a uniformly random action (default: 0)")
-    records.add_argument("--mode", choices=OWN_OR_MODES, help="how the policy acts; own: as in the run's evaluations (default)")
-    records.add_argument("--weights", choices=("last", "best", "milestones"), help="which weights; milestones: all that were kept (default: last)")
-    records.add_argument("--desired-return", metavar="X", type=float, help="return to ask for; default: what the run's own evaluation asked for")
-    records.add_argument("--desired-horizon", metavar="X", type=float, help="steps to ask for; default: what the run's own evaluation asked for")
-    records.add_argument("--seed", metavar="S", type=seed, default=1, help="seed of environments and actions (default: 1)")
+    records.add_argument(
+        "--steps", metavar="N", type=number, help="whole episodes until they reach N steps"
+    )
+    records.add_argument(
+        "--action-noise",
+        metavar="SIGMA",
+        type=amount,
+        help="deviation of Gaussian noise, an action's box being [-1, 1] (default: 0)",
+    )
+    records.add_argument(
+        "--epsilon",
+        metavar="E",
+        type=share,
+        help="share of steps with a uniformly random action (default: 0)",
+    )
+    records.add_argument(
+        "--mode",
+        choices=OWN_OR_MODES,
+        help="how the policy acts; own: as in the run's evaluations (default)",
+    )
+    records.add_argument(
+        "--weights",
+        choices=("last", "best", "milestones"),
+        help="which weights; milestones: all that were kept (default: last)",
+    )
+    records.add_argument(
+        "--desired-return",
+        metavar="X",
+        type=float,
+        help="return to ask for; default: what the run's own evaluation asked for",
+    )
+    records.add_argument(
+        "--desired-horizon",
+        metavar="X",
+        type=float,
+        help="steps to ask for; default: what the run's own evaluation asked for",
+    )
+    records.add_argument(
+        "--seed",
+        metavar="S",
+        type=seed,
+        default=1,
+        help="seed of environments and actions (default: 1)",
+    )
     records.set_defaults(act=recording)
 
     for makes in (imports, merge, export, records):
-        makes.add_argument("--folder", metavar="FOLDER", type=Path, required=True, help="the folder to make")
+        makes.add_argument(
+            "--folder", metavar="FOLDER", type=Path, required=True, help="the folder to make"
+        )
         makes.add_argument("--quiet", action="store_true", help="no progress bar")
 
     lists = commands.add_parser("list", help="a line for each dataset", allow_abbrev=False)
-    lists.add_argument("folders", metavar="FOLDER", nargs="*", type=Path, help="where to look; default: datasets and this folder")
+    lists.add_argument(
+        "folders",
+        metavar="FOLDER",
+        nargs="*",
+        type=Path,
+        help="where to look; default: datasets and this folder",
+    )
     lists.set_defaults(act=listing)
 
-    show = commands.add_parser("show", help="card, ends, who acted, distribution of returns", allow_abbrev=False)
+    show = commands.add_parser(
+        "show", help="card, ends, who acted, distribution of returns", allow_abbrev=False
+    )
     show.add_argument("dataset", metavar="DATASET", type=Path, help="a dataset")
     show.add_argument("--plot", action="store_true", help="also write DATASET/returns.png")
     show.set_defaults(act=showing)
 
-    check = commands.add_parser("verify", help="read every byte of every shard and set aside those that are not sound", allow_abbrev=False)
-    check.add_argument("folder", metavar="FOLDER", type=Path, help="a run folder, a dataset, or a folder of shards")
+    check = commands.add_parser(
+        "verify",
+        help="read every byte of every shard and set aside those that are not sound",
+        allow_abbrev=False,
+    )
+    check.add_argument(
+        "folder", metavar="FOLDER", type=Path, help="a run folder, a dataset, or a folder of shards"
+    )
     check.set_defaults(act=verifying)
     return parser
 

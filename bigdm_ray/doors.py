@@ -34,12 +34,18 @@ def door(main: Callable[[list[str]], int], arguments: list[str] | None = None) -
     except OSError as error:
         if not full_disk(error):
             raise
-        print(f"error: cannot write {error.filename or 'a file'}: {error.strerror}; free some space, then try again", file=sys.stderr)
+        print(
+            f"error: cannot write {error.filename or 'a file'}: {error.strerror}; free some space, then try again",
+            file=sys.stderr,
+        )
         return RunFailed.exit_code
     except (MemoryError, RuntimeError) as error:
         if not full_memory(error):
             raise
-        print(f"error: there is not enough memory ({shorten(str(error), 200)}); make batches, networks or what is kept in memory smaller", file=sys.stderr)
+        print(
+            f"error: there is not enough memory ({shorten(str(error), 200)}); make batches, networks or what is kept in memory smaller",
+            file=sys.stderr,
+        )
         return RunFailed.exit_code
 
 
@@ -71,22 +77,45 @@ class Parser(argparse.ArgumentParser):
         """Raise UserError with one sentence; for an unknown flag with the nearest ones."""
         if message.startswith("unrecognized arguments: "):
             word = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
-            known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-            message = f"unknown argument {word!r}{nearest(word, known) if word.startswith('-') else ''}"
+            known = [
+                option
+                for action in self._actions
+                for option in action.option_strings
+                if option.startswith("--")
+            ]
+            message = (
+                f"unknown argument {word!r}{nearest(word, known) if word.startswith('-') else ''}"
+            )
         raise UserError(f"{message} (`{self.prog} --help` explains the arguments)")
 
     def add_settings(self, *kinds: type[Any]) -> None:
         """Add a flag for each field of settings dataclasses; a field that several have gets one."""
-        for field in {field.name: field for kind in kinds for field in dataclasses.fields(kind)}.values():
-            choices = f", one of {', '.join(field.metadata['choices'])}" if field.metadata["choices"] else ""
+        for field in {
+            field.name: field for kind in kinds for field in dataclasses.fields(kind)
+        }.values():
+            choices = (
+                f", one of {', '.join(field.metadata['choices'])}"
+                if field.metadata["choices"]
+                else ""
+            )
             default = "" if field.default in (None, ()) else f" (default: {field.default})"
-            self.add_argument(flag(field.name), dest=field.name, metavar="X", help=f"{field.metadata['help']}{choices}{default}".replace("%", "%%"))
+            self.add_argument(
+                flag(field.name),
+                dest=field.name,
+                metavar="X",
+                help=f"{field.metadata['help']}{choices}{default}".replace("%", "%%"),
+            )
 
     def parse(self, arguments: list[str]) -> argparse.Namespace:
         """`parse_args`, where the value after a flag may be a negative number or a list that begins with one."""
         joined: list[str] = []
         for word in arguments:
-            if joined and joined[-1].startswith("--") and "=" not in joined[-1] and _NUMBER.match(word):
+            if (
+                joined
+                and joined[-1].startswith("--")
+                and "=" not in joined[-1]
+                and _NUMBER.match(word)
+            ):
                 joined[-1] += f"={word}"
             else:
                 joined.append(word)
@@ -96,7 +125,11 @@ class Parser(argparse.ArgumentParser):
     def settings(kind: type[T], given: argparse.Namespace) -> T:
         """The settings that the flags of `add_settings` gave. Raises UserError for a value out of range."""
         hints = typing.get_type_hints(kind)
-        typed = {name: converted(hint, getattr(given, name), name) for name, hint in hints.items() if getattr(given, name) is not None}
+        typed = {
+            name: converted(hint, getattr(given, name), name)
+            for name, hint in hints.items()
+            if getattr(given, name) is not None
+        }
         made = kind(**typed)
         checked(made, "")
         return made

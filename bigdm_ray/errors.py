@@ -30,7 +30,11 @@ def full_disk(error: OSError) -> bool:
 
 def full_memory(error: BaseException) -> bool:
     """Whether it was raised for want of memory; torch says so on a processor by the words of a RuntimeError alone, on a GPU by a class of its own."""
-    return isinstance(error, MemoryError) or "can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError"
+    return (
+        isinstance(error, MemoryError)
+        or "can't allocate memory" in str(error)
+        or type(error).__name__ == "OutOfMemoryError"
+    )
 
 
 def nearest(word: str, known: list[str]) -> str:

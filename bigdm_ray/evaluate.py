@@ -60,26 +60,58 @@ class Asked:
     """The flags. None stands for what the run itself has used."""
 
     episodes: int | None = setting(
-        None, "episodes to play; default: 100, where the mode is plan as many as in the run's own final evaluation", low=1, high=1_000_000
+        None,
+        "episodes to play; default: 100, where the mode is plan as many as in the run's own final evaluation",
+        low=1,
+        high=1_000_000,
     )
     rows: int | None = setting(
-        None, f"episodes that are played together, in one batch; default: {ROWS}, where the mode is plan {PLANNED_ROWS}", low=1, high=10_000
+        None,
+        f"episodes that are played together, in one batch; default: {ROWS}, where the mode is plan {PLANNED_ROWS}",
+        low=1,
+        high=10_000,
     )
-    actors: int = setting(1, "actors of Ray that play; 1 plays in this process, without Ray; the returns are the same", low=1, high=10_000)
-    device: str = setting("cpu", "where the policy acts: auto (the first GPU where there is one), cpu, cuda or cuda:N; actors act on CPUs")
-    address: str = setting("local", "Ray cluster to join for --actors; `local` starts one on this machine")
-    desired_return: float | None = setting(None, "return to ask for; default: what the run's own evaluation asked for", low=-1e9, high=1e9)
-    desired_horizon: float | None = setting(None, "steps to ask for; default: what the run's own evaluation asked for", low=1, high=1e9)
-    mode: str = setting("own", "how the policy acts; own: as in the run's own evaluations", choices=OWN_OR_MODES)
+    actors: int = setting(
+        1,
+        "actors of Ray that play; 1 plays in this process, without Ray; the returns are the same",
+        low=1,
+        high=10_000,
+    )
+    device: str = setting(
+        "cpu",
+        "where the policy acts: auto (the first GPU where there is one), cpu, cuda or cuda:N; actors act on CPUs",
+    )
+    address: str = setting(
+        "local", "Ray cluster to join for --actors; `local` starts one on this machine"
+    )
+    desired_return: float | None = setting(
+        None,
+        "return to ask for; default: what the run's own evaluation asked for",
+        low=-1e9,
+        high=1e9,
+    )
+    desired_horizon: float | None = setting(
+        None, "steps to ask for; default: what the run's own evaluation asked for", low=1, high=1e9
+    )
+    mode: str = setting(
+        "own", "how the policy acts; own: as in the run's own evaluations", choices=OWN_OR_MODES
+    )
     weights: str = setting("last", "which weights", choices=("last", "best"))
-    cached: bool | None = setting(None, "of dt, default as the run says: keep keys and values when acting: faster, and exact only until the window slides")
-    seed: int | None = setting(None, "seed of environments and actions; default: the run's", low=0, high=2**31 - 1)
+    cached: bool | None = setting(
+        None,
+        "of dt, default as the run says: keep keys and values when acting: faster, and exact only until the window slides",
+    )
+    seed: int | None = setting(
+        None, "seed of environments and actions; default: the run's", low=0, high=2**31 - 1
+    )
 
 
 def score(loaded: Loaded, asked: Asked) -> dict[str, Any]:
     """Play the episodes; the content of evaluation.json. Raises UserError, RunFailed where no episode ends well, and KeyboardInterrupt where none has ended."""
     if asked.actors > 1 and asked.device != "cpu":
-        raise UserError(f"--device is {asked.device!r}, but actors act on CPUs; leave --actors out, or --device")
+        raise UserError(
+            f"--device is {asked.device!r}, but actors act on CPUs; leave --actors out, or --device"
+        )
     device = pick_device(asked.device)
     loaded.model.to(device)
     policy, mode = policy_of(loaded, asked.mode, asked.cached)
@@ -90,23 +122,32 @@ def score(loaded: Loaded, asked: Asked) -> dict[str, Any]:
     parts = parts_of(episodes, asked.rows or (PLANNED_ROWS if planned else ROWS))
     print(f"playing {episodes:,} episodes of {loaded.run.task}", file=sys.stderr)
     if len(parts) < asked.actors:
-        print(f"note: there are {len(parts)} parts of at most {max(parts)} episodes, for as many actors; a smaller --rows makes more", file=sys.stderr)
+        print(
+            f"note: there are {len(parts)} parts of at most {max(parts)} episodes, for as many actors; a smaller --rows makes more",
+            file=sys.stderr,
+        )
     with Progress(loaded.run.task, episodes, units="episodes") as bar:
         bar.advance(0)
         if asked.actors == 1:
-            result = evaluate_in_parts(policy, loaded.task, command, parts, seed, "evaluate", bar.advance)
+            result = evaluate_in_parts(
+                policy, loaded.task, command, parts, seed, "evaluate", bar.advance
+            )
         else:
             from bigdm_ray.distributed.evaluation import evaluate_on_actors
 
             run = dataclasses.replace(run_as(loaded, asked.mode, asked.cached), seed=seed)
             weights = Weights.of(loaded.model, loaded.version)
-            scores = evaluate_on_actors(run, weights, command, parts, "evaluate", asked.actors, asked.address, bar.advance)
+            scores = evaluate_on_actors(
+                run, weights, command, parts, "evaluate", asked.actors, asked.address, bar.advance
+            )
             result = joined(scores, command, len(scores) < len(parts)).whole(loaded.task)
     return {
         "schema_version": SCHEMA_VERSION,
         **report_head(loaded, asked.weights, mode, seed),
         "acting": loaded.acting,
-        "cached": asked.cached if asked.cached is not None else isinstance(loaded.run.algorithm, Dt) and loaded.run.algorithm.cached,
+        "cached": asked.cached
+        if asked.cached is not None
+        else isinstance(loaded.run.algorithm, Dt) and loaded.run.algorithm.cached,
         "command": command,
         **result.summary(loaded.task),
         **result.latency(),
@@ -124,11 +165,21 @@ def score(loaded: Loaded, asked: Asked) -> dict[str, Any]:
 
 def table(report: dict[str, Any]) -> str:
     """The report for a terminal."""
-    command = ", ".join(f"{name.replace('_', ' ')} {value:,.1f}" for name, value in report["command"].items())
+    command = ", ".join(
+        f"{name.replace('_', ' ')} {value:,.1f}" for name, value in report["command"].items()
+    )
     normalized = report["normalized_score"]
-    asked = f" of {report['episodes_asked']:,}: stopped before the others had ended" if report["partial"] else ""
-    discarded = f", {report['episodes_discarded']} more discarded" if report["episodes_discarded"] else ""
-    acting = "".join(f", {name.replace('_', ' ')} {value}" for name, value in report["acting"].items())
+    asked = (
+        f" of {report['episodes_asked']:,}: stopped before the others had ended"
+        if report["partial"]
+        else ""
+    )
+    discarded = (
+        f", {report['episodes_discarded']} more discarded" if report["episodes_discarded"] else ""
+    )
+    acting = "".join(
+        f", {name.replace('_', ' ')} {value}" for name, value in report["acting"].items()
+    )
     rows = {
         "weights": f"{report['weights']}, learner step {report['version'][1]:,} of incarnation {report['version'][0]}",
         "command": command or "none",
@@ -155,7 +206,9 @@ def require_video() -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise UserError(f"--video needs the package {module!r} ({error}); install it with: pip install 'bigdm-ray[video]'") from None
+            raise UserError(
+                f"--video needs the package {module!r} ({error}); install it with: pip install 'bigdm-ray[video]'"
+            ) from None
 
 
 def frames_per_second(task: Task) -> int:
@@ -172,38 +225,59 @@ def film(path: Path, fps: int) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that appends a frame `[height, width, 3]` uint8 to an mp4, which appears under its name when it is whole."""
     part = path.with_name(f".part-{path.name}")
     try:
-        writer = importlib.import_module("imageio.v2").get_writer(part, fps=fps, macro_block_size=2)  # 2: sides must be even
-        with contextlib.closing(writer):  # as a context of its own it stays open behind an error, and ffmpeg makes the file later
+        writer = importlib.import_module("imageio.v2").get_writer(
+            part, fps=fps, macro_block_size=2
+        )  # 2: sides must be even
+        with contextlib.closing(
+            writer
+        ):  # as a context of its own it stays open behind an error, and ffmpeg makes the file later
             yield writer.append_data
         part.rename(path)
     except OSError as error:
         why = error.strerror or str(error).strip().partition("\n")[0]
-        raise RunFailed(f"cannot write {path}: {why}; make its folder writable or free some space") from None
+        raise RunFailed(
+            f"cannot write {path}: {why}; make its folder writable or free some space"
+        ) from None
     finally:
         part.unlink(missing_ok=True)
 
 
-def record(loaded: Loaded, report: dict[str, Any], path: Path, episodes: int = VIDEO_EPISODES) -> list[float]:
+def record(
+    loaded: Loaded, report: dict[str, Any], path: Path, episodes: int = VIDEO_EPISODES
+) -> list[float]:
     """Write a video of some episodes, played as the report's were but with seeds of their own; their returns.
 
     The frames are those after each step, and a terminal shows how many there are. The last plan is drawn into them where there is one and the task says where
     its states are in a picture. Raises RunFailed where an episode cannot be played or written.
     """
-    policy, mode = policy_of(loaded, report["mode"], report["cached"] if isinstance(loaded.run.algorithm, Dt) else None)
+    policy, mode = policy_of(
+        loaded, report["mode"], report["cached"] if isinstance(loaded.run.algorithm, Dt) else None
+    )
     task, seed = loaded.task, report["seed"]
     returns: list[float] = []
     planned: list[Beams] = []
-    place = loaded.model.seen.columns(task.place) if isinstance(loaded.model, TrajectoryModel) and task.pixels is not None else None
+    place = (
+        loaded.model.seen.columns(task.place)
+        if isinstance(loaded.model, TrajectoryModel) and task.pixels is not None
+        else None
+    )
     if isinstance(policy, TtPolicy) and mode == "plan" and place is not None:
         policy.watch = lambda beams: planned.__setitem__(slice(None), [beams])
 
     def frame() -> np.ndarray:
         plain = picture(task, env.frame())
-        return drawn_into(plain, task.pixels(planned[0].states[..., place])) if planned and task.pixels is not None else plain
+        return (
+            drawn_into(plain, task.pixels(planned[0].states[..., place]))
+            if planned and task.pixels is not None
+            else plain
+        )
 
     env = task.video_env(derived_seed(seed, "video environments"))
     try:
-        with Progress(f"video of {task.name}", units="frames") as bar, film(path, frames_per_second(task)) as append:
+        with (
+            Progress(f"video of {task.name}", units="frames") as bar,
+            film(path, frames_per_second(task)) as append,
+        ):
 
             def on_step() -> None:
                 append(frame())
@@ -211,8 +285,18 @@ def record(loaded: Loaded, report: dict[str, Any], path: Path, episodes: int = V
 
             bar.advance(0)
             for number in range(episodes):
-                origin = Origin(number, 0, task.name, loaded.version, "video", seed, task.max_return)
-                played = rollout(policy, env, constant(report["command"], 1), 1, rng(seed, "video", number), origin, on_step)
+                origin = Origin(
+                    number, 0, task.name, loaded.version, "video", seed, task.max_return
+                )
+                played = rollout(
+                    policy,
+                    env,
+                    constant(report["command"], 1),
+                    1,
+                    rng(seed, "video", number),
+                    origin,
+                    on_step,
+                )
                 if not played.episodes:
                     raise RunFailed(f"no video of {task.name} could be made: {played.problems[0]}")
                 returns.append(played.episodes[0].total_return)
@@ -248,12 +332,26 @@ def drawn_into(frame: np.ndarray, lines: np.ndarray) -> np.ndarray:
 
 def main(arguments: list[str]) -> int:
     """The door."""
-    parser = Parser(prog="python -m bigdm_ray.evaluate", description="Score a trained policy on gymnasium's environments.", allow_abbrev=False)
+    parser = Parser(
+        prog="python -m bigdm_ray.evaluate",
+        description="Score a trained policy on gymnasium's environments.",
+        allow_abbrev=False,
+    )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="a run folder")
     parser.add_settings(Asked)
-    parser.add_argument("--video", action="store_true", help=f"also write FOLDER/video.mp4, of {VIDEO_EPISODES} episodes or fewer where the mode is plan")
-    own = parser.add_argument_group("settings of the algorithm that affect acting alone, in place of the run's own")
-    own.add_argument(f"{OWN}NAME", metavar="X", help="as `run ALGORITHM TASK --help` explains them: of tt --algorithm.horizon 5 --algorithm.beams 32")
+    parser.add_argument(
+        "--video",
+        action="store_true",
+        help=f"also write FOLDER/video.mp4, of {VIDEO_EPISODES} episodes or fewer where the mode is plan",
+    )
+    own = parser.add_argument_group(
+        "settings of the algorithm that affect acting alone, in place of the run's own"
+    )
+    own.add_argument(
+        f"{OWN}NAME",
+        metavar="X",
+        help="as `run ALGORITHM TASK --help` explains them: of tt --algorithm.horizon 5 --algorithm.beams 32",
+    )
     acting, others = apart(arguments, OWN)
     given = parser.parse(others)
     asked = parser.settings(Asked, given)
@@ -266,7 +364,14 @@ def main(arguments: list[str]) -> int:
     write_json(file, report)  # before the video, which may fail or be stopped
     print(f"evaluation: {file}")
     if given.video and not report["partial"]:
-        returns = record(loaded, report, video, min(VIDEO_EPISODES, report["episodes_asked"]) if report["mode"] == "plan" else VIDEO_EPISODES)
+        returns = record(
+            loaded,
+            report,
+            video,
+            min(VIDEO_EPISODES, report["episodes_asked"])
+            if report["mode"] == "plan"
+            else VIDEO_EPISODES,
+        )
         write_json(file, report | {"video_returns": returns})
         print(f"video: {video}, returns {', '.join(f'{value:,.1f}' for value in returns)}")
     return 130 if report["partial"] else 0

@@ -25,15 +25,26 @@ from bigdm_ray.settings import flag
 
 def wanted(given: argparse.Namespace, known: dict[str, Picture]) -> Picture:
     """The picture that is asked for. Raises UserError where two are, and for a flag that it does not have."""
-    asked = [picture for picture in known.values() if not picture.default and getattr(given, picture.name)]
+    asked = [
+        picture
+        for picture in known.values()
+        if not picture.default and getattr(given, picture.name)
+    ]
     if len(asked) > 1:
-        raise UserError(f"--{asked[0].name} and --{asked[1].name} are two pictures; ask for one of them")
+        raise UserError(
+            f"--{asked[0].name} and --{asked[1].name} are two pictures; ask for one of them"
+        )
     (picture,) = asked or [picture for picture in known.values() if picture.default]
-    flags = {name: {field.name for field in dataclasses.fields(other.settings)} for name, other in known.items()}
+    flags = {
+        name: {field.name for field in dataclasses.fields(other.settings)}
+        for name, other in known.items()
+    }
     for name in sorted(set().union(*flags.values()) - flags[picture.name]):
         if getattr(given, name) is not None:
             owners = " or ".join(flag(other) for other in flags if name in flags[other])
-            raise UserError(f"{flag(name)} belongs to other pictures; give {owners}, or leave it out")
+            raise UserError(
+                f"{flag(name)} belongs to other pictures; give {owners}, or leave it out"
+            )
     return picture
 
 
@@ -45,8 +56,19 @@ def main(arguments: list[str]) -> int:
         description="Draw learning curves, obedience to commands, attention, predicted trajectories, or the beams of plans.",
         allow_abbrev=False,
     )
-    parser.add_argument("folders", metavar="FOLDER", type=Path, nargs="+", help="run folders; those that differ in nothing but their seed are one line")
-    parser.add_argument("--out", metavar="X", type=Path, help="folder or file (.png, .pdf, .svg); default: plots/ in the first FOLDER")
+    parser.add_argument(
+        "folders",
+        metavar="FOLDER",
+        type=Path,
+        nargs="+",
+        help="run folders; those that differ in nothing but their seed are one line",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="X",
+        type=Path,
+        help="folder or file (.png, .pdf, .svg); default: plots/ in the first FOLDER",
+    )
     for picture in known.values():
         if not picture.default:
             parser.add_argument(f"--{picture.name}", action="store_true", help=picture.help)

@@ -40,7 +40,9 @@ def train_cell(asked: dict[str, Any], folder: str) -> dict[str, Any]:
     run, path = run_from_json(asked), Path(folder)
     begun = (path / "run.json").is_file()
     if begun and (differs := difference(run, read_run(path), ("budget", *SAME))):
-        raise UserError(f"{path} holds another run than the cell's ({differs}); remove that folder to train the cell")
+        raise UserError(
+            f"{path} holds another run than the cell's ({differs}); remove that folder to train the cell"
+        )
     if begun and (summary := summary_of(path)):
         return summary
     return train(run, path, resume=begun, local=True)
@@ -58,7 +60,10 @@ def fill(shelf: Shelf, cells: list[Cell], jobs: int, local: bool) -> list[str]:
         result = shelf.keep(cell, run, summary)
         score = value_of(result, shelf.grid.unit, "last")
         told = f"return {result['return_mean']:.1f}" if score is None else f"{score:.1f}"
-        print(f"{cell.row}, {cell.column}, seed {cell.seed}: {told} ({result['wall_s']:.0f} s)", file=sys.stderr)
+        print(
+            f"{cell.row}, {cell.column}, seed {cell.seed}: {told} ({result['wall_s']:.0f} s)",
+            file=sys.stderr,
+        )
 
     work = [(cell, shelf.run(cell), str(shelf.folder(cell).resolve())) for cell in cells]
     if local:
@@ -73,7 +78,9 @@ def fill(shelf: Shelf, cells: list[Cell], jobs: int, local: bool) -> list[str]:
         return problems
     from bigdm_ray.distributed.map import side_by_side
 
-    for number, summary, why in side_by_side(train_cell, [(run.to_json(), folder) for _, run, folder in work], jobs):
+    for number, summary, why in side_by_side(
+        train_cell, [(run.to_json(), folder) for _, run, folder in work], jobs
+    ):
         done(*work[number][:2], summary, why)
     return problems
 
@@ -91,21 +98,54 @@ def draw_overview(overview: Overview, bars: list[Measured], path: Path) -> None:
             for place, one in enumerate(here):
                 height = one.mean or 0.0
                 colour = COLOURS[overview.methods.index(one.bar.method)]
-                axes.bar(place, height, 0.65, color=colour, hatch="//" if one.state else None, alpha=0.6 if one.state else 1.0)
-                axes.annotate(one.state, (place, max(height, 0.0)), (0, 3), textcoords="offset points", ha="center", fontsize=9)
-            mark(axes, [(place + 0.42, one.bar.published) for place, one in enumerate(here)], "published")
+                axes.bar(
+                    place,
+                    height,
+                    0.65,
+                    color=colour,
+                    hatch="//" if one.state else None,
+                    alpha=0.6 if one.state else 1.0,
+                )
+                axes.annotate(
+                    one.state,
+                    (place, max(height, 0.0)),
+                    (0, 3),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=9,
+                )
+            mark(
+                axes,
+                [(place + 0.42, one.bar.published) for place, one in enumerate(here)],
+                "published",
+            )
             axes.set_xticks(range(len(here)), [one.bar.method for one in here])
             axes.set_title(domain)
             axes.grid(axis="x", visible=False)
         panels[0].set_ylabel("normalised score, mean over the cells")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right")
         numbers = [
-            {"domain": one.bar.domain, "method": one.bar.method, "mean": one.mean, "published": one.bar.published, "rows": list(one.bar.rows)}
+            {
+                "domain": one.bar.domain,
+                "method": one.bar.method,
+                "mean": one.mean,
+                "published": one.bar.published,
+                "rows": list(one.bar.rows),
+            }
             | {"scores": one.scores, "state": one.state or "complete"}
             for one in bars
         ]
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(figure, {"schema_version": SCHEMA_VERSION, "overview": overview.name, "source": overview.source, "bars": numbers}, path)
+        write(
+            figure,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "overview": overview.name,
+                "source": overview.source,
+                "bars": numbers,
+            },
+            path,
+        )
 
 
 # --- docs/results.md
@@ -123,21 +163,36 @@ def write_docs(page: Path, results: Path, data: Path, runs: Path) -> None:
         for scale in SCALES:
             shelf = Shelf(grid, scale, data, results, runs)
             if any(shelf.look(cell)[0] for cell in grid.cells(scale)):
-                parts.append(f"### `python -m bigdm_ray.reproduce {grid.name} --scale {scale}`\n\n{table(shelf)}\n")
+                parts.append(
+                    f"### `python -m bigdm_ray.reproduce {grid.name} --scale {scale}`\n\n{table(shelf)}\n"
+                )
     for overview in overviews().values():
         for scale in SCALES:
             bars = measured(overview, scale, results, data)
             if any(one.scores for one in bars):
-                parts.append(f"### `python -m bigdm_ray.reproduce {overview.name} --scale {scale}`\n\n{overview_table(overview, scale, bars)}\n")
+                parts.append(
+                    f"### `python -m bigdm_ray.reproduce {overview.name} --scale {scale}`\n\n{overview_table(overview, scale, bars)}\n"
+                )
     before, after = text.split(BEGIN)[0], text.split(END, 1)[1]
     publish(page, (before + BEGIN + "\n\n" + "\n".join(parts) + "\n" + END + after).encode())
 
 
 def main(arguments: list[str]) -> int:
     """The door."""
-    parser = Parser(prog="python -m bigdm_ray.reproduce", description="Fill a published table with runs of one's own.", allow_abbrev=False)
-    parser.add_argument("table", nargs="?", metavar="TABLE", help="one of " + ", ".join([*grids(), *overviews()]))
-    parser.add_argument("--scale", choices=SCALES, default="quick", help="how much training a cell gets (default: quick)")
+    parser = Parser(
+        prog="python -m bigdm_ray.reproduce",
+        description="Fill a published table with runs of one's own.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "table", nargs="?", metavar="TABLE", help="one of " + ", ".join([*grids(), *overviews()])
+    )
+    parser.add_argument(
+        "--scale",
+        choices=SCALES,
+        default="quick",
+        help="how much training a cell gets (default: quick)",
+    )
     parser.add_argument(
         "--only",
         action="append",
@@ -145,19 +200,48 @@ def main(arguments: list[str]) -> int:
         metavar="WORD",
         help="train and print only cells whose row, column or seed (as seed=1) has this in it; repeatable",
     )
-    parser.add_argument("--data", type=Path, default=Path("datasets"), help="where the datasets are (default: datasets)")
-    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="where finished cells are kept (default: docs/results)")
-    parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="where the run folders are (default: runs/reproduce)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells side by side over Ray (default: one a core)")
-    parser.add_argument("--local", action="store_true", help="one cell after the other in this process, without Ray")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("datasets"),
+        help="where the datasets are (default: datasets)",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("docs/results"),
+        help="where finished cells are kept (default: docs/results)",
+    )
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs/reproduce"),
+        help="where the run folders are (default: runs/reproduce)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="cells side by side over Ray (default: one a core)",
+    )
+    parser.add_argument(
+        "--local", action="store_true", help="one cell after the other in this process, without Ray"
+    )
     parser.add_argument(
         "--precision",
         choices=("float32", "bf16"),
         default="float32",
         help="what transformers are trained in (--machines.precision of run): bf16 is slower on processors that do not multiply in it",
     )
-    parser.add_argument("--show", action="store_true", help="print the table as it is, train and draw nothing")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="also put all tables into this Markdown page, between its two marks")
+    parser.add_argument(
+        "--show", action="store_true", help="print the table as it is, train and draw nothing"
+    )
+    parser.add_argument(
+        "--page",
+        type=Path,
+        metavar="FILE",
+        help="also put all tables into this Markdown page, between its two marks",
+    )
     given = parser.parse(arguments)
     if given.jobs < 1:
         raise UserError(f"--jobs is {given.jobs}, but at least 1 is expected")
@@ -166,19 +250,30 @@ def main(arguments: list[str]) -> int:
         raise UserError("--only chooses among the cells of a table; name the TABLE too")
     if given.table is None:
         for grid in grids().values():
-            print(f"{grid.name:<20}{grid.title}; {len(grid.rows)} x {len(grid.columns)}, {grid.seeds} seeds")
+            print(
+                f"{grid.name:<20}{grid.title}; {len(grid.rows)} x {len(grid.columns)}, {grid.seeds} seeds"
+            )
         for overview in overviews().values():
             print(f"{overview.name:<20}{overview.title}; bars made of other tables")
     elif given.table in overviews():
         overview, scale = overviews()[given.table], cast(Scale, given.scale)
         if given.only:
-            raise UserError(f"{overview.name} is made of the cells of other tables, all of them; leave --only out")
+            raise UserError(
+                f"{overview.name} is made of the cells of other tables, all of them; leave --only out"
+            )
         bars = measured(overview, scale, given.results, given.data)
         print(overview_table(overview, scale, bars))
         if not given.show:
             draw_overview(overview, bars, given.results / overview.name / scale / "overview.png")
     else:
-        shelf = Shelf(find_grid(given.table), cast(Scale, given.scale), given.data, given.results, given.runs, given.precision)
+        shelf = Shelf(
+            find_grid(given.table),
+            cast(Scale, given.scale),
+            given.data,
+            given.results,
+            given.runs,
+            given.precision,
+        )
         problems = [] if given.show else fill_missing(shelf, given.only, given.jobs, given.local)
         print(table(shelf, given.only))
     if given.page:
@@ -202,7 +297,10 @@ def fill_missing(shelf: Shelf, only: list[str], jobs: int, local: bool) -> list[
     possible = [cell for cell in wanted if shelf.missing(cell) is None]
     for name in sorted({cell.target for cell in possible if cell.dataset}):
         Dataset.open(shelf.data / name)
-    print(f"{shelf.grid.name}, scale {shelf.scale}: {len(asked) - len(wanted)} of {len(asked)} cells are there, {len(possible)} to train", file=sys.stderr)
+    print(
+        f"{shelf.grid.name}, scale {shelf.scale}: {len(asked) - len(wanted)} of {len(asked)} cells are there, {len(possible)} to train",
+        file=sys.stderr,
+    )
     return fill(shelf, possible, jobs, local) if possible else []
 
 

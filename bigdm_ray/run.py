@@ -22,7 +22,14 @@ from bigdm_ray.training.run_folder import LOOPS, RunFolder
 from bigdm_ray.training.start import taking_turns
 
 
-def train(run: Run, folder: str | Path | None = None, report: Listener | None = None, *, resume: bool = False, local: bool = False) -> dict[str, Any]:
+def train(
+    run: Run,
+    folder: str | Path | None = None,
+    report: Listener | None = None,
+    *,
+    resume: bool = False,
+    local: bool = False,
+) -> dict[str, Any]:
     """Train `run` and return its summary (also in FOLDER/summary.json); `report` hears every report.
 
     Through Ray by default, in this process with `local`. Raises UserError, and RunFailed where the world stops a run.
@@ -41,7 +48,9 @@ def train(run: Run, folder: str | Path | None = None, report: Listener | None = 
     return train_on_ray(run, path, resume, listeners)
 
 
-def _train_foreign(run: Run, path: Path, resume: bool, listeners: list[Listener], local: bool) -> dict[str, Any]:
+def _train_foreign(
+    run: Run, path: Path, resume: bool, listeners: list[Listener], local: bool
+) -> dict[str, Any]:
     import bigdm_ray.distributed  # noqa: F401  (settles how Ray is imported, which the library may do)
     from bigdm_ray.training.foreign import check, train_foreign
 
@@ -69,7 +78,11 @@ def stopped(folder: Path) -> str:
         return f"stopped; --folder {folder} --resume goes on from the last checkpoint"
     if not (folder / "run.json").is_file():
         return "stopped before the run began"
-    kept = ", with the episodes that are stored" if home.loop == LOOPS[False] and any(home.store.glob(f"*{SUFFIX}")) else ""
+    kept = (
+        ", with the episodes that are stored"
+        if home.loop == LOOPS[False] and any(home.store.glob(f"*{SUFFIX}"))
+        else ""
+    )
     return f"stopped before the first checkpoint; --folder {folder} --resume begins anew{kept}"
 
 
@@ -86,7 +99,9 @@ def main(arguments: list[str]) -> int:
     for note in (remark, premature(run), still_rising(run), taking_turns(run)):
         if note is not None:
             print(f"note: {note}", file=sys.stderr)
-    terminal = None if asked.quiet else Terminal(run.total, clock=run.clock, minutes=run.budget.minutes)
+    terminal = (
+        None if asked.quiet else Terminal(run.total, clock=run.clock, minutes=run.budget.minutes)
+    )
     try:
         summary = train(run, folder, terminal, resume=asked.resume, local=asked.local)
     except KeyboardInterrupt:
@@ -96,7 +111,9 @@ def main(arguments: list[str]) -> int:
         if terminal is not None:
             terminal.close()
     scores = summary["normalized_score"], summary["best_normalized_score"]
-    score = "" if None in scores else "normalised score {:.1f}, best weights {:.1f}; ".format(*scores)
+    score = (
+        "" if None in scores else "normalised score {:.1f}, best weights {:.1f}; ".format(*scores)
+    )
     print(
         f"return {summary['return_mean']:.1f} +- {summary['return_std']:.1f} over {summary['return_episodes']} episodes "
         f"({summary['return_low']:.1f}..{summary['return_high']:.1f} is the mean's 95 % interval), best weights {summary['best_return_mean']:.1f}; {score}"

@@ -28,7 +28,13 @@ def setting(
     empty: bool = False,
 ) -> Any:
     """A dataclass field with its help text and the range of its values: `above` is a bound that is itself out; a tuple may be `empty` where its default is."""
-    ranged = {"low": low, "high": high, "above": above, "choices": choices, "empty": empty or default == ()}
+    ranged = {
+        "low": low,
+        "high": high,
+        "above": above,
+        "choices": choices,
+        "empty": empty or default == (),
+    }
     return dataclasses.field(default=default, metadata={"help": help, **ranged})
 
 
@@ -67,7 +73,9 @@ def _check_field(value: Any, path: str, meta: typing.Mapping[str, Any]) -> None:
         if any(wanted):
             raise UserError(f"{flag(path)} is {value}, but {''.join(wanted)} is expected")
     if meta["choices"] and value not in meta["choices"]:
-        raise UserError(f"{flag(path)} is {value!r}, but one of {', '.join(meta['choices'])} is expected{nearest(str(value), list(meta['choices']))}")
+        raise UserError(
+            f"{flag(path)} is {value!r}, but one of {', '.join(meta['choices'])} is expected{nearest(str(value), list(meta['choices']))}"
+        )
 
 
 def to_json(value: Any) -> Any:
@@ -86,8 +94,14 @@ def from_json(kind: type[T], data: dict[str, Any], prefix: str = "") -> T:
         if name not in known:
             raise UserError(f"unknown setting {prefix}{name!r}{nearest(name, sorted(known))}")
         hint = hints[name]
-        nested = isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict)
-        given[name] = from_json(hint, value, f"{prefix}{name}.") if nested else converted(hint, value, f"{prefix}{name}")
+        nested = (
+            isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict)
+        )
+        given[name] = (
+            from_json(hint, value, f"{prefix}{name}.")
+            if nested
+            else converted(hint, value, f"{prefix}{name}")
+        )
     return kind(**given)
 
 
@@ -130,4 +144,6 @@ def type_name(hint: Any) -> str:
         return type_name(arguments[0]) + " or 'none'"
     if origin is tuple:
         return f"{type_name(arguments[0])}s joined by commas".replace("an ", "").replace("a ", "")
-    return {bool: "true or false", int: "an integer", float: "a number", str: "text"}.get(hint, str(hint))
+    return {bool: "true or false", int: "an integer", float: "a number", str: "text"}.get(
+        hint, str(hint)
+    )

@@ -37,7 +37,15 @@ from bigdm_ray.training.config import Run, foreign_run, origin_of, run_from_json
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder, load, save_weights
 
-FOR = {"data": "dt", "statistics": "dt", "return_scale": "dt", "context": "dt", "target_return": "dt", "bins": "tt", "preset": "tt"}
+FOR = {
+    "data": "dt",
+    "statistics": "dt",
+    "return_scale": "dt",
+    "context": "dt",
+    "target_return": "dt",
+    "bins": "tt",
+    "preset": "tt",
+}
 """The flags of `import` that only one of the two networks has."""
 OURS = ("heads", "return-scale", "context", "target-return")
 """Settings of an algorithm that `import` has a flag for; the others are read off the checkpoint."""
@@ -51,72 +59,126 @@ def importing(given: argparse.Namespace) -> int:
     arrays, config = checkpoints.read(source)
     for name, values in arrays.items():
         if not np.isfinite(values).all():
-            raise UserError(f"{given.source} has numbers in {name} that are not finite: weights of a training that diverged, or a damaged file")
+            raise UserError(
+                f"{given.source} has numbers in {name} that are not finite: weights of a training that diverged, or a damaged file"
+            )
     trajectory = trajectory_transformer.known(arrays)
     for name, of in FOR.items():
         if getattr(given, name) is not None and of != ("tt" if trajectory else "dt"):
-            raise UserError(f"{given.source} is a {'Trajectory' if trajectory else 'Decision'} Transformer, which --{name.replace('_', '-')} is not for")
+            raise UserError(
+                f"{given.source} is a {'Trajectory' if trajectory else 'Decision'} Transformer, which --{name.replace('_', '-')} is not for"
+            )
     try:
         if trajectory:
             return import_trajectory(given, trajectory_transformer.ours(given.source, arrays))
-        return import_decision(given, source, decision_transformer.ours(given.source, arrays, config))
+        return import_decision(
+            given, source, decision_transformer.ours(given.source, arrays, config)
+        )
     except UserError as error:
-        raise type(error)(OWN.sub(lambda flag: f"--{flag[1]}" if flag[1] in OURS else f"{given.source}'s {flag[1]}", str(error))) from None
+        raise type(error)(
+            OWN.sub(
+                lambda flag: f"--{flag[1]}" if flag[1] in OURS else f"{given.source}'s {flag[1]}",
+                str(error),
+            )
+        ) from None
 
 
-def import_decision(given: argparse.Namespace, source: Path, found: decision_transformer.Foreign) -> int:
+def import_decision(
+    given: argparse.Namespace, source: Path, found: decision_transformer.Foreign
+) -> int:
     """A run folder of a Decision Transformer. Raises UserError where it does not fit the task."""
     task = find_task(given.task)
     signature = task.signature()
     fits(given.source, found, given.task, signature)
     heads = converted(int, given.heads or str(found.heads or 1), "heads")
     if found.heads is not None and heads != found.heads:
-        raise UserError(f"--heads is {heads}, but the config.json of {given.source} says {found.heads}; leave it out")
-    settings = {"width": found.width, "layers": found.layers, "heads": heads, "timesteps": found.timesteps, **decision_transformer.beside(source)}
-    settings |= {name: value for name in ("return_scale", "context", "target_return") if (value := getattr(given, name)) is not None}
+        raise UserError(
+            f"--heads is {heads}, but the config.json of {given.source} says {found.heads}; leave it out"
+        )
+    settings = {
+        "width": found.width,
+        "layers": found.layers,
+        "heads": heads,
+        "timesteps": found.timesteps,
+        **decision_transformer.beside(source),
+    }
+    settings |= {
+        name: value
+        for name in ("return_scale", "context", "target_return")
+        if (value := getattr(given, name)) is not None
+    }
     dataset = Dataset.open(given.data) if given.data else None
     run = foreign_run(Dt, given.task, "none", own_flags(settings))
     if dataset is not None:
         if dataset.task != task.name:
-            raise UserError(f"--data {given.data} is of {dataset.task}, but these weights are for {task.name}")
+            raise UserError(
+                f"--data {given.data} is of {dataset.task}, but these weights are for {task.name}"
+            )
         run = run_from_json(run.to_json() | {"dataset": origin_of(dataset)})
-    statistics = given.statistics or (decision_transformer.statistics_beside(source) if dataset is None else None)
+    statistics = given.statistics or (
+        decision_transformer.statistics_beside(source) if dataset is None else None
+    )
     weights = complete(run, found, signature, dataset, statistics)
     target = run.algorithm.evaluation_command(dataset.store().table) if dataset else {}
     if given.target_return is not None:
         target = {"desired_return": converted(float, given.target_return, "target_return")}
     publish_run(given.folder, run, weights, target)
     asked = "" if target else " --desired-return R"
-    print(f"{given.folder}: width {found.width}, {found.layers} layers, {heads} heads; score it with: python -m bigdm_ray.evaluate {given.folder}{asked}")
+    print(
+        f"{given.folder}: width {found.width}, {found.layers} layers, {heads} heads; score it with: python -m bigdm_ray.evaluate {given.folder}{asked}"
+    )
     if dataset is None and statistics is None:
-        print("its states are not standardised: give --data or --statistics where it was trained on standardised ones")
+        print(
+            "its states are not standardised: give --data or --statistics where it was trained on standardised ones"
+        )
     return 0
 
 
 def import_trajectory(given: argparse.Namespace, found: trajectory_transformer.Foreign) -> int:
     """A run folder of a Trajectory Transformer, which plans as the task's preset says. Raises UserError where it does not fit the task."""
     if given.bins is None:
-        raise UserError(f"{given.source} holds no thresholds of its tokens: --bins FILE is expected; {trajectory_transformer.PAGE} has the lines that write it")
+        raise UserError(
+            f"{given.source} holds no thresholds of its tokens: --bins FILE is expected; {trajectory_transformer.PAGE} has the lines that write it"
+        )
     heads = converted(int, given.heads or "4", "heads")
-    sizes = {"width": found.width, "layers": found.layers, "heads": heads, "bins": found.bins, "window": found.window, "stop": found.stop}
+    sizes = {
+        "width": found.width,
+        "layers": found.layers,
+        "heads": heads,
+        "bins": found.bins,
+        "window": found.window,
+        "stop": found.stop,
+    }
     sizes["context"] = min(Tt.context, found.window)
     run = foreign_run(Tt, given.task, given.preset, own_flags(sizes))
     signature = find_task(given.task).signature()
     leaves = (*signature.observations.values(), *signature.actions.values())
     if not all(leaf.kind == "tensor" for leaf in leaves):
-        raise UserError(f"{given.source} sees and acts with numbers alone, which {given.task} does not: a task of numbers is expected")
+        raise UserError(
+            f"{given.source} sees and acts with numbers alone, which {given.task} does not: a task of numbers is expected"
+        )
     model = run.algorithm.build({run.task: signature})
     assert isinstance(model, TrajectoryModel)
     if found.dims != model.net.dims:
-        shown = f"{model.seen.width} of the state, {model.acted.width} of the action, reward and value"
-        raise UserError(f"{given.source} has transitions of {found.dims} tokens, but those of {given.task} have {model.net.dims}: {shown}")
+        shown = (
+            f"{model.seen.width} of the state, {model.acted.width} of the action, reward and value"
+        )
+        raise UserError(
+            f"{given.source} has transitions of {found.dims} tokens, but those of {given.task} have {model.net.dims}: {shown}"
+        )
     thresholds = trajectory_transformer.thresholds(given.bins)
     if thresholds.shape != (found.dims, found.bins + 1):
-        raise UserError(f"--bins {given.bins} holds {list(thresholds.shape)} thresholds, but {found.dims} rows of {found.bins + 1} are expected")
-    weights = Weights((0, 1), found.arrays | {"bins.edges": trajectory_transformer.edges(thresholds)})
+        raise UserError(
+            f"--bins {given.bins} holds {list(thresholds.shape)} thresholds, but {found.dims} rows of {found.bins + 1} are expected"
+        )
+    weights = Weights(
+        (0, 1), found.arrays | {"bins.edges": trajectory_transformer.edges(thresholds)}
+    )
     weights.into(model)
     publish_run(given.folder, run, weights, {})
-    print(f"{given.folder}: width {found.width}, {found.layers} layers, {heads} heads; score it with: python -m bigdm_ray.evaluate {given.folder} --episodes 1")
+    print(
+        f"{given.folder}: width {found.width}, {found.layers} layers, {heads} heads; score it with: python -m bigdm_ray.evaluate {given.folder} --episodes 1"
+    )
     return 0
 
 
@@ -127,7 +189,15 @@ def publish_run(folder: Path, run: Run, weights: Weights, target: dict[str, floa
         for which in ("last", "best"):
             save_weights(home, which, weights, target, None)
         learner = {f"model/{name}": values for name, values in weights.arrays.items()}
-        checkpoint.write(home.checkpoints, Counters(learner_step=1), [], 0, learner, np.zeros((0, 3), np.int64), run.identity)
+        checkpoint.write(
+            home.checkpoints,
+            Counters(learner_step=1),
+            [],
+            0,
+            learner,
+            np.zeros((0, 3), np.int64),
+            run.identity,
+        )
     finally:
         home.release()
 
@@ -140,13 +210,23 @@ def fetched(source: str) -> Path:
         from huggingface_hub import list_repo_files, snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError:
-        raise UserError("hf: sources need the package huggingface_hub; install it with: pip install 'bigdm-ray[datasets]'") from None
+        raise UserError(
+            "hf: sources need the package huggingface_hub; install it with: pip install 'bigdm-ray[datasets]'"
+        ) from None
     name = source.removeprefix("hf:")
     try:
         folder = Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"]))
-        pickles = [] if (folder / "model.safetensors").is_file() else sorted(file for file in list_repo_files(name) if file.endswith(checkpoints.PICKLES))
+        pickles = (
+            []
+            if (folder / "model.safetensors").is_file()
+            else sorted(
+                file for file in list_repo_files(name) if file.endswith(checkpoints.PICKLES)
+            )
+        )
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        raise UserError(f"{source} cannot be downloaded ({str(error).splitlines()[0]}); see its name and your connection") from None
+        raise UserError(
+            f"{source} cannot be downloaded ({str(error).splitlines()[0]}); see its name and your connection"
+        ) from None
     if pickles:
         raise UserError(f"{source} holds {pickles[-1]}, {checkpoints.SCRIPT}")
     return folder
@@ -155,29 +235,53 @@ def fetched(source: str) -> Path:
 def fits(source: str, found: decision_transformer.Foreign, task: str, signature: Signature) -> None:
     """Raise UserError where a checkpoint's shapes are not those of the task."""
     actions = list(signature.actions.values())
-    bounded = all(set(leaf.low or ()) == {-1.0} and set(leaf.high or ()) == {1.0} for leaf in actions)
+    bounded = all(
+        set(leaf.low or ()) == {-1.0} and set(leaf.high or ()) == {1.0} for leaf in actions
+    )
     if not all(leaf.kind == "tensor" for leaf in actions) or not bounded:
-        raise UserError(f"{source} acts between -1 and 1, which {task} does not: a task with such actions is expected")
-    seen, acted = sum(leaf.size for leaf in signature.observations.values()), sum(leaf.size for leaf in actions)
+        raise UserError(
+            f"{source} acts between -1 and 1, which {task} does not: a task with such actions is expected"
+        )
+    seen, acted = (
+        sum(leaf.size for leaf in signature.observations.values()),
+        sum(leaf.size for leaf in actions),
+    )
     if (found.seen, found.acted) != (seen, acted):
-        raise UserError(f"{source} reads {found.seen} numbers and acts with {found.acted}, but {task} shows {seen} and takes {acted}")
+        raise UserError(
+            f"{source} reads {found.seen} numbers and acts with {found.acted}, but {task} shows {seen} and takes {acted}"
+        )
 
 
-def complete(run: Run, found: decision_transformer.Foreign, signature: Signature, dataset: Dataset | None, statistics: Path | None) -> Weights:
+def complete(
+    run: Run,
+    found: decision_transformer.Foreign,
+    signature: Signature,
+    dataset: Dataset | None,
+    statistics: Path | None,
+) -> Weights:
     """The checkpoint's arrays with the statistics of the states: those of the data, those given, or none. Raises UserError."""
     model = run.algorithm.build({run.task: signature})
     if dataset is not None:
         run.algorithm.fit(model, {run.task: dataset.store()}, 0)
-    arrays = {name: value.numpy() for name, value in model.state_dict().items() if name in STATISTICS}
+    arrays = {
+        name: value.numpy() for name, value in model.state_dict().items() if name in STATISTICS
+    }
     if statistics is not None:
         try:
             given = json.loads(statistics.read_text())
-            arrays = {name: np.array(given[key], np.float32).reshape(found.seen) for name, key in zip(STATISTICS, ("mean", "std"), strict=True)}
+            arrays = {
+                name: np.array(given[key], np.float32).reshape(found.seen)
+                for name, key in zip(STATISTICS, ("mean", "std"), strict=True)
+            }
             if not all(np.isfinite(values).all() for values in arrays.values()):
                 raise ValueError("not all are finite")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f'{statistics} is not {{"mean": [...], "std": [...]}} with {found.seen} numbers each ({error})') from None
-    weights = Weights((0, 1), found.arrays | arrays)  # step 1: what a run fits before its first step is there
+            raise UserError(
+                f'{statistics} is not {{"mean": [...], "std": [...]}} with {found.seen} numbers each ({error})'
+            ) from None
+    weights = Weights(
+        (0, 1), found.arrays | arrays
+    )  # step 1: what a run fits before its first step is there
     weights.into(model)
     return weights
 
@@ -187,25 +291,45 @@ def exporting(given: argparse.Namespace) -> int:
     loaded = load(given.run, given.which)
     algorithm, model = loaded.run.algorithm, loaded.model
     if not isinstance(algorithm, Dt) or not isinstance(model, DecisionTransformer):
-        raise UserError(f"{given.run} is of {algorithm.name}; only dt has a layout that others read")
+        raise UserError(
+            f"{given.run} is of {algorithm.name}; only dt has a layout that others read"
+        )
     if algorithm.critic:
-        raise UserError(f"{given.run} predicts returns in place of being told them (--algorithm.critic), which Hugging Face's Decision Transformer does not")
+        raise UserError(
+            f"{given.run} predicts returns in place of being told them (--algorithm.critic), which Hugging Face's Decision Transformer does not"
+        )
     if algorithm.stochastic or algorithm.positions != "timesteps" or model.embed_state.images.width:
-        raise UserError(f"{given.run} is a Decision Transformer with a stochastic policy, other positions or images, which Hugging Face's has not")
-    fits(str(given.run), decision_transformer.Foreign({}, 0, 0, 0, 0, *sizes(model)), loaded.run.task, loaded.signature)
+        raise UserError(
+            f"{given.run} is a Decision Transformer with a stochastic policy, other positions or images, which Hugging Face's has not"
+        )
+    fits(
+        str(given.run),
+        decision_transformer.Foreign({}, 0, 0, 0, 0, *sizes(model)),
+        loaded.run.task,
+        loaded.signature,
+    )
     arrays = {name: value.numpy() for name, value in model.state_dict().items()}
-    out, config = decision_transformer.theirs(arrays, algorithm.heads, algorithm.dropout, algorithm.context)
+    out, config = decision_transformer.theirs(
+        arrays, algorithm.heads, algorithm.dropout, algorithm.context
+    )
     try:
         given.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--folder {given.folder} cannot be made ({error.strerror}); choose another") from None
+        raise UserError(
+            f"--folder {given.folder} cannot be made ({error.strerror}); choose another"
+        ) from None
     if any(given.folder.iterdir()):
         raise UserError(f"--folder {given.folder} is not empty; choose another")
     publish(given.folder / "model.safetensors", save_safetensors(out, {"format": "pt"}))
     publish(given.folder / "config.json", json.dumps(config, indent=1).encode())
     named = dict(zip(("mean", "std"), (arrays[name].tolist() for name in STATISTICS), strict=True))
-    publish(given.folder / "statistics.json", json.dumps({**named, "return_scale": algorithm.return_scale}, indent=1).encode())
-    print(f"{given.folder}: model.safetensors, config.json, and statistics.json (states are standardised, returns scaled by {algorithm.return_scale:g})")
+    publish(
+        given.folder / "statistics.json",
+        json.dumps({**named, "return_scale": algorithm.return_scale}, indent=1).encode(),
+    )
+    print(
+        f"{given.folder}: model.safetensors, config.json, and statistics.json (states are standardised, returns scaled by {algorithm.return_scale:g})"
+    )
     return 0
 
 
@@ -216,25 +340,63 @@ def sizes(model: DecisionTransformer) -> tuple[int, int]:
 
 def main(arguments: list[str]) -> int:
     """The door."""
-    parser = Parser(prog="python -m bigdm_ray.weights", description="Weights of others, in and out.", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser, required=True)
-    one = commands.add_parser("import", help="a Decision or Trajectory Transformer checkpoint as a run folder", allow_abbrev=False)
-    one.add_argument("source", metavar="SOURCE", help="a folder, a .safetensors file, or hf:OWNER/NAME")
+    parser = Parser(
+        prog="python -m bigdm_ray.weights",
+        description="Weights of others, in and out.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", parser_class=Parser, required=True
+    )
+    one = commands.add_parser(
+        "import",
+        help="a Decision or Trajectory Transformer checkpoint as a run folder",
+        allow_abbrev=False,
+    )
+    one.add_argument(
+        "source", metavar="SOURCE", help="a folder, a .safetensors file, or hf:OWNER/NAME"
+    )
     one.add_argument("--task", required=True, help="the task it is for")
     one.add_argument("--folder", required=True, type=Path, help="the run folder to make")
-    one.add_argument("--data", type=Path, metavar="DATASET", help="dt: take the mean and deviation of states from this dataset")
-    one.add_argument("--statistics", type=Path, metavar="FILE", help='dt: or from {"mean": [...], "std": [...]} as JSON (default: statistics.json beside it)')
-    one.add_argument("--heads", help="attention heads, where there is no config.json (default: 1 for dt, 4 for tt)")
-    one.add_argument("--return-scale", metavar="X", help="dt: factor on returns-to-go (default: 0.001)")
+    one.add_argument(
+        "--data",
+        type=Path,
+        metavar="DATASET",
+        help="dt: take the mean and deviation of states from this dataset",
+    )
+    one.add_argument(
+        "--statistics",
+        type=Path,
+        metavar="FILE",
+        help='dt: or from {"mean": [...], "std": [...]} as JSON (default: statistics.json beside it)',
+    )
+    one.add_argument(
+        "--heads",
+        help="attention heads, where there is no config.json (default: 1 for dt, 4 for tt)",
+    )
+    one.add_argument(
+        "--return-scale", metavar="X", help="dt: factor on returns-to-go (default: 0.001)"
+    )
     one.add_argument("--context", metavar="K", help="dt: steps that it looks back on (default: 20)")
     one.add_argument("--target-return", metavar="R", help="dt: return that evaluations ask for")
-    one.add_argument("--bins", type=Path, metavar="FILE", help='tt: thresholds of its tokens, {"thresholds": [[...], ...]} as JSON or safetensors')
-    one.add_argument("--preset", metavar="NAME", help="tt: how it plans, a preset of the task (default: default)")
+    one.add_argument(
+        "--bins",
+        type=Path,
+        metavar="FILE",
+        help='tt: thresholds of its tokens, {"thresholds": [[...], ...]} as JSON or safetensors',
+    )
+    one.add_argument(
+        "--preset", metavar="NAME", help="tt: how it plans, a preset of the task (default: default)"
+    )
     one.set_defaults(call=importing)
-    two = commands.add_parser("export", help="a dt run in Hugging Face's layout", allow_abbrev=False)
+    two = commands.add_parser(
+        "export", help="a dt run in Hugging Face's layout", allow_abbrev=False
+    )
     two.add_argument("run", type=Path, metavar="RUN")
     two.add_argument("--folder", required=True, type=Path, help="the folder to make")
-    two.add_argument("--which", choices=("last", "best"), default="last", help="which weights (default: last)")
+    two.add_argument(
+        "--which", choices=("last", "best"), default="last", help="which weights (default: last)"
+    )
     two.set_defaults(call=exporting)
     given = parser.parse(arguments)
     torch.set_num_threads(1)

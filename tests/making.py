@@ -17,18 +17,38 @@ def episode(id, length=5, kind="vector", rewards=None, **more):
     """
     id = EpisodeId(*(id if isinstance(id, tuple) else (id, 0, 0)))
     mark = 1000 * id.round + 100 * id.group + 10 * id.number
-    seen = (mark + np.arange(length + 1, dtype=np.float32))[:, None] * np.array([1, -1, 0.5], np.float32)
+    seen = (mark + np.arange(length + 1, dtype=np.float32))[:, None] * np.array(
+        [1, -1, 0.5], np.float32
+    )
     chance = np.random.default_rng([id.round, max(id.group, 0), id.number, id.group < 0, length])
     observations, actions = {"": seen}, {"": chance.integers(0, 4, length).astype(np.int32)}
     if kind == "image":
-        observations = {"eye": chance.integers(0, 256, (length + 1, 2, 3, 4)).astype(np.uint8), "joints": seen}
+        observations = {
+            "eye": chance.integers(0, 256, (length + 1, 2, 3, 4)).astype(np.uint8),
+            "joints": seen,
+        }
     if kind == "nested":
-        observations = {"arm/joints": seen, "arm/mode": np.arange(length + 1, dtype=np.int32), "map": chance.normal(size=(length + 1, 2, 2)).astype(np.float32)}
-        actions = {"grip": chance.integers(0, 3, (length, 2)).astype(np.int32), "push": chance.normal(size=(length, 2)).astype(np.float32)}
+        observations = {
+            "arm/joints": seen,
+            "arm/mode": np.arange(length + 1, dtype=np.int32),
+            "map": chance.normal(size=(length + 1, 2, 2)).astype(np.float32),
+        }
+        actions = {
+            "grip": chance.integers(0, 3, (length, 2)).astype(np.int32),
+            "push": chance.normal(size=(length, 2)).astype(np.float32),
+        }
     if rewards is None:
         rewards = chance.normal(size=length)
-    fixed = {"observations": observations, "actions": actions, "rewards": np.asarray(rewards, np.float32)}
-    fixed |= {"terminated": bool(mark % 20), "task": "made-up", "command": {"desired_return": float(mark), "desired_horizon": 3.5}}
+    fixed = {
+        "observations": observations,
+        "actions": actions,
+        "rewards": np.asarray(rewards, np.float32),
+    }
+    fixed |= {
+        "terminated": bool(mark % 20),
+        "task": "made-up",
+        "command": {"desired_return": float(mark), "desired_horizon": 3.5},
+    }
     fixed |= {"version": (1, mark), "source": "udrl", "seed": mark + 7, "peers": mark % 7 - 2.5}
     return Episode(id=id, **(fixed | more))
 
@@ -66,7 +86,14 @@ def ids(table):
 
 
 def origin(task="toy-vector", **more):
-    fixed = {"round": 0, "group": 0, "version": (0, 0), "source": "random", "seed": 0, "max_return": find_task(task).max_return}
+    fixed = {
+        "round": 0,
+        "group": 0,
+        "version": (0, 0),
+        "source": "random",
+        "seed": 0,
+        "max_return": find_task(task).max_return,
+    }
     return Origin(task=task, **(fixed | more))
 
 
@@ -74,7 +101,14 @@ def played(task, count, seed=1, environments=8, backend="fast", policy=None, com
     """Episodes of a random (or given) policy."""
     env = find_task(task).make(environments, seed, backend)
     try:
-        return rollout(policy or RandomPolicy(env.signature), env, commands or {}, count, rng(seed, "play"), origin(task, seed=seed))
+        return rollout(
+            policy or RandomPolicy(env.signature),
+            env,
+            commands or {},
+            count,
+            rng(seed, "play"),
+            origin(task, seed=seed),
+        )
     finally:
         env.close()
 
@@ -86,17 +120,57 @@ def stored(folder, task, count, seed=1):
     return store
 
 
-SMALL = {"hidden": (32, 32), "channels": (4, 8, 8, 8), "batch_size": 64, "learning_rate": 3e-3, "return_scale": 0.1, "horizon_scale": 0.1}
-SMALL |= {"envelope_hidden": (32,), "envelope_steps": 100, "critic_updates": 2, "actor_updates": 8, "decay_steps": 0}
-SMALL |= {"width": 32, "layers": 2, "context": 6, "warm_up_steps": 0, "dropout": 0.0, "max_norm": 10.0, "timesteps": 40}
-SMALL_OF = {"tt": {"bins": 12, "window": 3, "context": 2, "width": 16, "layers": 1, "heads": 2, "cells": 2, "letters": 2, "horizon": 2, "beams": 3}}
+SMALL = {
+    "hidden": (32, 32),
+    "channels": (4, 8, 8, 8),
+    "batch_size": 64,
+    "learning_rate": 3e-3,
+    "return_scale": 0.1,
+    "horizon_scale": 0.1,
+}
+SMALL |= {
+    "envelope_hidden": (32,),
+    "envelope_steps": 100,
+    "critic_updates": 2,
+    "actor_updates": 8,
+    "decay_steps": 0,
+}
+SMALL |= {
+    "width": 32,
+    "layers": 2,
+    "context": 6,
+    "warm_up_steps": 0,
+    "dropout": 0.0,
+    "max_norm": 10.0,
+    "timesteps": 40,
+}
+SMALL_OF = {
+    "tt": {
+        "bins": 12,
+        "window": 3,
+        "context": 2,
+        "width": 16,
+        "layers": 1,
+        "heads": 2,
+        "cells": 2,
+        "letters": 2,
+        "horizon": 2,
+        "beams": 3,
+    }
+}
 """What an algorithm of this name has beside them, or in their place: it has many tokens to a step."""
 
 
 def small(kind, **more):
     """An algorithm with sizes that learn in seconds; settings that it does not have are left out."""
     known = {field.name for field in dataclasses.fields(kind)}
-    return kind(**{name: value for name, value in (SMALL | SMALL_OF.get(kind.name, {}) | more).items() if name in known})
+    return kind(
+        **{
+            name: value
+            for name, value in (SMALL | SMALL_OF.get(kind.name, {}) | more).items()
+            if name in known
+        }
+    )
 
 
 def dataset_of(folder, task="toy-vector", count=60, seed=1):

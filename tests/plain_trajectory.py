@@ -17,16 +17,25 @@ class Attention(nn.Module):
     def __init__(self, width, heads, places, dims, dropout):
         super().__init__()
         self.key, self.query, self.value, self.proj = (nn.Linear(width, width) for _ in range(4))
-        self.heads, self.weights_dropout, self.dropout = heads, nn.Dropout(dropout), nn.Dropout(dropout)
+        self.heads, self.weights_dropout, self.dropout = (
+            heads,
+            nn.Dropout(dropout),
+            nn.Dropout(dropout),
+        )
         mask = torch.ones(places, places).tril()
         mask[:, dims - 1 :: dims] = 0
         self.register_buffer("mask", mask.view(1, 1, places, places))
 
     def forward(self, x):
         n, t, width = x.shape
-        queries, keys, values = (layer(x).view(n, t, self.heads, -1).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        queries, keys, values = (
+            layer(x).view(n, t, self.heads, -1).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
         scores = queries @ keys.transpose(2, 3) / math.sqrt(width // self.heads)
-        weights = self.weights_dropout(scores.masked_fill(self.mask[:, :, :t, :t] == 0, float("-inf")).softmax(-1))
+        weights = self.weights_dropout(
+            scores.masked_fill(self.mask[:, :, :t, :t] == 0, float("-inf")).softmax(-1)
+        )
         return self.dropout(self.proj((weights @ values).transpose(1, 2).reshape(n, t, width)))
 
 
@@ -36,7 +45,9 @@ class Layer(nn.Module):
     def __init__(self, width, heads, places, dims, dropout, fork):
         super().__init__()
         self.fork = fork
-        mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout))
+        mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout)
+        )
         if fork:
             self.norm1, self.norm2, self.attention, self.mlp = (
                 nn.LayerNorm(width),
@@ -48,14 +59,24 @@ class Layer(nn.Module):
             hidden[:, dims - 1 :: dims] = True
             self.register_buffer("attn_mask", hidden)
         else:
-            self.ln1, self.ln2, self.attn, self.mlp = nn.LayerNorm(width), nn.LayerNorm(width), Attention(width, heads, places, dims, dropout), mlp
+            self.ln1, self.ln2, self.attn, self.mlp = (
+                nn.LayerNorm(width),
+                nn.LayerNorm(width),
+                Attention(width, heads, places, dims, dropout),
+                mlp,
+            )
 
     def forward(self, x):
         if not self.fork:
             x = x + self.attn(self.ln1(x))
             return x + self.mlp(self.ln2(x))
         normed, t = self.norm1(x), x.shape[1]
-        x = x + self.attention(normed, normed, normed, attn_mask=self.attn_mask[:t, :t], need_weights=False)[0]
+        x = (
+            x
+            + self.attention(
+                normed, normed, normed, attn_mask=self.attn_mask[:t, :t], need_weights=False
+            )[0]
+        )
         return x + self.mlp(self.norm2(x))
 
 
@@ -70,14 +91,33 @@ class Heads(nn.Module):
 class PlainTrajectory(nn.Module):
     """Windows `[n, t]` of tokens to logits `[n, t, classes]` of what follows each."""
 
-    def __init__(self, seen, acted, bins=100, window=10, width=128, layers=4, heads=4, dropout=0.1, fork=False):
+    def __init__(
+        self,
+        seen,
+        acted,
+        bins=100,
+        window=10,
+        width=128,
+        layers=4,
+        heads=4,
+        dropout=0.1,
+        fork=False,
+    ):
         super().__init__()
-        self.seen, self.acted, self.dims, self.bins, self.fork = seen, acted, seen + acted + 2, bins, fork
+        self.seen, self.acted, self.dims, self.bins, self.fork = (
+            seen,
+            acted,
+            seen + acted + 2,
+            bins,
+            fork,
+        )
         places = window * self.dims - (not fork)
         self.tok_emb = nn.Embedding(bins * self.dims + (not fork), width)
         self.pos_emb = nn.Parameter(torch.zeros(1, places, width))
         self.drop = nn.Dropout(dropout)
-        self.blocks = nn.Sequential(*(Layer(width, heads, places, self.dims, dropout, fork) for _ in range(layers)))
+        self.blocks = nn.Sequential(
+            *(Layer(width, heads, places, self.dims, dropout, fork) for _ in range(layers))
+        )
         setattr(self, "norm" if fork else "ln_f", nn.LayerNorm(width))
         self.head = Heads(self.dims, bins + (not fork), width)
 
@@ -88,8 +128,12 @@ class PlainTrajectory(nn.Module):
         rows[tokens == self.bins] = self.bins * self.dims
         x = self.blocks(self.drop(self.tok_emb(rows) + self.pos_emb[:, :t]))
         x = (self.norm if self.fork else self.ln_f)(x)
-        whole = torch.cat([x, x.new_zeros(n, transitions * self.dims - t, x.shape[-1])], 1).view(n * transitions, self.dims, -1)
-        return torch.einsum("doi,bdi->bdo", self.head.weight, whole).reshape(n, transitions * self.dims, -1)[:, :t]
+        whole = torch.cat([x, x.new_zeros(n, transitions * self.dims - t, x.shape[-1])], 1).view(
+            n * transitions, self.dims, -1
+        )
+        return torch.einsum("doi,bdi->bdo", self.head.weight, whole).reshape(
+            n, transitions * self.dims, -1
+        )[:, :t]
 
     def loss(self, tokens, targets, mask, action=5.0, reward=1.0, value=1.0):
         """The weighted cross-entropy of windows `[n, t]`, a mean over all places."""

@@ -41,31 +41,50 @@ def test_help_has_a_line_for_each_door(capsys):
     printed = capsys.readouterr().out.splitlines()
     for name, about in FOUND.items():
         assert about and "`" not in about
-        assert [line.split(maxsplit=1) for line in printed if line.startswith(f"  {name} ")] == [[name, about]]
+        assert [line.split(maxsplit=1) for line in printed if line.startswith(f"  {name} ")] == [
+            [name, about]
+        ]
 
 
 def test_help_imports_nothing_heavy():
     code = "import sys; from bigdm_ray.cli import main; main(['--help']); print(*sorted({m.split('.')[0] for m in sys.modules}))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()[-1].split()
+    loaded = (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        .stdout.splitlines()[-1]
+        .split()
+    )
     assert "bigdm_ray" in loaded
     assert not set(loaded) & {"torch", "ray", "numpy", "matplotlib", "gymnasium", "pyarrow"}
 
 
 def test_a_door_is_opened_with_the_arguments_after_its_name(monkeypatch):
     given = []
-    monkeypatch.setattr(importlib.import_module("bigdm_ray.data"), "main", lambda arguments: given.append(arguments) or 7)
+    monkeypatch.setattr(
+        importlib.import_module("bigdm_ray.data"),
+        "main",
+        lambda arguments: given.append(arguments) or 7,
+    )
     assert cli.main(["data", "verify", "--help", "x"]) == 7
     assert given == [["verify", "--help", "x"]]
 
 
 def test_a_door_of_ones_own_is_found(tmp_path, monkeypatch):
-    (tmp_path / "paint.py").write_text('"""Paint a fence: `python -m paint`.\n\nMore.\n"""\n\nif __name__ == "__main__":\n    raise SystemExit(door(main))\n')
+    (tmp_path / "paint.py").write_text(
+        '"""Paint a fence: `python -m paint`.\n\nMore.\n"""\n\nif __name__ == "__main__":\n    raise SystemExit(door(main))\n'
+    )
     (tmp_path / "helper.py").write_text('"""No door."""\n')
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "cli.py"))
     assert cli.doors() == {"paint": "Paint a fence"}
 
 
-@pytest.mark.parametrize(("arguments", "words"), [(["evalute"], ["'evalute'", "'evaluate'"]), ([], ["door is expected", "run"]), (["--hlep"], ["'--hlep'"])])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["evalute"], ["'evalute'", "'evaluate'"]),
+        ([], ["door is expected", "run"]),
+        (["--hlep"], ["'--hlep'"]),
+    ],
+)
 def test_an_unknown_door_is_one_sentence(capsys, arguments, words):
     assert cli.main(arguments) == 2
     one_error(capsys, *words)
@@ -77,7 +96,9 @@ def test_a_users_mistake_inside_a_door_is_one_sentence(capsys, tmp_path):
 
 
 def test_version():
-    done = subprocess.run([sys.executable, "-m", "bigdm_ray.cli", "--version"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "bigdm_ray.cli", "--version"], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (0, f"bigdm_ray {bigdm_ray.__version__}\n")
 
 
@@ -106,7 +127,9 @@ def test_train_evaluate_draw_and_verify_through_the_script(tmp_path, capsys):
     assert len(json.loads((tmp_path / "run" / "evaluation.json").read_text())["returns"]) == 3
     assert (tmp_path / "run" / "plots" / "learning_curve.png").is_file()
     told = capsys.readouterr().out
-    assert "set aside" in told and re.search(r"best weights [\d.]+; normalised score -?[\d.]+, best weights", told)
+    assert "set aside" in told and re.search(
+        r"best weights [\d.]+; normalised score -?[\d.]+, best weights", told
+    )
 
 
 # --- the parser
@@ -146,7 +169,9 @@ def test_a_value_may_begin_with_a_minus_sign(parser, text):
     expected = tuple(float(part) for part in text.split(","))
     assert flags(parser, "x", "--list", text).list == expected
     assert flags(parser, f"--list={text}", "x").list == expected
-    assert parser.parse(["--much", "-3", "--loud", "x"]) == argparse.Namespace(folder="x", loud=True, much="-3", list=None, widths=None, layers=None, kind=None)
+    assert parser.parse(["--much", "-3", "--loud", "x"]) == argparse.Namespace(
+        folder="x", loud=True, much="-3", list=None, widths=None, layers=None, kind=None
+    )
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,9 @@ def test_a_sound_store_is_0_and_is_left_as_it_is(run_folder, shards, capsys):
     ],
     ids=["a flipped bit", "a cut end", "an empty file", "rubbish"],
 )
-def test_a_damaged_shard_is_set_aside_and_named_and_the_code_is_1(run_folder, shards, capsys, damage, why):
+def test_a_damaged_shard_is_set_aside_and_named_and_the_code_is_1(
+    run_folder, shards, capsys, damage, why
+):
     damage(shards[1])
     code, lines, error = verify(run_folder, capsys)
     assert (code, error) == (1, "")
@@ -93,7 +95,10 @@ def test_every_damaged_shard_has_its_line(run_folder, shards, capsys):
         flip(path)
     code, lines, _ = verify(run_folder, capsys)
     assert code == 1
-    assert [path.name in line for path, line in zip(shards[:2], lines, strict=False)] == [True, True]
+    assert [path.name in line for path, line in zip(shards[:2], lines, strict=False)] == [
+        True,
+        True,
+    ]
     assert lines[2].endswith("1 sound shard with 2 episodes, 2 set aside")
 
 
@@ -122,7 +127,15 @@ def test_a_shard_that_cannot_be_renamed_is_one_sentence(run_folder, shards, caps
     one_error(capsys, "cannot set aside", shards[0].name)
 
 
-@pytest.mark.parametrize(("arguments", "word"), [([], "COMMAND"), (["verfy", "x"], "'verify'"), (["verify"], "FOLDER"), (["verify", ".", "--fix"], "'--fix'")])
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ([], "COMMAND"),
+        (["verfy", "x"], "'verify'"),
+        (["verify"], "FOLDER"),
+        (["verify", ".", "--fix"], "'--fix'"),
+    ],
+)
 def test_a_wrong_command_line_is_one_sentence(capsys, arguments, word):
     assert door(main, arguments) == 2
     one_error(capsys, word)
@@ -131,7 +144,9 @@ def test_a_wrong_command_line_is_one_sentence(capsys, arguments, word):
 def test_a_moved_store_is_still_sound(run_folder, capsys, tmp_path):
     shutil.move(run_folder / "store", tmp_path / "elsewhere")
     code, lines, _ = verify(tmp_path / "elsewhere", capsys)
-    assert code == 0 and lines == [f"{tmp_path / 'elsewhere'}: 3 sound shards with 6 episodes, 0 set aside"]
+    assert code == 0 and lines == [
+        f"{tmp_path / 'elsewhere'}: 3 sound shards with 6 episodes, 0 set aside"
+    ]
 
 
 # --- datasets
@@ -158,19 +173,41 @@ def call(capsys, *arguments):
 
 def test_export_and_import_lead_back(dataset, capsys, tmp_path):
     for to in ("minari", "parquet", "steps"):
-        code, lines, error = call(capsys, "export", dataset.folder, "--to", to, "--folder", tmp_path / to)
-        assert (code, error, lines) == (0, "", [f"{tmp_path / to}: 12 episodes of {dataset.folder} as {to}"])
-        code, lines, error = call(capsys, "import", tmp_path / to, "--folder", tmp_path / f"{to}-back")
+        code, lines, error = call(
+            capsys, "export", dataset.folder, "--to", to, "--folder", tmp_path / to
+        )
+        assert (code, error, lines) == (
+            0,
+            "",
+            [f"{tmp_path / to}: 12 episodes of {dataset.folder} as {to}"],
+        )
+        code, lines, error = call(
+            capsys, "import", tmp_path / to, "--folder", tmp_path / f"{to}-back"
+        )
         assert (code, error) == (0, "") and lines[0] == f"dataset {tmp_path / f'{to}-back'}"
         assert lines[-1].split() == ["sha256", dataset.sha256]
 
 
 def test_merge_joins_datasets_and_numbers_their_stages(dataset, capsys, tmp_path):
     made(tmp_path / "other", count=5, seed=2)
-    code, _, _ = call(capsys, "merge", dataset.folder, tmp_path / "other", "--folder", tmp_path / "both")
-    assert code == 0 and Dataset.open(tmp_path / "both").behaviours() == {"random stage 0": 12, "random stage 1": 5}
+    code, _, _ = call(
+        capsys, "merge", dataset.folder, tmp_path / "other", "--folder", tmp_path / "both"
+    )
+    assert code == 0 and Dataset.open(tmp_path / "both").behaviours() == {
+        "random stage 0": 12,
+        "random stage 1": 5,
+    }
     assert call(capsys, "merge", tmp_path / "nowhere", "--folder", tmp_path / "x")[0] == 2
-    code, _, _ = call(capsys, "merge", dataset.folder, tmp_path / "other", "--steps", "20", "--folder", tmp_path / "few")
+    code, _, _ = call(
+        capsys,
+        "merge",
+        dataset.folder,
+        tmp_path / "other",
+        "--steps",
+        "20",
+        "--folder",
+        tmp_path / "few",
+    )
     assert code == 0 and 40 <= Dataset.open(tmp_path / "few").steps < 64
 
 
@@ -181,10 +218,33 @@ def test_merge_takes_recordings_of_ones_own_environment(capsys, tmp_path, monkey
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "ones_own", raising=False)
     for name in ("a", "b"):
-        assert call(capsys, "record", "--random", "ones_own:Own-v0", "--episodes", "2", "--folder", tmp_path / name)[0] == 0
-    code, _, told = call(capsys, "merge", tmp_path / "a", tmp_path / "b", "--folder", tmp_path / "both")
+        assert (
+            call(
+                capsys,
+                "record",
+                "--random",
+                "ones_own:Own-v0",
+                "--episodes",
+                "2",
+                "--folder",
+                tmp_path / name,
+            )[0]
+            == 0
+        )
+    code, _, told = call(
+        capsys, "merge", tmp_path / "a", tmp_path / "b", "--folder", tmp_path / "both"
+    )
     assert code == 2 and "name the task with --task TASK" in told
-    code, _, _ = call(capsys, "merge", tmp_path / "a", tmp_path / "b", "--task", "ones_own:Own-v0", "--folder", tmp_path / "both")
+    code, _, _ = call(
+        capsys,
+        "merge",
+        tmp_path / "a",
+        tmp_path / "b",
+        "--task",
+        "ones_own:Own-v0",
+        "--folder",
+        tmp_path / "both",
+    )
     assert code == 0 and Dataset.open(tmp_path / "both").episodes == 4
 
 
@@ -196,8 +256,14 @@ def test_list_has_a_line_for_each_dataset(dataset, capsys, tmp_path, monkeypatch
     code, lines, error = call(capsys, "list")
     assert code == 0 and len(lines) == 3 and error.count("\n") == 1 and "broken" in error
     assert lines[0].split() == ["dataset", "task", "episodes", "steps", "return", "mean", "std"]
-    assert lines[1].split()[:3] == ["datasets/deep", "toy-continuous", "3"] and lines[2].split()[:3] == ["set", "toy-vector", "12"]
-    assert call(capsys, "list", dataset.folder)[1][1].split()[:3] == [str(dataset.folder), "toy-vector", "12"]
+    assert lines[1].split()[:3] == ["datasets/deep", "toy-continuous", "3"] and lines[2].split()[
+        :3
+    ] == ["set", "toy-vector", "12"]
+    assert call(capsys, "list", dataset.folder)[1][1].split()[:3] == [
+        str(dataset.folder),
+        "toy-vector",
+        "12",
+    ]
     (tmp_path / "empty").mkdir()
     assert call(capsys, "list", "empty") == (0, ["no datasets in empty"], "")
     assert call(capsys, "list", "nowhere")[0] == 2
@@ -238,7 +304,10 @@ def test_a_histogram_counts_all_and_scales_to_the_fullest():
 
 
 def labels_of(lines):
-    return [line.partition("#")[0].strip() if "#" in line else line.rpartition(" ")[0].strip() for line in lines]
+    return [
+        line.partition("#")[0].strip() if "#" in line else line.rpartition(" ")[0].strip()
+        for line in lines
+    ]
 
 
 def test_labels_tell_bins_apart_however_small_the_returns():
@@ -249,7 +318,9 @@ def test_labels_tell_bins_apart_however_small_the_returns():
         labels = labels_of(histogram(np.array([low, high])))
         assert len({edge for label in labels for edge in label.split(" to ")}) == 21, labels
     assert labels[1] == "50,000.0 to 100,000.0", "large ones stay short"
-    assert labels_of(histogram(np.full(3, 0.03))) == ["0.030"] and labels_of(histogram(np.zeros(3))) == ["0.0"]
+    assert labels_of(histogram(np.full(3, 0.03))) == ["0.030"] and labels_of(
+        histogram(np.zeros(3))
+    ) == ["0.0"]
 
 
 def test_returns_that_differ_by_rounding_only_are_one_bin(tmp_path, dataset):
@@ -267,18 +338,37 @@ def test_list_tells_small_returns_apart(capsys, tmp_path):
 
 def test_verify_compares_the_content_with_the_card(dataset, capsys):
     folder = dataset.folder
-    assert call(capsys, "verify", folder) == (0, [f"{folder}: 1 sound shard with 12 episodes, 0 set aside"], "")
+    assert call(capsys, "verify", folder) == (
+        0,
+        [f"{folder}: 1 sound shard with 12 episodes, 0 set aside"],
+        "",
+    )
     card = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps(card | {"sha256": "0" * 64}))
     code, lines, _ = call(capsys, "verify", folder)
-    assert code == 1 and len(lines) == 2 and "content hash 000000" in lines[0] and dataset.sha256 in lines[0]
+    assert (
+        code == 1
+        and len(lines) == 2
+        and "content hash 000000" in lines[0]
+        and dataset.sha256 in lines[0]
+    )
     (folder / "dataset.json").write_text(json.dumps(card | {"episodes": 13}))
     code, lines, _ = call(capsys, "verify", folder)
     assert code == 1 and "says 13 episodes where 12 are sound" in lines[0]
-    for name, value in {"steps": 1, "return_mean": 1e9, "return_std": 0.25, "return_min": -7.0, "return_max": 1e3}.items():
+    for name, value in {
+        "steps": 1,
+        "return_mean": 1e9,
+        "return_std": 0.25,
+        "return_min": -7.0,
+        "return_max": 1e3,
+    }.items():
         (folder / "dataset.json").write_text(json.dumps(card | {name: value}))
         code, lines, _ = call(capsys, "verify", folder)
-        assert code == 1 and f"says {name} {value:g} where it is {card[name]:g}" in lines[0] and len(lines) == 2
+        assert (
+            code == 1
+            and f"says {name} {value:g} where it is {card[name]:g}" in lines[0]
+            and len(lines) == 2
+        )
     (folder / "dataset.json").write_text(json.dumps(card | {"task": "cartpole"}))
     code, lines, _ = call(capsys, "verify", folder)
     assert code == 1 and "says the task cartpole, but its observations are" in lines[0]
@@ -288,8 +378,21 @@ def test_verify_of_a_dataset_with_a_damaged_shard(dataset, capsys):
     (shard,) = dataset.shards()
     flip(shard)
     code, lines, _ = call(capsys, "verify", dataset.folder)
-    assert code == 1 and "set aside" in lines[0] and "says 12 episodes where 0 are sound" in lines[1]
-    assert call(capsys, "export", dataset.folder, "--to", "parquet", "--folder", dataset.folder.parent / "out")[0] == 2
+    assert (
+        code == 1 and "set aside" in lines[0] and "says 12 episodes where 0 are sound" in lines[1]
+    )
+    assert (
+        call(
+            capsys,
+            "export",
+            dataset.folder,
+            "--to",
+            "parquet",
+            "--folder",
+            dataset.folder.parent / "out",
+        )[0]
+        == 2
+    )
     assert sorted(path.name for path in dataset.folder.parent.iterdir()) == ["set"]
 
 
@@ -306,21 +409,58 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     flags = "--local --quiet --budget.env-steps 250 --algorithm.warm-up-episodes 10 --algorithm.episodes-per-iteration 5 --algorithm.n-updates-per-iter 2"
     few = "--evaluations.every 1000 --evaluations.episodes 2 --evaluations.final-episodes 2 --algorithm.hidden 8,8"
-    assert run(["udrl", "toy-continuous", *flags.split(), *few.split(), "--folder", str(folder)]) == 0
+    assert (
+        run(["udrl", "toy-continuous", *flags.split(), *few.split(), "--folder", str(folder)]) == 0
+    )
     return folder
 
 
 def test_record_plays_a_run(trained, capsys, tmp_path):
-    code, _, error = call(capsys, "record", trained, "--folder", tmp_path / "plain", "--episodes", "6", "--seed", "3", "--desired-return", "5")
+    code, _, error = call(
+        capsys,
+        "record",
+        trained,
+        "--folder",
+        tmp_path / "plain",
+        "--episodes",
+        "6",
+        "--seed",
+        "3",
+        "--desired-return",
+        "5",
+    )
     assert (code, error) == (0, "")
     plain = Dataset.open(tmp_path / "plain")
-    assert plain.episodes == 6 and "seed 3" in plain.source and str(trained) in plain.source and "desired return 5" in plain.source
+    assert (
+        plain.episodes == 6
+        and "seed 3" in plain.source
+        and str(trained) in plain.source
+        and "desired return 5" in plain.source
+    )
     assert set(plain.behaviours()) == {"udrl-last sample"}
-    assert next(plain.stream()).command["desired_return"] == 5.0 and next(plain.stream()).version[1] > 0
-    noise = ["--action-noise", "0.2", "--epsilon", "0.1", "--mode", "mean", "--weights", "best", "--steps", "100"]
+    assert (
+        next(plain.stream()).command["desired_return"] == 5.0
+        and next(plain.stream()).version[1] > 0
+    )
+    noise = [
+        "--action-noise",
+        "0.2",
+        "--epsilon",
+        "0.1",
+        "--mode",
+        "mean",
+        "--weights",
+        "best",
+        "--steps",
+        "100",
+    ]
     code, _, _ = call(capsys, "record", trained, "--folder", tmp_path / "noisy", *noise)
     noisy = Dataset.open(tmp_path / "noisy")
-    assert code == 0 and set(noisy.behaviours()) == {"udrl-best mean sigma 0.2 eps 0.1"} and noisy.steps >= 100
+    assert (
+        code == 0
+        and set(noisy.behaviours()) == {"udrl-best mean sigma 0.2 eps 0.1"}
+        and noisy.steps >= 100
+    )
     assert len({e.actions[""].tobytes() for e in noisy.stream()}) == noisy.episodes
 
 
@@ -329,23 +469,71 @@ def test_record_plays_every_milestone_from_the_oldest_on(capsys, tmp_path):
     flags = "--quiet --algorithm.hidden 8 --budget.learner-steps 6 --saves.every 2 --saves.milestones true --evaluations.every 100 "
     flags += "--evaluations.final-episodes 1"
     dataset = made(tmp_path / "from", "toy-vector")
-    assert run(["bc", str(dataset.folder), "--local", *flags.split(), "--folder", str(run_folder)]) == 0
+    assert (
+        run(["bc", str(dataset.folder), "--local", *flags.split(), "--folder", str(run_folder)])
+        == 0
+    )
     names = [f"step-{step:012d}" for step in (2, 4, 6)]
     assert RunFolder(run_folder).milestones() == names
-    weights = [Weights.load(RunFolder(run_folder).weights(name)).arrays for name in (*names, "last")]
-    contents = [b"".join(values.tobytes() for _, values in sorted(arrays.items())) for arrays in weights]  # a file's metadata have no order
+    weights = [
+        Weights.load(RunFolder(run_folder).weights(name)).arrays for name in (*names, "last")
+    ]
+    contents = [
+        b"".join(values.tobytes() for _, values in sorted(arrays.items())) for arrays in weights
+    ]  # a file's metadata have no order
     assert len(set(contents)) == 3 and contents[2] == contents[3]
-    code, _, error = call(capsys, "record", run_folder, "--folder", tmp_path / "set", "--weights", "milestones", "--episodes", "11", "--epsilon", "0.1")
+    code, _, error = call(
+        capsys,
+        "record",
+        run_folder,
+        "--folder",
+        tmp_path / "set",
+        "--weights",
+        "milestones",
+        "--episodes",
+        "11",
+        "--epsilon",
+        "0.1",
+    )
     assert (code, error) == (0, "")
     grown = Dataset.open(tmp_path / "set")
-    shares = {f"bc-{name} sample eps 0.1 stage {stage}": share for stage, (name, share) in enumerate(zip(names, (3, 4, 4), strict=True))}
+    shares = {
+        f"bc-{name} sample eps 0.1 stage {stage}": share
+        for stage, (name, share) in enumerate(zip(names, (3, 4, 4), strict=True))
+    }
     assert grown.behaviours() == shares and "3 milestones of the run" in grown.source
     assert [e.version[1] for e in grown.stream()] == [2] * 3 + [4] * 4 + [6] * 4
     assert len({e.seed for e in grown.stream()}) == 3
-    assert call(capsys, "record", run_folder, "--folder", tmp_path / "steps", "--weights", "milestones", "--steps", "90")[0] == 0
-    lengths = [[e.length for e in Dataset.open(tmp_path / "steps").stream() if e.version[1] == step] for step in (2, 4, 6)]
+    assert (
+        call(
+            capsys,
+            "record",
+            run_folder,
+            "--folder",
+            tmp_path / "steps",
+            "--weights",
+            "milestones",
+            "--steps",
+            "90",
+        )[0]
+        == 0
+    )
+    lengths = [
+        [e.length for e in Dataset.open(tmp_path / "steps").stream() if e.version[1] == step]
+        for step in (2, 4, 6)
+    ]
     assert all(sum(one) >= 30 > sum(one[:-1]) for one in lengths)
-    code, _, error = call(capsys, "record", run_folder, "--folder", tmp_path / "few", "--weights", "milestones", "--episodes", "2")
+    code, _, error = call(
+        capsys,
+        "record",
+        run_folder,
+        "--folder",
+        tmp_path / "few",
+        "--weights",
+        "milestones",
+        "--episodes",
+        "2",
+    )
     assert code == 2 and "each of the 3 milestones" in error
 
 
@@ -353,29 +541,60 @@ def test_a_recording_goes_on_with_the_same_weights_and_noise_only(trained, tmp_p
     shutil.copytree(trained, tmp_path / "run")
 
     def made_of(*flags):
-        given = parser().parse(["record", str(tmp_path / "run"), "--folder", "x", "--episodes", "5", *flags])
+        given = parser().parse(
+            ["record", str(tmp_path / "run"), "--folder", "x", "--episodes", "5", *flags]
+        )
         return played_by(given, "last", 5, None, 1).made_of
 
     before = made_of("--epsilon", "0.1")
-    assert made_of("--epsilon", "0.1") == before != made_of("--epsilon", "0.10000001"), "a source tells six digits only"
+    assert made_of("--epsilon", "0.1") == before != made_of("--epsilon", "0.10000001"), (
+        "a source tells six digits only"
+    )
     os.utime(tmp_path / "run" / "weights" / "last.safetensors", ns=(1, 1))
     assert made_of("--epsilon", "0.1") != before
 
 
 def test_a_run_without_milestones_says_how_to_keep_them(trained, capsys, tmp_path):
-    code, _, error = call(capsys, "record", trained, "--folder", tmp_path / "set", "--weights", "milestones", "--episodes", "5")
+    code, _, error = call(
+        capsys,
+        "record",
+        trained,
+        "--folder",
+        tmp_path / "set",
+        "--weights",
+        "milestones",
+        "--episodes",
+        "5",
+    )
     assert code == 2 and "train it with --saves.milestones true" in error
 
 
 def test_record_says_that_gymnasium_plays(capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "envpool", None)
-    assert door(main, ["record", "--random", "cartpole", "--episodes", "2", "--folder", str(tmp_path / "slow"), "--quiet"]) == 0
+    assert (
+        door(
+            main,
+            [
+                "record",
+                "--random",
+                "cartpole",
+                "--episodes",
+                "2",
+                "--folder",
+                str(tmp_path / "slow"),
+                "--quiet",
+            ],
+        )
+        == 0
+    )
     assert "note: gymnasium's environments play cartpole, slowly" in capsys.readouterr().err
     assert Dataset.open(tmp_path / "slow").episodes == 2
 
 
 def test_record_plays_at_random(capsys, tmp_path):
-    code, _, _ = call(capsys, "record", "--random", "toy-mixed", "--folder", tmp_path / "set", "--episodes", "5")
+    code, _, _ = call(
+        capsys, "record", "--random", "toy-mixed", "--folder", tmp_path / "set", "--episodes", "5"
+    )
     assert code == 0 and Dataset.open(tmp_path / "set").behaviours() == {"random": 5}
 
 
@@ -383,12 +602,24 @@ def test_record_plays_at_random(capsys, tmp_path):
     ("arguments", "word"),
     [
         ("record --folder x --episodes 5", "either the folder of a run, or --random TASK"),
-        ("record somewhere --random cartpole --folder x --episodes 5", "either the folder of a run, or --random TASK"),
+        (
+            "record somewhere --random cartpole --folder x --episodes 5",
+            "either the folder of a run, or --random TASK",
+        ),
         ("record --random toy-vector --folder x", "either --episodes N or --steps N"),
-        ("record --random toy-vector --folder x --episodes 5 --steps 5", "either --episodes N or --steps N"),
-        ("record --random toy-vector --folder x --episodes 5 --epsilon 0.1", "--epsilon has no meaning for a random policy"),
+        (
+            "record --random toy-vector --folder x --episodes 5 --steps 5",
+            "either --episodes N or --steps N",
+        ),
+        (
+            "record --random toy-vector --folder x --episodes 5 --epsilon 0.1",
+            "--epsilon has no meaning for a random policy",
+        ),
         *(
-            (f"record --random toy-vector --folder x --episodes 5 {flag}", f"{flag.split()[0]} has no meaning for a random policy; leave it out")
+            (
+                f"record --random toy-vector --folder x --episodes 5 {flag}",
+                f"{flag.split()[0]} has no meaning for a random policy; leave it out",
+            )
             for flag in (
                 "--action-noise 0",
                 "--epsilon 0",
@@ -404,7 +635,10 @@ def test_record_plays_at_random(capsys, tmp_path):
         ("record nowhere --folder x --episodes 5", "there is no run in nowhere"),
         ("record nowhere --folder x --episodes 0", "0 is not at least 1"),
         ("record nowhere --folder x --episodes 5 --epsilon 1.5", "1.5 does not lie from 0 to 1"),
-        ("record nowhere --folder x --episodes 5 --action-noise -1", "-1.0 is not a finite number from 0 up"),
+        (
+            "record nowhere --folder x --episodes 5 --action-noise -1",
+            "-1.0 is not a finite number from 0 up",
+        ),
         ("record nowhere --folder x --episodes 5 --action-noise nan", "nan is not a finite number"),
         ("record nowhere --folder x --episodes 5 --seed -1", "-1 is not an integer from 0"),
         ("import nowhere.parquet --folder x", "nowhere.parquet is no file"),
@@ -437,6 +671,8 @@ def test_looking_at_datasets_needs_no_torch(dataset, tmp_path):
         "main(['import', 'out', '--folder', 'back'])\n"
         "print('held', sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'ray', 'minari', 'h5py'}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "held []", done.stdout
     assert done.stderr == "", "no bar where there is no terminal"

@@ -63,29 +63,47 @@ def test_scores_are_those_of_the_evaluation_with_the_runs_command(folder, capsys
     assert report["returns"] == expected.returns.tolist()
     assert report["lengths"] == expected.lengths.tolist()
     assert report["return_mean"] == pytest.approx(np.mean(expected.returns))
-    assert report["command"] == json.loads((folder / "weights" / "last.json").read_text())["command"]
+    assert (
+        report["command"] == json.loads((folder / "weights" / "last.json").read_text())["command"]
+    )
     assert report["version"] == list(loaded.version) and report["weights"] == "last"
     assert report["versions"]["numpy"] == np.__version__
     assert report["device"] == "cpu" and report["rows"] == 7 and not report["partial"]
     assert 0 < report["act_p50_ms"] <= report["act_p99_ms"] and 1 <= report["acted_together"] <= 7
-    assert f"latency p50, p99  {report['act_p50_ms']:.3g}, {report['act_p99_ms']:.3g} ms an action" in printed
-    for name, value in (("return mean", report["return_mean"]), ("return std", report["return_std"])):
-        assert any(line.split() == [*name.split(), f"{value:,.2f}"] for line in printed.splitlines())
+    assert (
+        f"latency p50, p99  {report['act_p50_ms']:.3g}, {report['act_p99_ms']:.3g} ms an action"
+        in printed
+    )
+    for name, value in (
+        ("return mean", report["return_mean"]),
+        ("return std", report["return_std"]),
+    ):
+        assert any(
+            line.split() == [*name.split(), f"{value:,.2f}"] for line in printed.splitlines()
+        )
 
 
 def test_parts_are_rollouts_of_their_own(folder):
     """So it does not matter who plays them; what a report of several parts says is the sum of them."""
     loaded = load(folder)
     report = score(loaded, Asked(episodes=8, rows=3))
-    parts = [evaluate(loaded.policy("sample"), loaded.task, loaded.command, count, 3, "evaluate", number) for number, count in enumerate((3, 3, 2))]
+    parts = [
+        evaluate(loaded.policy("sample"), loaded.task, loaded.command, count, 3, "evaluate", number)
+        for number, count in enumerate((3, 3, 2))
+    ]
     assert report["returns"] == [value for part in parts for value in part.returns]
     assert report["lengths"] == [value for part in parts for value in part.lengths]
-    assert report["rows"] == 3 and report["acted_together"] == pytest.approx(np.concatenate([part.acted for part in parts]).mean())
+    assert report["rows"] == 3 and report["acted_together"] == pytest.approx(
+        np.concatenate([part.acted for part in parts]).mean()
+    )
 
 
 def test_a_planned_run_is_scored_with_as_many_episodes_as_its_own_evaluations(planned, monkeypatch):
     asked = []
-    monkeypatch.setattr("bigdm_ray.evaluate.evaluate_in_parts", lambda *arguments: asked.append(arguments[3]) or evaluate_in_parts(*arguments))
+    monkeypatch.setattr(
+        "bigdm_ray.evaluate.evaluate_in_parts",
+        lambda *arguments: asked.append(arguments[3]) or evaluate_in_parts(*arguments),
+    )
     for flags in (Asked(mode="plan"), Asked(mode="mean", episodes=1), Asked(mode="mean")):
         score(load(planned), flags)
     assert asked == [[1], [1], [50, 50]]
@@ -98,9 +116,7 @@ def planned(tmp_path_factory):
 
     home = tmp_path_factory.mktemp("planned")
     dataset_of(home / "data", "four-rooms", 5)
-    flags = (
-        "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 2 --algorithm.context 2 --budget.learner-steps 1 --algorithm.bins 8 "
-    )
+    flags = "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 2 --algorithm.context 2 --budget.learner-steps 1 --algorithm.bins 8 "
     flags += "--algorithm.goal later --algorithm.objective reward --algorithm.horizon 3 --algorithm.beams 2 --algorithm.stop false --evaluations.mode mean "
     flags += "--evaluations.final-episodes 1"
     train_local(configure("tt", str(home / "data"), flags.split()), home / "run")
@@ -126,7 +142,11 @@ def test_ctrl_c_reports_the_episodes_that_have_ended(folder, capsys, monkeypatch
     stop_at(monkeypatch, steps)  # the last step of the second part
     assert door(main, [str(folder), "--episodes", "30", "--rows", "10", "--video"]) == 130
     report, said = written(folder), capsys.readouterr()
-    assert report["partial"] and report["episodes"] == len(report["returns"]) and report["episodes_asked"] == 30
+    assert (
+        report["partial"]
+        and report["episodes"] == len(report["returns"])
+        and report["episodes_asked"] == 30
+    )
     assert 10 < report["episodes"] < 20 and report["episodes_discarded"] == 0
     longest = max(whole["lengths"][10:20])
     ended = [whole["returns"][k] for k in range(20) if k < 10 or whole["lengths"][k] < longest]
@@ -173,14 +193,49 @@ def same_but(folder, home, **settings):
 def test_settings_that_affect_acting_alone_are_taken_as_flags(planned, tmp_path):
     """As if the run had been trained with them; the run itself keeps its own."""
     folder = shutil.copytree(planned, tmp_path / "run")
-    flags = ["--algorithm.horizon", "2", "--algorithm.beams=3", "--algorithm.cdf-act", "0.5", "--algorithm.expected-rewards", "false"]
+    flags = [
+        "--algorithm.horizon",
+        "2",
+        "--algorithm.beams=3",
+        "--algorithm.cdf-act",
+        "0.5",
+        "--algorithm.expected-rewards",
+        "false",
+    ]
     given = {"horizon": 2, "beams": 3, "cdf_act": 0.5, "expected_rewards": False}
-    assert door(main, [str(folder), "--mode", "plan", *flags, "--algorithm.objective", "likelihood", "--episodes", "2", "--seed", "4"]) == 0
+    assert (
+        door(
+            main,
+            [
+                str(folder),
+                "--mode",
+                "plan",
+                *flags,
+                "--algorithm.objective",
+                "likelihood",
+                "--episodes",
+                "2",
+                "--seed",
+                "4",
+            ],
+        )
+        == 0
+    )
     report = written(folder)
     assert report["acting"] == given | {"objective": "likelihood"} and report["mode"] == "plan"
-    assert "plan, horizon 2, beams 3, cdf act 0.5, expected rewards False, objective likelihood, seed 4" in table(report)
-    same = score(load(same_but(planned, tmp_path, **given, objective="likelihood")), Asked(episodes=2, seed=4, mode="plan"))
-    assert report["returns"] == same["returns"] and report["lengths"] == same["lengths"] and same["acting"] == {}
+    assert (
+        "plan, horizon 2, beams 3, cdf act 0.5, expected rewards False, objective likelihood, seed 4"
+        in table(report)
+    )
+    same = score(
+        load(same_but(planned, tmp_path, **given, objective="likelihood")),
+        Asked(episodes=2, seed=4, mode="plan"),
+    )
+    assert (
+        report["returns"] == same["returns"]
+        and report["lengths"] == same["lengths"]
+        and same["acting"] == {}
+    )
     assert (folder / "run.json").read_text() == (planned / "run.json").read_text()
 
 
@@ -189,9 +244,18 @@ def test_acting_settings_reach_search_video_and_actors(planned, tmp_path, monkey
     search = loaded.policy("plan")._planner.search
     assert (search.horizon, search.beams, search.expansions, search.context) == (2, 3, 4, 2)
     shapes, frames = set(), []
-    monkeypatch.setattr("bigdm_ray.evaluate.film", lambda path, fps: contextlib.nullcontext(frames.append))
-    monkeypatch.setattr("bigdm_ray.evaluate.drawn_into", lambda frame, lines: shapes.add(lines.shape) or frame)
-    record(loaded, {"mode": "plan", "cached": False, "seed": 1, "command": {}}, tmp_path / "video.mp4", 1)
+    monkeypatch.setattr(
+        "bigdm_ray.evaluate.film", lambda path, fps: contextlib.nullcontext(frames.append)
+    )
+    monkeypatch.setattr(
+        "bigdm_ray.evaluate.drawn_into", lambda frame, lines: shapes.add(lines.shape) or frame
+    )
+    record(
+        loaded,
+        {"mode": "plan", "cached": False, "seed": 1, "command": {}},
+        tmp_path / "video.mp4",
+        1,
+    )
     assert shapes == {(3, 2, 2)} and frames
     sent = run_from_json(run_as(loaded, "plan").to_json()).algorithm  # what actors are set up with
     assert (sent.horizon, sent.beams, sent.expansions) == (2, 3, 4)
@@ -203,9 +267,13 @@ def test_a_transformers_cache_and_context_are_acting_settings(tmp_path):
     flags = "--algorithm.width 16 --algorithm.layers 1 --algorithm.context 3 --budget.learner-steps 1 --evaluations.final-episodes 1"
     dataset_of(tmp_path / "data", "toy-vector", 5)
     train_local(configure("dt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
-    report = score(load(tmp_path / "run", acting={"cached": "true", "acting_context": "2"}), Asked(episodes=1))
+    report = score(
+        load(tmp_path / "run", acting={"cached": "true", "acting_context": "2"}), Asked(episodes=1)
+    )
     assert report["cached"] and report["acting"] == {"cached": True, "acting_context": 2}
-    assert not score(load(tmp_path / "run", acting={"cached": True}), Asked(episodes=1, cached=False))["cached"]
+    assert not score(
+        load(tmp_path / "run", acting={"cached": True}), Asked(episodes=1, cached=False)
+    )["cached"]
 
 
 @pytest.mark.parametrize(
@@ -213,11 +281,29 @@ def test_a_transformers_cache_and_context_are_acting_settings(tmp_path):
     [
         (["--algorithm.horizon", "0"], ["--algorithm.horizon is 0", "at least 1"]),
         (["--algorithm.horizon", "far"], ["--algorithm.horizon is 'far'", "an integer"]),
-        (["--algorithm.objective", "rewards"], ["--algorithm.objective is 'rewards'", "did you mean 'reward'"]),
-        (["--algorithm.context", "3"], ["--algorithm.context is 3", "at most --algorithm.window, which is 2"]),
-        (["--algorithm.horizon", "1", "--algorithm.objective", "goal"], ["--algorithm.horizon 1 leads to none"]),
-        (["--algorithm.width", "32"], ["--algorithm.width was settled when the run was trained", "--algorithm.horizon, --algorithm.beams,"]),
-        (["--algorithm.horzon", "3"], ["tt has no setting --algorithm.horzon", "'--algorithm.horizon'"]),
+        (
+            ["--algorithm.objective", "rewards"],
+            ["--algorithm.objective is 'rewards'", "did you mean 'reward'"],
+        ),
+        (
+            ["--algorithm.context", "3"],
+            ["--algorithm.context is 3", "at most --algorithm.window, which is 2"],
+        ),
+        (
+            ["--algorithm.horizon", "1", "--algorithm.objective", "goal"],
+            ["--algorithm.horizon 1 leads to none"],
+        ),
+        (
+            ["--algorithm.width", "32"],
+            [
+                "--algorithm.width was settled when the run was trained",
+                "--algorithm.horizon, --algorithm.beams,",
+            ],
+        ),
+        (
+            ["--algorithm.horzon", "3"],
+            ["tt has no setting --algorithm.horzon", "'--algorithm.horizon'"],
+        ),
         (["--algorithm.horizon"], ["--algorithm.horizon is given no value"]),
         (["--algorithm.horizon", "--video"], ["--algorithm.horizon is given no value"]),
     ],
@@ -236,14 +322,22 @@ def test_a_goal_is_not_searched_for_by_a_model_that_is_told_none(planned, tmp_pa
 
 def test_an_algorithm_without_acting_settings_says_so(folder, capsys):
     assert door(main, [str(folder), "--algorithm.hidden", "32"]) == 2
-    one_error(capsys, "--algorithm.hidden was settled when the run was trained", "udrl has none that affect acting alone")
+    one_error(
+        capsys,
+        "--algorithm.hidden was settled when the run was trained",
+        "udrl has none that affect acting alone",
+    )
     assert door(main, [str(folder), "--algorithm.horizon", "3"]) == 2
     one_error(capsys, "udrl has no setting --algorithm.horizon")
 
 
-@pytest.mark.parametrize("kind", [kind for kind in algorithms().values() if kind.acting], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in algorithms().values() if kind.acting], ids=lambda kind: kind.name
+)
 def test_acting_settings_are_fields_that_shape_nothing(kind):
-    assert set(kind.acting) <= {field.name for field in dataclasses.fields(kind)} and not set(kind.acting) & set(kind.fixed)
+    assert set(kind.acting) <= {field.name for field in dataclasses.fields(kind)} and not set(
+        kind.acting
+    ) & set(kind.fixed)
 
 
 # --- seeds, commands, modes
@@ -335,7 +429,9 @@ def test_commands_are_refused_where_there_are_none(folder):
         commands = ()
 
     loaded = load(folder)
-    plain = dataclasses.replace(loaded, run=dataclasses.replace(loaded.run, algorithm=Plain()), summary={})
+    plain = dataclasses.replace(
+        loaded, run=dataclasses.replace(loaded.run, algorithm=Plain()), summary={}
+    )
     assert command_of(plain) == {}
     with pytest.raises(UserError, match="takes no desired return; leave --desired-return out"):
         command_of(plain, 5.0)
@@ -347,7 +443,9 @@ def test_commands_are_refused_where_there_are_none(folder):
 
 def test_the_horizon_follows_the_return_where_the_algorithm_says_so(folder):
     loaded = load(folder)
-    equal = dataclasses.replace(loaded, run=dataclasses.replace(loaded.run, algorithm=Udrl(horizon_equals_return=True)))
+    equal = dataclasses.replace(
+        loaded, run=dataclasses.replace(loaded.run, algorithm=Udrl(horizon_equals_return=True))
+    )
     assert command_of(equal, 7.4) == {"desired_return": 7.4, "desired_horizon": 7.0}
     assert command_of(equal, -3.0)["desired_horizon"] == 1.0
     assert command_of(equal, 7.4, 3.0)["desired_horizon"] == 3.0
@@ -369,7 +467,9 @@ def test_video_holds_a_frame_for_each_step(folder):
 
 def test_lines_are_drawn_into_a_frame_the_plan_above_the_others():
     frame = np.full((20, 30, 3), 9, np.uint8)
-    lines = np.array([[[2, 2], [2, 9], [np.nan, np.nan]], [[2, 5], [40, 5], [40, 9]], [[np.nan, np.nan]] * 3])
+    lines = np.array(
+        [[[2, 2], [2, 9], [np.nan, np.nan]], [[2, 5], [40, 5], [40, 9]], [[np.nan, np.nan]] * 3]
+    )
     out = drawn_into(frame, lines)
     assert (frame == 9).all() and out.shape == frame.shape
     assert (out[2:10, 1:4] == BOLD).all(), "three pixels wide"
@@ -379,40 +479,63 @@ def test_lines_are_drawn_into_a_frame_the_plan_above_the_others():
 
 def test_a_video_of_plans_shows_them(planned, tmp_path, monkeypatch):
     shown, frames = {}, []
-    monkeypatch.setattr("bigdm_ray.evaluate.film", lambda path, fps: contextlib.nullcontext(frames.append))
+    monkeypatch.setattr(
+        "bigdm_ray.evaluate.film", lambda path, fps: contextlib.nullcontext(frames.append)
+    )
     for mode in ("mean", "plan"):
         frames.clear()
-        record(load(planned), {"mode": mode, "cached": False, "seed": 1, "command": {}}, tmp_path / "video.mp4", 1)
+        record(
+            load(planned),
+            {"mode": mode, "cached": False, "seed": 1, "command": {}},
+            tmp_path / "video.mp4",
+            1,
+        )
         shown[mode] = [(frame == BOLD).all(-1).any() for frame in frames]
     assert len(shown["plan"]) > 5 and all(shown["plan"]) and not any(shown["mean"])
 
 
 @pytest.mark.parametrize("observed", [0, 2])
-def test_a_plan_is_drawn_where_the_point_is_by_a_model_that_is_told_no_goal(observed, tmp_path, monkeypatch):
+def test_a_plan_is_drawn_where_the_point_is_by_a_model_that_is_told_no_goal(
+    observed, tmp_path, monkeypatch
+):
     """Its state begins with the goal; one that sees nothing else has no plan that could be drawn."""
     from making import dataset_of
 
     dataset_of(tmp_path / "data", "four-rooms", 5)
-    flags = (
-        "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 2 --algorithm.context 2 --budget.learner-steps 1 --algorithm.bins 20 "
-    )
+    flags = "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 2 --algorithm.context 2 --budget.learner-steps 1 --algorithm.bins 20 "
     flags += "--algorithm.goal none --algorithm.goal-steps 0 --algorithm.objective reward --algorithm.horizon 3 --algorithm.beams 2 --algorithm.stop false "
-    flags += f"--algorithm.observed {observed} --evaluations.mode mean --evaluations.final-episodes 1"
+    flags += (
+        f"--algorithm.observed {observed} --evaluations.mode mean --evaluations.final-episodes 1"
+    )
     train_local(configure("tt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
     frames, lines = [], []
-    monkeypatch.setattr("bigdm_ray.evaluate.film", lambda path, fps: contextlib.nullcontext(frames.append))
-    monkeypatch.setattr("bigdm_ray.evaluate.drawn_into", lambda frame, drawn: lines.append(drawn) or frame)
-    record(load(tmp_path / "run"), {"mode": "plan", "cached": False, "seed": 1, "command": {}}, tmp_path / "video.mp4", 1)
+    monkeypatch.setattr(
+        "bigdm_ray.evaluate.film", lambda path, fps: contextlib.nullcontext(frames.append)
+    )
+    monkeypatch.setattr(
+        "bigdm_ray.evaluate.drawn_into", lambda frame, drawn: lines.append(drawn) or frame
+    )
+    record(
+        load(tmp_path / "run"),
+        {"mode": "plan", "cached": False, "seed": 1, "command": {}},
+        tmp_path / "video.mp4",
+        1,
+    )
     assert len(frames) > 5 and len(lines) == (0 if observed else len(frames))
     for before, drawn in zip(frames, lines[1:], strict=False):
         rows, columns = (before == (44, 110, 190)).all(-1).nonzero()
         point = np.array([columns.mean(), rows.mean()])
-        assert (np.abs(drawn[:, 0] - point) < 6 + 4).all(), "a plan begins where the point was, to half a bin and what the picture's edge cuts of the point"
+        assert (np.abs(drawn[:, 0] - point) < 6 + 4).all(), (
+            "a plan begins where the point was, to half a bin and what the picture's edge cuts of the point"
+        )
 
 
 def test_a_failed_video_leaves_no_file(tmp_path):
     pytest.importorskip("imageio_ffmpeg")
-    with pytest.raises(RuntimeError, match="in the middle"), film(tmp_path / "video.mp4", 10) as append:
+    with (
+        pytest.raises(RuntimeError, match="in the middle"),
+        film(tmp_path / "video.mp4", 10) as append,
+    ):
         for _ in range(200):
             append(np.zeros((64, 64, 3), np.uint8))
         for _ in range(500):  # ffmpeg is a process of its own
@@ -426,12 +549,17 @@ def test_a_failed_video_leaves_no_file(tmp_path):
 
 def test_a_video_that_cannot_be_written_is_told(tmp_path):
     pytest.importorskip("imageio_ffmpeg")
-    with pytest.raises(RunFailed, match=r"cannot write .*video\.mp4: [^\n]*$"), film(tmp_path / "nowhere" / "video.mp4", 10) as append:
+    with (
+        pytest.raises(RunFailed, match=r"cannot write .*video\.mp4: [^\n]*$"),
+        film(tmp_path / "nowhere" / "video.mp4", 10) as append,
+    ):
         append(np.zeros((64, 64, 3), np.uint8))
 
 
 @pytest.mark.parametrize("module", ["imageio", "imageio_ffmpeg"])
-def test_a_missing_video_package_is_told_before_anything_is_played(folder, capsys, monkeypatch, module):
+def test_a_missing_video_package_is_told_before_anything_is_played(
+    folder, capsys, monkeypatch, module
+):
     monkeypatch.setitem(sys.modules, module, None)
     assert door(main, [str(folder), "--video"]) == 2
     one_error(capsys, module, "pip install 'bigdm-ray[video]'")
@@ -454,25 +582,51 @@ def test_ctrl_c_while_filming_leaves_the_evaluation(folder, capsys, monkeypatch)
     stop_at(monkeypatch, max(whole["lengths"]) + 3)  # the third step of the video
     assert door(main, [str(folder), "--episodes", "4", "--video"]) == 130
     report, said = written(folder), capsys.readouterr()
-    assert report["returns"] == whole["returns"] and not report["partial"] and "video_returns" not in report
+    assert (
+        report["returns"] == whole["returns"]
+        and not report["partial"]
+        and "video_returns" not in report
+    )
     assert "evaluation: " in said.out and said.err.endswith("stopped\n")
     assert not (folder / "video.mp4").exists() and not list(folder.glob(".part-*"))
 
 
 def test_a_terminal_shows_that_filming_goes_on(folder, tmp_path, monkeypatch):
     frames, stream = [], terminal(monkeypatch)
-    monkeypatch.setattr("bigdm_ray.evaluate.film", lambda path, fps: contextlib.nullcontext(frames.append))
+    monkeypatch.setattr(
+        "bigdm_ray.evaluate.film", lambda path, fps: contextlib.nullcontext(frames.append)
+    )
     record(load(folder), score(load(folder), Asked(episodes=1)), tmp_path / "video.mp4", 1)
     shown = stream.getvalue()
-    assert "video of toy-vector: 0 frames" in shown and f"video of toy-vector: {len(frames)} frames" in shown
+    assert (
+        "video of toy-vector: 0 frames" in shown
+        and f"video of toy-vector: {len(frames)} frames" in shown
+    )
 
 
 def test_a_video_of_plans_has_no_more_episodes_than_were_asked_for(planned, tmp_path, monkeypatch):
     folder, asked = shutil.copytree(planned, tmp_path / "run"), []
     monkeypatch.setattr("bigdm_ray.evaluate.require_video", lambda: None)
-    monkeypatch.setattr("bigdm_ray.evaluate.record", lambda *arguments: asked.append(arguments[3]) or [1.5])
+    monkeypatch.setattr(
+        "bigdm_ray.evaluate.record", lambda *arguments: asked.append(arguments[3]) or [1.5]
+    )
     for mode, episodes in (("plan", "2"), ("plan", "4"), ("mean", "2")):
-        assert door(main, [str(folder), "--episodes", episodes, "--mode", mode, "--algorithm.horizon", "1", "--video"]) == 0
+        assert (
+            door(
+                main,
+                [
+                    str(folder),
+                    "--episodes",
+                    episodes,
+                    "--mode",
+                    mode,
+                    "--algorithm.horizon",
+                    "1",
+                    "--video",
+                ],
+            )
+            == 0
+        )
         assert written(folder)["video_returns"] == [1.5]
     assert asked == [2, 3, 3]
 
@@ -486,5 +640,12 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
 def test_pygame_prints_no_banner():
     pytest.importorskip("pygame")
     code = "import os, sys, bigdm_ray.envs as envs; envs.tasks()['lunarlander'].require(); assert 'pygame' in sys.modules"
-    fresh = {name: value for name, value in os.environ.items() if name != "PYGAME_HIDE_SUPPORT_PROMPT"}
-    assert subprocess.run([sys.executable, "-c", code], env=fresh, capture_output=True, text=True, check=True).stdout == ""
+    fresh = {
+        name: value for name, value in os.environ.items() if name != "PYGAME_HIDE_SUPPORT_PROMPT"
+    }
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], env=fresh, capture_output=True, text=True, check=True
+        ).stdout
+        == ""
+    )

@@ -12,7 +12,12 @@ import bigdm_ray
 
 ROOT = Path(bigdm_ray.__file__).parent
 REPOSITORY = ROOT.parent
-HELPERS = {"bigdm_ray", "bigdm_ray.errors", "bigdm_ray.settings", "bigdm_ray.doors"}  # anyone may import these
+HELPERS = {
+    "bigdm_ray",
+    "bigdm_ray.errors",
+    "bigdm_ray.settings",
+    "bigdm_ray.doors",
+}  # anyone may import these
 FLOORS = [
     {"envs", "replay"},
     {"models"},
@@ -47,7 +52,10 @@ def imports(source):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: relative imports are not used here"
             yield node.lineno, node.module or ""
-            if node.module in ("bigdm_ray", "torch"):  # `from bigdm_ray import x`: x may be a folder
+            if node.module in (
+                "bigdm_ray",
+                "torch",
+            ):  # `from bigdm_ray import x`: x may be a folder
                 yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
@@ -72,12 +80,20 @@ def floor_violations(folder, source):
 def ray_violations(folder, source):
     if folder in RAY_MAY_STAND_IN:
         return []
-    return [f"line {line} imports {name}" for line, name in imports(source) if name.split(".")[0] == "ray"]
+    return [
+        f"line {line} imports {name}"
+        for line, name in imports(source)
+        if name.split(".")[0] == "ray"
+    ]
 
 
 def pickle_violations(source):
     bad = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "_pickle"}
-    wrong = [f"line {line} imports {name}" for line, name in imports(source) if set(name.split(".")) & bad]
+    wrong = [
+        f"line {line} imports {name}"
+        for line, name in imports(source)
+        if set(name.split(".")) & bad
+    ]
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute | ast.Name):
             continue
@@ -129,7 +145,13 @@ def test_ray_and_pickle_are_seen():
     assert ray_violations("training", "def f():\n    from ray.util import x")
     assert not ray_violations("distributed", "import ray")
     assert not ray_violations("training", "import raylib")
-    for source in ("import pickle", "import ray.cloudpickle", "torch.load(f)", "torch.load(f, weights_only=False)", "np.load(f, allow_pickle=True)"):
+    for source in (
+        "import pickle",
+        "import ray.cloudpickle",
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "np.load(f, allow_pickle=True)",
+    ):
         assert pickle_violations(source), source
     assert not pickle_violations("torch.load(f, weights_only=True)")
 
@@ -137,7 +159,12 @@ def test_ray_and_pickle_are_seen():
 def modules_after(code, tmp_path):
     """The top-level modules that a fresh interpreter holds after some code."""
     done = subprocess.run(
-        [sys.executable, "-c", code + "\nimport sys; print('MODULES', *sorted({m.split('.')[0] for m in sys.modules}))"],
+        [
+            sys.executable,
+            "-c",
+            code
+            + "\nimport sys; print('MODULES', *sorted({m.split('.')[0] for m in sys.modules}))",
+        ],
         cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -148,13 +175,19 @@ def modules_after(code, tmp_path):
 
 
 def test_looking_at_tasks_and_replay_costs_no_torch_ray_or_simulator(tmp_path):
-    held = modules_after("import bigdm_ray, bigdm_ray.replay, bigdm_ray.envs; bigdm_ray.envs.tasks()", tmp_path)
+    held = modules_after(
+        "import bigdm_ray, bigdm_ray.replay, bigdm_ray.envs; bigdm_ray.envs.tasks()", tmp_path
+    )
     assert not held & {"torch", "ray", "envpool", "gymnasium", "vizdoom", "cv2", "matplotlib"}
 
 
 def test_how_a_policy_may_act_is_written_once():
     """In a place that imports no torch, so that `data --help` need not."""
-    assert [path.relative_to(ROOT).as_posix() for path in FILES if '"sample", "mean", "plan"' in path.read_text()] == ["formats/behaviour.py"]
+    assert [
+        path.relative_to(ROOT).as_posix()
+        for path in FILES
+        if '"sample", "mean", "plan"' in path.read_text()
+    ] == ["formats/behaviour.py"]
 
 
 def test_a_local_run_never_imports_ray(tmp_path):

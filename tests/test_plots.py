@@ -43,10 +43,19 @@ def trained(tmp_path_factory):
 def made_up(folder, points, seed=1, task="lunarlander", flags=()):
     """A run folder with these (steps, mean) evaluations, each mean's interval being +- 5."""
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps(configure("udrl", task, ["--seed", str(seed), *flags]).to_json()))
+    (folder / "run.json").write_text(
+        json.dumps(configure("udrl", task, ["--seed", str(seed), *flags]).to_json())
+    )
     reports = [{"time/env_steps": 10.0, "train/loss": 1.0}]
     for steps, mean in points:
-        reports.append({"time/env_steps": float(steps), "evaluation/return_mean": mean, "evaluation/return_low": mean - 5, "evaluation/return_high": mean + 5})
+        reports.append(
+            {
+                "time/env_steps": float(steps),
+                "evaluation/return_mean": mean,
+                "evaluation/return_low": mean - 5,
+                "evaluation/return_high": mean + 5,
+            }
+        )
         reports.append({"time/env_steps": float(steps) + 1, "train/loss": 0.5})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(report) + "\n" for report in reports))
     return folder
@@ -69,7 +78,11 @@ def one_error(capsys, *words):
 def test_one_seed_carries_the_interval_of_its_episodes(tmp_path):
     (line,) = lines(made_up(tmp_path / "a", [(1000, -50.0), (2000, 10.0)]))["lunarlander"]
     assert line.steps.tolist() == [1000, 2000]
-    assert line.mean.tolist() == [-50, 10] and line.low.tolist() == [-55, 5] and line.high.tolist() == [-45, 15]
+    assert (
+        line.mean.tolist() == [-50, 10]
+        and line.low.tolist() == [-55, 5]
+        and line.high.tolist() == [-45, 15]
+    )
     assert line.label == "udrl, preset default, seed 1"
 
 
@@ -77,7 +90,10 @@ def test_seeds_are_put_on_common_steps_and_averaged(tmp_path):
     """Lines a + b * steps stay lines, so the mean at any step is known exactly."""
     slopes = {1: (0.0, 1e-2), 2: (30.0, 2e-2), 3: (-60.0, 3e-2)}
     steps = {1: [1000, 2000, 3000, 4000], 2: [1300, 2100, 3700], 3: [900, 4500]}
-    folders = [made_up(tmp_path / str(s), [(x, a + b * x) for x in steps[s]], s) for s, (a, b) in slopes.items()]
+    folders = [
+        made_up(tmp_path / str(s), [(x, a + b * x) for x in steps[s]], s)
+        for s, (a, b) in slopes.items()
+    ]
     (line,) = lines(*folders)["lunarlander"]
     np.testing.assert_allclose(line.steps, np.linspace(1300, 3700, 4))
     values = np.array([[a + b * x for x in line.steps] for a, b in slopes.values()])
@@ -101,7 +117,12 @@ def test_only_runs_that_differ_in_their_seed_alone_are_one_line(tmp_path):
     ]
     found = lines(*folders)
     assert list(found) == ["lunarlander", "takecover"]
-    assert [[curve.run.seed for curve in line.curves] for line in found["lunarlander"]] == [[1, 2, 4], [1], [1], [3]]
+    assert [[curve.run.seed for curve in line.curves] for line in found["lunarlander"]] == [
+        [1, 2, 4],
+        [1],
+        [1],
+        [3],
+    ]
     labels = [line.label for line in found["lunarlander"]]
     assert labels[0].endswith("3 seeds") and "learning_rate 0.001" in labels[0]
     assert "learning_rate 0.0005" in labels[1] and "hidden" not in labels[1]
@@ -110,7 +131,10 @@ def test_only_runs_that_differ_in_their_seed_alone_are_one_line(tmp_path):
 
 
 def test_seeds_without_common_steps_are_refused_and_almost_common_ones_are_not(tmp_path):
-    early, late = made_up(tmp_path / "a", [(1000, 1.0)], 1), made_up(tmp_path / "b", [(1050, 3.0)], 2)
+    early, late = (
+        made_up(tmp_path / "a", [(1000, 1.0)], 1),
+        made_up(tmp_path / "b", [(1050, 3.0)], 2),
+    )
     (line,) = lines(early, late)["lunarlander"]
     assert line.steps.tolist() == [1000] and line.mean.tolist() == [2]
     with pytest.raises(UserError, match="draw them apart"):
@@ -118,9 +142,16 @@ def test_seeds_without_common_steps_are_refused_and_almost_common_ones_are_not(t
 
 
 def test_the_papers_points_are_drawn_as_far_as_the_run_went(tmp_path):
-    figure = draw_curves(lines(made_up(tmp_path / "a", [(1e6, 0.0), (3e6, 80.0)]), made_up(tmp_path / "b", [(1e6, 0.0), (3e6, 8.0)], task="toy-vector")))
+    figure = draw_curves(
+        lines(
+            made_up(tmp_path / "a", [(1e6, 0.0), (3e6, 80.0)]),
+            made_up(tmp_path / "b", [(1e6, 0.0), (3e6, 8.0)], task="toy-vector"),
+        )
+    )
     lander, toy = figure.axes
-    published = {line.get_label(): line for line in lander.lines}["UDRL, Srivastava et al. 2019 (digitised)"]
+    published = {line.get_label(): line for line in lander.lines}[
+        "UDRL, Srivastava et al. 2019 (digitised)"
+    ]
     assert published.get_xydata().tolist() == [[1e6, 1.5], [2e6, 50.0], [3e6, 77.0]]
     assert published.get_linestyle() == "None"
     assert [line.get_label() for line in toy.lines] == ["udrl, seed 1"]
@@ -129,12 +160,18 @@ def test_the_papers_points_are_drawn_as_far_as_the_run_went(tmp_path):
 
 def test_some_published_numbers():
     assert [value for _, value in PUBLISHED["lunarlander-sparse"].curve] == [39, 91, 116, 143, 162]
-    assert dict(PUBLISHED["lunarlander"].curve)[10e6] == 141 and dict(PUBLISHED["takecover"].curve)[10e6] == 546
+    assert (
+        dict(PUBLISHED["lunarlander"].curve)[10e6] == 141
+        and dict(PUBLISHED["takecover"].curve)[10e6] == 546
+    )
     assert dict(PUBLISHED["lunarlander"].obedience)[300] == 200
 
 
 def test_the_door_writes_the_picture_and_its_numbers(tmp_path, capsys):
-    a, b = made_up(tmp_path / "a", [(1000, 1.0), (2000, 3.0)], 1), made_up(tmp_path / "b", [(1000, 3.0), (2000, 5.0)], 2)
+    a, b = (
+        made_up(tmp_path / "a", [(1000, 1.0), (2000, 3.0)], 1),
+        made_up(tmp_path / "b", [(1000, 3.0), (2000, 5.0)], 2),
+    )
     assert door(main, [str(a), str(b), str(a)]) == 0
     assert (a / "plots" / "learning_curve.png").read_bytes().startswith(PNG)
     (line,) = json.loads((a / "plots" / "learning_curve.json").read_text())["tasks"]["lunarlander"]
@@ -146,7 +183,12 @@ def test_the_door_writes_the_picture_and_its_numbers(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("out", "file"),
-    [("here", "here/learning_curve.png"), ("deep/er/mine.png", "deep/er/mine.png"), ("mine.svg", "mine.svg"), ("v1.2", "v1.2/learning_curve.png")],
+    [
+        ("here", "here/learning_curve.png"),
+        ("deep/er/mine.png", "deep/er/mine.png"),
+        ("mine.svg", "mine.svg"),
+        ("v1.2", "v1.2/learning_curve.png"),
+    ],
 )
 def test_out_is_a_file_or_a_folder(tmp_path, out, file):
     folder = made_up(tmp_path / "a", [(1000, 1.0)])
@@ -178,7 +220,13 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [("garbage", "line 1 of"), ("\0\udcff\n", "is not JSON"), ('{"a": 1}\n[3]\n', "line 2 of"), ("3\n", "is not a report (3)"), ("{}\n\n", "line 2 of")],
+    [
+        ("garbage", "line 1 of"),
+        ("\0\udcff\n", "is not JSON"),
+        ('{"a": 1}\n[3]\n', "line 2 of"),
+        ("3\n", "is not a report (3)"),
+        ("{}\n\n", "line 2 of"),
+    ],
 )
 def test_damage_of_the_metrics_is_named(content, told, tmp_path, capsys):
     folder = made_up(tmp_path / "a", [])
@@ -188,14 +236,22 @@ def test_damage_of_the_metrics_is_named(content, told, tmp_path, capsys):
 
 
 def test_a_run_too_short_for_an_evaluation_is_the_point_of_its_final_score(tmp_path, capsys):
-    short, long = made_up(tmp_path / "short", []), made_up(tmp_path / "long", [(1000, 1.0), (2000, 2.0)])
+    short, long = (
+        made_up(tmp_path / "short", []),
+        made_up(tmp_path / "long", [(1000, 1.0), (2000, 2.0)]),
+    )
     for folder in (short, long):
         score = {"return_mean": 7.0, "return_low": 6.0, "return_high": 8.5}
         (folder / "summary.json").write_text(json.dumps({"env_steps": 1500, **score}))
     assert door(main, [str(short)]) == 0
-    assert "udrl, preset default, seed 1: 7.0 (6.0 to 8.5) at 1,500 steps" in capsys.readouterr().out
+    assert (
+        "udrl, preset default, seed 1: 7.0 (6.0 to 8.5) at 1,500 steps" in capsys.readouterr().out
+    )
     assert (short / "plots" / "learning_curve.png").read_bytes().startswith(PNG)
-    assert read_curve(long).steps.tolist() == [1000, 2000]  # evaluations of 20 episodes and a score of 100 are not one curve
+    assert read_curve(long).steps.tolist() == [
+        1000,
+        2000,
+    ]  # evaluations of 20 episodes and a score of 100 are not one curve
     (short / "summary.json").write_text('{"env_steps": 1500}')
     assert door(main, [str(short)]) == 2
     one_error(capsys, "summary.json holds no score")
@@ -233,7 +289,9 @@ def test_a_real_run_has_a_curve(trained, tmp_path):
     assert door(main, [str(trained), "--out", str(tmp_path)]) == 0
     (line,) = json.loads((tmp_path / "learning_curve.json").read_text())["tasks"]["toy-vector"]
     reports = [json.loads(text) for text in (trained / "metrics.jsonl").read_text().splitlines()]
-    assert line["return_mean"] == [report["evaluation/return_mean"] for report in reports if "evaluation/return_mean" in report]
+    assert line["return_mean"] == [
+        report["evaluation/return_mean"] for report in reports if "evaluation/return_mean" in report
+    ]
     assert len(line["return_mean"]) >= 2
 
 
@@ -246,11 +304,18 @@ def test_a_sweep_asks_each_return_of_its_own_episodes(trained):
     asked = [-2.0, 5.0, 9.0]
     assert [p["desired_return"] for p in found["points"]] == asked
     commands = [command_of(loaded, value) for value in asked]
-    columns = {name: np.concatenate([constant(command, 6)[name] for command in commands]) for name in commands[0]}
+    columns = {
+        name: np.concatenate([constant(command, 6)[name] for command in commands])
+        for name in commands[0]
+    }
     expected = play(loaded.policy("sample"), loaded.task, columns, 18, 3, "obedience", 0)
     for k, p in enumerate(found["points"]):
-        assert p["returns"] == [episode.total_return for episode in expected.episodes[6 * k : 6 * k + 6]]
-        assert p["return_mean"] == pytest.approx(np.mean(p["returns"])) and p["return_std"] == pytest.approx(np.std(p["returns"]))
+        assert p["returns"] == [
+            episode.total_return for episode in expected.episodes[6 * k : 6 * k + 6]
+        ]
+        assert p["return_mean"] == pytest.approx(np.mean(p["returns"])) and p[
+            "return_std"
+        ] == pytest.approx(np.std(p["returns"]))
         assert p["desired_horizon"] == loaded.command["desired_horizon"]
 
 
@@ -269,7 +334,22 @@ def test_discarded_episodes_belong_to_no_return(trained, tmp_path):
 
 
 def test_the_obedience_picture(trained, tmp_path, capsys):
-    assert door(main, [str(trained), "--obedience", "--returns", "-1,4,8", "--episodes", "5", "--out", str(tmp_path)]) == 0
+    assert (
+        door(
+            main,
+            [
+                str(trained),
+                "--obedience",
+                "--returns",
+                "-1,4,8",
+                "--episodes",
+                "5",
+                "--out",
+                str(tmp_path),
+            ],
+        )
+        == 0
+    )
     assert (tmp_path / "obedience.png").read_bytes().startswith(PNG)
     (found,) = json.loads((tmp_path / "obedience.json").read_text())["sweeps"]
     assert [p["desired_return"] for p in found["points"]] == [-1, 4, 8]
@@ -284,14 +364,18 @@ def test_the_obedience_picture(trained, tmp_path, capsys):
 def test_default_returns_go_from_low_to_high(trained, tmp_path):
     loaded = load(trained)
     returns = default_returns(loaded)
-    assert (returns[0], returns[-1], len(returns)) == (3.3, 12.0, 9) and list(returns) == sorted(returns)
+    assert (returns[0], returns[-1], len(returns)) == (3.3, 12.0, 9) and list(returns) == sorted(
+        returns
+    )
     assert len(sweep(loaded, Sweep(episodes=1))["points"]) == 9
 
 
 def test_default_returns_of_another_task_come_from_its_metrics(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "run")
     loaded = dataclasses.replace(load(folder), task=find_task("gymnasium:CartPole-v1"))
-    (folder / "metrics.jsonl").write_text('{"play/return_mean": 20.0}\n{"play/return_mean": 60.0}\n{"evaluation/return_max": 180.0}\n')
+    (folder / "metrics.jsonl").write_text(
+        '{"play/return_mean": 20.0}\n{"play/return_mean": 60.0}\n{"evaluation/return_max": 180.0}\n'
+    )
     assert default_returns(loaded) == tuple(np.linspace(20, 180, 9))
     (folder / "metrics.jsonl").write_text('{"play/return_mean": 20.0}\n')
     with pytest.raises(UserError, match="give --returns"):
@@ -312,21 +396,61 @@ def test_the_attention_picture(tmp_path, capsys):
     dataset_of(tmp_path / "data", "toy-continuous", 20)
     flags = "--algorithm.width 16 --algorithm.layers 2 --algorithm.context 5 --budget.learner-steps 3 --evaluations.episodes 1 --evaluations.final-episodes 1"
     train_local(configure("dt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
-    assert main([str(tmp_path / "run"), "--attention", "--episodes", "3", "--out", str(tmp_path / "a.png")]) == 0
+    assert (
+        main(
+            [
+                str(tmp_path / "run"),
+                "--attention",
+                "--episodes",
+                "3",
+                "--out",
+                str(tmp_path / "a.png"),
+            ]
+        )
+        == 0
+    )
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)
     (here,) = json.loads((tmp_path / "a.json").read_text())["looks"]
     shares = np.array(here["attention"])
     assert shares.shape == (5, 5) and len(here["rewards"]) == 5
     np.testing.assert_allclose(shares.sum(1), 1, atol=1e-5)
     assert (shares[np.triu_indices(5, 1)] == 0).all() and (shares[np.tril_indices(5)] > 0).all()
-    assert main([str(tmp_path / "run"), "--obedience", "--returns", "1,5", "--episodes", "2", "--out", str(tmp_path / "o.png")]) == 0
+    assert (
+        main(
+            [
+                str(tmp_path / "run"),
+                "--obedience",
+                "--returns",
+                "1,5",
+                "--episodes",
+                "2",
+                "--out",
+                str(tmp_path / "o.png"),
+            ]
+        )
+        == 0
+    )
     (one,) = json.loads((tmp_path / "o.json").read_text())["sweeps"]
     returns = Dataset.open(tmp_path / "data").store().table.returns
     assert one["data_best"] == returns.max()
-    assert main([str(tmp_path / "run"), "--obedience", "--episodes", "1", "--out", str(tmp_path / "d.png")]) == 0
+    assert (
+        main(
+            [
+                str(tmp_path / "run"),
+                "--obedience",
+                "--episodes",
+                "1",
+                "--out",
+                str(tmp_path / "d.png"),
+            ]
+        )
+        == 0
+    )
     (one,) = json.loads((tmp_path / "d.json").read_text())["sweeps"]
     asked = [point["desired_return"] for point in one["points"]]
-    np.testing.assert_allclose([asked[0], asked[-1]], [returns.min(), returns.max()], rtol=0.01)  # of three figures
+    np.testing.assert_allclose(
+        [asked[0], asked[-1]], [returns.min(), returns.max()], rtol=0.01
+    )  # of three figures
     with pytest.raises(UserError, match="asked for one return, but --returns has 2"):
         main([str(tmp_path / "run"), "--attention", "--returns", "0,1"])
 
@@ -338,7 +462,19 @@ def looked(tmp_path, flags):
     dataset_of(tmp_path / "data", "toy-continuous", 5)
     flags += " --algorithm.width 16 --algorithm.layers 1 --algorithm.context 5 --budget.learner-steps 3 --evaluations.final-episodes 1"
     train_local(configure("dt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
-    assert main([str(tmp_path / "run"), "--attention", "--episodes", "2", "--out", str(tmp_path / "a.png")]) == 0
+    assert (
+        main(
+            [
+                str(tmp_path / "run"),
+                "--attention",
+                "--episodes",
+                "2",
+                "--out",
+                str(tmp_path / "a.png"),
+            ]
+        )
+        == 0
+    )
     (here,) = json.loads((tmp_path / "a.json").read_text())["looks"]
     return here
 
@@ -366,7 +502,10 @@ def test_only_a_transformer_has_attention(trained, capsys):
 
 def stretches_of(store, starts, path):
     """How far the states of each stretch are from the one that it began at: `[starts, 100, d]`."""
-    seen = [store.episode(position).observations[path][begin : begin + 101] for position, begin in starts]
+    seen = [
+        store.episode(position).observations[path][begin : begin + 101]
+        for position, begin in starts
+    ]
     return np.array([states[1:] - states[0] for states in seen])
 
 
@@ -382,27 +521,76 @@ def test_the_prediction_picture(tmp_path, capsys):
 
     dataset_of(tmp_path / "data", "four-rooms", 20)
     flags = "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 3 --algorithm.context 2 --budget.learner-steps 3 "
-    flags += (
-        "--algorithm.bins 12 --algorithm.goal last --algorithm.goal-steps 0 --evaluations.mode mean --evaluations.episodes 1 --evaluations.final-episodes 1"
-    )
+    flags += "--algorithm.bins 12 --algorithm.goal last --algorithm.goal-steps 0 --evaluations.mode mean --evaluations.episodes 1 --evaluations.final-episodes 1"
     train_local(configure("tt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
-    assert main([str(tmp_path / "run"), "--prediction", "--episodes", "3", "--one-step", "100", "--out", str(tmp_path / "p.png")]) == 0
-    assert (tmp_path / "p.png").read_bytes().startswith(PNG) and "after 1 and 100 steps" in (said := capsys.readouterr().out)
+    assert (
+        main(
+            [
+                str(tmp_path / "run"),
+                "--prediction",
+                "--episodes",
+                "3",
+                "--one-step",
+                "100",
+                "--out",
+                str(tmp_path / "p.png"),
+            ]
+        )
+        == 0
+    )
+    assert (tmp_path / "p.png").read_bytes().startswith(PNG) and "after 1 and 100 steps" in (
+        said := capsys.readouterr().out
+    )
     assert "one-step model" in said and "nothing moves" in said
     (here,) = json.loads((tmp_path / "p.json").read_text())["predictions"]
     store = Dataset.open(tmp_path / "data").store()
     position, begin = here["starts"][0]
     seen = store.episode(position).observations["position"]
-    assert len(here["starts"]) == 3 and here["elements"] == [0, 1], "the goal is no part of the state"
+    assert len(here["starts"]) == 3 and here["elements"] == [0, 1], (
+        "the goal is no part of the state"
+    )
     np.testing.assert_array_equal(np.array(here["real"]).T, seen[begin + 1 : begin + 101])
-    assert np.shape(here["predicted"]) == (2, 100) and np.shape(here["one_step_predicted"]) == (2, 100)
-    assert np.shape(here["error"]) == np.shape(here["one_step_error"]) == np.shape(here["still"]) == (100,)
-    apart, spread = stretches_of(store, here["starts"], "position"), np.concatenate([store.episode(i).observations["position"] for i in range(20)]).std(0)
-    np.testing.assert_allclose(here["still"], np.sqrt(((apart / spread) ** 2).mean((0, 2))), rtol=1e-4)
-    assert here["one_step_error"][0] < 0.5 * here["still"][0], "it has learned to add a displacement to a position"
-    assert main([str(tmp_path / "run"), "--prediction", "--episodes", "3", "--one-step", "0", "--out", str(tmp_path / "q.png")]) == 0
+    assert np.shape(here["predicted"]) == (2, 100) and np.shape(here["one_step_predicted"]) == (
+        2,
+        100,
+    )
+    assert (
+        np.shape(here["error"])
+        == np.shape(here["one_step_error"])
+        == np.shape(here["still"])
+        == (100,)
+    )
+    apart, spread = (
+        stretches_of(store, here["starts"], "position"),
+        np.concatenate([store.episode(i).observations["position"] for i in range(20)]).std(0),
+    )
+    np.testing.assert_allclose(
+        here["still"], np.sqrt(((apart / spread) ** 2).mean((0, 2))), rtol=1e-4
+    )
+    assert here["one_step_error"][0] < 0.5 * here["still"][0], (
+        "it has learned to add a displacement to a position"
+    )
+    assert (
+        main(
+            [
+                str(tmp_path / "run"),
+                "--prediction",
+                "--episodes",
+                "3",
+                "--one-step",
+                "0",
+                "--out",
+                str(tmp_path / "q.png"),
+            ]
+        )
+        == 0
+    )
     (without,) = json.loads((tmp_path / "q.json").read_text())["predictions"]
-    assert without["one_step_error"] is None and without["error"] == here["error"] and "one-step" not in capsys.readouterr().out
+    assert (
+        without["one_step_error"] is None
+        and without["error"] == here["error"]
+        and "one-step" not in capsys.readouterr().out
+    )
     shutil.rmtree(tmp_path / "data")
     assert door(main, [str(tmp_path / "run"), "--prediction"]) == 2
     one_error(capsys, "does not lie at")
@@ -421,30 +609,45 @@ def planner_of_rooms(tmp_path, goal):
     from making import dataset_of
 
     dataset_of(tmp_path / "data", "four-rooms", 8)
-    flags = (
-        "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 3 --algorithm.context 2 --budget.learner-steps 2 --algorithm.bins 12 "
-    )
+    flags = "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 3 --algorithm.context 2 --budget.learner-steps 2 --algorithm.bins 12 "
     flags += f"{goal} --algorithm.objective reward --algorithm.horizon 4 --algorithm.beams 6 --evaluations.mode mean --evaluations.final-episodes 1"
     train_local(configure("tt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
 
 
 def test_the_beams_picture(tmp_path, capsys):
     planner_of_rooms(tmp_path, "--algorithm.goal later")
-    assert main([str(tmp_path / "run"), "--beams", "--seed", "5", "--out", str(tmp_path / "b.png")]) == 0
-    assert (tmp_path / "b.png").read_bytes().startswith(PNG) and "6 beams" in capsys.readouterr().out
+    assert (
+        main([str(tmp_path / "run"), "--beams", "--seed", "5", "--out", str(tmp_path / "b.png")])
+        == 0
+    )
+    assert (tmp_path / "b.png").read_bytes().startswith(
+        PNG
+    ) and "6 beams" in capsys.readouterr().out
     (here,) = json.loads((tmp_path / "b.json").read_text())["fans"]
     path = np.array(here["path"])
     assert [plan["step"] for plan in here["plans"]] == [k * (len(path) - 1) // 3 for k in range(3)]
     for plan in here["plans"]:
         states = np.array(plan["states"], np.float64)
         assert states.shape == (6, 4, 2) and plan["scores"] == sorted(plan["scores"], reverse=True)
-        assert (np.abs(states[:, 0] - path[plan["step"]]) <= 1 / 12 + 1e-6).all(), "every beam begins at the state, to half a bin"
-    labels = {"reward": "rewards and value", "likelihood": "log-probability, nats", "goal": "discount to the power of the steps to the goal"}
+        assert (np.abs(states[:, 0] - path[plan["step"]]) <= 1 / 12 + 1e-6).all(), (
+            "every beam begins at the state, to half a bin"
+        )
+    labels = {
+        "reward": "rewards and value",
+        "likelihood": "log-probability, nats",
+        "goal": "discount to the power of the steps to the goal",
+    }
     for objective, label in labels.items():
-        bars = [axes for axes in draw_beams([here | {"objective": objective}]).axes if not axes.get_title()]
+        bars = [
+            axes
+            for axes in draw_beams([here | {"objective": objective}]).axes
+            if not axes.get_title()
+        ]
         assert [axes.get_ylabel() for axes in bars] == [label] * 3
     panels = [axes for axes in draw_beams([here]).axes if axes.get_title()]
-    assert len(panels) == 3 and all(len(panel.lines) == 7 + 4 for panel in panels), "seven lines of the map; episode, plan, state and goal"
+    assert len(panels) == 3 and all(len(panel.lines) == 7 + 4 for panel in panels), (
+        "seven lines of the map; episode, plan, state and goal"
+    )
     assert len(panels[0].collections[0].get_segments()) == 6
     assert door(main, [str(tmp_path / "run"), "--beams", "--axes", "0,2"]) == 2
     one_error(capsys, "--axes is 0,2", "elements 0 to 1")
@@ -459,7 +662,20 @@ def test_beams_of_a_model_that_is_told_no_goal_are_drawn_where_the_point_is(tmp_
     (episode,) = play(loaded.policy("sample"), loaded.task, {}, 1, 5, "beams", 0).episodes
     found = []
     for flags in ([], ["--axes", "2,3"], ["--axes", "0,1"], ["--axes", "3,2"]):
-        assert main([str(tmp_path / "run"), "--beams", "--seed", "5", "--out", str(tmp_path / "b.png"), *flags]) == 0
+        assert (
+            main(
+                [
+                    str(tmp_path / "run"),
+                    "--beams",
+                    "--seed",
+                    "5",
+                    "--out",
+                    str(tmp_path / "b.png"),
+                    *flags,
+                ]
+            )
+            == 0
+        )
         found += json.loads((tmp_path / "b.json").read_text())["fans"]
     here, same, goal, turned = found
     assert here == same and here["axes"] == [2, 3] and here["goal"] is None
@@ -468,16 +684,22 @@ def test_beams_of_a_model_that_is_told_no_goal_are_drawn_where_the_point_is(tmp_
     np.testing.assert_array_equal(turned["path"], episode.observations["position"][:, ::-1])
     for plan in here["plans"]:
         starts = np.array(plan["states"], np.float64)[:, 0]
-        assert (np.abs(starts - episode.observations["position"][plan["step"]]) <= 1 / 12 + 1e-6).all(), "every beam begins at the point, to half a bin"
+        assert (
+            np.abs(starts - episode.observations["position"][plan["step"]]) <= 1 / 12 + 1e-6
+        ).all(), "every beam begins at the point, to half a bin"
     for numbers, walls in ((here, 7), (goal, 0), (turned, 0)):
         panels = [axes for axes in draw_beams([numbers]).axes if axes.get_title()]
-        assert len(panels) == 3 and all(len(panel.lines) == walls + 3 for panel in panels), "episode, plan and state beside the walls"
+        assert len(panels) == 3 and all(len(panel.lines) == walls + 3 for panel in panels), (
+            "episode, plan and state beside the walls"
+        )
 
 
 def test_a_map_is_of_the_leaf_that_the_task_says():
     rooms, plain = find_task("four-rooms"), find_task("cartpole")
     leaves = rooms.signature().observations
-    assert mapped(rooms, Elements(leaves)) == [2, 3] and mapped(rooms, Elements({"position": leaves["position"]})) == [0, 1]
+    assert mapped(rooms, Elements(leaves)) == [2, 3] and mapped(
+        rooms, Elements({"position": leaves["position"]})
+    ) == [0, 1]
     assert mapped(rooms, Elements({"goal": leaves["goal"]})) == [], "a state without the leaf"
     assert mapped(rooms, Elements(leaves, first=3)) == [], "a state with half of it"
     assert mapped(plain, Elements(plain.signature().observations)) == []

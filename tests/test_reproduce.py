@@ -37,7 +37,16 @@ def made(row, column, scale):
 
 
 GRID = Grid(
-    "tiny", "A tiny table", "return", ("a", "b"), ("one", "two"), 2, made, dict.fromkeys(SCALES, "20 learner steps"), "nobody", {("a", "one"): (7, None)}
+    "tiny",
+    "A tiny table",
+    "return",
+    ("a", "b"),
+    ("one", "two"),
+    2,
+    made,
+    dict.fromkeys(SCALES, "20 learner steps"),
+    "nobody",
+    {("a", "one"): (7, None)},
 )
 
 
@@ -55,16 +64,28 @@ def test_missing_cells_are_trained_once_and_the_rest_prints_as_not_run(shelf, ca
     files = sorted(shelf.results.glob("*.json"))
     assert [f.name for f in files] == ["a--one--1.json", "a--one--2.json"]
     result = json.loads(files[0].read_text())
-    assert result["dataset"]["sha256"] and result["learner_steps"] == 20 and result["flags"] == list(TINY)
+    assert (
+        result["dataset"]["sha256"]
+        and result["learner_steps"] == 20
+        and result["flags"] == list(TINY)
+    )
     assert {"return_mean", "best_return_mean", "wall_s", "versions", "date", "seed"} <= set(result)
-    assert result["settings"]["algorithm"]["hidden"] == [8] and result["settings"]["budget"]["learner_steps"] == 20
+    assert (
+        result["settings"]["algorithm"]["hidden"] == [8]
+        and result["settings"]["budget"]["learner_steps"] == 20
+    )
     stamp = [f.stat().st_mtime_ns for f in files]
     assert reproduce.fill_missing(shelf, ["one"], 1, local=True) == []
     assert "2 of 4 cells are there, 0 to train" in capsys.readouterr().err
     assert stamp == [f.stat().st_mtime_ns for f in files]
     text = table(shelf)
     mean = np.mean([json.loads(f.read_text())["return_mean"] for f in files])
-    assert f"{mean:.1f} ± " in text and "[7]" in text and "| b | not run | none |" in text and "2 of 6 runs are finished" in text
+    assert (
+        f"{mean:.1f} ± " in text
+        and "[7]" in text
+        and "| b | not run | none |" in text
+        and "2 of 6 runs are finished" in text
+    )
     assert "interquartile mean" in text and "fewer than 3 seeds in a row" in text
 
 
@@ -77,50 +98,89 @@ def test_transformers_are_trained_in_bfloat16_where_that_is_asked_for_and_the_ta
 
     grid = dataclasses.replace(GRID, rows=("a",), seeds=1, make=either)
     low = Shelf(grid, "quick", shelf.data, shelf.root, shelf.runs, "bf16")
-    assert {cell.column: low.run(cell).machines.precision for cell in grid.cells("quick")} == {"one": "float32", "two": "bf16"}
+    assert {cell.column: low.run(cell).machines.precision for cell in grid.cells("quick")} == {
+        "one": "float32",
+        "two": "bf16",
+    }
     assert reproduce.fill_missing(low, [], 1, local=True) == []
     found = {f.stem: json.loads(f.read_text())["precision"] for f in low.results.glob("*.json")}
     assert found == {"a--one--1": "float32", "a--two--1": "bf16"}
     plain = Shelf(grid, "quick", shelf.data, shelf.root, shelf.runs)
     assert "2 of 2 runs are finished.\nTrained with --precision bf16: 1 of these." in table(plain)
-    (low.results / "a--two--1.json").unlink()  # it goes on in the precision that its folder began in
-    assert {cell.column: plain.run(cell).machines.precision for cell in grid.cells("quick")} == {"one": "float32", "two": "bf16"}
-    assert reproduce.fill_missing(plain, [], 1, local=True) == [] and (low.results / "a--two--1.json").is_file()
+    (
+        low.results / "a--two--1.json"
+    ).unlink()  # it goes on in the precision that its folder began in
+    assert {cell.column: plain.run(cell).machines.precision for cell in grid.cells("quick")} == {
+        "one": "float32",
+        "two": "bf16",
+    }
+    assert (
+        reproduce.fill_missing(plain, [], 1, local=True) == []
+        and (low.results / "a--two--1.json").is_file()
+    )
 
 
 def test_where_data_of_a_game_are_missing_the_commands_that_make_them_are_told(tmp_path, capsys):
     """And they are commands: a run of the agent, and a recording of its milestones."""
     from bigdm_ray.data import parser
 
-    shelf = Shelf(find_grid("dt-atari"), "quick", tmp_path / "data", tmp_path / "results", tmp_path / "runs")
+    shelf = Shelf(
+        find_grid("dt-atari"), "quick", tmp_path / "data", tmp_path / "results", tmp_path / "runs"
+    )
     assert reproduce.fill_missing(shelf, ["pong", "seed=1"], 1, local=True) == []
     told = capsys.readouterr().err
     assert told.count("the dataset is missing: pong") == 1 and "0 to train" in told
     train, record, _ = told.splitlines()[0].partition("pong: ")[2].replace(";", " &&").split(" && ")
     assert train.startswith("python -m bigdm_ray.run sb3-ppo pong --local")
     flags = train.split()[5:]
-    run = configure("sb3-ppo", "pong", [flag for flag in flags[: flags.index("--folder")] if flag != "--local"])
+    run = configure(
+        "sb3-ppo", "pong", [flag for flag in flags[: flags.index("--folder")] if flag != "--local"]
+    )
     assert run.saves.milestones and run.budget.minutes == 60
     given = parser().parse(record.split()[3:])
-    assert str(given.run) == flags[-1] == "runs/pong" and given.weights == "milestones" and given.folder == tmp_path / "data" / "pong"
+    assert (
+        str(given.run) == flags[-1] == "runs/pong"
+        and given.weights == "milestones"
+        and given.folder == tmp_path / "data" / "pong"
+    )
     assert "| pong | not run [106.1] |" in table(shelf)
 
 
 @pytest.mark.parametrize(("name", "rows"), [("percent-bc", 2), ("dt", 3)])
-def test_reachers_rows_are_published_stand_apart_and_say_how_their_data_are_made(name, rows, tmp_path, capsys):
+def test_reachers_rows_are_published_stand_apart_and_say_how_their_data_are_made(
+    name, rows, tmp_path, capsys
+):
     grid = find_grid(name)
     apart = ("reacher-medium", "reacher-medium-replay", "reacher-medium-expert")[:rows]
-    assert grid.apart == apart and len(grid.averaged) == 9 and set(grid.rows) == {*grid.averaged, *apart}
-    assert grid.published["reacher-medium", "10 %"] == (51.0, None) and grid.published["reacher-medium-replay", "100 %"] == (5.4, None)
+    assert (
+        grid.apart == apart
+        and len(grid.averaged) == 9
+        and set(grid.rows) == {*grid.averaged, *apart}
+    )
+    assert grid.published["reacher-medium", "10 %"] == (51.0, None) and grid.published[
+        "reacher-medium-replay", "100 %"
+    ] == (5.4, None)
     if name == "dt":
         assert [grid.published[row, "DT"][0] for row in apart] == [51.2, 18.0, 89.1]
-        assert np.mean([grid.published[row, "DT"][0] for row in grid.averaged]) == pytest.approx(74.7, abs=0.06)
-        assert np.mean([grid.published[row, "100 %"][0] for row in grid.averaged]) == pytest.approx(47.7, abs=0.06)
+        assert np.mean([grid.published[row, "DT"][0] for row in grid.averaged]) == pytest.approx(
+            74.7, abs=0.06
+        )
+        assert np.mean([grid.published[row, "100 %"][0] for row in grid.averaged]) == pytest.approx(
+            47.7, abs=0.06
+        )
     shelf = Shelf(grid, "quick", tmp_path, tmp_path / "results", tmp_path / "runs")
     text = table(shelf)
-    assert "| reacher-medium-replay | not run" in text and "| mean of the 9 rows without reacher-medium, " in text and "Reacher-v5" in text
+    assert (
+        "| reacher-medium-replay | not run" in text
+        and "| mean of the 9 rows without reacher-medium, " in text
+        and "Reacher-v5" in text
+    )
     assert reproduce.fill_missing(shelf, ["reacher", "seed=1"], 1, local=True) == []
-    lines = [line for line in capsys.readouterr().err.splitlines() if "the dataset is missing: reacher" in line]
+    lines = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if "the dataset is missing: reacher" in line
+    ]
     assert len(lines) == rows
     for line in lines:
         for command in line.split(": ", 2)[2].partition(", after")[0].split(" && "):
@@ -143,7 +203,11 @@ def understood(command):
 def test_batches_of_bail_are_recorded_from_the_stages_of_two_sacs(tmp_path, capsys):
     shelf = Shelf(find_grid("bail"), "quick", tmp_path, tmp_path / "results", tmp_path / "runs")
     assert reproduce.fill_missing(shelf, ["SAC", "seed=1"], 1, local=True) == []
-    lines = [line.split("missing: ")[1] for line in capsys.readouterr().err.splitlines() if "the dataset is missing: bail-sac" in line]
+    lines = [
+        line.split("missing: ")[1]
+        for line in capsys.readouterr().err.splitlines()
+        if "the dataset is missing: bail-sac" in line
+    ]
     recipes = dict(line.split(": ", 1) for line in lines)
     assert len(recipes) == 10 and "data import SOURCE" in recipes["bail-sac-ant-b1"]
     seeds = set()
@@ -151,28 +215,57 @@ def test_batches_of_bail_are_recorded_from_the_stages_of_two_sacs(tmp_path, caps
         train, record = recipes[name].split(" && ")
         sac, recording = understood(train), understood(record)
         seeds.add(sac.seed)
-        assert (sac.task, sac.budget.env_steps) == ("hopper", recording.steps) and sac.budget.env_steps // sac.saves.every == 20
-        assert recording.weights == "milestones" and recording.mode == "sample" and recording.folder == tmp_path / name
+        assert (sac.task, sac.budget.env_steps) == (
+            "hopper",
+            recording.steps,
+        ) and sac.budget.env_steps // sac.saves.every == 20
+        assert (
+            recording.weights == "milestones"
+            and recording.mode == "sample"
+            and recording.folder == tmp_path / name
+        )
         assert train.endswith(f"--folder {recording.run}")
     assert len(seeds) == 2
 
 
 def test_decision_transformers_of_reacher_read_windows_of_five(tmp_path):
     dataset_of(tmp_path / "reacher-medium", "reacher", 1)
-    cell = next(cell for cell in find_grid("dt").cells("paper") if (cell.row, cell.column) == ("reacher-medium", "DT"))
+    cell = next(
+        cell
+        for cell in find_grid("dt").cells("paper")
+        if (cell.row, cell.column) == ("reacher-medium", "DT")
+    )
     run = Shelf(find_grid("dt"), "paper", tmp_path, tmp_path, tmp_path).run(cell)
-    assert run.algorithm.context == 5 and run.algorithm.return_scale == 0.1 and run.learner_budget == 100_000
+    assert (
+        run.algorithm.context == 5
+        and run.algorithm.return_scale == 0.1
+        and run.learner_budget == 100_000
+    )
 
 
-@pytest.mark.parametrize(("scale", "steps", "batch"), [("quick", 30_000, 256), ("paper", 200_000, 1000)])
-def test_the_table_of_bail_clones_with_bails_policy_on_as_many_samples(scale, steps, batch, tmp_path):
+@pytest.mark.parametrize(
+    ("scale", "steps", "batch"), [("quick", 30_000, 256), ("paper", 200_000, 1000)]
+)
+def test_the_table_of_bail_clones_with_bails_policy_on_as_many_samples(
+    scale, steps, batch, tmp_path
+):
     dataset_of(tmp_path / "bail-sac-hopper-b1", "hopper", 1)
     shelf = Shelf(find_grid("bail"), scale, tmp_path, tmp_path, tmp_path)
-    cells = {cell.column: cell for cell in shelf.grid.cells(scale) if (cell.row, cell.seed) == ("SAC Hopper B1", 1)}
+    cells = {
+        cell.column: cell
+        for cell in shelf.grid.cells(scale)
+        if (cell.row, cell.seed) == ("SAC Hopper B1", 1)
+    }
     bail, bc = shelf.run(cells["BAIL"]), shelf.run(cells["BC"])
     assert bail.learner_budget - bail.algorithm.envelope_steps == bc.learner_budget == steps
-    assert bail.algorithm.batch_size == bc.algorithm.batch_size == batch and f"BC {steps:,} of {batch:,}" in shelf.grid.budgets[scale]
-    assert (bail.algorithm.hidden, bail.algorithm.learning_rate) == (bc.algorithm.hidden, bc.algorithm.learning_rate)
+    assert (
+        bail.algorithm.batch_size == bc.algorithm.batch_size == batch
+        and f"BC {steps:,} of {batch:,}" in shelf.grid.budgets[scale]
+    )
+    assert (bail.algorithm.hidden, bail.algorithm.learning_rate) == (
+        bc.algorithm.hidden,
+        bc.algorithm.learning_rate,
+    )
     assert bc.algorithm.learning_rate_factor(steps, "adam") == 1 and bc.algorithm.best_fraction == 1
 
 
@@ -180,12 +273,23 @@ def test_the_imitation_table_says_how_many_more_samples_bail_sees(tmp_path):
     dataset_of(tmp_path / "hopper-medium", "hopper", 1)
     for scale in SCALES:
         shelf = Shelf(find_grid("imitation"), scale, tmp_path, tmp_path, tmp_path)
-        cells = {cell.column: cell for cell in shelf.grid.cells(scale) if (cell.row, cell.seed) == ("hopper-medium", 1)}
+        cells = {
+            cell.column: cell
+            for cell in shelf.grid.cells(scale)
+            if (cell.row, cell.seed) == ("hopper-medium", 1)
+        }
         bail, bc = shelf.run(cells["BAIL"]), shelf.run(cells["BC"])
         policy, cloned = bail.learner_budget - bail.algorithm.envelope_steps, bc.learner_budget
-        seen = f"{policy:,} x {bail.algorithm.batch_size:,}", f"BC's {cloned:,} x {bc.algorithm.batch_size}"
+        seen = (
+            f"{policy:,} x {bail.algorithm.batch_size:,}",
+            f"BC's {cloned:,} x {bc.algorithm.batch_size}",
+        )
         note = shelf.grid.notes[1]
-        assert all(part in note for part in seen) and f"{policy * bail.algorithm.batch_size // (cloned * bc.algorithm.batch_size)} times BC's" in note
+        assert (
+            all(part in note for part in seen)
+            and f"{policy * bail.algorithm.batch_size // (cloned * bc.algorithm.batch_size)} times BC's"
+            in note
+        )
 
 
 def test_a_stopped_cell_goes_on_from_its_checkpoint(shelf):
@@ -213,17 +317,43 @@ def test_words_that_fit_no_cell_are_told(shelf):
 def write(shelf, cell, **more):
     """The file that a finished cell leaves."""
     held = {"sha256": shelf.sha256(cell) or "0" * 64, "return_mean": 2.0} if cell.dataset else None
-    fixed = {"return_mean": 1.0, "normalized_score": None, "best_return_mean": 1.5, "best_normalized_score": None, "dataset": held}
+    fixed = {
+        "return_mean": 1.0,
+        "normalized_score": None,
+        "best_return_mean": 1.5,
+        "best_normalized_score": None,
+        "dataset": held,
+    }
     shelf.results.mkdir(parents=True, exist_ok=True)
     shelf.file(cell).write_text(json.dumps(shelf.asked(cell) | fixed | more))
 
 
-@pytest.mark.parametrize("lost", ["return_mean", "best_return_mean", "normalized_score", "best_normalized_score", "dataset", "flags", "seed", "scale"])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "return_mean",
+        "best_return_mean",
+        "normalized_score",
+        "best_normalized_score",
+        "dataset",
+        "flags",
+        "seed",
+        "scale",
+    ],
+)
 def test_a_result_that_lacks_a_field_is_told(shelf, lost):
     cell = GRID.cells("quick")[0]
     write(shelf, cell)
     assert "1 of 6 runs are finished" in table(shelf)
-    shelf.file(cell).write_text(json.dumps({name: value for name, value in json.loads(shelf.file(cell).read_text()).items() if name != lost}))
+    shelf.file(cell).write_text(
+        json.dumps(
+            {
+                name: value
+                for name, value in json.loads(shelf.file(cell).read_text()).items()
+                if name != lost
+            }
+        )
+    )
     with pytest.raises(UserError, match=f"is not the result of a cell.*{lost}"):
         table(shelf)
 
@@ -238,11 +368,23 @@ def test_a_file_that_is_no_result_is_told(shelf, text):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("algorithm", "bail"), ("flags", ["--algorithm.hidden", "9"]), ("scale", "paper"), ("target", "toys-b"), ("seed", 2), ("dataset", "other")],
+    [
+        ("algorithm", "bail"),
+        ("flags", ["--algorithm.hidden", "9"]),
+        ("scale", "paper"),
+        ("target", "toys-b"),
+        ("seed", 2),
+        ("dataset", "other"),
+    ],
 )
 def test_a_result_of_other_settings_or_data_counts_as_not_run(shelf, name, value, capsys):
     cell = GRID.cells("quick")[0]
-    write(shelf, cell, return_mean=99.0, **{name: {"sha256": "1" * 64, "return_mean": 2.0} if value == "other" else value})
+    write(
+        shelf,
+        cell,
+        return_mean=99.0,
+        **{name: {"sha256": "1" * 64, "return_mean": 2.0} if value == "other" else value},
+    )
     text = table(shelf)
     assert "99.0" not in text and "0 of 6 runs are finished" in text and "not run [7]" in text
     assert f"Outdated, so counted as not run: a--one--1.json (its {name}" in text
@@ -252,7 +394,9 @@ def test_a_result_of_other_settings_or_data_counts_as_not_run(shelf, name, value
     assert reproduce.fill_missing(shelf, ["a one seed=1"], 1, local=True) == []
     assert f"outdated, so not run: {shelf.file(cell)}: its {name}" in capsys.readouterr().err
     assert "Outdated" not in table(shelf) and "1 of 6 runs are finished" in table(shelf)
-    assert [path.name for path in old.iterdir()] == ["kept.txt"], "the folder of the other run is left alone"
+    assert [path.name for path in old.iterdir()] == ["kept.txt"], (
+        "the folder of the other run is left alone"
+    )
 
 
 def test_a_default_that_has_changed_since_outdates_a_result(shelf):
@@ -265,7 +409,9 @@ def test_a_default_that_has_changed_since_outdates_a_result(shelf):
     assert shelf.look(cell)[0] and "Of 1 of these the settings were not kept" in table(shelf)
     later = {name: value for name, value in kept["algorithm"].items() if name != "batch_size"}
     write(shelf, cell, settings=kept | {"algorithm": later})
-    assert "batch_size" in kept["algorithm"] and shelf.look(cell)[0], "what came later is not compared"
+    assert "batch_size" in kept["algorithm"] and shelf.look(cell)[0], (
+        "what came later is not compared"
+    )
     write(shelf, cell, settings=kept | {"algorithm": kept["algorithm"] | {"learning_rate": 0.5}})
     assert shelf.look(cell) == (None, "its algorithm.learning_rate is not today's")
     assert shelf.folder(cell) != shelf.runs / cell.name
@@ -280,8 +426,12 @@ def test_whatever_breaks_a_cell_stops_no_other(shelf, monkeypatch, capsys):
         return trained(asked, folder)
 
     monkeypatch.setattr(reproduce, "train_cell", breaks)
-    assert reproduce.fill_missing(shelf, ["a one"], 1, local=True) == ["a, one, seed 1: RuntimeError: shapes do not fit"]
-    assert "Traceback" in capsys.readouterr().err and [path.name for path in shelf.results.iterdir()] == ["a--one--2.json"]
+    assert reproduce.fill_missing(shelf, ["a one"], 1, local=True) == [
+        "a, one, seed 1: RuntimeError: shapes do not fit"
+    ]
+    assert "Traceback" in capsys.readouterr().err and [
+        path.name for path in shelf.results.iterdir()
+    ] == ["a--one--2.json"]
 
 
 def test_cells_side_by_side_leave_the_same_files(shelf, monkeypatch):
@@ -293,7 +443,9 @@ def test_cells_side_by_side_leave_the_same_files(shelf, monkeypatch):
         yield 0, work(*jobs[0]), ""
 
     monkeypatch.setattr("bigdm_ray.distributed.map.side_by_side", answers)
-    assert reproduce.fill_missing(shelf, ["a one"], 2, local=False) == ["a, one, seed 2: its worker died"]
+    assert reproduce.fill_missing(shelf, ["a one"], 2, local=False) == [
+        "a, one, seed 2: its worker died"
+    ]
     assert [path.name for path in shelf.results.iterdir()] == ["a--one--1.json"]
     assert shelf.look(GRID.cells("quick")[0])[0]["seed"] == 1
 
@@ -304,14 +456,23 @@ def test_a_result_counts_where_its_dataset_is_not_at_hand(shelf):
     assert "| b | 5.0 (1 seed) | none | 2.0 |" in table(shelf)
 
 
-@pytest.mark.parametrize("flags", [["--budget.learner-steps", "10"], ["--algorithm.hidden", "9"], ["--seed", "99"]])
+@pytest.mark.parametrize(
+    "flags", [["--budget.learner-steps", "10"], ["--algorithm.hidden", "9"], ["--seed", "99"]]
+)
 def test_another_run_in_the_folder_of_a_cell_is_not_taken_for_it(shelf, flags):
     from bigdm_ray.training.loop import train_local
 
     cell = GRID.cells("quick")[0]
-    train_local(configure("bc", str(shelf.data / "toys-a"), [*TINY, "--seed", "1", *flags]), shelf.folder(cell))
+    train_local(
+        configure("bc", str(shelf.data / "toys-a"), [*TINY, "--seed", "1", *flags]),
+        shelf.folder(cell),
+    )
     (problem,) = reproduce.fill_missing(shelf, ["a one seed=1"], 1, local=True)
-    assert "holds another run than the cell's" in problem and "remove that folder to train the cell" in problem and str(shelf.folder(cell)) in problem
+    assert (
+        "holds another run than the cell's" in problem
+        and "remove that folder to train the cell" in problem
+        and str(shelf.folder(cell)) in problem
+    )
     assert flags[0].strip("-").replace("learner-steps", "learner_steps") in problem
     assert not shelf.file(cell).exists()
 
@@ -320,9 +481,18 @@ def test_only_what_is_asked_for_is_shown(shelf):
     for cell in GRID.cells("quick"):
         write(shelf, cell, return_mean=10.0 * cell.seed + (cell.column == "two"))
     text = table(shelf, ["two"])
-    assert "| a | 16.0" in text and "one" not in text.split("|", 1)[1] and "| b |" not in text and "2 of 2 runs" in text and "mean of the rows" not in text
+    assert (
+        "| a | 16.0" in text
+        and "one" not in text.split("|", 1)[1]
+        and "| b |" not in text
+        and "2 of 2 runs" in text
+        and "mean of the rows" not in text
+    )
     text = table(shelf, ["seed=2"])
-    assert "| a | 20.0 (1 seed) [7] | 21.0 (1 seed) | 2.0 |" in text and "| b | 20.0 (1 seed) | none | 2.0 |" in text
+    assert (
+        "| a | 20.0 (1 seed) [7] | 21.0 (1 seed) | 2.0 |" in text
+        and "| b | 20.0 (1 seed) | none | 2.0 |" in text
+    )
     with pytest.raises(UserError, match="--only three fits no cell of tiny"):
         table(shelf, ["three"])
 
@@ -331,7 +501,11 @@ def test_the_door_shows_only_what_is_asked_for(tmp_path, capsys):
     shown = ["percent-bc", "--show", "--results", str(tmp_path), "--data", str(tmp_path)]
     assert reproduce.main([*shown, "--only", "hopper-medium ", "--only", "10 %"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert lines[0] == "|  | 10 % | the data |" and len(lines) == 3 and lines[2].startswith("| hopper-medium | not run [65.9]")
+    assert (
+        lines[0] == "|  | 10 % | the data |"
+        and len(lines) == 3
+        and lines[2].startswith("| hopper-medium | not run [65.9]")
+    )
     with pytest.raises(UserError, match="--only nothing fits no cell of percent-bc"):
         reproduce.main([*shown, "--only", "nothing"])
     with pytest.raises(UserError, match="name the TABLE"):
@@ -348,19 +522,47 @@ def test_intervals_are_over_seeds_and_do_not_grow_with_how_much_rows_differ(shel
     low, high = stratified_interval([np.array([1.0, 2, 3]), np.array([101.0, 102, 103])])
     assert 51 <= low < 52 < high <= 53
     assert f"| one | 6 | 52.0 | {low:.1f} to {high:.1f} |" in text
-    assert "| a | 2.0 ± 1.0 (1.0 to 3.0) [7] |" in text and "standard deviation over seeds (95 % bootstrap interval of the mean, from 3 seeds on)" in text
-    raw = Shelf(dataclasses.replace(grid, averages=False), "quick", shelf.data, shelf.results.parents[1], shelf.runs)
-    assert "| a | 2.0 ± 1.0 (1.0 to 3.0) [7] |" in table(raw) and "mean of the rows" not in table(raw)
-    assert "| a, one | 3 | 2.0 | 1.0 to 3.0 | 2.0 | 1.5 |" in table(raw) and "| b, one | 3 | 102.0 | 101.0 to 103.0 | 102.0 | 1.5 |" in table(raw)
+    assert (
+        "| a | 2.0 ± 1.0 (1.0 to 3.0) [7] |" in text
+        and "standard deviation over seeds (95 % bootstrap interval of the mean, from 3 seeds on)"
+        in text
+    )
+    raw = Shelf(
+        dataclasses.replace(grid, averages=False),
+        "quick",
+        shelf.data,
+        shelf.results.parents[1],
+        shelf.runs,
+    )
+    assert "| a | 2.0 ± 1.0 (1.0 to 3.0) [7] |" in table(raw) and "mean of the rows" not in table(
+        raw
+    )
+    assert "| a, one | 3 | 2.0 | 1.0 to 3.0 | 2.0 | 1.5 |" in table(
+        raw
+    ) and "| b, one | 3 | 102.0 | 101.0 to 103.0 | 102.0 | 1.5 |" in table(raw)
     known = dataclasses.replace(grid, published={("a", "one"): (7, 2)})
-    assert "[7 ± 2]" in table(Shelf(known, "quick", shelf.data, shelf.results.parents[1], shelf.runs))
+    assert "[7 ± 2]" in table(
+        Shelf(known, "quick", shelf.data, shelf.results.parents[1], shelf.runs)
+    )
 
 
 def test_rows_that_stand_apart_are_in_no_average_and_print_returns_where_a_task_has_no_score(shelf):
-    grid = dataclasses.replace(GRID, unit="normalised score", apart=("b",), columns=("one",), published={("a", "one"): (7, None), ("b", "one"): (50, None)})
+    grid = dataclasses.replace(
+        GRID,
+        unit="normalised score",
+        apart=("b",),
+        columns=("one",),
+        published={("a", "one"): (7, None), ("b", "one"): (50, None)},
+    )
     apart = Shelf(grid, "quick", shelf.data, shelf.results.parents[1], shelf.runs)
     for cell in grid.cells("quick"):
-        write(apart, cell, task="hopper", return_mean=-4.0 * cell.seed, normalized_score=None if cell.row == "b" else 30.0 + cell.seed)
+        write(
+            apart,
+            cell,
+            task="hopper",
+            return_mean=-4.0 * cell.seed,
+            normalized_score=None if cell.row == "b" else 30.0 + cell.seed,
+        )
     text = table(apart)
     assert "| a | 31.5 ± 0.7 [7] |" in text and "| b | return -6.0 ± 2.8 [50] | 2.0 |" in text
     assert "| mean of the 1 rows without b | 31.5 [7.0] |" in text and "| one | 2 | 31.5 |" in text
@@ -379,7 +581,12 @@ def test_the_tables_go_between_the_marks_of_the_page(shelf, tmp_path, monkeypatc
     for _ in range(2):
         write_docs(page, tmp_path / "results", tmp_path / "data", tmp_path / "runs")
     text = page.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text and text.count("A tiny table") == 1
+    assert (
+        text.startswith("before\n")
+        and text.endswith("\nafter\n")
+        and "old" not in text
+        and text.count("A tiny table") == 1
+    )
     page.write_text("nothing")
     with pytest.raises(UserError, match="has no place for tables"):
         write_docs(page, tmp_path / "results", tmp_path / "data", tmp_path / "runs")
@@ -407,19 +614,37 @@ def test_cells_of_the_trajectory_transformer_train_and_plan_as_the_table_says(tm
         for cell in grid.cells(scale):
             if cell.algorithm != "tt" or cell.seed > 1:
                 continue
-            run = configure(cell.algorithm, str(tmp_path / cell.row.partition("-")[0]), list(cell.flags))
+            run = configure(
+                cell.algorithm, str(tmp_path / cell.row.partition("-")[0]), list(cell.flags)
+            )
             assert run.evaluations.every > run.learner_budget and run.evaluations.mode == "plan"
             kind = cell.column.split()[1]
-            assert run.algorithm.termination_penalty == -100 and run.algorithm.discretiser == ("quantile" if kind == "rotary" else kind)
+            assert run.algorithm.termination_penalty == -100 and run.algorithm.discretiser == (
+                "quantile" if kind == "rotary" else kind
+            )
             assert run.algorithm.positions == ("rotary" if kind == "rotary" else "learned")
             if scale == "quick":
-                assert (run.learner_budget, run.algorithm.horizon, run.algorithm.beams, run.evaluations.final_episodes) == (5000, 5, 32, 10)
-                assert run.algorithm.window == run.algorithm.context + (run.algorithm.horizon - 1 if kind == "rotary" else 0), "what a plan sees"
+                assert (
+                    run.learner_budget,
+                    run.algorithm.horizon,
+                    run.algorithm.beams,
+                    run.evaluations.final_episodes,
+                ) == (5000, 5, 32, 10)
+                assert run.algorithm.window == run.algorithm.context + (
+                    run.algorithm.horizon - 1 if kind == "rotary" else 0
+                ), "what a plan sees"
             else:
                 longer = cell.row in ("hopper-medium-replay", "walker2d-medium-replay")
-                assert run.learner_budget == (312_500 if longer else 195_000) and run.evaluations.final_episodes == 15
+                assert (
+                    run.learner_budget == (312_500 if longer else 195_000)
+                    and run.evaluations.final_episodes == 15
+                )
                 assert (run.algorithm.horizon == 20) == (cell.row == "walker2d-medium-replay")
-    means = [np.mean([grid.published[row, column][0] for row in grid.rows]) for column in grid.columns if column != "TT rotary"]
+    means = [
+        np.mean([grid.published[row, column][0] for row in grid.rows])
+        for column in grid.columns
+        if column != "TT rotary"
+    ]
     np.testing.assert_allclose(means, [47.7, 47.8, 36.9, 77.6, 74.7, 72.6, 78.9], atol=0.06)
 
 
@@ -441,7 +666,9 @@ def test_the_door_lists_the_tables_and_refuses_wrong_flags(capsys):
 
 def finished(folder, grid, scale, row, column, seed, score):
     """A finished cell of a table."""
-    cell = next(c for c in find_grid(grid).cells(scale) if (c.row, c.column, c.seed) == (row, column, seed))
+    cell = next(
+        c for c in find_grid(grid).cells(scale) if (c.row, c.column, c.seed) == (row, column, seed)
+    )
     write(Shelf(find_grid(grid), scale, folder, folder, folder), cell, normalized_score=score)
 
 
@@ -455,19 +682,40 @@ def test_a_bar_is_the_mean_of_its_cells_and_says_how_many_are_there(tmp_path, ca
     finished(tmp_path, "key-to-door", "quick", "1000", "BC", 1, 3.0)
     finished(tmp_path, "key-to-door", "paper", "10000", "BC", 1, 50.0)  # of another scale
     finished(tmp_path, "tt", "quick", "hopper-medium", "BC", 1, 40.0)
-    finished(tmp_path, "percent-bc", "quick", "hopper-medium", "100 %", 1, 50.0)  # the same cell in the table that goes before
+    finished(
+        tmp_path, "percent-bc", "quick", "hopper-medium", "100 %", 1, 50.0
+    )  # the same cell in the table that goes before
     finished(tmp_path, "imitation", "quick", "hopper-medium-replay", "BC", 1, 10.0)
     finished(tmp_path, "percent-bc", "quick", "walker2d-medium", "10 %", 1, 99.0)  # another column
     bars = measured(overviews()["dt-overview"], "quick", tmp_path, tmp_path)
-    assert bar_of(bars, "Key-to-Door", "DT").mean == pytest.approx((65 + 91) / 2) and bar_of(bars, "Key-to-Door", "DT").state == ""
-    assert (bar_of(bars, "Key-to-Door", "BC").mean, bar_of(bars, "Key-to-Door", "BC").state) == (3.0, "1 of 2 cells")
-    assert bar_of(bars, "OpenAI Gym", "BC").scores == {"hopper-medium": 50.0, "hopper-medium-replay": 10.0}
-    assert (bar_of(bars, "Atari", "DT").mean, bar_of(bars, "Atari", "DT").state) == (None, "not run")
+    assert (
+        bar_of(bars, "Key-to-Door", "DT").mean == pytest.approx((65 + 91) / 2)
+        and bar_of(bars, "Key-to-Door", "DT").state == ""
+    )
+    assert (bar_of(bars, "Key-to-Door", "BC").mean, bar_of(bars, "Key-to-Door", "BC").state) == (
+        3.0,
+        "1 of 2 cells",
+    )
+    assert bar_of(bars, "OpenAI Gym", "BC").scores == {
+        "hopper-medium": 50.0,
+        "hopper-medium-replay": 10.0,
+    }
+    assert (bar_of(bars, "Atari", "DT").mean, bar_of(bars, "Atari", "DT").state) == (
+        None,
+        "not run",
+    )
     assert bar_of(bars, "Atari", "TD learning").state == "none"
-    assert reproduce.main(["dt-overview", "--data", str(tmp_path), "--results", str(tmp_path), "--show"]) == 0
+    assert (
+        reproduce.main(
+            ["dt-overview", "--data", str(tmp_path), "--results", str(tmp_path), "--show"]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "| Key-to-Door | 78.0 [83.2] | not run [13.2] | 3.0 (1 of 2 cells) [1.5] |" in printed
-    assert "| OpenAI Gym | not run [74.7] | not run [63.9] | 30.0 (2 of 9 cells) [47.7] |" in printed
+    assert (
+        "| OpenAI Gym | not run [74.7] | not run [63.9] | 30.0 (2 of 9 cells) [47.7] |" in printed
+    )
     assert "| Atari | not run [97.9] | none [107.2] | not run [60.9] |" in printed
     assert not (tmp_path / "dt-overview").exists()
 
@@ -476,16 +724,46 @@ def test_an_overview_leaves_its_picture_and_its_numbers(tmp_path):
     assert reproduce.main(["dt-overview", "--data", str(tmp_path), "--results", str(tmp_path)]) == 0
     finished(tmp_path, "dt", "paper", "hopper-medium", "DT", 1, 60.0)
     page = tmp_path / "page.md"
-    assert reproduce.main(["dt-overview", "--data", str(tmp_path), "--results", str(tmp_path), "--scale", "paper", "--page", str(page)]) == 0
+    assert (
+        reproduce.main(
+            [
+                "dt-overview",
+                "--data",
+                str(tmp_path),
+                "--results",
+                str(tmp_path),
+                "--scale",
+                "paper",
+                "--page",
+                str(page),
+            ]
+        )
+        == 0
+    )
     for scale in SCALES:
-        assert (tmp_path / "dt-overview" / scale / "overview.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+        assert (
+            (tmp_path / "dt-overview" / scale / "overview.png")
+            .read_bytes()
+            .startswith(b"\x89PNG\r\n\x1a\n")
+        )
     bars = json.loads((tmp_path / "dt-overview" / "paper" / "overview.json").read_text())["bars"]
     (gym,) = [bar for bar in bars if (bar["domain"], bar["method"]) == ("OpenAI Gym", "DT")]
-    assert (gym["mean"], gym["published"], gym["state"], gym["scores"]) == (60.0, 74.7, "1 of 9 cells", {"hopper-medium": 60.0})
+    assert (gym["mean"], gym["published"], gym["state"], gym["scores"]) == (
+        60.0,
+        74.7,
+        "1 of 9 cells",
+        {"hopper-medium": 60.0},
+    )
     text = page.read_text()
-    assert "reproduce dt-overview --scale paper" in text and "60.0 (1 of 9 cells) [74.7]" in text and "dt-overview --scale quick" not in text
+    assert (
+        "reproduce dt-overview --scale paper" in text
+        and "60.0 (1 of 9 cells) [74.7]" in text
+        and "dt-overview --scale quick" not in text
+    )
     with pytest.raises(UserError, match="leave --only out"):
-        reproduce.main(["dt-overview", "--data", str(tmp_path), "--results", str(tmp_path), "--only", "hopper"])
+        reproduce.main(
+            ["dt-overview", "--data", str(tmp_path), "--results", str(tmp_path), "--only", "hopper"]
+        )
     with pytest.raises(UserError, match=r"unknown table 'dt-overviw'.*dt-overview"):
         find_grid("dt-overviw")
 
@@ -493,35 +771,77 @@ def test_an_overview_leaves_its_picture_and_its_numbers(tmp_path):
 @pytest.mark.parametrize("overview", overviews().values(), ids=lambda overview: overview.name)
 def test_every_bar_of_every_overview_is_made_of_cells_that_there_are(overview):
     """Its column holds all its rows, and the published number is the mean of the published cells."""
-    assert len({(bar.domain, bar.method) for bar in overview.bars}) == len(overview.bars) == len(overview.domains) * len(overview.methods)
+    assert (
+        len({(bar.domain, bar.method) for bar in overview.bars})
+        == len(overview.bars)
+        == len(overview.domains) * len(overview.methods)
+    )
     for bar in overview.bars:
         if bar.column is None:
             continue
         grid, column = find_grid(bar.column[0]), bar.column[1]
         for scale in SCALES:
-            assert {cell.row for cell in grid.cells(scale) if cell.column == column} >= set(bar.rows)
-        assert np.mean([grid.published[row, column][0] for row in bar.rows]) == pytest.approx(bar.published, abs=0.06)
+            assert {cell.row for cell in grid.cells(scale) if cell.column == column} >= set(
+                bar.rows
+            )
+        assert np.mean([grid.published[row, column][0] for row in bar.rows]) == pytest.approx(
+            bar.published, abs=0.06
+        )
 
 
 def test_a_run_that_another_table_has_finished_counts_and_is_not_trained_again(tmp_path, capsys):
     dataset_of(tmp_path / "data" / "hopper-medium", "hopper", 1)
-    shelves = {name: Shelf(find_grid(name), "quick", tmp_path / "data", tmp_path / "results", tmp_path / "runs") for name in ("percent-bc", "imitation", "dt")}
+    shelves = {
+        name: Shelf(
+            find_grid(name), "quick", tmp_path / "data", tmp_path / "results", tmp_path / "runs"
+        )
+        for name in ("percent-bc", "imitation", "dt")
+    }
     cells = {
-        name: next(cell for cell in shelf.grid.cells("quick") if (cell.row, cell.column, cell.seed) == ("hopper-medium", column, 1))
+        name: next(
+            cell
+            for cell in shelf.grid.cells("quick")
+            if (cell.row, cell.column, cell.seed) == ("hopper-medium", column, 1)
+        )
         for (name, shelf), column in zip(shelves.items(), ("100 %", "BC", "100 %"), strict=True)
     }
     write(shelves["percent-bc"], cells["percent-bc"], normalized_score=71.0)
     for name in ("imitation", "dt"):
-        assert shelves[name].look(cells[name]) == (shelves["percent-bc"].look(cells["percent-bc"])[0], "")
-        assert reproduce.fill_missing(shelves[name], ["hopper-medium ", cells[name].column, "seed=1"], 1, local=True) == []
+        assert shelves[name].look(cells[name]) == (
+            shelves["percent-bc"].look(cells["percent-bc"])[0],
+            "",
+        )
+        assert (
+            reproduce.fill_missing(
+                shelves[name], ["hopper-medium ", cells[name].column, "seed=1"], 1, local=True
+            )
+            == []
+        )
         assert "1 of 1 cells are there, 0 to train" in capsys.readouterr().err
-        assert "| hopper-medium | 71.0 (1 seed)" in table(shelves[name], ["hopper-medium ", cells[name].column])
+        assert "| hopper-medium | 71.0 (1 seed)" in table(
+            shelves[name], ["hopper-medium ", cells[name].column]
+        )
     write(shelves["imitation"], cells["imitation"], normalized_score=12.0)
-    assert shelves["imitation"].look(cells["imitation"])[0]["normalized_score"] == 12.0, "its own goes before"
-    assert shelves["dt"].look(next(cell for cell in shelves["dt"].grid.cells("quick") if cell.seed == 2 and cell.run[:4] == cells["dt"].run[:4])) == (None, "")
+    assert shelves["imitation"].look(cells["imitation"])[0]["normalized_score"] == 12.0, (
+        "its own goes before"
+    )
+    assert shelves["dt"].look(
+        next(
+            cell
+            for cell in shelves["dt"].grid.cells("quick")
+            if cell.seed == 2 and cell.run[:4] == cells["dt"].run[:4]
+        )
+    ) == (None, "")
     write(shelves["imitation"], cells["imitation"], normalized_score=12.0, flags=["--other"])
-    assert shelves["imitation"].look(cells["imitation"])[0]["normalized_score"] == 71.0, "where its own is outdated, the other's"
+    assert shelves["imitation"].look(cells["imitation"])[0]["normalized_score"] == 71.0, (
+        "where its own is outdated, the other's"
+    )
     for name in ("percent-bc", "imitation"):
-        write(shelves[name], cells[name], normalized_score=12.0, dataset={"sha256": "1" * 64, "return_mean": 2.0})
+        write(
+            shelves[name],
+            cells[name],
+            normalized_score=12.0,
+            dataset={"sha256": "1" * 64, "return_mean": 2.0},
+        )
     assert shelves["dt"].look(cells["dt"]) == (None, "")
     assert "its dataset is not that in" in shelves["imitation"].look(cells["imitation"])[1]

@@ -51,28 +51,49 @@ def killed_at(run: Run, folder: Path, steps: int) -> None:
 
 def numbers(folder: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.endswith(("_per_s", "wall_s", "_ms"))} for line in lines]
+    return [
+        {k: v for k, v in line.items() if not k.endswith(("_per_s", "wall_s", "_ms"))}
+        for line in lines
+    ]
 
 
 @pytest.mark.parametrize("task", ["toy-vector", "lunarlander"])
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(task: str, tmp_path: Path) -> None:
     pace = {"toy-vector": 1, "lunarlander": 8}[task]
-    flags = FLAGS.replace("1500", str(1500 * pace)).replace("1000", str(1000 * pace)).replace("300", str(300 * pace))
+    flags = (
+        FLAGS.replace("1500", str(1500 * pace))
+        .replace("1000", str(1000 * pace))
+        .replace("300", str(300 * pace))
+    )
     run = run_of(task, 4000 * pace, flags)
     train_local(run, tmp_path / "whole")
     killed_at(run, tmp_path / "cut", 1700 * pace)
     killed_again = tmp_path / "cut"
     with pytest.raises(Killed):
         train_local(
-            run, killed_again, resume=True, listeners=[lambda report: (_ for _ in ()).throw(Killed) if report["time/env_steps"] >= 2700 * pace else None]
+            run,
+            killed_again,
+            resume=True,
+            listeners=[
+                lambda report: (
+                    (_ for _ in ()).throw(Killed)
+                    if report["time/env_steps"] >= 2700 * pace
+                    else None
+                )
+            ],
         )
     train_local(run, tmp_path / "cut", resume=True)
-    whole, cut = (Weights.load(tmp_path / name / "weights" / "last.safetensors") for name in ("whole", "cut"))
+    whole, cut = (
+        Weights.load(tmp_path / name / "weights" / "last.safetensors") for name in ("whole", "cut")
+    )
     assert whole.version == cut.version
     for name, values in whole.arrays.items():
         np.testing.assert_array_equal(values, cut.arrays[name], err_msg=name)
     assert numbers(tmp_path / "whole") == numbers(tmp_path / "cut")
-    tables = [Store(tmp_path / name / "store", run.algorithm.retention()).open().table for name in ("whole", "cut")]
+    tables = [
+        Store(tmp_path / name / "store", run.algorithm.retention()).open().table
+        for name in ("whole", "cut")
+    ]
     np.testing.assert_array_equal(tables[0].ids, tables[1].ids)
     np.testing.assert_array_equal(tables[0].returns, tables[1].returns)
 
@@ -108,7 +129,10 @@ def undamaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def shards_of(folder: Path) -> list[set[str]]:
     """The shards that each kept checkpoint names, the oldest first."""
-    return [set(json.loads((path / "state.json").read_text())["shards"]) for path in checkpoint.saved(folder / "checkpoints")]
+    return [
+        set(json.loads((path / "state.json").read_text())["shards"])
+        for path in checkpoint.saved(folder / "checkpoints")
+    ]
 
 
 def copied(undamaged: Path, to: Path) -> Path:
@@ -123,7 +147,10 @@ def flip(path: Path) -> None:
 
 def same_run(undamaged: Path, folder: Path) -> None:
     """Both came to the same weights and reports."""
-    whole, cut = (Weights.load(path / "weights" / "last.safetensors") for path in (undamaged / "whole", folder))
+    whole, cut = (
+        Weights.load(path / "weights" / "last.safetensors")
+        for path in (undamaged / "whole", folder)
+    )
     assert whole.version == cut.version
     for name, values in whole.arrays.items():
         np.testing.assert_array_equal(values, cut.arrays[name], err_msg=name)
@@ -145,22 +172,33 @@ def test_a_damaged_shard_of_the_newest_checkpoint_sends_the_run_back_to_the_one_
         assert len(verify(folder / "store")[2]) == 1
     summary = train_local(run_of("toy-vector", 4000), folder, resume=True)
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and f"goes on from {before}, not from {newest}" in told and str(shard) in told
+    assert (
+        told.count("\n") == 1
+        and f"goes on from {before}, not from {newest}" in told
+        and str(shard) in told
+    )
     assert any(f"not from {newest}" in problem for problem in summary["problems"])
     assert shard.with_name(f"{shard.name}.corrupt").exists()
     same_run(undamaged, folder)
 
 
-def test_damage_to_all_checkpoints_is_told_and_nothing_is_unlinked(undamaged: Path, tmp_path: Path) -> None:
+def test_damage_to_all_checkpoints_is_told_and_nothing_is_unlinked(
+    undamaged: Path, tmp_path: Path
+) -> None:
     folder = copied(undamaged, tmp_path)
     for names in shards_of(folder):
         os.truncate(folder / "store" / max(names), 300)
     there = {path.name.removesuffix(".corrupt") for path in (folder / "store").glob("*.arrow")}
     for _ in range(2):
-        with pytest.raises(RunFailed, match=r"no checkpoint in .* is whole .*put the shards back from a copy, or begin in another --folder") as told:
+        with pytest.raises(
+            RunFailed,
+            match=r"no checkpoint in .* is whole .*put the shards back from a copy, or begin in another --folder",
+        ) as told:
             train_local(run_of("toy-vector", 4000), folder, resume=True)
         assert "\n" not in str(told.value) and len(checkpoint.saved(folder / "checkpoints")) == 2
-        assert {path.name.removesuffix(".corrupt") for path in (folder / "store").iterdir()} >= there
+        assert {
+            path.name.removesuffix(".corrupt") for path in (folder / "store").iterdir()
+        } >= there
     for aside in (folder / "store").glob("*.corrupt"):
         shutil.copy(undamaged / "cut" / "store" / aside.stem, folder / "store")
     train_local(run_of("toy-vector", 4000), folder, resume=True)
@@ -182,11 +220,17 @@ def test_a_resume_spares_what_the_older_checkpoint_needs(undamaged: Path, tmp_pa
     train_local(run_of("toy-vector", 4000), folder, resume=True)
     same_run(undamaged, folder)
     left = {path.name for path in (folder / "store").glob("*.arrow")}
-    living = set(Store(folder / "store", run_of("toy-vector", 4000).algorithm.retention()).open().living_shards())
+    living = set(
+        Store(folder / "store", run_of("toy-vector", 4000).algorithm.retention())
+        .open()
+        .living_shards()
+    )
     assert left == living | checkpoint.named_shards(folder / "checkpoints")
 
 
-def test_an_asynchronous_resume_names_damaged_shards_and_counts_what_is_left(undamaged: Path, tmp_path: Path) -> None:
+def test_an_asynchronous_resume_names_damaged_shards_and_counts_what_is_left(
+    undamaged: Path, tmp_path: Path
+) -> None:
     from bigdm_ray.distributed.loop import counted
 
     folder, run = copied(undamaged, tmp_path), run_of("toy-vector", 4000)
@@ -196,7 +240,11 @@ def test_an_asynchronous_resume_names_damaged_shards_and_counts_what_is_left(und
     os.truncate(shard, 300)
     for why in ("not a whole Arrow file", f"set aside as {shard.name}.corrupt"):
         found, (sentence,) = counted(run, RunFolder(folder))
-        assert str(shard) in sentence and why in sentence and re.search(r"without \d+ episodes of its last checkpoint", sentence)
+        assert (
+            str(shard) in sentence
+            and why in sentence
+            and re.search(r"without \d+ episodes of its last checkpoint", sentence)
+        )
         assert found.living == sound.living and found.counters == sound.counters
 
 
@@ -209,7 +257,9 @@ def test_what_cannot_be_resumed_is_told(tmp_path: Path) -> None:
         train_local(run, tmp_path / "run")
     with pytest.raises(UserError, match="holds another run"):
         train_local(run_of("toy-image", 1500), tmp_path / "run", resume=True)
-    other = bigdm_ray.configure("udrl", "toy-vector", [*FLAGS.split(), "--budget.env-steps", "1500", "--seed", "2"])
+    other = bigdm_ray.configure(
+        "udrl", "toy-vector", [*FLAGS.split(), "--budget.env-steps", "1500", "--seed", "2"]
+    )
     with pytest.raises(UserError, match="seed is 1, here 2"):
         train_local(other, tmp_path / "run", resume=True)
     newest = checkpoint.saved(tmp_path / "run" / "checkpoints")[-1]
@@ -220,7 +270,9 @@ def test_what_cannot_be_resumed_is_told(tmp_path: Path) -> None:
         train_local(run, tmp_path / "run", resume=True)
 
 
-def test_a_resume_waits_for_the_writer_that_a_killed_driver_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resume_waits_for_the_writer_that_a_killed_driver_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = run_of("toy-vector", 2000)
     home = RunFolder(tmp_path / "run").claim(run, resume=False, exact=True)
     home.release()
@@ -237,9 +289,21 @@ def test_a_resume_waits_for_the_writer_that_a_killed_driver_has_left(tmp_path: P
     again.release()
 
 
-def test_ctrl_c_promises_what_resume_does(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_promises_what_resume_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "run"
-    flags = ["udrl", "toy-vector", *FLAGS.split(), "--budget.env-steps", "4000", "--local", "--quiet", "--folder", str(folder)]
+    flags = [
+        "udrl",
+        "toy-vector",
+        *FLAGS.split(),
+        "--budget.env-steps",
+        "4000",
+        "--local",
+        "--quiet",
+        "--folder",
+        str(folder),
+    ]
     played = Session.played
 
     def interrupted(session: Session, round: Round) -> None:
@@ -250,7 +314,10 @@ def test_ctrl_c_promises_what_resume_does(tmp_path: Path, capsys: pytest.Capture
     monkeypatch.setattr(Session, "played", interrupted)
     at = 300
     assert main(flags) == 130
-    assert capsys.readouterr().err == f"stopped before the first checkpoint; --folder {folder} --resume begins anew\n"
+    assert (
+        capsys.readouterr().err
+        == f"stopped before the first checkpoint; --folder {folder} --resume begins anew\n"
+    )
     assert any((folder / "store").iterdir())
     run_json = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(run_json | {"loop": "asynchronous"}))
@@ -258,7 +325,10 @@ def test_ctrl_c_promises_what_resume_does(tmp_path: Path, capsys: pytest.Capture
     (folder / "run.json").write_text(json.dumps(run_json))
     at = 1500
     assert main([*flags, "--resume"]) == 130
-    assert capsys.readouterr().err == f"stopped; --folder {folder} --resume goes on from the last checkpoint\n"
+    assert (
+        capsys.readouterr().err
+        == f"stopped; --folder {folder} --resume goes on from the last checkpoint\n"
+    )
     assert stopped(tmp_path / "none") == "stopped before the run began"
 
 

@@ -58,10 +58,14 @@ def lines(path: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.ray
-def test_a_sweep_leaves_runs_and_a_table_and_goes_on_where_it_was(tuning: ModuleType, tiny: Run, tmp_path: Path):
+def test_a_sweep_leaves_runs_and_a_table_and_goes_on_where_it_was(
+    tuning: ModuleType, tiny: Run, tmp_path: Path
+):
     folder = tmp_path / "sweep"
     space = {"batch_size": tuning.tune.grid_search([16, 0, 24]), "learning_rate": [1e-3, 1e-2]}
-    space["warm_up_episodes"] = tuning.tune.sample_from(lambda spec: 200 if spec.config.batch_size == 24 else 10)
+    space["warm_up_episodes"] = tuning.tune.sample_from(
+        lambda spec: 200 if spec.config.batch_size == 24 else 10
+    )
     asked: dict[str, Any] = {"space": space, "samples": 1, "rungs": (10_000, 20_000), "verbose": 0}
 
     with cluster(tiny):
@@ -72,22 +76,35 @@ def test_a_sweep_leaves_runs_and_a_table_and_goes_on_where_it_was(tuning: Module
     good, unheard = sorted(ended, key=lambda row: row["hyperparameters"]["batch_size"])
     assert ended == tuning.ranked(ended)
     assert (good["state"], good["error"]) == ("finished", None)
-    assert (failed["state"], failed["error"]) == ("failed", "--algorithm.batch-size is 0, but at least 1 is expected")
+    assert (failed["state"], failed["error"]) == (
+        "failed",
+        "--algorithm.batch-size is 0, but at least 1 is expected",
+    )
     assert (failed["score"], failed["env_steps"]) == (None, 0)
     home = Path(good["folder"])
     run, summary = (json.loads((home / name).read_text()) for name in ("run.json", "summary.json"))
     assert good["hyperparameters"].items() <= run["algorithm"].items()
     assert good["hyperparameters"]["batch_size"] == 16
-    assert unheard["state"] == "finished"  # its budget was spent on the warm-up: no evaluation, yet a final score
-    assert not any(tuning.SCORE in line for line in lines(Path(unheard["folder"]) / "metrics.jsonl"))
+    assert (
+        unheard["state"] == "finished"
+    )  # its budget was spent on the warm-up: no evaluation, yet a final score
+    assert not any(
+        tuning.SCORE in line for line in lines(Path(unheard["folder"]) / "metrics.jsonl")
+    )
     assert good["hyperparameters"]["learning_rate"] in space["learning_rate"]
-    assert (good["score"], good["score_episodes"], good["env_steps"]) == (summary["return_mean"], 4, summary["env_steps"])
+    assert (good["score"], good["score_episodes"], good["env_steps"]) == (
+        summary["return_mean"],
+        4,
+        summary["env_steps"],
+    )
     assert good["env_steps"] >= 900
 
     told = [line for line in lines(home / "metrics.jsonl") if tuning.SCORE in line]
     heard = lines(folder / "tune" / home.name / "result.json")
     assert len(told) == len(heard) == 3
-    assert all(mine.items() <= theirs.items() for mine, theirs in zip(told, heard, strict=True))  # same names, same values
+    assert all(
+        mine.items() <= theirs.items() for mine, theirs in zip(told, heard, strict=True)
+    )  # same names, same values
 
     assert again == rows
     assert json.loads((folder / "table.json").read_text())["trials"] == rows
@@ -112,7 +129,10 @@ def test_the_grid_holds_what_udrl_takes(tuning: ModuleType):
     for name, values in tuning.GRID.items():
         assert hasattr(defaults, name)
         for value in values:
-            Run(algorithm=Udrl(**{name: tuple(value) if isinstance(value, list) else value}), task="lunarlander")
+            Run(
+                algorithm=Udrl(**{name: tuple(value) if isinstance(value, list) else value}),
+                task="lunarlander",
+            )
     rates = tuning.GRID["learning_rate"]
     assert (len(rates), rates[0], rates[50], rates[-1]) == (101, 1e-4, 1e-3, 1e-2)
 
@@ -120,7 +140,9 @@ def test_the_grid_holds_what_udrl_takes(tuning: ModuleType):
 @pytest.mark.ray
 def test_rungs_become_the_milestones_of_asha(tuning: ModuleType):
     def milestones(rungs: tuple[int, ...], env_steps: int) -> list[float]:
-        return [milestone for milestone, _ in tuning.scheduler(rungs, env_steps)._brackets[0]._rungs]
+        return [
+            milestone for milestone, _ in tuning.scheduler(rungs, env_steps)._brackets[0]._rungs
+        ]
 
     assert milestones((500_000, 1_000_000, 2_000_000), 2_000_000) == [1_000_000, 500_000]
     assert milestones((500_000, 1_000_000, 2_000_000), 3_000_000) == [2_000_000, 1_000_000, 500_000]

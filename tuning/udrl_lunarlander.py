@@ -42,7 +42,18 @@ from ray import tune  # after bigdm_ray.distributed, which sets what Ray reads w
 SCORE, STEPS = "evaluation/return_mean", "time/env_steps"
 
 GRID: dict[str, Any] = {
-    "hidden": [[32], [32, 32], [32, 64], [32, 64, 64], [32, 64, 64, 64], [64], [64, 64], [64, 128], [64, 128, 128], [64, 128, 128, 128]],
+    "hidden": [
+        [32],
+        [32, 32],
+        [32, 64],
+        [32, 64, 64],
+        [32, 64, 64, 64],
+        [64],
+        [64, 64],
+        [64, 128],
+        [64, 128, 128],
+        [64, 128, 128, 128],
+    ],
     "batch_size": [512, 768, 1024, 1536, 2048],
     "horizon_scale": [0.01, 0.015, 0.02, 0.025, 0.03],
     "return_scale": [0.01, 0.015, 0.02, 0.025, 0.03],
@@ -77,11 +88,19 @@ def scheduler(rungs: tuple[int, ...], env_steps: int) -> Any:
     """ASHA with these rungs; those at the end of the budget or past it stop nothing. Raises UserError."""
     factors = {b / max(a, 1) for a, b in itertools.pairwise(rungs)} or {2.0}
     if not rungs or rungs[0] < 1 or min(factors) <= 1 or max(factors) - min(factors) > 1e-6:
-        raise UserError(f"--rungs is {','.join(map(str, rungs))}, but growing numbers of steps with one ratio are expected, as in 500000,1000000,2000000")
+        raise UserError(
+            f"--rungs is {','.join(map(str, rungs))}, but growing numbers of steps with one ratio are expected, as in 500000,1000000,2000000"
+        )
     early = [rung for rung in rungs if rung < env_steps]
     if not early:
         return tune.schedulers.FIFOScheduler()
-    return tune.schedulers.ASHAScheduler(time_attr=STEPS, max_t=early[-1] + 1, grace_period=early[0], reduction_factor=factors.pop(), stop_last_trials=False)
+    return tune.schedulers.ASHAScheduler(
+        time_attr=STEPS,
+        max_t=early[-1] + 1,
+        grace_period=early[0],
+        reduction_factor=factors.pop(),
+        stop_last_trials=False,
+    )
 
 
 def sweep(
@@ -100,30 +119,50 @@ def sweep(
     """
     root = folder.resolve()
     settings = {name: value for name, value in base.to_json().items() if name != "machines"}
-    settings |= {"space": {name: str(values) for name, values in space.items()}, "samples": samples, "rungs": list(rungs)}
+    settings |= {
+        "space": {name: str(values) for name, values in space.items()},
+        "samples": samples,
+        "rungs": list(rungs),
+    }
     asha = scheduler(rungs, base.budget.env_steps)
     claim(root, settings)
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial may end before its first evaluation
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = (
+        "1"  # a trial may end before its first evaluation
+    )
     state = str(root / "tune")
-    crowd = dataclasses.replace(base.machines, actors=concurrent)  # a Ray that is started here has a CPU for each trial
+    crowd = dataclasses.replace(
+        base.machines, actors=concurrent
+    )  # a Ray that is started here has a CPU for each trial
     with cluster(dataclasses.replace(base, machines=crowd)):
-        trainable = tune.with_resources(tune.with_parameters(trial, base=base.to_json(), root=str(root)), {"cpu": 1})
+        trainable = tune.with_resources(
+            tune.with_parameters(trial, base=base.to_json(), root=str(root)), {"cpu": 1}
+        )
         if tune.Tuner.can_restore(state):
-            tuner = tune.Tuner.restore(state, trainable=trainable, resume_unfinished=True, resume_errored=True)
+            tuner = tune.Tuner.restore(
+                state, trainable=trainable, resume_unfinished=True, resume_errored=True
+            )
         else:
             config = tune.TuneConfig(
                 metric=SCORE,
                 mode="max",
                 num_samples=samples,
                 scheduler=asha,
-                search_alg=tune.search.basic_variant.BasicVariantGenerator(max_concurrent=concurrent, random_state=base.seed),
+                search_alg=tune.search.basic_variant.BasicVariantGenerator(
+                    max_concurrent=concurrent, random_state=base.seed
+                ),
                 trial_dirname_creator=directory_name,
             )
-            drawn = {name: tune.choice(values) if isinstance(values, list) else values for name, values in space.items()}
+            drawn = {
+                name: tune.choice(values) if isinstance(values, list) else values
+                for name, values in space.items()
+            }
             where = tune.RunConfig(name="tune", storage_path=str(root), verbose=verbose)
             tuner = tune.Tuner(trainable, param_space=drawn, tune_config=config, run_config=where)
         rows = ranked([row(result, root, list(space)) for result in tuner.fit()])
-    publish(root / "table.json", json.dumps({"task": base.task, "seed": base.seed, "trials": rows}, indent=1).encode())
+    publish(
+        root / "table.json",
+        json.dumps({"task": base.task, "seed": base.seed, "trials": rows}, indent=1).encode(),
+    )
     return rows
 
 
@@ -134,7 +173,9 @@ def claim(root: Path, settings: dict[str, Any]) -> None:
         theirs = json.loads(file.read_text())
         for name, mine in json.loads(json.dumps(settings)).items():
             if theirs.get(name) != mine:
-                raise UserError(f"--folder {root} holds another sweep ({name} differs from sweep.json); repeat its flags, or choose another folder")
+                raise UserError(
+                    f"--folder {root} holds another sweep ({name} differs from sweep.json); repeat its flags, or choose another folder"
+                )
     elif root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"--folder {root} is not empty and holds no sweep; choose another folder")
     else:
@@ -146,15 +187,32 @@ def row(result: Any, root: Path, names: list[str]) -> dict[str, Any]:
     """A trial in the table. Its score is the final one of a finished run, else that of its last evaluation."""
     folder = root / "trials" / Path(result.path).name
     metrics = result.metrics or {}
-    summary, run = (json.loads(file.read_text()) if (file := folder / name).is_file() else {} for name in ("summary.json", "run.json"))
-    drawn = run.get("algorithm") or result.config or {}  # a trial that has neither begun nor failed shows none
-    state = "failed" if result.error else "finished" if summary else "stopped" if metrics.get("done") else "unfinished"
+    summary, run = (
+        json.loads(file.read_text()) if (file := folder / name).is_file() else {}
+        for name in ("summary.json", "run.json")
+    )
+    drawn = (
+        run.get("algorithm") or result.config or {}
+    )  # a trial that has neither begun nor failed shows none
+    state = (
+        "failed"
+        if result.error
+        else "finished"
+        if summary
+        else "stopped"
+        if metrics.get("done")
+        else "unfinished"
+    )
     return {
         "score": summary.get("return_mean", metrics.get(SCORE)),
-        "score_episodes": int(summary.get("return_episodes", metrics.get("evaluation/return_episodes", 0))),
+        "score_episodes": int(
+            summary.get("return_episodes", metrics.get("evaluation/return_episodes", 0))
+        ),
         "env_steps": int(summary.get("env_steps", metrics.get(STEPS, 0))),
         "state": state,
-        "error": str(getattr(result.error, "cause", None) or result.error).strip().splitlines()[-1] if result.error else None,
+        "error": str(getattr(result.error, "cause", None) or result.error).strip().splitlines()[-1]
+        if result.error
+        else None,
         "folder": str(folder),
         "hyperparameters": {name: drawn[name] for name in names if name in drawn},
     }
@@ -171,8 +229,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     for r in rows:
         score = "-" if r["score"] is None else f"{r['score']:.1f}"
         short = Path(r["folder"])
-        values = r["error"] or ", ".join(f"{name}={value}" for name, value in r["hyperparameters"].items())
-        lines.append(f"{score:>8} {r['env_steps']:>11,}  {r['state']:<10} {short.parent.name + '/' + short.name:<28} {values}")
+        values = r["error"] or ", ".join(
+            f"{name}={value}" for name, value in r["hyperparameters"].items()
+        )
+        lines.append(
+            f"{score:>8} {r['env_steps']:>11,}  {r['state']:<10} {short.parent.name + '/' + short.name:<28} {values}"
+        )
     return "\n".join(lines)
 
 
@@ -186,22 +248,58 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--task", default="lunarlander", help="lunarlander or lunarlander-sparse")
     parser.add_argument("--samples", type=int, default=48, help="draws from the grid")
-    parser.add_argument("--env-steps", type=int, default=2_000_000, help="environment steps of a trial that is not stopped")
-    parser.add_argument("--rungs", default="500000,1000000,2000000", help="environment steps at which the worse trials are stopped")
-    parser.add_argument("--concurrent", type=int, default=2, help="trials at a time, one CPU each; a sweep that is taken up again keeps its first")
-    parser.add_argument("--folder", type=Path, default=Path("runs/tune-udrl-lunarlander"), help="where everything goes; a stopped sweep is taken up again")
+    parser.add_argument(
+        "--env-steps",
+        type=int,
+        default=2_000_000,
+        help="environment steps of a trial that is not stopped",
+    )
+    parser.add_argument(
+        "--rungs",
+        default="500000,1000000,2000000",
+        help="environment steps at which the worse trials are stopped",
+    )
+    parser.add_argument(
+        "--concurrent",
+        type=int,
+        default=2,
+        help="trials at a time, one CPU each; a sweep that is taken up again keeps its first",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("runs/tune-udrl-lunarlander"),
+        help="where everything goes; a stopped sweep is taken up again",
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the draws, and of every run")
-    parser.add_argument("--address", default="local", help="Ray cluster to join; `local` starts one on this machine")
+    parser.add_argument(
+        "--address", default="local", help="Ray cluster to join; `local` starts one on this machine"
+    )
     given = parser.parse(arguments)
     try:
         rungs = tuple(int(rung) for rung in given.rungs.split(","))
     except ValueError:
-        raise UserError(f"--rungs is {given.rungs!r}, but integers joined by commas are expected") from None
+        raise UserError(
+            f"--rungs is {given.rungs!r}, but integers joined by commas are expected"
+        ) from None
     if given.samples < 1 or given.concurrent < 1:
         raise UserError("--samples and --concurrent must be at least 1")
-    flags = ["--preset", "none", "--seed", str(given.seed), "--device", "cpu", "--address", given.address, "--budget.env-steps", str(given.env_steps)]
+    flags = [
+        "--preset",
+        "none",
+        "--seed",
+        str(given.seed),
+        "--device",
+        "cpu",
+        "--address",
+        given.address,
+        "--budget.env-steps",
+        str(given.env_steps),
+    ]
     base = configure("udrl", given.task, flags)
-    rows = sweep(base, given.folder, samples=given.samples, rungs=rungs, concurrent=given.concurrent)
+    rows = sweep(
+        base, given.folder, samples=given.samples, rungs=rungs, concurrent=given.concurrent
+    )
     print(table(rows))
     print(f"table: {given.folder / 'table.json'}")
     if len(rows) < given.samples or any(r["state"] == "unfinished" for r in rows):

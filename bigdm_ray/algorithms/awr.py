@@ -38,7 +38,9 @@ from bigdm_ray.settings import setting
 class Critic(nn.Module):
     """V(s), in units of 1 / (1 - gamma) as the official code scales it."""
 
-    def __init__(self, signature: Signature, hidden: tuple[int, ...], channels: tuple[int, ...], gamma: float) -> None:
+    def __init__(
+        self, signature: Signature, hidden: tuple[int, ...], channels: tuple[int, ...], gamma: float
+    ) -> None:
         super().__init__()
         self.encoder = Encoder(signature.observations, hidden, channels)
         self.out = nn.Linear(self.encoder.width, 1)
@@ -55,7 +57,14 @@ class Critic(nn.Module):
         device = self.out.weight.device
         parts = []
         for start in range(0, len(next(iter(observations.values()))), 16_384):
-            parts.append(self({path: torch.from_numpy(np.array(v[start : start + 16_384])).to(device) for path, v in observations.items()}).cpu())
+            parts.append(
+                self(
+                    {
+                        path: torch.from_numpy(np.array(v[start : start + 16_384])).to(device)
+                        for path, v in observations.items()
+                    }
+                ).cpu()
+            )
         out: np.ndarray = torch.cat(parts).numpy() * np.float32(self.scale)
         return out
 
@@ -83,7 +92,9 @@ class Awr(Imitation):
     offline_steps: ClassVar[int] = 60_000
     played_preset: ClassVar[str] = "paper"
 
-    hidden: tuple[int, ...] = setting((128, 64), "widths of the fully connected layers of actor and critic", low=1)
+    hidden: tuple[int, ...] = setting(
+        (128, 64), "widths of the fully connected layers of actor and critic", low=1
+    )
     batch_size: int = setting(256, "steps drawn for one learner step", low=1, high=1_000_000)
     optimizer: str = setting("adam", "how both networks descend", choices=("adam", "sgd"))
     actor_stepsize: float = setting(3e-4, "learning rate of the actor", above=0, high=1)
@@ -95,12 +106,20 @@ class Awr(Imitation):
     td_lambda: float = setting(0.95, "lambda of the returns", low=0, high=1)
     temperature: float = setting(1.0, "what normalised advantages are divided by", above=0)
     weight_clip: float = setting(20.0, "largest weight of an action (w_max)", above=0)
-    action_std: float = setting(0.4, "fixed deviation of continuous actions, in units of half their range", above=0)
-    action_l2_weight: float = setting(0.0, "weight of half the sum of the squared outputs of the actor: logits, or means before they are squashed", low=0)
+    action_std: float = setting(
+        0.4, "fixed deviation of continuous actions, in units of half their range", above=0
+    )
+    action_l2_weight: float = setting(
+        0.0,
+        "weight of half the sum of the squared outputs of the actor: logits, or means before they are squashed",
+        low=0,
+    )
     samples_per_iteration: int = setting(2048, "environment steps that owe one turn", low=1)
     episodes_per_iteration: int = setting(8, "episodes played in each iteration", low=1)
     replay_steps: int = setting(50_000, "environment steps kept, the newest", low=1)
-    standardised_steps: int = setting(60_000, "learner steps until which the standardisation follows the stored episodes", low=1)
+    standardised_steps: int = setting(
+        60_000, "learner steps until which the standardisation follows the stored episodes", low=1
+    )
 
     @property
     def turn(self) -> int:
@@ -118,8 +137,12 @@ class Awr(Imitation):
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for more than one task."""
         signature = only_task(self.name, signatures)
-        critic, frozen = (Critic(signature, self.hidden, self.channels, self.discount) for _ in range(2))
-        return ActorCritic(Actor(signature, self.hidden, self.channels, std=self.action_std), critic, frozen)
+        critic, frozen = (
+            Critic(signature, self.hidden, self.channels, self.discount) for _ in range(2)
+        )
+        return ActorCritic(
+            Actor(signature, self.hidden, self.channels, std=self.action_std), critic, frozen
+        )
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """One for each network."""
@@ -130,7 +153,10 @@ class Awr(Imitation):
                 return torch.optim.Adam(part.parameters(), lr=rate, fused=True)
             return torch.optim.SGD(part.parameters(), lr=rate, momentum=self.momentum)
 
-        return {"actor": made(model.actor, self.actor_stepsize), "critic": made(model.critic, self.critic_stepsize)}
+        return {
+            "actor": made(model.actor, self.actor_stepsize),
+            "critic": made(model.critic, self.critic_stepsize),
+        }
 
     def fits(self, step: int) -> bool:
         """At the beginning of each phase."""
@@ -141,10 +167,14 @@ class Awr(Imitation):
         assert isinstance(model, ActorCritic)
         if step <= self.standardised_steps and step % self.turn == 0:
             model.actor.encoder.fit(acted_on(stores))
-            model.critic.encoder.standardise.load_state_dict(model.actor.encoder.standardise.state_dict())
+            model.critic.encoder.standardise.load_state_dict(
+                model.actor.encoder.standardise.state_dict()
+            )
         model.freeze()
 
-    def annotate(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> dict[str, Columns]:
+    def annotate(
+        self, model: nn.Module, stores: Mapping[str, Store], step: int
+    ) -> dict[str, Columns]:
         """TD(lambda) returns `target` and the actor's weights `weight`, from the frozen critic (Peng et al., section 3.2)."""
         assert isinstance(model, ActorCritic)
         return {task: self._columns(model.frozen, store) for task, store in stores.items()}
@@ -164,10 +194,18 @@ class Awr(Imitation):
         assert isinstance(model, ActorCritic)
         seen, actions, mask = steps_of(batch)
         if step % self.turn < self.critic_updates:
-            error = 0.5 * ((model.critic(seen) - batch["target"].flatten(0, 1) / model.critic.scale) ** 2 * mask).sum()
+            error = (
+                0.5
+                * (
+                    (model.critic(seen) - batch["target"].flatten(0, 1) / model.critic.scale) ** 2
+                    * mask
+                ).sum()
+            )
             return Loss(error, mask.sum(), {})
         parameters = model.actor(seen)
-        negative = -(model.actor.head.log_prob(parameters, actions) * batch["weight"].flatten(0, 1) * mask).sum()
+        negative = -(
+            model.actor.head.log_prob(parameters, actions) * batch["weight"].flatten(0, 1) * mask
+        ).sum()
         penalty = self.action_l2_weight * 0.5 * ((parameters**2).sum(-1) * mask).sum()
         return Loss(negative + penalty, mask.sum(), {"train/loss": negative.detach()})
 
@@ -195,12 +233,32 @@ class Awr(Imitation):
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
         """`paper` is the official configuration (xbpeng/awr, awr_configs.py). The fixed deviation is for exploring: scores are those of the mean."""
         scored: dict[str, Any] = {"evaluations.mode": "mean"}
-        rates = {"lunarlander": 5e-4, "hopper": 1e-4, "halfcheetah": 5e-5, "walker2d": 2.5e-5, "ant": 5e-5, "humanoid": 1e-5}
+        rates = {
+            "lunarlander": 5e-4,
+            "hopper": 1e-4,
+            "halfcheetah": 5e-5,
+            "walker2d": 2.5e-5,
+            "ant": 5e-5,
+            "humanoid": 1e-5,
+        }
         paper = scored | {"algorithm.optimizer": "sgd", "algorithm.critic_stepsize": 0.01}
-        bodies = {"algorithm.standardised_steps": 176_000}  # 300,000 samples, of which 2,048 owe 1,200 learner steps; LunarLander 100,000
-        more: dict[str, dict[str, Any]] = dict.fromkeys(rates, bodies) | {"ant": bodies | {"algorithm.action_std": 0.2}}
-        more["lunarlander"] = {"algorithm.standardised_steps": 58_000, "algorithm.action_l2_weight": 0.001}
-        known = {task: {"default": scored, "paper": paper | {"algorithm.actor_stepsize": rate} | more[task]} for task, rate in rates.items()}
+        bodies = {
+            "algorithm.standardised_steps": 176_000
+        }  # 300,000 samples, of which 2,048 owe 1,200 learner steps; LunarLander 100,000
+        more: dict[str, dict[str, Any]] = dict.fromkeys(rates, bodies) | {
+            "ant": bodies | {"algorithm.action_std": 0.2}
+        }
+        more["lunarlander"] = {
+            "algorithm.standardised_steps": 58_000,
+            "algorithm.action_l2_weight": 0.001,
+        }
+        known = {
+            task: {
+                "default": scored,
+                "paper": paper | {"algorithm.actor_stepsize": rate} | more[task],
+            }
+            for task, rate in rates.items()
+        }
         return known | {"*": {"default": scored}}
 
 

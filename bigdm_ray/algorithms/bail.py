@@ -41,7 +41,9 @@ from bigdm_ray.settings import setting
 class Envelope(nn.Module):
     """The upper envelope V(s) of the returns."""
 
-    def __init__(self, signature: Signature, hidden: tuple[int, ...], channels: tuple[int, ...]) -> None:
+    def __init__(
+        self, signature: Signature, hidden: tuple[int, ...], channels: tuple[int, ...]
+    ) -> None:
         super().__init__()
         self.encoder = Encoder(signature.observations, hidden, channels)
         self.out = nn.Linear(self.encoder.width, 1)
@@ -77,13 +79,21 @@ class Bail(Imitation):
     hidden: tuple[int, ...] = setting((400, 300), "widths of the policy's layers", low=1)
     envelope_hidden: tuple[int, ...] = setting((128, 128), "widths of the envelope's layers", low=1)
     batch_size: int = setting(1000, "steps drawn for one learner step", low=1, high=1_000_000)
-    envelope_learning_rate: float = setting(3e-3, "Adam's learning rate for the envelope", above=0, high=1)
+    envelope_learning_rate: float = setting(
+        3e-3, "Adam's learning rate for the envelope", above=0, high=1
+    )
     envelope_decay: float = setting(2e-2, "weight decay of the envelope (lambda)", low=0)
-    envelope_k: float = setting(1000.0, "K, what an error counts where the return lies above the envelope", low=1)
-    envelope_steps: int = setting(12_500, "learner steps on the envelope before the policy's begin (static)", low=1)
+    envelope_k: float = setting(
+        1000.0, "K, what an error counts where the return lies above the envelope", low=1
+    )
+    envelope_steps: int = setting(
+        12_500, "learner steps on the envelope before the policy's begin (static)", low=1
+    )
     selected: float = setting(0.25, "share of the pairs that the policy repeats", above=0, high=1)
     discount: float = setting(0.99, "gamma", low=0, high=0.9999)
-    progressive: bool = setting(False, "learn envelope and policy together, each batch keeping its own best share")
+    progressive: bool = setting(
+        False, "learn envelope and policy together, each batch keeping its own best share"
+    )
 
     def view(self, step: int = 0) -> View:
         """Every time step alike: all of them for the envelope, the selected ones for the policy."""
@@ -98,14 +108,22 @@ class Bail(Imitation):
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for more than one task."""
         signature = only_task(self.name, signatures)
-        return ActorEnvelope(Actor(signature, self.hidden, self.channels), Envelope(signature, self.envelope_hidden, self.channels))
+        return ActorEnvelope(
+            Actor(signature, self.hidden, self.channels),
+            Envelope(signature, self.envelope_hidden, self.channels),
+        )
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """Adam for each; the envelope's weights decay as an L2 penalty."""
         assert isinstance(model, ActorEnvelope)
         return {
             "actor": torch.optim.Adam(model.actor.parameters(), lr=self.learning_rate, fused=True),
-            "envelope": torch.optim.Adam(model.envelope.parameters(), lr=self.envelope_learning_rate, weight_decay=self.envelope_decay, fused=True),
+            "envelope": torch.optim.Adam(
+                model.envelope.parameters(),
+                lr=self.envelope_learning_rate,
+                weight_decay=self.envelope_decay,
+                fused=True,
+            ),
         }
 
     def fits(self, step: int) -> bool:
@@ -117,13 +135,24 @@ class Bail(Imitation):
         assert isinstance(model, ActorEnvelope)
         if step == 0:
             model.actor.encoder.fit(acted_on(stores))
-            model.envelope.encoder.standardise.load_state_dict(model.actor.encoder.standardise.state_dict())
+            model.envelope.encoder.standardise.load_state_dict(
+                model.actor.encoder.standardise.state_dict()
+            )
 
-    def annotate(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> dict[str, Columns]:
+    def annotate(
+        self, model: nn.Module, stores: Mapping[str, Store], step: int
+    ) -> dict[str, Columns]:
         """`return` G of each step; once the policy's steps draw among them, `selected` 1 where G / V is among the largest."""
         assert isinstance(model, ActorEnvelope)
         if not self.view(step).among:
-            return {task: {"return": np.concatenate([continued(group, self.discount) for group in episode_groups(store)])} for task, store in stores.items()}
+            return {
+                task: {
+                    "return": np.concatenate(
+                        [continued(group, self.discount) for group in episode_groups(store)]
+                    )
+                }
+                for task, store in stores.items()
+            }
         return {task: self._selection(model.envelope, store) for task, store in stores.items()}
 
     @torch.no_grad()
@@ -134,11 +163,19 @@ class Bail(Imitation):
             returns.append(continued(group, self.discount))
             keep = np.ones(len(group.lengths) + int(group.lengths.sum()), bool)
             keep[np.cumsum(group.lengths + 1) - 1] = False  # the last observation is not acted on
-            values = envelope({path: torch.from_numpy(v[keep]).to(device) for path, v in group.observations.items()})
+            values = envelope(
+                {
+                    path: torch.from_numpy(v[keep]).to(device)
+                    for path, v in group.observations.items()
+                }
+            )
             ratios.append(ratio(torch.from_numpy(returns[-1]).to(device), values).cpu().numpy())
         together = np.concatenate(ratios)
         border = np.quantile(together, 1 - self.selected)
-        return {"return": np.concatenate(returns), "selected": (together >= border).astype(np.float32)}
+        return {
+            "return": np.concatenate(returns),
+            "selected": (together >= border).astype(np.float32),
+        }
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
         """The envelope's error (Chen et al., equation 3), the policy's squared error, or both (progressive)."""
@@ -149,12 +186,18 @@ class Bail(Imitation):
             return Loss(negative, mask.sum(), {"train/loss": negative.detach()})
         returns = batch["return"].flatten(0, 1)
         values = model.envelope(seen)
-        error = (values - returns) ** 2 * torch.where(values >= returns, 1.0, self.envelope_k) * mask
+        error = (
+            (values - returns) ** 2 * torch.where(values >= returns, 1.0, self.envelope_k) * mask
+        )
         metrics = {"train/envelope_loss": error.detach().sum()}
         if not self.progressive:
             return Loss(error.sum(), mask.sum(), metrics)
         ratios = ratio(returns, values.detach())
-        best = (ratios >= torch.quantile(ratios[mask > 0], 1 - self.selected)).float() * mask / self.selected
+        best = (
+            (ratios >= torch.quantile(ratios[mask > 0], 1 - self.selected)).float()
+            * mask
+            / self.selected
+        )
         negative = -(model.actor.head.log_prob(model.actor(seen), actions) * best).sum()
         return Loss(error.sum() + negative, mask.sum(), metrics | {"train/loss": negative.detach()})
 

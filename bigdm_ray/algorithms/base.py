@@ -41,7 +41,11 @@ FOLDERS = ("algorithms", "baselines")
 
 def leaves_of(batch: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
     """The leaves of a batch by path: those of `observations`, `actions`, `next_observations` or `goals`."""
-    return {name.removeprefix(f"{group}/"): values for name, values in batch.items() if name.startswith(f"{group}/")}
+    return {
+        name.removeprefix(f"{group}/"): values
+        for name, values in batch.items()
+        if name.startswith(f"{group}/")
+    }
 
 
 class Loss(NamedTuple):
@@ -110,7 +114,9 @@ class Policy(ABC):
         out = dict(commands)
         if "desired_return" in commands:
             left = commands["desired_return"] - rewards
-            out["desired_return"] = left if max_return is None else np.minimum(left, np.float32(max_return))
+            out["desired_return"] = (
+                left if max_return is None else np.minimum(left, np.float32(max_return))
+            )
         if "desired_horizon" in commands:
             out["desired_horizon"] = np.maximum(commands["desired_horizon"] - 1, np.float32(1))
         return out
@@ -124,7 +130,12 @@ def device_of(model: nn.Module) -> torch.device:
 class Memoryless(Policy):
     """Acts on the observation alone: `choose` makes actions by leaf, of observations by leaf `[n, ...]` and uniforms `[n, k]`, where `model` is."""
 
-    def __init__(self, model: nn.Module, choose: Callable[[dict[str, Tensor], Tensor], dict[str, Tensor]], uniforms: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        choose: Callable[[dict[str, Tensor], Tensor], dict[str, Tensor]],
+        uniforms: int,
+    ) -> None:
         self._device = device_of(model)
         self._choose = choose
         self.uniforms = uniforms
@@ -144,7 +155,9 @@ class Memoryless(Policy):
         uniforms: np.ndarray,
     ) -> tuple[dict[str, np.ndarray], State]:
         """See Policy."""
-        seen = {path: torch.from_numpy(values).to(self._device) for path, values in observations.items()}
+        seen = {
+            path: torch.from_numpy(values).to(self._device) for path, values in observations.items()
+        }
         actions = self._choose(seen, torch.from_numpy(uniforms).to(self._device))
         return {path: values.cpu().numpy() for path, values in actions.items()}, state
 
@@ -191,7 +204,13 @@ class Algorithm(ABC):
     def policy(self, model: nn.Module, mode: Mode) -> Policy:
         """How `model` acts. Raises UserError for a mode that the algorithm does not have."""
 
-    def update(self, model: nn.Module, optimizers: dict[str, torch.optim.Optimizer], batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def update(
+        self,
+        model: nn.Module,
+        optimizers: dict[str, torch.optim.Optimizer],
+        batch: dict[str, Tensor],
+        step: int,
+    ) -> dict[str, Tensor]:
         """Take one learner step oneself, where `own_update` is set; metrics as scalars. On one learner rank only."""
         raise NotImplementedError
 
@@ -203,7 +222,9 @@ class Algorithm(ABC):
         """Whole passes over the living episodes, for what becomes buffers of the network: statistics, copies, thresholds."""
         return None
 
-    def annotate(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> dict[str, Columns]:
+    def annotate(
+        self, model: nn.Module, stores: Mapping[str, Store], step: int
+    ) -> dict[str, Columns]:
         """Columns `[steps]` float32 by task, in the order of the tables, for a View's `annotations`.
 
         A pure function of the network, the episodes and the learner step that comes next, computed after each `fit` and after a
@@ -220,7 +241,12 @@ class Algorithm(ABC):
         batch |= {f"goals/{path}": v for path, v in only.goals.items()}
         if only.terminated is not None:
             batch["terminated"] = only.terminated
-        return batch | only.columns | only.annotations | {"rewards": only.rewards, "mask": only.mask, "timesteps": only.timesteps}
+        return (
+            batch
+            | only.columns
+            | only.annotations
+            | {"rewards": only.rewards, "mask": only.mask, "timesteps": only.timesteps}
+        )
 
     @abstractmethod
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:

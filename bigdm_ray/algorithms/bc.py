@@ -67,7 +67,9 @@ def acted_on(stores: Mapping[str, Store]) -> Iterator[dict[str, np.ndarray]]:
     """The observations of each living episode that were acted on, by leaf: `[T, ...]`."""
     for store in stores.values():
         for position in range(len(store.table)):
-            yield {path: values[:-1] for path, values in store.episode(position).observations.items()}
+            yield {
+                path: values[:-1] for path, values in store.episode(position).observations.items()
+            }
 
 
 def steps_of(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
@@ -84,8 +86,12 @@ class Imitation(Algorithm):
 
     offline_steps: ClassVar[int] = 25_000
 
-    hidden: tuple[int, ...] = setting((256, 256, 256), "widths of the fully connected layers", low=1)
-    channels: tuple[int, ...] = setting((32, 48, 96, 128), "channels of the convolutions over image observations", low=1)
+    hidden: tuple[int, ...] = setting(
+        (256, 256, 256), "widths of the fully connected layers", low=1
+    )
+    channels: tuple[int, ...] = setting(
+        (32, 48, 96, 128), "channels of the convolutions over image observations", low=1
+    )
     batch_size: int = setting(64, "steps drawn for one learner step", low=1, high=1_000_000)
     learning_rate: float = setting(1e-3, "Adam's learning rate at the beginning", above=0, high=1)
 
@@ -104,7 +110,11 @@ class Imitation(Algorithm):
             raise UserError(f"{self.name} has no planner; its modes are sample and mean")
         actor = model if isinstance(model, Actor) else model.get_submodule("actor")
         assert isinstance(actor, Actor)
-        return Memoryless(actor, lambda seen, chance: actor.head.act(actor(seen), None if mode == "mean" else chance), actor.head.uniforms)
+        return Memoryless(
+            actor,
+            lambda seen, chance: actor.head.act(actor(seen), None if mode == "mean" else chance),
+            actor.head.uniforms,
+        )
 
 
 @dataclass(frozen=True)
@@ -113,9 +123,20 @@ class Bc(Imitation):
 
     name: ClassVar[str] = "bc"
 
-    best_fraction: float = setting(1.0, "only the best episodes by return that hold at most this share of all time steps; at least one", above=0, high=1)
-    dropout: float = setting(0.0, "share of activations that are dropped in training", low=0, high=0.9)
-    decay_steps: int = setting(25_000, "learner steps over which the learning rate falls to a tenth, along a straight line; 0 keeps it", low=0)
+    best_fraction: float = setting(
+        1.0,
+        "only the best episodes by return that hold at most this share of all time steps; at least one",
+        above=0,
+        high=1,
+    )
+    dropout: float = setting(
+        0.0, "share of activations that are dropped in training", low=0, high=0.9
+    )
+    decay_steps: int = setting(
+        25_000,
+        "learner steps over which the learning rate falls to a tenth, along a straight line; 0 keeps it",
+        low=0,
+    )
 
     def view(self, step: int = 0) -> View:
         """Every time step alike, of the best episodes."""

@@ -29,7 +29,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State, device_of, leaves_of, own_flags
+from bigdm_ray.algorithms.base import (
+    Algorithm,
+    Columns,
+    Loss,
+    Mode,
+    Policy,
+    State,
+    device_of,
+    leaves_of,
+    own_flags,
+)
 from bigdm_ray.algorithms.bc import acted_on, only_task
 from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.errors import UserError
@@ -49,10 +59,19 @@ TOKENS = 3
 class Embedding(nn.Module):
     """Leaves of any kind as one vector `[..., width]`: vectors standardised where that is asked for, images convolved."""
 
-    def __init__(self, leaves: dict[str, Leaf], width: int, standardised: bool, stack: int = 1, tanh: bool = False) -> None:
+    def __init__(
+        self,
+        leaves: dict[str, Leaf],
+        width: int,
+        standardised: bool,
+        stack: int = 1,
+        tanh: bool = False,
+    ) -> None:
         super().__init__()
         self.vector = Vector(leaves)
-        self.standardise = Standardise(self.vector.width) if standardised and self.vector.width else None
+        self.standardise = (
+            Standardise(self.vector.width) if standardised and self.vector.width else None
+        )
         self.images = Pixels(leaves, stack)
         self.linear = nn.Linear(self.vector.width + self.images.width, width)
         self.tanh = tanh
@@ -79,21 +98,34 @@ class DecisionTransformer(nn.Module):
         self.scale = 0.0 if settings.critic else settings.return_scale
         self.critic = nn.Linear(width, 1) if settings.critic else None
         self.embed_return = nn.Linear(1, width)
-        self.embed_state = Embedding(signature.observations, width, True, settings.frame_stack, atari)
+        self.embed_state = Embedding(
+            signature.observations, width, True, settings.frame_stack, atari
+        )
         self.embed_action = Embedding(signature.actions, width, False, tanh=atari)
         self.bounded = atari
-        self.embed_timestep = nn.Embedding(settings.timesteps, width) if settings.positions != "none" else None
+        self.embed_timestep = (
+            nn.Embedding(settings.timesteps, width) if settings.positions != "none" else None
+        )
         self.place = nn.Parameter(torch.zeros(TOKENS * settings.context, width)) if atari else None
         if atari and self.embed_timestep is not None:  # as the official Atari code begins
             nn.init.zeros_(self.embed_timestep.weight)
             nn.init.normal_(self.embed_action.linear.weight, std=0.02)
         self.norm = nn.Identity() if atari else nn.LayerNorm(width)
         activation: Activation = "gelu" if atari else "relu"
-        self.transformer = Transformer(width, settings.layers, settings.heads, TOKENS * settings.context, activation=activation, dropout=settings.dropout)
+        self.transformer = Transformer(
+            width,
+            settings.layers,
+            settings.heads,
+            TOKENS * settings.context,
+            activation=activation,
+            dropout=settings.dropout,
+        )
         self.head: ActionHead | SquashedHead
         if settings.stochastic:
             self.head = SquashedHead(settings.name, width, signature.actions)
-            self.log_temperature = nn.Parameter(torch.tensor(math.log(settings.initial_temperature)))
+            self.log_temperature = nn.Parameter(
+                torch.tensor(math.log(settings.initial_temperature))
+            )
         else:
             self.head = ActionHead(width, signature.actions, std=0.0, squash=True)
 
@@ -106,7 +138,9 @@ class DecisionTransformer(nn.Module):
         """The embedding `[..., 1, width]` of the steps `[...]`, where every step has one of its own."""
         if self.embed_timestep is None or self.place is not None:
             return None
-        out: Tensor = self.embed_timestep(timesteps.clamp(max=self.embed_timestep.num_embeddings - 1)).unsqueeze(-2)
+        out: Tensor = self.embed_timestep(
+            timesteps.clamp(max=self.embed_timestep.num_embeddings - 1)
+        ).unsqueeze(-2)
         return out
 
     def stamped(self, tokens: Tensor, moment: Tensor | None) -> Tensor:
@@ -122,18 +156,40 @@ class DecisionTransformer(nn.Module):
         out: Tensor = tokens + self.place[: tokens.shape[1]] + steps[:, None]
         return out
 
-    def window(self, observations: dict[str, Tensor], actions: dict[str, Tensor], returns: Tensor, timesteps: Tensor) -> Tensor:
+    def window(
+        self,
+        observations: dict[str, Tensor],
+        actions: dict[str, Tensor],
+        returns: Tensor,
+        timesteps: Tensor,
+    ) -> Tensor:
         """Windows `[B, K, ...]` as tokens `[B, 3 K, width]`."""
-        tokens = torch.stack([self.returns(returns), self.embed_state(observations), self.embed_action(actions)], 2)
-        return self.placed(self.stamped(tokens, self.moment(timesteps)).flatten(1, 2), timesteps[:, 0])
+        tokens = torch.stack(
+            [self.returns(returns), self.embed_state(observations), self.embed_action(actions)], 2
+        )
+        return self.placed(
+            self.stamped(tokens, self.moment(timesteps)).flatten(1, 2), timesteps[:, 0]
+        )
 
-    def embed(self, observations: dict[str, Tensor], actions: dict[str, Tensor], returns: Tensor, timesteps: Tensor) -> Tensor:
+    def embed(
+        self,
+        observations: dict[str, Tensor],
+        actions: dict[str, Tensor],
+        returns: Tensor,
+        timesteps: Tensor,
+    ) -> Tensor:
         """Windows `[B, K, ...]` to what the transformer makes of the state's token of each step `[B, K, width]`."""
         whole = self.window(observations, actions, returns, timesteps)
         out: Tensor = self.transformer(whole[:, :-1], at=slice(1, None, TOKENS))
         return out
 
-    def forward(self, observations: dict[str, Tensor], actions: dict[str, Tensor], returns: Tensor, timesteps: Tensor) -> Tensor:
+    def forward(
+        self,
+        observations: dict[str, Tensor],
+        actions: dict[str, Tensor],
+        returns: Tensor,
+        timesteps: Tensor,
+    ) -> Tensor:
         """Windows `[B, K, ...]` to the parameters of the action head at each step `[B, K, P]`."""
         out: Tensor = self.head(self.embed(observations, actions, returns, timesteps))
         return out
@@ -144,7 +200,13 @@ class DecisionTransformer(nn.Module):
         out: Tensor = self.critic(embeddings).squeeze(-1)
         return out
 
-    def attention(self, observations: dict[str, Tensor], actions: dict[str, Tensor], returns: Tensor, timesteps: Tensor) -> Tensor:
+    def attention(
+        self,
+        observations: dict[str, Tensor],
+        actions: dict[str, Tensor],
+        returns: Tensor,
+        timesteps: Tensor,
+    ) -> Tensor:
         """How much the state's token of each step looks at each step, all its tokens together: `[layers, B, heads, K, K]`."""
         found = self.transformer.attention(self.window(observations, actions, returns, timesteps))
         out: Tensor = found[..., 1::TOKENS, :].unflatten(-1, (-1, TOKENS)).sum(-1)
@@ -154,7 +216,9 @@ class DecisionTransformer(nn.Module):
 class DtPolicy(Policy):
     """Acts on the last K steps, whose tokens it remembers; all of them are read anew at each step."""
 
-    def __init__(self, model: DecisionTransformer, stack: int, context: int, greedy: bool, held: bool) -> None:
+    def __init__(
+        self, model: DecisionTransformer, stack: int, context: int, greedy: bool, held: bool
+    ) -> None:
         """`held`: the desired return stays what it was, for rewards that come at the end only (section 5.6)."""
         self.model = model
         self.device = device_of(model)
@@ -163,12 +227,17 @@ class DtPolicy(Policy):
         self.held = held
         self.uniforms = model.head.uniforms
         self.width = model.embed_return.out_features
-        self._frames = {path: leaf for path, leaf in model.embed_state.images.leaves.items() if stack > 1}
+        self._frames = {
+            path: leaf for path, leaf in model.embed_state.images.leaves.items() if stack > 1
+        }
         self._stack = stack
 
     def start(self, n: int) -> State:
         """See Policy. Memory is the tokens of the window (the newest step last), how many steps it holds, and the time."""
-        frames = {f"frames/{path}": np.zeros((n, self._stack, *leaf.shape), np.uint8) for path, leaf in self._frames.items()}
+        frames = {
+            f"frames/{path}": np.zeros((n, self._stack, *leaf.shape), np.uint8)
+            for path, leaf in self._frames.items()
+        }
         return frames | {
             "tokens": np.zeros((n, TOKENS * self.context, self.width), np.float32),
             "count": np.zeros(n, np.int64),
@@ -191,10 +260,20 @@ class DtPolicy(Policy):
             "count": np.where(first, 1, np.minimum(state["count"] + 1, self.context)),
         }
         moment = self.model.moment(self._tensor(state["time"]))
-        tokens = torch.stack([self.model.returns(self._tensor(commands["desired_return"])), self._see(state, observations, first)], 1)
+        tokens = torch.stack(
+            [
+                self.model.returns(self._tensor(commands["desired_return"])),
+                self._see(state, observations, first),
+            ],
+            1,
+        )
         embedding = self.read(state, self.model.stamped(tokens, moment))
-        actions = self.model.head.act(self.model.head(embedding), None if self.greedy else self._tensor(uniforms))
-        self.remember(state, self.model.stamped(self.model.embed_action(actions)[:, None], moment)[:, 0])
+        actions = self.model.head.act(
+            self.model.head(embedding), None if self.greedy else self._tensor(uniforms)
+        )
+        self.remember(
+            state, self.model.stamped(self.model.embed_action(actions)[:, None], moment)[:, 0]
+        )
         return {path: value.cpu().numpy() for path, value in actions.items()}, state
 
     def after(self, commands: Columns, rewards: np.ndarray, max_return: float | None) -> Columns:
@@ -215,7 +294,14 @@ class DtPolicy(Policy):
     def read(self, state: State, tokens: Tensor) -> Tensor:
         """Take in return and state of this step `[n, 2, width]`; what the transformer makes of the state's token `[n, width]`."""
         count = state["count"]
-        window = torch.cat([self._tensor(state["tokens"])[:, TOKENS:], tokens, tokens.new_zeros(len(tokens), 1, self.width)], 1)
+        window = torch.cat(
+            [
+                self._tensor(state["tokens"])[:, TOKENS:],
+                tokens,
+                tokens.new_zeros(len(tokens), 1, self.width),
+            ],
+            1,
+        )
         state["tokens"] = window.cpu().numpy()
         most = int(count.max())
         held = window[:, window.shape[1] - TOKENS * most : -1]
@@ -223,7 +309,10 @@ class DtPolicy(Policy):
             return self._read_placed(state, held, most)
         mask = None
         if count.min() < most:
-            mask = torch.arange(TOKENS * most - 1, device=self.device) >= self._tensor(TOKENS * (most - count))[:, None]
+            mask = (
+                torch.arange(TOKENS * most - 1, device=self.device)
+                >= self._tensor(TOKENS * (most - count))[:, None]
+            )
         out: Tensor = self.model.transformer(held, slice(-1, None), mask)[:, 0]
         return out
 
@@ -254,7 +343,10 @@ class CachedPolicy(DtPolicy):
         state = super().start(n)
         del state["tokens"]
         state["action"] = np.zeros((n, self.width), np.float32)
-        return state | {"keys": cache.keys.transpose(0, 1).cpu().numpy(), "values": cache.values.transpose(0, 1).cpu().numpy()}
+        return state | {
+            "keys": cache.keys.transpose(0, 1).cpu().numpy(),
+            "values": cache.values.transpose(0, 1).cpu().numpy(),
+        }
 
     def read(self, state: State, tokens: Tensor) -> Tensor:
         """See DtPolicy."""
@@ -263,14 +355,23 @@ class CachedPolicy(DtPolicy):
         cache = Cache(*(self._tensor(state[name]).transpose(0, 1) for name in ("keys", "values")))
         new = torch.cat([self._tensor(state["action"])[:, None], tokens], 1)
         time = self._tensor(state["time"])[:, None]
-        index = TOKENS * time + torch.arange(-1, 2, device=self.device)  # which tokens of the episode these are
+        index = TOKENS * time + torch.arange(
+            -1, 2, device=self.device
+        )  # which tokens of the episode these are
         newest = index[:, -1:]
-        held = newest - (newest - torch.arange(slots, device=self.device)) % slots  # which token of the episode a slot holds
+        held = (
+            newest - (newest - torch.arange(slots, device=self.device)) % slots
+        )  # which token of the episode a slot holds
         oldest = TOKENS * (time + 1 - self._tensor(state["count"])[:, None])
         look = (held[:, None, :] <= index[..., None]) & (held >= oldest)[:, None, :]
-        look |= held[:, None, :] == index[..., None]  # the token before the first looks at itself alone
+        look |= (
+            held[:, None, :] == index[..., None]
+        )  # the token before the first looks at itself alone
         out: Tensor = self.model.transformer.scatter(new, cache, index % slots, look)[:, -1]
-        state |= {"keys": cache.keys.transpose(0, 1).cpu().numpy(), "values": cache.values.transpose(0, 1).cpu().numpy()}
+        state |= {
+            "keys": cache.keys.transpose(0, 1).cpu().numpy(),
+            "values": cache.values.transpose(0, 1).cpu().numpy(),
+        }
         return out
 
     def remember(self, state: State, token: Tensor) -> None:
@@ -292,42 +393,97 @@ class Dt(Algorithm):
     acting: ClassVar[tuple[str, ...]] = ("acting_context", "cached")
 
     context: int = setting(20, "steps in a window (K)", low=1, high=100_000)
-    acting_context: int = setting(0, "steps that the policy looks back on when it acts; 0: as many as in training", low=0)
+    acting_context: int = setting(
+        0, "steps that the policy looks back on when it acts; 0: as many as in training", low=0
+    )
     width: int = setting(128, "width of the transformer", low=1, high=65_536)
     layers: int = setting(3, "blocks of the transformer", low=1, high=1_000)
     heads: int = setting(1, "attention heads", low=1, high=65_536)
-    dropout: float = setting(0.1, "share of activations and attention weights that are dropped in training", low=0, high=0.9)
+    dropout: float = setting(
+        0.1,
+        "share of activations and attention weights that are dropped in training",
+        low=0,
+        high=0.9,
+    )
     positions: str = setting(
         "timesteps",
         "what tells tokens apart in time: the episode's step, as in Gym; place in the window and its first step, as in Atari; nothing, as in ODT",
         choices=("timesteps", "window", "none"),
     )
-    timesteps: int = setting(1000, "steps of an episode that have an embedding; later ones share the last", low=1, high=10_000_000)
-    frame_stack: int = setting(1, "frames of an image observation that make one state", low=1, high=64)
-    whole_episodes: bool = setting(False, "windows begin at the first step of an episode, for contexts that hold whole episodes")
+    timesteps: int = setting(
+        1000,
+        "steps of an episode that have an embedding; later ones share the last",
+        low=1,
+        high=10_000_000,
+    )
+    frame_stack: int = setting(
+        1, "frames of an image observation that make one state", low=1, high=64
+    )
+    whole_episodes: bool = setting(
+        False,
+        "windows begin at the first step of an episode, for contexts that hold whole episodes",
+    )
     batch_size: int = setting(64, "windows drawn for one learner step", low=1, high=1_000_000)
     optimizer: str = setting("adamw", "AdamW, or LAMB as in ODT", choices=("adamw", "lamb"))
     learning_rate: float = setting(1e-4, "learning rate after the warm-up", above=0, high=1)
     weight_decay: float = setting(1e-4, "weight decay", low=0)
-    decay_matrices_only: bool = setting(False, "whether weight decay spares biases, norms and embeddings, as in Atari")
+    decay_matrices_only: bool = setting(
+        False, "whether weight decay spares biases, norms and embeddings, as in Atari"
+    )
     adam_beta2: float = setting(0.999, "decay of Adam's second moment", above=0, high=1)
     max_norm: float = setting(0.25, "norm that gradients are cut down to", above=0)
-    warm_up_steps: int = setting(10_000, "learner steps over which the learning rate rises to its value", low=0)
-    cosine_steps: int = setting(0, "learner step at which a cosine has brought the learning rate down to a tenth; 0 keeps it", low=0)
-    return_scale: float = setting(0.001, "fixed factor on returns-to-go; 0 hides them, which is cloning, as in the paper's Atari columns", low=0)
-    target_return: float | None = setting(None, "return that evaluations ask for; default: the best of the data", low=-1e9, high=1e9)
-    critic: bool = setting(False, "predict at each state the return that is to come, in place of being told it (section 5.5); the policy is then a clone")
-    delayed_reward: bool = setting(False, "pay all reward at the episode's end: the return-to-go is the whole return, and is held")
-    best_fraction: float = setting(1.0, "only the best episodes by return that hold at most this share of all time steps; at least one", above=0, high=1)
-    stochastic: bool = setting(False, "squashed Gaussian policy with a bound on its entropy, as in ODT; for continuous actions")
+    warm_up_steps: int = setting(
+        10_000, "learner steps over which the learning rate rises to its value", low=0
+    )
+    cosine_steps: int = setting(
+        0,
+        "learner step at which a cosine has brought the learning rate down to a tenth; 0 keeps it",
+        low=0,
+    )
+    return_scale: float = setting(
+        0.001,
+        "fixed factor on returns-to-go; 0 hides them, which is cloning, as in the paper's Atari columns",
+        low=0,
+    )
+    target_return: float | None = setting(
+        None, "return that evaluations ask for; default: the best of the data", low=-1e9, high=1e9
+    )
+    critic: bool = setting(
+        False,
+        "predict at each state the return that is to come, in place of being told it (section 5.5); the policy is then a clone",
+    )
+    delayed_reward: bool = setting(
+        False,
+        "pay all reward at the episode's end: the return-to-go is the whole return, and is held",
+    )
+    best_fraction: float = setting(
+        1.0,
+        "only the best episodes by return that hold at most this share of all time steps; at least one",
+        above=0,
+        high=1,
+    )
+    stochastic: bool = setting(
+        False,
+        "squashed Gaussian policy with a bound on its entropy, as in ODT; for continuous actions",
+    )
     initial_temperature: float = setting(0.1, "weight of the entropy at the beginning", above=0)
     temperature_rate: float = setting(1e-4, "learning rate of that weight", above=0)
-    cached: bool = setting(False, "keep keys and values when acting: faster, and exact only until the window slides")
-    explore_factor: float = setting(2.0, "online: the target return times this is asked for when exploring", above=0, high=1e6)
+    cached: bool = setting(
+        False, "keep keys and values when acting: faster, and exact only until the window slides"
+    )
+    explore_factor: float = setting(
+        2.0, "online: the target return times this is asked for when exploring", above=0, high=1e6
+    )
     replay_size: int = setting(1000, "online: episodes kept, the newest", low=1)
-    warm_up_episodes: int = setting(20, "online: episodes of random actions before learning, where the run begins from nothing", low=1)
+    warm_up_episodes: int = setting(
+        20,
+        "online: episodes of random actions before learning, where the run begins from nothing",
+        low=1,
+    )
     updates_per_episode: int = setting(300, "online: learner steps owed for an episode", low=1)
-    episodes_per_iteration: int = setting(1, "online: episodes played between two bouts of learning", low=1)
+    episodes_per_iteration: int = setting(
+        1, "online: episodes played between two bouts of learning", low=1
+    )
 
     @property
     def batch(self) -> int:
@@ -346,16 +502,28 @@ class Dt(Algorithm):
     def view(self, step: int = 0) -> View:
         """Windows that begin at any step of any episode, each alike, or with whole episodes; what hangs over the end is padding."""
         weight: Literal["length", "whole"] = "whole" if self.whole_episodes else "length"
-        return View(self.context, weight, columns=(self._column,), best=self.best_fraction, stack=self.frame_stack)
+        return View(
+            self.context,
+            weight,
+            columns=(self._column,),
+            best=self.best_fraction,
+            stack=self.frame_stack,
+        )
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for more than one task, and for `stochastic` where actions are not continuous and bounded."""
         if self.acting_context > self.context:
-            raise UserError(f"--algorithm.acting-context is {self.acting_context}, but at most --algorithm.context, which is {self.context}, is expected")
+            raise UserError(
+                f"--algorithm.acting-context is {self.acting_context}, but at most --algorithm.context, which is {self.context}, is expected"
+            )
         if self.width % self.heads:
-            raise UserError(f"--algorithm.width is {self.width}, but a multiple of --algorithm.heads {self.heads} is expected")
+            raise UserError(
+                f"--algorithm.width is {self.width}, but a multiple of --algorithm.heads {self.heads} is expected"
+            )
         if self.critic and not self.return_scale:
-            raise UserError("--algorithm.critic is true, but --algorithm.return-scale is 0: what it predicts are returns times that; more is expected")
+            raise UserError(
+                "--algorithm.critic is true, but --algorithm.return-scale is 0: what it predicts are returns times that; more is expected"
+            )
         return DecisionTransformer(only_task(self.name, signatures), self)
 
     def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:
@@ -365,7 +533,14 @@ class Dt(Algorithm):
         if state.standardise is not None:
             device = state.standardise.mean.device
             with torch.no_grad():
-                parts = ({p: torch.from_numpy(np.array(v)).to(device) for p, v in seen.items() if p in state.vector.leaves} for seen in acted_on(stores))
+                parts = (
+                    {
+                        p: torch.from_numpy(np.array(v)).to(device)
+                        for p, v in seen.items()
+                        if p in state.vector.leaves
+                    }
+                    for seen in acted_on(stores)
+                )
                 state.standardise.fit(state.vector(part) for part in parts)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
@@ -380,34 +555,67 @@ class Dt(Algorithm):
         acting = self._acting_loss(model, parameters, actions, mask, weight)
         if model.critic is None:
             return acting
-        missed = ((model.criticise(embeddings) - self.return_scale * batch[self._column]) ** 2 * mask).sum()
-        return Loss(acting.sum + missed, weight, {**acting.metrics, "train/critic_loss": missed.detach()})
+        missed = (
+            (model.criticise(embeddings) - self.return_scale * batch[self._column]) ** 2 * mask
+        ).sum()
+        return Loss(
+            acting.sum + missed, weight, {**acting.metrics, "train/critic_loss": missed.detach()}
+        )
 
-    def _acting_loss(self, model: DecisionTransformer, parameters: Tensor, actions: dict[str, Tensor], mask: Tensor, weight: Tensor) -> Loss:
+    def _acting_loss(
+        self,
+        model: DecisionTransformer,
+        parameters: Tensor,
+        actions: dict[str, Tensor],
+        mask: Tensor,
+        weight: Tensor,
+    ) -> Loss:
         if isinstance(model.head, SquashedHead):
             negative = -(model.head.log_prob(parameters, actions) * mask).sum()
             entropy = (model.head.entropy(parameters) * mask).sum()
             temperature = model.log_temperature.exp()
             bound = -float(model.head.acted)
-            total = negative - temperature.detach() * entropy + temperature * (entropy.detach() - bound * weight)
-            return Loss(total, weight, {"train/loss": negative.detach(), "train/entropy": entropy.detach(), "train/temperature": temperature.detach() * weight})
-        negative = -(model.head.log_prob(parameters, actions) * mask).sum() * model.head.mean_square_factor
+            total = (
+                negative
+                - temperature.detach() * entropy
+                + temperature * (entropy.detach() - bound * weight)
+            )
+            return Loss(
+                total,
+                weight,
+                {
+                    "train/loss": negative.detach(),
+                    "train/entropy": entropy.detach(),
+                    "train/temperature": temperature.detach() * weight,
+                },
+            )
+        negative = (
+            -(model.head.log_prob(parameters, actions) * mask).sum() * model.head.mean_square_factor
+        )
         return Loss(negative, weight, {"train/loss": negative.detach()})
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """AdamW or LAMB; the temperature of `stochastic` has an Adam of its own."""
         assert isinstance(model, DecisionTransformer)
         own = [p for name, p in model.named_parameters() if name != "log_temperature"]
-        tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)} | {id(model.place), id(model.embed_action.linear.weight)}
+        tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)} | {
+            id(model.place),
+            id(model.embed_action.linear.weight),
+        }
         spared = [p for p in own if self.decay_matrices_only and (p.ndim < 2 or id(p) in tables)]
         known = {id(p) for p in spared}
-        groups: list[dict[str, Any]] = [{"params": [p for p in own if id(p) not in known]}, *([{"params": spared, "weight_decay": 0.0}] if spared else [])]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in own if id(p) not in known]},
+            *([{"params": spared, "weight_decay": 0.0}] if spared else []),
+        ]
         betas = (0.9, self.adam_beta2)
         main: torch.optim.Optimizer
         if self.optimizer == "lamb":
             main = Lamb(groups, self.learning_rate, betas, self.weight_decay)
         else:
-            main = torch.optim.AdamW(groups, self.learning_rate, betas, weight_decay=self.weight_decay, fused=True)
+            main = torch.optim.AdamW(
+                groups, self.learning_rate, betas, weight_decay=self.weight_decay, fused=True
+            )
         found: dict[str, torch.optim.Optimizer] = {self.optimizer: main}
         if self.stochastic:
             found["temperature"] = torch.optim.Adam([model.log_temperature], self.temperature_rate)
@@ -421,7 +629,9 @@ class Dt(Algorithm):
             return (step + 1) / self.warm_up_steps
         if not self.cosine_steps:
             return 1.0
-        share = min(1.0, (step - self.warm_up_steps) / max(1, self.cosine_steps - self.warm_up_steps))
+        share = min(
+            1.0, (step - self.warm_up_steps) / max(1, self.cosine_steps - self.warm_up_steps)
+        )
         return max(0.1, 0.5 * (1 + math.cos(math.pi * share)))
 
     def policy(self, model: nn.Module, mode: Mode) -> Policy:
@@ -430,9 +640,17 @@ class Dt(Algorithm):
         if mode == "plan":
             raise UserError("dt has no planner; its modes are sample and mean")
         if self.cached and self.positions == "window":
-            raise UserError("--algorithm.cached is true, but with --algorithm.positions window every token changes its place at each step; leave it out")
+            raise UserError(
+                "--algorithm.cached is true, but with --algorithm.positions window every token changes its place at each step; leave it out"
+            )
         kind = CachedPolicy if self.cached else DtPolicy
-        return kind(model, self.frame_stack, self.acting_context or self.context, mode == "mean", self.delayed_reward)
+        return kind(
+            model,
+            self.frame_stack,
+            self.acting_context or self.context,
+            mode == "mean",
+            self.delayed_reward,
+        )
 
     # --- online
 
@@ -471,7 +689,11 @@ class Dt(Algorithm):
     def ask(self, table: Table, rng: np.random.Generator, n: int) -> Columns:
         """More than the target (ODT, section 4.3): `explore_factor` times a positive one, and as far above a negative one."""
         target = self._target(table)
-        return {"desired_return": np.full(n, target + (self.explore_factor - 1) * abs(target), np.float32)}
+        return {
+            "desired_return": np.full(
+                n, target + (self.explore_factor - 1) * abs(target), np.float32
+            )
+        }
 
     def evaluation_command(self, table: Table) -> dict[str, float]:
         """The target return."""
@@ -481,7 +703,15 @@ class Dt(Algorithm):
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
         """Target returns of the paper, and its context for Reacher; `online` is ODT's network and settings for pretraining and fine-tuning."""
         targets = {"hopper": 3600.0, "halfcheetah": 6000.0, "walker2d": 5000.0, "ant": 5000.0}
-        odt: dict[str, Any] = {"stochastic": True, "positions": "none", "width": 512, "layers": 4, "heads": 4, "acting_context": 5, "optimizer": "lamb"}
+        odt: dict[str, Any] = {
+            "stochastic": True,
+            "positions": "none",
+            "width": 512,
+            "layers": 4,
+            "heads": 4,
+            "acting_context": 5,
+            "optimizer": "lamb",
+        }
         odt |= {"batch_size": 256, "weight_decay": 5e-4, "learning_rate": 1e-4}
         rates = {"walker2d": (1e-3, 1e-3), "ant": (1e-4, 1e-4)}
         found = {}
@@ -490,7 +720,14 @@ class Dt(Algorithm):
             named = {"target_return": target}
             online = odt | named | {"learning_rate": rate, "weight_decay": decay}
             found[task] = {"default": own_flags(named), "online": own_flags(online) | MEAN}
-        atari: dict[str, Any] = {"context": 30, "layers": 6, "heads": 8, "positions": "window", "frame_stack": 4, "batch_size": 128}
+        atari: dict[str, Any] = {
+            "context": 30,
+            "layers": 6,
+            "heads": 8,
+            "positions": "window",
+            "frame_stack": 4,
+            "batch_size": 128,
+        }
         atari |= {
             "learning_rate": 6e-4,
             "adam_beta2": 0.95,
@@ -501,14 +738,36 @@ class Dt(Algorithm):
             "cosine_steps": 23_437,
         }
         atari |= {"timesteps": 27_000}
-        games = {"breakout": 90.0, "qbert": 2500.0, "pong": 20.0, "seaquest": 1450.0}  # their points, which are the unit of returns
+        games = {
+            "breakout": 90.0,
+            "qbert": 2500.0,
+            "pong": 20.0,
+            "seaquest": 1450.0,
+        }  # their points, which are the unit of returns
         for game, target in games.items():
-            more = {"context": 50, "batch_size": 512, "warm_up_steps": 1, "cosine_steps": 5_859} if game == "pong" else {}
-            found[game] = found[f"{game}-sticky"] = {"default": own_flags(atari | more | {"target_return": target, "return_scale": 1 / target})}
-        door = {"context": 120, "timesteps": 120, "return_scale": 1.0, "target_return": 1.0, "whole_episodes": True}
+            more = (
+                {"context": 50, "batch_size": 512, "warm_up_steps": 1, "cosine_steps": 5_859}
+                if game == "pong"
+                else {}
+            )
+            found[game] = found[f"{game}-sticky"] = {
+                "default": own_flags(
+                    atari | more | {"target_return": target, "return_scale": 1 / target}
+                )
+            }
+        door = {
+            "context": 120,
+            "timesteps": 120,
+            "return_scale": 1.0,
+            "target_return": 1.0,
+            "whole_episodes": True,
+        }
         found["key-to-door"] = {"default": own_flags(door)}
         arm = {"context": 5, "return_scale": 0.1}  # gymnasium's, whose returns are negative tens
-        found["reacher"] = {"default": own_flags(arm), "online": own_flags(odt | arm | {"acting_context": 5}) | MEAN}
+        found["reacher"] = {
+            "default": own_flags(arm),
+            "online": own_flags(odt | arm | {"acting_context": 5}) | MEAN,
+        }
         found["*"] = {"online": own_flags(odt) | MEAN}
         return found
 

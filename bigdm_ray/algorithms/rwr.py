@@ -39,7 +39,9 @@ class Rwr(Imitation):
     discount: float = setting(0.99, "gamma", low=0, high=0.9999)
     temperature: float = setting(1.0, "beta, what normalised returns are divided by", above=0)
     weight_clip: float = setting(20.0, "largest weight of an action", above=0)
-    action_std: float = setting(0.4, "fixed deviation of continuous actions, in units of half their range", above=0)
+    action_std: float = setting(
+        0.4, "fixed deviation of continuous actions, in units of half their range", above=0
+    )
     n_updates_per_iter: int = setting(1000, "learner steps owed for each iteration", low=1)
     episodes_per_iteration: int = setting(20, "episodes played in each iteration", low=1)
 
@@ -49,7 +51,9 @@ class Rwr(Imitation):
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for more than one task."""
-        return Actor(only_task(self.name, signatures), self.hidden, self.channels, std=self.action_std)
+        return Actor(
+            only_task(self.name, signatures), self.hidden, self.channels, std=self.action_std
+        )
 
     def fits(self, step: int) -> bool:
         """At the beginning of each iteration; on a dataset the weights come out the same each time."""
@@ -60,19 +64,28 @@ class Rwr(Imitation):
         assert isinstance(model, Actor)
         model.encoder.fit(acted_on(stores))
 
-    def annotate(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> dict[str, Columns]:
+    def annotate(
+        self, model: nn.Module, stores: Mapping[str, Store], step: int
+    ) -> dict[str, Columns]:
         """The weight of each action."""
         return {task: {"weight": self._weights(store)} for task, store in stores.items()}
 
     def _weights(self, store: Store) -> np.ndarray:
-        returns = np.concatenate([discounted(group.rewards, group.lengths, self.discount) for group in episode_groups(store)])
+        returns = np.concatenate(
+            [
+                discounted(group.rewards, group.lengths, self.discount)
+                for group in episode_groups(store)
+            ]
+        )
         return normalised_weights(returns, self.temperature, self.weight_clip)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
         """Weighted negative log-likelihood of the stored actions."""
         assert isinstance(model, Actor)
         seen, actions, mask = steps_of(batch)
-        negative = -(model.head.log_prob(model(seen), actions) * batch["weight"].flatten(0, 1) * mask).sum()
+        negative = -(
+            model.head.log_prob(model(seen), actions) * batch["weight"].flatten(0, 1) * mask
+        ).sum()
         return Loss(negative, mask.sum(), {"train/loss": negative.detach()})
 
     def retention(self) -> Retention:

@@ -42,7 +42,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State, leaves_of, own_flags
+from bigdm_ray.algorithms.base import (
+    Algorithm,
+    Columns,
+    Loss,
+    Mode,
+    Policy,
+    State,
+    leaves_of,
+    own_flags,
+)
 from bigdm_ray.algorithms.bc import only_task
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
@@ -70,12 +79,25 @@ class TrajectoryModel(nn.Module):
 
     def __init__(self, signature: Signature, settings: Tt) -> None:
         super().__init__()
-        state = {path: leaf for path, leaf in signature.observations.items() if not (settings.goal != "none" and path == GOAL)}
-        if settings.observed > (elements := Elements(state, settings.cells, settings.letters).width):
-            raise UserError(f"--algorithm.observed is {settings.observed}, but an observation has {elements} elements; give at most as many, or 0 for all")
+        state = {
+            path: leaf
+            for path, leaf in signature.observations.items()
+            if not (settings.goal != "none" and path == GOAL)
+        }
+        if settings.observed > (
+            elements := Elements(state, settings.cells, settings.letters).width
+        ):
+            raise UserError(
+                f"--algorithm.observed is {settings.observed}, but an observation has {elements} elements; give at most as many, or 0 for all"
+            )
         self.seen = Elements(state, settings.cells, settings.letters, settings.observed)
         self.asked = (
-            Elements({GOAL: signature.observations[GOAL]}, settings.cells, settings.letters, settings.observed)
+            Elements(
+                {GOAL: signature.observations[GOAL]},
+                settings.cells,
+                settings.letters,
+                settings.observed,
+            )
             if len(state) < len(signature.observations)
             else None
         )
@@ -84,11 +106,32 @@ class TrajectoryModel(nn.Module):
         self.bins = Bins(choices, settings.bins)
         size = (settings.bins, settings.window, settings.width, settings.layers, settings.heads)
         goal = self.seen.width if self.asked is not None else 0
-        self.net = TrajectoryTransformer(choices, *size, settings.dropout, settings.stop, goal, "rotary" if settings.positions == "rotary" else "learned")
+        self.net = TrajectoryTransformer(
+            choices,
+            *size,
+            settings.dropout,
+            settings.stop,
+            goal,
+            "rotary" if settings.positions == "rotary" else "learned",
+        )
 
-    def rows(self, observations: dict[str, Tensor], actions: dict[str, Tensor], rewards: Tensor, values: Tensor) -> Tensor:
+    def rows(
+        self,
+        observations: dict[str, Tensor],
+        actions: dict[str, Tensor],
+        rewards: Tensor,
+        values: Tensor,
+    ) -> Tensor:
         """Transitions as numbers `[..., dims]`: state, action, reward, value."""
-        return torch.cat([self.seen.rows(observations), self.acted.rows(actions), rewards.unsqueeze(-1), values.unsqueeze(-1)], -1)
+        return torch.cat(
+            [
+                self.seen.rows(observations),
+                self.acted.rows(actions),
+                rewards.unsqueeze(-1),
+                values.unsqueeze(-1),
+            ],
+            -1,
+        )
 
     def states(self, observations: dict[str, Tensor]) -> Tensor:
         """Observations as tokens of the state `[..., seen]`."""
@@ -96,7 +139,11 @@ class TrajectoryModel(nn.Module):
 
     def goals(self, observations: dict[str, Tensor]) -> Tensor | None:
         """What observations ask for, as tokens of a state `[..., seen]`; None for a model that is told no goal."""
-        return None if self.asked is None else self.bins.encode(self.asked.rows(observations), slice(0, self.seen.width))
+        return (
+            None
+            if self.asked is None
+            else self.bins.encode(self.asked.rows(observations), slice(0, self.seen.width))
+        )
 
 
 def values_to_go(store: Store, discount: float, penalty: float | None) -> np.ndarray:
@@ -149,13 +196,18 @@ class TtPolicy(Policy):
 
     def __init__(self, model: TrajectoryModel, settings: Tt, mode: Mode) -> None:
         self._model, self._mode, self._objective = model, mode, settings.objective
-        self._planner = Planner(model.net, model.bins, model.seen.width, model.acted.width, settings.search)
+        self._planner = Planner(
+            model.net, model.bins, model.seen.width, model.acted.width, settings.search
+        )
         self._kept = settings.context - 1
         self.uniforms = 2 if mode == "plan" else model.acted.width
 
     def start(self, n: int) -> State:
         """See Policy."""
-        return {"past": np.zeros((n, self._kept, self._model.net.dims), np.int16), "held": np.zeros(n, np.int64)}
+        return {
+            "past": np.zeros((n, self._kept, self._model.net.dims), np.int16),
+            "held": np.zeros(n, np.int64),
+        }
 
     @torch.inference_mode()
     def act(
@@ -172,39 +224,87 @@ class TtPolicy(Policy):
         device, seen, dims = bins.edges.device, model.seen.width, model.net.dims
         held = np.where(first, 0, state["held"])
         past = torch.from_numpy(state["past"].astype(np.int64)).to(device)
-        past[:, -1, dims - 2] = bins.encode(torch.from_numpy(rewards)[:, None].to(device), slice(dims - 2, dims - 1))[:, 0]
+        past[:, -1, dims - 2] = bins.encode(
+            torch.from_numpy(rewards)[:, None].to(device), slice(dims - 2, dims - 1)
+        )[:, 0]
         now = {path: torch.from_numpy(v).to(device) for path, v in observations.items()}
         tokens, goal = model.states(now), model.goals(now)
         chosen = tokens.new_empty(len(tokens), model.acted.width)
         for age in np.unique(held).tolist():
             rows = np.flatnonzero(held == age)
-            chosen[rows] = self._choose(past[rows, self._kept - age :], tokens[rows], uniforms[rows], None if goal is None else goal[rows])
+            chosen[rows] = self._choose(
+                past[rows, self._kept - age :],
+                tokens[rows],
+                uniforms[rows],
+                None if goal is None else goal[rows],
+            )
         numbers = bins.decode(chosen, slice(seen, dims - 2))
-        transition = torch.cat([tokens, chosen, torch.zeros_like(tokens[:, :1]), torch.full_like(tokens[:, :1], bins.count - 1)], 1)
+        transition = torch.cat(
+            [
+                tokens,
+                chosen,
+                torch.zeros_like(tokens[:, :1]),
+                torch.full_like(tokens[:, :1], bins.count - 1),
+            ],
+            1,
+        )
         past = torch.cat([past[:, 1:], transition[:, None]], 1)
-        memory = {"past": past.cpu().numpy().astype(np.int16), "held": np.minimum(held + 1, self._kept)}
-        return {path: values.cpu().numpy() for path, values in model.acted.values(numbers).items()}, memory
+        memory = {
+            "past": past.cpu().numpy().astype(np.int16),
+            "held": np.minimum(held + 1, self._kept),
+        }
+        return {
+            path: values.cpu().numpy() for path, values in model.acted.values(numbers).items()
+        }, memory
 
-    def _choose(self, past: Tensor, tokens: Tensor, uniforms: np.ndarray, goal: Tensor | None) -> Tensor:
+    def _choose(
+        self, past: Tensor, tokens: Tensor, uniforms: np.ndarray, goal: Tensor | None
+    ) -> Tensor:
         planner, seen = self._planner, self._model.seen.width
         if self._mode != "plan":
-            return planner.act(past, tokens, None if self._mode == "mean" else torch.from_numpy(uniforms).to(tokens.device), goal)
-        fan = planner.fan(past, tokens, None if self._objective == "likelihood" else planner.numbers(uniforms), goal)
+            return planner.act(
+                past,
+                tokens,
+                None if self._mode == "mean" else torch.from_numpy(uniforms).to(tokens.device),
+                goal,
+            )
+        fan = planner.fan(
+            past,
+            tokens,
+            None if self._objective == "likelihood" else planner.numbers(uniforms),
+            goal,
+        )
         if self.watch is not None:
             for beams in beams_of(self._model, fan, goal if self._objective == "goal" else None):
                 self.watch(beams)
         return fan.best.tokens[:, 0, seen:-2]
 
 
-def plan_at(model: TrajectoryModel, settings: Tt, episode: Episode, step: int, uniforms: np.ndarray) -> Beams:
+def plan_at(
+    model: TrajectoryModel, settings: Tt, episode: Episode, step: int, uniforms: np.ndarray
+) -> Beams:
     """The beams of a plan at a step of an episode, after what truly came before it; its chance is `uniforms [2]`, see `Planner.numbers`."""
     bins, seen = model.bins, model.seen.width
     first = max(0, step - settings.context + 1)
-    observed = {path: torch.from_numpy(np.array(values[first : step + 1])) for path, values in episode.observations.items()}
-    acted = {path: torch.from_numpy(np.array(values[first:step])) for path, values in episode.actions.items()}
+    observed = {
+        path: torch.from_numpy(np.array(values[first : step + 1]))
+        for path, values in episode.observations.items()
+    }
+    acted = {
+        path: torch.from_numpy(np.array(values[first:step]))
+        for path, values in episode.actions.items()
+    }
     states = model.seen.rows(observed)
     rewards = torch.from_numpy(np.array(episode.rewards[first:step]))
-    whole = torch.cat([states[:-1], model.acted.rows(acted), rewards[:, None], torch.zeros_like(rewards[:, None])], 1)
+    whole = torch.cat(
+        [
+            states[:-1],
+            model.acted.rows(acted),
+            rewards[:, None],
+            torch.zeros_like(rewards[:, None]),
+        ],
+        1,
+    )
     now = {path: values[-1:] for path, values in observed.items()}
     planner = Planner(model.net, bins, seen, model.acted.width, settings.search)
     numbers = None if settings.objective == "likelihood" else planner.numbers(uniforms[None])
@@ -224,26 +324,54 @@ class Tt(Algorithm):
     )  # fmt: skip
 
     bins: int = setting(100, "bins of each dimension", low=2, high=10_000)
-    discretiser: str = setting("quantile", "bins that hold equally many values, or that are equally wide", choices=("quantile", "uniform"))
+    discretiser: str = setting(
+        "quantile",
+        "bins that hold equally many values, or that are equally wide",
+        choices=("quantile", "uniform"),
+    )
     window: int = setting(10, "transitions of a training window", low=2)
     width: int = setting(128, "width of the transformer", low=1)
     layers: int = setting(4, "blocks of the transformer", low=1)
     heads: int = setting(4, "attention heads of each block", low=1)
-    positions: str = setting("learned", "an embedding of each place, or rotary: distances alone, faster plans", choices=("learned", "rotary"))
-    dropout: float = setting(0.1, "share of embeddings, residuals and attention that is dropped in training", low=0, high=0.9)
+    positions: str = setting(
+        "learned",
+        "an embedding of each place, or rotary: distances alone, faster plans",
+        choices=("learned", "rotary"),
+    )
+    dropout: float = setting(
+        0.1,
+        "share of embeddings, residuals and attention that is dropped in training",
+        low=0,
+        high=0.9,
+    )
     batch_size: int = setting(256, "windows drawn for one learner step", low=1, high=1_000_000)
-    stop: bool = setting(True, "a stop token is learned behind terminations; without, a plan goes on for ever")
+    stop: bool = setting(
+        True, "a stop token is learned behind terminations; without, a plan goes on for ever"
+    )
     learning_rate: float = setting(6e-4, "AdamW's learning rate after the warm-up", above=0, high=1)
     weight_decay: float = setting(0.1, "decay of the weights of linear layers", low=0)
     max_norm: float | None = setting(1.0, "gradients are scaled down to this norm", above=0)
-    warm_up_steps: int | None = setting(None, "learner steps over which the learning rate rises to its height; default: an epoch of the dataset", low=0)
-    decay_steps: int | None = setting(None, "learner steps of the cosine that follows, down to a tenth; 0 keeps the height; default: 19 epochs", low=0)
+    warm_up_steps: int | None = setting(
+        None,
+        "learner steps over which the learning rate rises to its height; default: an epoch of the dataset",
+        low=0,
+    )
+    decay_steps: int | None = setting(
+        None,
+        "learner steps of the cosine that follows, down to a tenth; 0 keeps the height; default: 19 epochs",
+        low=0,
+    )
     discount: float = setting(0.99, "gamma of values and plans", low=0, high=1)
     action_weight: float = setting(5.0, "weight of action tokens in the loss", low=0)
     reward_weight: float = setting(1.0, "weight of reward tokens in the loss", low=0)
     value_weight: float = setting(1.0, "weight of value tokens in the loss", low=0)
-    termination_penalty: float | None = setting(None, "reward that stands for that of a step at which the episode terminated; none leaves it")
-    observed: int = setting(0, "only the first so many elements of an observation are seen; 0 for all", low=0)
+    termination_penalty: float | None = setting(
+        None,
+        "reward that stands for that of a step at which the episode terminated; none leaves it",
+    )
+    observed: int = setting(
+        0, "only the first so many elements of an observation are seen; 0 for all", low=0
+    )
     cells: int = setting(4, "fields, along a side, that a picture is averaged over", low=1)
     letters: int = setting(16, "bytes of a text that are seen", low=1)
     goal: str = setting(
@@ -251,22 +379,42 @@ class Tt(Algorithm):
         "the goal that is told: none, the episode's last state, or one drawn from the later ones; when acting, the observation's leaf `goal`",
         choices=("none", "last", "later"),
     )
-    goal_steps: int = setting(0, "a later goal is reached within so many steps; 0 for any, to the episode's end", low=0)
+    goal_steps: int = setting(
+        0, "a later goal is reached within so many steps; 0 for any, to the episode's end", low=0
+    )
     objective: str = setting(
         "reward",
         "what plan searches for: reward and reward-to-go, the likelihood (imitation), or to be soon at the goal",
         choices=("reward", "likelihood", "goal"),
     )
-    context: int = setting(5, "transitions that the planner sees, the one being written included", low=2)
+    context: int = setting(
+        5, "transitions that the planner sees, the one being written included", low=2
+    )
     horizon: int = setting(15, "transitions of a plan", low=1)
     beams: int = setting(128, "sequences that are kept at each transition", low=1)
     expansions: int = setting(2, "actions that are tried for each of them", low=1)
-    k_obs: int = setting(1, "states are drawn from so many most likely tokens; 1 takes the most likely, 0 all", low=0)
+    k_obs: int = setting(
+        1, "states are drawn from so many most likely tokens; 1 takes the most likely, 0 all", low=0
+    )
     k_act: int = setting(20, "actions are drawn from so many most likely tokens; 0 for all", low=0)
-    k_rew: int = setting(1, "rewards and values are drawn from so many most likely tokens; 0 for all", low=0)
-    cdf_obs: float = setting(0.0, "the least likely state tokens that hold this probability together are not drawn", low=0, high=0.999)
-    cdf_act: float = setting(0.0, "the least likely action tokens that hold this probability together are not drawn", low=0, high=0.999)
-    expected_rewards: bool = setting(True, "plans are scored by the expected reward and value, not by those drawn")
+    k_rew: int = setting(
+        1, "rewards and values are drawn from so many most likely tokens; 0 for all", low=0
+    )
+    cdf_obs: float = setting(
+        0.0,
+        "the least likely state tokens that hold this probability together are not drawn",
+        low=0,
+        high=0.999,
+    )
+    cdf_act: float = setting(
+        0.0,
+        "the least likely action tokens that hold this probability together are not drawn",
+        low=0,
+        high=0.999,
+    )
+    expected_rewards: bool = setting(
+        True, "plans are scored by the expected reward and value, not by those drawn"
+    )
 
     @property
     def batch(self) -> int:
@@ -298,37 +446,64 @@ class Tt(Algorithm):
 
     def view(self, step: int = 0) -> View:
         """Windows that begin at every time step alike."""
-        hindsight: Literal["", "last", "later"] = "last" if self.goal == "last" else "later" if self.goal == "later" else ""
-        return View(self.window, weight="length", terminals=True, annotations=("value",), hindsight=hindsight, ahead=self.goal_steps)
+        hindsight: Literal["", "last", "later"] = (
+            "last" if self.goal == "last" else "later" if self.goal == "later" else ""
+        )
+        return View(
+            self.window,
+            weight="length",
+            terminals=True,
+            annotations=("value",),
+            hindsight=hindsight,
+            ahead=self.goal_steps,
+        )
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for more than one task, for more choices than bins, and for settings that do not go together."""
         signature = only_task(self.name, signatures)
         if self.context > self.window:
-            raise UserError(f"--algorithm.context is {self.context}, but at most --algorithm.window, which is {self.window}, is expected")
+            raise UserError(
+                f"--algorithm.context is {self.context}, but at most --algorithm.window, which is {self.window}, is expected"
+            )
         if self.objective == "goal" and self.goal == "none":
-            raise UserError("--algorithm.objective goal searches for a goal, but the model is told none; give --algorithm.goal too")
+            raise UserError(
+                "--algorithm.objective goal searches for a goal, but the model is told none; give --algorithm.goal too"
+            )
         if self.objective == "goal" and self.horizon < 2:
-            raise UserError("--algorithm.objective goal looks for the goal among the states that a plan leads to, but --algorithm.horizon 1 leads to none")
+            raise UserError(
+                "--algorithm.objective goal looks for the goal among the states that a plan leads to, but --algorithm.horizon 1 leads to none"
+            )
         if self.objective == "goal" and not self.discount:
-            raise UserError("--algorithm.discount is 0, with which --algorithm.objective goal cannot tell soon from late; a discount above 0 is expected")
+            raise UserError(
+                "--algorithm.discount is 0, with which --algorithm.objective goal cannot tell soon from late; a discount above 0 is expected"
+            )
         if self.goal_steps and self.goal != "later":
             raise UserError(
                 f"--algorithm.goal-steps is {self.goal_steps}, but --algorithm.goal {self.goal} draws no later goal; give 0, or --algorithm.goal later"
             )
         if self.width % self.heads:
-            raise UserError(f"--algorithm.width is {self.width}, but a multiple of --algorithm.heads, which is {self.heads}, is expected")
+            raise UserError(
+                f"--algorithm.width is {self.width}, but a multiple of --algorithm.heads, which is {self.heads}, is expected"
+            )
         if self.positions == "rotary" and self.width // self.heads % 2:
-            raise UserError(f"--algorithm.positions rotary turns pairs, but the heads are {self.width // self.heads} wide; an even width of heads is expected")
+            raise UserError(
+                f"--algorithm.positions rotary turns pairs, but the heads are {self.width // self.heads} wide; an even width of heads is expected"
+            )
         for path, leaf in (*signature.observations.items(), *signature.actions.items()):
             if max(leaf.choices, default=0) > self.bins:
-                raise UserError(f"--algorithm.bins is {self.bins}, but the {max(leaf.choices)} choices of {path!r} need as many bins")
+                raise UserError(
+                    f"--algorithm.bins is {self.bins}, but the {max(leaf.choices)} choices of {path!r} need as many bins"
+                )
         for path, leaf in signature.actions.items():
             if leaf.kind not in ("tensor", "discrete"):
-                raise UserError(f"{self.name} acts with numbers and choices, but the action {path!r} is of kind {leaf.kind}")
+                raise UserError(
+                    f"{self.name} acts with numbers and choices, but the action {path!r} is of kind {leaf.kind}"
+                )
         if self.goal != "none":
             if GOAL not in signature.observations or len(signature.observations) < 2:
-                raise UserError(f"--algorithm.goal {self.goal} asks for what the observation's leaf {GOAL!r} says, but there is none beside others")
+                raise UserError(
+                    f"--algorithm.goal {self.goal} asks for what the observation's leaf {GOAL!r} says, but there is none beside others"
+                )
             model = TrajectoryModel(signature, self)
             if model.asked is None or model.asked.choices != model.seen.choices:
                 raise UserError(
@@ -340,7 +515,10 @@ class Tt(Algorithm):
     def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:
         """The bins of every dimension, from all transitions."""
         assert isinstance(model, TrajectoryModel)
-        noted = {task: values_to_go(store, self.discount, self.termination_penalty) for task, store in stores.items()}
+        noted = {
+            task: values_to_go(store, self.discount, self.termination_penalty)
+            for task, store in stores.items()
+        }
 
         def passes() -> Iterator[Tensor]:
             for task, store in stores.items():
@@ -349,15 +527,35 @@ class Tt(Algorithm):
                     rewards = episode.rewards.copy()
                     if episode.terminated and self.termination_penalty is not None:
                         rewards[-1] = self.termination_penalty
-                    seen = {path: torch.from_numpy(np.array(values[:-1])) for path, values in episode.observations.items()}
-                    acted = {path: torch.from_numpy(np.array(values)) for path, values in episode.actions.items()}
-                    yield model.rows(seen, acted, torch.from_numpy(rewards), torch.from_numpy(noted[task][end - episode.length : end]))
+                    seen = {
+                        path: torch.from_numpy(np.array(values[:-1]))
+                        for path, values in episode.observations.items()
+                    }
+                    acted = {
+                        path: torch.from_numpy(np.array(values))
+                        for path, values in episode.actions.items()
+                    }
+                    yield model.rows(
+                        seen,
+                        acted,
+                        torch.from_numpy(rewards),
+                        torch.from_numpy(noted[task][end - episode.length : end]),
+                    )
 
-        model.bins.fit(passes, sum(int(store.table.lengths.sum()) for store in stores.values()), "quantile" if self.discretiser == "quantile" else "uniform")
+        model.bins.fit(
+            passes,
+            sum(int(store.table.lengths.sum()) for store in stores.values()),
+            "quantile" if self.discretiser == "quantile" else "uniform",
+        )
 
-    def annotate(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> dict[str, Columns]:
+    def annotate(
+        self, model: nn.Module, stores: Mapping[str, Store], step: int
+    ) -> dict[str, Columns]:
         """`value`: the discounted rewards after each step, to the end of its episode."""
-        return {task: {"value": values_to_go(store, self.discount, self.termination_penalty)} for task, store in stores.items()}
+        return {
+            task: {"value": values_to_go(store, self.discount, self.termination_penalty)}
+            for task, store in stores.items()
+        }
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
         """Weighted cross-entropy of every token of a window from those before it, a mean over the tokens of a transition (section 3.1).
@@ -377,25 +575,48 @@ class Tt(Algorithm):
         reached = leaves_of(batch, "goals")
         logits = model.net(tokens, model.states(reached) if reached else None)
         targets = tokens.flatten(0, 1).T
-        nats = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(len(targets), *mask.shape)
-        counted = (mask | ends.any(1, keepdim=True) if self.stop else mask).float().expand_as(nats).clone()
+        nats = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(
+            len(targets), *mask.shape
+        )
+        counted = (
+            (mask | ends.any(1, keepdim=True) if self.stop else mask)
+            .float()
+            .expand_as(nats)
+            .clone()
+        )
         counted[0, :, 0] = 0  # nothing comes before it
         weights = nats.new_ones(len(targets))
-        weights[model.seen.width : -2], weights[-2], weights[-1] = self.action_weight, self.reward_weight, self.value_weight
+        weights[model.seen.width : -2], weights[-2], weights[-1] = (
+            self.action_weight,
+            self.reward_weight,
+            self.value_weight,
+        )
         total = torch.einsum("dnk,dnk,d->", nats, counted, weights) / len(targets)
-        apart = (nats.detach() * mask).sum((1, 2)).split([model.seen.width, model.acted.width, 1, 1])
-        parts = {f"train/{name}_loss": part.mean() for name, part in zip(("state", "action", "reward", "value"), apart, strict=True)}
+        apart = (
+            (nats.detach() * mask).sum((1, 2)).split([model.seen.width, model.acted.width, 1, 1])
+        )
+        parts = {
+            f"train/{name}_loss": part.mean()
+            for name, part in zip(("state", "action", "reward", "value"), apart, strict=True)
+        }
         return Loss(total, mask.float().sum(), {"train/loss": total.detach(), **parts})
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """AdamW that decays the weights of linear layers, the heads among them, and nothing else."""
         assert isinstance(model, TrajectoryModel)
-        linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)} | {id(model.net.heads)}
+        linear = {
+            id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)
+        } | {id(model.net.heads)}
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in model.parameters() if id(p) in linear], "weight_decay": self.weight_decay},
+            {
+                "params": [p for p in model.parameters() if id(p) in linear],
+                "weight_decay": self.weight_decay,
+            },
             {"params": [p for p in model.parameters() if id(p) not in linear], "weight_decay": 0.0},
         ]
-        return {"adamw": torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.95), fused=True)}
+        return {
+            "adamw": torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.95), fused=True)
+        }
 
     def for_data(self, steps: int, episodes: int) -> Tt:
         """With the schedule in learner steps. An epoch has as many windows as officially: they begin at any step of an episode but its last."""
@@ -433,19 +654,61 @@ class Tt(Algorithm):
         They score 15 episodes, as published, and only at the end; `--evaluations.mode mean` scores without planning. `four-rooms` has settings of
         our own: a small model that is told goals, for data of random play, whose bins are so small that a state in the goal's has reached it.
         """
-        planned: dict[str, Any] = {"evaluations.mode": "plan", "evaluations.every": NEVER, "evaluations.episodes": 1, "evaluations.final_episodes": 15}
+        planned: dict[str, Any] = {
+            "evaluations.mode": "plan",
+            "evaluations.every": NEVER,
+            "evaluations.episodes": 1,
+            "evaluations.final_episodes": 15,
+        }
         base = planned | {"algorithm.k_act": 0, "algorithm.cdf_act": 0.6}
         body = base | {"algorithm.termination_penalty": -100.0}
         longer = {"budget.learner_steps": 312_500}
         quick = {"algorithm.horizon": 5}
         narrow = {"algorithm.beams": 32}
-        ant = body | quick | {"algorithm.batch_size": 128, "algorithm.observed": 27, "budget.learner_steps": 390_600}
-        rooms: dict[str, Any] = planned | {"evaluations.final_episodes": 40, "budget.learner_steps": 4_000}
-        small: dict[str, Any] = {"goal": "later", "goal_steps": 16, "objective": "goal", "horizon": 10, "beams": 32, "expansions": 1, "k_act": 0}
-        small |= {"discretiser": "uniform", "bins": 32, "window": 2, "context": 2, "width": 64, "layers": 2, "dropout": 0.0, "batch_size": 128}
-        small |= {"learning_rate": 2e-3, "warm_up_steps": 50, "decay_steps": 4_000, "value_weight": 0.0}
+        ant = (
+            body
+            | quick
+            | {
+                "algorithm.batch_size": 128,
+                "algorithm.observed": 27,
+                "budget.learner_steps": 390_600,
+            }
+        )
+        rooms: dict[str, Any] = planned | {
+            "evaluations.final_episodes": 40,
+            "budget.learner_steps": 4_000,
+        }
+        small: dict[str, Any] = {
+            "goal": "later",
+            "goal_steps": 16,
+            "objective": "goal",
+            "horizon": 10,
+            "beams": 32,
+            "expansions": 1,
+            "k_act": 0,
+        }
+        small |= {
+            "discretiser": "uniform",
+            "bins": 32,
+            "window": 2,
+            "context": 2,
+            "width": 64,
+            "layers": 2,
+            "dropout": 0.0,
+            "batch_size": 128,
+        }
+        small |= {
+            "learning_rate": 2e-3,
+            "warm_up_steps": 50,
+            "decay_steps": 4_000,
+            "value_weight": 0.0,
+        }
         rooms |= own_flags(small)
-        replayed = narrow | longer | {"algorithm.horizon": 20, "algorithm.k_act": 40, "algorithm.cdf_act": 0.0}
+        replayed = (
+            narrow
+            | longer
+            | {"algorithm.horizon": 20, "algorithm.k_act": 40, "algorithm.cdf_act": 0.0}
+        )
         return {
             "hopper": _qualities(body, replay=longer),
             "halfcheetah": _qualities(body | quick | narrow, expert={"algorithm.horizon": 15}),
@@ -456,9 +719,18 @@ class Tt(Algorithm):
         }
 
 
-def _qualities(medium: dict[str, Any], replay: Mapping[str, Any] = MappingProxyType({}), expert: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+def _qualities(
+    medium: dict[str, Any],
+    replay: Mapping[str, Any] = MappingProxyType({}),
+    expert: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
     """A body's presets by quality of the data: those of `medium`, and in what the two others differ."""
-    return {"default": medium, "medium": medium, "medium-replay": {**medium, **replay}, "medium-expert": {**medium, **expert}}
+    return {
+        "default": medium,
+        "medium": medium,
+        "medium-replay": {**medium, **replay},
+        "medium-expert": {**medium, **expert},
+    }
 
 
 ALGORITHM = Tt

@@ -31,7 +31,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Persistence, Policy, State, device_of, leaves_of, own_flags
+from bigdm_ray.algorithms.base import (
+    Algorithm,
+    Columns,
+    Loss,
+    Mode,
+    Persistence,
+    Policy,
+    State,
+    device_of,
+    leaves_of,
+    own_flags,
+)
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.heads import ActionHead
@@ -48,7 +59,14 @@ class BehaviourFunction(nn.Module):
     embedding of the observation: after the first fully connected layer for vectors, after the convolutions for images.
     """
 
-    def __init__(self, signature: Signature, hidden: tuple[int, ...], channels: tuple[int, ...], stack: int, scales: tuple[float, float]) -> None:
+    def __init__(
+        self,
+        signature: Signature,
+        hidden: tuple[int, ...],
+        channels: tuple[int, ...],
+        stack: int,
+        scales: tuple[float, float],
+    ) -> None:
         super().__init__()
         self.vector = Vector(signature.observations)
         self.images = Images(signature.observations, channels, stack)
@@ -57,12 +75,16 @@ class BehaviourFunction(nn.Module):
         gated = first + self.images.width
         self.command = nn.Linear(2, gated)
         self.hidden = mlp([gated, *(hidden[1:] if first else hidden)])
-        self.head = ActionHead(hidden[-1] if len(hidden) > 1 or not first else gated, signature.actions)
+        self.head = ActionHead(
+            hidden[-1] if len(hidden) > 1 or not first else gated, signature.actions
+        )
         self.scales: Tensor
         self.register_buffer("scales", torch.tensor(scales), persistent=False)
         orthogonal(self)
 
-    def forward(self, observations: dict[str, Tensor], desired_return: Tensor, desired_horizon: Tensor) -> Tensor:
+    def forward(
+        self, observations: dict[str, Tensor], desired_return: Tensor, desired_horizon: Tensor
+    ) -> Tensor:
         """Observation leaves `[..., *shape]` and commands `[...]` to the action head's parameters `[..., P]`."""
         parts = []
         if self.first is not None:
@@ -89,7 +111,10 @@ class UdrlPolicy(Policy):
 
     def start(self, n: int) -> State:
         """See Policy. Memory is the last frames of each image leaf."""
-        return {path: np.zeros((n, self._stack, *leaf.shape), np.uint8) for path, leaf in self._frames.items()}
+        return {
+            path: np.zeros((n, self._stack, *leaf.shape), np.uint8)
+            for path, leaf in self._frames.items()
+        }
 
     @torch.inference_mode()
     def act(
@@ -102,10 +127,25 @@ class UdrlPolicy(Policy):
         uniforms: np.ndarray,
     ) -> tuple[dict[str, np.ndarray], State]:
         """See Policy."""
-        state = {path: push_frame(frames, observations[path], first) for path, frames in state.items()}
-        seen = {path: torch.from_numpy(merge_stack(state[path]) if path in state else v).to(self._device) for path, v in observations.items()}
-        parameters = self._model(seen, *(torch.from_numpy(commands[name]).to(self._device) for name in ("desired_return", "desired_horizon")))
-        actions = self._model.head.act(parameters, None if self._greedy else torch.from_numpy(uniforms).to(self._device))
+        state = {
+            path: push_frame(frames, observations[path], first) for path, frames in state.items()
+        }
+        seen = {
+            path: torch.from_numpy(merge_stack(state[path]) if path in state else v).to(
+                self._device
+            )
+            for path, v in observations.items()
+        }
+        parameters = self._model(
+            seen,
+            *(
+                torch.from_numpy(commands[name]).to(self._device)
+                for name in ("desired_return", "desired_horizon")
+            ),
+        )
+        actions = self._model.head.act(
+            parameters, None if self._greedy else torch.from_numpy(uniforms).to(self._device)
+        )
         return {path: value.cpu().numpy() for path, value in actions.items()}, state
 
 
@@ -117,24 +157,53 @@ class Udrl(Algorithm):
     online: ClassVar[bool] = True
     commands: ClassVar[tuple[str, ...]] = ("desired_return", "desired_horizon")
 
-    hidden: tuple[int, ...] = setting((64, 128, 128), "widths of the fully connected layers; the first embeds vector observations", low=1)
-    channels: tuple[int, ...] = setting((32, 48, 96, 128), "channels of the convolutions over image observations", low=1)
-    frame_stack: int = setting(1, "frames of an image observation that the policy sees", low=1, high=64)
+    hidden: tuple[int, ...] = setting(
+        (64, 128, 128),
+        "widths of the fully connected layers; the first embeds vector observations",
+        low=1,
+    )
+    channels: tuple[int, ...] = setting(
+        (32, 48, 96, 128), "channels of the convolutions over image observations", low=1
+    )
+    frame_stack: int = setting(
+        1, "frames of an image observation that the policy sees", low=1, high=64
+    )
     batch_size: int = setting(768, "steps drawn for one learner step", low=1, high=1_000_000)
     learning_rate: float = setting(1e-3, "Adam's learning rate", above=0, high=1)
     return_scale: float = setting(0.02, "fixed factor on the desired return", above=0)
     horizon_scale: float = setting(0.01, "fixed factor on the desired horizon", above=0)
     last_few: int = setting(75, "best episodes that exploratory commands are made from", low=1)
     n_updates_per_iter: int = setting(100, "learner steps owed for each iteration", low=1)
-    episodes_per_iteration: int = setting(20, "episodes played in each iteration (n_episodes_per_iter)", low=1)
-    warm_up_episodes: int = setting(50, "episodes of random actions before learning (n_warm_up_episodes)", low=1)
+    episodes_per_iteration: int = setting(
+        20, "episodes played in each iteration (n_episodes_per_iter)", low=1
+    )
+    warm_up_episodes: int = setting(
+        50, "episodes of random actions before learning (n_warm_up_episodes)", low=1
+    )
     replay_size: int = setting(500, "episodes kept, the best by return", low=1)
-    length_cost: float = setting(0.0, "return that a step costs when episodes are ranked; 0 is the paper's rule", low=0)
+    length_cost: float = setting(
+        0.0, "return that a step costs when episodes are ranked; 0 is the paper's rule", low=0
+    )
     length_allowance: int = setting(0, "steps of an episode that cost nothing", low=0)
-    peers_weight: float = setting(0.0, "weight of the mean return of an episode's peers where episodes are ranked; 0 is the paper's rule", low=0)
-    hold: float = setting(0.0, "probability that a step of a persistent episode repeats the one before's chance; 0 is the paper's rule", low=0, high=1)
-    held_every: int = setting(4, "one of so many episodes of an iteration is persistent, where --algorithm.hold is above 0", low=1)
-    horizon_equals_return: bool = setting(False, "ask for as many steps as return, for tasks that pay 1 a step (TakeCover)")
+    peers_weight: float = setting(
+        0.0,
+        "weight of the mean return of an episode's peers where episodes are ranked; 0 is the paper's rule",
+        low=0,
+    )
+    hold: float = setting(
+        0.0,
+        "probability that a step of a persistent episode repeats the one before's chance; 0 is the paper's rule",
+        low=0,
+        high=1,
+    )
+    held_every: int = setting(
+        4,
+        "one of so many episodes of an iteration is persistent, where --algorithm.hold is above 0",
+        low=1,
+    )
+    horizon_equals_return: bool = setting(
+        False, "ask for as many steps as return, for tasks that pay 1 a step (TakeCover)"
+    )
 
     @property
     def batch(self) -> int:
@@ -150,7 +219,13 @@ class Udrl(Algorithm):
         if len(signatures) != 1:
             raise UserError(f"udrl trains on one task, but {len(signatures)} were given")
         (signature,) = signatures.values()
-        return BehaviourFunction(signature, self.hidden, self.channels, self.frame_stack, (self.return_scale, self.horizon_scale))
+        return BehaviourFunction(
+            signature,
+            self.hidden,
+            self.channels,
+            self.frame_stack,
+            (self.return_scale, self.horizon_scale),
+        )
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """Adam, as in appendix B."""
@@ -159,7 +234,9 @@ class Udrl(Algorithm):
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
         """Negative log-likelihood of the stored actions under the commands that they fulfilled (equation 1)."""
         assert isinstance(model, BehaviourFunction)
-        steps = {name: value.flatten(0, 1) for name, value in batch.items()}  # windows of one step: [B, 1, ...] to [B, ...]
+        steps = {
+            name: value.flatten(0, 1) for name, value in batch.items()
+        }  # windows of one step: [B, 1, ...] to [B, ...]
         seen = leaves_of(steps, "observations")
         actions = leaves_of(steps, "actions")
         parameters = model(seen, steps["returns_to_go"], steps["steps_remaining"])
@@ -176,7 +253,13 @@ class Udrl(Algorithm):
 
     def retention(self) -> Retention:
         """A fixed number of whole episodes, the highest returns (section 2.3.1)."""
-        return Retention("best", self.replay_size, self.length_cost, self.length_allowance, peers_weight=self.peers_weight)
+        return Retention(
+            "best",
+            self.replay_size,
+            self.length_cost,
+            self.length_allowance,
+            peers_weight=self.peers_weight,
+        )
 
     def warm_up(self) -> int:
         """See Algorithm."""
@@ -198,7 +281,9 @@ class Udrl(Algorithm):
         """n_updates_per_iter after the warm-up and after each iteration (Algorithm 1)."""
         if episodes < self.warm_up_episodes:
             return 0
-        return self.n_updates_per_iter * (1 + (episodes - self.warm_up_episodes) // self.episodes_per_iteration)
+        return self.n_updates_per_iter * (
+            1 + (episodes - self.warm_up_episodes) // self.episodes_per_iteration
+        )
 
     def _best(self, table: Table) -> Table:
         return table.take(table.ranked(self.retention())[: self.last_few])
@@ -214,7 +299,10 @@ class Udrl(Algorithm):
         """The lower end M of the exploratory range, with the same horizon (section 2.3.6)."""
         best = self._best(table)
         desired = np.array([best.returns.mean()], np.float32)
-        return {"desired_return": float(desired[0]), "desired_horizon": float(self._horizon(desired, best)[0])}
+        return {
+            "desired_return": float(desired[0]),
+            "desired_horizon": float(self._horizon(desired, best)[0]),
+        }
 
     def _horizon(self, desired: np.ndarray, best: Table) -> np.ndarray:
         if self.horizon_equals_return:
@@ -226,16 +314,57 @@ class Udrl(Algorithm):
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
         """The paper did not publish its winning values: `paper` is its algorithm with values from its grids, near those that its first author
         advised for a reimplementation (TrentBrick/RewardConditionedUDRL)."""
-        paper: dict[str, Any] = {"hidden": (64, 128, 128, 128), "batch_size": 768, "learning_rate": 3.5e-4, "return_scale": 0.025, "horizon_scale": 0.01}
-        paper |= {"last_few": 75, "replay_size": 500, "warm_up_episodes": 50, "n_updates_per_iter": 100, "episodes_per_iteration": 20}
-        landing: dict[str, Any] = {"hidden": (128, 128), "batch_size": 512, "learning_rate": 1e-3, "return_scale": 0.01, "horizon_scale": 0.02}
-        landing |= {"last_few": 50, "replay_size": 600, "warm_up_episodes": 50, "n_updates_per_iter": 200, "episodes_per_iteration": 100}
+        paper: dict[str, Any] = {
+            "hidden": (64, 128, 128, 128),
+            "batch_size": 768,
+            "learning_rate": 3.5e-4,
+            "return_scale": 0.025,
+            "horizon_scale": 0.01,
+        }
+        paper |= {
+            "last_few": 75,
+            "replay_size": 500,
+            "warm_up_episodes": 50,
+            "n_updates_per_iter": 100,
+            "episodes_per_iteration": 20,
+        }
+        landing: dict[str, Any] = {
+            "hidden": (128, 128),
+            "batch_size": 512,
+            "learning_rate": 1e-3,
+            "return_scale": 0.01,
+            "horizon_scale": 0.02,
+        }
+        landing |= {
+            "last_few": 50,
+            "replay_size": 600,
+            "warm_up_episodes": 50,
+            "n_updates_per_iter": 200,
+            "episodes_per_iteration": 100,
+        }
         landing |= {"length_cost": 0.3, "length_allowance": 120, "peers_weight": 5.0, "hold": 0.95}
         loose = {"machines.max_staleness": 600}  # learner and rollouts seldom wait for each other
-        doom: dict[str, Any] = {"frame_stack": 8, "hidden": (128, 128), "channels": (32, 48, 96, 128), "batch_size": 512, "return_scale": 0.1}
-        doom |= {"horizon_scale": 0.01, "replay_size": 300, "last_few": 50, "n_updates_per_iter": 200, "episodes_per_iteration": 40}
+        doom: dict[str, Any] = {
+            "frame_stack": 8,
+            "hidden": (128, 128),
+            "channels": (32, 48, 96, 128),
+            "batch_size": 512,
+            "return_scale": 0.1,
+        }
+        doom |= {
+            "horizon_scale": 0.01,
+            "replay_size": 300,
+            "last_few": 50,
+            "n_updates_per_iter": 200,
+            "episodes_per_iteration": 40,
+        }
         doom |= {"horizon_equals_return": True}
-        running = doom | {"batch_size": 256, "n_updates_per_iter": 600, "episodes_per_iteration": 100, "replay_size": 500}
+        running = doom | {
+            "batch_size": 256,
+            "n_updates_per_iter": 600,
+            "episodes_per_iteration": 100,
+            "replay_size": 500,
+        }
         running |= {"peers_weight": 5.0, "hold": 0.9, "held_every": 1}
         return {
             "lunarlander": {"default": own_flags(landing) | loose, "paper": own_flags(paper)},

@@ -29,26 +29,43 @@ LOG_STD_RANGE = {"gaussian": (-20.0, 20.0), "squashed": (-5.0, 2.0), "bounded": 
 """Where RLlib clips the logarithm of a standard deviation; of `bounded`, where IQL's authors do."""
 
 
-def plain_leaves(signature: Signature, name: str, kinds: tuple[str, ...] = ("discrete", "tensor"), pictures: bool = False) -> tuple[str, Leaf, str, Leaf]:
+def plain_leaves(
+    signature: Signature,
+    name: str,
+    kinds: tuple[str, ...] = ("discrete", "tensor"),
+    pictures: bool = False,
+) -> tuple[str, Leaf, str, Leaf]:
     """Path and leaf of the one observation vector (with `pictures`, or the one picture) and of the one action. Raises UserError for any other task.
 
     `kinds` are those of actions: one `discrete` choice, or a vector (`tensor`) with or without bounds.
     """
-    (seen, *more_seen), (done, *more_done) = signature.observations.items(), signature.actions.items()
+    (seen, *more_seen), (done, *more_done) = (
+        signature.observations.items(),
+        signature.actions.items(),
+    )
     path, leaf = seen
     fits = (leaf.kind == "tensor" and len(leaf.shape) == 1) or (pictures and leaf.kind == "image")
     if more_seen or not fits:
         what = "one vector of numbers or one picture" if pictures else "one vector of numbers"
-        raise UserError(f"{name} learns from {what}, but this task shows {_told(signature.observations)}; choose another task or algorithm")
+        raise UserError(
+            f"{name} learns from {what}, but this task shows {_told(signature.observations)}; choose another task or algorithm"
+        )
     one = done[1].size == 1 if done[1].kind == "discrete" else len(done[1].shape) == 1
     if more_done or done[1].kind not in kinds or not one:
-        wanted = " or ".join({"discrete": "one discrete choice", "tensor": "one vector of continuous numbers"}[kind] for kind in kinds)
-        raise UserError(f"{name} acts with {wanted}, but this task takes {_told(signature.actions)}; choose another task or algorithm")
+        wanted = " or ".join(
+            {"discrete": "one discrete choice", "tensor": "one vector of continuous numbers"}[kind]
+            for kind in kinds
+        )
+        raise UserError(
+            f"{name} acts with {wanted}, but this task takes {_told(signature.actions)}; choose another task or algorithm"
+        )
     return path, leaf, *done
 
 
 def _told(leaves: dict[str, Leaf]) -> str:
-    return ", ".join(f"{path or 'a leaf'}: {leaf.kind} {list(leaf.shape)}" for path, leaf in leaves.items())
+    return ", ".join(
+        f"{path or 'a leaf'}: {leaf.kind} {list(leaf.shape)}" for path, leaf in leaves.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -67,12 +84,17 @@ class Sight:
         """What the network sees of a picture: `[stack * channels, height, width]`. Raises UserError where it cannot be shrunk so."""
         channels, height, width = leaf.shape
         if height % self.shrink or width % self.shrink:
-            raise UserError(f"--algorithm.shrink is {self.shrink}, but the pictures of this task have {height}x{width} pixels; give a divisor of both")
+            raise UserError(
+                f"--algorithm.shrink is {self.shrink}, but the pictures of this task have {height}x{width} pixels; give a divisor of both"
+            )
         return self.stack * channels, height // self.shrink, width // self.shrink
 
     def shrunk(self, frames: np.ndarray) -> np.ndarray:
         """Frames `[n, channels, height, width]` uint8, smaller by `shrink`."""
-        parts = [frames[..., row :: self.shrink, column :: self.shrink] for row, column in itertools.product(range(self.shrink), repeat=2)]
+        parts = [
+            frames[..., row :: self.shrink, column :: self.shrink]
+            for row, column in itertools.product(range(self.shrink), repeat=2)
+        ]
         return functools.reduce(np.maximum, parts)
 
     def empty(self, n: int, leaf: Leaf) -> np.ndarray:
@@ -88,7 +110,9 @@ class Sight:
 class Pictures(nn.Module):
     """Convolutions with ReLU, then one layer with ReLU. The first are 6x6 with stride 3, the others 4x4 with stride 2."""
 
-    def __init__(self, shape: tuple[int, int, int], channels: tuple[int, ...], features: int) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], channels: tuple[int, ...], features: int
+    ) -> None:
         """`shape`: `[channels, height, width]` of what comes in. Raises UserError where it is too small for so many convolutions."""
         super().__init__()
         narrow, height, width = shape
@@ -102,11 +126,15 @@ class Pictures(nn.Module):
                 )
             layers += [nn.Conv2d(narrow, wide, kernel, stride), nn.ReLU()]
             narrow = wide
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(narrow * height * width, features), nn.ReLU())
+        self.layers = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(narrow * height * width, features), nn.ReLU()
+        )
 
     def forward(self, pixels: Tensor) -> Tensor:
         """`[n, channels, height, width]` of 0 to 255 to `[n, features]`."""
-        out: Tensor = self.layers((pixels.float() / 255.0).contiguous(memory_format=torch.channels_last))
+        out: Tensor = self.layers(
+            (pixels.float() / 255.0).contiguous(memory_format=torch.channels_last)
+        )
         return out
 
 
@@ -131,13 +159,25 @@ class Actor(nn.Module):
     ) -> None:
         super().__init__()
         kinds = ("discrete",) if way in ("logits", "values") else ("tensor",)
-        self.path, self.leaf, self.action_path, self.action = plain_leaves(signature, name, kinds, sight is not None)
+        self.path, self.leaf, self.action_path, self.action = plain_leaves(
+            signature, name, kinds, sight is not None
+        )
         if way in ("squashed", "bounded") and self.action.low is None:
-            raise UserError(f"{name} squashes its actions between bounds, but this task states none; choose another task or algorithm")
+            raise UserError(
+                f"{name} squashes its actions between bounds, but this task states none; choose another task or algorithm"
+            )
         self.way, self.scaled, self.name = way, scaled, name
-        size = sum(self.action.choices) if self.action.kind == "discrete" else self.action.size * (1 if free_std else 2)
+        size = (
+            sum(self.action.choices)
+            if self.action.kind == "discrete"
+            else self.action.size * (1 if free_std else 2)
+        )
         self.sight = sight if self.leaf.kind == "image" else None
-        self.pictures = Pictures(self.sight.shape(self.leaf), self.sight.channels, self.sight.features) if self.sight else None
+        self.pictures = (
+            Pictures(self.sight.shape(self.leaf), self.sight.channels, self.sight.features)
+            if self.sight
+            else None
+        )
         widths = (self.sight.features if self.sight else self.leaf.size, *hidden)
         layers: list[nn.Module] = []
         for narrow, wide in itertools.pairwise(widths):
@@ -147,22 +187,41 @@ class Actor(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """`[n, width]`, or what is seen of pictures, to logits or values `[n, choices]`, or means and log deviations `[n, 2 * size]`."""
-        out: Tensor = self.layers(observations.float() if self.pictures is None else self.pictures(observations))
+        out: Tensor = self.layers(
+            observations.float() if self.pictures is None else self.pictures(observations)
+        )
         out = torch.tanh(out) if self.way == "bounded" else out
-        return out if self.log_std is None else torch.cat([out, self.log_std.clamp(*LOG_STD_RANGE[self.way]).expand_as(out)], -1)
+        return (
+            out
+            if self.log_std is None
+            else torch.cat([out, self.log_std.clamp(*LOG_STD_RANGE[self.way]).expand_as(out)], -1)
+        )
 
 
 def layers_of(*modules: nn.Module, log_std: Tensor | None = None) -> dict[str, np.ndarray]:
     """The state of an Actor whose layers are the linear layers of these modules, in their order."""
-    linear = [layer for module in modules for layer in module.modules() if isinstance(layer, nn.Linear)]
-    out = {f"layers.{2 * i}.{part}": getattr(layer, part).detach().cpu().numpy().copy() for i, layer in enumerate(linear) for part in ("weight", "bias")}
+    linear = [
+        layer for module in modules for layer in module.modules() if isinstance(layer, nn.Linear)
+    ]
+    out = {
+        f"layers.{2 * i}.{part}": getattr(layer, part).detach().cpu().numpy().copy()
+        for i, layer in enumerate(linear)
+        for part in ("weight", "bias")
+    }
     return out if log_std is None else {"log_std": log_std.detach().cpu().numpy().copy()} | out
 
 
 def pictures_of(module: nn.Module) -> dict[str, np.ndarray]:
     """The state of the convolutions of an Actor out of the one Pictures below a library's module; empty where it has none."""
     found = next((part for part in module.modules() if isinstance(part, Pictures)), None)
-    return {} if found is None else {f"pictures.{name}": value.detach().cpu().numpy().copy() for name, value in found.state_dict().items()}
+    return (
+        {}
+        if found is None
+        else {
+            f"pictures.{name}": value.detach().cpu().numpy().copy()
+            for name, value in found.state_dict().items()
+        }
+    )
 
 
 class ActorPolicy(Memoryless):
@@ -176,11 +235,17 @@ class ActorPolicy(Memoryless):
         if mode == "plan":
             raise UserError(f"{model.name} has no planner; its modes are sample and mean")
         self._model, self._greedy, self._epsilon = model, mode == "mean", epsilon
-        super().__init__(model, self._act, {"logits": 1, "values": 2}.get(model.way, model.action.size))
+        super().__init__(
+            model, self._act, {"logits": 1, "values": 2}.get(model.way, model.action.size)
+        )
 
     def start(self, n: int) -> State:
         """See Policy."""
-        return {} if self._model.sight is None else {"frames": self._model.sight.empty(n, self._model.leaf)}
+        return (
+            {}
+            if self._model.sight is None
+            else {"frames": self._model.sight.empty(n, self._model.leaf)}
+        )
 
     def act(
         self,
@@ -202,8 +267,16 @@ class ActorPolicy(Memoryless):
         model = self._model
         out = model(observations[model.path])
         chance = None if self._greedy else uniforms
-        picked = self._chosen(out, chance) if model.action.kind == "discrete" else self._moved(out, chance)
-        return {model.action_path: picked.to(getattr(torch, model.action.dtype)).reshape(len(out), *model.action.shape)}
+        picked = (
+            self._chosen(out, chance)
+            if model.action.kind == "discrete"
+            else self._moved(out, chance)
+        )
+        return {
+            model.action_path: picked.to(getattr(torch, model.action.dtype)).reshape(
+                len(out), *model.action.shape
+            )
+        }
 
     def _chosen(self, out: Tensor, chance: Tensor | None) -> Tensor:
         best = out.argmax(-1)
@@ -211,7 +284,11 @@ class ActorPolicy(Memoryless):
             return best
         count = out.shape[-1]
         if self._model.way == "values":
-            return torch.where(chance[:, 0] < self._epsilon, (chance[:, 1] * count).long().clamp(max=count - 1), best)
+            return torch.where(
+                chance[:, 0] < self._epsilon,
+                (chance[:, 1] * count).long().clamp(max=count - 1),
+                best,
+            )
         return (torch.softmax(out, -1).cumsum(-1) < chance).sum(-1).clamp(max=count - 1)
 
     def _moved(self, out: Tensor, chance: Tensor | None) -> Tensor:
@@ -223,7 +300,10 @@ class ActorPolicy(Memoryless):
             move = torch.tanh(move)
         if model.action.low is None or model.action.high is None:
             return move
-        low, high = (torch.tensor(bounds, device=move.device) for bounds in (model.action.low, model.action.high))
+        low, high = (
+            torch.tensor(bounds, device=move.device)
+            for bounds in (model.action.low, model.action.high)
+        )
         if model.scaled:
             move = low + (move + 1.0) * (high - low) / 2.0
         return torch.minimum(torch.maximum(move, low), high)

@@ -33,7 +33,13 @@ class Baseline(Algorithm):
     own_update: ClassVar[bool] = True
 
     @abstractmethod
-    def update(self, model: nn.Module, optimizers: dict[str, torch.optim.Optimizer], batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def update(
+        self,
+        model: nn.Module,
+        optimizers: dict[str, torch.optim.Optimizer],
+        batch: dict[str, Tensor],
+        step: int,
+    ) -> dict[str, Tensor]:
         """One learner step on a batch `[B, 1, ...]`; metrics as scalars."""
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
@@ -140,7 +146,11 @@ class Foreign(Algorithm):
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:
     """The moments of an optimizer, `INDEX/KEY` by name; its settings are those of the run."""
     slots = optimizer.state_dict()["state"]
-    return {f"{index}/{key}": torch.as_tensor(value).detach().cpu().numpy().copy() for index, kept in slots.items() for key, value in kept.items()}
+    return {
+        f"{index}/{key}": torch.as_tensor(value).detach().cpu().numpy().copy()
+        for index, kept in slots.items()
+        for key, value in kept.items()
+    }
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, arrays: dict[str, np.ndarray]) -> None:
@@ -149,12 +159,18 @@ def load_optimizer(optimizer: torch.optim.Optimizer, arrays: dict[str, np.ndarra
     for name, value in arrays.items():
         index, key = name.split("/")
         slots.setdefault(int(index), {})[key] = torch.from_numpy(np.array(value))
-    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": slots, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
 
 
 def below(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """The arrays whose names begin with a prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in arrays.items()
+        if name.startswith(prefix)
+    }
 
 
 def prefixed(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -165,7 +181,9 @@ def prefixed(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray
 def sound(failures: dict[int, str], name: str) -> None:
     """Raise RunFailed where an environment has raised: the libraries cannot discard an episode."""
     if failures:
-        raise RunFailed(f"an environment failed while {name} played it: {next(iter(failures.values()))}")
+        raise RunFailed(
+            f"an environment failed while {name} played it: {next(iter(failures.values()))}"
+        )
 
 
 def spaces_of(leaf: Leaf, unit: bool = False) -> Any:
@@ -178,7 +196,9 @@ def spaces_of(leaf: Leaf, unit: bool = False) -> Any:
         return spaces.Box(-np.inf, np.inf, leaf.shape, np.float32)
     if unit:
         return spaces.Box(-1.0, 1.0, leaf.shape, np.float32)
-    return spaces.Box(np.array(leaf.low, np.float32), np.array(leaf.high, np.float32), dtype=np.float32)
+    return spaces.Box(
+        np.array(leaf.low, np.float32), np.array(leaf.high, np.float32), dtype=np.float32
+    )
 
 
 def to_unit(actions: np.ndarray, leaf: Leaf) -> np.ndarray:

@@ -23,7 +23,17 @@ from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Mode, Policy
 from bigdm_ray.baselines.base import follow
-from bigdm_ray.baselines.offline import Critics, OfflineBaseline, Transitions, best_of, descend, frozen, on_vectors, repeated, soft_clipped
+from bigdm_ray.baselines.offline import (
+    Critics,
+    OfflineBaseline,
+    Transitions,
+    best_of,
+    descend,
+    frozen,
+    on_vectors,
+    repeated,
+    soft_clipped,
+)
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.autoencoder import Autoencoder
@@ -38,7 +48,9 @@ class Perturbation(nn.Module):
 
     def __init__(self, spaces: Spaces, hidden: tuple[int, ...], limit: float) -> None:
         super().__init__()
-        self.layers = nn.Sequential(mlp([spaces.seen + spaces.acted, *hidden]), nn.Linear(hidden[-1], spaces.acted))
+        self.layers = nn.Sequential(
+            mlp([spaces.seen + spaces.acted, *hidden]), nn.Linear(hidden[-1], spaces.acted)
+        )
         self.limit = limit
 
     def forward(self, seen: Tensor, action: Tensor) -> Tensor:
@@ -60,7 +72,9 @@ class BcqModel(nn.Module):
 
     def generated(self, seen: Tensor, noise: Tensor, perturbation: nn.Module) -> Tensor:
         """Perturbed samples of the auto-encoder `[n, acted]`; `noise [n, latent]` is cut to [-0.5, 0.5]."""
-        out: Tensor = perturbation(seen, torch.tanh(self.autoencoder.decode(seen, noise.clamp(-0.5, 0.5))))
+        out: Tensor = perturbation(
+            seen, torch.tanh(self.autoencoder.decode(seen, noise.clamp(-0.5, 0.5)))
+        )
         return out
 
 
@@ -73,13 +87,26 @@ class Bcq(OfflineBaseline):
 
     batch_size: int = setting(100, "steps drawn for one learner step", low=1, high=1_000_000)
     hidden: tuple[int, ...] = setting((400, 300), "widths of critics and perturbation", low=1)
-    vae_hidden: tuple[int, ...] = setting((750, 750), "widths of encoder and decoder of the auto-encoder", low=1)
+    vae_hidden: tuple[int, ...] = setting(
+        (750, 750), "widths of encoder and decoder of the auto-encoder", low=1
+    )
     learning_rate: float = setting(1e-3, "Adam's learning rate, of all networks", above=0, high=1)
     kl_weight: float = setting(0.5, "weight of the auto-encoder's divergence from its prior", low=0)
-    perturbation: float = setting(0.05, "how far xi may move an action, in halves of its range (Phi)", low=0, high=2)
-    min_share: float = setting(0.75, "share of the smaller critic in a target, the rest being of the larger (lambda)", low=0, high=1)
-    target_actions: int = setting(10, "actions generated for a target, of which the best counts", low=1)
-    candidates: int = setting(100, "actions generated to act, of which the best is taken (n)", low=1)
+    perturbation: float = setting(
+        0.05, "how far xi may move an action, in halves of its range (Phi)", low=0, high=2
+    )
+    min_share: float = setting(
+        0.75,
+        "share of the smaller critic in a target, the rest being of the larger (lambda)",
+        low=0,
+        high=1,
+    )
+    target_actions: int = setting(
+        10, "actions generated for a target, of which the best counts", low=1
+    )
+    candidates: int = setting(
+        100, "actions generated to act, of which the best is taken (n)", low=1
+    )
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for what is not one task of vectors and bounded continuous actions."""
@@ -88,17 +115,33 @@ class Bcq(OfflineBaseline):
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """Adam for each of the three."""
         assert isinstance(model, BcqModel)
-        networks = {"autoencoder": model.autoencoder, "critics": model.critics, "perturbation": model.perturbation}
+        networks = {
+            "autoencoder": model.autoencoder,
+            "critics": model.critics,
+            "perturbation": model.perturbation,
+        }
         return {name: self.adam(network, self.learning_rate) for name, network in networks.items()}
 
     def targets(self, model: BcqModel, t: Transitions) -> Tensor:
         """r + gamma max over generated actions of the soft-clipped target critics `[B]` (equation 13)."""
         seen = repeated(t.seen_next, self.target_actions)
-        action = model.generated(seen, torch.randn(len(seen), model.autoencoder.latent, device=seen.device), model.perturbation_target)
-        values = soft_clipped(model.critics.slow(seen, action), self.min_share).reshape(-1, self.target_actions)
+        action = model.generated(
+            seen,
+            torch.randn(len(seen), model.autoencoder.latent, device=seen.device),
+            model.perturbation_target,
+        )
+        values = soft_clipped(model.critics.slow(seen, action), self.min_share).reshape(
+            -1, self.target_actions
+        )
         return t.reward + self.discount * t.goes_on * values.amax(1)
 
-    def update(self, model: nn.Module, optimizers: dict[str, torch.optim.Optimizer], batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def update(
+        self,
+        model: nn.Module,
+        optimizers: dict[str, torch.optim.Optimizer],
+        batch: dict[str, Tensor],
+        step: int,
+    ) -> dict[str, Tensor]:
         """Algorithm 1: auto-encoder, critics, perturbation, target networks."""
         assert isinstance(model, BcqModel)
         t = Transitions.of(model.spaces, batch)
@@ -108,7 +151,9 @@ class Bcq(OfflineBaseline):
             targets = self.targets(model, t)
         metrics = self.fit_critics(model.critics, t, targets, optimizers["critics"])
         with torch.no_grad():
-            noise = torch.randn(len(t.seen), model.autoencoder.latent, device=t.seen.device).clamp(-0.5, 0.5)
+            noise = torch.randn(len(t.seen), model.autoencoder.latent, device=t.seen.device).clamp(
+                -0.5, 0.5
+            )
             sampled = torch.tanh(model.autoencoder.decode(t.seen, noise))
         improvement = -model.critics.first(t.seen, model.perturbation(t.seen, sampled)).mean()
         descend(improvement, optimizers["perturbation"])
@@ -121,7 +166,9 @@ class Bcq(OfflineBaseline):
         """`sample` is the paper's: the best of n generated actions. Raises UserError for other modes."""
         assert isinstance(model, BcqModel)
         if mode != "sample":
-            raise UserError(f"bcq has no mode {mode}; it acts on the best of its samples, which is the mode sample")
+            raise UserError(
+                f"bcq has no mode {mode}; it acts on the best of its samples, which is the mode sample"
+            )
         latent, count = model.autoencoder.latent, self.candidates
 
         def choose(seen: Tensor, uniforms: Tensor) -> Tensor:

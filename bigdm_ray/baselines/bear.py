@@ -24,7 +24,17 @@ from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Mode, Policy, Prelude, own_flags
 from bigdm_ray.baselines.base import follow
-from bigdm_ray.baselines.offline import Critics, OfflineBaseline, Transitions, best_of, descend, frozen, on_vectors, repeated, soft_clipped
+from bigdm_ray.baselines.offline import (
+    Critics,
+    OfflineBaseline,
+    Transitions,
+    best_of,
+    descend,
+    frozen,
+    on_vectors,
+    repeated,
+    soft_clipped,
+)
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.autoencoder import Autoencoder
@@ -68,7 +78,11 @@ def mmd(one: Tensor, other: Tensor, sigma: float, kernel: str) -> Tensor:
         distance = difference.abs().sum(-1) if kernel == "laplacian" else (difference**2).sum(-1)
         return torch.exp(-distance / (2 * sigma)).mean((1, 2))
 
-    return (affinity(one, one) + affinity(other, other) - 2 * affinity(one, other) + 1e-6).clamp(min=1e-6).sqrt()
+    return (
+        (affinity(one, one) + affinity(other, other) - 2 * affinity(one, other) + 1e-6)
+        .clamp(min=1e-6)
+        .sqrt()
+    )
 
 
 @dataclass(frozen=True)
@@ -80,19 +94,37 @@ class Bear(OfflineBaseline):
 
     batch_size: int = setting(100, "steps drawn for one learner step", low=1, high=1_000_000)
     hidden: tuple[int, ...] = setting((400, 300), "widths of critics and policy", low=1)
-    vae_hidden: tuple[int, ...] = setting((750, 750), "widths of encoder and decoder of the auto-encoder", low=1)
-    critic_learning_rate: float = setting(1e-3, "Adam's learning rate of the critics", above=0, high=1)
-    policy_learning_rate: float = setting(1e-3, "Adam's learning rate of the policy", above=0, high=1)
-    vae_learning_rate: float = setting(1e-3, "Adam's learning rate of the auto-encoder", above=0, high=1)
-    multiplier_learning_rate: float = setting(1e-3, "Adam's learning rate of the multiplier's logarithm", above=0, high=1)
+    vae_hidden: tuple[int, ...] = setting(
+        (750, 750), "widths of encoder and decoder of the auto-encoder", low=1
+    )
+    critic_learning_rate: float = setting(
+        1e-3, "Adam's learning rate of the critics", above=0, high=1
+    )
+    policy_learning_rate: float = setting(
+        1e-3, "Adam's learning rate of the policy", above=0, high=1
+    )
+    vae_learning_rate: float = setting(
+        1e-3, "Adam's learning rate of the auto-encoder", above=0, high=1
+    )
+    multiplier_learning_rate: float = setting(
+        1e-3, "Adam's learning rate of the multiplier's logarithm", above=0, high=1
+    )
     kl_weight: float = setting(0.5, "weight of the auto-encoder's divergence from its prior", low=0)
     threshold: float = setting(0.05, "what the maximum mean discrepancy may be (epsilon)", above=0)
-    kernel: str = setting("laplacian", "kernel of the maximum mean discrepancy", choices=("laplacian", "gaussian"))
+    kernel: str = setting(
+        "laplacian", "kernel of the maximum mean discrepancy", choices=("laplacian", "gaussian")
+    )
     sigma: float = setting(10.0, "width of the kernel", above=0)
     matched: int = setting(5, "actions of each side that are compared", low=1)
-    warm_start: int = setting(20_000, "learner steps on the discrepancy alone, before the critics count", low=0)
-    min_share: float = setting(0.75, "share of the smaller critic in a target, the rest being of the larger", low=0, high=1)
-    target_actions: int = setting(10, "actions sampled for a target, of which the best counts", low=1)
+    warm_start: int = setting(
+        20_000, "learner steps on the discrepancy alone, before the critics count", low=0
+    )
+    min_share: float = setting(
+        0.75, "share of the smaller critic in a target, the rest being of the larger", low=0, high=1
+    )
+    target_actions: int = setting(
+        10, "actions sampled for a target, of which the best counts", low=1
+    )
     candidates: int = setting(10, "actions sampled to act, of which the best is taken", low=1)
 
     def prelude(self) -> Prelude | None:
@@ -116,12 +148,22 @@ class Bear(OfflineBaseline):
     def targets(self, model: BearModel, t: Transitions) -> Tensor:
         """r + gamma max over sampled actions of the soft-clipped target critics `[B]` (algorithm 1, line 4)."""
         seen = repeated(t.seen_next, self.target_actions)
-        mean, log_std = (repeated(value, self.target_actions) for value in model.actor_target(t.seen_next))
+        mean, log_std = (
+            repeated(value, self.target_actions) for value in model.actor_target(t.seen_next)
+        )
         action = torch.tanh(mean + torch.exp(log_std) * torch.randn_like(mean))
-        values = soft_clipped(model.critics.slow(seen, action), self.min_share).reshape(-1, self.target_actions)
+        values = soft_clipped(model.critics.slow(seen, action), self.min_share).reshape(
+            -1, self.target_actions
+        )
         return t.reward + self.discount * t.goes_on * values.amax(1)
 
-    def update(self, model: nn.Module, optimizers: dict[str, torch.optim.Optimizer], batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def update(
+        self,
+        model: nn.Module,
+        optimizers: dict[str, torch.optim.Optimizer],
+        batch: dict[str, Tensor],
+        step: int,
+    ) -> dict[str, Tensor]:
         """Algorithm 1: auto-encoder, critics, policy, multiplier, target networks."""
         assert isinstance(model, BearModel)
         t = Transitions.of(model.spaces, batch)
@@ -136,7 +178,13 @@ class Bear(OfflineBaseline):
         loss = weight * discrepancy.mean()
         if step >= self.warm_start:
             count = raw.shape[1]
-            judged = model.critics.both(repeated(t.seen, count), torch.tanh(raw).flatten(0, 1)).reshape(2, -1, count).mean(2).amin(0).mean()
+            judged = (
+                model.critics.both(repeated(t.seen, count), torch.tanh(raw).flatten(0, 1))
+                .reshape(2, -1, count)
+                .mean(2)
+                .amin(0)
+                .mean()
+            )
             loss = loss - judged
             metrics["policy_value"] = judged
         descend(loss, optimizers["actor"])
@@ -153,10 +201,14 @@ class Bear(OfflineBaseline):
         """MMD of each row `[B]`, and the policy's actions before tanh that it was taken on `[B, matched, acted]`."""
         n, count = len(seen), self.matched
         with torch.no_grad():
-            latent = torch.randn(n * count, model.autoencoder.latent, device=seen.device).clamp(-0.5, 0.5)
+            latent = torch.randn(n * count, model.autoencoder.latent, device=seen.device).clamp(
+                -0.5, 0.5
+            )
             imitated = model.autoencoder.decode(repeated(seen, count), latent).reshape(n, count, -1)
         mean, log_std = model.actor(seen)
-        raw = mean.unsqueeze(1) + torch.exp(log_std).unsqueeze(1) * torch.randn_like(imitated).clamp(-0.5, 0.5)
+        raw = mean.unsqueeze(1) + torch.exp(log_std).unsqueeze(1) * torch.randn_like(
+            imitated
+        ).clamp(-0.5, 0.5)
         return mmd(imitated, raw, self.sigma, self.kernel), raw
 
     def policy(self, model: nn.Module, mode: Mode) -> Policy:
@@ -168,17 +220,30 @@ class Bear(OfflineBaseline):
 
         def best(seen: Tensor, uniforms: Tensor) -> Tensor:
             mean, log_std = (value.unsqueeze(1) for value in model.actor(seen))
-            return best_of(model.critics, seen, torch.tanh(mean + torch.exp(log_std) * normals(uniforms).reshape(len(seen), count, -1)))
+            return best_of(
+                model.critics,
+                seen,
+                torch.tanh(
+                    mean + torch.exp(log_std) * normals(uniforms).reshape(len(seen), count, -1)
+                ),
+            )
 
         def middle(seen: Tensor, uniforms: Tensor) -> Tensor:
             return torch.tanh(model.actor(seen)[0])
 
-        return on_vectors(model.spaces, best if mode == "sample" else middle, count * model.spaces.acted)
+        return on_vectors(
+            model.spaces, best if mode == "sample" else middle, count * model.spaces.acted
+        )
 
     @classmethod
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
         """`d4rl`: the version of D4RL's evaluations."""
-        values: dict[str, Any] = {"batch_size": 256, "hidden": (256, 256), "critic_learning_rate": 3e-4, "policy_learning_rate": 1e-4}
+        values: dict[str, Any] = {
+            "batch_size": 256,
+            "hidden": (256, 256),
+            "critic_learning_rate": 3e-4,
+            "policy_learning_rate": 1e-4,
+        }
         values |= {"kernel": "gaussian", "sigma": 50.0, "matched": 100, "warm_start": 40_000}
         return {"*": {"d4rl": own_flags(values)}}
 

@@ -25,7 +25,15 @@ from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Mode, Policy, Prelude
 from bigdm_ray.baselines.base import follow
-from bigdm_ray.baselines.offline import Critics, OfflineBaseline, Transitions, descend, frozen, on_vectors, soft_clipped
+from bigdm_ray.baselines.offline import (
+    Critics,
+    OfflineBaseline,
+    Transitions,
+    descend,
+    frozen,
+    on_vectors,
+    soft_clipped,
+)
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.continuous import Gaussian, Spaces, squashed_log_prob
@@ -43,7 +51,9 @@ class BracModel(nn.Module):
     def __init__(self, spaces: Spaces, settings: Brac) -> None:
         super().__init__()
         self.spaces = spaces
-        self.actor = Gaussian(spaces.seen, settings.policy_hidden, spaces.acted, LOG_STD_RANGE, soft=True)
+        self.actor = Gaussian(
+            spaces.seen, settings.policy_hidden, spaces.acted, LOG_STD_RANGE, soft=True
+        )
         self.clone = frozen(self.actor)
         self.critics = Critics(spaces, settings.hidden)
 
@@ -67,17 +77,31 @@ class Brac(OfflineBaseline):
 
     hidden: tuple[int, ...] = setting((300, 300), "widths of the critics", low=1)
     policy_hidden: tuple[int, ...] = setting((200, 200), "widths of policy and clone", low=1)
-    critic_learning_rate: float = setting(1e-3, "Adam's learning rate of the critics", above=0, high=1)
-    policy_learning_rate: float = setting(3e-4, "Adam's learning rate of policy and clone", above=0, high=1)
+    critic_learning_rate: float = setting(
+        1e-3, "Adam's learning rate of the critics", above=0, high=1
+    )
+    policy_learning_rate: float = setting(
+        3e-4, "Adam's learning rate of policy and clone", above=0, high=1
+    )
     alpha: float = setting(0.1, "weight of the divergence", low=0)
-    value_penalty: bool = setting(True, "put the divergence into the critics' targets too (BRAC-v); false is BRAC-p")
-    min_share: float = setting(1.0, "share of the smaller critic, the rest being of the larger", low=0, high=1)
+    value_penalty: bool = setting(
+        True, "put the divergence into the critics' targets too (BRAC-v); false is BRAC-p"
+    )
+    min_share: float = setting(
+        1.0, "share of the smaller critic, the rest being of the larger", low=0, high=1
+    )
     clone_steps: int = setting(50_000, "learner steps at the beginning that fit the clone", low=1)
-    warm_start: int = setting(20_000, "learner steps after these in which the critics learn alone, and the policy stays the clone", low=0)
+    warm_start: int = setting(
+        20_000,
+        "learner steps after these in which the critics learn alone, and the policy stays the clone",
+        low=0,
+    )
 
     def prelude(self) -> Prelude | None:
         """Cloning, and the critics alone."""
-        return Prelude(self.clone_steps + self.warm_start, ("clone_steps", "warm_start"), "a clone of the data")
+        return Prelude(
+            self.clone_steps + self.warm_start, ("clone_steps", "warm_start"), "a clone of the data"
+        )
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for what is not one task of vectors and bounded continuous actions."""
@@ -86,7 +110,10 @@ class Brac(OfflineBaseline):
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """Adam for both."""
         assert isinstance(model, BracModel)
-        return {"critics": self.adam(model.critics, self.critic_learning_rate), "actor": self.adam(model.actor, self.policy_learning_rate)}
+        return {
+            "critics": self.adam(model.critics, self.critic_learning_rate),
+            "actor": self.adam(model.actor, self.policy_learning_rate),
+        }
 
     def targets(self, model: BracModel, t: Transitions) -> Tensor:
         """r + gamma (min of the target critics at a sampled action - alpha KL) `[B]` (equation 4)."""
@@ -97,7 +124,13 @@ class Brac(OfflineBaseline):
             value = value - self.alpha * model.divergence(t.seen_next, mean, log_std)
         return t.reward + self.discount * t.goes_on * value
 
-    def update(self, model: nn.Module, optimizers: dict[str, torch.optim.Optimizer], batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def update(
+        self,
+        model: nn.Module,
+        optimizers: dict[str, torch.optim.Optimizer],
+        batch: dict[str, Tensor],
+        step: int,
+    ) -> dict[str, Tensor]:
         """Clone first; then critics, policy and target networks."""
         assert isinstance(model, BracModel)
         t = Transitions.of(model.spaces, batch)
@@ -129,7 +162,9 @@ class Brac(OfflineBaseline):
 
         def choose(seen: Tensor, uniforms: Tensor) -> Tensor:
             mean, log_std = model.actor(seen)
-            return torch.tanh(mean if mode == "mean" else mean + torch.exp(log_std) * normals(uniforms))
+            return torch.tanh(
+                mean if mode == "mean" else mean + torch.exp(log_std) * normals(uniforms)
+            )
 
         return on_vectors(model.spaces, choose, model.spaces.acted)
 

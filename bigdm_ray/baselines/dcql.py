@@ -34,7 +34,14 @@ from bigdm_ray.settings import setting
 class Values(nn.Module):
     """Q(s, a) of all actions."""
 
-    def __init__(self, leaves: dict[str, Leaf], hidden: tuple[int, ...], channels: tuple[int, ...], stack: int, choices: int) -> None:
+    def __init__(
+        self,
+        leaves: dict[str, Leaf],
+        hidden: tuple[int, ...],
+        channels: tuple[int, ...],
+        stack: int,
+        choices: int,
+    ) -> None:
         super().__init__()
         self.encoder = Encoder(leaves, hidden, channels, stack)
         self.head = nn.Linear(self.encoder.width, choices)
@@ -51,7 +58,9 @@ class DcqlModel(nn.Module):
     def __init__(self, signature: Signature, settings: Dcql) -> None:
         super().__init__()
         ((self.path, leaf),) = signature.actions.items()
-        self.online = Values(signature.observations, settings.hidden, settings.channels, 1, leaf.choices[0])
+        self.online = Values(
+            signature.observations, settings.hidden, settings.channels, 1, leaf.choices[0]
+        )
         self.target = frozen(self.online)
 
 
@@ -63,12 +72,16 @@ class Dcql(Baseline):
     offline_steps: ClassVar[int] = 100_000
 
     hidden: tuple[int, ...] = setting((256, 256), "widths of the fully connected layers", low=1)
-    channels: tuple[int, ...] = setting((32, 48, 96, 128), "channels of the convolutions over image observations", low=1)
+    channels: tuple[int, ...] = setting(
+        (32, 48, 96, 128), "channels of the convolutions over image observations", low=1
+    )
     batch_size: int = setting(64, "steps drawn for one learner step", low=1, high=1_000_000)
     learning_rate: float = setting(3e-4, "Adam's learning rate", above=0, high=1)
     discount: float = setting(0.99, "discount", low=0, high=1)
     penalty: float = setting(1.0, "weight of the conservative penalty (alpha)", low=0)
-    follow_rate: float = setting(0.005, "how far the slow copy moves towards the network in a step", above=0, high=1)
+    follow_rate: float = setting(
+        0.005, "how far the slow copy moves towards the network in a step", above=0, high=1
+    )
 
     @property
     def batch(self) -> int:
@@ -84,13 +97,17 @@ class Dcql(Baseline):
         signature = only_task(self.name, signatures)
         leaves = list(signature.actions.values())
         if len(leaves) != 1 or leaves[0].kind != "discrete" or leaves[0].size != 1:
-            raise UserError("dcql needs a single discrete choice as the action; take cql for continuous actions, or bc for any")
+            raise UserError(
+                "dcql needs a single discrete choice as the action; take cql for continuous actions, or bc for any"
+            )
         return DcqlModel(signature, self)
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """Adam."""
         assert isinstance(model, DcqlModel)
-        return {"adam": torch.optim.Adam(model.online.parameters(), lr=self.learning_rate, fused=True)}
+        return {
+            "adam": torch.optim.Adam(model.online.parameters(), lr=self.learning_rate, fused=True)
+        }
 
     def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:
         """Mean and deviation of the observations."""
@@ -98,7 +115,13 @@ class Dcql(Baseline):
         model.online.encoder.fit(acted_on(stores))
         model.target.load_state_dict(model.online.state_dict())
 
-    def update(self, model: nn.Module, optimizers: dict[str, torch.optim.Optimizer], batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+    def update(
+        self,
+        model: nn.Module,
+        optimizers: dict[str, torch.optim.Optimizer],
+        batch: dict[str, Tensor],
+        step: int,
+    ) -> dict[str, Tensor]:
         """One step on the penalised error; the slow copy follows."""
         assert isinstance(model, DcqlModel)
         steps = {name: values[:, 0] for name, values in batch.items()}
@@ -107,21 +130,30 @@ class Dcql(Baseline):
         with torch.no_grad():
             best = model.online(after).argmax(1, keepdim=True)
             value = model.target(after).gather(1, best)[:, 0]
-            targets = batch["rewards"][:, 0] + self.discount * (1 - batch["terminated"][:, 0].float()) * value
+            targets = (
+                batch["rewards"][:, 0]
+                + self.discount * (1 - batch["terminated"][:, 0].float()) * value
+            )
         values = model.online(seen)
         chosen = values.gather(1, taken)[:, 0]
         error = smooth_l1_loss(chosen, targets)
         gap = (values.logsumexp(1) - chosen).mean()
         descend(error + self.penalty * gap, optimizers["adam"])
         follow(model.target, model.online, self.follow_rate)
-        return {"train/loss": error.detach(), "train/gap": gap.detach(), "train/value": chosen.mean().detach()}
+        return {
+            "train/loss": error.detach(),
+            "train/gap": gap.detach(),
+            "train/value": chosen.mean().detach(),
+        }
 
     def policy(self, model: nn.Module, mode: Mode) -> Policy:
         """The action of the highest value, in `sample` and `mean` alike."""
         assert isinstance(model, DcqlModel)
         if mode == "plan":
             raise UserError("dcql has no planner; its modes are sample and mean")
-        return Memoryless(model, lambda seen, chance: {model.path: model.online(seen).argmax(1).int()}, 1)
+        return Memoryless(
+            model, lambda seen, chance: {model.path: model.online(seen).argmax(1).int()}, 1
+        )
 
 
 ALGORITHM = Dcql

@@ -26,7 +26,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Algorithm, Columns, Loss, Mode, Policy, State, device_of, own_flags
+from bigdm_ray.algorithms.base import (
+    Algorithm,
+    Columns,
+    Loss,
+    Mode,
+    Policy,
+    State,
+    device_of,
+    own_flags,
+)
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.continuous import Ensemble, Spaces
@@ -63,13 +72,17 @@ class MbopModel(nn.Module):
         """
         out = self.dynamics(torch.cat([state, action], -1))
         change = out[..., :-1] * (self.of_change.std + 1e-6) + self.of_change.mean
-        return state + change / (self.of_seen.std + 1e-6), out[..., -1] + self.of_reward.mean / (self.of_reward.std + 1e-6)
+        return state + change / (self.of_seen.std + 1e-6), out[..., -1] + self.of_reward.mean / (
+            self.of_reward.std + 1e-6
+        )
 
     def returns(self, state: Tensor, before: Tensor) -> Tensor:
         """The mean over members of the return of the next steps `[..., n]`, for rows shared by all members, in deviations of a reward."""
         rows = torch.cat([state, before], -1)
         mean: Tensor = self.value(rows.flatten(0, -2)).mean(0).reshape(rows.shape[:-1])
-        return (mean * (self.of_return.std + 1e-6) + self.of_return.mean) / (self.of_reward.std + 1e-6)
+        return (mean * (self.of_return.std + 1e-6) + self.of_return.mean) / (
+            self.of_reward.std + 1e-6
+        )
 
 
 def weighted_plan(actions: Tensor, returns: Tensor, kappa: float) -> Tensor:
@@ -82,7 +95,9 @@ def coming_returns(rewards: np.ndarray, horizon: int) -> np.ndarray:
     """The sum of this and the following rewards, `horizon` of them at most: `[T]` float32, added up in float64."""
     sums = np.concatenate([[0.0], np.cumsum(rewards, dtype=np.float64)])
     first = np.arange(len(rewards))
-    out: np.ndarray = (sums[np.minimum(first + horizon, len(rewards))] - sums[first]).astype(np.float32)
+    out: np.ndarray = (sums[np.minimum(first + horizon, len(rewards))] - sums[first]).astype(
+        np.float32
+    )
     return out
 
 
@@ -110,23 +125,43 @@ class MbopPolicy(Policy):
     ) -> tuple[dict[str, np.ndarray], State]:
         """See Policy."""
         model = self._model
-        seen = model.of_seen(model.spaces.see({path: torch.from_numpy(values).to(self._device) for path, values in observations.items()}))
-        before = torch.from_numpy(np.where(first[:, None, None], np.float32(0), state["plan"])).to(self._device)
+        seen = model.of_seen(
+            model.spaces.see(
+                {
+                    path: torch.from_numpy(values).to(self._device)
+                    for path, values in observations.items()
+                }
+            )
+        )
+        before = torch.from_numpy(np.where(first[:, None, None], np.float32(0), state["plan"])).to(
+            self._device
+        )
         if self._plans:
             plan = self.plan(seen, before, self.noise(uniforms))
         else:
             imitated = model.behaviour(torch.cat([seen, before[:, 0].clamp(-1.0, 1.0)], -1)).mean(0)
             plan = torch.cat([imitated.unsqueeze(1), before[:, 1:]], 1)
         actions = model.spaces.unpack(plan[:, 0])
-        return {path: values.cpu().numpy() for path, values in actions.items()}, {"plan": plan.cpu().numpy()}
+        return {path: values.cpu().numpy() for path, values in actions.items()}, {
+            "plan": plan.cpu().numpy()
+        }
 
     def noise(self, uniforms: np.ndarray) -> Tensor:
         """Standard normals `[H, members, n, samples a member, acted]`, those of each row from a generator of its own."""
         settings = self._settings
-        shape = (settings.horizon, settings.members, settings.samples // settings.members, self._model.spaces.acted)
+        shape = (
+            settings.horizon,
+            settings.members,
+            settings.samples // settings.members,
+            self._model.spaces.acted,
+        )
         rows = []
         for high, low in (uniforms * 2**SEED_BITS).astype(np.int64).tolist():
-            rows.append(torch.randn(shape, generator=torch.Generator().manual_seed((high << SEED_BITS) + low)))
+            rows.append(
+                torch.randn(
+                    shape, generator=torch.Generator().manual_seed((high << SEED_BITS) + low)
+                )
+            )
         return torch.stack(rows, 2).to(self._device)
 
     def plan(self, seen: Tensor, before: Tensor, noise: Tensor) -> Tensor:
@@ -134,12 +169,16 @@ class MbopPolicy(Policy):
         model, settings = self._model, self._settings
         horizon, members, n, each, acted = noise.shape
         state = seen.repeat_interleave(each, 0).expand(members, n * each, -1)
-        action = before[:, 0].clamp(-1.0, 1.0).repeat_interleave(each, 0).expand(members, n * each, -1)
+        action = (
+            before[:, 0].clamp(-1.0, 1.0).repeat_interleave(each, 0).expand(members, n * each, -1)
+        )
         total = torch.zeros(members, n * each, device=seen.device)
         chosen = []
         for h in range(horizon):
             imitated = model.behaviour(torch.cat([state, action], -1))
-            tried = imitated + settings.sigma * model.of_action.std * noise[h].reshape(members, n * each, acted)
+            tried = imitated + settings.sigma * model.of_action.std * noise[h].reshape(
+                members, n * each, acted
+            )
             kept = before[:, min(h + 1, horizon - 1)].repeat_interleave(each, 0)
             mixed = (1 - settings.beta) * tried + settings.beta * kept
             chosen.append(mixed)
@@ -147,8 +186,15 @@ class MbopPolicy(Policy):
             state, reward = model.next(state, action)
             total = total + reward
         total = total + model.returns(state, action)
-        sequences = torch.stack(chosen, 2).reshape(members, n, each, horizon, acted).transpose(0, 1).flatten(1, 2)
-        return weighted_plan(sequences, total.reshape(members, n, each).transpose(0, 1).flatten(1), settings.kappa)
+        sequences = (
+            torch.stack(chosen, 2)
+            .reshape(members, n, each, horizon, acted)
+            .transpose(0, 1)
+            .flatten(1, 2)
+        )
+        return weighted_plan(
+            sequences, total.reshape(members, n, each).transpose(0, 1).flatten(1), settings.kappa
+        )
 
 
 @dataclass(frozen=True)
@@ -166,9 +212,15 @@ class Mbop(Algorithm):
     return_horizon: int = setting(50, "steps whose return the value network predicts", low=1)
     horizon: int = setting(4, "steps planned ahead (H)", low=1)
     samples: int = setting(100, "trajectories of a plan, a multiple of the members (N)", low=1)
-    sigma: float = setting(0.2, "noise on tried actions, in standard deviations of the data's actions", low=0)
+    sigma: float = setting(
+        0.2, "noise on tried actions, in standard deviations of the data's actions", low=0
+    )
     beta: float = setting(0.2, "share of the last plan in a tried action", low=0, high=1)
-    kappa: float = setting(0.5, "how much a trajectory's weight grows with its return, in standard deviations of a reward", low=0)
+    kappa: float = setting(
+        0.5,
+        "how much a trajectory's weight grows with its return, in standard deviations of a reward",
+        low=0,
+    )
 
     @property
     def batch(self) -> int:
@@ -177,12 +229,21 @@ class Mbop(Algorithm):
 
     def view(self, step: int = 0) -> View:
         """Each time step alike, with the action before it and what followed."""
-        return View(2, weight="length", anchor="end", pad="left", next_observation=True, annotations=("coming_return", "return_known"))
+        return View(
+            2,
+            weight="length",
+            anchor="end",
+            pad="left",
+            next_observation=True,
+            annotations=("coming_return", "return_known"),
+        )
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for what is not one task of vectors and bounded continuous actions."""
         if self.samples % self.members:
-            raise UserError(f"--algorithm.samples is {self.samples}, but a multiple of --algorithm.members, which is {self.members}, is expected")
+            raise UserError(
+                f"--algorithm.samples is {self.samples}, but a multiple of --algorithm.members, which is {self.members}, is expected"
+            )
         return MbopModel(Spaces(self.name, signatures), self.members, self.hidden)
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
@@ -194,26 +255,43 @@ class Mbop(Algorithm):
         assert isinstance(model, MbopModel)
         spaces, device = model.spaces, model.of_seen.mean.device
 
-        def each() -> Iterator[Episode]:  # read anew for each statistic: a dataset may be larger than memory
+        def each() -> Iterator[
+            Episode
+        ]:  # read anew for each statistic: a dataset may be larger than memory
             for store in stores.values():
                 for position in range(len(store.table)):
                     yield store.episode(position)
 
         def seen() -> Iterator[Tensor]:
             for episode in each():
-                yield spaces.see({path: torch.tensor(values, device=device) for path, values in episode.observations.items()})
+                yield spaces.see(
+                    {
+                        path: torch.tensor(values, device=device)
+                        for path, values in episode.observations.items()
+                    }
+                )
 
         def done() -> Iterator[Tensor]:
             for episode in each():
-                yield spaces.pack({path: torch.tensor(values, device=device) for path, values in episode.actions.items()})
+                yield spaces.pack(
+                    {
+                        path: torch.tensor(values, device=device)
+                        for path, values in episode.actions.items()
+                    }
+                )
 
         model.of_seen.fit(part[:-1] for part in seen())
         model.of_change.fit(part[1:] - part[:-1] for part in seen())
         model.of_action.fit(done())
         model.of_reward.fit(torch.tensor(episode.rewards)[:, None] for episode in each())
-        model.of_return.fit(torch.from_numpy(coming_returns(episode.rewards, self.return_horizon))[:, None] for episode in each())
+        model.of_return.fit(
+            torch.from_numpy(coming_returns(episode.rewards, self.return_horizon))[:, None]
+            for episode in each()
+        )
 
-    def annotate(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> dict[str, Columns]:
+    def annotate(
+        self, model: nn.Module, stores: Mapping[str, Store], step: int
+    ) -> dict[str, Columns]:
         """The return of the next steps, and 0 where a time limit ended the episode before they were over."""
         out = {}
         for task, store in stores.items():
@@ -222,31 +300,47 @@ class Mbop(Algorithm):
                 episode = store.episode(position)
                 coming.append(coming_returns(episode.rewards, self.return_horizon))
                 left = np.arange(episode.length, 0, -1)
-                known.append(((left >= self.return_horizon) | episode.terminated).astype(np.float32))
-            out[task] = {"coming_return": np.concatenate(coming), "return_known": np.concatenate(known)}
+                known.append(
+                    ((left >= self.return_horizon) | episode.terminated).astype(np.float32)
+                )
+            out[task] = {
+                "coming_return": np.concatenate(coming),
+                "return_known": np.concatenate(known),
+            }
         return out
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
         """Squared errors of the three ensembles, each a mean over members and elements."""
         assert isinstance(model, MbopModel)
         spaces = model.spaces
-        leaves: dict[str, dict[str, Tensor]] = {"observations": {}, "actions": {}, "next_observations": {}}
+        leaves: dict[str, dict[str, Tensor]] = {
+            "observations": {},
+            "actions": {},
+            "next_observations": {},
+        }
         for name, value in batch.items():
             group, _, path = name.partition("/")
             if group in leaves:
                 leaves[group][path] = value if group == "actions" else value[:, 1]
         raw, raw_next = spaces.see(leaves["observations"]), spaces.see(leaves["next_observations"])
-        actions = spaces.pack(leaves["actions"]) * batch["mask"].unsqueeze(-1)  # no action before the first step: zero, as the first plan
+        actions = spaces.pack(leaves["actions"]) * batch["mask"].unsqueeze(
+            -1
+        )  # no action before the first step: zero, as the first plan
         state, before, action = model.of_seen(raw), actions[:, 0], actions[:, 1]
-        followed = torch.cat([model.of_change(raw_next - raw), model.of_reward(batch["rewards"][:, 1:])], -1)
+        followed = torch.cat(
+            [model.of_change(raw_next - raw), model.of_reward(batch["rewards"][:, 1:])], -1
+        )
         returned = model.of_return(batch["coming_return"][:, 1:])
 
         context = torch.cat([state, before], -1)
         weight = batch["mask"][:, 1].float()
         errors = {
-            "dynamics_loss": ((model.dynamics(torch.cat([state, action], -1)) - followed) ** 2).mean((0, 2)),
+            "dynamics_loss": (
+                (model.dynamics(torch.cat([state, action], -1)) - followed) ** 2
+            ).mean((0, 2)),
             "behaviour_loss": ((model.behaviour(context) - action) ** 2).mean((0, 2)),
-            "return_loss": ((model.value(context) - returned) ** 2).mean((0, 2)) * batch["return_known"][:, 1],
+            "return_loss": ((model.value(context) - returned) ** 2).mean((0, 2))
+            * batch["return_known"][:, 1],
         }
         total = (torch.stack(list(errors.values())).sum(0) * weight).sum()
         parts = {f"train/{name}": (error.detach() * weight).sum() for name, error in errors.items()}
@@ -260,7 +354,14 @@ class Mbop(Algorithm):
     @classmethod
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
         """`acme`: the planner and the return horizon of Acme's defaults."""
-        values: dict[str, Any] = {"return_horizon": 10, "samples": 1000, "horizon": 15, "sigma": 0.8, "beta": 0.2, "kappa": 0.5}
+        values: dict[str, Any] = {
+            "return_horizon": 10,
+            "samples": 1000,
+            "horizon": 15,
+            "sigma": 0.8,
+            "beta": 0.2,
+            "kappa": 0.5,
+        }
         return {"*": {"acme": own_flags(values)}}
 
 

@@ -33,13 +33,23 @@ class Transitions(NamedTuple):
     @staticmethod
     def of(spaces: Spaces, batch: dict[str, Tensor]) -> Transitions:
         """From a batch of windows of one step `[B, 1, ...]`."""
-        parts: dict[str, dict[str, Tensor]] = {"observations": {}, "actions": {}, "next_observations": {}}
+        parts: dict[str, dict[str, Tensor]] = {
+            "observations": {},
+            "actions": {},
+            "next_observations": {},
+        }
         for name, value in batch.items():
             group, _, path = name.partition("/")
             if group in parts:
                 parts[group][path] = value[:, 0]
         seen, seen_next = spaces.see(parts["observations"]), spaces.see(parts["next_observations"])
-        return Transitions(seen, spaces.pack(parts["actions"]), batch["rewards"][:, 0], seen_next, 1.0 - batch["terminated"][:, 0].float())
+        return Transitions(
+            seen,
+            spaces.pack(parts["actions"]),
+            batch["rewards"][:, 0],
+            seen_next,
+            1.0 - batch["terminated"][:, 0].float(),
+        )
 
 
 class Critics(nn.Module):
@@ -94,7 +104,12 @@ class OfflineBaseline(Baseline):
 
     batch_size: int = setting(256, "steps drawn for one learner step", low=1, high=1_000_000)
     discount: float = setting(0.99, "discount factor gamma", low=0, high=1)
-    follow_rate: float = setting(0.005, "share of the online networks that the target networks take over at each learner step (tau)", above=0, high=1)
+    follow_rate: float = setting(
+        0.005,
+        "share of the online networks that the target networks take over at each learner step (tau)",
+        above=0,
+        high=1,
+    )
 
     @property
     def batch(self) -> int:
@@ -105,7 +120,9 @@ class OfflineBaseline(Baseline):
         """Single steps, every time step alike, with what followed."""
         return View(weight="length", next_observation=True, terminals=True)
 
-    def fit_critics(self, critics: Critics, t: Transitions, targets: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    def fit_critics(
+        self, critics: Critics, t: Transitions, targets: Tensor, optimizer: torch.optim.Optimizer
+    ) -> dict[str, Tensor]:
         """One step of both critics towards `targets [B]`; metrics."""
         values = critics.both(t.seen, t.action)
         fit = ((values - targets) ** 2).mean(1).sum()
@@ -114,12 +131,16 @@ class OfflineBaseline(Baseline):
 
     def adam(self, network: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
         """Adam for the parameters of `network` that are trained."""
-        return torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=learning_rate, fused=True)
+        return torch.optim.Adam(
+            [p for p in network.parameters() if p.requires_grad], lr=learning_rate, fused=True
+        )
 
 
 def on_vectors(spaces: Spaces, choose: Callable[[Tensor, Tensor], Tensor], uniforms: int) -> Policy:
     """Acts without memory: `choose` makes packed actions `[n, acted]` of rows `[n, seen]` and uniforms `[n, k]`."""
-    return Memoryless(spaces, lambda seen, chance: spaces.unpack(choose(spaces.see(seen), chance)), uniforms)
+    return Memoryless(
+        spaces, lambda seen, chance: spaces.unpack(choose(spaces.see(seen), chance)), uniforms
+    )
 
 
 def best_of(critics: Critics, seen: Tensor, candidates: Tensor) -> Tensor:

@@ -42,7 +42,9 @@ class Rllib(Foreign):
     library: ClassVar[str] = "RLlib"
     needs: ClassVar[tuple[str, ...]] = ("ray.rllib",)
 
-    hidden: tuple[int, ...] = setting((256, 256), "widths of the layers of the policy, and of each critic", low=1)
+    hidden: tuple[int, ...] = setting(
+        (256, 256), "widths of the layers of the policy, and of each critic", low=1
+    )
 
     @abstractmethod
     def settings(self) -> Any:
@@ -74,15 +76,30 @@ class Gaussian(Rllib):
         """See Algorithm."""
         (signature,) = signatures.values()
         discrete = plain_leaves(signature, self.name)[3].kind == "discrete"
-        return Actor(signature, self.name, self.hidden, self.activation, "logits" if discrete else "gaussian", free_std=not discrete, scaled=True)
+        return Actor(
+            signature,
+            self.name,
+            self.hidden,
+            self.activation,
+            "logits" if discrete else "gaussian",
+            free_std=not discrete,
+            scaled=True,
+        )
 
     def network(self, discrete: bool) -> dict[str, Any]:
         """See Rllib."""
-        return {"fcnet_hiddens": list(self.hidden), "fcnet_activation": self.activation, "vf_share_layers": False, "free_log_std": not discrete}
+        return {
+            "fcnet_hiddens": list(self.hidden),
+            "fcnet_activation": self.activation,
+            "vf_share_layers": False,
+            "free_log_std": not discrete,
+        }
 
     def exported(self, module: Any) -> dict[str, np.ndarray]:
         """See Rllib."""
-        return layers_of(module.encoder.actor_encoder, module.pi, log_std=getattr(module.pi, "log_std", None))
+        return layers_of(
+            module.encoder.actor_encoder, module.pi, log_std=getattr(module.pi, "log_std", None)
+        )
 
 
 class Squashed(Rllib):
@@ -100,7 +117,12 @@ class Squashed(Rllib):
     def network(self, discrete: bool) -> dict[str, Any]:
         """See Rllib: the first layer is its encoder, the others are its head."""
         first, *others = self.hidden
-        return {"fcnet_hiddens": [first], "fcnet_activation": "relu", "head_fcnet_hiddens": others, "head_fcnet_activation": "relu"}
+        return {
+            "fcnet_hiddens": [first],
+            "fcnet_activation": "relu",
+            "head_fcnet_hiddens": others,
+            "head_fcnet_activation": "relu",
+        }
 
     def exported(self, module: Any) -> dict[str, np.ndarray]:
         """See Rllib."""
@@ -162,7 +184,9 @@ class Studying(Rllib):
         """What is computed once from the episodes, for `targets`. `path` is that of the observation, `learner` RLlib's."""
         return None
 
-    def targets(self, prepared: Any, annotations: dict[str, np.ndarray], module: Any) -> dict[str, Tensor]:
+    def targets(
+        self, prepared: Any, annotations: dict[str, np.ndarray], module: Any
+    ) -> dict[str, Tensor]:
         """More columns of a batch of n rows."""
         return {}
 
@@ -180,10 +204,14 @@ class Ppo(Gaussian, Playing):
     gamma: float = setting(0.99, "discount", low=0, high=1)
     gae_lambda: float = setting(0.95, "lambda of generalised advantages", low=0, high=1)
     clip: float = setting(0.2, "how far the probability ratio may leave 1", above=0)
-    value_clip: float = setting(1e6, "squared errors of the value are clipped at this, which stops their gradient", above=0)
+    value_clip: float = setting(
+        1e6, "squared errors of the value are clipped at this, which stops their gradient", above=0
+    )
     value_coefficient: float = setting(0.5, "weight of the value loss", low=0)
     entropy_coefficient: float = setting(0.0, "weight of the entropy bonus", low=0)
-    kl_coefficient: float = setting(0.0, "first weight of the divergence from the policy that played; 0 leaves it out", low=0)
+    kl_coefficient: float = setting(
+        0.0, "first weight of the divergence from the policy that played; 0 leaves it out", low=0
+    )
     max_norm: float = setting(0.5, "gradients are scaled down to this norm", above=0)
 
     def settings(self) -> Any:
@@ -220,12 +248,27 @@ class Ppo(Gaussian, Playing):
     @classmethod
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
         """See Algorithm. LunarLander: the RL Zoo's discount, lambda, entropy and epochs, with a smaller iteration."""
-        zoo = {"gamma": 0.999, "gae_lambda": 0.98, "entropy_coefficient": 0.01, "epochs": 4, "train_batch": 4096}
-        counted = {"budget.env_steps": 1_000_000, "evaluations.every": 100_000, "saves.every": 100_000}
+        zoo = {
+            "gamma": 0.999,
+            "gae_lambda": 0.98,
+            "entropy_coefficient": 0.01,
+            "epochs": 4,
+            "train_batch": 4096,
+        }
+        counted = {
+            "budget.env_steps": 1_000_000,
+            "evaluations.every": 100_000,
+            "saves.every": 100_000,
+        }
         lander = {"default": MEAN | own_flags(zoo) | counted}
         body = {"default": MEAN | counted}
         bodies = dict.fromkeys(("hopper", "halfcheetah", "walker2d", "reacher"), body)
-        return {"lunarlander": lander, "lunarlander-sparse": lander, **bodies, "*": {"default": MEAN}}
+        return {
+            "lunarlander": lander,
+            "lunarlander-sparse": lander,
+            **bodies,
+            "*": {"default": MEAN},
+        }
 
 
 @dataclass(frozen=True)
@@ -240,12 +283,25 @@ class Sac(Tempered, Playing):
     updates: float = setting(1.0, "learner steps for each environment step", above=0)
     batch_size: int = setting(256, "steps drawn for one learner step", low=1, high=1_000_000)
     buffer_size: int = setting(1_000_000, "steps that are kept, drawn alike", low=1)
-    learning_starts: int = setting(10_000, "steps that are played at random before learning begins", low=0)
-    actor_learning_rate: float = setting(3e-4, "Adam's learning rate of the policy", above=0, high=1)
-    critic_learning_rate: float = setting(3e-4, "Adam's learning rate of the critics", above=0, high=1)
-    alpha_learning_rate: float = setting(3e-4, "Adam's learning rate of the temperature", above=0, high=1)
+    learning_starts: int = setting(
+        10_000, "steps that are played at random before learning begins", low=0
+    )
+    actor_learning_rate: float = setting(
+        3e-4, "Adam's learning rate of the policy", above=0, high=1
+    )
+    critic_learning_rate: float = setting(
+        3e-4, "Adam's learning rate of the critics", above=0, high=1
+    )
+    alpha_learning_rate: float = setting(
+        3e-4, "Adam's learning rate of the temperature", above=0, high=1
+    )
     gamma: float = setting(0.99, "discount", low=0, high=1)
-    tau: float = setting(0.005, "share of the critics that their targets take over at each learner step", above=0, high=1)
+    tau: float = setting(
+        0.005,
+        "share of the critics that their targets take over at each learner step",
+        above=0,
+        high=1,
+    )
     initial_alpha: float = setting(1.0, "temperature at the start", above=0)
 
     def settings(self) -> Any:
@@ -271,8 +327,19 @@ class Sac(Tempered, Playing):
     @classmethod
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
         """See Algorithm. The defaults are those of the paper's MuJoCo runs."""
-        body = {"default": MEAN | {"budget.env_steps": 1_000_000, "evaluations.every": 25_000, "saves.every": 100_000, "saves.report_every": 2_000}}
-        return {**dict.fromkeys(("hopper", "halfcheetah", "walker2d", "reacher"), body), "*": {"default": MEAN}}
+        body = {
+            "default": MEAN
+            | {
+                "budget.env_steps": 1_000_000,
+                "evaluations.every": 25_000,
+                "saves.every": 100_000,
+                "saves.report_every": 2_000,
+            }
+        }
+        return {
+            **dict.fromkeys(("hopper", "halfcheetah", "walker2d", "reacher"), body),
+            "*": {"default": MEAN},
+        }
 
 
 @dataclass(frozen=True)
@@ -282,15 +349,32 @@ class Cql(Tempered, Studying):
     name: ClassVar[str] = "cql"
     offline_steps: ClassVar[int] = 500_000
 
-    actor_learning_rate: float = setting(1e-4, "Adam's learning rate of the policy", above=0, high=1)
-    critic_learning_rate: float = setting(3e-4, "Adam's learning rate of the critics", above=0, high=1)
-    alpha_learning_rate: float = setting(1e-4, "Adam's learning rate of the temperature", above=0, high=1)
+    actor_learning_rate: float = setting(
+        1e-4, "Adam's learning rate of the policy", above=0, high=1
+    )
+    critic_learning_rate: float = setting(
+        3e-4, "Adam's learning rate of the critics", above=0, high=1
+    )
+    alpha_learning_rate: float = setting(
+        1e-4, "Adam's learning rate of the temperature", above=0, high=1
+    )
     gamma: float = setting(0.99, "discount", low=0, high=1)
-    tau: float = setting(0.005, "share of the critics that their targets take over at each learner step", above=0, high=1)
+    tau: float = setting(
+        0.005,
+        "share of the critics that their targets take over at each learner step",
+        above=0,
+        high=1,
+    )
     initial_alpha: float = setting(1.0, "temperature of the entropy at the start", above=0)
     min_q_weight: float = setting(5.0, "weight of the conservative loss", low=0)
-    actions: int = setting(10, "actions sampled from the policy here, from it there, and at random, for the conservative loss", low=1)
-    clone_steps: int = setting(40_000, "learner steps at the start in which the policy clones the data", low=0)
+    actions: int = setting(
+        10,
+        "actions sampled from the policy here, from it there, and at random, for the conservative loss",
+        low=1,
+    )
+    clone_steps: int = setting(
+        40_000, "learner steps at the start in which the policy clones the data", low=0
+    )
     deterministic_backup: bool = setting(True, "whether targets leave the entropy out")
 
     def prelude(self) -> Prelude | None:
@@ -333,19 +417,38 @@ class Iql(Squashed, Studying):
     name: ClassVar[str] = "iql"
     offline_steps: ClassVar[int] = 500_000
 
-    actor_learning_rate: float = setting(3e-4, "Adam's learning rate of the policy", above=0, high=1)
-    critic_learning_rate: float = setting(3e-4, "Adam's learning rate of the critics", above=0, high=1)
+    actor_learning_rate: float = setting(
+        3e-4, "Adam's learning rate of the policy", above=0, high=1
+    )
+    critic_learning_rate: float = setting(
+        3e-4, "Adam's learning rate of the critics", above=0, high=1
+    )
     value_learning_rate: float = setting(3e-4, "Adam's learning rate of the value", above=0, high=1)
     gamma: float = setting(0.99, "discount", low=0, high=1)
-    tau: float = setting(0.005, "share of the critics that their targets take over at each learner step", above=0, high=1)
-    expectile: float = setting(0.7, "expectile of the critics that the value is fitted to", above=0, high=0.999)
-    beta: float = setting(3.0, "inverse temperature of the advantages that weigh the policy's loss", above=0)
-    return_range: float = setting(0.0, "rewards are scaled so that the returns of the data lie in a range so wide; 0 leaves them", low=0)
+    tau: float = setting(
+        0.005,
+        "share of the critics that their targets take over at each learner step",
+        above=0,
+        high=1,
+    )
+    expectile: float = setting(
+        0.7, "expectile of the critics that the value is fitted to", above=0, high=0.999
+    )
+    beta: float = setting(
+        3.0, "inverse temperature of the advantages that weigh the policy's loss", above=0
+    )
+    return_range: float = setting(
+        0.0,
+        "rewards are scaled so that the returns of the data lie in a range so wide; 0 leaves them",
+        low=0,
+    )
 
     def build(self, signatures: Mapping[str, Signature]) -> Actor:
         """See Algorithm."""
         (signature,) = signatures.values()
-        return Actor(signature, self.name, self.hidden, "relu", "bounded", free_std=True, scaled=True)
+        return Actor(
+            signature, self.name, self.hidden, "relu", "bounded", free_std=True, scaled=True
+        )
 
     def module(self, config: Any) -> Any:
         """See Squashed."""
@@ -366,7 +469,9 @@ class Iql(Squashed, Studying):
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
         """See Algorithm: the paper standardises the rewards of locomotion alone."""
         locomotion = {"default": MEAN | own_flags({"return_range": 1000.0})}
-        return super().presets() | dict.fromkeys(("hopper", "halfcheetah", "walker2d", "ant", "humanoid"), locomotion)
+        return super().presets() | dict.fromkeys(
+            ("hopper", "halfcheetah", "walker2d", "ant", "humanoid"), locomotion
+        )
 
     def settings(self) -> Any:
         """See Rllib."""
@@ -395,7 +500,11 @@ class Marwil(Gaussian, Studying):
     gamma: float = setting(0.99, "discount of the returns", low=0, high=1)
     beta: float = setting(1.0, "how much the advantages weigh", low=0)
     value_coefficient: float = setting(1.0, "weight of the value loss", low=0)
-    norm_start: float | None = setting(None, "mean square that advantages are divided by the root of, at the start; default: that of the returns", above=0)
+    norm_start: float | None = setting(
+        None,
+        "mean square that advantages are divided by the root of, at the start; default: that of the returns",
+        above=0,
+    )
     norm_rate: float = setting(1e-3, "how fast that follows the advantages", low=0, high=1)
 
     def settings(self) -> Any:
@@ -435,7 +544,9 @@ class Marwil(Gaussian, Studying):
         returns, last, ends = [], [], []
         for group in episode_groups(store):
             returns.append(discounted(group.rewards, group.lengths, self.gamma))
-            last.append(group.observations[path][np.cumsum(group.lengths + 1) - 1].astype(np.float32))
+            last.append(
+                group.observations[path][np.cumsum(group.lengths + 1) - 1].astype(np.float32)
+            )
             ends.append(group.terminated)
         which = np.repeat(np.arange(len(lengths)), lengths)
         remaining = store.table.ends[which] - np.arange(len(which))
@@ -443,12 +554,23 @@ class Marwil(Gaussian, Studying):
         together = np.concatenate(returns)
         if self.norm_start is None:
             self.memory(learner)["squared_advantage"].fill_(float(np.mean(np.square(together))))
-        store.annotate({"discounted_return": together, "discount_left": left, "episode": which.astype(np.float32)})
+        store.annotate(
+            {
+                "discounted_return": together,
+                "discount_left": left,
+                "episode": which.astype(np.float32),
+            }
+        )
         return torch.from_numpy(np.concatenate(last)).to(bench.device)
 
-    def targets(self, prepared: Any, annotations: dict[str, np.ndarray], module: Any) -> dict[str, Tensor]:
+    def targets(
+        self, prepared: Any, annotations: dict[str, np.ndarray], module: Any
+    ) -> dict[str, Tensor]:
         """See Studying: `value_targets` with the value as it is now."""
-        returns, left, which = (torch.from_numpy(annotations[name][:, 0]).to(prepared.device) for name in self.view().annotations)
+        returns, left, which = (
+            torch.from_numpy(annotations[name][:, 0]).to(prepared.device)
+            for name in self.view().annotations
+        )
         open_ended = left > 0
         if bool(open_ended.any()):
             with torch.no_grad():

@@ -28,13 +28,17 @@ def joint_catalog() -> Any:
             self.layer = torch.nn.Linear(width, out)
 
         def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            return {ENCODER_OUT: torch.relu(self.layer(torch.cat([batch["obs"], batch["actions"]], -1)))}
+            return {
+                ENCODER_OUT: torch.relu(self.layer(torch.cat([batch["obs"], batch["actions"]], -1)))
+            }
 
     class JointCatalog(SACCatalog):  # type: ignore[misc]  # mypy does not look into RLlib
         """See `joint_catalog`."""
 
         def _build_qf_encoder_continuous(self, framework: str) -> Joint:
-            return Joint(self.observation_space.shape[0] + self.action_space.shape[0], self.latent_dims[0])
+            return Joint(
+                self.observation_space.shape[0] + self.action_space.shape[0], self.latent_dims[0]
+            )
 
     return JointCatalog
 
@@ -55,17 +59,39 @@ def conservative_module() -> Any:
             """What SAC's loss takes, and of `num_actions` actions at random, of here and of there: actions, logarithms of densities, values `[B, n, 1]`."""
             out: dict[str, torch.Tensor] = DefaultSACTorchRLModule._forward_train(self, batch)
             seen, count = batch["obs"], self.model_config["num_actions"]
-            low, high = (torch.from_numpy(bound).to(seen.device) for bound in (self.action_space.low, self.action_space.high))
-            actions = {"rand": low + (high - low) * torch.rand((len(seen), count, len(low)), device=seen.device)}
+            low, high = (
+                torch.from_numpy(bound).to(seen.device)
+                for bound in (self.action_space.low, self.action_space.high)
+            )
+            actions = {
+                "rand": low
+                + (high - low) * torch.rand((len(seen), count, len(low)), device=seen.device)
+            }
             with torch.no_grad():
-                for name, logits in (("curr", out["action_dist_inputs"]), ("next", out["action_dist_inputs_next"])):
-                    drawn = self.get_train_action_dist_cls().from_logits(logits[:, None].expand(-1, count, -1))
+                for name, logits in (
+                    ("curr", out["action_dist_inputs"]),
+                    ("next", out["action_dist_inputs_next"]),
+                ):
+                    drawn = self.get_train_action_dist_cls().from_logits(
+                        logits[:, None].expand(-1, count, -1)
+                    )
                     actions[name], densities = drawn.sample_and_logp()
                     out[f"logps_{name}_repeat"] = densities[..., None]
-            together = {"obs": seen[:, None].expand(-1, 3 * count, -1), "actions": torch.cat(list(actions.values()), 1)}
-            for critic, encoder, head in (("q", self.qf_encoder, self.qf), ("q_twin", self.qf_twin_encoder, self.qf_twin)):
-                values = self._qf_forward_train_helper(together, encoder, head, squeeze=False).split(count, 1)
-                out |= {f"{critic}_{name}_repeat": part for name, part in zip(actions, values, strict=True)}
+            together = {
+                "obs": seen[:, None].expand(-1, 3 * count, -1),
+                "actions": torch.cat(list(actions.values()), 1),
+            }
+            for critic, encoder, head in (
+                ("q", self.qf_encoder, self.qf),
+                ("q_twin", self.qf_twin_encoder, self.qf_twin),
+            ):
+                values = self._qf_forward_train_helper(
+                    together, encoder, head, squeeze=False
+                ).split(count, 1)
+                out |= {
+                    f"{critic}_{name}_repeat": part
+                    for name, part in zip(actions, values, strict=True)
+                }
             return out | {f"actions_{name}_repeat": drawn for name, drawn in actions.items()}
 
     return Conservative
@@ -90,24 +116,38 @@ def implicit_module() -> Any:
 
         def forward(self, embedding: torch.Tensor) -> torch.Tensor:
             mean = torch.tanh(self.layers(embedding))
-            return torch.cat([mean, self.log_std.clamp(*LOG_STD_RANGE["bounded"]).expand_as(mean)], -1)
+            return torch.cat(
+                [mean, self.log_std.clamp(*LOG_STD_RANGE["bounded"]).expand_as(mean)], -1
+            )
 
     class Implicit(DefaultIQLTorchRLModule):  # type: ignore[misc]  # mypy does not look into RLlib
         """See `implicit_module`."""
 
         def setup(self) -> None:
             super().setup()
-            self.pi = Head([*self.catalog.latent_dims, *self.model_config["head_fcnet_hiddens"]], self.action_space.shape[0])
+            self.pi = Head(
+                [*self.catalog.latent_dims, *self.model_config["head_fcnet_hiddens"]],
+                self.action_space.shape[0],
+            )
             self.action_dist_cls = TorchDiagGaussian
 
         def _forward_train(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             """The policy here; the critics of the data's actions and the smaller of their targets; the value here and there: `[B]` each."""
             judge = self._qf_forward_train_helper
             out: dict[str, torch.Tensor] = self._forward_inference(batch)
-            out |= {"qf_preds": judge(batch, self.qf_encoder, self.qf), "qf_twin_preds": judge(batch, self.qf_twin_encoder, self.qf_twin)}
+            out |= {
+                "qf_preds": judge(batch, self.qf_encoder, self.qf),
+                "qf_twin_preds": judge(batch, self.qf_twin_encoder, self.qf_twin),
+            }
             with torch.no_grad():
-                targets = (judge(batch, self.target_qf_encoder, self.target_qf), judge(batch, self.target_qf_twin_encoder, self.target_qf_twin))
-                out |= {"qf_target_preds": torch.min(*targets), "vf_preds_next": self.compute_values({"obs": batch["new_obs"]})}
+                targets = (
+                    judge(batch, self.target_qf_encoder, self.target_qf),
+                    judge(batch, self.target_qf_twin_encoder, self.target_qf_twin),
+                )
+                out |= {
+                    "qf_target_preds": torch.min(*targets),
+                    "vf_preds_next": self.compute_values({"obs": batch["new_obs"]}),
+                }
             return out | {"vf_preds": self.compute_values(batch)}
 
     return Implicit

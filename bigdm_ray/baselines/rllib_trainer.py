@@ -21,7 +21,18 @@ import numpy as np
 import torch
 
 from bigdm_ray.baselines.actor import plain_leaves
-from bigdm_ray.baselines.base import Bench, Turn, below, from_unit, load_optimizer, optimizer_state, prefixed, sound, spaces_of, to_unit
+from bigdm_ray.baselines.base import (
+    Bench,
+    Turn,
+    below,
+    from_unit,
+    load_optimizer,
+    optimizer_state,
+    prefixed,
+    sound,
+    spaces_of,
+    to_unit,
+)
 from bigdm_ray.baselines.rllib import MODULE, Cql, Playing, Ppo, Rllib, Sac, Squashed, Studying
 from bigdm_ray.baselines.rllib_modules import joint_catalog
 from bigdm_ray.envs.task import find_task
@@ -46,7 +57,9 @@ class RllibTrainer:
     def __init__(self, algorithm: Rllib, bench: Bench) -> None:
         quiet()
         self.algorithm, self.bench = algorithm, bench
-        self.path, self.seen, self.action_path, self.action = plain_leaves(bench.task.signature(), algorithm.name)
+        self.path, self.seen, self.action_path, self.action = plain_leaves(
+            bench.task.signature(), algorithm.name
+        )
         self.config = configured(algorithm, bench, self.action.kind == "discrete")
         spaces = (spaces_of(self.seen), spaces_of(self.action, unit=True))
         self.learner = self.config.build_learner(spaces={MODULE: spaces})
@@ -62,7 +75,9 @@ class RllibTrainer:
         from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
         size = len(batch["obs"])
-        self.learner.update(batch=MultiAgentBatch({MODULE: SampleBatch(batch)}, size), _no_metrics_reduce=True)
+        self.learner.update(
+            batch=MultiAgentBatch({MODULE: SampleBatch(batch)}, size), _no_metrics_reduce=True
+        )
         self.learner_steps += 1
 
     def metrics(self) -> dict[str, float]:
@@ -71,13 +86,19 @@ class RllibTrainer:
         self.learner.metrics.reduce()
         out = {}
         for name, value in told.items():
-            if name.startswith(("num_", "weights_seq", "diff_", "last_", "module_train")) or isinstance(value, list | dict):
+            if name.startswith(
+                ("num_", "weights_seq", "diff_", "last_", "module_train")
+            ) or isinstance(value, list | dict):
                 continue
-            number = float(value.detach().float().mean() if isinstance(value, torch.Tensor) else np.mean(value))
+            number = float(
+                value.detach().float().mean() if isinstance(value, torch.Tensor) else np.mean(value)
+            )
             if math.isfinite(number):
                 out[f"train/{'loss' if name == self.learner.TOTAL_LOSS_KEY else name}"] = number
             elif name == self.learner.TOTAL_LOSS_KEY:
-                raise RunFailed(f"the loss of {self.algorithm.name} is {number} after {self.learner_steps:,} learner steps: training has diverged")
+                raise RunFailed(
+                    f"the loss of {self.algorithm.name} is {number} after {self.learner_steps:,} learner steps: training has diverged"
+                )
         return out
 
     def weights(self) -> dict[str, np.ndarray]:
@@ -86,18 +107,30 @@ class RllibTrainer:
 
     def state(self) -> dict[str, np.ndarray]:
         """See Trainer."""
-        state = {f"module/{name}": value.detach().cpu().numpy().copy() for name, value in self.module.state_dict().items()}
+        state = {
+            f"module/{name}": value.detach().cpu().numpy().copy()
+            for name, value in self.module.state_dict().items()
+        }
         for name, optimizer in self.learner.get_optimizers_for_module(MODULE):
             state |= prefixed(f"optimizer/{name}/", optimizer_state(optimizer))
-        state |= {f"memory/{name}": value.detach().cpu().numpy().copy() for name, value in self.algorithm.memory(self.learner).items()}
+        state |= {
+            f"memory/{name}": value.detach().cpu().numpy().copy()
+            for name, value in self.algorithm.memory(self.learner).items()
+        }
         return state | {"count/learner_steps": np.array(self.learner_steps)}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """See Trainer."""
         kept, mine = below(state, "module/"), self.module.state_dict()
-        if {name: value.shape for name, value in kept.items()} != {name: tuple(value.shape) for name, value in mine.items()}:
-            raise UserError(f"this checkpoint holds other networks than {self.algorithm.name} trains now; begin a run in another folder")
-        self.module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in kept.items()})
+        if {name: value.shape for name, value in kept.items()} != {
+            name: tuple(value.shape) for name, value in mine.items()
+        }:
+            raise UserError(
+                f"this checkpoint holds other networks than {self.algorithm.name} trains now; begin a run in another folder"
+            )
+        self.module.load_state_dict(
+            {name: torch.from_numpy(np.array(value)) for name, value in kept.items()}
+        )
         for name, optimizer in self.learner.get_optimizers_for_module(MODULE):
             load_optimizer(optimizer, below(state, f"optimizer/{name}/"))
         for name, value in self.algorithm.memory(self.learner).items():
@@ -115,10 +148,18 @@ def configured(algorithm: Rllib, bench: Bench, discrete: bool) -> Any:
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
     config = algorithm.settings().framework("torch").debugging(seed=bench.seed, log_level="ERROR")
-    config.learners(num_learners=0, num_gpus_per_learner=1 if bench.device.startswith("cuda") else 0)
+    config.learners(
+        num_learners=0, num_gpus_per_learner=1 if bench.device.startswith("cuda") else 0
+    )
     network = DefaultModelConfig(**algorithm.network(discrete))
     if isinstance(algorithm, Squashed):
-        return config.rl_module(rl_module_spec=RLModuleSpec(module_class=algorithm.module(config), catalog_class=joint_catalog(), model_config=network))
+        return config.rl_module(
+            rl_module_spec=RLModuleSpec(
+                module_class=algorithm.module(config),
+                catalog_class=joint_catalog(),
+                model_config=network,
+            )
+        )
     return config.rl_module(model_config=network)
 
 
@@ -149,23 +190,37 @@ class StudyingTrainer(RllibTrainer):
             from ray.rllib.utils.metrics import ALL_MODULES
             from ray.tune.result import TRAINING_ITERATION
 
-            self.learner.metrics.log_value((ALL_MODULES, TRAINING_ITERATION), self.learner_steps, reduce="sum")
+            self.learner.metrics.log_value(
+                (ALL_MODULES, TRAINING_ITERATION), self.learner_steps, reduce="sum"
+            )
 
     def batch(self) -> dict[str, torch.Tensor]:
         """The columns of RLlib for one learner step: a pure function of the seed and the learner step."""
         store, algorithm = self.bench.store, self.algorithm
         assert store is not None
-        chance = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.bench.seed, self.learner_steps])))
+        chance = np.random.Generator(
+            np.random.PCG64(np.random.SeedSequence([self.bench.seed, self.learner_steps]))
+        )
         windows = store.draw(algorithm.view(), chance, algorithm.batch)
         actions = windows.actions[self.action_path][:, 0]
         columns = {
             "obs": windows.observations[self.path][:, 0].astype(np.float32, copy=False),
-            "actions": actions.astype(np.int64) if self.action.kind == "discrete" else to_unit(actions, self.action),
+            "actions": actions.astype(np.int64)
+            if self.action.kind == "discrete"
+            else to_unit(actions, self.action),
             "rewards": windows.rewards[:, 0] * np.float32(self._scale),
         }
         if windows.terminated is not None:
-            columns |= {"new_obs": windows.next_observations[self.path][:, 0].astype(np.float32, copy=False), "terminateds": windows.terminated[:, 0]}
-        batch = {name: torch.from_numpy(np.ascontiguousarray(values)).to(self.bench.device) for name, values in columns.items()}
+            columns |= {
+                "new_obs": windows.next_observations[self.path][:, 0].astype(
+                    np.float32, copy=False
+                ),
+                "terminateds": windows.terminated[:, 0],
+            }
+        batch = {
+            name: torch.from_numpy(np.ascontiguousarray(values)).to(self.bench.device)
+            for name, values in columns.items()
+        }
         return batch | algorithm.targets(self._prepared, windows.annotations, self.module)
 
 
@@ -183,23 +238,36 @@ class PlayingTrainer(RllibTrainer):
         self._sums: dict[str, tuple[float, int]] = {}
         configs = [self._runner_config(index) for index in range(max(1, bench.actors))]
         if bench.actors == 0:
-            with warnings.catch_warnings():  # a second run of this process registers the runner's environment again
+            with (
+                warnings.catch_warnings()
+            ):  # a second run of this process registers the runner's environment again
                 warnings.filterwarnings("ignore", message=".*already in registry")
                 self._runners = [SingleAgentEnvRunner(config=configs[0], worker_index=0)]
         else:
             import ray
 
-            remote = ray.remote(SingleAgentEnvRunner).options(num_cpus=1, num_gpus=0, runtime_env={"env_vars": ONE_THREAD})
-            self._runners = [remote.remote(config=config, worker_index=index + 1) for index, config in enumerate(configs)]
+            remote = ray.remote(SingleAgentEnvRunner).options(
+                num_cpus=1, num_gpus=0, runtime_env={"env_vars": ONE_THREAD}
+            )
+            self._runners = [
+                remote.remote(config=config, worker_index=index + 1)
+                for index, config in enumerate(configs)
+            ]
         self._sync()
 
     def _runner_config(self, index: int) -> Any:
         seed = (self.bench.seed + SEED_STRIDE * index) % 2**31
         assert isinstance(self.algorithm, Playing)
         rows = self.algorithm.environments
-        make = functools.partial(environments, self.bench.task.name, self.algorithm.name, rows, seed)
+        make = functools.partial(
+            environments, self.bench.task.name, self.algorithm.name, rows, seed
+        )
         config = self.config.copy(copy_frozen=False).environment(env=make)
-        return config.env_runners(num_env_runners=self.bench.actors, num_envs_per_env_runner=rows, gym_env_vectorize_mode="vector_entry_point")
+        return config.env_runners(
+            num_env_runners=self.bench.actors,
+            num_envs_per_env_runner=rows,
+            gym_env_vectorize_mode="vector_entry_point",
+        )
 
     def _each(self, verb: str, *arguments: Any, **more: Any) -> list[Any]:
         """Call a method of every runner, all at once where they are actors. Raises RunFailed where one has died."""
@@ -208,7 +276,11 @@ class PlayingTrainer(RllibTrainer):
         import ray
 
         try:
-            return list(ray.get([getattr(runner, verb).remote(*arguments, **more) for runner in self._runners]))
+            return list(
+                ray.get(
+                    [getattr(runner, verb).remote(*arguments, **more) for runner in self._runners]
+                )
+            )
         except ray.exceptions.RayActorError as error:
             raise RunFailed(
                 f"a process that plays for {self.algorithm.name} has died ({type(error).__name__}); --resume goes on from the last checkpoint"
@@ -218,12 +290,19 @@ class PlayingTrainer(RllibTrainer):
 
     def _sync(self) -> None:
         """Give the runners the newest policy."""
-        self._each("set_state", {"rl_module": self.learner.module.get_state(inference_only=True), "weights_seq_no": 0})
+        self._each(
+            "set_state",
+            {"rl_module": self.learner.module.get_state(inference_only=True), "weights_seq_no": 0},
+        )
 
     def played(self, steps: int, random: bool = False) -> tuple[list[Any], list[float], list[int]]:
         """RLlib's episodes (or the pieces of them) of about so many steps; returns and lengths of those that ended."""
         share = math.ceil(steps / len(self._runners))
-        pieces = [piece for part in self._each("sample", num_timesteps=share, random_actions=random) for piece in part]
+        pieces = [
+            piece
+            for part in self._each("sample", num_timesteps=share, random_actions=random)
+            for piece in part
+        ]
         returns, lengths = [], []
         for piece in pieces:
             total, length = self._sums.pop(piece.id_, (0.0, 0))
@@ -291,7 +370,9 @@ class SacTrainer(PlayingTrainer):
 
     def __init__(self, algorithm: Sac, bench: Bench) -> None:
         super().__init__(algorithm, bench)
-        self._kept = Ring(min(algorithm.buffer_size, bench.budget + SEED_STRIDE), self.seen.size, self.action.size)
+        self._kept = Ring(
+            min(algorithm.buffer_size, bench.budget + SEED_STRIDE), self.seen.size, self.action.size
+        )
         self._chance = np.random.default_rng(bench.seed)
 
     def step(self, steps: int) -> Turn:
@@ -302,16 +383,25 @@ class SacTrainer(PlayingTrainer):
         lengths: list[int] = []
         metrics: dict[str, float] = {}
         while self.env_steps - before < steps:
-            pieces, ended, long = self.played(algorithm.fragment, random=self.env_steps < algorithm.learning_starts)
+            pieces, ended, long = self.played(
+                algorithm.fragment, random=self.env_steps < algorithm.learning_starts
+            )
             returns, lengths = returns + ended, lengths + long
             self._kept.add(pieces)
-            owed = algorithm.updates * max(0, self.env_steps - algorithm.learning_starts) - self.learner_steps
+            owed = (
+                algorithm.updates * max(0, self.env_steps - algorithm.learning_starts)
+                - self.learner_steps
+            )
             for _ in range(math.floor(owed)):
                 self.learned(self._kept.draw(self._chance, algorithm.batch_size, self.bench.device))
             if owed >= 1:
                 self._sync()
-                metrics = self.metrics()  # here, because RLlib keeps the graphs of all errors until they are reported
-        return Turn(self.env_steps - before, self.learner_steps - learned, returns, lengths, metrics)
+                metrics = (
+                    self.metrics()
+                )  # here, because RLlib keeps the graphs of all errors until they are reported
+        return Turn(
+            self.env_steps - before, self.learner_steps - learned, returns, lengths, metrics
+        )
 
     def state(self) -> dict[str, np.ndarray]:
         """See Trainer: with the steps that are kept."""
@@ -328,8 +418,16 @@ class Ring:
 
     def __init__(self, capacity: int, seen: int, done: int) -> None:
         self.capacity, self.count, self.position = capacity, 0, 0
-        widths = {"obs": (seen,), "new_obs": (seen,), "actions": (done,), "rewards": (), "terminateds": ()}
-        self.columns = {name: np.zeros((capacity, *width), np.float32) for name, width in widths.items()}
+        widths = {
+            "obs": (seen,),
+            "new_obs": (seen,),
+            "actions": (done,),
+            "rewards": (),
+            "terminateds": (),
+        }
+        self.columns = {
+            name: np.zeros((capacity, *width), np.float32) for name, width in widths.items()
+        }
 
     def add(self, pieces: list[Any]) -> None:
         """Take in the steps of some episodes of RLlib, the oldest first."""
@@ -339,7 +437,13 @@ class Ring:
             seen, last = piece.get_observations(), np.zeros(len(piece), np.float32)
             last[-1] = float(piece.is_terminated)
             rows = (self.position + np.arange(len(piece))) % self.capacity
-            new = {"obs": seen[:-1], "new_obs": seen[1:], "actions": piece.get_actions(), "rewards": piece.get_rewards(), "terminateds": last}
+            new = {
+                "obs": seen[:-1],
+                "new_obs": seen[1:],
+                "actions": piece.get_actions(),
+                "rewards": piece.get_rewards(),
+                "terminateds": last,
+            }
             for name, values in new.items():
                 self.columns[name][rows] = values
             self.position = int(rows[-1] + 1) % self.capacity
@@ -348,13 +452,20 @@ class Ring:
     def draw(self, chance: np.random.Generator, size: int, device: str) -> dict[str, torch.Tensor]:
         """`size` rows, each as likely as every other, as RLlib's learner of SAC wants them."""
         rows = chance.integers(0, self.count, size)
-        batch = {name: torch.from_numpy(values[rows]).to(device) for name, values in self.columns.items()}
-        return batch | {"n_step": torch.ones(size, device=device), "weights": torch.ones(size, device=device)}
+        batch = {
+            name: torch.from_numpy(values[rows]).to(device) for name, values in self.columns.items()
+        }
+        return batch | {
+            "n_step": torch.ones(size, device=device),
+            "weights": torch.ones(size, device=device),
+        }
 
     def state(self) -> dict[str, np.ndarray]:
         """The filled rows, the oldest first."""
         turn = -self.position if self.count == self.capacity else 0
-        return {name: np.roll(values[: self.count], turn, 0) for name, values in self.columns.items()}
+        return {
+            name: np.roll(values[: self.count], turn, 0) for name, values in self.columns.items()
+        }
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Take over what `state` gave; of more rows than there is room for, the newest."""
@@ -380,28 +491,45 @@ def rows_class() -> Any:
         def __init__(self, task: str, name: str, rows: int, seed: int) -> None:
             found = find_task(task)
             self._env, self._name = found.make(rows, seed), name
-            self._path, seen, self._action_path, self._action = plain_leaves(found.signature(), name)
+            self._path, seen, self._action_path, self._action = plain_leaves(
+                found.signature(), name
+            )
             self.num_envs = rows
-            self.single_observation_space, self.single_action_space = spaces_of(seen), spaces_of(self._action, unit=True)
+            self.single_observation_space, self.single_action_space = (
+                spaces_of(seen),
+                spaces_of(self._action, unit=True),
+            )
             self.observation_space = batch_space(self.single_observation_space, rows)
             self.action_space = batch_space(self.single_action_space, rows)
             self.action_space.seed(seed)
             self.spec = gymnasium.envs.registration.EnvSpec(id="bigdm-v0")
             self._all, self._over = np.arange(rows), np.zeros(rows, bool)
 
-        def reset(self, *, seed: Any = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        def reset(
+            self, *, seed: Any = None, options: Any = None
+        ) -> tuple[np.ndarray, dict[str, Any]]:
             self._over[:] = False
             step = self._env.reset(self._all)
             sound(step.failures, self._name)
             return step.observations[self._path].copy(), {}
 
-        def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        def step(
+            self, actions: np.ndarray
+        ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
             n, begin, go = self.num_envs, np.flatnonzero(self._over), np.flatnonzero(~self._over)
-            rewards, terminated, truncated = np.zeros(n, np.float32), np.zeros(n, bool), np.zeros(n, bool)
+            rewards, terminated, truncated = (
+                np.zeros(n, np.float32),
+                np.zeros(n, bool),
+                np.zeros(n, bool),
+            )
             observations = np.zeros(self.observation_space.shape or (n,), np.float32)
             if len(go):
                 chosen = actions[go]
-                moved = chosen.astype(self._action.dtype) if self._action.kind == "discrete" else from_unit(chosen, self._action)
+                moved = (
+                    chosen.astype(self._action.dtype)
+                    if self._action.kind == "discrete"
+                    else from_unit(chosen, self._action)
+                )
                 step = self._env.step(go, {self._action_path: moved})
                 sound(step.failures, self._name)
                 observations[go], rewards[go] = step.observations[self._path], step.rewards

@@ -26,8 +26,26 @@ import torch
 from torch import nn
 
 from bigdm_ray.algorithms.base import Mode, Policy, own_flags
-from bigdm_ray.baselines.actor import Actor, ActorPolicy, Pictures, Sight, layers_of, pictures_of, plain_leaves
-from bigdm_ray.baselines.base import Bench, Foreign, Turn, below, load_optimizer, optimizer_state, prefixed, sound, spaces_of
+from bigdm_ray.baselines.actor import (
+    Actor,
+    ActorPolicy,
+    Pictures,
+    Sight,
+    layers_of,
+    pictures_of,
+    plain_leaves,
+)
+from bigdm_ray.baselines.base import (
+    Bench,
+    Foreign,
+    Turn,
+    below,
+    load_optimizer,
+    optimizer_state,
+    prefixed,
+    sound,
+    spaces_of,
+)
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.envs.vector import VectorEnv
 from bigdm_ray.errors import UserError
@@ -53,9 +71,17 @@ class Sb3(Foreign):
     offline: ClassVar[bool] = False
 
     frame_stack: int = setting(1, "pictures: how many of the last ones are seen", low=1)
-    shrink: int = setting(1, "pictures: they are shrunk to the brightest of each square of so many pixels a side", low=1)
+    shrink: int = setting(
+        1,
+        "pictures: they are shrunk to the brightest of each square of so many pixels a side",
+        low=1,
+    )
     channels: tuple[int, ...] = setting((16, 32), "pictures: channels of the convolutions", low=1)
-    features: int = setting(256, "pictures: width of the layer that follows the convolutions and feeds the others", low=1)
+    features: int = setting(
+        256,
+        "pictures: width of the layer that follows the convolutions and feeds the others",
+        low=1,
+    )
     clip_rewards: bool = setting(False, "whether training sees the sign of a reward in its place")
 
     @abstractmethod
@@ -93,7 +119,10 @@ class Sb3(Foreign):
             return kwargs
         return kwargs | {
             "features_extractor_class": extractor(),
-            "features_extractor_kwargs": {"pictures": Pictures(shape, self.channels, self.features), "features": self.features},
+            "features_extractor_kwargs": {
+                "pictures": Pictures(shape, self.channels, self.features),
+                "features": self.features,
+            },
             "normalize_images": False,
         }
 
@@ -102,9 +131,13 @@ class Sb3(Foreign):
 class ActorCritic(Sb3):
     """What A2C and PPO have in common: a policy of tanh layers, a value function of its own layers, several environments in turn."""
 
-    hidden: tuple[int, ...] = setting((64, 64), "widths of the layers of the policy, and of the value function", low=1, empty=True)
+    hidden: tuple[int, ...] = setting(
+        (64, 64), "widths of the layers of the policy, and of the value function", low=1, empty=True
+    )
     environments: int = setting(8, "environments that are played side by side", low=1)
-    decay: bool = setting(False, "whether the learning rate falls to 0 along a straight line over --budget.env-steps")
+    decay: bool = setting(
+        False, "whether the learning rate falls to 0 along a straight line over --budget.env-steps"
+    )
     gamma: float = setting(0.99, "discount", low=0, high=1)
     value_coefficient: float = setting(0.5, "weight of the value loss", low=0)
     max_norm: float = setting(0.5, "gradients are scaled down to this norm", above=0)
@@ -118,7 +151,15 @@ class ActorCritic(Sb3):
         """See Algorithm: tanh layers to logits, or to the means of a Gaussian whose deviations depend on nothing."""
         (signature,) = signatures.values()
         discrete = plain_leaves(signature, self.name, pictures=True)[3].kind == "discrete"
-        return Actor(signature, self.name, self.hidden, "tanh", "logits" if discrete else "gaussian", free_std=not discrete, sight=self.sight)
+        return Actor(
+            signature,
+            self.name,
+            self.hidden,
+            "tanh",
+            "logits" if discrete else "gaussian",
+            free_std=not discrete,
+            sight=self.sight,
+        )
 
     def policy(self, model: nn.Module, mode: Mode) -> Policy:
         """See Algorithm."""
@@ -147,7 +188,11 @@ class ActorCritic(Sb3):
     def exported(self, learner: Any) -> dict[str, np.ndarray]:
         """See Sb3."""
         policy = learner.policy
-        layers = layers_of(policy.mlp_extractor.policy_net, policy.action_net, log_std=getattr(policy, "log_std", None))
+        layers = layers_of(
+            policy.mlp_extractor.policy_net,
+            policy.action_net,
+            log_std=getattr(policy, "log_std", None),
+        )
         return pictures_of(policy.features_extractor) | layers
 
 
@@ -159,21 +204,36 @@ class A2c(ActorCritic):
 
     n_steps: int = setting(5, "steps of each environment before a learner step", low=1)
     learning_rate: float = setting(7e-4, "RMSProp's learning rate", above=0, high=1)
-    gae_lambda: float = setting(1.0, "lambda of generalised advantages; 1 is n-step returns", low=0, high=1)
+    gae_lambda: float = setting(
+        1.0, "lambda of generalised advantages; 1 is n-step returns", low=0, high=1
+    )
     entropy_coefficient: float = setting(0.0, "weight of the entropy bonus", low=0)
 
     def made(self, env: Any, shared: dict[str, Any]) -> Any:
         """See ActorCritic."""
         from stable_baselines3 import A2C
 
-        own: dict[str, Any] = {"n_steps": self.n_steps, "gae_lambda": self.gae_lambda, "ent_coef": self.entropy_coefficient}
+        own: dict[str, Any] = {
+            "n_steps": self.n_steps,
+            "gae_lambda": self.gae_lambda,
+            "ent_coef": self.entropy_coefficient,
+        }
         return A2C("MlpPolicy", env, self.learning_rate, **own, **shared)
 
     @classmethod
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
         """See Algorithm."""
-        zoo = {"algorithm.gamma": 0.995, "algorithm.learning_rate": 8.3e-4, "algorithm.decay": True, "algorithm.entropy_coefficient": 1e-5}
-        lander = {"default": MEAN | zoo | {"budget.env_steps": 1_000_000, "evaluations.every": 100_000, "saves.every": 200_000}}
+        zoo = {
+            "algorithm.gamma": 0.995,
+            "algorithm.learning_rate": 8.3e-4,
+            "algorithm.decay": True,
+            "algorithm.entropy_coefficient": 1e-5,
+        }
+        lander = {
+            "default": MEAN
+            | zoo
+            | {"budget.env_steps": 1_000_000, "evaluations.every": 100_000, "saves.every": 200_000}
+        }
         return {"lunarlander": lander, "lunarlander-sparse": lander, "*": {"default": MEAN}}
 
 
@@ -185,7 +245,12 @@ class Ppo(ActorCritic):
 
     n_steps: int = setting(256, "steps of each environment before a bout of learning", low=1)
     epochs: int = setting(10, "passes over these steps", low=1)
-    batch_size: int = setting(64, "steps of one learner step; a divisor of --algorithm.environments times --algorithm.n-steps", low=2, high=1_000_000)
+    batch_size: int = setting(
+        64,
+        "steps of one learner step; a divisor of --algorithm.environments times --algorithm.n-steps",
+        low=2,
+        high=1_000_000,
+    )
     learning_rate: float = setting(3e-4, "Adam's learning rate", above=0, high=1)
     gae_lambda: float = setting(0.95, "lambda of generalised advantages", low=0, high=1)
     clip: float = setting(0.2, "how far the ratio of probabilities may leave 1", above=0, high=1)
@@ -199,15 +264,30 @@ class Ppo(ActorCritic):
     def build(self, signatures: Mapping[str, Signature]) -> Actor:
         """See ActorCritic. Raises UserError for a batch size that does not divide the steps of a bout."""
         if (steps := self.environments * self.n_steps) % self.batch_size:
-            raise UserError(f"--algorithm.batch-size is {self.batch_size}, but a divisor of the {steps:,} steps of a bout is expected")
+            raise UserError(
+                f"--algorithm.batch-size is {self.batch_size}, but a divisor of the {steps:,} steps of a bout is expected"
+            )
         return super().build(signatures)
 
     def made(self, env: Any, shared: dict[str, Any]) -> Any:
         """See ActorCritic."""
         from stable_baselines3 import PPO
 
-        own: dict[str, Any] = {"clip_range": self.clip, "gae_lambda": self.gae_lambda, "ent_coef": self.entropy_coefficient}
-        return PPO("MlpPolicy", env, self.learning_rate, self.n_steps, self.batch_size, self.epochs, **own, **shared)
+        own: dict[str, Any] = {
+            "clip_range": self.clip,
+            "gae_lambda": self.gae_lambda,
+            "ent_coef": self.entropy_coefficient,
+        }
+        return PPO(
+            "MlpPolicy",
+            env,
+            self.learning_rate,
+            self.n_steps,
+            self.batch_size,
+            self.epochs,
+            **own,
+            **shared,
+        )
 
     @classmethod
     def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
@@ -224,9 +304,17 @@ class Ppo(ActorCritic):
             "learning_rate": 7e-4,
             "entropy_coefficient": 0.01,
         }
-        rest = {"evaluations.every": 200_000, "evaluations.episodes": 4, "evaluations.final_episodes": 20, "saves.every": 50_000, "saves.report_every": 10_000}
+        rest = {
+            "evaluations.every": 200_000,
+            "evaluations.episodes": 4,
+            "evaluations.final_episodes": 20,
+            "saves.every": 50_000,
+            "saves.report_every": 10_000,
+        }
         atari = {"default": own_flags(own) | rest}
-        return {game + sticky: atari for game in GAMES for sticky in ("", "-sticky")} | {"*": {"default": MEAN}}
+        return {game + sticky: atari for game in GAMES for sticky in ("", "-sticky")} | {
+            "*": {"default": MEAN}
+        }
 
 
 @dataclass(frozen=True)
@@ -244,10 +332,20 @@ class Dqn(Sb3):
     gamma: float = setting(0.99, "discount", low=0, high=1)
     n_steps: int = setting(1, "rewards that are summed before a target bootstraps", low=1)
     train_freq: int = setting(4, "steps of each environment between two bouts of learning", low=1)
-    gradient_steps: int = setting(1, "learner steps of a bout; -1 takes as many as were played", low=-1)
-    target_update_interval: int = setting(10_000, "environment steps between two copies of the network to its target", low=1)
-    exploration_steps: int = setting(100_000, "environment steps over which the share of random actions falls to its last value", low=1)
-    exploration_final: float = setting(0.05, "share of random actions after that; `sample` acts with it", low=0, high=1)
+    gradient_steps: int = setting(
+        1, "learner steps of a bout; -1 takes as many as were played", low=-1
+    )
+    target_update_interval: int = setting(
+        10_000, "environment steps between two copies of the network to its target", low=1
+    )
+    exploration_steps: int = setting(
+        100_000,
+        "environment steps over which the share of random actions falls to its last value",
+        low=1,
+    )
+    exploration_final: float = setting(
+        0.05, "share of random actions after that; `sample` acts with it", low=0, high=1
+    )
     max_norm: float = setting(10.0, "gradients are scaled down to this norm", above=0)
 
     @property
@@ -287,7 +385,9 @@ class Dqn(Sb3):
             device=bench.device,
         )
         fall = (1.0 - self.exploration_final) / self.exploration_steps
-        made.exploration_schedule = lambda _: max(self.exploration_final, 1.0 - fall * made.num_timesteps)
+        made.exploration_schedule = lambda _: max(
+            self.exploration_final, 1.0 - fall * made.num_timesteps
+        )
         made.exploration_rate = 1.0
         return made
 
@@ -310,7 +410,11 @@ class Dqn(Sb3):
             "exploration_final": 0.1,
         }
         own = own_flags(zoo)
-        lander = {"default": MEAN | own | {"budget.env_steps": 1_000_000, "evaluations.every": 50_000, "saves.every": 100_000}}
+        lander = {
+            "default": MEAN
+            | own
+            | {"budget.env_steps": 1_000_000, "evaluations.every": 50_000, "saves.every": 100_000}
+        }
         return {"lunarlander": lander, "lunarlander-sparse": lander, "*": {"default": MEAN}}
 
 
@@ -335,7 +439,11 @@ class Sb3Trainer:
         before, updates = learner.num_timesteps, learner._n_updates
         learner.learn(steps, log_interval=None, reset_num_timesteps=False)
         told = learner.logger.name_to_value
-        metrics = {name: float(value) for name, value in told.items() if name.startswith("train/") and name != "train/n_updates"}
+        metrics = {
+            name: float(value)
+            for name, value in told.items()
+            if name.startswith("train/") and name != "train/n_updates"
+        }
         learner.logger.dump()
         ended, self._ended[:] = list(self._ended), []
         returns, lengths = [total for total, _ in ended], [length for _, length in ended]
@@ -349,27 +457,49 @@ class Sb3Trainer:
     def state(self) -> dict[str, np.ndarray]:
         """See Trainer: policy with its target, optimizer, counters, and the filled part of the replay buffer."""
         learner = self._learner
-        policy = {name: value.detach().cpu().numpy().copy() for name, value in learner.policy.state_dict().items()}
-        counts = {"steps": learner.num_timesteps, "updates": learner._n_updates, "calls": getattr(learner, "_n_calls", 0)}
-        state = prefixed("policy/", policy) | prefixed("optimizer/", optimizer_state(learner.policy.optimizer))
+        policy = {
+            name: value.detach().cpu().numpy().copy()
+            for name, value in learner.policy.state_dict().items()
+        }
+        counts = {
+            "steps": learner.num_timesteps,
+            "updates": learner._n_updates,
+            "calls": getattr(learner, "_n_calls", 0),
+        }
+        state = prefixed("policy/", policy) | prefixed(
+            "optimizer/", optimizer_state(learner.policy.optimizer)
+        )
         state |= {f"count/{name}": np.array(value) for name, value in counts.items()}
         if (buffer := getattr(learner, "replay_buffer", None)) is not None:
             filled = buffer.buffer_size if buffer.full else buffer.pos
-            state |= {f"buffer/{name}": getattr(buffer, name)[:filled] for name in BUFFER} | {"count/position": np.array(buffer.pos)}
+            state |= {f"buffer/{name}": getattr(buffer, name)[:filled] for name in BUFFER} | {
+                "count/position": np.array(buffer.pos)
+            }
         return state
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """See Trainer."""
         learner = self._learner
-        learner.policy.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in below(state, "policy/").items()})
+        learner.policy.load_state_dict(
+            {
+                name: torch.from_numpy(np.array(value))
+                for name, value in below(state, "policy/").items()
+            }
+        )
         load_optimizer(learner.policy.optimizer, below(state, "optimizer/"))
-        learner.num_timesteps, learner._n_updates = int(state["count/steps"]), int(state["count/updates"])
+        learner.num_timesteps, learner._n_updates = (
+            int(state["count/steps"]),
+            int(state["count/updates"]),
+        )
         if (buffer := getattr(learner, "replay_buffer", None)) is not None:
             learner._n_calls = int(state["count/calls"])
             learner.exploration_rate = learner.exploration_schedule(0.0)
             for name, kept in below(state, "buffer/").items():
                 getattr(buffer, name)[: len(kept)] = kept
-            buffer.pos, buffer.full = int(state["count/position"]), len(state["buffer/rewards"]) == buffer.buffer_size
+            buffer.pos, buffer.full = (
+                int(state["count/position"]),
+                len(state["buffer/rewards"]) == buffer.buffer_size,
+            )
 
     def close(self) -> None:
         """See Trainer."""
@@ -417,7 +547,9 @@ def playing(env: VectorEnv, algorithm: Sb3, ended: list[tuple[float, int]]) -> A
             """What the library is shown of the observations of these rows."""
             if not pictures:
                 return observations.copy()
-            self._frames[rows] = sight.seen(self._frames[rows], observations, np.full(len(rows), first))
+            self._frames[rows] = sight.seen(
+                self._frames[rows], observations, np.full(len(rows), first)
+            )
             return merge_stack(self._frames[rows])
 
         def reset(self) -> np.ndarray:
@@ -430,14 +562,22 @@ def playing(env: VectorEnv, algorithm: Sb3, ended: list[tuple[float, int]]) -> A
             self._actions = actions
 
         def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-            step = env.step(self._all, {action_path: self._actions.astype(action.dtype, copy=False)})
+            step = env.step(
+                self._all, {action_path: self._actions.astype(action.dtype, copy=False)}
+            )
             sound(step.failures, name)
             self._totals += step.rewards
             self._lengths += 1
-            observations, done = self._see(self._all, step.observations[path], False), step.terminated | step.truncated
+            observations, done = (
+                self._see(self._all, step.observations[path], False),
+                step.terminated | step.truncated,
+            )
             infos: list[dict[str, Any]] = [{} for _ in self._all]
             for k in np.flatnonzero(done).tolist():
-                infos[k] = {"terminal_observation": observations[k].copy(), "TimeLimit.truncated": bool(not step.terminated[k])}
+                infos[k] = {
+                    "terminal_observation": observations[k].copy(),
+                    "TimeLimit.truncated": bool(not step.terminated[k]),
+                }
                 ended.append((float(self._totals[k]), int(self._lengths[k])))
             if done.any():
                 rows = np.flatnonzero(done)
@@ -456,7 +596,9 @@ def playing(env: VectorEnv, algorithm: Sb3, ended: list[tuple[float, int]]) -> A
         def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
             raise NotImplementedError
 
-        def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        def env_method(
+            self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any
+        ) -> list[Any]:
             raise NotImplementedError
 
         def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:

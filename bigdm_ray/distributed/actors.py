@@ -12,7 +12,13 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, OwnerDiedError, RayActorError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    ObjectLostError,
+    OwnerDiedError,
+    RayActorError,
+)
 
 from bigdm_ray.algorithms.base import Columns
 from bigdm_ray.errors import RunFailed
@@ -32,7 +38,9 @@ MAX_DEATHS = 20
 class Station:
     """One place on the ring and the actor that stands there now."""
 
-    def __init__(self, what: str, actor_class: Any, options: dict[str, Any], setup: tuple[Any, ...]) -> None:
+    def __init__(
+        self, what: str, actor_class: Any, options: dict[str, Any], setup: tuple[Any, ...]
+    ) -> None:
         self.what = what
         self._class = actor_class
         self._options = options
@@ -73,7 +81,9 @@ class Station:
             return False
         self._deaths += 1
         if self._deaths > MAX_DEATHS:
-            raise RunFailed(f"the {self.what} died {MAX_DEATHS} times in a row ({_first_line(why)}); see the logs of Ray in /tmp/ray/session_latest/logs")
+            raise RunFailed(
+                f"the {self.what} died {MAX_DEATHS} times in a row ({_first_line(why)}); see the logs of Ray in /tmp/ray/session_latest/logs"
+            )
         self.stop()
         self.start()
         return True
@@ -109,14 +119,28 @@ class PlayerActor:
         self._player = Player(run_from_json(run))
 
     def play(
-        self, weights: Weights | None, round: int, group: int, era: tuple[int, int, int], commands: Columns, count: int, version: tuple[int, int]
+        self,
+        weights: Weights | None,
+        round: int,
+        group: int,
+        era: tuple[int, int, int],
+        commands: Columns,
+        count: int,
+        version: tuple[int, int],
     ) -> tuple[bytes, dict[str, Any]]:
         """(the episodes as the bytes of a shard, a summary of a few hundred bytes)."""
         before = self._player.busy_s
         played = self._player.play(weights, round, group, era, commands, count)
         data = shards.encode(played.episodes) if played.episodes else b""
-        summary = asdict(played) | {"episodes": len(played.episodes), "busy_s": self._player.busy_s - before}
-        return data, summary | {"round": round, "group": group, "version": weights.version if weights is not None else version}
+        summary = asdict(played) | {
+            "episodes": len(played.episodes),
+            "busy_s": self._player.busy_s - before,
+        }
+        return data, summary | {
+            "round": round,
+            "group": group,
+            "version": weights.version if weights is not None else version,
+        }
 
 
 @ray.remote
@@ -128,10 +152,14 @@ class EvaluatorActor:
         torch.set_num_threads(1)
         self._evaluator = Evaluator(run_from_json(run))
 
-    def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int) -> Score:
+    def score(
+        self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int
+    ) -> Score:
         """See Evaluator."""
         return self._evaluator.score(weights, command, episodes, purpose, round)
 
-    def part(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, number: int) -> Score:
+    def part(
+        self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, number: int
+    ) -> Score:
         """See Evaluator."""
         return self._evaluator.part(weights, command, episodes, purpose, number)

@@ -40,9 +40,18 @@ def check_device(run: Run) -> None:
     """Raise UserError where learner actors would wait for a GPU that never comes. A cluster that is joined may still add nodes."""
     name, ranks = run.machines.device, run.machines.learners
     if name.startswith("cuda:"):
-        raise UserError(f"--device {name} picks a GPU for --local; with Ray say --device cuda: each learner is given a GPU of its own")
-    if run.machines.address == "local" and pick_device(name).type == "cuda" and name != "auto" and ranks > (count := torch.cuda.device_count()):
-        raise UserError(f"--learners is {ranks}, but this machine has {count} GPU(s); give at most so many learners, or --device cpu")
+        raise UserError(
+            f"--device {name} picks a GPU for --local; with Ray say --device cuda: each learner is given a GPU of its own"
+        )
+    if (
+        run.machines.address == "local"
+        and pick_device(name).type == "cuda"
+        and name != "auto"
+        and ranks > (count := torch.cuda.device_count())
+    ):
+        raise UserError(
+            f"--learners is {ranks}, but this machine has {count} GPU(s); give at most so many learners, or --device cpu"
+        )
 
 
 def _connect(ray: Any, run: Run) -> None:
@@ -62,14 +71,24 @@ def _connect(ray: Any, run: Run) -> None:
 def start_here(cpus: int) -> None:
     """Start a Ray on this machine with at least so many (logical) CPUs: what is asked for fits. Raises RunFailed."""
     cpus = max(os.cpu_count() or 1, cpus)
-    for attempt in range(START_ATTEMPTS):  # another Ray that starts at the same moment may take the port that this one has picked
+    for attempt in range(
+        START_ATTEMPTS
+    ):  # another Ray that starts at the same moment may take the port that this one has picked
         try:
-            ray.init(address="local", log_to_driver=False, logging_level="error", num_cpus=cpus, include_dashboard=False)
+            ray.init(
+                address="local",
+                log_to_driver=False,
+                logging_level="error",
+                num_cpus=cpus,
+                include_dashboard=False,
+            )
             return
         except (ConnectionError, ValueError, RuntimeError) as error:
             ray.shutdown()
             if attempt == START_ATTEMPTS - 1:
-                raise RunFailed(f"Ray could not be started on this machine ({_one_line(error)}); --local trains without it") from None
+                raise RunFailed(
+                    f"Ray could not be started on this machine ({_one_line(error)}); --local trains without it"
+                ) from None
 
 
 def _one_line(error: Exception) -> str:
@@ -79,7 +98,9 @@ def _one_line(error: Exception) -> str:
 def learner_options(run: Run) -> dict[str, Any]:
     """What a learner rank asks of Ray: one CPU, and one GPU where it is to train on one."""
     device = run.machines.device
-    wants_gpu = device.startswith("cuda") or (device == "auto" and ray.cluster_resources().get("GPU", 0) >= run.machines.learners)
+    wants_gpu = device.startswith("cuda") or (
+        device == "auto" and ray.cluster_resources().get("GPU", 0) >= run.machines.learners
+    )
     threads = {name: str(run.machines.threads) for name in ONE_THREAD}
     return {"num_cpus": 1, "num_gpus": 1 if wants_gpu else 0, "runtime_env": {"env_vars": threads}}
 

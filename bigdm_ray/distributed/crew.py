@@ -29,7 +29,10 @@ class Ledger:
     """What the learners have not been told yet of the shards that they map."""
 
     def __init__(self, living: list[str]) -> None:
-        self._newest, self._living = "", set[str]()  # the last save: no shard up to `_newest` holds anything living, but for `_living`
+        self._newest, self._living = (
+            "",
+            set[str](),
+        )  # the last save: no shard up to `_newest` holds anything living, but for `_living`
         self.restart(living)
 
     def restart(self, living: list[str]) -> None:
@@ -42,10 +45,14 @@ class Ledger:
 
     def saved(self, living: list[str], released: list[str]) -> None:
         """A save has left the living episodes in these shards, and has unlinked those."""
-        numbered = [name for name in (*living, *released) if name.startswith(PREFIX)]  # these ascend, and none comes twice
+        numbered = [
+            name for name in (*living, *released) if name.startswith(PREFIX)
+        ]  # these ascend, and none comes twice
         self._newest, self._living = max([self._newest, *numbered]), set(living)
         self._taken = [name for name in self._taken if name not in released]
-        self._moved = list(living)  # in place of what an earlier save said: it may be unlinked by now
+        self._moved = list(
+            living
+        )  # in place of what an earlier save said: it may be unlinked by now
         self._gone += released
 
     def moves(self) -> Moves:
@@ -58,7 +65,14 @@ class Ledger:
 class RayCrew:
     """Players, the replay actor, the learners and the evaluator, each remade when it dies."""
 
-    def __init__(self, run: Run, folder: Path, resumed: Checkpoint | None, incarnation: int, rolled_back: Callable[[int, int], None]) -> None:
+    def __init__(
+        self,
+        run: Run,
+        folder: Path,
+        resumed: Checkpoint | None,
+        incarnation: int,
+        rolled_back: Callable[[int, int], None],
+    ) -> None:
         """`rolled_back(learner step, incarnation)` is told when the learners went back to a checkpoint."""
         self._run = run
         self._incarnation = incarnation
@@ -69,12 +83,17 @@ class RayCrew:
         self.players: list[Station] = []
         self._replay: Station | None = None  # a dataset has no writer: learners map it themselves
         if run.dataset is None:
-            self.players = [Station("rollout actor", PlayerActor, cpu_options(), (settings,)) for _ in range(run.machines.actors)]
+            self.players = [
+                Station("rollout actor", PlayerActor, cpu_options(), (settings,))
+                for _ in range(run.machines.actors)
+            ]
             self._replay = Station("replay actor", ReplayActor, cpu_options(0), (settings, where))
         for station in self._stations():
             station.settle()
         self.learners = Learners(run, Path(where), incarnation)
-        self.living: Table = self.replay.insist("table") if self._replay else dataset_store(run).table
+        self.living: Table = (
+            self.replay.insist("table") if self._replay else dataset_store(run).table
+        )
         if resumed and self._replay:
             check_living(self.living, self.replay.insist("problems"), resumed)
         self._ledger = Ledger(self._all_shards())
@@ -146,8 +165,15 @@ class RayCrew:
 
     def play(self, round: int, saves: int, commands: Columns, count: int, random: bool) -> Round:
         """See Crew."""
-        groups = [g for g in range(self._run.groups) if self._run.share(count, g).stop > self._run.share(count, g).start]
-        calls = {group: self.submit(round, group, saves, commands, self._run.share(count, group), random) for group in groups}
+        groups = [
+            g
+            for g in range(self._run.groups)
+            if self._run.share(count, g).stop > self._run.share(count, g).start
+        ]
+        calls = {
+            group: self.submit(round, group, saves, commands, self._run.share(count, group), random)
+            for group in groups
+        }
         parts = []
         for group in groups:
             while True:
@@ -159,19 +185,25 @@ class RayCrew:
                     break
                 except DEATHS as error:
                     station.died(generation, error)
-                    calls[group] = self.submit(round, group, saves, commands, self._run.share(count, group), random)
+                    calls[group] = self.submit(
+                        round, group, saves, commands, self._run.share(count, group), random
+                    )
         receipt: Receipt = self.replay.insist("add", *(data for data, _ in parts))
         self.stored(receipt)
         return as_round(receipt, [summary for _, summary in parts])
 
-    def submit(self, round: int, group: int, saves: int, commands: Columns, share: slice, random: bool) -> tuple[Station, int, list[Any]]:
+    def submit(
+        self, round: int, group: int, saves: int, commands: Columns, share: slice, random: bool
+    ) -> tuple[Station, int, list[Any]]:
         """Hand a group's share of a round to its player: (station, its generation, [episodes, summary])."""
         station = self.players[group % len(self.players)]
         mine = {name: values[share] for name, values in commands.items()}
         weights = None if random else self._weights_ref
         era = (saves, self._incarnation, station.generation)
         version = (self.learners.incarnation, 0)
-        refs = station.call("play", weights, round, group, era, mine, share.stop - share.start, version, returns=2)
+        refs = station.call(
+            "play", weights, round, group, era, mine, share.stop - share.start, version, returns=2
+        )
         return station, station.generation, refs
 
     def learn(self, steps: int) -> Progress:
@@ -197,7 +229,15 @@ class RayCrew:
         weights: Weights = ray.get(self._weights_ref)
         return weights
 
-    def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int, on_end: Callable[[int], None] | None = None) -> Score:
+    def score(
+        self,
+        weights: Weights,
+        command: dict[str, float],
+        episodes: int,
+        purpose: str,
+        round: int,
+        on_end: Callable[[int], None] | None = None,
+    ) -> Score:
         """See Crew. The evaluator tells nothing before it has played all."""
         score: Score = self.evaluator.insist("score", weights, command, episodes, purpose, round)
         if on_end is not None:
@@ -231,5 +271,15 @@ def as_round(receipt: Receipt, summaries: list[dict[str, Any]]) -> Round:
     """A stored round from what its players said."""
     version = summaries[0]["version"]
     problems = [problem for summary in summaries for problem in summary["problems"]]
-    total = {name: sum(summary[name] for summary in summaries) for name in ("env_steps", "discarded", "busy_s")}
-    return Round(receipt.added, (version[0], version[1]), total["env_steps"], total["discarded"], problems, total["busy_s"])
+    total = {
+        name: sum(summary[name] for summary in summaries)
+        for name in ("env_steps", "discarded", "busy_s")
+    }
+    return Round(
+        receipt.added,
+        (version[0], version[1]),
+        total["env_steps"],
+        total["discarded"],
+        problems,
+        total["busy_s"],
+    )

@@ -18,23 +18,43 @@ from bigdm_ray.training.params import Weights
 
 
 def evaluate_on_actors(
-    run: Run, weights: Weights, command: dict[str, float], parts: list[int], purpose: str, actors: int, address: str, on_end: Callable[[int], None]
+    run: Run,
+    weights: Weights,
+    command: dict[str, float],
+    parts: list[int],
+    purpose: str,
+    actors: int,
+    address: str,
+    on_end: Callable[[int], None],
 ) -> list[Score]:
     """Play parts of so many episodes each with the seed and the mode of `run`; their scores in the order of the parts.
 
     A part whose actor dies is played again. `on_end` hears of how many episodes a part that has ended was. Ctrl-C leaves out what has not ended.
     Raises UserError and RunFailed.
     """
-    crew = dataclasses.replace(run, machines=Machines(actors=min(actors, len(parts)), device="cpu", address=address, threads=run.machines.threads))
+    crew = dataclasses.replace(
+        run,
+        machines=Machines(
+            actors=min(actors, len(parts)),
+            device="cpu",
+            address=address,
+            threads=run.machines.threads,
+        ),
+    )
     scores: dict[int, Score] = {}
     with cluster(crew):
-        stations = [Station("evaluator", EvaluatorActor, cpu_options(), (crew.to_json(),)) for _ in range(crew.machines.actors)]
+        stations = [
+            Station("evaluator", EvaluatorActor, cpu_options(), (crew.to_json(),))
+            for _ in range(crew.machines.actors)
+        ]
         try:
             _play(stations, ray.put(weights), command, parts, purpose, scores, on_end)
         except KeyboardInterrupt:
             pass
         except RayTaskError as error:
-            if isinstance(error.cause, UserError | RunFailed):  # what an actor raised, without the traceback that Ray adds
+            if isinstance(
+                error.cause, UserError | RunFailed
+            ):  # what an actor raised, without the traceback that Ray adds
                 raise error.cause from None
             raise
         finally:
@@ -54,7 +74,9 @@ def _play(
 ) -> None:
     """Fill `scores`, by the numbers of the parts, as they end."""
     waiting = list(range(len(parts)))[::-1]
-    running: dict[Any, tuple[Station, int, int | None]] = {s.ready: (s, s.generation, None) for s in stations}  # its part, None while it is set up
+    running: dict[Any, tuple[Station, int, int | None]] = {
+        s.ready: (s, s.generation, None) for s in stations
+    }  # its part, None while it is set up
     while len(scores) < len(parts):
         (ref,), _ = ray.wait(list(running), num_returns=1)
         station, generation, number = running.pop(ref)
@@ -72,4 +94,8 @@ def _play(
             on_end(parts[number])
         if waiting:
             number = waiting.pop()
-            running[station.call("part", weights, command, parts[number], purpose, number)] = station, station.generation, number
+            running[station.call("part", weights, command, parts[number], purpose, number)] = (
+                station,
+                station.generation,
+                number,
+            )

@@ -42,23 +42,47 @@ class LearnerActor:
             probe.bind(("", 0))
             return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
-    def setup(self, run: dict[str, Any], folder: str, rank: int, world: int, meet: str, incarnation: int) -> int:
+    def setup(
+        self, run: dict[str, Any], folder: str, rank: int, world: int, meet: str, incarnation: int
+    ) -> int:
         """Join the group, build, and take over the last checkpoint; the learner step that it stands at."""
         settings = run_from_json(run)
         torch.set_num_threads(settings.machines.threads)
         self._task = settings.task
         self._incarnation = incarnation
         home = RunFolder(Path(folder))
-        machines, signatures = settings.machines, {settings.task: find_task(settings.task).signature()}
+        machines, signatures = (
+            settings.machines,
+            {settings.task: find_task(settings.task).signature()},
+        )
         self._learner = Learner(
-            settings.algorithm, signatures, settings.seed, machines.device, rank, world, compile=machines.compile, precision=machines.precision
+            settings.algorithm,
+            signatures,
+            settings.seed,
+            machines.device,
+            rank,
+            world,
+            compile=machines.compile,
+            precision=machines.precision,
         )
         if world > 1:
             backend = "nccl" if self._learner.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, init_method=f"tcp://{meet}", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60))
+            dist.init_process_group(
+                backend,
+                init_method=f"tcp://{meet}",
+                rank=rank,
+                world_size=world,
+                timeout=datetime.timedelta(seconds=60),
+            )
         flat = settings.saves.flat_mib << 20
-        self._store = dataset_store(settings) if settings.dataset else Store(home.store, settings.algorithm.retention(), flat, write=False)
-        saved = checkpoint.last(home.checkpoints, {"algorithm": settings.algorithm.name, "task": settings.task})
+        self._store = (
+            dataset_store(settings)
+            if settings.dataset
+            else Store(home.store, settings.algorithm.retention(), flat, write=False)
+        )
+        saved = checkpoint.last(
+            home.checkpoints, {"algorithm": settings.algorithm.name, "task": settings.task}
+        )
         if saved is not None:
             self._learner.load(saved.learner, saved.counters.learner_step)
         return self._learner.step
@@ -71,9 +95,13 @@ class LearnerActor:
         self._store.follow(moved)
         self._store.forget(gone)
         if self._store.problems:
-            raise RunFailed(f"the learner cannot read what the replay actor has stored: {self._store.problems[0]}")
+            raise RunFailed(
+                f"the learner cannot read what the replay actor has stored: {self._store.problems[0]}"
+            )
         progress = self._learner.update({self._task: self._store}, steps)
-        return (self._learner.weights(self._incarnation) if self._learner.rank == 0 else None), progress
+        return (
+            self._learner.weights(self._incarnation) if self._learner.rank == 0 else None
+        ), progress
 
     def state(self) -> tuple[int, dict[str, np.ndarray]]:
         """Learner step, and what a checkpoint keeps."""
@@ -99,11 +127,15 @@ class Learners:
         options = learner_options(run)
         world = run.machines.learners
         while True:
-            self._ranks = [LearnerActor.options(max_restarts=0, **options).remote() for _ in range(world)]  # type: ignore[attr-defined]
+            actor: Any = LearnerActor
+            self._ranks = [actor.options(max_restarts=0, **options).remote() for _ in range(world)]
             try:
                 meet = ray.get(self._ranks[0].address.remote()) if world > 1 else ""
                 settings = run.to_json()
-                ready = [rank.setup.remote(settings, str(self._folder), i, world, meet, self.incarnation) for i, rank in enumerate(self._ranks)]
+                ready = [
+                    rank.setup.remote(settings, str(self._folder), i, world, meet, self.incarnation)
+                    for i, rank in enumerate(self._ranks)
+                ]
                 self.step = ray.get(ready)[0]
                 return
             except DEATHS as error:
@@ -112,7 +144,9 @@ class Learners:
     def _bury(self, why: BaseException) -> None:
         self._deaths += 1
         if self._deaths > MAX_DEATHS:
-            raise RunFailed(f"the learner died {MAX_DEATHS} times in a row ({str(why).splitlines()[0][:200]})")
+            raise RunFailed(
+                f"the learner died {MAX_DEATHS} times in a row ({str(why).splitlines()[0][:200]})"
+            )
         for rank in self._ranks:
             ray.kill(rank)
 
@@ -144,4 +178,8 @@ class Learners:
         """Whether an error of a call means that a rank is gone (its peers then fail in their collective)."""
         if isinstance(error, DEATHS):
             return True
-        return self._run.machines.learners > 1 and isinstance(error, RuntimeError | dist.DistBackendError) and not isinstance(error, RunFailed)
+        return (
+            self._run.machines.learners > 1
+            and isinstance(error, RuntimeError | dist.DistBackendError)
+            and not isinstance(error, RunFailed)
+        )

@@ -37,14 +37,18 @@ IN_FLIGHT = 2
 """Calls that wait at a rollout actor or at the learners, at most: one runs, the next one is there when it ends."""
 
 
-def train_on_ray(run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None) -> dict[str, Any]:
+def train_on_ray(
+    run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None
+) -> dict[str, Any]:
     """Train with Ray; the summary. Raises UserError, and RunFailed with everything stored so far kept."""
     with RunFolder(folder).claimed(run, resume, exact=in_lock_step(run)) as home:
         try:
             with cluster(run):
                 return _train(run, folder, home, resume, listeners or [])
         except RayTaskError as error:
-            if isinstance(error.cause, UserError):  # what an actor raised, without the traceback that Ray adds
+            if isinstance(
+                error.cause, UserError
+            ):  # what an actor raised, without the traceback that Ray adds
                 raise error.cause from None
             raise
 
@@ -54,7 +58,9 @@ def in_lock_step(run: Run) -> bool:
     return run.machines.lock_step or run.dataset is not None
 
 
-def _train(run: Run, folder: Path, home: RunFolder, resume: bool, listeners: list[Listener]) -> dict[str, Any]:
+def _train(
+    run: Run, folder: Path, home: RunFolder, resume: bool, listeners: list[Listener]
+) -> dict[str, Any]:
     exact = in_lock_step(run)
     take_over(run, home)
     resumed, damage = None, list[str]()
@@ -63,11 +69,19 @@ def _train(run: Run, folder: Path, home: RunFolder, resume: bool, listeners: lis
     if exact:
         drop_later(home)
     with contextlib.ExitStack() as end:
-        session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *listeners], resumed, exact)
+        session = Session(
+            run, home, [TensorBoard(folder / "tensorboard", run.clock), *listeners], resumed, exact
+        )
         end.callback(session.close)
         session.note(damage)
         driver = Driver(session)
-        crew = RayCrew(run, folder, resumed if exact else None, session.counters.incarnation, driver.rolled_back)
+        crew = RayCrew(
+            run,
+            folder,
+            resumed if exact else None,
+            session.counters.incarnation,
+            driver.rolled_back,
+        )
         end.callback(crew.close)
         if exact:
             (study if run.dataset else loop)(session, crew)
@@ -86,11 +100,22 @@ def counted(run: Run, home: RunFolder) -> tuple[Checkpoint, list[str]]:
     on_disk = {path.name for path in home.store.glob(f"*{SUFFIX}")}
     store = Store(home.store, flat_bytes=0).open(sorted(on_disk | set(base.shards)))
     table, counters = store.table, base.counters
-    damage = [f"the run goes on without {lost(table, base)} episodes of its last checkpoint ({', '.join(store.problems)})"] if store.problems else []
+    damage = (
+        [
+            f"the run goes on without {lost(table, base)} episodes of its last checkpoint ({', '.join(store.problems)})"
+        ]
+        if store.problems
+        else []
+    )
     new = (table.ids[:, 0] >= counters.round) | np.isin(table.ids[:, 0], counters.open_rounds)
     counters.env_steps += int(table.lengths[new].sum())
     counters.episodes += int(new.sum())
-    counters.round = max(counters.round, int(table.ids[:, 0].max(initial=-1)) + 1, *(r + 1 for r in counters.open_rounds), 0)
+    counters.round = max(
+        counters.round,
+        int(table.ids[:, 0].max(initial=-1)) + 1,
+        *(r + 1 for r in counters.open_rounds),
+        0,
+    )
     counters.open_rounds = []
     return base, damage
 
@@ -137,7 +162,9 @@ class Driver:
         while not session.spent():
             self._hand_out()
             if not self._jobs:
-                raise RunFailed("nothing is left to do, although the budget is not spent: the learner owes no steps and no rollout may start")
+                raise RunFailed(
+                    "nothing is left to do, although the budget is not spent: the learner owes no steps and no rollout may start"
+                )
             self._settle(timeout=1.0)
             if session.save_due():
                 self._save()
@@ -176,7 +203,9 @@ class Driver:
         if not self._warm_up_asked:
             self._warm_up_asked = True
             for group in range(run.groups):
-                self._warming_up += self._play(group, {}, run.share(run.algorithm.warm_up(), group), random=True)
+                self._warming_up += self._play(
+                    group, {}, run.share(run.algorithm.warm_up(), group), random=True
+                )
         if not self._warming_up and (session.counters.learner_step > 0 or not self._owed()):
             self._start_rollouts()
         self._start_learning()
@@ -189,15 +218,27 @@ class Driver:
         share = run.share(run.algorithm.per_iteration(), 0)
         count = max(1, share.stop - share.start)
         for group in sorted(self._playing, key=lambda g: self._playing[g]):
-            while self._playing[group] < IN_FLIGHT and self._owed() <= run.machines.max_staleness and not self._enough():
+            while (
+                self._playing[group] < IN_FLIGHT
+                and self._owed() <= run.machines.max_staleness
+                and not self._enough()
+            ):
                 commands = self.session.ask(self.crew.table(), self._next_round, count)
-                self._play(group, commands, slice(0, count), random=not commands and bool(run.algorithm.commands))
+                self._play(
+                    group,
+                    commands,
+                    slice(0, count),
+                    random=not commands and bool(run.algorithm.commands),
+                )
 
     def _enough(self) -> bool:
         """Whether what is in flight will spend the environment steps that are left, by the mean length so far."""
         counters = self.session.counters
         mean = counters.env_steps / max(1, counters.episodes)
-        return counters.env_steps + self._episodes_in_flight * mean >= self.session.run.budget.env_steps
+        return (
+            counters.env_steps + self._episodes_in_flight * mean
+            >= self.session.run.budget.env_steps
+        )
 
     def _play(self, group: int, commands: Columns, share: slice, random: bool) -> int:
         """Begin a round of a group; how many were begun."""
@@ -209,8 +250,12 @@ class Driver:
         self._submit_play(round, group, commands, share, random)
         return 1
 
-    def _submit_play(self, round: int, group: int, commands: Columns, share: slice, random: bool) -> None:
-        station, generation, (data, summary) = self.crew.submit(round, group, self.session.counters.saves, commands, share, random)
+    def _submit_play(
+        self, round: int, group: int, commands: Columns, share: slice, random: bool
+    ) -> None:
+        station, generation, (data, summary) = self.crew.submit(
+            round, group, self.session.counters.saves, commands, share, random
+        )
 
         def lost(error: BaseException) -> None:
             self._revive(station, generation, error)
@@ -250,7 +295,9 @@ class Driver:
 
     def _start_learning(self) -> None:
         while self._learning < IN_FLIGHT:
-            steps = min(self._owed() - self._owed_in_flight, self.session.run.algorithm.steps_per_call())
+            steps = min(
+                self._owed() - self._owed_in_flight, self.session.run.algorithm.steps_per_call()
+            )
             if steps <= 0:
                 return
             self._learn(steps)
@@ -280,12 +327,19 @@ class Driver:
             return
         self._evaluating = True
         command = self.session.run.algorithm.evaluation_command(self.crew.table())
-        self._score(self.crew.weights_ref, command, self.session.counters.evaluations, self.session.counters.env_steps)
+        self._score(
+            self.crew.weights_ref,
+            command,
+            self.session.counters.evaluations,
+            self.session.counters.env_steps,
+        )
 
     def _score(self, weights: Any, command: dict[str, float], number: int, at: int) -> None:
         station = self.crew.evaluator
         generation = station.generation
-        ref = station.call("score", weights, command, self.session.run.evaluations.episodes, "validation", number)
+        ref = station.call(
+            "score", weights, command, self.session.run.evaluations.episodes, "validation", number
+        )
 
         def lost(error: BaseException) -> None:
             self._revive(station, generation, error)

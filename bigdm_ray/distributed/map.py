@@ -15,7 +15,9 @@ from bigdm_ray.errors import UserError
 DEATHS_FORGIVEN = 2
 
 
-def side_by_side(work: Callable[..., Any], jobs: list[tuple[Any, ...]], at_once: int) -> Iterator[tuple[int, Any, str]]:
+def side_by_side(
+    work: Callable[..., Any], jobs: list[tuple[Any, ...]], at_once: int
+) -> Iterator[tuple[int, Any, str]]:
     """Call `work(*job)` for every job, `at_once` of them at a time; (its number, the answer or None, why there is none) as they end.
 
     A job that fails stops no other; of an error that is not meant for users the traceback goes to stderr too. `work` is a
@@ -25,7 +27,9 @@ def side_by_side(work: Callable[..., Any], jobs: list[tuple[Any, ...]], at_once:
     if began:
         start_here(at_once)
     try:
-        task = ray.remote(num_cpus=1, max_retries=DEATHS_FORGIVEN, runtime_env={"env_vars": dict(ONE_THREAD)})(work)
+        task = ray.remote(
+            num_cpus=1, max_retries=DEATHS_FORGIVEN, runtime_env={"env_vars": dict(ONE_THREAD)}
+        )(work)
         waiting = list(enumerate(jobs))[::-1]
         running: dict[Any, int] = {}
         while waiting or running:
@@ -40,9 +44,17 @@ def side_by_side(work: Callable[..., Any], jobs: list[tuple[Any, ...]], at_once:
                 meant = isinstance(error.cause, UserError)
                 if not meant:
                     print(error, file=sys.stderr)
-                yield number, None, str(error.cause) if meant else f"{type(error.cause).__name__}: {error.cause}"
+                yield (
+                    number,
+                    None,
+                    str(error.cause) if meant else f"{type(error.cause).__name__}: {error.cause}",
+                )
             except RayError as error:
-                yield number, None, f"its worker died {DEATHS_FORGIVEN + 1} times ({str(error).strip().splitlines()[0][:200]})"
+                yield (
+                    number,
+                    None,
+                    f"its worker died {DEATHS_FORGIVEN + 1} times ({str(error).strip().splitlines()[0][:200]})",
+                )
     finally:
         if began:
             ray.shutdown()

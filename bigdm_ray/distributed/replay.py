@@ -22,15 +22,24 @@ class ReplayActor:
         settings = run_from_json(run)
         self._home = RunFolder(Path(folder))
         self._lock = self._home.hold_store()  # the one before it may still be dying
-        outlived = checkpoint.outlived_shards(self._home.checkpoints) if settings.machines.lock_step else set()
-        self._store = Store(self._home.store, settings.algorithm.retention(), flat_bytes=0).open(leave=outlived)
+        outlived = (
+            checkpoint.outlived_shards(self._home.checkpoints)
+            if settings.machines.lock_step
+            else set()
+        )
+        self._store = Store(self._home.store, settings.algorithm.retention(), flat_bytes=0).open(
+            leave=outlived
+        )
 
     def add(self, *encoded: bytes) -> Receipt:
         """Store what one or more players have encoded; returns once it is synced."""
         receipts = [self._store.add_encoded(data) for data in encoded if len(data)]
         if len(receipts) == 1:
             return receipts[0]
-        return Receipt(Table.joined(receipt.added for receipt in receipts), [name for receipt in receipts for name in receipt.shards])
+        return Receipt(
+            Table.joined(receipt.added for receipt in receipts),
+            [name for receipt in receipts for name in receipt.shards],
+        )
 
     def table(self) -> Table:
         """The living episodes."""

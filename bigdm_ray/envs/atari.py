@@ -35,7 +35,14 @@ IDLE = 30
 STICKY = 0.25
 
 
-def game(name: str, ale: str, sticky: float, reference_returns: tuple[float, float] | None, max_return: float | None, about: str) -> Task:
+def game(
+    name: str,
+    ale: str,
+    sticky: float,
+    reference_returns: tuple[float, float] | None,
+    max_return: float | None,
+    about: str,
+) -> Task:
     """A game of the Arcade Learning Environment.
 
     `ale` is its name there ("MsPacman"), `sticky` the probability, at each frame, that the console keeps the previous
@@ -63,7 +70,10 @@ def game(name: str, ale: str, sticky: float, reference_returns: tuple[float, flo
             max_num_frames_per_episode=0,  # its limit would count the idle frames
         )
         steps: gymnasium.Env[Any, Any] = TimeLimit(
-            AtariPreprocessing(frames, noop_max=IDLE, frame_skip=SKIP, screen_size=84, terminal_on_life_loss=False), STEPS
+            AtariPreprocessing(
+                frames, noop_max=IDLE, frame_skip=SKIP, screen_size=84, terminal_on_life_loss=False
+            ),
+            STEPS,
         )
         steps.metadata = {**frames.metadata, "render_fps": 60 // SKIP}
         return steps
@@ -85,24 +95,60 @@ def game(name: str, ale: str, sticky: float, reference_returns: tuple[float, flo
         use_inter_area_resize=True,
         max_episode_steps=STEPS,
     )
-    return Task(name, env, fast, None, "atari", ("ale_py", "cv2"), max_return, reference_returns, about, fast_needs=("envpool",))
+    return Task(
+        name,
+        env,
+        fast,
+        None,
+        "atari",
+        ("ale_py", "cv2"),
+        max_return,
+        reference_returns,
+        about,
+        fast_needs=("envpool",),
+    )
 
 
-def both(name: str, ale: str, reference_returns: tuple[float, float], max_return: float | None, about: str) -> tuple[Task, Task]:
+def both(
+    name: str,
+    ale: str,
+    reference_returns: tuple[float, float],
+    max_return: float | None,
+    about: str,
+) -> tuple[Task, Task]:
     """The game as Decision Transformer is evaluated on it, and with sticky actions."""
     return (
         game(name, ale, 0.0, reference_returns, max_return, about),
-        game(f"{name}-sticky", ale, STICKY, reference_returns, max_return, f"{about}; one frame in four repeats the action before"),
+        game(
+            f"{name}-sticky",
+            ale,
+            STICKY,
+            reference_returns,
+            max_return,
+            f"{about}; one frame in four repeats the action before",
+        ),
     )
 
 
 TASKS = {
     task.name: task
     for pair in (
-        both("breakout", "Breakout", (2.0, 30.0), 864.0, "clear two walls of bricks with a ball that has to be served"),
+        both(
+            "breakout",
+            "Breakout",
+            (2.0, 30.0),
+            864.0,
+            "clear two walls of bricks with a ball that has to be served",
+        ),
         both("qbert", "Qbert", (164.0, 13455.0), None, "hop over a pyramid and paint its cubes"),
         both("pong", "Pong", (-21.0, 15.0), 21.0, "play table tennis until one side has 21 points"),
-        both("seaquest", "Seaquest", (68.0, 42055.0), None, "save divers with a submarine, and come up for air"),
+        both(
+            "seaquest",
+            "Seaquest",
+            (68.0, 42055.0),
+            None,
+            "save divers with a submarine, and come up for air",
+        ),
     )
     for task in pair
 }

@@ -15,7 +15,9 @@ from bigdm_ray.envs.vector import PayAtEnd, VectorEnv, envpool_rows
 if TYPE_CHECKING:
     import gymnasium
 
-os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # here, because `Task.require` imports pygame before `env` runs
+os.environ.setdefault(
+    "PYGAME_HIDE_SUPPORT_PROMPT", "1"
+)  # here, because `Task.require` imports pygame before `env` runs
 
 
 def lander(name: str, continuous: bool, sparse: bool, about: str) -> Task:
@@ -45,7 +47,9 @@ def lander(name: str, continuous: bool, sparse: bool, about: str) -> Task:
 TASKS = {
     task.name: task
     for task in (
-        lander("lunarlander", False, False, "land between the flags with four discrete engine commands"),
+        lander(
+            "lunarlander", False, False, "land between the flags with four discrete engine commands"
+        ),
         lander("lunarlander-sparse", False, True, "the same, all reward paid at the last step"),
         lander("lunarlander-continuous", True, False, "the same with two continuous throttles"),
     )

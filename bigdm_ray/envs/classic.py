@@ -24,7 +24,15 @@ def classic(name: str, env_id: str, max_return: float, about: str, pooled: bool 
 
     if not pooled:
         return Task(name, env, max_return=max_return, about=about)
-    return Task(name, env, envpool_rows(env_id), extra="fast", fast_needs=("envpool",), max_return=max_return, about=about)
+    return Task(
+        name,
+        env,
+        envpool_rows(env_id),
+        extra="fast",
+        fast_needs=("envpool",),
+        max_return=max_return,
+        about=about,
+    )
 
 
 TASKS = {
@@ -33,6 +41,12 @@ TASKS = {
         classic("cartpole", "CartPole-v1", 500.0, "balance a pole on a cart, at most 500 steps"),
         classic("acrobot", "Acrobot-v1", 0.0, "swing two links up, -1 a step"),
         classic("mountaincar", "MountainCar-v0", 0.0, "drive out of a valley, -1 a step"),
-        classic("pendulum", "Pendulum-v1", 0.0, "swing a pendulum up, one continuous torque", pooled=False),
+        classic(
+            "pendulum",
+            "Pendulum-v1",
+            0.0,
+            "swing a pendulum up, one continuous torque",
+            pooled=False,
+        ),
     )
 }

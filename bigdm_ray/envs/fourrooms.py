@@ -83,13 +83,17 @@ def four_rooms(render_mode: str | None) -> gymnasium.Env[Any, Any]:
             self.observation_space = gymnasium.spaces.Dict({"goal": place, "position": place})
             self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
 
-        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        def reset(
+            self, *, seed: int | None = None, options: Any = None
+        ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             super().reset(seed=seed)
             self.t = 0
             self.position, self.goal = drawn(self.np_random)
             return self._observe(), {}
 
-        def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        def step(
+            self, action: np.ndarray
+        ) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
             if np.shape(action) != (2,) or not np.isfinite(action).all():
                 raise ValueError(f"{action!r} is no action; it is two finite numbers")
             at = [float(value) for value in self.position]
@@ -106,14 +110,19 @@ def four_rooms(render_mode: str | None) -> gymnasium.Env[Any, Any]:
             return self._observe(), float(there), there, self.t == LENGTH and not there, {}
 
         def _observe(self) -> dict[str, np.ndarray]:
-            return {"goal": self.goal.astype(np.float32), "position": self.position.astype(np.float32)}
+            return {
+                "goal": self.goal.astype(np.float32),
+                "position": self.position.astype(np.float32),
+            }
 
         def render(self) -> np.ndarray:  # type: ignore[override]  # gymnasium types a frame as its own generic
             across = (np.arange(_SIDE) + 0.5) / _SIDE * 2 - 1
             x, y = np.meshgrid(across, -across)
             picture = np.full((_SIDE, _SIDE, 3), _FLOOR, np.uint8)
             for along, beside in ((x, y), (y, x)):
-                picture[(np.abs(along) < BEFORE / 2) & (np.abs(np.abs(beside) - DOOR) >= HALF_DOOR)] = _WALL
+                picture[
+                    (np.abs(along) < BEFORE / 2) & (np.abs(np.abs(beside) - DOOR) >= HALF_DOOR)
+                ] = _WALL
             picture[np.hypot(x - self.goal[0], y - self.goal[1]) < REACHED] = _GOAL
             picture[np.hypot(x - self.position[0], y - self.position[1]) < 0.05] = _POINT
             return picture
@@ -149,11 +158,19 @@ class FourRoomsRows(ArrayRows):
         t = self._t[rows] + 1
         self._t[rows], self._position[rows] = t, at
         there = np.hypot(*(at - self._goal[rows]).T) < REACHED
-        failures = {k: f"ValueError: {actions[''][k]!r} is no action; it is two finite numbers" for k in wrong.tolist()}
-        return Step(self._observe(rows), there.astype(np.float32), there, (t == LENGTH) & ~there, failures)
+        failures = {
+            k: f"ValueError: {actions[''][k]!r} is no action; it is two finite numbers"
+            for k in wrong.tolist()
+        }
+        return Step(
+            self._observe(rows), there.astype(np.float32), there, (t == LENGTH) & ~there, failures
+        )
 
     def _observe(self, rows: np.ndarray) -> Arrays:
-        return {"goal": self._goal[rows].astype(np.float32), "position": self._position[rows].astype(np.float32)}
+        return {
+            "goal": self._goal[rows].astype(np.float32),
+            "position": self._position[rows].astype(np.float32),
+        }
 
 
 TASKS = {

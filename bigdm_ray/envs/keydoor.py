@@ -73,7 +73,9 @@ ROOMS = _rooms()
 ROOM_AT = np.repeat((0, 1, 2, 2), (*PHASES, 1))
 """The room of each step `[121]`; the last observation still shows the door room."""
 _PADDED = np.pad(ROOMS, ((0, 0), (REACH, REACH), (REACH, REACH)), constant_values=FLOOR)
-_VIEWS = sliding_window_view(_PADDED, (2 * REACH + 1, 2 * REACH + 1), axis=(1, 2))  # [3, 7, 11, 5, 5]
+_VIEWS = sliding_window_view(
+    _PADDED, (2 * REACH + 1, 2 * REACH + 1), axis=(1, 2)
+)  # [3, 7, 11, 5, 5]
 _ONE_HOT = np.eye(4, dtype=np.float32)[:, 1:]
 _COLOURS = np.array([(236, 232, 222), (70, 72, 84), (214, 158, 30), (126, 84, 52)], np.uint8)
 _PLAYER, _CARRIER = (44, 110, 190), (226, 110, 30)
@@ -98,7 +100,9 @@ def key_to_door(render_mode: str | None) -> gymnasium.Env[Any, Any]:
             self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (WIDTH,), np.float32)
             self.action_space = gymnasium.spaces.Discrete(len(MOVES))
 
-        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        def reset(
+            self, *, seed: int | None = None, options: Any = None
+        ) -> tuple[np.ndarray, dict[str, Any]]:
             super().reset(seed=seed)
             key, start = self.np_random.integers(len(KEY_CELLS), size=2)
             self.t, self.carries = 0, False
@@ -110,7 +114,10 @@ def key_to_door(render_mode: str | None) -> gymnasium.Env[Any, Any]:
             if not self.action_space.contains(action):
                 raise ValueError(f"{action!r} is no action; they are 0 to {len(MOVES) - 1}")
             room = ROOM_AT[self.t]
-            row, column = self.player[0] + int(MOVES[action, 0]), self.player[1] + int(MOVES[action, 1])
+            row, column = (
+                self.player[0] + int(MOVES[action, 0]),
+                self.player[1] + int(MOVES[action, 1]),
+            )
             ahead = ROOMS[room, row, column]
             opened = bool(ahead == DOOR and self.carries)
             if ahead == FLOOR or opened:
@@ -129,8 +136,14 @@ def key_to_door(render_mode: str | None) -> gymnasium.Env[Any, Any]:
 
         def _observe(self) -> np.ndarray:
             row, column = self.player
-            seen = np.pad(self._grid(), REACH, constant_values=FLOOR)[row : row + 2 * REACH + 1, column : column + 2 * REACH + 1]
-            shown: np.ndarray = np.stack([seen == WALL, seen == KEY, seen == DOOR], -1).astype(np.float32).reshape(WIDTH)
+            seen = np.pad(self._grid(), REACH, constant_values=FLOOR)[
+                row : row + 2 * REACH + 1, column : column + 2 * REACH + 1
+            ]
+            shown: np.ndarray = (
+                np.stack([seen == WALL, seen == KEY, seen == DOOR], -1)
+                .astype(np.float32)
+                .reshape(WIDTH)
+            )
             return shown
 
         def render(self) -> np.ndarray:  # type: ignore[override]  # gymnasium types a frame as its own generic
@@ -159,7 +172,12 @@ class KeyToDoorRows(ArrayRows):
 
     def step(self, rows: np.ndarray, actions: Arrays) -> Step:
         """See VectorEnv. A row whose action is none fails."""
-        action, room, at, carries = actions[""], ROOM_AT[self._t[rows]], self._player[rows], self._carries[rows]
+        action, room, at, carries = (
+            actions[""],
+            ROOM_AT[self._t[rows]],
+            self._player[rows],
+            self._carries[rows],
+        )
         wrong = np.flatnonzero((action < 0) | (action >= len(MOVES)))
         to = at + MOVES.take(action, axis=0, mode="clip")
         ahead = ROOMS[room, to[:, 0], to[:, 1]]
@@ -170,14 +188,25 @@ class KeyToDoorRows(ArrayRows):
         for begin, cell in ENTRANCES.items():
             at[t == begin] = cell
         self._t[rows], self._player[rows] = t, at
-        failures = {k: f"ValueError: {action[k]} is no action; they are 0 to {len(MOVES) - 1}" for k in wrong.tolist()}
-        return Step(self._observe(rows), opened.astype(np.float32), opened | (t == LENGTH), np.zeros(len(rows), bool), failures)
+        failures = {
+            k: f"ValueError: {action[k]} is no action; they are 0 to {len(MOVES) - 1}"
+            for k in wrong.tolist()
+        }
+        return Step(
+            self._observe(rows),
+            opened.astype(np.float32),
+            opened | (t == LENGTH),
+            np.zeros(len(rows), bool),
+            failures,
+        )
 
     def _observe(self, rows: np.ndarray) -> Arrays:
         t, at = self._t[rows], self._player[rows]
         seen = _VIEWS[ROOM_AT[t], at[:, 0], at[:, 1]]
         key = self._key[rows] - at + REACH  # in the view
-        near = np.flatnonzero((t < PHASES[0]) & ~self._carries[rows] & (key >= 0).all(1) & (key <= 2 * REACH).all(1))
+        near = np.flatnonzero(
+            (t < PHASES[0]) & ~self._carries[rows] & (key >= 0).all(1) & (key <= 2 * REACH).all(1)
+        )
         seen[near, key[near, 0], key[near, 1]] = KEY
         return {"": _ONE_HOT[seen].reshape(len(rows), WIDTH)}
 

@@ -40,8 +40,15 @@ TASKS = {
     task.name: task
     for task in (
         body("hopper", "Hopper-v5", (-20.272305, 3234.3), "hop forward on one leg"),
-        body("halfcheetah", "HalfCheetah-v5", (-280.178953, 12135.0), "run forward on two legs in the plane"),
-        body("walker2d", "Walker2d-v5", (1.629008, 4592.3), "walk forward on two legs in the plane"),
+        body(
+            "halfcheetah",
+            "HalfCheetah-v5",
+            (-280.178953, 12135.0),
+            "run forward on two legs in the plane",
+        ),
+        body(
+            "walker2d", "Walker2d-v5", (1.629008, 4592.3), "walk forward on two legs in the plane"
+        ),
         body("ant", "Ant-v5", (-325.6, 3879.7), "run forward on four legs"),
         body("humanoid", "Humanoid-v5", None, "run forward on two legs in space"),
         body("reacher", "Reacher-v5", None, "reach a random point with a two-jointed arm"),

@@ -88,7 +88,9 @@ class Signature:
         )
 
     @staticmethod
-    def of(observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]) -> Signature:
+    def of(
+        observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]
+    ) -> Signature:
         """The signature of two gymnasium spaces. Raises UserError for a space that has no flat form."""
         return Signature(leaves(observation_space), leaves(action_space))
 
@@ -118,12 +120,21 @@ def leaves(space: gymnasium.Space[Any], path: str = "") -> dict[str, Leaf]:
     if isinstance(space, spaces.Discrete):
         return {path: Leaf("discrete", (), "int32", choices=(int(space.n),))}
     if isinstance(space, spaces.MultiDiscrete):
-        return {path: Leaf("discrete", space.shape, "int32", choices=tuple(int(n) for n in space.nvec.reshape(-1)))}
+        return {
+            path: Leaf(
+                "discrete",
+                space.shape,
+                "int32",
+                choices=tuple(int(n) for n in space.nvec.reshape(-1)),
+            )
+        }
     if isinstance(space, spaces.MultiBinary):
         return {path: Leaf("discrete", space.shape, "int32", choices=(2,) * math.prod(space.shape))}
     if isinstance(space, spaces.Text):
         return {path: Leaf("text", (4 * int(space.max_length),), "uint8")}
-    raise UserError(f"the space {space} has no flat form; supported are Box, Discrete, MultiDiscrete, MultiBinary, Text, Dict and Tuple")
+    raise UserError(
+        f"the space {space} has no flat form; supported are Box, Discrete, MultiDiscrete, MultiBinary, Text, Dict and Tuple"
+    )
 
 
 def _leaf_dtype(box: gymnasium.spaces.Box) -> np.dtype[Any]:
@@ -215,7 +226,9 @@ class Task:
     outline: tuple[tuple[tuple[float, float], ...], ...] = ()
     pixels: Callable[[np.ndarray], np.ndarray] | None = None
     place: str = ""  # the path of the leaf that `outline` and `pixels` are of
-    fast_needs: tuple[str, ...] = ()  # modules that `fast` imports; where one is missing, the reference plays
+    fast_needs: tuple[
+        str, ...
+    ] = ()  # modules that `fast` imports; where one is missing, the reference plays
 
     def require(self) -> None:
         """Raise UserError, naming the extra that helps, where a module that this task needs is missing."""
@@ -223,7 +236,9 @@ class Task:
             try:
                 importlib.import_module(module)
             except ImportError as error:
-                raise UserError(f"task {self.name!r} needs the package {module!r} ({error}); install it with: pip install 'bigdm-ray[{self.extra}]'") from None
+                raise UserError(
+                    f"task {self.name!r} needs the package {module!r} ({error}); install it with: pip install 'bigdm-ray[{self.extra}]'"
+                ) from None
 
     def missing(self) -> str | None:
         """The module for want of which `fast` cannot play, None where it can or where there is no `fast`."""
@@ -313,20 +328,30 @@ def find_task(name: str) -> Task:
     if name in known:
         return known[name]
     if ":" not in name:
-        raise UserError(f"unknown task {name!r}{nearest(name, list(known))} (any gymnasium id works as 'gymnasium:ID', your own as 'my_module:MyEnv-v0')")
+        raise UserError(
+            f"unknown task {name!r}{nearest(name, list(known))} (any gymnasium id works as 'gymnasium:ID', your own as 'my_module:MyEnv-v0')"
+        )
     module, _, env_id = name.partition(":")
-    if not all(part.isidentifier() for part in module.split(".")) or (":" in env_id and module != "gymnasium"):
-        raise UserError(f"task {name!r} is not understood; a short name, 'gymnasium:ID' or 'my_module:MyEnv-v0' is expected")
+    if not all(part.isidentifier() for part in module.split(".")) or (
+        ":" in env_id and module != "gymnasium"
+    ):
+        raise UserError(
+            f"task {name!r} is not understood; a short name, 'gymnasium:ID' or 'my_module:MyEnv-v0' is expected"
+        )
     gymnasium_id = env_id if module == "gymnasium" else name
 
     def env(render_mode: str | None) -> gymnasium.Env[Any, Any]:
         import gymnasium
 
         try:
-            more: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}  # a constructor may not know the word
+            more: dict[str, Any] = (
+                {} if render_mode is None else {"render_mode": render_mode}
+            )  # a constructor may not know the word
             return gymnasium.make(gymnasium_id, **more)
         except Exception as error:  # noqa: BLE001  (a module and a constructor are foreign code, which may raise anything)
-            raise UserError(f"cannot make the environment {name!r}: {_unmade(error, env_id)}") from None
+            raise UserError(
+                f"cannot make the environment {name!r}: {_unmade(error, env_id)}"
+            ) from None
 
     return Task(name=name, env=env, about="an environment registered with gymnasium")
 
@@ -339,9 +364,17 @@ def _unmade(error: Exception, env_id: str) -> str:
     if isinstance(error, ImportError | gymnasium.error.DependencyNotInstalled):
         helps = {module: task.extra for task in tasks().values() for module in task.needs}
         missing = next((module for module in helps if re.search(rf"\b{module}\b", text)), None)
-        return f"it needs the package {missing!r}; install it with: pip install 'bigdm-ray[{helps[missing]}]'" if missing else text
+        return (
+            f"it needs the package {missing!r}; install it with: pip install 'bigdm-ray[{helps[missing]}]'"
+            if missing
+            else text
+        )
     if isinstance(error, gymnasium.error.Error):
         return text + nearest(env_id, [str(key) for key in gymnasium.registry])
     where = traceback.extract_tb(error.__traceback__)[-1]
-    place = "" if isinstance(error, SyntaxError) else f" ({Path(where.filename).name}, line {where.lineno})"  # a SyntaxError says it itself
+    place = (
+        ""
+        if isinstance(error, SyntaxError)
+        else f" ({Path(where.filename).name}, line {where.lineno})"
+    )  # a SyntaxError says it itself
     return f"{type(error).__name__}: {text}{place}"

@@ -53,7 +53,9 @@ def toy(kind: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
                     }
                 )
 
-        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        def reset(
+            self, *, seed: int | None = None, options: Any = None
+        ) -> tuple[Any, dict[str, Any]]:
             super().reset(seed=seed)
             self._length = int(self.np_random.integers(8, 13))
             self._t = 0
@@ -75,7 +77,10 @@ def toy(kind: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
                 return self._picture()
             if kind == "mixed":
                 return {
-                    "body": {"joints": np.append(self._point, np.float32(0.0)), "mode": 5 + self._target},
+                    "body": {
+                        "joints": np.append(self._point, np.float32(0.0)),
+                        "mode": 5 + self._target,
+                    },
                     "eye": np.repeat(self._picture()[..., None], 3, -1),
                     "flags": np.array([self._target & 1, self._target >> 1], np.int8),
                     "mission": f"go {self._target}",
@@ -96,7 +101,13 @@ def toy(kind: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
             if kind == "nan" and self._t == 3:
                 reward = float("nan")
             ended = self._t >= self._length
-            return self._observe(), reward, ended and self._length % 2 == 0, ended and self._length % 2 == 1, {}
+            return (
+                self._observe(),
+                reward,
+                ended and self._length % 2 == 0,
+                ended and self._length % 2 == 1,
+                {},
+            )
 
         def _reward(self, action: Any) -> float:
             if kind == "continuous":
@@ -108,7 +119,9 @@ def toy(kind: str, render_mode: str | None) -> gymnasium.Env[Any, Any]:
             return float(action == self._target)
 
         def render(self) -> Any:
-            return np.repeat(np.repeat(self._picture()[..., None], 3, -1), 4, axis=0).repeat(4, axis=1)
+            return np.repeat(np.repeat(self._picture()[..., None], 3, -1), 4, axis=0).repeat(
+                4, axis=1
+            )
 
     return Toy()
 
@@ -119,7 +132,13 @@ def task(kind: str, about: str) -> Task:
     def env(render_mode: str | None) -> gymnasium.Env[Any, Any]:
         return toy(kind, render_mode)
 
-    return Task(f"toy-{kind}", env, max_return=12.0, reference_returns=(3.3, 10.0) if kind in ("vector", "image") else None, about=about)
+    return Task(
+        f"toy-{kind}",
+        env,
+        max_return=12.0,
+        reference_returns=(3.3, 10.0) if kind in ("vector", "image") else None,
+        about=about,
+    )
 
 
 TASKS = {

@@ -38,7 +38,9 @@ class Step:
     rewards: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
-    failures: dict[int, str] = field(default_factory=dict)  # position among the m rows -> what it raised
+    failures: dict[int, str] = field(
+        default_factory=dict
+    )  # position among the m rows -> what it raised
 
 
 class VectorEnv(Protocol):
@@ -123,10 +125,16 @@ class GymnasiumRows:
     def step(self, rows: np.ndarray, actions: Arrays) -> Step:
         """See VectorEnv."""
         m = len(rows)
-        rewards, terminated, truncated = np.zeros(m, np.float32), np.zeros(m, bool), np.zeros(m, bool)
+        rewards, terminated, truncated = (
+            np.zeros(m, np.float32),
+            np.zeros(m, bool),
+            np.zeros(m, bool),
+        )
         seen, failures = [], {}
         for k, i in enumerate(rows):
-            action = unflatten(self._action_space, {path: values[k] for path, values in actions.items()})
+            action = unflatten(
+                self._action_space, {path: values[k] for path, values in actions.items()}
+            )
             try:
                 observation, reward, terminated[k], truncated[k], _ = self._envs[i].step(action)
                 rewards[k] = float(reward)
@@ -143,7 +151,9 @@ class GymnasiumRows:
         try:
             self._envs[i] = self._make()
         except Exception as again:  # noqa: BLE001  (as above)
-            raise RunFailed(f"an environment that failed ({why}) could not be made anew ({type(again).__name__}: {again})") from None
+            raise RunFailed(
+                f"an environment that failed ({why}) could not be made anew ({type(again).__name__}: {again})"
+            ) from None
         self._failed_times[i] += 1
         seeds = np.random.SeedSequence([self._seed, i, self._failed_times[i]])
         self._seeds[i] = int(seeds.generate_state(1)[0] & 0x7FFFFFFF)
@@ -173,14 +183,18 @@ class EnvPoolRows:
     saved, so whoever needs to repeat it makes it again. A raised error cannot be told to a row: all rows fail.
     """
 
-    def __init__(self, env_id: str, n: int, seed: int, signature: Signature, **options: Any) -> None:
+    def __init__(
+        self, env_id: str, n: int, seed: int, signature: Signature, **options: Any
+    ) -> None:
         import envpool
 
         self.n = n
         self.signature = signature
         (self._action_path, self._action) = next(iter(signature.actions.items()))
         (self._path, self._seen) = next(iter(signature.observations.items()))
-        self._new = functools.partial(envpool.make, env_id, "gymnasium", num_envs=n, num_threads=1, **options)
+        self._new = functools.partial(
+            envpool.make, env_id, "gymnasium", num_envs=n, num_threads=1, **options
+        )
         self._seed = seed % 2**31
         self._env: Any = None
         self._threads: set[str] = set()
@@ -190,7 +204,9 @@ class EnvPoolRows:
         before = threads()
         made = self._new(seed=self._seed)
         self._threads = threads() - before
-        with warnings.catch_warnings():  # it builds its own spaces when they are first looked at, and warns of their precision
+        with (
+            warnings.catch_warnings()
+        ):  # it builds its own spaces when they are first looked at, and warns of their precision
             warnings.simplefilter("ignore")
             _ = made.observation_space, made.action_space
         self._env = made
@@ -207,7 +223,9 @@ class EnvPoolRows:
         """See VectorEnv."""
         action = actions[self._action_path].astype(self._action.dtype, copy=False)
         try:
-            observations, rewards, terminated, truncated, _ = self._env.step(action, rows.astype(np.int32))
+            observations, rewards, terminated, truncated, _ = self._env.step(
+                action, rows.astype(np.int32)
+            )
         except (RuntimeError, ValueError) as error:
             return self._failed(len(rows), error)
         seen = {self._path: observations.astype(self._seen.dtype, copy=False)}
@@ -218,7 +236,10 @@ class EnvPoolRows:
         self._seed = (self._seed + self.n) % 2**31
         self._leave()
         self._make()
-        nothing = {path: np.zeros((m, *leaf.shape), leaf.dtype) for path, leaf in self.signature.observations.items()}
+        nothing = {
+            path: np.zeros((m, *leaf.shape), leaf.dtype)
+            for path, leaf in self.signature.observations.items()
+        }
         return still(m, nothing, dict.fromkeys(range(m), f"{type(error).__name__}: {error}"))
 
     def reseed(self, seed: int) -> None:
@@ -258,7 +279,10 @@ def resting(names: set[str]) -> bool:
     """Whether these threads of this process sleep, or have ended."""
     for thread in names:
         with contextlib.suppress(OSError):
-            if Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+            if (
+                Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()[0]
+                != "S"
+            ):
                 return False
     return True
 

@@ -28,7 +28,13 @@ TICS = 2100
 def setpriv() -> str | None:
     """util-linux's `setpriv`, where it is and works."""
     found = shutil.which("setpriv")
-    return found if found and subprocess.run([found, "--pdeathsig", "KILL", "true"], capture_output=True).returncode == 0 else None
+    return (
+        found
+        if found
+        and subprocess.run([found, "--pdeathsig", "KILL", "true"], capture_output=True).returncode
+        == 0
+        else None
+    )
 
 
 def leashed(engine: Path, folder: Path) -> Path:
@@ -38,7 +44,9 @@ def leashed(engine: Path, folder: Path) -> Path:
     this (prctl's PR_SET_PDEATHSIG). Where there is no `setpriv`, or nothing in `folder` may be executed, it is the engine itself.
     """
     program = folder / "engine"
-    program.write_text(f'#!/bin/sh\nexec {setpriv()} --pdeathsig KILL {shlex.quote(str(engine))} "$@"\n')
+    program.write_text(
+        f'#!/bin/sh\nexec {setpriv()} --pdeathsig KILL {shlex.quote(str(engine))} "$@"\n'
+    )
     program.chmod(0o700)
     return program if setpriv() and engine.is_file() and os.access(program, os.X_OK) else engine
 
@@ -63,18 +71,29 @@ def takecover(render_mode: str | None) -> Any:
             game.set_window_visible(False)
             game.set_available_game_variables([])
             game.set_available_buttons([vizdoom.Button.MOVE_LEFT, vizdoom.Button.MOVE_RIGHT])
-            game.set_screen_format(vizdoom.ScreenFormat.GRAY8 if render_mode is None else vizdoom.ScreenFormat.RGB24)
+            game.set_screen_format(
+                vizdoom.ScreenFormat.GRAY8 if render_mode is None else vizdoom.ScreenFormat.RGB24
+            )
             game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
-            game.set_doom_config_path(os.devnull)  # else it leaves _vizdoom.ini where it is started, and reads the one it finds there
-            with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # and leaves a folder _vizdoom
-                game.set_vizdoom_path(str(leashed(Path(vizdoom.__file__).with_name("vizdoom"), Path(folder))))
+            game.set_doom_config_path(
+                os.devnull
+            )  # else it leaves _vizdoom.ini where it is started, and reads the one it finds there
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                contextlib.chdir(folder),
+            ):  # and leaves a folder _vizdoom
+                game.set_vizdoom_path(
+                    str(leashed(Path(vizdoom.__file__).with_name("vizdoom"), Path(folder)))
+                )
                 game.init()
             self._game = game
             self._buttons = [[False, False], [True, False], [False, True]]
             self._screen = np.zeros((120, 160), np.uint8)
             self._tics = 0
 
-        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        def reset(
+            self, *, seed: int | None = None, options: Any = None
+        ) -> tuple[np.ndarray, dict[str, Any]]:
             super().reset(seed=seed)
             self._game.set_seed(int(self.np_random.integers(2**31)))
             self._game.new_episode()
@@ -91,7 +110,11 @@ def takecover(render_mode: str | None) -> Any:
             state = self._game.get_state()
             if state is not None:  # none after the last tic: the last picture stays
                 self._screen = state.screen_buffer
-            grey = self._screen if self._screen.ndim == 2 else cv2.cvtColor(self._screen, cv2.COLOR_RGB2GRAY)
+            grey = (
+                self._screen
+                if self._screen.ndim == 2
+                else cv2.cvtColor(self._screen, cv2.COLOR_RGB2GRAY)
+            )
             return np.asarray(cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA))
 
         def render(self) -> np.ndarray:  # type: ignore[override]  # gymnasium types a frame as its own generic

@@ -113,7 +113,11 @@ def open_source(source: str) -> Reader:
         if made.recognises(source):
             return made.open(source)
     kinds = "; ".join(made.about for made in formats().values())
-    what = "is of no format that is known here" if Path(source).exists() else "is no file, no folder, and no id of a Minari dataset (minari:NAME-v0)"
+    what = (
+        "is of no format that is known here"
+        if Path(source).exists()
+        else "is no file, no folder, and no id of a Minari dataset (minari:NAME-v0)"
+    )
     raise UserError(f"{source} {what}; known are: {kinds}")
 
 
@@ -122,7 +126,9 @@ def needed(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"this format needs the package {module!r} ({error}); install it with: pip install 'bigdm-ray[{extra}]'") from None
+        raise UserError(
+            f"this format needs the package {module!r} ({error}); install it with: pip install 'bigdm-ray[{extra}]'"
+        ) from None
 
 
 def vacant(folder: Path) -> Path:
@@ -149,24 +155,34 @@ def task_of(said: Said, asked: str | None) -> tuple[str, Signature]:
     UserError where the source says nothing, is of another task than asked, or does not look like its task, and where its
     environment was made with arguments that no task has: scores would come from another one, which only `asked` can want.
     """
-    written = said.task in tasks() or (said.task.startswith("gymnasium:") and _ENV_ID.fullmatch(said.task.partition(":")[2]))
+    written = said.task in tasks() or (
+        said.task.startswith("gymnasium:") and _ENV_ID.fullmatch(said.task.partition(":")[2])
+    )
     if written and asked in (None, said.task):
         asked = said.task
     elif written:
-        raise UserError(f"{said.name} is a dataset of another task: {said.task}, not {asked}; nothing was imported")
+        raise UserError(
+            f"{said.name} is a dataset of another task: {said.task}, not {asked}; nothing was imported"
+        )
     elif said.task and asked is None:
         raise UserError(
             f"{said.name} is of the task {said.task!r}, which is not known here; "
             "name the task with --task TASK, since no code is imported because a file names it"
         )
     elif not said.env_id and asked is None:
-        raise UserError(f"{said.name} does not say which environment it is of; name the task with --task TASK")
+        raise UserError(
+            f"{said.name} does not say which environment it is of; name the task with --task TASK"
+        )
     if said.env_id and not written and not _ENV_ID.fullmatch(said.env_id):
-        raise UserError(f"{said.name} names the environment {said.env_id!r}, which is no plain gymnasium id; nothing was imported")
+        raise UserError(
+            f"{said.name} names the environment {said.env_id!r}, which is no plain gymnasium id; nothing was imported"
+        )
     name = asked or said.likely or _guess(said)
     task = find_task(name)
     if asked is not None and said.env_id and not written and not _kin(said, task):
-        raise UserError(f"{said.name} is a dataset of another task: its environment is {said.env_id}, not {asked}; nothing was imported")
+        raise UserError(
+            f"{said.name} is a dataset of another task: its environment is {said.env_id}, not {asked}; nothing was imported"
+        )
     try:
         signature = task.signature()
     except UserError:
@@ -174,14 +190,20 @@ def task_of(said: Said, asked: str | None) -> tuple[str, Signature]:
             raise
         return task.name, said.signature
     if said.signature is not None and (why := misfit(said.signature, signature)):
-        raise UserError(f"{said.name} is a dataset of another task than {task.name}: {why}; nothing was imported")
+        raise UserError(
+            f"{said.name} is a dataset of another task than {task.name}: {why}; nothing was imported"
+        )
     return task.name, signature
 
 
 def _guess(said: Said) -> str:
     for task in tasks().values():
         if task.wrap is None and _alike(task.name, said.env_id) and _same_environment(said, task):
-            fits = spec_of(task) is None or said.signature is None or misfit(said.signature, task.signature()) is None
+            fits = (
+                spec_of(task) is None
+                or said.signature is None
+                or misfit(said.signature, task.signature()) is None
+            )
             if fits:
                 return task.name
     if changed := altered(said):
@@ -212,10 +234,14 @@ def _same_environment(said: Said, task: Task) -> bool:
     theirs = gymnasium.registry.get(said.env_id)
     if theirs is None:
         return False
-    unsaid = said.env_kwargs is None and mine.id == theirs.id  # an id alone: the signature decides between its variants
+    unsaid = (
+        said.env_kwargs is None and mine.id == theirs.id
+    )  # an id alone: the signature decides between its variants
     if unsaid:
         return bool(mine.max_episode_steps == theirs.max_episode_steps)
-    return bool(mine.entry_point == theirs.entry_point) and _arguments(said.env_id, said.env_kwargs or {}) == _arguments_of(mine)
+    return bool(mine.entry_point == theirs.entry_point) and _arguments(
+        said.env_id, said.env_kwargs or {}
+    ) == _arguments_of(mine)
 
 
 def altered(said: Said, task: str = "") -> str:
@@ -229,16 +255,26 @@ def altered(said: Said, task: str = "") -> str:
         return ""
     theirs = gymnasium.registry.get(said.env_id)
     mine = spec_of(find_task(task)) if task else None
-    usual = _arguments_of(mine) if mine and theirs and mine.entry_point == theirs.entry_point else _arguments(said.env_id, {})
+    usual = (
+        _arguments_of(mine)
+        if mine and theirs and mine.entry_point == theirs.entry_point
+        else _arguments(said.env_id, {})
+    )
     told = _arguments(said.env_id, said.env_kwargs)
-    different = {name: value for name, value in told.items() if name not in usual or value != usual[name]}
+    different = {
+        name: value for name, value in told.items() if name not in usual or value != usual[name]
+    }
     return ", ".join(f"{name}={value!r}" for name, value in different.items())[:MAX_WORDS]
 
 
 def _arguments(env_id: str, told: dict[str, Any]) -> dict[str, Any]:
     """What an environment is made with, its time limit and wrappers included, when it is told these arguments."""
     usual = _defaults(env_id)
-    known = {name: value for name, value in told.items() if name in usual or (value not in (None, []) and (usual or name != "max_episode_steps"))}
+    known = {
+        name: value
+        for name, value in told.items()
+        if name in usual or (value not in (None, []) and (usual or name != "max_episode_steps"))
+    }
     return {name: _plain(value) for name, value in (usual | known).items() if name != "render_mode"}
 
 
@@ -247,7 +283,10 @@ def _arguments_of(spec: Any) -> dict[str, Any]:
 
 
 def _outside(spec: Any) -> dict[str, Any]:
-    return {"max_episode_steps": spec.max_episode_steps, "additional_wrappers": [wrapper.name for wrapper in spec.additional_wrappers]}
+    return {
+        "max_episode_steps": spec.max_episode_steps,
+        "additional_wrappers": [wrapper.name for wrapper in spec.additional_wrappers],
+    }
 
 
 @functools.lru_cache(maxsize=64)
@@ -260,9 +299,19 @@ def _defaults(env_id: str) -> dict[str, Any]:
     if spec is None:
         return {}
     try:
-        made_by = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+        made_by = (
+            load_env_creator(spec.entry_point)
+            if isinstance(spec.entry_point, str)
+            else spec.entry_point
+        )
         parameters = inspect.signature(made_by).parameters.values() if made_by else ()
-    except (ImportError, AttributeError, TypeError, ValueError, gymnasium.error.Error):  # what a constructor imports may be missing
+    except (
+        ImportError,
+        AttributeError,
+        TypeError,
+        ValueError,
+        gymnasium.error.Error,
+    ):  # what a constructor imports may be missing
         parameters = ()
     usual = {one.name: one.default for one in parameters if one.default is not one.empty}
     return usual | spec.kwargs | _outside(spec)
@@ -270,7 +319,9 @@ def _defaults(env_id: str) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """A value as JSON gives it back: tuples and arrays are lists."""
-    return json.loads(json.dumps(value, default=lambda one: one.tolist() if hasattr(one, "tolist") else repr(one)))
+    return json.loads(
+        json.dumps(value, default=lambda one: one.tolist() if hasattr(one, "tolist") else repr(one))
+    )
 
 
 def _kin(said: Said, task: Task) -> bool:
@@ -309,7 +360,10 @@ def step_limit(task: str) -> int | None:
 
 def misfit(theirs: Signature, mine: Signature) -> str | None:
     """The first difference between the arrays of a source and those of a task, in words; bounds and dtypes do not count."""
-    for what, a, b in (("observations", theirs.observations, mine.observations), ("actions", theirs.actions, mine.actions)):
+    for what, a, b in (
+        ("observations", theirs.observations, mine.observations),
+        ("actions", theirs.actions, mine.actions),
+    ):
         if a.keys() != b.keys():
             path = sorted(a.keys() ^ b.keys())[0]
             return f"its {what} {'have' if path in a else 'lack'} {path!r}"

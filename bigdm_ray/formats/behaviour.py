@@ -22,7 +22,10 @@ OWN_OR_MODES = ("own", *MODES)
 
 _NUMBER = r"[-+.\deE]+"
 _NOISE = rf"(?: sigma (?P<sigma>{_NUMBER}))?(?: eps (?P<eps>{_NUMBER}))?"
-_LINE = re.compile(rf"(?: (?P<policy>.*?))??(?: (?P<mode>det|sto|{'|'.join(MODES)}))?{_NOISE}(?: stage (?P<stage>\d{{1,4}}))?", re.DOTALL)
+_LINE = re.compile(
+    rf"(?: (?P<policy>.*?))??(?: (?P<mode>det|sto|{'|'.join(MODES)}))?{_NOISE}(?: stage (?P<stage>\d{{1,4}}))?",
+    re.DOTALL,
+)
 """With a space before its first word, so that a line may begin with any of them. Files keep a stage in 16 bits."""
 
 
@@ -50,7 +53,13 @@ class Behaviour:
         try:
             assert found is not None
             sigma, eps, stage = (found[name] for name in ("sigma", "eps", "stage"))
-            return Behaviour(found["policy"] or "", found["mode"] or "", float(sigma or 0), float(eps or 0), None if stage is None else int(stage))
+            return Behaviour(
+                found["policy"] or "",
+                found["mode"] or "",
+                float(sigma or 0),
+                float(eps or 0),
+                None if stage is None else int(stage),
+            )
         except ValueError:
             return Behaviour(line)
 

@@ -28,17 +28,26 @@ def read(source: Path) -> tuple[Arrays, dict[str, Any]]:
         if pickles:
             raise UserError(f"{source} holds {pickles[-1]}, {SCRIPT}")
     if not file.is_file():
-        raise UserError(f"there are no weights at {file}; a folder with model.safetensors and config.json, or a .safetensors file, is expected")
+        raise UserError(
+            f"there are no weights at {file}; a folder with model.safetensors and config.json, or a .safetensors file, is expected"
+        )
     if file.suffix in PICKLES:
         raise UserError(f"{file} is {SCRIPT}")
     from safetensors.torch import load_file  # numpy has no bfloat16
 
     config = file.parent / "config.json"
     try:
-        arrays = {name: values.float().numpy() if values.is_floating_point() else values.numpy() for name, values in load_file(file).items()}
+        arrays = {
+            name: values.float().numpy() if values.is_floating_point() else values.numpy()
+            for name, values in load_file(file).items()
+        }
         said = json.loads(config.read_text()) if config.is_file() else {}
         if not isinstance(said, dict):
-            raise ValueError(f"config.json holds a {type(said).__name__}, not settings by their names")
+            raise ValueError(
+                f"config.json holds a {type(said).__name__}, not settings by their names"
+            )
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{source} cannot be read as safetensors with a config.json ({error})") from None
+        raise UserError(
+            f"{source} cannot be read as safetensors with a config.json ({error})"
+        ) from None
     return arrays, said

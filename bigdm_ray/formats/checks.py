@@ -31,14 +31,27 @@ def conform(batch: Sequence[Episode], signature: Signature, place: Place) -> lis
     lengths = np.array([len(episode.rewards) for episode in batch], np.int64)
     if not lengths.all():
         raise refused(place(int(np.argmin(lengths))), "rewards", "it has no steps")
-    for what, expected in (("observations", signature.observations.keys()), ("actions", signature.actions.keys())):
+    for what, expected in (
+        ("observations", signature.observations.keys()),
+        ("actions", signature.actions.keys()),
+    ):
         for k, episode in enumerate(batch):
             if getattr(episode, what).keys() != expected:
                 path = sorted(getattr(episode, what).keys() ^ expected)[0]
-                raise refused(place(k), field_name(what, path), "it is missing" if path in expected else "the task has no such field")
+                raise refused(
+                    place(k),
+                    field_name(what, path),
+                    "it is missing" if path in expected else "the task has no such field",
+                )
     rewards = _rewards(batch, lengths, place)
-    observations = {p: _leaf("observations", p, leaf, [e.observations[p] for e in batch], lengths + 1, place) for p, leaf in signature.observations.items()}
-    actions = {p: _leaf("actions", p, leaf, [e.actions[p] for e in batch], lengths, place) for p, leaf in signature.actions.items()}
+    observations = {
+        p: _leaf("observations", p, leaf, [e.observations[p] for e in batch], lengths + 1, place)
+        for p, leaf in signature.observations.items()
+    }
+    actions = {
+        p: _leaf("actions", p, leaf, [e.actions[p] for e in batch], lengths, place)
+        for p, leaf in signature.actions.items()
+    }
     out, end = [], 0
     for k, (episode, length) in enumerate(zip(batch, lengths.tolist(), strict=True)):
         start, end = end, end + length
@@ -58,22 +71,36 @@ def _rewards(batch: Sequence[Episode], lengths: np.ndarray, place: Place) -> np.
     flat = np.concatenate([episode.rewards.reshape(len(episode.rewards), -1) for episode in batch])
     ends = np.cumsum(lengths)
     if flat.shape[1] != 1 or flat.dtype.kind not in "biuf":
-        raise refused(place(0), "rewards", f"one number a step is expected, not {flat.shape[1]} of type {flat.dtype}")
+        raise refused(
+            place(0),
+            "rewards",
+            f"one number a step is expected, not {flat.shape[1]} of type {flat.dtype}",
+        )
     with np.errstate(over="ignore"):
         flat = np.ascontiguousarray(flat[:, 0], np.float32)
     _none(~np.isfinite(flat), flat, ends, "rewards", place, "is not a finite float32")
     return flat
 
 
-def _leaf(what: str, path: str, leaf: Leaf, parts: list[np.ndarray], rows: np.ndarray, place: Place) -> np.ndarray:
+def _leaf(
+    what: str, path: str, leaf: Leaf, parts: list[np.ndarray], rows: np.ndarray, place: Place
+) -> np.ndarray:
     """One leaf of all episodes as one array `[sum(rows), ...]`."""
     name = field_name(what, path)
     for k, part in enumerate(parts):
         if len(part) != rows[k]:
             steps = rows[k] - (what == "observations")
-            raise refused(place(k), name, f"it has {len(part):,} entries where {rows[k]:,} belong to {steps:,} steps")
+            raise refused(
+                place(k),
+                name,
+                f"it has {len(part):,} entries where {rows[k]:,} belong to {steps:,} steps",
+            )
         if part.shape[1:] != leaf.shape and part.size != rows[k] * leaf.size:
-            raise refused(place(k), name, f"an entry has the shape {list(part.shape[1:])} where {list(leaf.shape)} is expected")
+            raise refused(
+                place(k),
+                name,
+                f"an entry has the shape {list(part.shape[1:])} where {list(leaf.shape)} is expected",
+            )
         if part.dtype.kind not in "biuf":
             raise refused(place(k), name, f"numbers are expected, not {part.dtype}")
     flat = np.concatenate(parts).reshape(-1, *leaf.shape)
@@ -85,33 +112,57 @@ def _leaf(what: str, path: str, leaf: Leaf, parts: list[np.ndarray], rows: np.nd
     return _whole(flat, leaf, ends, name, place, what == "actions")
 
 
-def _real(flat: np.ndarray, leaf: Leaf, ends: np.ndarray, name: str, place: Place, bounded: bool) -> np.ndarray:
+def _real(
+    flat: np.ndarray, leaf: Leaf, ends: np.ndarray, name: str, place: Place, bounded: bool
+) -> np.ndarray:
     with np.errstate(over="ignore"):
         cast = flat.astype(leaf.dtype, copy=False)
     _none(~np.isfinite(cast), flat, ends, name, place, f"is not a finite {leaf.dtype}")
     return _bounded(cast, leaf, ends, name, place) if bounded else cast
 
 
-def _bounded(values: np.ndarray, leaf: Leaf, ends: np.ndarray, name: str, place: Place) -> np.ndarray:
+def _bounded(
+    values: np.ndarray, leaf: Leaf, ends: np.ndarray, name: str, place: Place
+) -> np.ndarray:
     if leaf.low is None or leaf.high is None:
         return values
-    low, high = (np.array(bound, values.dtype).reshape(leaf.shape) for bound in (leaf.low, leaf.high))
+    low, high = (
+        np.array(bound, values.dtype).reshape(leaf.shape) for bound in (leaf.low, leaf.high)
+    )
     outside = (values < low) | (values > high)
     if not outside.any():
         return values
     room = [np.maximum(TOLERANCE, TOLERANCE * np.abs(bound)) for bound in (low, high)]
-    _none((values < low - room[0]) | (values > high + room[1]), values, ends, name, place, "lies outside its space", low, high)
+    _none(
+        (values < low - room[0]) | (values > high + room[1]),
+        values,
+        ends,
+        name,
+        place,
+        "lies outside its space",
+        low,
+        high,
+    )
     clipped: np.ndarray = np.clip(values, low, high)
     return clipped
 
 
-def _whole(flat: np.ndarray, leaf: Leaf, ends: np.ndarray, name: str, place: Place, bounded: bool) -> np.ndarray:
+def _whole(
+    flat: np.ndarray, leaf: Leaf, ends: np.ndarray, name: str, place: Place, bounded: bool
+) -> np.ndarray:
     """A leaf of whole numbers: pictures, text, integer boxes."""
     info = np.iinfo(leaf.dtype)
     if flat.dtype != leaf.dtype:
         if flat.dtype.kind == "f":
             _none(flat != np.floor(flat), flat, ends, name, place, "is not a whole number")
-        _none((flat < info.min) | (flat > info.max), flat, ends, name, place, f"does not fit {leaf.dtype}")
+        _none(
+            (flat < info.min) | (flat > info.max),
+            flat,
+            ends,
+            name,
+            place,
+            f"does not fit {leaf.dtype}",
+        )
     cast = flat.astype(leaf.dtype, copy=False)
     return _bounded(cast, leaf, ends, name, place) if bounded and leaf.kind == "tensor" else cast
 
@@ -121,12 +172,22 @@ def _picked(flat: np.ndarray, leaf: Leaf, ends: np.ndarray, name: str, place: Pl
     bad = (flat < 0) | (flat >= choices)
     if flat.dtype.kind == "f":
         bad = ~((flat >= 0) & (flat < choices) & (flat == np.floor(flat)))
-    _none(bad, flat, ends, name, place, "lies outside its space", np.zeros_like(choices), choices - 1)
+    _none(
+        bad, flat, ends, name, place, "lies outside its space", np.zeros_like(choices), choices - 1
+    )
     picked: np.ndarray = flat.astype(leaf.dtype, copy=False)
     return picked
 
 
-def _none(bad: np.ndarray, values: np.ndarray, ends: np.ndarray, name: str, place: Place, why: str, *bounds: np.ndarray) -> None:
+def _none(
+    bad: np.ndarray,
+    values: np.ndarray,
+    ends: np.ndarray,
+    name: str,
+    place: Place,
+    why: str,
+    *bounds: np.ndarray,
+) -> None:
     """Raise UserError for the first value that is bad."""
     if not bad.any():
         return
@@ -138,13 +199,19 @@ def _none(bad: np.ndarray, values: np.ndarray, ends: np.ndarray, name: str, plac
     raise refused(place(k), name, f"step {step}{element}: {values[index]:g} {why}{space}")
 
 
-def followed(after: np.ndarray, seen: np.ndarray, ends: np.ndarray, field: str, place: Place) -> None:
+def followed(
+    after: np.ndarray, seen: np.ndarray, ends: np.ndarray, field: str, place: Place
+) -> None:
     """What was seen after a step `[n, ...]` must be finite, and what the next step of the episode saw, but for rounding.
 
     `ends` are rows that no other row of the same episode follows here, `place` says where a row is. Raises UserError.
     """
     if after.shape != seen.shape:
-        raise refused(place(0), field, f"an entry has the shape {list(after.shape[1:])} where {list(seen.shape[1:])} is expected")
+        raise refused(
+            place(0),
+            field,
+            f"an entry has the shape {list(after.shape[1:])} where {list(seen.shape[1:])} is expected",
+        )
     inner = np.ones(len(after), bool)
     inner[ends[ends < len(after)]] = inner[len(after) - 1 :] = False
     theirs, mine, goes_on = after[:-1], seen[1:], inner[:-1].reshape(-1, *[1] * (after.ndim - 1))
@@ -154,8 +221,15 @@ def followed(after: np.ndarray, seen: np.ndarray, ends: np.ndarray, field: str, 
         if bad.any():
             index = np.unravel_index(int(np.argmax(bad)), bad.shape)
             raise refused(place(int(index[0])), field, f"{after[index]:g} is not a finite number")
-        rounding = max([ROUNDING, *(float(np.finfo(one.dtype).eps) for one in (after, seen) if one.dtype.kind == "f")])
-        differ = ~np.isclose(theirs, mine, rtol=rounding, atol=TOLERANCE) & np.isfinite(mine) & goes_on
+        rounding = max(
+            [
+                ROUNDING,
+                *(float(np.finfo(one.dtype).eps) for one in (after, seen) if one.dtype.kind == "f"),
+            ]
+        )
+        differ = (
+            ~np.isclose(theirs, mine, rtol=rounding, atol=TOLERANCE) & np.isfinite(mine) & goes_on
+        )
     else:
         differ = (theirs != mine) & goes_on
     if differ.any():
@@ -185,7 +259,13 @@ def truths(flags: np.ndarray, field: str, place: Place) -> np.ndarray:
     return flags.astype(bool)
 
 
-def ended(terminated: np.ndarray, truncated: np.ndarray, ends: np.ndarray, place: Place, names: tuple[str, str]) -> np.ndarray:
+def ended(
+    terminated: np.ndarray,
+    truncated: np.ndarray,
+    ends: np.ndarray,
+    place: Place,
+    names: tuple[str, str],
+) -> np.ndarray:
     """Whether each episode terminated: `[n]` bool, from flags `[sum(T)]` that may be set at last steps only.
 
     `ends [n]` are the cumulative lengths. An episode with both flags terminated; one with neither broke off and counts
@@ -195,12 +275,19 @@ def ended(terminated: np.ndarray, truncated: np.ndarray, ends: np.ndarray, place
     def episode(at: int) -> int:
         return int(np.searchsorted(ends, at, side="right"))
 
-    over, cut = (truths(flags, name, lambda at: place(episode(at))) for flags, name in ((terminated, names[0]), (truncated, names[1])))
+    over, cut = (
+        truths(flags, name, lambda at: place(episode(at)))
+        for flags, name in ((terminated, names[0]), (truncated, names[1]))
+    )
     for flags, name in ((over, names[0]), (cut, names[1])):
         if np.count_nonzero(flags) > np.count_nonzero(flags[ends - 1]):
             early = flags.copy()
             early[ends - 1] = False
             at = int(np.argmax(early))
             k = episode(at)
-            raise refused(place(k), name, f"step {at - int(ends[k - 1] if k else 0)} ends the episode, but more steps follow")
+            raise refused(
+                place(k),
+                name,
+                f"step {at - int(ends[k - 1] if k else 0)} ends the episode, but more steps follow",
+            )
     return np.asarray(over[ends - 1])

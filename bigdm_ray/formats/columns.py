@@ -27,7 +27,20 @@ if TYPE_CHECKING:
 META = "bigdm"
 """Key of the schema's metadata under which files that are written here carry their task and signature."""
 
-PACKAGES = ("gymnasium", "mujoco", "box2d", "vizdoom", "ale-py", "envpool", "numpy", "minari", "d4rl", "environment", "environment_arguments", "backend")
+PACKAGES = (
+    "gymnasium",
+    "mujoco",
+    "box2d",
+    "vizdoom",
+    "ale-py",
+    "envpool",
+    "numpy",
+    "minari",
+    "d4rl",
+    "environment",
+    "environment_arguments",
+    "backend",
+)
 
 
 @contextlib.contextmanager
@@ -36,7 +49,9 @@ def reading(place: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise UserError(f"{place()} cannot be read ({one_line(error)}); nothing was imported") from None
+        raise UserError(
+            f"{place()} cannot be read ({one_line(error)}); nothing was imported"
+        ) from None
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -45,7 +60,9 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
         names = file.schema_arrow.names
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a whole Parquet file ({one_line(error)}); nothing was imported") from None
+        raise UserError(
+            f"{path} is not a whole Parquet file ({one_line(error)}); nothing was imported"
+        ) from None
     if twice := [name for name in names if names.count(name) > 1]:
         raise refused(str(path), twice[0], "there is more than one such column")
     return file
@@ -53,7 +70,9 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 def _is_text(kind: pa.DataType) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -72,14 +91,20 @@ TYPES: dict[str, Callable[[pa.DataType], bool]] = {
 def expect_types(path: Path, schema: pa.Schema, expected: Mapping[str, str]) -> None:
     """Raise UserError for a column, where it is there, that holds something else than `expected`, a word of `TYPES`, says; null is no type."""
     for name, what in expected.items():
-        if name in schema.names and not pa.types.is_null(kind := schema.field(name).type) and not TYPES[what](kind):
+        if (
+            name in schema.names
+            and not pa.types.is_null(kind := schema.field(name).type)
+            and not TYPES[what](kind)
+        ):
             raise refused(str(path), name, f"{what} is expected, not {kind}")
 
 
 PROBE_ROWS = 8
 
 
-def rows_at_once(file: pq.ParquetFile, names: list[str], groups: list[int], wanted: int, most: int) -> int:
+def rows_at_once(
+    file: pq.ParquetFile, names: list[str], groups: list[int], wanted: int, most: int
+) -> int:
     """How many rows decode to about `wanted` bytes, judged by the first few: what they take in the file may be a thousandth of it."""
     for batch in file.iter_batches(batch_size=PROBE_ROWS, row_groups=groups, columns=names):
         if len(batch):
@@ -128,7 +153,9 @@ def is_plain(kind: pa.DataType) -> bool:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+    return bool(
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
 
 
 def _filled(values: pa.Array, offsets: np.ndarray, name: str, place: Callable[[int], str]) -> None:
@@ -148,14 +175,27 @@ def one_line(error: Exception) -> str:
 
 def metadata_of(file: pq.ParquetFile) -> dict[str, str]:
     """The metadata of a file's schema as text."""
-    return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in (file.schema_arrow.metadata or {}).items()}
+    return {
+        key.decode(errors="replace"): value.decode(errors="replace")
+        for key, value in (file.schema_arrow.metadata or {}).items()
+    }
 
 
 def carried(dataset: Dataset) -> dict[str, str]:
     """What a Parquet file that is written here carries in its schema's metadata."""
-    told = {"task": dataset.task, "signature": dataset.signature.to_json(), "source": dataset.source, "sha256": dataset.sha256}
+    told = {
+        "task": dataset.task,
+        "signature": dataset.signature.to_json(),
+        "source": dataset.source,
+        "sha256": dataset.sha256,
+    }
     env_id = env_id_of(dataset)
-    return {META: json.dumps(told), **dataset.versions, **({"env_id": env_id} if env_id else {}), **_sizes(dataset.signature)}
+    return {
+        META: json.dumps(told),
+        **dataset.versions,
+        **({"env_id": env_id} if env_id else {}),
+        **_sizes(dataset.signature),
+    }
 
 
 def env_id_of(dataset: Dataset) -> str:
@@ -176,7 +216,11 @@ def _sizes(signature: Signature) -> dict[str, str]:
     seen, done = signature.observations[""], signature.actions[""]
     if seen.kind != "tensor" or not (done.kind == "tensor" or done.shape == ()):
         return {}
-    return {"obs_dim": str(seen.size), "act_dim": str(done.size), "n_actions": str(done.choices[0] if done.choices else 0)}
+    return {
+        "obs_dim": str(seen.size),
+        "act_dim": str(done.size),
+        "n_actions": str(done.choices[0] if done.choices else 0),
+    }
 
 
 def ours(meta: Mapping[str, str], where: str) -> tuple[str, Signature | None]:
@@ -187,7 +231,9 @@ def ours(meta: Mapping[str, str], where: str) -> tuple[str, Signature | None]:
         told = json.loads(meta[META])
         return str(told["task"]), sound_signature(told["signature"], where)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{where} carries a broken signature ({one_line(error)}); nothing was imported") from None
+        raise UserError(
+            f"{where} carries a broken signature ({one_line(error)}); nothing was imported"
+        ) from None
 
 
 def said_versions(meta: Mapping[str, str]) -> dict[str, str]:
@@ -195,7 +241,9 @@ def said_versions(meta: Mapping[str, str]) -> dict[str, str]:
     return {name: meta[name] for name in PACKAGES if meta.get(name)}
 
 
-def told_alike(files: list[Path], opened: list[pq.ParquetFile]) -> tuple[dict[str, str], str, Signature | None]:
+def told_alike(
+    files: list[Path], opened: list[pq.ParquetFile]
+) -> tuple[dict[str, str], str, Signature | None]:
     """What the first file's metadata tell, and its task and signature: empty and None where they are silent.
 
     Raises UserError for a file that tells another task, signature or environment.
@@ -206,11 +254,16 @@ def told_alike(files: list[Path], opened: list[pq.ParquetFile]) -> tuple[dict[st
         task, signature = ours(meta, str(path))
         each.append((meta, task, signature or _plain_signature(meta, str(path))))
         if why := _difference(each[0], each[-1]):
-            raise UserError(f"{path} is a dataset of another task than {files[0]}: {why}; nothing was imported")
+            raise UserError(
+                f"{path} is a dataset of another task than {files[0]}: {why}; nothing was imported"
+            )
     return each[0]
 
 
-def _difference(first: tuple[dict[str, str], str, Signature | None], other: tuple[dict[str, str], str, Signature | None]) -> str | None:
+def _difference(
+    first: tuple[dict[str, str], str, Signature | None],
+    other: tuple[dict[str, str], str, Signature | None],
+) -> str | None:
     (meta, task, signature), (its_meta, its_task, its_signature) = first, other
     if its_task != task:
         return f"its task is {its_task or 'not told'} where {task or 'none'} is told first"
@@ -219,7 +272,9 @@ def _difference(first: tuple[dict[str, str], str, Signature | None], other: tupl
         return unlike or "its signature has other types or bounds, or is missing in one of them"
     env_id, its_env_id = meta.get("env_id", ""), its_meta.get("env_id", "")
     if its_env_id != env_id and ((env_id and its_env_id) or not task):
-        return f"its environment is {its_env_id or 'not told'} where {env_id or 'none'} is told first"
+        return (
+            f"its environment is {its_env_id or 'not told'} where {env_id or 'none'} is told first"
+        )
     return None
 
 
@@ -229,8 +284,14 @@ def _plain_signature(meta: Mapping[str, str], where: str) -> Signature | None:
         return None
     try:
         seen, done, choices = (int(meta[name]) for name in ("obs_dim", "act_dim", "n_actions"))
-        action = Leaf("discrete", (), "int32", choices=(choices,)) if choices else Leaf("tensor", (done,), "float32")
-        return sound_signature(Signature({"": Leaf("tensor", (seen,), "float32")}, {"": action}).to_json(), where)
+        action = (
+            Leaf("discrete", (), "int32", choices=(choices,))
+            if choices
+            else Leaf("tensor", (done,), "float32")
+        )
+        return sound_signature(
+            Signature({"": Leaf("tensor", (seen,), "float32")}, {"": action}).to_json(), where
+        )
     except ValueError:
         raise UserError(
             f"{where} tells obs_dim {meta['obs_dim']!r}, act_dim {meta['act_dim']!r}, n_actions {meta['n_actions']!r}, where whole numbers are expected"
@@ -242,7 +303,9 @@ def sound_signature(data: Any, where: str) -> Signature:
     try:
         return checked_signature(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{where} carries a broken signature ({one_line(error)}); nothing was imported") from None
+        raise UserError(
+            f"{where} carries a broken signature ({one_line(error)}); nothing was imported"
+        ) from None
 
 
 def checked_signature(data: Any) -> Signature:
@@ -259,7 +322,10 @@ def _sound_leaf(leaf: Leaf) -> None:
     whole = all(isinstance(n, int) and n > 0 for n in (*leaf.shape, *leaf.choices))
     kinds = {"tensor": "fiu", "discrete": "i", "image": "u", "text": "u"}
     elements = math.prod(leaf.shape)
-    bounds = all(bound is None or (len(bound) == elements and all(type(n) in (int, float) for n in bound)) for bound in (leaf.low, leaf.high))
+    bounds = all(
+        bound is None or (len(bound) == elements and all(type(n) in (int, float) for n in bound))
+        for bound in (leaf.low, leaf.high)
+    )
     picked = len(leaf.choices) == (elements if leaf.kind == "discrete" else 0)
     if not (whole and bounds and picked and np.dtype(leaf.dtype).kind in kinds[leaf.kind]):
         raise ValueError(f"the leaf {leaf}")

@@ -47,23 +47,50 @@ class D4rlFile(Reader):
         self._path = path
         with open_hdf5(path) as file:
             fields = Fields()
-            found = {name: fields.high(file.id, name.encode(), str(path)) for name in ("observations", "actions", "rewards", "terminals")}
-            found |= {name: fields.high(file.id, name.encode(), str(path)) for name in ("timeouts", "next_observations") if name in file}
+            found = {
+                name: fields.high(file.id, name.encode(), str(path))
+                for name in ("observations", "actions", "rewards", "terminals")
+            }
+            found |= {
+                name: fields.high(file.id, name.encode(), str(path))
+                for name in ("timeouts", "next_observations")
+                if name in file
+            }
             for name, dataset in found.items():
                 if dataset.dtype.kind not in "biuf" or not dataset.ndim:
-                    raise refused(f"{path}, episode 0", name, f"an array of numbers is expected, not {dataset.dtype}")
+                    raise refused(
+                        f"{path}, episode 0",
+                        name,
+                        f"an array of numbers is expected, not {dataset.dtype}",
+                    )
                 if name in ("rewards", "terminals", "timeouts") and dataset.size != len(dataset):
-                    raise refused(f"{path}, episode 0", name, f"one number a row is expected, not an array of shape {list(dataset.shape)}")
+                    raise refused(
+                        f"{path}, episode 0",
+                        name,
+                        f"one number a row is expected, not an array of shape {list(dataset.shape)}",
+                    )
             self._names = set(found)
             rows = {name: len(dataset) for name, dataset in found.items()}
             self._rows = max(rows.values())
-            self._row_bytes = sum(dataset.dtype.itemsize * int(np.prod(dataset.shape[1:], dtype=np.int64)) for dataset in found.values())
+            self._row_bytes = sum(
+                dataset.dtype.itemsize * int(np.prod(dataset.shape[1:], dtype=np.int64))
+                for dataset in found.values()
+            )
             if len(set(rows.values())) > 1:
                 name = min(rows, key=lambda one: rows[one])
                 ends = int(np.count_nonzero(found["terminals"][: rows[name]]))
                 if "timeouts" in found:
-                    ends = int(np.count_nonzero(_padded(found["terminals"], rows[name]) | _padded(found["timeouts"], rows[name])))
-                raise refused(f"{path}, episode {ends}", name, f"the file holds {rows[name]:,} rows of it where it holds {self._rows:,} of others")
+                    ends = int(
+                        np.count_nonzero(
+                            _padded(found["terminals"], rows[name])
+                            | _padded(found["timeouts"], rows[name])
+                        )
+                    )
+                raise refused(
+                    f"{path}, episode {ends}",
+                    name,
+                    f"the file holds {rows[name]:,} rows of it where it holds {self._rows:,} of others",
+                )
         word = re.split(r"[-_.]", path.name.lower())[0]
         likely = word if word in tasks() else ""
         self.said = Said(str(path), likely, steps=self._rows, likely=likely)
@@ -75,7 +102,9 @@ class D4rlFile(Reader):
     def episodes(self, task: str, signature: Signature, skip: int = 0) -> Iterator[Episode]:
         """See Reader."""
         if set(signature.observations) != {""} or set(signature.actions) != {""}:
-            raise UserError(f"{self._path} is a dataset of another task: it holds one array of observations, but {task} has dicts; nothing was imported")
+            raise UserError(
+                f"{self._path} is a dataset of another task: it holds one array of observations, but {task} has dicts; nothing was imported"
+            )
         with open_hdf5(self._path) as file:
             group: list[Span] = []
             number, size = skip, 0
@@ -102,7 +131,11 @@ class D4rlFile(Reader):
 
         for at in range(0, self._rows, BLOCK):
             terminals = self._flags(file, "terminals", at)
-            stops = terminals if "timeouts" not in self._names else terminals | self._flags(file, "timeouts", at)
+            stops = (
+                terminals
+                if "timeouts" not in self._names
+                else terminals | self._flags(file, "timeouts", at)
+            )
             for stop in np.flatnonzero(stops).tolist():
                 end = at + stop + 1
                 while "timeouts" not in self._names and end - begin > limit:
@@ -119,16 +152,33 @@ class D4rlFile(Reader):
         try:
             values = file[name][at : at + BLOCK].reshape(-1)
         except ERRORS as error:
-            raise refused(f"{self._path}, in rows {at:,} to {at + BLOCK:,}", name, f"it cannot be read ({' '.join(str(error).split())})") from None
+            raise refused(
+                f"{self._path}, in rows {at:,} to {at + BLOCK:,}",
+                name,
+                f"it cannot be read ({' '.join(str(error).split())})",
+            ) from None
         return truths(values, name, lambda k: f"{self._path}, row {at + k:,}")
 
     def _read(self, file: Any, spans: list[Span], number: int) -> Iterator[Episode]:
         first, last = spans[0].start, spans[-1].end
-        fields = {name: self._slice(file, name, first, last, number) for name in ("observations", "actions", "rewards")}
-        after = self._slice(file, "next_observations", first, last, number) if "next_observations" in self._names else None
+        fields = {
+            name: self._slice(file, name, first, last, number)
+            for name in ("observations", "actions", "rewards")
+        }
+        after = (
+            self._slice(file, "next_observations", first, last, number)
+            if "next_observations" in self._names
+            else None
+        )
         if after is not None:
             lasts = np.array([span.end - first - 1 for span in spans])
-            followed(after, fields["observations"], lasts, "next_observations", lambda row: self.place(number + int(np.searchsorted(lasts, row))))
+            followed(
+                after,
+                fields["observations"],
+                lasts,
+                "next_observations",
+                lambda row: self.place(number + int(np.searchsorted(lasts, row))),
+            )
         for k, (a, b, terminated) in enumerate(spans):
             a, b = a - first, b - first
             seen = fields["observations"][a:b]
@@ -138,13 +188,24 @@ class D4rlFile(Reader):
                 seen = np.concatenate([seen, seen[-1:]])
             else:
                 b -= 1
-            yield Episode({"": seen}, {"": fields["actions"][a:b]}, fields["rewards"][a:b], terminated, EpisodeId(0, FOREIGN, number + k), "")
+            yield Episode(
+                {"": seen},
+                {"": fields["actions"][a:b]},
+                fields["rewards"][a:b],
+                terminated,
+                EpisodeId(0, FOREIGN, number + k),
+                "",
+            )
 
     def _slice(self, file: Any, name: str, first: int, last: int, number: int) -> np.ndarray:
         try:
             return np.asarray(file[name][first:last])
         except ERRORS as error:
-            raise refused(f"{self.place(number)} or a later one", name, f"it cannot be read ({' '.join(str(error).split())})") from None
+            raise refused(
+                f"{self.place(number)} or a later one",
+                name,
+                f"it cannot be read ({' '.join(str(error).split())})",
+            ) from None
 
 
 def _padded(flags: Any, rows: int) -> np.ndarray:

@@ -31,7 +31,15 @@ from bigdm_ray.formats.base import misfit, vacant
 from bigdm_ray.formats.columns import checked_signature
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 from bigdm_ray.replay.rotating import LONGEST, RotatingStore, turn_of
-from bigdm_ray.replay.shard import SUFFIX, CorruptShard, Shard, encode, publish, sync_folder, unwritten
+from bigdm_ray.replay.shard import (
+    SUFFIX,
+    CorruptShard,
+    Shard,
+    encode,
+    publish,
+    sync_folder,
+    unwritten,
+)
 from bigdm_ray.replay.store import SHARD_BYTES, Store
 
 CARD = "dataset.json"
@@ -59,7 +67,9 @@ class Dataset:
     return_std: float
     return_min: float
     return_max: float
-    versions: dict[str, str] = field(default_factory=dict)  # of what the environment was made of when the episodes were recorded
+    versions: dict[str, str] = field(
+        default_factory=dict
+    )  # of what the environment was made of when the episodes were recorded
 
     @staticmethod
     def open(folder: Path) -> Dataset:
@@ -69,14 +79,29 @@ class Dataset:
             data: dict[str, Any] = json.loads(path.read_text())
             version = data.pop("schema_version")
             if version > SCHEMA_VERSION:
-                raise UserError(f"{path} has schema version {version}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray")
-            return sound(Dataset(folder=folder, **(data | {"signature": checked_signature(data["signature"])})))
+                raise UserError(
+                    f"{path} has schema version {version}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray"
+                )
+            return sound(
+                Dataset(
+                    folder=folder, **(data | {"signature": checked_signature(data["signature"])})
+                )
+            )
         except OSError as error:
             raise UserError(
                 f"{folder} is not a dataset ({CARD}: {error.strerror}); make one with: python -m bigdm_ray.data import SOURCE --folder {folder}"
             ) from None
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise UserError(f"{path} is not the card of a dataset ({error}); import the dataset anew") from None
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
+            raise UserError(
+                f"{path} is not the card of a dataset ({error}); import the dataset anew"
+            ) from None
 
     def to_json(self) -> dict[str, Any]:
         """The content of dataset.json."""
@@ -100,7 +125,11 @@ class Dataset:
         else:
             store = Store(self.folder, flat_bytes=flat_bytes, write=False).open()
         if store.problems or len(store.table) != self.episodes:
-            why = store.problems[0] if store.problems else f"it holds {len(store.table):,} episodes where its card says {self.episodes:,}"
+            why = (
+                store.problems[0]
+                if store.problems
+                else f"it holds {len(store.table):,} episodes where its card says {self.episodes:,}"
+            )
             raise UserError(f"dataset {self.folder} is damaged: {why}; import it anew")
         return store
 
@@ -115,18 +144,28 @@ class Dataset:
             try:
                 opened = Shard.open(path, verify=True)
             except CorruptShard as error:
-                raise UserError(f"dataset {self.folder} is damaged: shard {path.name}: {error}; import it anew") from None
+                raise UserError(
+                    f"dataset {self.folder} is damaged: shard {path.name}: {error}; import it anew"
+                ) from None
             for row in range(len(opened.ids)):
                 yield opened.episode(row)
             count += len(opened.ids)
         if count != self.episodes:
-            raise UserError(f"dataset {self.folder} is damaged: it holds {count:,} episodes where its card says {self.episodes:,}; import it anew")
+            raise UserError(
+                f"dataset {self.folder} is damaged: it holds {count:,} episodes where its card says {self.episodes:,}; import it anew"
+            )
 
     def returns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (float64), length and whether it terminated, of each episode: three `[episodes]` arrays."""
-        found = [(episode.total_return, episode.length, episode.terminated) for episode in self.stream()]
+        found = [
+            (episode.total_return, episode.length, episode.terminated) for episode in self.stream()
+        ]
         columns = list(zip(*found, strict=True)) if found else [(), (), ()]
-        return np.array(columns[0], np.float64), np.array(columns[1], np.int64), np.array(columns[2], bool)
+        return (
+            np.array(columns[0], np.float64),
+            np.array(columns[1], np.int64),
+            np.array(columns[2], bool),
+        )
 
     def misfit(self) -> str | None:
         """How the episodes differ from what the task shows and takes, in words; None where they do not, or where it cannot be made here."""
@@ -154,11 +193,25 @@ class Dataset:
 def sound(dataset: Dataset) -> Dataset:
     """A dataset whose card holds what each of its fields may. Raises ValueError: whoever wrote the card may have written anything."""
     expected: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
-        "a file's name": (lambda v: isinstance(v, str) and v not in ("", ".", "..") and not set("/\0") & set(v) and bool(os.fsencode(v)), ("name",)),
+        "a file's name": (
+            lambda v: (
+                isinstance(v, str)
+                and v not in ("", ".", "..")
+                and not set("/\0") & set(v)
+                and bool(os.fsencode(v))
+            ),
+            ("name",),
+        ),
         "text": (lambda v: isinstance(v, str), ("task", "source", "sha256")),
         "a whole number from 1 up": (lambda v: type(v) is int and v >= 1, ("episodes", "steps")),
-        "a finite number": (lambda v: type(v) in (int, float) and math.isfinite(v), ("return_mean", "return_std", "return_min", "return_max")),
-        "texts by name": (lambda v: isinstance(v, dict) and all(isinstance(one, str) for one in v.values()), ("versions",)),
+        "a finite number": (
+            lambda v: type(v) in (int, float) and math.isfinite(v),
+            ("return_mean", "return_std", "return_min", "return_max"),
+        ),
+        "texts by name": (
+            lambda v: isinstance(v, dict) and all(isinstance(one, str) for one in v.values()),
+            ("versions",),
+        ),
     }
     for what, (fits, names) in expected.items():
         for name in names:
@@ -193,7 +246,11 @@ class ContentHash:
     """
 
     def __init__(self, signature: Signature) -> None:
-        kinds = [[path, leaf.dtype, list(leaf.shape)] for leaves in (signature.observations, signature.actions) for path, leaf in sorted(leaves.items())]
+        kinds = [
+            [path, leaf.dtype, list(leaf.shape)]
+            for leaves in (signature.observations, signature.actions)
+            for path, leaf in sorted(leaves.items())
+        ]
         self._sha = hashlib.sha256(json.dumps(kinds).encode())
 
     def add(self, episode: Episode) -> None:
@@ -222,7 +279,14 @@ class Writer:
     A plan goes on from the last full shard or, `marked`, from the last `save`, whose mark stands in `mark`.
     """
 
-    def __init__(self, folder: Path, plan: dict[str, Any], task: str, signature: Signature, marked: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        plan: dict[str, Any],
+        task: str,
+        signature: Signature,
+        marked: bool = False,
+    ) -> None:
         self.folder = vacant(folder)
         self.taken: list[int] = []
         self.lengths = array("q")
@@ -240,9 +304,13 @@ class Writer:
             self._lock = (self._hidden / ".lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"--folder {folder} is being written by another process; wait for it to end") from None
+            raise UserError(
+                f"--folder {folder} is being written by another process; wait for it to end"
+            ) from None
         except OSError as error:
-            raise UserError(f"--folder {folder} cannot be written: {error.strerror}; choose another folder") from None
+            raise UserError(
+                f"--folder {folder} cannot be written: {error.strerror}; choose another folder"
+            ) from None
         self._resume()
 
     def _resume(self) -> None:
@@ -258,7 +326,11 @@ class Writer:
                 kept = self._read_again(sum(taken))
                 self.taken, self.mark = taken, mark
             except CorruptShard:
-                self.lengths, self._returns, self._hash = array("q"), array("d"), ContentHash(self._signature)
+                self.lengths, self._returns, self._hash = (
+                    array("q"),
+                    array("d"),
+                    ContentHash(self._signature),
+                )
                 self._shards, self._pending, self._pending_bytes = 0, [], 0
         for path in self._hidden.iterdir():
             if path.name not in (*kept, PROGRESS if kept else "", ".lock"):
@@ -296,7 +368,11 @@ class Writer:
         """Take in the next episodes, of a part of the plan. Raises RunFailed where the disk does not take a shard."""
         self.taken += [0] * (part + 1 - len(self.taken))
         for episode in episodes:
-            self._take(dataclasses.replace(episode, id=EpisodeId(0, FOREIGN, len(self.lengths)), task=self._task))
+            self._take(
+                dataclasses.replace(
+                    episode, id=EpisodeId(0, FOREIGN, len(self.lengths)), task=self._task
+                )
+            )
             self.taken[part] += 1
             if self._full():
                 self._flush()
@@ -315,7 +391,10 @@ class Writer:
         self._next_shard()
 
     def _publish_progress(self) -> None:
-        publish(self._hidden / PROGRESS, json.dumps({"plan": self._plan, "taken": self.taken, "mark": self.mark}).encode())
+        publish(
+            self._hidden / PROGRESS,
+            json.dumps({"plan": self._plan, "taken": self.taken, "mark": self.mark}).encode(),
+        )
 
     def finish(self, name: str, source: str, versions: dict[str, str]) -> Dataset:
         """Write the last shard and the card, and let the folder appear. Raises UserError where there was no episode."""
@@ -339,7 +418,9 @@ class Writer:
         publish(self._hidden / CARD, json.dumps(dataset.to_json(), indent=1).encode())
         try:
             if self.folder.exists():
-                raise UserError(f"--folder {self.folder} has appeared meanwhile; choose another, or delete it first")
+                raise UserError(
+                    f"--folder {self.folder} has appeared meanwhile; choose another, or delete it first"
+                )
             self._hidden.rename(self.folder)
             for left in (PROGRESS, ".lock"):
                 (self.folder / left).unlink(missing_ok=True)
@@ -379,7 +460,9 @@ def keeping(writer: Writer) -> Iterator[None]:
 
 def totals(returns: np.ndarray) -> dict[str, float]:
     """What a card says of the returns `[episodes]`."""
-    return {f"return_{name}": float(getattr(returns, name)()) for name in ("mean", "std", "min", "max")}
+    return {
+        f"return_{name}": float(getattr(returns, name)()) for name in ("mean", "std", "min", "max")
+    }
 
 
 def stamp(file: Path) -> list[Any]:
@@ -395,4 +478,6 @@ def shard_name(number: int) -> str:
 
 def bytes_of(episode: Episode) -> int:
     """Bytes of an episode's arrays."""
-    return episode.rewards.nbytes + sum(v.nbytes for v in (*episode.observations.values(), *episode.actions.values()))
+    return episode.rewards.nbytes + sum(
+        v.nbytes for v in (*episode.observations.values(), *episode.actions.values())
+    )

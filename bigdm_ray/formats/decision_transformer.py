@@ -42,9 +42,13 @@ class Foreign:
 
 def ours(source: str, arrays: Arrays, config: dict[str, Any]) -> Foreign:
     """A checkpoint's arrays by this project's names. Raises UserError for one that is no Decision Transformer of this layout."""
-    prefix = next((p for p in ("encoder.", "transformer.") if f"{p}h.0.ln_1.weight" in arrays), None)
+    prefix = next(
+        (p for p in ("encoder.", "transformer.") if f"{p}h.0.ln_1.weight" in arrays), None
+    )
     if prefix is None or "embed_return.weight" not in arrays:
-        raise UserError(f"{source} holds no Decision Transformer: it has no {'embed_return' if prefix else 'encoder.h.0.ln_1'}.weight")
+        raise UserError(
+            f"{source} holds no Decision Transformer: it has no {'embed_return' if prefix else 'encoder.h.0.ln_1'}.weight"
+        )
     for key, expected in (
         ("activation_function", "relu"),
         ("action_tanh", True),
@@ -53,37 +57,66 @@ def ours(source: str, arrays: Arrays, config: dict[str, Any]) -> Foreign:
         ("layer_norm_epsilon", 1e-5),
     ):
         if config.get(key, expected) != expected:
-            raise UserError(f"{source} has {key} {config[key]!r}, but {expected!r} is expected: another network than the paper's")
+            raise UserError(
+                f"{source} has {key} {config[key]!r}, but {expected!r} is expected: another network than the paper's"
+            )
     heads = config.get("n_head")
     if heads is not None and (not isinstance(heads, int) or isinstance(heads, bool) or heads < 1):
         raise UserError(f"{source} has n_head {heads!r}, but a whole number from 1 on is expected")
     out: Arrays = {}
-    layers = 1 + max(int(m.group(1)) for name in arrays if (m := re.match(rf"{re.escape(prefix)}h\.(\d+)\.", name)))
+    layers = 1 + max(
+        int(m.group(1))
+        for name in arrays
+        if (m := re.match(rf"{re.escape(prefix)}h\.(\d+)\.", name))
+    )
     try:
         for theirs, mine in OUTER.items():
             out |= {f"{mine}.{kind}": arrays[f"{theirs}.{kind}"] for kind in ("weight", "bias")}
         out["embed_timestep.weight"] = arrays["embed_timestep.weight"]
-        out |= {f"transformer.norm.{kind}": arrays[f"{prefix}ln_f.{kind}"] for kind in ("weight", "bias")}
+        out |= {
+            f"transformer.norm.{kind}": arrays[f"{prefix}ln_f.{kind}"]
+            for kind in ("weight", "bias")
+        }
         for layer in range(layers):
             for theirs, mine in LAYER.items():
                 weight = arrays[f"{prefix}h.{layer}.{theirs}.weight"]
-                out[f"transformer.blocks.{layer}.{mine}.weight"] = weight.T if theirs in TRANSPOSED else weight
-                out[f"transformer.blocks.{layer}.{mine}.bias"] = arrays[f"{prefix}h.{layer}.{theirs}.bias"]
+                out[f"transformer.blocks.{layer}.{mine}.weight"] = (
+                    weight.T if theirs in TRANSPOSED else weight
+                )
+                out[f"transformer.blocks.{layer}.{mine}.bias"] = arrays[
+                    f"{prefix}h.{layer}.{theirs}.bias"
+                ]
     except KeyError as missing:
-        raise UserError(f"{source} has no {missing}: it is incomplete, or another network than the paper's") from None
-    places = {"wpe.weight": arrays[f"{prefix}wpe.weight"]} if f"{prefix}wpe.weight" in arrays else {}
+        raise UserError(
+            f"{source} has no {missing}: it is incomplete, or another network than the paper's"
+        ) from None
+    places = (
+        {"wpe.weight": arrays[f"{prefix}wpe.weight"]} if f"{prefix}wpe.weight" in arrays else {}
+    )
     for name, values in (out | places).items():
         rank = 1 if name.endswith(".bias") or "norm" in name else 2
         if values.ndim != rank or not values.size:
-            raise UserError(f"{source} has an array of shape {list(values.shape)} for {name}, but {rank} dimensions that are not empty are expected")
+            raise UserError(
+                f"{source} has an array of shape {list(values.shape)} for {name}, but {rank} dimensions that are not empty are expected"
+            )
     if places:  # position 0 is added to every token
         out["norm.bias"] = out["norm.bias"] + places["wpe.weight"][0]
     width, seen = out["embed_state.linear.weight"].shape
     up = out["transformer.blocks.0.up.weight"].shape[0]
     if up != 4 * width:
-        raise UserError(f"{source} has inner layers of {up}, but four times its width of {width} is expected")
+        raise UserError(
+            f"{source} has inner layers of {up}, but four times its width of {width} is expected"
+        )
     timesteps, acted = len(out["embed_timestep.weight"]), out["head.linear.weight"].shape[0]
-    return Foreign({n: np.ascontiguousarray(v, np.float32) for n, v in out.items()}, width, layers, heads, timesteps, seen, acted)
+    return Foreign(
+        {n: np.ascontiguousarray(v, np.float32) for n, v in out.items()},
+        width,
+        layers,
+        heads,
+        timesteps,
+        seen,
+        acted,
+    )
 
 
 def statistics_beside(source: Path) -> Path | None:
@@ -100,7 +133,10 @@ def beside(source: Path) -> dict[str, float]:
     """What lies beside weights that `weights export` wrote: `context` and `return_scale`, where they are said."""
     folder = source if source.is_dir() else source.parent
     found: dict[str, float] = {}
-    for file, key, name in (("config.json", "context_length", "context"), ("statistics.json", "return_scale", "return_scale")):
+    for file, key, name in (
+        ("config.json", "context_length", "context"),
+        ("statistics.json", "return_scale", "return_scale"),
+    ):
         try:
             value = json.loads((folder / file).read_text())[key]
         except (OSError, ValueError, KeyError, TypeError):
@@ -110,23 +146,43 @@ def beside(source: Path) -> dict[str, float]:
     return found
 
 
-def theirs(arrays: Arrays, heads: int, dropout: float, context: int) -> tuple[Arrays, dict[str, Any]]:
+def theirs(
+    arrays: Arrays, heads: int, dropout: float, context: int
+) -> tuple[Arrays, dict[str, Any]]:
     """This project's arrays in Hugging Face's layout, and the config.json of it. The heads for states and returns, which we lack, are zero."""
     out: Arrays = {}
-    layers = 1 + max(int(name.split(".")[2]) for name in arrays if name.startswith("transformer.blocks."))
+    layers = 1 + max(
+        int(name.split(".")[2]) for name in arrays if name.startswith("transformer.blocks.")
+    )
     for name, mine in OUTER.items():
         out |= {f"{name}.{kind}": arrays[f"{mine}.{kind}"] for kind in ("weight", "bias")}
     out["embed_timestep.weight"] = arrays["embed_timestep.weight"]
-    out |= {f"encoder.ln_f.{kind}": arrays[f"transformer.norm.{kind}"] for kind in ("weight", "bias")}
+    out |= {
+        f"encoder.ln_f.{kind}": arrays[f"transformer.norm.{kind}"] for kind in ("weight", "bias")
+    }
     for layer in range(layers):
         for name, mine in LAYER.items():
             weight = arrays[f"transformer.blocks.{layer}.{mine}.weight"]
             out[f"encoder.h.{layer}.{name}.weight"] = weight.T if name in TRANSPOSED else weight
-            out[f"encoder.h.{layer}.{name}.bias"] = arrays[f"transformer.blocks.{layer}.{mine}.bias"]
+            out[f"encoder.h.{layer}.{name}.bias"] = arrays[
+                f"transformer.blocks.{layer}.{mine}.bias"
+            ]
     width, seen = out["embed_state.weight"].shape
     acted = out["predict_action.0.weight"].shape[0]
-    zeros = {"encoder.wte.weight": (1, width), "encoder.wpe.weight": (1024, width), "predict_state.weight": (seen, width), "predict_state.bias": (seen,)}
-    out |= {name: np.zeros(shape, np.float32) for name, shape in {**zeros, "predict_return.weight": (1, width), "predict_return.bias": (1,)}.items()}
+    zeros = {
+        "encoder.wte.weight": (1, width),
+        "encoder.wpe.weight": (1024, width),
+        "predict_state.weight": (seen, width),
+        "predict_state.bias": (seen,),
+    }
+    out |= {
+        name: np.zeros(shape, np.float32)
+        for name, shape in {
+            **zeros,
+            "predict_return.weight": (1, width),
+            "predict_return.bias": (1,),
+        }.items()
+    }
     config = {
         "architectures": ["DecisionTransformerModel"], "model_type": "decision_transformer", "state_dim": seen, "act_dim": acted, "hidden_size": width,
         "n_layer": layers, "n_head": heads, "n_inner": 4 * width, "max_ep_len": len(out["embed_timestep.weight"]), "n_positions": 1024, "vocab_size": 1,

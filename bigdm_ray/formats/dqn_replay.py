@@ -53,15 +53,25 @@ class Rows:
         try:
             self._file = gzip.open(path)
             version = np.lib.format.read_magic(self._file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
             self.shape, fortran, self.dtype = read(self._file)
         except ERRORS as error:
-            raise UserError(f"{path} is not a gzipped array of NumPy ({one_line(error)}); nothing was imported") from None
+            raise UserError(
+                f"{path} is not a gzipped array of NumPy ({one_line(error)}); nothing was imported"
+            ) from None
         if self.dtype.kind not in kinds or (kinds == "u" and self.dtype != np.uint8):
-            raise UserError(f"{path} holds {self.dtype if self.dtype.kind != 'O' else 'objects'}, which it may not; nothing was imported")
+            raise UserError(
+                f"{path} holds {self.dtype if self.dtype.kind != 'O' else 'objects'}, which it may not; nothing was imported"
+            )
         row = int(np.prod(self.shape[1:], dtype=np.float64)) * self.dtype.itemsize
         if fortran or min(self.shape, default=0) < 0 or row > ROW_BYTES:
-            raise UserError(f"{path} claims the shape {list(self.shape)}{', columns first' if fortran else ''}, which it may not; nothing was imported")
+            raise UserError(
+                f"{path} claims the shape {list(self.shape)}{', columns first' if fortran else ''}, which it may not; nothing was imported"
+            )
 
     def take(self, rows: int) -> np.ndarray:
         """The next rows. Raises UserError where the file breaks off, and after the last row where its checksum is wrong or more follows."""
@@ -71,11 +81,17 @@ class Rows:
             self._taken += rows
             more = self._file.read(1) if self._taken == self.shape[0] and len(data) == size else b""
         except ERRORS as error:
-            raise UserError(f"{self.path} is torn ({one_line(error)}); nothing was imported") from None
+            raise UserError(
+                f"{self.path} is torn ({one_line(error)}); nothing was imported"
+            ) from None
         if len(data) < size:
-            raise UserError(f"{self.path} breaks off before the {self.shape[0]:,} rows that it claims; nothing was imported")
+            raise UserError(
+                f"{self.path} breaks off before the {self.shape[0]:,} rows that it claims; nothing was imported"
+            )
         if more:
-            raise UserError(f"{self.path} goes on after the {self.shape[0]:,} rows that it claims; nothing was imported")
+            raise UserError(
+                f"{self.path} goes on after the {self.shape[0]:,} rows that it claims; nothing was imported"
+            )
         return np.frombuffer(data, self.dtype).reshape(rows, *self.shape[1:])
 
     def close(self) -> None:
@@ -88,11 +104,15 @@ class Log:
 
     def __init__(self, folder: Path, number: int) -> None:
         self.number = number
-        self.paths = {name: inside(folder / f"$store$_{name}_ckpt.{number}.gz", folder) for name in FIELDS}
+        self.paths = {
+            name: inside(folder / f"$store$_{name}_ckpt.{number}.gz", folder) for name in FIELDS
+        }
         self.counted = inside(folder / f"add_count_ckpt.{number}.gz", folder)
         for name, path in self.paths.items():
             if not path.is_file():
-                raise UserError(f"{folder} has no {path.name} beside the other arrays of number {number}, so its {name}s are missing; nothing was imported")
+                raise UserError(
+                    f"{folder} has no {path.name} beside the other arrays of number {number}, so its {name}s are missing; nothing was imported"
+                )
 
     def files(self) -> list[Path]:
         """What is read."""
@@ -106,9 +126,13 @@ class Log:
             expected = 3 if one is opened["observation"] else 1
             if len(one.shape) != expected:
                 what = "frames [rows, height, width]" if expected == 3 else "one number a row"
-                raise UserError(f"{one.path} has the shape {list(one.shape)}, but {what} are expected; nothing was imported")
+                raise UserError(
+                    f"{one.path} has the shape {list(one.shape)}, but {what} are expected; nothing was imported"
+                )
             if one.shape[:1] != rows:
-                raise UserError(f"{one.path} has {one.shape[0]:,} rows where {opened['reward'].path.name} has {rows[0]:,}; nothing was imported")
+                raise UserError(
+                    f"{one.path} has {one.shape[0]:,} rows where {opened['reward'].path.name} has {rows[0]:,}; nothing was imported"
+                )
         return opened
 
     def rows(self, full: int) -> int:
@@ -118,7 +142,9 @@ class Log:
         told = Rows(self.counted, "iu")
         try:
             if told.shape:
-                raise UserError(f"{self.counted} has the shape {list(told.shape)}, but a single number is expected; nothing was imported")
+                raise UserError(
+                    f"{self.counted} has the shape {list(told.shape)}, but a single number is expected; nothing was imported"
+                )
             told.shape = (1,)
             count = int(told.take(1)[0])
         finally:
@@ -132,13 +158,22 @@ class Replay(Reader):
     def __init__(self, source: Path) -> None:
         single = _FILE.fullmatch(source.name)
         folder = source.parent if single else source
-        numbers = [int(single[1])] if single else sorted(int(found[1]) for path in folder.iterdir() if (found := _FILE.fullmatch(path.name)))
+        numbers = (
+            [int(single[1])]
+            if single
+            else sorted(
+                int(found[1]) for path in folder.iterdir() if (found := _FILE.fullmatch(path.name))
+            )
+        )
         self._logs = [Log(folder, number) for number in numbers]
         self._begun: list[tuple[int, Path]] = []  # the first episode of each file that was reached
         opened = self._logs[0].open()
         for one in opened.values():
             one.close()
-        likely = next((word for part in reversed(folder.resolve().parts) if (word := part.lower()) in TASKS), "")  # the nearest folder
+        likely = next(
+            (word for part in reversed(folder.resolve().parts) if (word := part.lower()) in TASKS),
+            "",
+        )  # the nearest folder
         self.said = Said(str(source), likely, likely=likely)
 
     def files(self) -> list[Path]:
@@ -147,13 +182,20 @@ class Replay(Reader):
 
     def place(self, number: int) -> str:
         """See Reader."""
-        path = next((path for first, path in reversed(self._begun) if first <= number), self._logs[0].paths["observation"])
+        path = next(
+            (path for first, path in reversed(self._begun) if first <= number),
+            self._logs[0].paths["observation"],
+        )
         return f"{path}, episode {number}"
 
     def episodes(self, task: str, signature: Signature, skip: int = 0) -> Iterator[Episode]:
         """See Reader."""
-        if [leaf.kind for leaf in signature.observations.values()] != ["image"] or set(signature.actions) != {""}:
-            raise UserError(f"{self.said.name} is a dataset of another task: it holds frames of a game, but {task} shows something else; nothing was imported")
+        if [leaf.kind for leaf in signature.observations.values()] != ["image"] or set(
+            signature.actions
+        ) != {""}:
+            raise UserError(
+                f"{self.said.name} is a dataset of another task: it holds frames of a game, but {task} shows something else; nothing was imported"
+            )
         (path,) = signature.observations
         number = 0
         for log in self._logs:
@@ -161,7 +203,15 @@ class Replay(Reader):
             for found in self._whole(log):
                 if number >= skip:
                     seen = np.concatenate([found["observation"], found["observation"][-1:]])
-                    yield Episode({path: seen}, {"": found["action"]}, found["reward"], True, EpisodeId(0, FOREIGN, number), task, source="dqn")
+                    yield Episode(
+                        {path: seen},
+                        {"": found["action"]},
+                        found["reward"],
+                        True,
+                        EpisodeId(0, FOREIGN, number),
+                        task,
+                        source="dqn",
+                    )
                 number += 1
 
     def _whole(self, log: Log) -> Iterator[dict[str, np.ndarray]]:
@@ -178,14 +228,23 @@ class Replay(Reader):
                     sound = _padding(block) > 0
                 opening = False
                 begin = 0
-                for stop in np.flatnonzero(truths(block["terminal"], "terminal", lambda _: str(log.paths["terminal"]))).tolist():
-                    if sound and (whole := _joined([*held, _part(block, begin, stop + 1)])) is not None:
+                for stop in np.flatnonzero(
+                    truths(block["terminal"], "terminal", lambda _: str(log.paths["terminal"]))
+                ).tolist():
+                    if (
+                        sound
+                        and (whole := _joined([*held, _part(block, begin, stop + 1)])) is not None
+                    ):
                         yield whole
                     held, size, sound, begin = [], 0, True, stop + 1
                 held.append(_part(block, begin, None))
                 size += held[-1]["observation"].nbytes
                 if size > MAX_EPISODE_BYTES:
-                    raise refused(str(log.paths["terminal"]), "terminal", f"an episode does not end within {MAX_EPISODE_BYTES >> 30} GiB of frames")
+                    raise refused(
+                        str(log.paths["terminal"]),
+                        "terminal",
+                        f"an episode does not end within {MAX_EPISODE_BYTES >> 30} GiB of frames",
+                    )
         finally:
             for one in opened.values():
                 one.close()
@@ -205,7 +264,9 @@ def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray] | None:
 def _padding(rows: dict[str, np.ndarray]) -> int:
     """How many rows of padding these begin with."""
     count = 0
-    while count < min(PADDING, len(rows["reward"])) and not any(rows[name][count].any() for name in FIELDS):
+    while count < min(PADDING, len(rows["reward"])) and not any(
+        rows[name][count].any() for name in FIELDS
+    ):
         count += 1
     return count
 
@@ -214,7 +275,9 @@ class DqnReplay(Format):
     """See the module."""
 
     name = "dqn-replay"
-    about = "logged DQN replays (a folder with $store$_observation_ckpt.N.gz, or one of these files)"
+    about = (
+        "logged DQN replays (a folder with $store$_observation_ckpt.N.gz, or one of these files)"
+    )
 
     def recognises(self, source: str) -> bool:
         """See Format."""

@@ -19,7 +19,9 @@ def export_dataset(dataset: Dataset, to: str, folder: Path, quiet: bool = False)
     """
     known = {name: made for name, made in formats().items() if made.writes}
     if to not in known:
-        raise UserError(f"--to is {to!r}, but one of {', '.join(known)} is expected{nearest(to, list(known))}")
+        raise UserError(
+            f"--to is {to!r}, but one of {', '.join(known)} is expected{nearest(to, list(known))}"
+        )
     hidden = vacant(folder).with_name(f".{folder.name}.exporting")
     try:
         shutil.rmtree(hidden, ignore_errors=True)

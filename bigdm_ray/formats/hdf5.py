@@ -31,12 +31,16 @@ def open_hdf5(path: Path) -> Iterator[Any]:
     try:
         file = h5py.File(path, "r", locking="best-effort")
     except ERRORS as error:
-        raise UserError(f"{path} is not a whole HDF5 file ({one_line(error)}); nothing was imported") from None
+        raise UserError(
+            f"{path} is not a whole HDF5 file ({one_line(error)}); nothing was imported"
+        ) from None
     try:
         with file:
             yield file
     except ERRORS as error:
-        raise UserError(f"{path} cannot be read ({one_line(error)}); nothing was imported") from None
+        raise UserError(
+            f"{path} cannot be read ({one_line(error)}); nothing was imported"
+        ) from None
 
 
 class Fields:
@@ -44,7 +48,12 @@ class Fields:
 
     def __init__(self) -> None:
         h5py = needed("h5py", "datasets")
-        self._h5py, self._open_dataset, self._open_group, self._hard_link = h5py, h5py.h5d.open, h5py.h5g.open, h5py.h5l.TYPE_HARD
+        self._h5py, self._open_dataset, self._open_group, self._hard_link = (
+            h5py,
+            h5py.h5d.open,
+            h5py.h5g.open,
+            h5py.h5l.TYPE_HARD,
+        )
         self._virtual, self._all = h5py.h5d.VIRTUAL, h5py.h5s.ALL
         self._types: dict[bytes, tuple[Any, np.dtype[Any]]] = {}
         self._prefixes: dict[bytes, list[bytes]] = {}
@@ -58,7 +67,11 @@ class Fields:
             if made.get_layout() == self._virtual or made.get_external_count():
                 raise refused(place, name.decode(errors="replace"), "its data lie in another file")
         except ERRORS as error:
-            raise refused(place, name.decode(errors="replace"), f"it is missing or cannot be read ({one_line(error)})") from None
+            raise refused(
+                place,
+                name.decode(errors="replace"),
+                f"it is missing or cannot be read ({one_line(error)})",
+            ) from None
         return found
 
     def _hard(self, group: Any, name: bytes, place: str) -> None:
@@ -68,16 +81,22 @@ class Fields:
         links = group.links
         for prefix in self._prefixes[name]:
             if links.get_info(prefix).type != self._hard_link:
-                raise refused(place, name.decode(errors="replace"), "it is a link that leads elsewhere")
+                raise refused(
+                    place, name.decode(errors="replace"), "it is a link that leads elsewhere"
+                )
 
     def group(self, file: Any, name: bytes, place: str) -> Any:
         """A low-level group of a file. Raises UserError where it is missing or a link."""
         try:
             if file.links.get_info(name).type != self._hard_link:
-                raise refused(place, name.decode(errors="replace"), "it is a link that leads elsewhere")
+                raise refused(
+                    place, name.decode(errors="replace"), "it is a link that leads elsewhere"
+                )
             return self._open_group(file, name)
         except ERRORS as error:
-            raise UserError(f"{place}: the group {name.decode()!r} is missing or cannot be read ({one_line(error)}); nothing was imported") from None
+            raise UserError(
+                f"{place}: the group {name.decode()!r} is missing or cannot be read ({one_line(error)}); nothing was imported"
+            ) from None
 
     def read(self, group: Any, name: bytes, place: str) -> np.ndarray:
         """A whole dataset of numbers."""
@@ -90,16 +109,24 @@ class Fields:
             dtype = known[1]
             if dtype.kind not in "biuf":
                 what = "objects" if dtype.kind == "O" else dtype
-                raise refused(place, name.decode(errors="replace"), f"numbers are expected, not {what}")
+                raise refused(
+                    place, name.decode(errors="replace"), f"numbers are expected, not {what}"
+                )
             if not shape or math.prod(shape) * dtype.itemsize > MAX_EPISODE_BYTES:
                 limit = f"an array of at most {MAX_EPISODE_BYTES >> 30} GiB is expected"
-                raise refused(place, name.decode(errors="replace"), f"it claims the shape {list(shape)}, but {limit}")
+                raise refused(
+                    place,
+                    name.decode(errors="replace"),
+                    f"it claims the shape {list(shape)}, but {limit}",
+                )
             values = np.empty(shape, dtype)
             if values.size:
                 found.read(self._all, self._all, values, known[0])
             return values
         except ERRORS as error:
-            raise refused(place, name.decode(errors="replace"), f"it cannot be read ({one_line(error)})") from None
+            raise refused(
+                place, name.decode(errors="replace"), f"it cannot be read ({one_line(error)})"
+            ) from None
 
     def rank(self, group: Any, name: bytes, place: str) -> int:
         """How many axes a dataset has."""

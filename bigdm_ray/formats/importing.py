@@ -19,7 +19,15 @@ from bigdm_ray.formats.base import Reader, altered, open_source, task_of, vacant
 from bigdm_ray.formats.behaviour import at_stage
 from bigdm_ray.formats.checks import conform
 from bigdm_ray.formats.columns import one_line
-from bigdm_ray.formats.dataset import SCHEMA_VERSION, WRONG_VALUES, Dataset, Writer, bytes_of, keeping, stamp
+from bigdm_ray.formats.dataset import (
+    SCHEMA_VERSION,
+    WRONG_VALUES,
+    Dataset,
+    Writer,
+    bytes_of,
+    keeping,
+    stamp,
+)
 from bigdm_ray.formats.progress import Progress
 from bigdm_ray.replay.episode import Episode
 
@@ -27,7 +35,13 @@ BATCH_BYTES = 8 << 20
 BATCH_EPISODES = 1024
 
 
-def import_dataset(sources: list[str], folder: Path, task: str | None = None, steps: int | None = None, quiet: bool = False) -> Dataset:
+def import_dataset(
+    sources: list[str],
+    folder: Path,
+    task: str | None = None,
+    steps: int | None = None,
+    quiet: bool = False,
+) -> Dataset:
     """Import sources, one after another, into the new dataset `folder`.
 
     Of each source the first episodes that together reach `steps` are taken, where given (as D4RL's medium-expert sets
@@ -39,13 +53,22 @@ def import_dataset(sources: list[str], folder: Path, task: str | None = None, st
     name, signature = task_of(readers[0].said, task)
     for reader in readers[1:]:
         if (other := task_of(reader.said, task)[0]) != name:
-            raise UserError(f"{reader.said.name} is a dataset of another task: {other}, while {readers[0].said.name} is of {name}; nothing was imported")
+            raise UserError(
+                f"{reader.said.name} is a dataset of another task: {other}, while {readers[0].said.name} is of {name}; nothing was imported"
+            )
     writer = Writer(folder, _plan(readers, name, signature, steps), name, signature)
-    with _told(readers), keeping(writer), Progress(folder.name, _total(readers, steps), sum(writer.lengths), quiet) as bar:
+    with (
+        _told(readers),
+        keeping(writer),
+        Progress(folder.name, _total(readers, steps), sum(writer.lengths), quiet) as bar,
+    ):
         for number, reader in enumerate(readers):
             for batch in _batches(reader, name, signature, _taken(writer, number), steps):
                 if len(readers) > 1:
-                    batch = [dataclasses.replace(episode, source=at_stage(episode.source, number)) for episode in batch]
+                    batch = [
+                        dataclasses.replace(episode, source=at_stage(episode.source, number))
+                        for episode in batch
+                    ]
                 writer.add(batch, number)
                 bar.advance(sum(episode.length for episode in batch))
             if not _taken(writer, number):
@@ -60,7 +83,9 @@ def _told(readers: Sequence[Reader]) -> Iterator[None]:
         yield
     except WRONG_VALUES as error:
         names = ", ".join(reader.said.name for reader in readers)
-        raise UserError(f"{names}: what it holds cannot be read ({type(error).__name__}: {one_line(error)}); nothing was imported") from None
+        raise UserError(
+            f"{names}: what it holds cannot be read ({type(error).__name__}: {one_line(error)}); nothing was imported"
+        ) from None
 
 
 def _taken(writer: Writer, number: int) -> Sequence[int]:
@@ -70,7 +95,9 @@ def _taken(writer: Writer, number: int) -> Sequence[int]:
     return writer.lengths[start : start + taken[number]]
 
 
-def _batches(reader: Reader, task: str, signature: Signature, taken: Sequence[int], steps: int | None) -> Iterator[list[Episode]]:
+def _batches(
+    reader: Reader, task: str, signature: Signature, taken: Sequence[int], steps: int | None
+) -> Iterator[list[Episode]]:
     """The episodes that are still to come, checked, in batches of about 8 MiB."""
     batch: list[Episode] = []
     size, so_far = 0, sum(taken)
@@ -93,10 +120,18 @@ def _checked(batch: list[Episode], signature: Signature, reader: Reader) -> list
     return conform(batch, signature, lambda k: reader.place(batch[k].id.number))
 
 
-def _plan(readers: list[Reader], task: str, signature: Signature, steps: int | None) -> dict[str, Any]:
+def _plan(
+    readers: list[Reader], task: str, signature: Signature, steps: int | None
+) -> dict[str, Any]:
     """What an interrupted import must have in common with one that goes on."""
     sources = [[reader.said.name, [stamp(file) for file in reader.files()]] for reader in readers]
-    return {"schema_version": SCHEMA_VERSION, "sources": sources, "task": task, "signature": signature.to_json(), "steps": steps}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "sources": sources,
+        "task": task,
+        "signature": signature.to_json(),
+        "steps": steps,
+    }
 
 
 def _total(readers: list[Reader], steps: int | None) -> int | None:
@@ -115,7 +150,11 @@ def _versions(readers: list[Reader], task: str) -> dict[str, str]:
     """Versions that the sources tell, and arguments of their environments that are not the task's; where they differ, all of them."""
     merged: dict[str, list[str]] = {}
     for reader in readers:
-        environment = {"environment": reader.said.env_id} if reader.said.env_id and not reader.said.likely else {}  # a file's name tells no id
+        environment = (
+            {"environment": reader.said.env_id}
+            if reader.said.env_id and not reader.said.likely
+            else {}
+        )  # a file's name tells no id
         if changed := altered(reader.said, task):
             environment["environment_arguments"] = changed
         for name, version in (environment | reader.said.versions).items():

@@ -29,12 +29,29 @@ import pyarrow.compute
 
 from bigdm_ray.envs.task import Signature, find_task
 from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.formats.base import Advance, Format, Reader, Said, field_name, inside, needed, spec_of
+from bigdm_ray.formats.base import (
+    Advance,
+    Format,
+    Reader,
+    Said,
+    field_name,
+    inside,
+    needed,
+    spec_of,
+)
 from bigdm_ray.formats.checks import ended, kept_seed, refused
 from bigdm_ray.formats.columns import flat, numbers, one_line, open_parquet, reading
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.hdf5 import Fields, open_hdf5
-from bigdm_ray.formats.spaces import flatten_leaf, flatten_texts, layout, leaf_spaces, space_from_json, space_to_json, unflatten_leaf
+from bigdm_ray.formats.spaces import (
+    flatten_leaf,
+    flatten_texts,
+    layout,
+    leaf_spaces,
+    space_from_json,
+    space_to_json,
+    unflatten_leaf,
+)
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
 METADATA = "metadata.json"
@@ -58,17 +75,32 @@ class MinariFolder(Reader):
             if name not in self._meta:
                 raise UserError(f"{where} tells no {name}; nothing was imported")
         self._spaces = {
-            "observations": space_from_json(self._meta["observation_space"], f"{where}, field 'observation_space',"),
-            "actions": space_from_json(self._meta["action_space"], f"{where}, field 'action_space',"),
+            "observations": space_from_json(
+                self._meta["observation_space"], f"{where}, field 'observation_space',"
+            ),
+            "actions": space_from_json(
+                self._meta["action_space"], f"{where}, field 'action_space',"
+            ),
         }
         self._format = str(self._meta.get("data_format") or "hdf5")
         if self._format not in ("hdf5", "arrow", "parquet"):
-            raise UserError(f"{where} tells the data format {self._format!r}, but hdf5, arrow or parquet is expected; nothing was imported")
+            raise UserError(
+                f"{where} tells the data format {self._format!r}, but hdf5, arrow or parquet is expected; nothing was imported"
+            )
         self._told = str(data / HDF5_FILE if self._format == "hdf5" else data)
-        self._count, steps = (_count(self._meta, name, where) for name in ("total_episodes", "total_steps"))
+        self._count, steps = (
+            _count(self._meta, name, where) for name in ("total_episodes", "total_steps")
+        )
         env_id, kwargs = _environment(self._meta, where)
-        versions = {found[1]: found[2] for text in _texts(self._meta.get("requirements")) if (found := _PIN.match(text))}
-        told = {"minari": str(self._meta.get("minari_version", "")), "dataset": str(self._meta.get("dataset_id", ""))}
+        versions = {
+            found[1]: found[2]
+            for text in _texts(self._meta.get("requirements"))
+            if (found := _PIN.match(text))
+        }
+        told = {
+            "minari": str(self._meta.get("minari_version", "")),
+            "dataset": str(self._meta.get("dataset_id", "")),
+        }
         versions |= {name: value for name, value in told.items() if value}
         self._policy = str(self._meta.get("algorithm_name") or self._meta.get("dataset_id") or "")
         signature = Signature.of(self._spaces["observations"], self._spaces["actions"])
@@ -79,7 +111,10 @@ class MinariFolder(Reader):
         """See Reader."""
         if self._format == "hdf5":
             return [self._data / METADATA, self._hdf5()]
-        return [self._data / METADATA, *(path for number in range(self._count) for path in self._parts(number))]
+        return [
+            self._data / METADATA,
+            *(path for number in range(self._count) for path in self._parts(number)),
+        ]
 
     def place(self, number: int) -> str:
         """See Reader."""
@@ -99,19 +134,34 @@ class MinariFolder(Reader):
 
     def _from_hdf5(self, skip: int) -> Iterator[Episode]:
         leaves = {
-            what: [(path, "/".join([what, name]).rstrip("/").encode(), leaf) for path, name, leaf in leaf_spaces(space, tuple_name="_index_{}")]
+            what: [
+                (path, "/".join([what, name]).rstrip("/").encode(), leaf)
+                for path, name, leaf in leaf_spaces(space, tuple_name="_index_{}")
+            ]
             for what, space in self._spaces.items()
         }
         fields = Fields()
         with open_hdf5(self._hdf5()) as file:
             if len(file) != self._count:
-                raise UserError(f"{self._data / HDF5_FILE} holds {len(file):,} episodes where {METADATA} tells {self._count:,}; nothing was imported")
+                raise UserError(
+                    f"{self._data / HDF5_FILE} holds {len(file):,} episodes where {METADATA} tells {self._count:,}; nothing was imported"
+                )
             for number in range(skip, self._count):
                 place = self.place(number)
                 group = fields.group(file.id, b"episode_%d" % number, place)
-                arrays = {what: {path: _leaf(fields, group, name, leaf, place) for path, name, leaf in parts} for what, parts in leaves.items()}
-                rewards, terminated, truncated = (fields.read(group, name, place).reshape(-1) for name in (b"rewards", b"terminations", b"truncations"))
-                yield self._episode(number, arrays, rewards, terminated, truncated, fields.attribute(group, b"seed"))
+                arrays = {
+                    what: {
+                        path: _leaf(fields, group, name, leaf, place) for path, name, leaf in parts
+                    }
+                    for what, parts in leaves.items()
+                }
+                rewards, terminated, truncated = (
+                    fields.read(group, name, place).reshape(-1)
+                    for name in (b"rewards", b"terminations", b"truncations")
+                )
+                yield self._episode(
+                    number, arrays, rewards, terminated, truncated, fields.attribute(group, b"seed")
+                )
 
     # --- Arrow and Parquet, a folder an episode
 
@@ -119,7 +169,9 @@ class MinariFolder(Reader):
         folder = inside(self._data / str(number), self._data)
         found = sorted(path for path in folder.glob(f"*.{self._format}")) if folder.is_dir() else []
         if not found:
-            raise UserError(f"{self.place(number)}: there is no {self._format} file in {folder}; nothing was imported")
+            raise UserError(
+                f"{self.place(number)}: there is no {self._format} file in {folder}; nothing was imported"
+            )
         return [inside(path, self._data) for path in found]
 
     def _from_arrow(self, skip: int) -> Iterator[Episode]:
@@ -127,15 +179,30 @@ class MinariFolder(Reader):
         for number in range(skip, self._count):
             place = self.place(number)
             batch = self._batch(number, place)
-            missing = [name for name in (*_SPACES, "rewards", "terminations", "truncations") if name not in batch.schema.names]
+            missing = [
+                name
+                for name in (*_SPACES, "rewards", "terminations", "truncations")
+                if name not in batch.schema.names
+            ]
             if missing:
                 raise refused(place, missing[0], "there is no such column")
             rows = len(batch) - 1
             arrays = {
-                "observations": {p: _column(batch.column("observations"), "observations", name, space, place) for p, name, space in leaves["observations"]},
-                "actions": {p: _column(batch.column("actions").slice(0, rows), "actions", name, space, place) for p, name, space in leaves["actions"]},
+                "observations": {
+                    p: _column(batch.column("observations"), "observations", name, space, place)
+                    for p, name, space in leaves["observations"]
+                },
+                "actions": {
+                    p: _column(
+                        batch.column("actions").slice(0, rows), "actions", name, space, place
+                    )
+                    for p, name, space in leaves["actions"]
+                },
             }
-            rewards, terminated, truncated = (_numbers(batch.column(name).slice(0, rows), name, place) for name in ("rewards", "terminations", "truncations"))
+            rewards, terminated, truncated = (
+                _numbers(batch.column(name).slice(0, rows), name, place)
+                for name in ("rewards", "terminations", "truncations")
+            )
             yield self._episode(number, arrays, rewards, terminated, truncated, self._seed(number))
 
     def _batch(self, number: int, place: str) -> pa.RecordBatch:
@@ -154,20 +221,47 @@ class MinariFolder(Reader):
 
     def _seed(self, number: int) -> Any:
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            return json.loads(inside(self._data / str(number) / METADATA, self._data).read_text()).get("seed")
+            return json.loads(
+                inside(self._data / str(number) / METADATA, self._data).read_text()
+            ).get("seed")
         return None
 
-    def _episode(self, number: int, arrays: Any, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray, seed: Any) -> Episode:
+    def _episode(
+        self,
+        number: int,
+        arrays: Any,
+        rewards: np.ndarray,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+        seed: Any,
+    ) -> Episode:
         place = self.place(number)
         steps = len(rewards)
         if not steps:
             raise refused(place, "rewards", "it has no steps")
         for name, flags in (("terminations", terminated), ("truncations", truncated)):
             if len(flags) != steps:
-                raise refused(place, name, f"it has {len(flags):,} entries where there are {steps:,} rewards")
-        over = ended(terminated, truncated, np.array([steps]), lambda _: place, ("terminations", "truncations"))
+                raise refused(
+                    place, name, f"it has {len(flags):,} entries where there are {steps:,} rewards"
+                )
+        over = ended(
+            terminated,
+            truncated,
+            np.array([steps]),
+            lambda _: place,
+            ("terminations", "truncations"),
+        )
         kept = kept_seed(seed) if isinstance(seed, int | np.integer) else 0
-        return Episode(arrays["observations"], arrays["actions"], rewards, bool(over[0]), EpisodeId(0, FOREIGN, number), "", source=self._policy, seed=kept)
+        return Episode(
+            arrays["observations"],
+            arrays["actions"],
+            rewards,
+            bool(over[0]),
+            EpisodeId(0, FOREIGN, number),
+            "",
+            source=self._policy,
+            seed=kept,
+        )
 
 
 def _leaf(fields: Fields, group: Any, name: bytes, space: Any, place: str) -> np.ndarray:
@@ -175,9 +269,16 @@ def _leaf(fields: Fields, group: Any, name: bytes, space: Any, place: str) -> np
     from gymnasium import spaces
 
     if isinstance(space, spaces.Text):
-        return flatten_texts(space, fields.strings(group, name, place), name.decode(errors="replace"), lambda k: f"{place}, step {k}")
+        return flatten_texts(
+            space,
+            fields.strings(group, name, place),
+            name.decode(errors="replace"),
+            lambda k: f"{place}, step {k}",
+        )
     if _pictured(space) and fields.rank(group, name, place) != 1 + len(space.shape):
-        return flatten_leaf(space, _decoded(fields.blobs(group, name, place), space, name.decode(), place))
+        return flatten_leaf(
+            space, _decoded(fields.blobs(group, name, place), space, name.decode(), place)
+        )
     return flatten_leaf(space, fields.read(group, name, place))
 
 
@@ -196,8 +297,15 @@ def _metadata(data: Path) -> dict[str, Any]:
 
 def _count(meta: dict[str, Any], name: str, where: str) -> int:
     value = meta.get(name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
-        raise UserError(f"{where}, field {name!r}: a count is expected, not {value!r}; nothing was imported")
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not math.isfinite(value)
+        or value < 0
+    ):
+        raise UserError(
+            f"{where}, field {name!r}: a count is expected, not {value!r}; nothing was imported"
+        )
     return int(value)
 
 
@@ -212,11 +320,17 @@ def _environment(meta: dict[str, Any], where: str) -> tuple[str, dict[str, Any] 
         return "", None
     try:
         spec = json.loads(text) if isinstance(text, str) else text
-        outside = {"max_episode_steps": spec["max_episode_steps"]} if "max_episode_steps" in spec else {}
+        outside = (
+            {"max_episode_steps": spec["max_episode_steps"]} if "max_episode_steps" in spec else {}
+        )
         wrappers = [str(wrapper["name"]) for wrapper in spec.get("additional_wrappers") or []]
-        return str(spec["id"]), outside | {"additional_wrappers": wrappers} | dict(spec.get("kwargs") or {})
+        return str(spec["id"]), outside | {"additional_wrappers": wrappers} | dict(
+            spec.get("kwargs") or {}
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{where}, field 'env_spec': it is not an environment's description ({one_line(error)}); nothing was imported") from None
+        raise UserError(
+            f"{where}, field 'env_spec': it is not an environment's description ({one_line(error)}); nothing was imported"
+        ) from None
 
 
 def _pictured(space: Any) -> bool:
@@ -232,10 +346,14 @@ def _decoded(blobs: list[bytes], space: Any, name: str, place: str) -> np.ndarra
         try:
             with image.open(io.BytesIO(blob), formats=("JPEG",)) as picture:
                 if (picture.height, picture.width) != tuple(space.shape[:2]):
-                    raise ValueError(f"it is {picture.height} x {picture.width} where {space.shape[0]} x {space.shape[1]} is expected")
+                    raise ValueError(
+                        f"it is {picture.height} x {picture.width} where {space.shape[0]} x {space.shape[1]} is expected"
+                    )
                 out[step] = np.asarray(picture).reshape(space.shape)
         except Exception as error:  # noqa: BLE001  (a decoder of foreign bytes: whatever it raises is a broken picture)
-            raise refused(place, name, f"step {step}: the picture cannot be decoded ({one_line(error)})") from None
+            raise refused(
+                place, name, f"step {step}: the picture cannot be decoded ({one_line(error)})"
+            ) from None
     return out
 
 
@@ -270,7 +388,11 @@ def _column(column: pa.Array, what: str, name: str, space: Any, place: str) -> n
     width = math.prod(space.shape)
     if (wrong := np.flatnonzero(np.diff(offsets) != width)).size:
         step = int(wrong[0])
-        raise refused(place, field, f"step {step}: it holds {int(np.diff(offsets)[step]):,} numbers where {width:,} are expected")
+        raise refused(
+            place,
+            field,
+            f"step {step}: it holds {int(np.diff(offsets)[step]):,} numbers where {width:,} are expected",
+        )
     return flatten_leaf(space, values.reshape(-1, *space.shape))
 
 
@@ -286,7 +408,9 @@ def dataset_id(source: str) -> str | None:
     if found := _ID.fullmatch(text):
         return found["name"]
     if named:
-        raise UserError(f"{source} is not the id of a Minari dataset; one looks like minari:mujoco/hopper/medium-v0")
+        raise UserError(
+            f"{source} is not the id of a Minari dataset; one looks like minari:mujoco/hopper/medium-v0"
+        )
     return None
 
 
@@ -299,11 +423,15 @@ def download(name: str) -> Path:
         if not (folder / "data").is_dir():
             minari.download_dataset(name)
     except ImportError as error:
-        raise UserError(f"Minari lacks a package to download {name} with ({one_line(error)}); install: pip install 'bigdm-ray[datasets]'") from None
+        raise UserError(
+            f"Minari lacks a package to download {name} with ({one_line(error)}); install: pip install 'bigdm-ray[datasets]'"
+        ) from None
     except ValueError as error:
         raise UserError(f"Minari cannot download {name}: {one_line(error)}") from None
     except Exception as error:  # noqa: BLE001  (clients of clouds raise errors of their own; all of them mean that there is no download)
-        raise RunFailed(f"{name} could not be downloaded ({type(error).__name__}: {one_line(error)}); see that the network is there, then try again") from None
+        raise RunFailed(
+            f"{name} could not be downloaded ({type(error).__name__}: {one_line(error)}); see that the network is there, then try again"
+        ) from None
     return folder
 
 
@@ -345,16 +473,24 @@ class Minari(Format):
         with h5py.File(data / HDF5_FILE, "w", track_order=True) as file:
             for number, episode in enumerate(dataset.stream()):
                 group = file.create_group(f"episode_{number}", track_order=True)
-                group.attrs.update({"id": number, "total_steps": episode.length, "seed": episode.seed})
+                group.attrs.update(
+                    {"id": number, "total_steps": episode.length, "seed": episode.seed}
+                )
                 _put(h5py, group, "observations", seen, episode.observations)
                 _put(h5py, group, "actions", done, episode.actions)
                 flags = np.zeros((2, episode.length), bool)
                 flags[0 if episode.terminated else 1, -1] = True
-                for name, values in (("rewards", episode.rewards), ("terminations", flags[0]), ("truncations", flags[1])):
+                for name, values in (
+                    ("rewards", episode.rewards),
+                    ("terminations", flags[0]),
+                    ("truncations", flags[1]),
+                ):
                     group.create_dataset(name, data=values)
                 group.create_group("infos")
                 advance(episode.length)
-        (data / METADATA).write_text(json.dumps(_card(dataset, seen, done, (data / HDF5_FILE).stat().st_size)))
+        (data / METADATA).write_text(
+            json.dumps(_card(dataset, seen, done, (data / HDF5_FILE).stat().st_size))
+        )
 
 
 def _put(h5py: Any, group: Any, what: str, space: Any, arrays: dict[str, np.ndarray]) -> None:
@@ -377,7 +513,11 @@ def _card(dataset: Dataset, seen: Any, done: Any, size: int) -> dict[str, Any]:
         "dataset_id": f"bigdm/{re.sub(r'-v[0-9]+$', '', name)}-v0",
         "minari_version": _minari_version(),
         "dataset_size": round(size / 1e6, 1),
-        "requirements": [f"{name}=={version}" for name, version in dataset.versions.items() if re.fullmatch(r"[\d.]+\w*", version)],
+        "requirements": [
+            f"{name}=={version}"
+            for name, version in dataset.versions.items()
+            if re.fullmatch(r"[\d.]+\w*", version)
+        ],
         "algorithm_name": dataset.source,
         "bigdm_task": dataset.task,
     }

@@ -17,9 +17,20 @@ class OwnDataset(Reader):
 
     def __init__(self, folder: Path) -> None:
         self._dataset = found = Dataset.open(folder)
-        versions = {name: version for name, version in found.versions.items() if name != "environment"}
+        versions = {
+            name: version for name, version in found.versions.items() if name != "environment"
+        }
         env_id = found.versions.get("environment", "")
-        self.said = Said(str(folder), env_id, None, found.signature, versions, found.episodes, found.steps, found.task)
+        self.said = Said(
+            str(folder),
+            env_id,
+            None,
+            found.signature,
+            versions,
+            found.episodes,
+            found.steps,
+            found.task,
+        )
 
     def files(self) -> list[Path]:
         """See Reader."""

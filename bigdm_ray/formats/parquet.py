@@ -68,7 +68,9 @@ class EpisodeRows(Reader):
             steps = _sum_of_lengths(files) if "length" in self._names else None
             first_id = self._first_env_id(opened)
         env_id = meta.get("env_id") or first_id
-        self.said = Said(source, env_id, None, signature, said_versions(meta), int(self._starts[-1]), steps, told)
+        self.said = Said(
+            source, env_id, None, signature, said_versions(meta), int(self._starts[-1]), steps, told
+        )
 
     def _first_env_id(self, opened: list[pq.ParquetFile]) -> str:
         if "env_id" not in self._names or not self._starts[-1]:
@@ -88,22 +90,36 @@ class EpisodeRows(Reader):
 
     def episodes(self, task: str, signature: Signature, skip: int = 0) -> Iterator[Episode]:
         """See Reader."""
-        lists = [field_name("observations", p) for p in signature.observations] + [field_name("actions", p) for p in signature.actions]
+        lists = [field_name("observations", p) for p in signature.observations] + [
+            field_name("actions", p) for p in signature.actions
+        ]
         for name in (*lists, "rewards", "terminated", "truncated"):
             if name not in self._names:
                 raise refused(str(self._files[0]), name, "there is no such column")
-        columns = [*lists, "rewards", "terminated", "truncated", *(name for name in SCALARS if name in self._names)]
+        columns = [
+            *lists,
+            "rewards",
+            "terminated",
+            "truncated",
+            *(name for name in SCALARS if name in self._names),
+        ]
         for path, start in zip(self._files, self._starts.tolist(), strict=False):
             file = open_parquet(path)
             yield from self._file(file, signature, columns, start, max(0, skip - start))
 
-    def _file(self, file: pq.ParquetFile, signature: Signature, columns: list[str], start: int, skip: int) -> Iterator[Episode]:
+    def _file(
+        self, file: pq.ParquetFile, signature: Signature, columns: list[str], start: int, skip: int
+    ) -> Iterator[Episode]:
         number = start
         with reading(lambda: f"{self.place(number)} or a later one"):
             groups, before = _groups(file, skip)
             number += before
             each = rows_at_once(file, columns, groups, ROW_BYTES, 1024) if groups else 1
-            for batch in file.iter_batches(batch_size=each, row_groups=groups, columns=columns) if groups else ():
+            for batch in (
+                file.iter_batches(batch_size=each, row_groups=groups, columns=columns)
+                if groups
+                else ()
+            ):
                 drop = max(0, start + skip - number)
                 if drop < len(batch):
                     yield from self._rows(batch.slice(drop), signature, number + drop)
@@ -115,16 +131,32 @@ class EpisodeRows(Reader):
 
         rewards, offsets = flat(batch.column("rewards"), "rewards", place)
         lengths = np.diff(offsets)
-        if "length" in batch.schema.names and (wrong := np.flatnonzero(batch.column("length").to_numpy(zero_copy_only=False) != lengths)).size:
+        if (
+            "length" in batch.schema.names
+            and (
+                wrong := np.flatnonzero(
+                    batch.column("length").to_numpy(zero_copy_only=False) != lengths
+                )
+            ).size
+        ):
             k = int(wrong[0])
-            raise refused(place(k), "length", f"it says {batch.column('length')[k].as_py()} where there are {lengths[k]:,} rewards")
+            raise refused(
+                place(k),
+                "length",
+                f"it says {batch.column('length')[k].as_py()} where there are {lengths[k]:,} rewards",
+            )
         if not lengths.all():
             raise refused(place(int(np.argmin(lengths))), "rewards", "it has no steps")
         observations: dict[str, np.ndarray] = {}
         actions: dict[str, np.ndarray] = {}
-        for what, leaves, more, out in (("observations", signature.observations, 1, observations), ("actions", signature.actions, 0, actions)):
+        for what, leaves, more, out in (
+            ("observations", signature.observations, 1, observations),
+            ("actions", signature.actions, 0, actions),
+        ):
             for path, leaf in leaves.items():
-                values, at = flat(batch.column(field_name(what, path)), field_name(what, path), place)
+                values, at = flat(
+                    batch.column(field_name(what, path)), field_name(what, path), place
+                )
                 _expect(np.diff(at), lengths + more, leaf, field_name(what, path), place, lengths)
                 out[path] = values.reshape(-1, *leaf.shape)
         terminated = self._ends(batch, offsets, place)
@@ -133,7 +165,16 @@ class EpisodeRows(Reader):
         for k, (a, b) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
             seen = {path: values[a + k : b + k + 1] for path, values in observations.items()}
             done = {path: values[a:b] for path, values in actions.items()}
-            yield Episode(seen, done, rewards[a:b], bool(terminated[k]), EpisodeId(0, FOREIGN, number + k), "", source=sources[k], seed=kept_seed(seeds[k]))
+            yield Episode(
+                seen,
+                done,
+                rewards[a:b],
+                bool(terminated[k]),
+                EpisodeId(0, FOREIGN, number + k),
+                "",
+                source=sources[k],
+                seed=kept_seed(seeds[k]),
+            )
 
     def _ends(self, batch: pa.RecordBatch, offsets: np.ndarray, place: Any) -> np.ndarray:
         flags = []
@@ -147,7 +188,11 @@ class EpisodeRows(Reader):
             values, at = flat(column, name, place)
             if (wrong := np.flatnonzero(np.diff(at) != np.diff(offsets))).size:
                 k = int(wrong[0])
-                raise refused(place(k), name, f"it has {at[k + 1] - at[k]:,} entries where there are {offsets[k + 1] - offsets[k]:,} rewards")
+                raise refused(
+                    place(k),
+                    name,
+                    f"it has {at[k + 1] - at[k]:,} entries where there are {offsets[k + 1] - offsets[k]:,} rewards",
+                )
             flags.append(values)
         return ended(flags[0], flags[1], offsets[1:], place, ("terminated", "truncated"))
 
@@ -156,21 +201,37 @@ class EpisodeRows(Reader):
             return
         for k, env_id in enumerate(batch.column("env_id").to_pylist()):
             if env_id and env_id != self.said.env_id:
-                raise refused(place(k), "env_id", f"a dataset of another task: it says {env_id} where the file is of {self.said.env_id}")
+                raise refused(
+                    place(k),
+                    "env_id",
+                    f"a dataset of another task: it says {env_id} where the file is of {self.said.env_id}",
+                )
 
 
 def _groups(file: pq.ParquetFile, skip: int) -> tuple[list[int], int]:
     """The row groups from the one on that holds row `skip`, and the rows before them."""
-    starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups))])
+    starts = np.cumsum(
+        [
+            0,
+            *(
+                file.metadata.row_group(group).num_rows
+                for group in range(file.metadata.num_row_groups)
+            ),
+        ]
+    )
     first = int(np.searchsorted(starts, skip, side="right")) - 1
     return list(range(first, file.metadata.num_row_groups)), int(starts[first])
 
 
-def _expect(found: np.ndarray, rows: np.ndarray, leaf: Leaf, name: str, place: Any, lengths: np.ndarray) -> None:
+def _expect(
+    found: np.ndarray, rows: np.ndarray, leaf: Leaf, name: str, place: Any, lengths: np.ndarray
+) -> None:
     if (wrong := np.flatnonzero(found != rows * leaf.size)).size:
         k = int(wrong[0])
         raise refused(
-            place(k), name, f"it holds {found[k]:,} numbers where {rows[k] * leaf.size:,} ({rows[k]:,} times {leaf.size}) belong to {lengths[k]:,} rewards"
+            place(k),
+            name,
+            f"it holds {found[k]:,} numbers where {rows[k] * leaf.size:,} ({rows[k]:,} times {leaf.size}) belong to {lengths[k]:,} rewards",
         )
 
 
@@ -182,13 +243,29 @@ def _column(batch: pa.RecordBatch, name: str, missing: Any) -> list[Any]:
 
 def _sources(batch: pa.RecordBatch) -> list[str]:
     """What each row tells about who acted."""
-    columns = [_column(batch, name, missing) for name, missing in (("policy", ""), ("mode", ""), ("sigma", 0.0), ("eps", 0.0), ("stage", None))]
+    columns = [
+        _column(batch, name, missing)
+        for name, missing in (
+            ("policy", ""),
+            ("mode", ""),
+            ("sigma", 0.0),
+            ("eps", 0.0),
+            ("stage", None),
+        )
+    ]
     return [str(Behaviour(*row)) for row in zip(*columns, strict=True)]
 
 
 def _sum_of_lengths(files: list[Path]) -> int:
-    batches = (batch for path in files for batch in open_parquet(path).iter_batches(columns=["length"]))
-    return int(sum(np.nan_to_num(batch.column(0).to_numpy(zero_copy_only=False).astype(np.float64)).sum() for batch in batches))
+    batches = (
+        batch for path in files for batch in open_parquet(path).iter_batches(columns=["length"])
+    )
+    return int(
+        sum(
+            np.nan_to_num(batch.column(0).to_numpy(zero_copy_only=False).astype(np.float64)).sum()
+            for batch in batches
+        )
+    )
 
 
 # --- writing
@@ -204,7 +281,10 @@ class EpisodeParquet(Format):
     def recognises(self, source: str) -> bool:
         """See Format."""
         files = parquet_files(source)
-        return bool(files) and any(name.partition("/")[0] == "observations" for name in open_parquet(files[0]).schema_arrow.names)
+        return bool(files) and any(
+            name.partition("/")[0] == "observations"
+            for name in open_parquet(files[0]).schema_arrow.names
+        )
 
     def open(self, source: str) -> Reader:
         """See Format."""
@@ -213,7 +293,12 @@ class EpisodeParquet(Format):
     def write(self, dataset: Dataset, folder: Path, advance: Advance) -> None:
         """One file, NAME.parquet, with 128 episodes a row group, or fewer where they are large."""
         schema = _schema(dataset)
-        with pq.ParquetWriter(folder / f"{dataset.name}.parquet", schema, compression="zstd", use_dictionary=["policy", "mode", "env_id"]) as writer:
+        with pq.ParquetWriter(
+            folder / f"{dataset.name}.parquet",
+            schema,
+            compression="zstd",
+            use_dictionary=["policy", "mode", "env_id"],
+        ) as writer:
             batch: list[Episode] = []
             size = 0
             for episode in dataset.stream():
@@ -232,12 +317,30 @@ def _schema(dataset: Dataset) -> pa.Schema:
     signature = dataset.signature
     fields = [
         (field_name(what, path), pa.large_list(pa.from_numpy_dtype(np.dtype(leaf.dtype))))
-        for what, leaves in (("observations", signature.observations), ("actions", signature.actions))
+        for what, leaves in (
+            ("observations", signature.observations),
+            ("actions", signature.actions),
+        )
         for path, leaf in leaves.items()
     ]
-    fields += [("rewards", pa.large_list(pa.float32())), ("terminated", pa.large_list(pa.bool_())), ("truncated", pa.large_list(pa.bool_()))]
-    fields += [("return", pa.float64()), ("length", pa.int32()), ("policy", pa.string()), ("mode", pa.string())]
-    fields += [("sigma", pa.float32()), ("eps", pa.float32()), ("stage", pa.int16()), ("seed", pa.int64()), ("env_id", pa.string())]
+    fields += [
+        ("rewards", pa.large_list(pa.float32())),
+        ("terminated", pa.large_list(pa.bool_())),
+        ("truncated", pa.large_list(pa.bool_())),
+    ]
+    fields += [
+        ("return", pa.float64()),
+        ("length", pa.int32()),
+        ("policy", pa.string()),
+        ("mode", pa.string()),
+    ]
+    fields += [
+        ("sigma", pa.float32()),
+        ("eps", pa.float32()),
+        ("stage", pa.int16()),
+        ("seed", pa.int64()),
+        ("env_id", pa.string()),
+    ]
     return pa.schema(fields, carried(dataset))
 
 
@@ -250,12 +353,21 @@ def _table(batch: list[Episode], schema: pa.Schema, dataset: Dataset) -> pa.Tabl
         "truncated": _lists([truncated for _, truncated in ends]),
         "return": [e.total_return for e in batch],
         "length": [e.length for e in batch],
-        **{name: [getattr(one, name) for one in done_by] for name in ("policy", "mode", "sigma", "eps", "stage")},
+        **{
+            name: [getattr(one, name) for one in done_by]
+            for name in ("policy", "mode", "sigma", "eps", "stage")
+        },
         "seed": [e.seed for e in batch],
         "env_id": [env_id_of(dataset) or None] * len(batch),
     }
-    columns |= {field_name("observations", p): _lists([e.observations[p] for e in batch]) for p in dataset.signature.observations}
-    columns |= {field_name("actions", p): _lists([e.actions[p] for e in batch]) for p in dataset.signature.actions}
+    columns |= {
+        field_name("observations", p): _lists([e.observations[p] for e in batch])
+        for p in dataset.signature.observations
+    }
+    columns |= {
+        field_name("actions", p): _lists([e.actions[p] for e in batch])
+        for p in dataset.signature.actions
+    }
     return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
 
@@ -267,7 +379,10 @@ def _flags(length: int, terminated: bool) -> tuple[np.ndarray, np.ndarray]:
 
 def _lists(parts: list[np.ndarray]) -> pa.Array:
     offsets = np.cumsum([0, *(part.size for part in parts)])
-    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(np.concatenate([part.reshape(-1) for part in parts])))
+    return pa.LargeListArray.from_arrays(
+        pa.array(offsets, pa.int64()),
+        pa.array(np.concatenate([part.reshape(-1) for part in parts])),
+    )
 
 
 FORMAT = EpisodeParquet()

@@ -13,7 +13,15 @@ EVERY_S = 0.2
 class Progress:
     """Counts steps, or other `units`. `total` may not be known. Used as a context manager, it ends its line however the work ends."""
 
-    def __init__(self, label: str, total: int | None = None, done: int = 0, quiet: bool = False, stream: IO[str] | None = None, units: str = "steps") -> None:
+    def __init__(
+        self,
+        label: str,
+        total: int | None = None,
+        done: int = 0,
+        quiet: bool = False,
+        stream: IO[str] | None = None,
+        units: str = "steps",
+    ) -> None:
         self._label, self._total, self._units = label, total, units
         self._stream = sys.stderr if stream is None else stream
         self._shown = not quiet and self._stream.isatty()

@@ -35,8 +35,18 @@ def space_from_json(text: str | dict[str, Any], where: str) -> Space:
     try:
         data = json.loads(text) if isinstance(text, str) else text
         return _space(data)
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError, OverflowError) as error:
-        raise UserError(f"{where} describes no space that is known here ({' '.join(str(error).split())[:200]}); nothing was imported") from None
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        RecursionError,
+        OverflowError,
+    ) as error:
+        raise UserError(
+            f"{where} describes no space that is known here ({' '.join(str(error).split())[:200]}); nothing was imported"
+        ) from None
 
 
 def _space(data: dict[str, Any]) -> Space:
@@ -51,17 +61,25 @@ def _space(data: dict[str, Any]) -> Space:
         shape, dtype = tuple(int(n) for n in data["shape"]), np.dtype(data["dtype"])
         if dtype.kind not in "biuf" or math.prod(shape) > MAX_ELEMENTS or min(shape, default=1) < 1:
             raise ValueError(f"a Box of shape {list(shape)} and dtype {dtype}")
-        low, high = (np.broadcast_to(np.array(data[name], dtype), shape) for name in ("low", "high"))
+        low, high = (
+            np.broadcast_to(np.array(data[name], dtype), shape) for name in ("low", "high")
+        )
         return spaces.Box(low.copy(), high.copy(), shape, dtype.type)
     if kind == "Discrete":
         return spaces.Discrete(int(data["n"]), start=int(data.get("start", 0)))
     if kind == "MultiDiscrete":
         nvec = np.array(data["nvec"], np.int64)
-        return spaces.MultiDiscrete(nvec, start=np.broadcast_to(np.array(data.get("start", 0), np.int64), nvec.shape).copy())
+        return spaces.MultiDiscrete(
+            nvec, start=np.broadcast_to(np.array(data.get("start", 0), np.int64), nvec.shape).copy()
+        )
     if kind == "MultiBinary":
         return spaces.MultiBinary(data["n"])
     if kind == "Text":
-        return spaces.Text(int(data["max_length"]), min_length=int(data.get("min_length", 1)), charset=str(data["charset"]))
+        return spaces.Text(
+            int(data["max_length"]),
+            min_length=int(data.get("min_length", 1)),
+            charset=str(data["charset"]),
+        )
     raise ValueError(f"the type {kind!r}")
 
 
@@ -70,20 +88,44 @@ def space_to_json(space: Space) -> dict[str, Any]:
     from gymnasium import spaces
 
     if isinstance(space, spaces.Dict):
-        return {"type": "Dict", "subspaces": {name: space_to_json(child) for name, child in space.spaces.items()}}
+        return {
+            "type": "Dict",
+            "subspaces": {name: space_to_json(child) for name, child in space.spaces.items()},
+        }
     if isinstance(space, spaces.Tuple):
         return {"type": "Tuple", "subspaces": [space_to_json(child) for child in space.spaces]}
     if isinstance(space, spaces.Box):
-        return {"type": "Box", "dtype": str(space.dtype), "shape": list(space.shape), "low": space.low.tolist(), "high": space.high.tolist()}
+        return {
+            "type": "Box",
+            "dtype": str(space.dtype),
+            "shape": list(space.shape),
+            "low": space.low.tolist(),
+            "high": space.high.tolist(),
+        }
     if isinstance(space, spaces.Discrete):
         return {"type": "Discrete", "dtype": "int64", "start": int(space.start), "n": int(space.n)}
     if isinstance(space, spaces.MultiDiscrete):
-        return {"type": "MultiDiscrete", "dtype": str(space.dtype), "nvec": space.nvec.tolist(), "start": space.start.tolist()}
+        return {
+            "type": "MultiDiscrete",
+            "dtype": str(space.dtype),
+            "nvec": space.nvec.tolist(),
+            "start": space.start.tolist(),
+        }
     if isinstance(space, spaces.MultiBinary):
-        return {"type": "MultiBinary", "n": space.n if isinstance(space.n, int) else [int(n) for n in space.n]}
+        return {
+            "type": "MultiBinary",
+            "n": space.n if isinstance(space.n, int) else [int(n) for n in space.n],
+        }
     if isinstance(space, spaces.Text):
-        return {"type": "Text", "max_length": space.max_length, "min_length": space.min_length, "charset": space.characters}
-    raise UserError(f"the space {space} cannot be written down; supported are Box, Discrete, MultiDiscrete, MultiBinary, Text, Dict and Tuple")
+        return {
+            "type": "Text",
+            "max_length": space.max_length,
+            "min_length": space.min_length,
+            "charset": space.characters,
+        }
+    raise UserError(
+        f"the space {space} cannot be written down; supported are Box, Discrete, MultiDiscrete, MultiBinary, Text, Dict and Tuple"
+    )
 
 
 # --- spaces of a task
@@ -129,20 +171,37 @@ def _plain_leaf(leaf: Leaf) -> Space:
     from gymnasium import spaces
 
     if leaf.kind == "discrete":
-        return spaces.MultiDiscrete(np.array(leaf.choices).reshape(leaf.shape)) if leaf.shape else spaces.Discrete(leaf.choices[0])
+        return (
+            spaces.MultiDiscrete(np.array(leaf.choices).reshape(leaf.shape))
+            if leaf.shape
+            else spaces.Discrete(leaf.choices[0])
+        )
     dtype = np.dtype(leaf.dtype)
     if dtype.kind == "f":
-        low, high = (np.full(leaf.size, value) if bound is None else np.array(bound) for bound, value in ((leaf.low, -np.inf), (leaf.high, np.inf)))
+        low, high = (
+            np.full(leaf.size, value) if bound is None else np.array(bound)
+            for bound, value in ((leaf.low, -np.inf), (leaf.high, np.inf))
+        )
     else:
         info = np.iinfo(dtype)
-        low, high = (np.full(leaf.size, value) if bound is None else np.array(bound) for bound, value in ((leaf.low, info.min), (leaf.high, info.max)))
-    return spaces.Box(low.reshape(leaf.shape).astype(dtype), high.reshape(leaf.shape).astype(dtype), leaf.shape, dtype.type)
+        low, high = (
+            np.full(leaf.size, value) if bound is None else np.array(bound)
+            for bound, value in ((leaf.low, info.min), (leaf.high, info.max))
+        )
+    return spaces.Box(
+        low.reshape(leaf.shape).astype(dtype),
+        high.reshape(leaf.shape).astype(dtype),
+        leaf.shape,
+        dtype.type,
+    )
 
 
 # --- values
 
 
-def leaf_spaces(space: Space, path: str = "", tuple_name: str = "{}") -> list[tuple[str, str, Space]]:
+def leaf_spaces(
+    space: Space, path: str = "", tuple_name: str = "{}"
+) -> list[tuple[str, str, Space]]:
     """(path of the leaf, its path in a file that calls a tuple's parts `tuple_name`, its space), in the order of the space."""
     from gymnasium import spaces
 
@@ -153,7 +212,13 @@ def leaf_spaces(space: Space, path: str = "", tuple_name: str = "{}") -> list[tu
     for name, child in parts:
         theirs = str(name) if isinstance(space, spaces.Dict) else tuple_name.format(name)
         for mine, file, leaf in leaf_spaces(child, "", tuple_name):
-            out.append(("/".join([path, str(name), mine]).strip("/"), "/".join([path, theirs, file]).strip("/"), leaf))
+            out.append(
+                (
+                    "/".join([path, str(name), mine]).strip("/"),
+                    "/".join([path, theirs, file]).strip("/"),
+                    leaf,
+                )
+            )
     return out
 
 
@@ -168,19 +233,32 @@ def flatten_leaf(space: Space, values: Any) -> np.ndarray:
     array = np.asarray(values)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
         return np.asarray(array - space.start)
-    if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3) and array.size == len(array) * math.prod(space.shape):
+    if (
+        isinstance(space, spaces.Box)
+        and space.dtype == np.uint8
+        and len(space.shape) in (2, 3)
+        and array.size == len(array) * math.prod(space.shape)
+    ):
         shape = channels_first(space.shape)
         array = array.reshape(-1, *space.shape)
-        moved = np.moveaxis(array, -1, 1) if len(space.shape) == 3 and shape != space.shape else array
+        moved = (
+            np.moveaxis(array, -1, 1) if len(space.shape) == 3 and shape != space.shape else array
+        )
         return np.ascontiguousarray(moved).reshape(-1, *shape)
     return array
 
 
-def flatten_texts(space: gymnasium.spaces.Text, values: list[str], field: str, place: Place) -> np.ndarray:
+def flatten_texts(
+    space: gymnasium.spaces.Text, values: list[str], field: str, place: Place
+) -> np.ndarray:
     """Strings of a Text space as `flatten_leaf` gives them. Raises UserError for one that is longer than the space allows."""
     for k, value in enumerate(values):
         if len(value) > space.max_length:
-            raise refused(place(k), field, f"a text of {len(value):,} characters where at most {space.max_length:,} are expected")
+            raise refused(
+                place(k),
+                field,
+                f"a text of {len(value):,} characters where at most {space.max_length:,} are expected",
+            )
     return flatten_leaf(space, values)
 
 

@@ -29,7 +29,15 @@ import pyarrow.parquet as pq
 
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.base import MAX_EPISODE_BYTES, Advance, Format, Reader, Said, field_name, step_limit
+from bigdm_ray.formats.base import (
+    MAX_EPISODE_BYTES,
+    Advance,
+    Format,
+    Reader,
+    Said,
+    field_name,
+    step_limit,
+)
 from bigdm_ray.formats.checks import followed, refused, truths
 from bigdm_ray.formats.columns import (
     META,
@@ -47,7 +55,15 @@ from bigdm_ray.formats.columns import (
     told_alike,
 )
 from bigdm_ray.formats.dataset import Dataset
-from bigdm_ray.formats.spaces import flatten_leaf, flatten_texts, layout, leaf_spaces, space_from_json, space_to_json, unflatten_leaf
+from bigdm_ray.formats.spaces import (
+    flatten_leaf,
+    flatten_texts,
+    layout,
+    leaf_spaces,
+    space_from_json,
+    space_to_json,
+    unflatten_leaf,
+)
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
 ROW_BYTES = 16 << 20
@@ -78,21 +94,30 @@ class Rows:
 
     def take(self, a: int, b: int) -> Rows:
         """The rows a to b, as views."""
-        return Rows({p: v[a:b] for p, v in self.observations.items()}, {p: v[a:b] for p, v in self.actions.items()}, self.rewards[a:b])
+        return Rows(
+            {p: v[a:b] for p, v in self.observations.items()},
+            {p: v[a:b] for p, v in self.actions.items()},
+            self.rewards[a:b],
+        )
 
     @staticmethod
     def joined(parts: list[Rows]) -> Rows:
         """Parts one after another."""
         if len(parts) == 1:
             return parts[0]
-        observations = {p: np.concatenate([part.observations[p] for part in parts]) for p in parts[0].observations}
+        observations = {
+            p: np.concatenate([part.observations[p] for part in parts])
+            for p in parts[0].observations
+        }
         actions = {p: np.concatenate([part.actions[p] for part in parts]) for p in parts[0].actions}
         return Rows(observations, actions, np.concatenate([part.rewards for part in parts]))
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
-        return self.rewards.nbytes + sum(v.nbytes for v in (*self.observations.values(), *self.actions.values()))
+        return self.rewards.nbytes + sum(
+            v.nbytes for v in (*self.observations.values(), *self.actions.values())
+        )
 
 
 class StepRows(Reader):
@@ -105,15 +130,28 @@ class StepRows(Reader):
         for path, file in zip(files, opened, strict=True):
             if _spelled(file.schema_arrow.names) != self._columns:
                 raise UserError(f"{path} has other columns than {files[0]}; nothing was imported")
-            expect_types(path, file.schema_arrow, {self._columns.get("eps_id", ""): "text or a whole number"})
+            expect_types(
+                path, file.schema_arrow, {self._columns.get("eps_id", ""): "text or a whole number"}
+            )
         for name in ("obs", "actions", "rewards", "terminateds"):
-            if name not in self._columns and not (name == "terminateds" and "dones" in self._columns):
+            if name not in self._columns and not (
+                name == "terminateds" and "dones" in self._columns
+            ):
                 raise UserError(
                     f"{files[0]}, field {name!r}: there is no such column (columns are {', '.join(opened[0].schema_arrow.names)}); nothing was imported"
                 )
         meta, task, signature = told_alike(files, opened)
         self._spaces = _spaces(meta, source)
-        self.said = Said(source, meta.get("env_id", ""), None, signature, said_versions(meta), None, sum(f.metadata.num_rows for f in opened), task)
+        self.said = Said(
+            source,
+            meta.get("env_id", ""),
+            None,
+            signature,
+            said_versions(meta),
+            None,
+            sum(f.metadata.num_rows for f in opened),
+            task,
+        )
 
     def files(self) -> list[Path]:
         """See Reader."""
@@ -136,7 +174,9 @@ class StepRows(Reader):
         for batch in self._batches():
             self._batch, self._open_id = batch, self._last_id if open_parts else None
             rows = self._rows(batch)
-            ends, terminated, before = self._ends(batch, sum(len(part.rewards) for part in open_parts))
+            ends, terminated, before = self._ends(
+                batch, sum(len(part.rewards) for part in open_parts)
+            )
             if before and open_parts:
                 yield from self._episode(Rows.joined(open_parts), last, False)
                 open_parts, self._open_id = [], None
@@ -144,14 +184,24 @@ class StepRows(Reader):
             start = 0
             for k, end in enumerate(ends.tolist()):
                 open_parts.append(rows.take(start, end))
-                final = None if after is None else {path: values[end - 1 : end] for path, values in after.items()}
+                final = (
+                    None
+                    if after is None
+                    else {path: values[end - 1 : end] for path, values in after.items()}
+                )
                 yield from self._episode(Rows.joined(open_parts), final, bool(terminated[k]))
                 open_parts, start = [], end
             if start < len(batch):
                 open_parts.append(rows.take(start, len(batch)))
-                last = None if after is None else {path: values[-1:] for path, values in after.items()}
+                last = (
+                    None if after is None else {path: values[-1:] for path, values in after.items()}
+                )
             if sum(part.nbytes for part in open_parts) > MAX_EPISODE_BYTES:
-                raise refused(self.place(self._number), "eps_id", f"the episode has no end within {MAX_EPISODE_BYTES >> 30} GiB")
+                raise refused(
+                    self.place(self._number),
+                    "eps_id",
+                    f"the episode has no end within {MAX_EPISODE_BYTES >> 30} GiB",
+                )
         if open_parts:
             yield from self._episode(Rows.joined(open_parts), last, False)
 
@@ -161,8 +211,14 @@ class StepRows(Reader):
             self._over = False  # ids of a file are its own
             file = open_parquet(path)
             with reading(functools.partial(self._within, path)):
-                each = rows_at_once(file, names, list(range(file.metadata.num_row_groups)), ROW_BYTES, 1 << 16)
-                yield from (batch for batch in file.iter_batches(batch_size=each, columns=names) if len(batch))
+                each = rows_at_once(
+                    file, names, list(range(file.metadata.num_row_groups)), ROW_BYTES, 1 << 16
+                )
+                yield from (
+                    batch
+                    for batch in file.iter_batches(batch_size=each, columns=names)
+                    if len(batch)
+                )
 
     def _within(self, path: Path) -> str:
         return f"{path}, episode {self._number} or a later one"
@@ -172,31 +228,61 @@ class StepRows(Reader):
         over = np.zeros(len(self._batch), bool)
         for what in ("terminateds", "dones", "truncateds"):
             if what in self._columns and is_plain(self._batch.column(self._columns[what]).type):
-                over |= np.asarray(self._batch.column(self._columns[what]).to_numpy(zero_copy_only=False) == 1, bool)
+                over |= np.asarray(
+                    self._batch.column(self._columns[what]).to_numpy(zero_copy_only=False) == 1,
+                    bool,
+                )
         before = 0
         if "eps_id" in self._columns:
             ids = self._batch.column(self._columns["eps_id"])
             if not pa.types.is_null(ids.type):
-                over[:-1] |= pc.not_equal(ids[1:], ids[:-1]).fill_null(False).to_numpy(zero_copy_only=False)
+                over[:-1] |= (
+                    pc.not_equal(ids[1:], ids[:-1]).fill_null(False).to_numpy(zero_copy_only=False)
+                )
             before = int(self._open_id is not None and ids[0].as_py() not in (None, self._open_id))
         return self.place(self._number + before + int(np.count_nonzero(over[:row])))
 
     def _rows(self, batch: pa.RecordBatch) -> Rows:
-        observations = {path: self._leaf(batch.column(self._columns["obs"]), "obs", name, space) for path, name, space in self._leaves["obs"]}
-        actions = {path: self._leaf(batch.column(self._columns["actions"]), "actions", name, space) for path, name, space in self._leaves["actions"]}
-        return Rows(observations, actions, numbers(batch.column(self._columns["rewards"]), "rewards", self._here))
+        observations = {
+            path: self._leaf(batch.column(self._columns["obs"]), "obs", name, space)
+            for path, name, space in self._leaves["obs"]
+        }
+        actions = {
+            path: self._leaf(batch.column(self._columns["actions"]), "actions", name, space)
+            for path, name, space in self._leaves["actions"]
+        }
+        return Rows(
+            observations,
+            actions,
+            numbers(batch.column(self._columns["rewards"]), "rewards", self._here),
+        )
 
-    def _after(self, batch: pa.RecordBatch, rows: Rows, ends: np.ndarray, last: dict[str, np.ndarray] | None) -> dict[str, np.ndarray] | None:
+    def _after(
+        self,
+        batch: pa.RecordBatch,
+        rows: Rows,
+        ends: np.ndarray,
+        last: dict[str, np.ndarray] | None,
+    ) -> dict[str, np.ndarray] | None:
         """What was seen after each row, held against what the next row saw; `last` is what was seen after the row before the batch."""
         if "new_obs" not in self._columns:
             return None
-        after = {path: self._leaf(batch.column(self._columns["new_obs"]), "new_obs", name, space) for path, name, space in self._leaves["obs"]}
+        after = {
+            path: self._leaf(batch.column(self._columns["new_obs"]), "new_obs", name, space)
+            for path, name, space in self._leaves["obs"]
+        }
         for path, values in after.items():
             field = field_name(self._columns["new_obs"], path)
             followed(values, rows.observations[path], ends - 1, field, self._here)
             if last is not None:
                 first = np.concatenate([last[path], rows.observations[path][:1]])
-                followed(np.concatenate([last[path], last[path]]), first, np.array([], np.int64), field, self._here)
+                followed(
+                    np.concatenate([last[path], last[path]]),
+                    first,
+                    np.array([], np.int64),
+                    field,
+                    self._here,
+                )
         return after
 
     def _leaf(self, column: pa.Array, what: str, name: str, space: Any) -> np.ndarray:
@@ -210,7 +296,11 @@ class StepRows(Reader):
             column = _storage(pc.struct_field(column, part))
         if isinstance(space, spaces.Text):
             if not pa.types.is_string(column.type) or column.null_count:
-                raise refused(self._here(_first_null(column)), field, f"text is expected, not {column.type if column.null_count == 0 else 'null'}")
+                raise refused(
+                    self._here(_first_null(column)),
+                    field,
+                    f"text is expected, not {column.type if column.null_count == 0 else 'null'}",
+                )
             return flatten_texts(space, column.to_pylist(), field, self._here)
         if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
             why = f"RLlib packs columns as pickles unless told {ROW_BY_ROW}, and pickles are never opened here"
@@ -221,7 +311,11 @@ class StepRows(Reader):
         width = math.prod(space.shape or ())
         found = np.diff(offsets)
         if (wrong := np.flatnonzero(found != width)).size:
-            raise refused(self._here(int(wrong[0])), field, f"a row holds {int(found[wrong[0]]):,} numbers where {width:,} are expected")
+            raise refused(
+                self._here(int(wrong[0])),
+                field,
+                f"a row holds {int(found[wrong[0]]):,} numbers where {width:,} are expected",
+            )
         return flatten_leaf(space, values.reshape(-1, *(space.shape or ())))
 
     def _flags(self, batch: pa.RecordBatch, what: str) -> np.ndarray:
@@ -234,8 +328,16 @@ class StepRows(Reader):
         Of the episode that goes on in this batch `begun` steps lie before it.
         """
         either = "dones" in self._columns
-        truncated = self._flags(batch, "truncateds") if "truncateds" in self._columns else np.zeros(len(batch), bool)
-        terminated = self._flags(batch, "dones") & ~truncated if either else self._flags(batch, "terminateds")
+        truncated = (
+            self._flags(batch, "truncateds")
+            if "truncateds" in self._columns
+            else np.zeros(len(batch), bool)
+        )
+        terminated = (
+            self._flags(batch, "dones") & ~truncated
+            if either
+            else self._flags(batch, "terminateds")
+        )
         over = terminated | truncated
         before = False
         if "eps_id" in self._columns:
@@ -263,14 +365,22 @@ class StepRows(Reader):
             if (self._over and first == self._last_id) or goes_on.any():
                 at = 0 if self._over and first == self._last_id else int(np.argmax(goes_on)) + 1
                 place = self._here(at - 1) if at else self.place(max(self._number - 1, 0))
-                raise refused(place, "eps_id", f"{ids[at].as_py()!r} goes on after a row whose flags end the episode")
+                raise refused(
+                    place,
+                    "eps_id",
+                    f"{ids[at].as_py()!r} goes on after a row whose flags end the episode",
+                )
         self._over = bool(over[-1])
         over |= change
         starts = np.flatnonzero(change) + 1
         begun = [0, *starts.tolist()] if self._last_id is None or before else starts.tolist()
         for at, one in zip(begun, ids.take(pa.array(begun, pa.int64())).to_pylist(), strict=True):
             if one in self._seen_ids:
-                raise refused(self._here(at), "eps_id", f"{one!r} comes back after another episode; the rows of an episode must follow each other")
+                raise refused(
+                    self._here(at),
+                    "eps_id",
+                    f"{one!r} comes back after another episode; the rows of an episode must follow each other",
+                )
             self._seen_ids.add(one)
         self._last_id = ids[len(ids) - 1].as_py()
         return before
@@ -283,27 +393,47 @@ class StepRows(Reader):
         goes_on = self._t is not None and not before and t[0] != self._t
         if goes_on or gaps.any():
             at = 0 if goes_on else int(np.argmax(gaps)) + 1
-            raise refused(self._here(at), "t", f"{t[at]} does not follow the row before it; rows are missing or out of order")
-        begun = np.flatnonzero(fresh[:-1] | (np.arange(len(t)) == 0 if self._t is None or before else False))
+            raise refused(
+                self._here(at),
+                "t",
+                f"{t[at]} does not follow the row before it; rows are missing or out of order",
+            )
+        begun = np.flatnonzero(
+            fresh[:-1] | (np.arange(len(t)) == 0 if self._t is None or before else False)
+        )
         counted_on = np.concatenate([[self._counted], t[:-1]])[begun] + 1  # through the whole file
         if (late := begun[(t[begun] != 0) & (t[begun] != 1) & (t[begun] != counted_on)]).size:
-            raise refused(self._here(int(late[0])), "t", f"the episode begins with {t[late[0]]}; its first rows are missing")
+            raise refused(
+                self._here(int(late[0])),
+                "t",
+                f"the episode begins with {t[late[0]]}; its first rows are missing",
+            )
         self._t, self._counted = None if fresh[-1] else int(t[-1]) + 1, int(t[-1])
 
-    def _episode(self, rows: Rows, final: dict[str, np.ndarray] | None, terminated: bool) -> Iterator[Episode]:
+    def _episode(
+        self, rows: Rows, final: dict[str, np.ndarray] | None, terminated: bool
+    ) -> Iterator[Episode]:
         steps = len(rows.rewards)
         if final is None and not terminated:
             steps -= 1
             if not steps:
                 return
-            rows, final = rows.take(0, steps), {path: values[steps : steps + 1] for path, values in rows.observations.items()}
+            rows, final = (
+                rows.take(0, steps),
+                {path: values[steps : steps + 1] for path, values in rows.observations.items()},
+            )
         elif final is None:
             final = {path: values[-1:] for path, values in rows.observations.items()}
         number = self._number
         self._number += 1
         if number >= self._skip:
-            seen = {path: np.concatenate([values, final[path]]) for path, values in rows.observations.items()}
-            yield Episode(seen, rows.actions, rows.rewards, terminated, EpisodeId(0, FOREIGN, number), "")
+            seen = {
+                path: np.concatenate([values, final[path]])
+                for path, values in rows.observations.items()
+            }
+            yield Episode(
+                seen, rows.actions, rows.rewards, terminated, EpisodeId(0, FOREIGN, number), ""
+            )
 
 
 def _first_null(column: pa.Array) -> int:
@@ -312,7 +442,10 @@ def _first_null(column: pa.Array) -> int:
 
 def _spelled(names: list[str]) -> dict[str, str]:
     """Which column of a file is which of ours."""
-    found = {ours: next((theirs for theirs in spellings if theirs in names), "") for ours, spellings in SPELLINGS.items()}
+    found = {
+        ours: next((theirs for theirs in spellings if theirs in names), "")
+        for ours, spellings in SPELLINGS.items()
+    }
     unused = "dones" if found["terminateds"] else ""
     return {mine: theirs for mine, theirs in found.items() if theirs and mine != unused}
 
@@ -321,7 +454,10 @@ def _storage(column: pa.Array) -> pa.Array:
     """The plain values of a tensor column, whose shape the space tells: of Arrow's type, or of Ray Data's."""
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
-    if pa.types.is_struct(column.type) and {field.name for field in column.type} == {"data", "shape"}:
+    if pa.types.is_struct(column.type) and {field.name for field in column.type} == {
+        "data",
+        "shape",
+    }:
         column = pc.struct_field(column, "data")
     return column
 
@@ -334,7 +470,9 @@ def _spaces(meta: dict[str, str], source: str) -> tuple[Any, Any] | None:
         told = json.loads(meta[META])["spaces"]
         seen, done = told["observations"], told["actions"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{source} carries broken spaces ({one_line(error)}); nothing was imported") from None
+        raise UserError(
+            f"{source} carries broken spaces ({one_line(error)}); nothing was imported"
+        ) from None
     return space_from_json(seen, source), space_from_json(done, source)
 
 
@@ -354,8 +492,13 @@ class Steps(Format):
         if not files:
             return False
         schema = open_parquet(files[0]).schema_arrow
-        if schema.names == ["item"] or ({"item", "eps_id"} <= set(schema.names) and pa.types.is_binary(schema.field("item").type)):
-            raise UserError(f"{files[0]} holds RLlib's packed episodes, which are never opened here; have RLlib write with {ROW_BY_ROW}")
+        if schema.names == ["item"] or (
+            {"item", "eps_id"} <= set(schema.names)
+            and pa.types.is_binary(schema.field("item").type)
+        ):
+            raise UserError(
+                f"{files[0]} holds RLlib's packed episodes, which are never opened here; have RLlib write with {ROW_BY_ROW}"
+            )
         rewards = _spelled(schema.names).get("rewards")
         return rewards is not None and not pa.types.is_nested(schema.field(rewards).type)
 
@@ -367,7 +510,12 @@ class Steps(Format):
         """One file, NAME.parquet, with whole episodes in each row group."""
         spaces = layout(dataset.task, dataset.signature)
         meta = carried(dataset)
-        told = json.loads(meta[META]) | {"spaces": {name: space_to_json(space) for name, space in zip(("observations", "actions"), spaces, strict=True)}}
+        told = json.loads(meta[META]) | {
+            "spaces": {
+                name: space_to_json(space)
+                for name, space in zip(("observations", "actions"), spaces, strict=True)
+            }
+        }
         meta |= {META: json.dumps(told)}
         writer: pq.ParquetWriter | None = None
         try:
@@ -385,9 +533,16 @@ class Steps(Format):
                 writer.close()
 
 
-def _written(writer: pq.ParquetWriter | None, tables: list[pa.Table], path: Path, meta: dict[str, str]) -> pq.ParquetWriter:
+def _written(
+    writer: pq.ParquetWriter | None, tables: list[pa.Table], path: Path, meta: dict[str, str]
+) -> pq.ParquetWriter:
     if writer is None:
-        writer = pq.ParquetWriter(path, tables[0].schema.with_metadata(meta), compression="zstd", use_dictionary=["eps_id"])
+        writer = pq.ParquetWriter(
+            path,
+            tables[0].schema.with_metadata(meta),
+            compression="zstd",
+            use_dictionary=["eps_id"],
+        )
     writer.write_table(pa.concat_tables(tables).combine_chunks())
     return writer
 
@@ -400,10 +555,14 @@ def _table(number: int, episode: Episode, spaces: tuple[Any, Any]) -> pa.Table:
         {
             "eps_id": pa.array([str(number)] * steps, pa.string()),
             "t": pa.array(np.arange(steps, dtype=np.int64)),
-            "obs": _tree(spaces[0], {path: values[:-1] for path, values in episode.observations.items()}),
+            "obs": _tree(
+                spaces[0], {path: values[:-1] for path, values in episode.observations.items()}
+            ),
             "actions": _tree(spaces[1], episode.actions),
             "rewards": pa.array(episode.rewards),
-            "new_obs": _tree(spaces[0], {path: values[1:] for path, values in episode.observations.items()}),
+            "new_obs": _tree(
+                spaces[0], {path: values[1:] for path, values in episode.observations.items()}
+            ),
             "terminateds": pa.array(flags[0]),
             "truncateds": pa.array(flags[1]),
         }
@@ -416,8 +575,13 @@ def _tree(space: Any, arrays: dict[str, np.ndarray], path: str = "") -> pa.Array
 
     if isinstance(space, spaces.Dict | spaces.Tuple):
         parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
-        named = [(str(name), _tree(child, arrays, f"{path}/{name}" if path else str(name))) for name, child in parts]
-        return pa.StructArray.from_arrays([column for _, column in named], [name for name, _ in named])
+        named = [
+            (str(name), _tree(child, arrays, f"{path}/{name}" if path else str(name)))
+            for name, child in parts
+        ]
+        return pa.StructArray.from_arrays(
+            [column for _, column in named], [name for name, _ in named]
+        )
     values = unflatten_leaf(space, arrays[path])
     if isinstance(values, list):
         return pa.array(values, pa.string())

@@ -21,8 +21,12 @@ class Autoencoder(nn.Module):
     def __init__(self, spaces: Spaces, hidden: tuple[int, ...]) -> None:
         super().__init__()
         self.latent = 2 * spaces.acted
-        self.encoder = nn.Sequential(mlp([spaces.seen + spaces.acted, *hidden]), nn.Linear(hidden[-1], 2 * self.latent))
-        self.decoder = nn.Sequential(mlp([spaces.seen + self.latent, *hidden]), nn.Linear(hidden[-1], spaces.acted))
+        self.encoder = nn.Sequential(
+            mlp([spaces.seen + spaces.acted, *hidden]), nn.Linear(hidden[-1], 2 * self.latent)
+        )
+        self.decoder = nn.Sequential(
+            mlp([spaces.seen + self.latent, *hidden]), nn.Linear(hidden[-1], spaces.acted)
+        )
 
     def decode(self, seen: Tensor, latent: Tensor) -> Tensor:
         """`[n, seen]` and `[n, latent]` to actions before tanh `[n, acted]`."""

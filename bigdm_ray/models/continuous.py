@@ -57,7 +57,12 @@ class Spaces(nn.Module):
 
     def pack(self, actions: dict[str, Tensor]) -> Tensor:
         """Action leaves `[..., *shape]` as `[..., acted]`, the bounds being -1 and 1."""
-        parts = [actions[path].flatten(actions[path].ndim - len(leaf.shape)) if leaf.shape else actions[path][..., None] for path, leaf in self.leaves.items()]
+        parts = [
+            actions[path].flatten(actions[path].ndim - len(leaf.shape))
+            if leaf.shape
+            else actions[path][..., None]
+            for path, leaf in self.leaves.items()
+        ]
         return (torch.cat(parts, -1).float() - self.middle) / self.reach
 
     def unpack(self, packed: Tensor) -> dict[str, Tensor]:
@@ -65,7 +70,8 @@ class Spaces(nn.Module):
         whole = self.middle + self.reach * packed.clamp(-1.0, 1.0)
         parts = whole.split([leaf.size for leaf in self.leaves.values()], -1)
         return {
-            path: part.reshape(len(part), *leaf.shape).to(getattr(torch, leaf.dtype)) for (path, leaf), part in zip(self.leaves.items(), parts, strict=True)
+            path: part.reshape(len(part), *leaf.shape).to(getattr(torch, leaf.dtype))
+            for (path, leaf), part in zip(self.leaves.items(), parts, strict=True)
         }
 
 
@@ -85,7 +91,9 @@ class Ensemble(nn.Module):
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for narrow, wide in itertools.pairwise(sizes):
             bound = 1 / math.sqrt(narrow)
-            self.weights.append(nn.Parameter(torch.empty(members, narrow, wide).uniform_(-bound, bound)))
+            self.weights.append(
+                nn.Parameter(torch.empty(members, narrow, wide).uniform_(-bound, bound))
+            )
             self.biases.append(nn.Parameter(torch.empty(members, 1, wide).uniform_(-bound, bound)))
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -109,7 +117,14 @@ class Gaussian(nn.Module):
     `soft`: tanh brings the log of the deviation into its range, which keeps a gradient at the ends; else it is cut.
     """
 
-    def __init__(self, width: int, hidden: tuple[int, ...], acted: int, log_std: tuple[float, float], soft: bool) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: tuple[int, ...],
+        acted: int,
+        log_std: tuple[float, float],
+        soft: bool,
+    ) -> None:
         super().__init__()
         self.layers = mlp([width, *hidden])
         self.head = nn.Linear(hidden[-1], 2 * acted)
@@ -120,7 +135,9 @@ class Gaussian(nn.Module):
         """`[..., width]` to mean and log deviation `[..., acted]` of what tanh squashes."""
         mean, raw = self.head(self.layers(seen)).chunk(2, -1)
         low, high = self.range
-        return mean, low + 0.5 * (high - low) * (torch.tanh(raw) + 1) if self.soft else raw.clamp(low, high)
+        return mean, low + 0.5 * (high - low) * (torch.tanh(raw) + 1) if self.soft else raw.clamp(
+            low, high
+        )
 
 
 class SquashedHead(nn.Module):
@@ -167,6 +184,8 @@ class SquashedHead(nn.Module):
 
 def squashed_log_prob(raw: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """log-density of tanh(raw), where raw is Gaussian, summed over the last axis; nats."""
-    gaussian = -0.5 * ((raw - mean) * torch.exp(-log_std)) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
+    gaussian = (
+        -0.5 * ((raw - mean) * torch.exp(-log_std)) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
+    )
     slope = 2 * (math.log(2) - raw - nn.functional.softplus(-2 * raw))  # log(1 - tanh(raw)^2)
     return (gaussian - slope).sum(-1)

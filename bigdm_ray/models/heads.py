@@ -24,13 +24,18 @@ class ActionHead(nn.Module):
     `squash`: tanh brings the mean between the leaf's bounds.
     """
 
-    def __init__(self, width: int, leaves: dict[str, Leaf], std: float | None = None, squash: bool = False) -> None:
+    def __init__(
+        self, width: int, leaves: dict[str, Leaf], std: float | None = None, squash: bool = False
+    ) -> None:
         super().__init__()
         self.leaves = leaves
         self.std = std
         self.squash = squash
         per = 2 if std is None else 1
-        self.sizes = [sum(leaf.choices) if leaf.kind == "discrete" else per * leaf.size for leaf in leaves.values()]
+        self.sizes = [
+            sum(leaf.choices) if leaf.kind == "discrete" else per * leaf.size
+            for leaf in leaves.values()
+        ]
         self.uniforms = sum(leaf.size for leaf in leaves.values())
         self.linear = nn.Linear(width, sum(self.sizes))
         elements = sum(leaf.size for leaf in leaves.values() if leaf.kind != "discrete")
@@ -39,7 +44,11 @@ class ActionHead(nn.Module):
             if leaf.low is not None and leaf.high is not None:
                 self.register_buffer(f"low{i}", torch.tensor(leaf.low), persistent=False)
                 self.register_buffer(f"high{i}", torch.tensor(leaf.high), persistent=False)
-                self.register_buffer(f"half{i}", (torch.tensor(leaf.high) - torch.tensor(leaf.low)) / 2, persistent=False)
+                self.register_buffer(
+                    f"half{i}",
+                    (torch.tensor(leaf.high) - torch.tensor(leaf.low)) / 2,
+                    persistent=False,
+                )
 
     def forward(self, embedding: Tensor) -> Tensor:
         """`[..., width]` to parameters `[..., sum(sizes)]`."""
@@ -49,12 +58,18 @@ class ActionHead(nn.Module):
     def log_prob(self, parameters: Tensor, actions: dict[str, Tensor]) -> Tensor:
         """log pi(a | s) of whole actions, summed over leaves and elements: `[...]`, nats; with a fixed deviation up to a constant."""
         total = parameters.new_zeros(parameters.shape[:-1])
-        for i, ((path, leaf), part) in enumerate(zip(self.leaves.items(), parameters.split(self.sizes, -1), strict=True)):
+        for i, ((path, leaf), part) in enumerate(
+            zip(self.leaves.items(), parameters.split(self.sizes, -1), strict=True)
+        ):
             lead = part.shape[:-1]
             action = actions[path].reshape(*lead, leaf.size)
             if leaf.kind == "discrete":
                 for j, logits in enumerate(part.split(list(leaf.choices), -1)):
-                    flat = nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), action[..., j].reshape(-1).long(), reduction="none")
+                    flat = nn.functional.cross_entropy(
+                        logits.reshape(-1, logits.shape[-1]),
+                        action[..., j].reshape(-1).long(),
+                        reduction="none",
+                    )
                     total = total - flat.reshape(lead)
             else:
                 if self.std is not None:
@@ -80,14 +95,22 @@ class ActionHead(nn.Module):
     def act(self, parameters: Tensor, uniforms: Tensor | None) -> dict[str, Tensor]:
         """Actions by leaf: sampled with `uniforms [n, k]` in [0, 1), or the most likely ones where it is None."""
         out, used = {}, 0
-        for i, ((path, leaf), part) in enumerate(zip(self.leaves.items(), parameters.split(self.sizes, -1), strict=True)):
+        for i, ((path, leaf), part) in enumerate(
+            zip(self.leaves.items(), parameters.split(self.sizes, -1), strict=True)
+        ):
             chance = None if uniforms is None else uniforms[:, used : used + leaf.size]
             used += leaf.size
             if leaf.kind == "discrete":
                 flat = _categorical(part, leaf, chance)
             else:
-                mean, deviation = (self._mean(part, i), self._half(i) * self.std) if self.std is not None else _mean_and_std(part)
-                flat = mean if chance is None or self.std == 0 else mean + deviation * normals(chance)
+                mean, deviation = (
+                    (self._mean(part, i), self._half(i) * self.std)
+                    if self.std is not None
+                    else _mean_and_std(part)
+                )
+                flat = (
+                    mean if chance is None or self.std == 0 else mean + deviation * normals(chance)
+                )
                 if leaf.low is not None:
                     flat = flat.clamp(getattr(self, f"low{i}"), getattr(self, f"high{i}"))
             out[path] = flat.reshape(len(part), *leaf.shape)

@@ -10,8 +10,17 @@ import torch
 class Lamb(torch.optim.Optimizer):
     """With Adam's correction of the moments' bias, and plain Adam where nothing decays, as Online Decision Transformer uses it."""
 
-    def __init__(self, parameters: Any, lr: float, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0, eps: float = 1e-8) -> None:
-        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps})
+    def __init__(
+        self,
+        parameters: Any,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(
+            parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps}
+        )
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch overloads it by whether there is a closure
@@ -24,15 +33,22 @@ class Lamb(torch.optim.Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state["step"] = torch.zeros(())
-                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+                    state["exp_avg"], state["exp_avg_sq"] = (
+                        torch.zeros_like(parameter),
+                        torch.zeros_like(parameter),
+                    )
                 state["step"] += 1
                 steps = float(state["step"])
                 mean, square = state["exp_avg"], state["exp_avg_sq"]
                 mean.lerp_(parameter.grad, 1 - first)
                 square.mul_(second).addcmul_(parameter.grad, parameter.grad, value=1 - second)
-                step = (mean / (1 - first**steps)) / ((square / (1 - second**steps)).sqrt() + group["eps"])
+                step = (mean / (1 - first**steps)) / (
+                    (square / (1 - second**steps)).sqrt() + group["eps"]
+                )
                 if group["weight_decay"]:
                     step += group["weight_decay"] * parameter
                     size, length = parameter.norm(), step.norm()
-                    step *= torch.where((size > 0) & (length > 0), size / length, torch.ones_like(size))
+                    step *= torch.where(
+                        (size > 0) & (length > 0), size / length, torch.ones_like(size)
+                    )
                 parameter.sub_(group["lr"] * step)

@@ -43,7 +43,13 @@ class Vector(nn.Module):
     def __init__(self, leaves: dict[str, Leaf]) -> None:
         super().__init__()
         self.leaves = {path: leaf for path, leaf in leaves.items() if leaf.kind != "image"}
-        self.text = nn.ModuleDict({str(i): nn.Embedding(256, TEXT_WIDTH) for i, leaf in enumerate(self.leaves.values()) if leaf.kind == "text"})
+        self.text = nn.ModuleDict(
+            {
+                str(i): nn.Embedding(256, TEXT_WIDTH)
+                for i, leaf in enumerate(self.leaves.values())
+                if leaf.kind == "text"
+            }
+        )
         self.width = sum(self._width(leaf) for leaf in self.leaves.values())
 
     @staticmethod
@@ -60,7 +66,10 @@ class Vector(nn.Module):
                 parts.append(value.reshape(*lead, leaf.size).float())
             elif leaf.kind == "discrete":
                 flat = value.reshape(*lead, leaf.size).long()
-                parts += [nn.functional.one_hot(flat[..., j], n).float() for j, n in enumerate(leaf.choices)]
+                parts += [
+                    nn.functional.one_hot(flat[..., j], n).float()
+                    for j, n in enumerate(leaf.choices)
+                ]
             else:
                 real = (value != 0).unsqueeze(-1).float()
                 total = (self.text[str(i)](value.long()) * real).sum(-2)
@@ -80,7 +89,11 @@ class Standardise(nn.Module):
 
     def fit(self, parts: Iterable[Tensor]) -> None:
         """Take mean and deviation over all rows of `parts`, each `[m, width]`, added up in float64."""
-        count, total, squares = 0, torch.zeros(len(self.mean), dtype=torch.float64), torch.zeros(len(self.mean), dtype=torch.float64)
+        count, total, squares = (
+            0,
+            torch.zeros(len(self.mean), dtype=torch.float64),
+            torch.zeros(len(self.mean), dtype=torch.float64),
+        )
         for part in parts:
             rows = part.double().cpu()
             count += len(rows)
@@ -98,7 +111,14 @@ class Standardise(nn.Module):
 class Encoder(nn.Module):
     """Observations of any signature as one embedding: vectors standardised, images convolved, both through layers with ReLU."""
 
-    def __init__(self, leaves: dict[str, Leaf], hidden: tuple[int, ...], channels: tuple[int, ...] = (), stack: int = 1, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        leaves: dict[str, Leaf],
+        hidden: tuple[int, ...],
+        channels: tuple[int, ...] = (),
+        stack: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.vector = Vector(leaves)
         self.standardise = Standardise(self.vector.width)
@@ -112,7 +132,12 @@ class Encoder(nn.Module):
         if self.vector.width:
             with torch.no_grad():
                 device = self.standardise.mean.device
-                self.standardise.fit(self.vector({p: torch.from_numpy(np.array(v)).to(device) for p, v in seen.items()}) for seen in parts)
+                self.standardise.fit(
+                    self.vector(
+                        {p: torch.from_numpy(np.array(v)).to(device) for p, v in seen.items()}
+                    )
+                    for seen in parts
+                )
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Leaves `[..., *shape]` to `[..., width]`."""
@@ -135,9 +160,13 @@ class Images(nn.Module):
             depth, height, width = leaf.shape
             layers: list[nn.Module] = []
             narrow = depth * stack
-            for wide, (kernel, stride, pad) in zip(channels, self.convolutions(len(channels), min(height, width)), strict=True):
+            for wide, (kernel, stride, pad) in zip(
+                channels, self.convolutions(len(channels), min(height, width)), strict=True
+            ):
                 layers += [nn.Conv2d(narrow, wide, kernel, stride, pad), nn.ReLU()]
-                height, width = ((side + 2 * pad - kernel) // stride + 1 for side in (height, width))
+                height, width = (
+                    (side + 2 * pad - kernel) // stride + 1 for side in (height, width)
+                )
                 narrow = wide
             self.stacks.append(nn.Sequential(*layers))
             self.width += narrow * height * width
@@ -165,4 +194,6 @@ class Pixels(Images):
 
     def convolutions(self, count: int, side: int) -> list[tuple[int, int, int]]:
         """See Images."""
-        return [(8, 4, 0), (4, 2, 0), (3, 1, 0)] if side >= 36 else super().convolutions(count, side)
+        return (
+            [(8, 4, 0), (4, 2, 0), (3, 1, 0)] if side >= 36 else super().convolutions(count, side)
+        )

@@ -25,7 +25,13 @@ class OneStep(nn.Module):
         self.acted = sum(max(1, n) for n in choices)
         self.before = Standardise(width + self.acted)
         self.change = Standardise(width)
-        self.layers = nn.Sequential(nn.Linear(width + self.acted, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, width))
+        self.layers = nn.Sequential(
+            nn.Linear(width + self.acted, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, width),
+        )
         self.low: Tensor
         self.high: Tensor
         self.register_buffer("low", torch.full((width,), -torch.inf))
@@ -33,7 +39,10 @@ class OneStep(nn.Module):
 
     def inputs(self, states: Tensor, actions: Tensor) -> Tensor:
         """States `[..., width]` and actions `[..., elements]` as what the layers see, not yet standardised."""
-        parts = [one_hot(actions[..., j].long(), n).to(states) if n else actions[..., j : j + 1] for j, n in enumerate(self.choices)]
+        parts = [
+            one_hot(actions[..., j].long(), n).to(states) if n else actions[..., j : j + 1]
+            for j, n in enumerate(self.choices)
+        ]
         return torch.cat([states, *parts], -1)
 
     def fit(self, states: Tensor, actions: Tensor, following: Tensor) -> None:

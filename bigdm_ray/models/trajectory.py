@@ -48,7 +48,9 @@ class TrajectoryTransformer(nn.Module):
         context = goal + window * self.dims - 1
         place = torch.arange(context) - goal
         hidden = (place >= 0) & (place % self.dims == self.dims - 1)
-        self.transformer = Transformer(width, layers, heads, context, dropout=dropout, positions=positions, hidden_keys=hidden)
+        self.transformer = Transformer(
+            width, layers, heads, context, dropout=dropout, positions=positions, hidden_keys=hidden
+        )
         self.embedding = nn.Embedding(bins * self.dims + 1, width)
         self.heads = nn.Parameter(torch.empty(self.dims, bins + 1, width))
         self.goal_embedding = nn.Embedding(bins * goal, width) if goal else None
@@ -58,7 +60,11 @@ class TrajectoryTransformer(nn.Module):
         nn.init.normal_(self.heads, std=0.02)
         open_ = torch.tensor([n or bins for n in choices])[:, None]
         place = torch.arange(bins + 1)
-        self.register_buffer("closed", torch.where((place < open_) | (stop & (place == bins)), 0.0, -torch.inf), persistent=False)
+        self.register_buffer(
+            "closed",
+            torch.where((place < open_) | (stop & (place == bins)), 0.0, -torch.inf),
+            persistent=False,
+        )
         self.register_buffer("offsets", bins * torch.arange(self.dims), persistent=False)
 
     def embed(self, tokens: Tensor, dims: slice | int = slice(None)) -> Tensor:
@@ -84,6 +90,12 @@ class TrajectoryTransformer(nn.Module):
         """
         n, k, dims = tokens.shape
         x = self.embed(tokens).flatten(1, 2)[:, :-1]
-        seen = self.transformer(x if goal is None else torch.cat([self.embed_goal(goal), x], 1))[:, self.goal :]
-        before = nn.functional.pad(seen, (0, 0, 1, 0)).reshape(n * k, dims, seen.shape[-1]).transpose(0, 1)
+        seen = self.transformer(x if goal is None else torch.cat([self.embed_goal(goal), x], 1))[
+            :, self.goal :
+        ]
+        before = (
+            nn.functional.pad(seen, (0, 0, 1, 0))
+            .reshape(n * k, dims, seen.shape[-1])
+            .transpose(0, 1)
+        )
         return torch.baddbmm(self.closed[:, None], before, self.heads.transpose(1, 2))

@@ -18,7 +18,12 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
-_ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "gelu_tanh": lambda: nn.GELU("tanh"), "silu": nn.SiLU}
+_ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU("tanh"),
+    "silu": nn.SiLU,
+}
 
 
 @dataclass
@@ -50,7 +55,11 @@ class Dropout(nn.Dropout):
 def kept(shape: torch.Size, p: float) -> Tensor:
     """A mask of ones and zeros over 1 - p: float32, of CPU."""
     count = shape.numel()
-    bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]
+    bits = (
+        torch.empty((count + 3) // 4, dtype=torch.int64)
+        .random_(-(2**63), None)
+        .view(torch.int16)[:count]
+    )
     cut = round(p * 65536)
     return (bits >= cut - 32768).float().mul_(65536 / (65536 - cut)).view(shape)
 
@@ -66,7 +75,9 @@ class Weighted(torch.autograd.Function):
     ROWS = 32
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, look: Tensor, dropout: float) -> Tensor:
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, look: Tensor, dropout: float
+    ) -> Tensor:
         """See the class."""
         q, k, v = (x.flatten(0, 1).contiguous() for x in (queries, keys, values))
         bias = torch.zeros(look.shape, dtype=q.dtype).masked_fill_(~look, float("-inf"))
@@ -75,7 +86,9 @@ class Weighted(torch.autograd.Function):
         for a in range(0, q.shape[1], Weighted.ROWS):
             b = min(a + Weighted.ROWS, q.shape[1])
             s = int(look[a:b].any(0).nonzero()[-1]) + 1
-            weights = torch.baddbmm(bias[a:b, :s], q[:, a:b], k[:, :s].transpose(1, 2), alpha=ctx.scale).softmax(-1)
+            weights = torch.baddbmm(
+                bias[a:b, :s], q[:, a:b], k[:, :s].transpose(1, 2), alpha=ctx.scale
+            ).softmax(-1)
             mask = kept(weights.shape, dropout).to(weights.dtype)
             out[:, a:b] = (weights * mask) @ v[:, :s]
             ctx.blocks.append((a, b, s))
@@ -96,13 +109,28 @@ class Weighted(torch.autograd.Function):
             dq[:, a:b] = back @ k[:, :s]
             dk[:, :s] += back.transpose(1, 2) @ q[:, a:b]
         n, heads = shape[:2]
-        return dq.mul_(ctx.scale).view(shape), dk.mul_(ctx.scale).view(n, heads, *dk.shape[1:]), dv.view(n, heads, *dv.shape[1:]), None, None
+        return (
+            dq.mul_(ctx.scale).view(shape),
+            dk.mul_(ctx.scale).view(n, heads, *dk.shape[1:]),
+            dv.view(n, heads, *dv.shape[1:]),
+            None,
+            None,
+        )
 
 
 class Block(nn.Module):
     """Attention and a feed-forward layer, each behind its norm and added to what came in."""
 
-    def __init__(self, width: int, heads: int, inner: int, activation: Activation, dropout: float, norm: Literal["layer", "rms"], gated: bool) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        inner: int,
+        activation: Activation,
+        dropout: float,
+        norm: Literal["layer", "rms"],
+        gated: bool,
+    ) -> None:
         super().__init__()
         kind = nn.LayerNorm if norm == "layer" else nn.RMSNorm
         self.heads = heads
@@ -130,15 +158,25 @@ class Block(nn.Module):
         else:
             width = x.shape[-1]
             queries = linear(normed[:, at], self.qkv.weight[:width], self.qkv.bias[:width])
-            keys, values = linear(normed, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, -1)
+            keys, values = linear(normed, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(
+                2, -1
+            )
         return self.split(queries), self.split(keys), self.split(values)
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    def attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool
+    ) -> Tensor:
         """What each query gathers `[n, t, width]`; `mask` is True where it may look."""
         dropout = self.attention_dropout if self.training else 0.0
         gathered: Tensor
-        if dropout and not queries.is_cuda and (mask is None or mask.ndim == 2):  # the fused one draws its dropout slowly on CPUs
-            look = torch.ones(queries.shape[2], keys.shape[2], dtype=torch.bool).tril_() if mask is None else mask
+        if (
+            dropout and not queries.is_cuda and (mask is None or mask.ndim == 2)
+        ):  # the fused one draws its dropout slowly on CPUs
+            look = (
+                torch.ones(queries.shape[2], keys.shape[2], dtype=torch.bool).tril_()
+                if mask is None
+                else mask
+            )
             gathered = Weighted.apply(queries, keys, values, look, dropout)  # type: ignore[no-untyped-call]  # torch gives it no types
         else:
             gathered = scaled_dot_product_attention(queries, keys, values, mask, dropout, causal)
@@ -151,12 +189,18 @@ class Block(nn.Module):
         n, _, width = x.shape
         normed = self.norm1(x)
         _, keys, values = self.qkv.weight.view(3, self.heads, -1, width)
-        asked = linear(normed[:, -1], self.qkv.weight[:width], self.qkv.bias[:width]).view(n, self.heads, keys.shape[1]).transpose(0, 1)
+        asked = (
+            linear(normed[:, -1], self.qkv.weight[:width], self.qkv.bias[:width])
+            .view(n, self.heads, keys.shape[1])
+            .transpose(0, 1)
+        )
         scores = (asked @ keys).transpose(0, 1) @ normed.transpose(1, 2) * keys.shape[1] ** -0.5
         if look is not None:
             scores = scores.masked_fill(~(look if look.ndim == 2 else look[:, 0]), float("-inf"))
         mixed = scores.softmax(-1) @ normed
-        gathered: Tensor = (mixed.transpose(0, 1) @ values.transpose(1, 2)).transpose(0, 1).flatten(1) + self.qkv.bias[2 * width :]
+        gathered: Tensor = (mixed.transpose(0, 1) @ values.transpose(1, 2)).transpose(0, 1).flatten(
+            1
+        ) + self.qkv.bias[2 * width :]
         return gathered[:, None]
 
     def finish(self, x: Tensor, gathered: Tensor) -> Tensor:
@@ -164,7 +208,11 @@ class Block(nn.Module):
         gathered = self.out(gathered)
         x = x + (self.dropout(gathered) if self.training else gathered)
         normed = self.norm2(x)
-        hidden = self.activation(self.up(normed)) if self.gate is None else self.activation(self.gate(normed)) * self.up(normed)
+        hidden = (
+            self.activation(self.up(normed))
+            if self.gate is None
+            else self.activation(self.gate(normed)) * self.up(normed)
+        )
         down = self.down(hidden)
         out: Tensor = x + (self.dropout(down) if self.training else down)
         return out
@@ -198,9 +246,14 @@ class Transformer(nn.Module):
         if width % heads:
             raise ValueError(f"a width of {width} cannot be shared by {heads} heads")
         if hidden_keys is not None and bool(hidden_keys[0]):
-            raise ValueError("the first place is hidden, but its token would then have nothing to look at")
+            raise ValueError(
+                "the first place is hidden, but its token would then have nothing to look at"
+            )
         self.context = context
-        self.blocks = nn.ModuleList(Block(width, heads, inner or 4 * width, activation, dropout, norm, gated) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, inner or 4 * width, activation, dropout, norm, gated)
+            for _ in range(layers)
+        )
         self.norm = (nn.LayerNorm if norm == "layer" else nn.RMSNorm)(width, eps=1e-5)
         self.dropout = Dropout(dropout)
         self.table = nn.Parameter(torch.zeros(context, width)) if positions == "learned" else None
@@ -211,7 +264,9 @@ class Transformer(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor, at: slice | Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, at: slice | Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """Outputs `[n, t', width]` of the tokens `at` (all by default), each having seen itself and what came before.
 
         `mask [n, t]` is False at tokens that nobody else may look at: padding that is not on the right. Raises ValueError for
@@ -221,11 +276,15 @@ class Transformer(nn.Module):
         place = torch.arange(t, device=x.device)
         x = self._enter(x, place)
         look = self._look(place, place, mask)
-        newest = isinstance(at, slice) and range(t)[at] == range(t - 1, t)  # it may look at all of them
+        newest = isinstance(at, slice) and range(t)[at] == range(
+            t - 1, t
+        )  # it may look at all of them
         for layer, block in enumerate(self._blocks()):
             last = at if layer == len(self.blocks) - 1 else None
             if last is not None and newest and not self.rotary and not self.training:
-                x = block.finish(x[:, -1:], block.attend_newest(x, None if look is None else look[..., -1:, :]))
+                x = block.finish(
+                    x[:, -1:], block.attend_newest(x, None if look is None else look[..., -1:, :])
+                )
                 continue
             queries, keys, values = block.project(x, last)
             seen = place if last is None else place[last]
@@ -234,7 +293,13 @@ class Transformer(nn.Module):
                 gathered = block.attend(queries, keys, values, look, look is None)
                 x = block.finish(x, gathered)
             else:
-                rows = look[..., last, :] if look is not None else None if newest else place <= seen[:, None]
+                rows = (
+                    look[..., last, :]
+                    if look is not None
+                    else None
+                    if newest
+                    else place <= seen[:, None]
+                )
                 x = block.finish(x[:, last], block.attend(queries, keys, values, rows, False))
         out: Tensor = self.norm(x)
         return out
@@ -274,13 +339,23 @@ class Transformer(nn.Module):
         if look is None and t > 1:
             look = before <= place[:, None]
         for layer, block in enumerate(self._blocks()):
-            at = slice(t - wanted, t) if wanted is not None and layer == len(self.blocks) - 1 else None
+            at = (
+                slice(t - wanted, t)
+                if wanted is not None and layer == len(self.blocks) - 1
+                else None
+            )
             queries, keys, values = block.project(x, at)
             cache.keys[layer, :, :, start : start + t] = self._turn(keys, place)
             cache.values[layer, :, :, start : start + t] = values
             queries = self._turn(queries, place if at is None else place[at])
             rows = look if look is None or at is None else look[at]
-            gathered = block.attend(queries, cache.keys[layer, :, :, : start + t], cache.values[layer, :, :, : start + t], rows, False)
+            gathered = block.attend(
+                queries,
+                cache.keys[layer, :, :, : start + t],
+                cache.values[layer, :, :, : start + t],
+                rows,
+                False,
+            )
             x = block.finish(x if at is None else x[:, at], gathered)
         out: Tensor = self.norm(x)
         return out
@@ -297,7 +372,10 @@ class Transformer(nn.Module):
             queries, keys, values = block.project(x, None)
             cache.keys[layer][rows, :, slots] = keys.transpose(1, 2)
             cache.values[layer][rows, :, slots] = values.transpose(1, 2)
-            x = block.finish(x, block.attend(queries, cache.keys[layer], cache.values[layer], look[:, None], False))
+            x = block.finish(
+                x,
+                block.attend(queries, cache.keys[layer], cache.values[layer], look[:, None], False),
+            )
         out: Tensor = self.norm(x)
         return out
 
@@ -307,7 +385,9 @@ class Transformer(nn.Module):
     def _enter(self, x: Tensor, place: Tensor) -> Tensor:
         if self.table is not None or self.hidden_keys is not None:
             if int(place[-1]) >= self.context:
-                raise ValueError(f"{int(place[-1]) + 1} tokens do not fit a context of {self.context}")
+                raise ValueError(
+                    f"{int(place[-1]) + 1} tokens do not fit a context of {self.context}"
+                )
             x = x if self.table is None else x + self.table[place]
         out: Tensor = self.dropout(x) if self.training else x
         return out

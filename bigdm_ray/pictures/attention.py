@@ -28,30 +28,49 @@ if TYPE_CHECKING:
 def look(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
     """Play episodes, take the best, and see which steps each of its steps looked at. Raises UserError for a policy without attention."""
     model, algorithm = loaded.model, loaded.run.algorithm
-    if not isinstance(model, DecisionTransformer) or not isinstance(algorithm, Dt) or (algorithm.frame_stack > 1 and model.embed_state.images.width):
-        raise UserError(f"the {algorithm.name} policy of {loaded.folder} has no attention over single observations to draw; a dt run is expected")
+    if (
+        not isinstance(model, DecisionTransformer)
+        or not isinstance(algorithm, Dt)
+        or (algorithm.frame_stack > 1 and model.embed_state.images.width)
+    ):
+        raise UserError(
+            f"the {algorithm.name} policy of {loaded.folder} has no attention over single observations to draw; a dt run is expected"
+        )
     policy, mode = policy_of(loaded, asked.mode)
     seed = loaded.run.seed if asked.seed is None else asked.seed
     if asked.returns and len(asked.returns) > 1:
-        raise UserError(f"--attention draws episodes that are asked for one return, but --returns has {len(asked.returns)}")
+        raise UserError(
+            f"--attention draws episodes that are asked for one return, but --returns has {len(asked.returns)}"
+        )
     context = algorithm.acting_context or algorithm.context
     command = command_of(loaded, asked.returns[0] if asked.returns else None)
     print(f"playing {asked.episodes:,} episodes of {loaded.run.task}", file=sys.stderr)
-    played = play(policy, loaded.task, constant(command, asked.episodes), asked.episodes, seed, "attention", 0)
+    played = play(
+        policy, loaded.task, constant(command, asked.episodes), asked.episodes, seed, "attention", 0
+    )
     if not played.episodes:
-        raise RunFailed(f"no episode of {loaded.run.task} could be played to its end: {played.problems[0]}")
+        raise RunFailed(
+            f"no episode of {loaded.run.task} could be played to its end: {played.problems[0]}"
+        )
     best = max(played.episodes, key=lambda episode: episode.total_return)
     last = slice(max(0, best.length - context), best.length)
     asking, told = {name: np.full(1, value, np.float32) for name, value in command.items()}, []
     for reward in best.rewards:
         told.append(asking["desired_return"][0])
         asking = policy.after(asking, np.full(1, reward, np.float32), loaded.task.max_return)
-    seen, acted = ({p: torch.from_numpy(np.array(v[last]))[None] for p, v in leaves.items()} for leaves in (best.observations, best.actions))
+    seen, acted = (
+        {p: torch.from_numpy(np.array(v[last]))[None] for p, v in leaves.items()}
+        for leaves in (best.observations, best.actions)
+    )
     times = torch.arange(last.start, last.stop)[None]
     shown = (seen, acted, torch.from_numpy(np.array(told[last], np.float32))[None], times)
     with torch.no_grad():
         found = model.attention(*shown)
-        predicted = [] if model.critic is None else (model.criticise(model.embed(*shown))[0] / algorithm.return_scale).tolist()
+        predicted = (
+            []
+            if model.critic is None
+            else (model.criticise(model.embed(*shown))[0] / algorithm.return_scale).tolist()
+        )
     return {
         "folder": str(loaded.folder),
         "task": loaded.run.task,
@@ -75,13 +94,23 @@ def draw_attention(looks: list[dict[str, Any]]) -> Figure:
         values, first = np.array(here["attention"]), here["first_step"]
         end = first + len(values)
         shown = np.ma.masked_array(values, np.triu(np.ones_like(values), 1) > 0)
-        image = axes.imshow(shown, origin="lower", extent=(first, end, first, end), cmap="viridis", vmax=float(np.quantile(values[values > 0], 0.995)))
+        image = axes.imshow(
+            shown,
+            origin="lower",
+            extent=(first, end, first, end),
+            cmap="viridis",
+            vmax=float(np.quantile(values[values > 0], 0.995)),
+        )
         figure.colorbar(image, ax=axes, label="share of attention")
         axes.grid(visible=False)
-        axes.set_title(f"{here['task']}, seed {here['run_seed']}: an episode of return {here['return']:.3g}")
+        axes.set_title(
+            f"{here['task']}, seed {here['run_seed']}: an episode of return {here['return']:.3g}"
+        )
         if here["predicted"]:
             over = axes.twiny()
-            over.plot(here["predicted"], np.arange(first, end) + 0.5, color="tab:red", linewidth=1.5)
+            over.plot(
+                here["predicted"], np.arange(first, end) + 0.5, color="tab:red", linewidth=1.5
+            )
             over.set_xlabel("predicted return to come (red)")
             over.grid(visible=False)
             axes.set_xlim(first, end)
@@ -95,4 +124,9 @@ def attention(folders: list[Path], out: Path | None, asked: Sweep) -> None:
     pictured(folders, out, asked, "attention", "looks", look, draw_attention)
 
 
-PICTURE = Picture("attention", "draw which earlier steps a Decision Transformer looks at in the best of some episodes", attention, Sweep)
+PICTURE = Picture(
+    "attention",
+    "draw which earlier steps a Decision Transformer looks at in the best of some episodes",
+    attention,
+    Sweep,
+)

@@ -53,12 +53,24 @@ _LANDER = (-300.0, -200.0, -100.0, 0.0, 100.0, 200.0, 250.0, 300.0)
 PUBLISHED = {
     "lunarlander": Published(
         ((1e6, 1.5), (2e6, 50.0), (3e6, 77.0), (5e6, 118.0), (7e6, 126.0), (10e6, 141.0)),
-        ((-300.0, -390.0), (0.0, -140.0), (100.0, 25.0), (200.0, 205.0), (250.0, 250.0), (300.0, 200.0)),
+        (
+            (-300.0, -390.0),
+            (0.0, -140.0),
+            (100.0, 25.0),
+            (200.0, 205.0),
+            (250.0, 250.0),
+            (300.0, 200.0),
+        ),
         _LANDER,
     ),
     "lunarlander-sparse": Published(
         ((0.5e6, 39.0), (1e6, 91.0), (2e6, 116.0), (5e6, 143.0), (10e6, 162.0)),
-        ((-300.0, -150.0), (0.0, 22.0), (200.0, 155.0), (300.0, 230.0)),  # the seed that obeys; another hardly reacts
+        (
+            (-300.0, -150.0),
+            (0.0, 22.0),
+            (200.0, 155.0),
+            (300.0, 230.0),
+        ),  # the seed that obeys; another hardly reacts
         _LANDER,
     ),
     "takecover": Published(
@@ -74,7 +86,9 @@ class Opened:
     """Flags of every picture that is made from a run's weights."""
 
     weights: str = setting("last", "which weights", choices=("last", "best"))
-    seed: int | None = setting(None, "seed of environments and actions; default: the run's", low=0, high=2**31 - 1)
+    seed: int | None = setting(
+        None, "seed of environments and actions; default: the run's", low=0, high=2**31 - 1
+    )
 
 
 @dataclass(frozen=True)
@@ -88,8 +102,15 @@ class Asked(Opened):
 class Sweep(Asked):
     """What is played for a picture of played episodes."""
 
-    returns: tuple[float, ...] = setting((), "returns to ask for, joined by commas; default: from the task's low to its highest", low=-1e9, high=1e9)
-    mode: str = setting("own", "how the policy acts; own: as in the run's own evaluations", choices=OWN_OR_MODES)
+    returns: tuple[float, ...] = setting(
+        (),
+        "returns to ask for, joined by commas; default: from the task's low to its highest",
+        low=-1e9,
+        high=1e9,
+    )
+    mode: str = setting(
+        "own", "how the policy acts; own: as in the run's own evaluations", choices=OWN_OR_MODES
+    )
 
 
 @dataclass(frozen=True)
@@ -108,9 +129,14 @@ class Picture:
 def pictures() -> dict[str, Picture]:
     """Every picture of this folder by name. A file is found by being there; it has `PICTURE`."""
     package = importlib.import_module("bigdm_ray.pictures")
-    modules = [importlib.import_module(f"bigdm_ray.pictures.{name}") for _, name, _ in pkgutil.iter_modules(package.__path__)]
+    modules = [
+        importlib.import_module(f"bigdm_ray.pictures.{name}")
+        for _, name, _ in pkgutil.iter_modules(package.__path__)
+    ]
     found = [module.PICTURE for module in modules if hasattr(module, "PICTURE")]
-    return {picture.name: picture for picture in sorted(found, key=lambda picture: str(picture.name))}
+    return {
+        picture.name: picture for picture in sorted(found, key=lambda picture: str(picture.name))
+    }
 
 
 def metrics_of(folder: Path) -> list[dict[str, float]]:
@@ -126,9 +152,13 @@ def metrics_of(folder: Path) -> list[dict[str, float]]:
         except ValueError as error:
             if number > len(lines) and line.startswith("{"):
                 break
-            raise UserError(f"line {number} of {path} is not JSON ({error}); remove it and try again") from None
+            raise UserError(
+                f"line {number} of {path} is not JSON ({error}); remove it and try again"
+            ) from None
         if not isinstance(report, dict):
-            raise UserError(f"line {number} of {path} is not a report ({textwrap.shorten(line, 40)}); remove it and try again")
+            raise UserError(
+                f"line {number} of {path} is not a report ({textwrap.shorten(line, 40)}); remove it and try again"
+            )
         reports.append(report)
     return reports
 
@@ -154,7 +184,17 @@ def mark(axes: Axes, points: list[tuple[float, float]], text: str) -> None:
     """Draw published values as thin grey markers."""
     if points:
         x, y = zip(*points, strict=True)
-        axes.plot(x, y, linestyle="none", marker="D", markersize=5, markerfacecolor="none", markeredgecolor=GREY, markeredgewidth=1, label=text)
+        axes.plot(
+            x,
+            y,
+            linestyle="none",
+            marker="D",
+            markersize=5,
+            markerfacecolor="none",
+            markeredgecolor=GREY,
+            markeredgewidth=1,
+            label=text,
+        )
 
 
 def label_axes(axes: Axes, title: str, x: str, y: str) -> None:
@@ -172,12 +212,16 @@ def target(out: Path | None, first: Path, name: str) -> Path:
     path = folder / f"{name}.png"
     if out is not None and out.suffix and not out.is_dir():
         if out.suffix.lower() not in kinds:
-            raise UserError(f"--out {out} ends in {out.suffix}, but a folder or one of {', '.join(kinds)} is expected{nearest(out.suffix, kinds)}")
+            raise UserError(
+                f"--out {out} ends in {out.suffix}, but a folder or one of {', '.join(kinds)} is expected{nearest(out.suffix, kinds)}"
+            )
         path = out
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path.parent} cannot be made ({error.strerror}); give another --out") from None
+        raise UserError(
+            f"{path.parent} cannot be made ({error.strerror}); give another --out"
+        ) from None
     return path
 
 
@@ -186,7 +230,9 @@ def write(figure: Figure, numbers: dict[str, Any], path: Path) -> None:
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
-        raise RunFailed(f"cannot write {path}: {error.strerror}; make its folder writable or free some space") from None
+        raise RunFailed(
+            f"cannot write {path}: {error.strerror}; make its folder writable or free some space"
+        ) from None
     write_json(path.with_suffix(".json"), numbers)
     print(f"picture: {path}, its numbers: {path.with_suffix('.json')}")
 
@@ -196,7 +242,13 @@ Kind = TypeVar("Kind", bound=Opened)
 
 
 def pictured(
-    folders: list[Path], out: Path | None, asked: Kind, name: str, key: str, of: Callable[[Loaded, Kind], dict[str, Any]], draw: Callable[[Numbers], Figure]
+    folders: list[Path],
+    out: Path | None,
+    asked: Kind,
+    name: str,
+    key: str,
+    of: Callable[[Loaded, Kind], dict[str, Any]],
+    draw: Callable[[Numbers], Figure],
 ) -> Numbers:
     """Take the numbers of each run folder and draw them together as the picture `name`; the numbers, which lie beside it under `key`."""
     import matplotlib

@@ -27,7 +27,11 @@ from bigdm_ray.training.streams import rng
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SCORES = {"reward": "rewards and value", "likelihood": "log-probability, nats", "goal": "discount to the power of the steps to the goal"}
+SCORES = {
+    "reward": "rewards and value",
+    "likelihood": "log-probability, nats",
+    "goal": "discount to the power of the steps to the goal",
+}
 """What a plan's score is, by the objective that it was searched with."""
 
 STATES = 3
@@ -38,7 +42,11 @@ STATES = 3
 class Fanning(Opened):
     """The flags of beams."""
 
-    axes: tuple[int, ...] = setting((), "of --beams: the two elements of the state that are drawn; default: those of the task's map, without one 0,1", low=0)
+    axes: tuple[int, ...] = setting(
+        (),
+        "of --beams: the two elements of the state that are drawn; default: those of the task's map, without one 0,1",
+        low=0,
+    )
 
 
 def mapped(task: Task, seen: Elements) -> list[int]:
@@ -51,27 +59,53 @@ def plans(loaded: Loaded, asked: Fanning) -> dict[str, Any]:
     """Play an episode and plan at some of its states: numbers of the picture. Raises UserError for a run that plans nothing in two elements, and RunFailed."""
     model, algorithm = loaded.model, loaded.run.algorithm
     if not isinstance(model, TrajectoryModel) or not isinstance(algorithm, Tt):
-        raise UserError(f"the {algorithm.name} policy of {loaded.folder} searches no beams to draw; a tt run is expected")
+        raise UserError(
+            f"the {algorithm.name} policy of {loaded.folder} searches no beams to draw; a tt run is expected"
+        )
     of_map = mapped(loaded.task, model.seen)
     axes = list(asked.axes) or of_map or [0, 1]
     if len(set(axes)) != 2 or len(axes) != 2 or max(axes) >= model.seen.width:
         given = ",".join(str(axis) for axis in axes)
-        raise UserError(f"--axes is {given}, but two of the elements 0 to {model.seen.width - 1} of the state of {loaded.run.task} are expected")
+        raise UserError(
+            f"--axes is {given}, but two of the elements 0 to {model.seen.width - 1} of the state of {loaded.run.task} are expected"
+        )
     if algorithm.horizon < 2:
-        raise UserError(f"{loaded.folder} plans with a horizon of 1, which leads to no other state, so there is nothing to draw")
+        raise UserError(
+            f"{loaded.folder} plans with a horizon of 1, which leads to no other state, so there is nothing to draw"
+        )
     seed = loaded.run.seed if asked.seed is None else asked.seed
-    played = play(loaded.policy("sample"), loaded.task, constant(loaded.command, 1), 1, seed, "beams", 0)
+    played = play(
+        loaded.policy("sample"), loaded.task, constant(loaded.command, 1), 1, seed, "beams", 0
+    )
     if not played.episodes:
-        raise RunFailed(f"no episode of {loaded.run.task} could be played to its end: {played.problems[0]}")
+        raise RunFailed(
+            f"no episode of {loaded.run.task} could be played to its end: {played.problems[0]}"
+        )
     (episode,) = played.episodes
     chance = rng(seed, "beams", 1)
     drawn = []
-    for step in np.unique(np.linspace(0, episode.length, STATES, endpoint=False).astype(int)).tolist():
+    for step in np.unique(
+        np.linspace(0, episode.length, STATES, endpoint=False).astype(int)
+    ).tolist():
         beams = plan_at(model, algorithm, episode, step, chance.random(2, np.float32))
         states = beams.states[..., axes]
-        drawn.append({"step": step, "states": np.where(np.isnan(states), np.array(None), states).tolist(), "scores": beams.scores.tolist()})
-    rows = model.seen.rows({name: torch.from_numpy(np.array(values)) for name, values in episode.observations.items()})
-    goal = None if model.asked is None else model.asked.rows({GOAL: torch.from_numpy(np.array(episode.observations[GOAL][:1]))})[0, axes].tolist()
+        drawn.append(
+            {
+                "step": step,
+                "states": np.where(np.isnan(states), np.array(None), states).tolist(),
+                "scores": beams.scores.tolist(),
+            }
+        )
+    rows = model.seen.rows(
+        {name: torch.from_numpy(np.array(values)) for name, values in episode.observations.items()}
+    )
+    goal = (
+        None
+        if model.asked is None
+        else model.asked.rows({GOAL: torch.from_numpy(np.array(episode.observations[GOAL][:1]))})[
+            0, axes
+        ].tolist()
+    )
     return {
         "folder": str(loaded.folder),
         "task": loaded.run.task,
@@ -96,7 +130,11 @@ def draw_beams(found: Numbers) -> Figure:
     figure, panels = panelled(sum(len(here["plans"]) for here in found), 4.6, 4.4)
     shown = [(here, plan) for here in found for plan in here["plans"]]
     for axes, (here, plan) in zip(panels, shown, strict=True):
-        lines, scores, path = np.array(plan["states"], np.float64), np.array(plan["scores"]), np.array(here["path"])
+        lines, scores, path = (
+            np.array(plan["states"], np.float64),
+            np.array(plan["scores"]),
+            np.array(here["path"]),
+        )
         outline = find_task(here["task"]).outline if here["map"] else ()
         for line in outline:
             axes.plot(*np.array(line).T, color="#464854", linewidth=2.5)
@@ -105,9 +143,24 @@ def draw_beams(found: Numbers) -> Figure:
         fan.set_array(scores[::-1])
         axes.add_collection(fan)
         axes.plot(*lines[0].T, color=COLOURS[1], linewidth=2.8, marker=".", label="chosen")
-        axes.plot(*path[plan["step"]], linestyle="none", marker="o", color=COLOURS[0], markersize=8, label="state")
+        axes.plot(
+            *path[plan["step"]],
+            linestyle="none",
+            marker="o",
+            color=COLOURS[0],
+            markersize=8,
+            label="state",
+        )
         if here["goal"] is not None:
-            axes.plot(*here["goal"], linestyle="none", marker="*", color=COLOURS[5], markeredgecolor="black", markersize=15, label="goal")
+            axes.plot(
+                *here["goal"],
+                linestyle="none",
+                marker="*",
+                color=COLOURS[5],
+                markeredgecolor="black",
+                markersize=15,
+                label="goal",
+            )
         axes.set_title(f"{here['task']}, step {plan['step']}: {len(lines)} beams")
         axes.set_xlabel(f"element {here['axes'][0]} of the state")
         axes.set_ylabel(f"element {here['axes'][1]} of the state")
@@ -127,4 +180,9 @@ def beams(folders: list[Path], out: Path | None, asked: Fanning) -> None:
             print(f"  {here['task']}, seed {here['run_seed']}: step {plan['step']}, {text}")
 
 
-PICTURE = Picture("beams", "draw all beams of some plans of a tt run over two elements of the state", beams, Fanning)
+PICTURE = Picture(
+    "beams",
+    "draw all beams of some plans of a tt run over two elements of the state",
+    beams,
+    Fanning,
+)

@@ -40,14 +40,24 @@ SHOWN = 4
 class Predicting(Asked):
     """The flags of predictions."""
 
-    one_step: int = setting(10_000, "of --prediction: learner steps of the one-step model that is drawn beside; 0 leaves it out", low=0, high=10_000_000)
+    one_step: int = setting(
+        10_000,
+        "of --prediction: learner steps of the one-step model that is drawn beside; 0 leaves it out",
+        low=0,
+        high=10_000_000,
+    )
 
 
 def seen_in(model: TrajectoryModel, store: Store) -> Iterator[Tensor]:
     """The states of each episode of a store `[T + 1, seen]`, the last included."""
     for position in range(len(store.table)):
         episode = store.episode(position)
-        yield model.seen.rows({path: torch.from_numpy(np.array(values)) for path, values in episode.observations.items()})
+        yield model.seen.rows(
+            {
+                path: torch.from_numpy(np.array(values))
+                for path, values in episode.observations.items()
+            }
+        )
 
 
 def deviations(parts: Iterable[Tensor]) -> np.ndarray:
@@ -59,7 +69,11 @@ def deviations(parts: Iterable[Tensor]) -> np.ndarray:
     for part in parts:
         rows = part.double().numpy()
         first = rows[0] if first is None else first
-        count, total, squares = count + len(rows), total + (rows - first).sum(0), squares + ((rows - first) ** 2).sum(0)
+        count, total, squares = (
+            count + len(rows),
+            total + (rows - first).sum(0),
+            squares + ((rows - first) ** 2).sum(0),
+        )
     out: np.ndarray = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
     return out
 
@@ -70,8 +84,22 @@ def one_step_of(model: TrajectoryModel, store: Store, steps: int, seed: int) -> 
     for position, seen in enumerate(seen_in(model, store)):
         states.append(seen[:-1])
         following.append(seen[1:])
-        actions.append(model.acted.rows({path: torch.from_numpy(np.array(values)) for path, values in store.episode(position).actions.items()}))
-    return train_one_step(torch.cat(states), torch.cat(actions), torch.cat(following), model.acted.choices, steps, seed)
+        actions.append(
+            model.acted.rows(
+                {
+                    path: torch.from_numpy(np.array(values))
+                    for path, values in store.episode(position).actions.items()
+                }
+            )
+        )
+    return train_one_step(
+        torch.cat(states),
+        torch.cat(actions),
+        torch.cat(following),
+        model.acted.choices,
+        steps,
+        seed,
+    )
 
 
 def predict(loaded: Loaded, asked: Predicting) -> dict[str, Any]:
@@ -84,42 +112,75 @@ def predict(loaded: Loaded, asked: Predicting) -> dict[str, Any]:
     """
     model, algorithm, dataset = loaded.model, loaded.run.algorithm, dataset_of(loaded.run)
     if not isinstance(model, TrajectoryModel) or not isinstance(algorithm, Tt):
-        raise UserError(f"the {algorithm.name} policy of {loaded.folder} predicts no states to draw; a tt run is expected")
+        raise UserError(
+            f"the {algorithm.name} policy of {loaded.folder} predicts no states to draw; a tt run is expected"
+        )
     if dataset is None:
         if loaded.run.dataset is None:
             raise UserError(
                 f"{loaded.folder} names no dataset that it learned from, as imported weights do not, so there is nothing to compare predictions with"
             )
-        raise UserError(f"the dataset that {loaded.folder} learned from does not lie at {loaded.run.dataset.folder} any more; put it there")
+        raise UserError(
+            f"the dataset that {loaded.folder} learned from does not lie at {loaded.run.dataset.folder} any more; put it there"
+        )
     store = dataset.store()
     seed = loaded.run.seed if asked.seed is None else asked.seed
     steps = min(STEPS, int(store.table.lengths.max()))
     chance = np.random.default_rng(seed)
     where = np.flatnonzero(store.table.lengths >= steps)
     free = store.table.lengths[where] - steps + 1
-    drawn = np.sort(chance.choice(int(free.sum()), min(asked.episodes, int(free.sum())), replace=False))
+    drawn = np.sort(
+        chance.choice(int(free.sum()), min(asked.episodes, int(free.sum())), replace=False)
+    )
     chosen = np.searchsorted(np.cumsum(free), drawn, side="right")
     begins = drawn - (np.cumsum(free) - free)[chosen]
     states, actions, goals = [], [], []
     for position, begin in zip(where[chosen].tolist(), begins.tolist(), strict=True):
         episode = store.episode(position)
-        seen = {path: torch.from_numpy(np.array(values[begin : begin + steps + 1])) for path, values in episode.observations.items()}
-        acted = {path: torch.from_numpy(np.array(values[begin : begin + steps])) for path, values in episode.actions.items()}
+        seen = {
+            path: torch.from_numpy(np.array(values[begin : begin + steps + 1]))
+            for path, values in episode.observations.items()
+        }
+        acted = {
+            path: torch.from_numpy(np.array(values[begin : begin + steps]))
+            for path, values in episode.actions.items()
+        }
         states.append(model.seen.rows(seen))
         actions.append(model.acted.rows(acted))
-        last = {path: torch.from_numpy(np.array(values[-1])) for path, values in episode.observations.items()}
+        last = {
+            path: torch.from_numpy(np.array(values[-1]))
+            for path, values in episode.observations.items()
+        }
         goals.append(model.states(last))
     real, bins, width = torch.stack(states), model.bins, model.seen.width
     tokens = bins.encode(torch.stack(actions), slice(width, width + model.acted.width))
-    planner = Planner(model.net, bins, width, model.acted.width, dataclasses.replace(algorithm.search, context=algorithm.window))
+    planner = Planner(
+        model.net,
+        bins,
+        width,
+        model.acted.width,
+        dataclasses.replace(algorithm.search, context=algorithm.window),
+    )
     past = tokens.new_zeros(len(real), 0, model.net.dims)
-    found = planner.follow(past, bins.encode(real[:, 0], slice(0, width)), tokens, torch.stack(goals) if model.asked is not None else None)
+    found = planner.follow(
+        past,
+        bins.encode(real[:, 0], slice(0, width)),
+        tokens,
+        torch.stack(goals) if model.asked is not None else None,
+    )
     told = bins.decode(found, slice(0, width)).numpy()
     truth = real[:, 1:].numpy()
     simple = None
     if asked.one_step:
-        print(f"training a one-step model on {int(store.table.lengths.sum()):,} steps", file=sys.stderr)
-        simple = one_step_of(model, store, asked.one_step, seed).follow(real[:, 0], torch.stack(actions)).numpy()
+        print(
+            f"training a one-step model on {int(store.table.lengths.sum()):,} steps",
+            file=sys.stderr,
+        )
+        simple = (
+            one_step_of(model, store, asked.one_step, seed)
+            .follow(real[:, 0], torch.stack(actions))
+            .numpy()
+        )
     spread = deviations(seen_in(model, store))
     moving = np.flatnonzero(spread > 0)
 
@@ -134,7 +195,9 @@ def predict(loaded: Loaded, asked: Predicting) -> dict[str, Any]:
         "run_seed": loaded.run.seed,
         "seed": seed,
         "version": list(loaded.version),
-        "starts": [[int(p), int(b)] for p, b in zip(where[chosen], begins, strict=True)],  # [position of the episode in the dataset, step]
+        "starts": [
+            [int(p), int(b)] for p, b in zip(where[chosen], begins, strict=True)
+        ],  # [position of the episode in the dataset, step]
         "elements": shown.tolist(),
         "real": truth[0][:, shown].T.tolist(),  # of the first start: [element][step]
         "predicted": told[0][:, shown].T.tolist(),
@@ -160,24 +223,52 @@ def draw_prediction(predictions: list[dict[str, Any]]) -> Figure:
             axes.plot(steps, here["real"][column], color=GREY, label="real")
             axes.plot(steps, here["predicted"][column], color=COLOURS[0], label="predicted")
             if here["one_step_predicted"] is not None:
-                axes.plot(steps, here["one_step_predicted"][column], color=COLOURS[1], linewidth=1.2, label="one-step model")
+                axes.plot(
+                    steps,
+                    here["one_step_predicted"][column],
+                    color=COLOURS[1],
+                    linewidth=1.2,
+                    label="one-step model",
+                )
             label_axes(axes, f"{here['task']}: element {element} of the state", "steps ahead", "")
-        axes = figure.add_subplot(len(predictions), across, row * across + len(here["elements"]) + 1)
+        axes = figure.add_subplot(
+            len(predictions), across, row * across + len(here["elements"]) + 1
+        )
         axes.plot(steps, here["still"], color=GREY, linestyle="--", label="nothing moves")
-        axes.plot(steps, here["error"], color=COLOURS[0], label=f"predicted, {len(here['starts'])} starts")
+        axes.plot(
+            steps, here["error"], color=COLOURS[0], label=f"predicted, {len(here['starts'])} starts"
+        )
         if here["one_step_error"] is not None:
-            axes.plot(steps, here["one_step_error"], color=COLOURS[1], label=f"one-step model, {here['one_step_steps']:,} learner steps")
+            axes.plot(
+                steps,
+                here["one_step_error"],
+                color=COLOURS[1],
+                label=f"one-step model, {here['one_step_steps']:,} learner steps",
+            )
         label_axes(axes, f"seed {here['run_seed']}: error", "steps ahead", "standard deviations")
     return figure
 
 
 def prediction(folders: list[Path], out: Path | None, asked: Predicting) -> None:
     """Draw what the models of run folders predict of their datasets. Raises UserError and RunFailed."""
-    for here in pictured(folders, out, asked, "prediction", "predictions", predict, draw_prediction):
-        print(f"  {here['task']}, seed {here['run_seed']}: error after 1 and {len(here['error'])} steps, in standard deviations of the data")
-        for name, text in (("error", "predicted"), ("one_step_error", "one-step model"), ("still", "nothing moves")):
+    for here in pictured(
+        folders, out, asked, "prediction", "predictions", predict, draw_prediction
+    ):
+        print(
+            f"  {here['task']}, seed {here['run_seed']}: error after 1 and {len(here['error'])} steps, in standard deviations of the data"
+        )
+        for name, text in (
+            ("error", "predicted"),
+            ("one_step_error", "one-step model"),
+            ("still", "nothing moves"),
+        ):
             if here[name] is not None:
                 print(f"    {text:<16}{here[name][0]:.3f}  {here[name][-1]:.3f}")
 
 
-PICTURE = Picture("prediction", "draw the trajectories that a tt run and a one-step model predict against the real ones of its dataset", prediction, Predicting)
+PICTURE = Picture(
+    "prediction",
+    "draw the trajectories that a tt run and a one-step model predict against the real ones of its dataset",
+    prediction,
+    Predicting,
+)

@@ -86,7 +86,9 @@ def narrowed(logits: Tensor, k: int, cdf: float) -> Tensor:
         ordered = probability.sort(-1).values
         under = (ordered.cumsum(-1) < cdf).sum(-1, keepdim=True)
         last = torch.where(under > 0, ordered.gather(-1, (under - 1).clamp(min=0)), -1.0)
-        logits = logits.masked_fill((probability <= last) & (probability < ordered[..., -1:]), -torch.inf)
+        logits = logits.masked_fill(
+            (probability <= last) & (probability < ordered[..., -1:]), -torch.inf
+        )
     if 0 < k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(k, -1).values[..., -1:], -torch.inf)
     return logits
@@ -97,15 +99,21 @@ def drawn(logits: Tensor, k: int, uniforms: Tensor | None) -> Tensor:
     if k == 1 or uniforms is None:
         return logits.argmax(-1)
     below = torch.softmax(logits, -1).cumsum(-1)
-    return (below <= uniforms.unsqueeze(-1) * below[..., -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
+    return (
+        (below <= uniforms.unsqueeze(-1) * below[..., -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
+    )
 
 
 class Planner:
     """Searches with one network. `bins` say what numbers its tokens stand for; states have `seen` tokens, actions `acted`."""
 
-    def __init__(self, net: TrajectoryTransformer, bins: Bins, seen: int, acted: int, search: Search) -> None:
+    def __init__(
+        self, net: TrajectoryTransformer, bins: Bins, seen: int, acted: int, search: Search
+    ) -> None:
         if not 2 <= search.context <= net.window:
-            raise ValueError(f"a context of {search.context} transitions is not from 2 to the network's {net.window}")
+            raise ValueError(
+                f"a context of {search.context} transitions is not from 2 to the network's {net.window}"
+            )
         self.net, self.bins, self.seen, self.acted, self.search = net, bins, seen, acted, search
         self.encoder = Keeper(net)
 
@@ -125,8 +133,13 @@ class Planner:
         rows = []
         for high, low in (uniforms[:, :2] * 2**SEED_BITS).astype(np.int64).tolist():
             generator = torch.Generator().manual_seed((high << SEED_BITS) + low)
-            rows.append({name: torch.rand(shape, generator=generator) for name, shape in shapes.items()})
-        return {name: torch.stack([row[name] for row in rows]).to(self.middles.device) for name in shapes}
+            rows.append(
+                {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
+            )
+        return {
+            name: torch.stack([row[name] for row in rows]).to(self.middles.device)
+            for name in shapes
+        }
 
     def _parts(self, n: int, sequences: int, device: torch.device) -> list[slice]:
         """Of n rows of so many sequences, as many at a time as keep the caches small."""
@@ -134,7 +147,9 @@ class Planner:
         return [slice(start, start + each) for start in range(0, n, each)]
 
     @torch.inference_mode()
-    def fan(self, past: Tensor, state: Tensor, numbers: Numbers | None, goal: Tensor | None = None) -> Fan:
+    def fan(
+        self, past: Tensor, state: Tensor, numbers: Numbers | None, goal: Tensor | None = None
+    ) -> Fan:
         """All beams that `plan` ends with, or, without numbers, those that `likely` ends with. Arguments as there.
 
         Where filters leave a row fewer sequences than others have, beams of stop tokens with a score of -inf fill it up.
@@ -145,13 +160,22 @@ class Planner:
             if numbers is None:
                 fans.append(self._likely(past[part], state[part], told))
             else:
-                fans.append(self._plan(past[part], state[part], {k: v[part] for k, v in numbers.items()}, told))
+                fans.append(
+                    self._plan(
+                        past[part], state[part], {k: v[part] for k, v in numbers.items()}, told
+                    )
+                )
         most = max(fan.score.shape[1] for fan in fans)
-        tokens = [pad(fan.tokens, (0, 0, 0, 0, 0, most - fan.score.shape[1]), value=self.net.bins) for fan in fans]
+        tokens = [
+            pad(fan.tokens, (0, 0, 0, 0, 0, most - fan.score.shape[1]), value=self.net.bins)
+            for fan in fans
+        ]
         scores = [pad(fan.score, (0, most - fan.score.shape[1]), value=-torch.inf) for fan in fans]
         return Fan(torch.cat(tokens), torch.cat(scores))
 
-    def plan(self, past: Tensor, state: Tensor, numbers: Numbers, goal: Tensor | None = None) -> Plan:
+    def plan(
+        self, past: Tensor, state: Tensor, numbers: Numbers, goal: Tensor | None = None
+    ) -> Plan:
         """The plan with the highest sum of discounted rewards, and value after its last step. With `reach` its score is the discount to the power of
         the steps to the goal, 0 for a plan that does not come there; of equals it is the one drawn first.
 
@@ -163,7 +187,9 @@ class Planner:
     def _plan(self, past: Tensor, state: Tensor, numbers: Numbers, goal: Tensor | None) -> Fan:
         search = self.search
         n, beams = len(state), search.beams
-        written = (Kept if self.net.transformer.rotary else Anew)(self, self.window(past), state, goal)
+        written = (Kept if self.net.transformer.rotary else Anew)(
+            self, self.window(past), state, goal
+        )
         states = state[:, None].expand(n, beams, self.seen)
         plans = state.new_zeros(n, beams, 0, self.net.dims)
         earned = score = self.middles.new_zeros(n, beams)
@@ -172,14 +198,22 @@ class Planner:
             if search.reach:
                 reward, value = torch.zeros_like(reward), torch.zeros_like(value)
             earned = earned.repeat(1, search.expansions) + search.discount**t * reward
-            score, best = (earned + search.discount ** (t + 1) * value).sort(dim=1, descending=True, stable=True)
+            score, best = (earned + search.discount ** (t + 1) * value).sort(
+                dim=1, descending=True, stable=True
+            )
             best = best[:, :beams]
             whole = torch.cat([states.repeat(1, search.expansions, 1), tokens], 2)
             plans = torch.cat([_rows(plans, best % beams), _rows(whole, best).unsqueeze(2)], 2)
             if t == search.horizon - 1:
                 break
             earned = earned.gather(1, best)
-            states = written.go_on(best, plans[:, :, -1], numbers["states"][:, t].transpose(1, 2).flatten(0, 1) if search.k_obs != 1 else None)
+            states = written.go_on(
+                best,
+                plans[:, :, -1],
+                numbers["states"][:, t].transpose(1, 2).flatten(0, 1)
+                if search.k_obs != 1
+                else None,
+            )
             if search.reach and goal is not None:
                 there = (states == goal[:, None]).all(2)
                 earned = torch.maximum(earned, search.discount ** (t + 1) * there)
@@ -189,7 +223,9 @@ class Planner:
         """The transitions `[..., m, dims]` that are looked at beside the one being written."""
         return transitions[..., max(0, transitions.shape[-2] - self.search.context + 1) :, :]
 
-    def _expand(self, written: Anew | Kept, numbers: Numbers, t: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _expand(
+        self, written: Anew | Kept, numbers: Numbers, t: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, rewards and values of all candidates: their tokens `[n, candidates, acted + 2]`, and two of `[n, candidates]`.
 
         What is written has one row for each environment, or one for each of its beams.
@@ -213,16 +249,24 @@ class Planner:
             logits = net.logits(hidden, dim)
             if j < self.acted:
                 logits = narrowed(self._acting(logits, t), search.k_act, search.cdf_act)
-                token = drawn(logits.expand(-1, each, -1), search.k_act, by_row(numbers["actions"][:, t, j]))
+                token = drawn(
+                    logits.expand(-1, each, -1), search.k_act, by_row(numbers["actions"][:, t, j])
+                )
             else:
-                chance = by_row(numbers["outcomes"][:, t, j - self.acted]) if search.k_rew != 1 else None
+                chance = (
+                    by_row(numbers["outcomes"][:, t, j - self.acted]) if search.k_rew != 1 else None
+                )
                 token = drawn(narrowed(logits, search.k_rew, 0.0), search.k_rew, chance)
                 numbers_of.append(self._number(logits, token, dim))
             tokens.append(token)
             if j <= self.acted:
                 hidden = written.branch(token, dim, j)
         reward, value = numbers_of
-        return torch.stack([by_candidate(token) for token in tokens], 2), by_candidate(reward), by_candidate(value)
+        return (
+            torch.stack([by_candidate(token) for token in tokens], 2),
+            by_candidate(reward),
+            by_candidate(value),
+        )
 
     def _number(self, logits: Tensor, token: Tensor, dim: int) -> Tensor:
         """What a reward or value counts as; a stop token is worth 0."""
@@ -233,9 +277,18 @@ class Planner:
 
     def _acting(self, logits: Tensor, t: int) -> Tensor:
         """Logits of an action's token. The first action will be taken, so that it cannot be the stop token."""
-        return logits if t else torch.cat([logits[..., :-1], torch.full_like(logits[..., -1:], -torch.inf)], -1)
+        return (
+            logits
+            if t
+            else torch.cat([logits[..., :-1], torch.full_like(logits[..., -1:], -torch.inf)], -1)
+        )
 
-    def next_state(self, last: Callable[[], Tensor], write: Callable[[Tensor, int], None], chance: Tensor | None) -> Tensor:
+    def next_state(
+        self,
+        last: Callable[[], Tensor],
+        write: Callable[[Tensor, int], None],
+        chance: Tensor | None,
+    ) -> Tensor:
         """Write the tokens of the next state `[rows, seen]`: `last()` are the outputs `[rows, width]` that predict the next of them."""
         search, tokens = self.search, []
         for dim in range(self.seen):
@@ -260,7 +313,12 @@ class Planner:
         total = self.middles.new_zeros(n, 1)
         for t in range(search.horizon):
             place = window.shape[2]
-            trunk, which = encoder.trunk(window.flatten(0, 1), state if t == 0 else None, net.dims, _each(goal, window.shape[1]))
+            trunk, which = encoder.trunk(
+                window.flatten(0, 1),
+                state if t == 0 else None,
+                net.dims,
+                _each(goal, window.shape[1]),
+            )
             trunk = trunk.take(which)
             written = state[:, None] if t == 0 else state.new_zeros(n, window.shape[1], 0)
             for dim in range(written.shape[2], net.dims):
@@ -271,12 +329,18 @@ class Planner:
                     logits = narrowed(self._acting(logits, t), search.k_act, search.cdf_act)
                 else:
                     logits = narrowed(logits, search.k_rew, 0.0)
-                sums = (total.unsqueeze(2) + torch.log_softmax(logits, -1).view(*total.shape, -1)).flatten(1)
+                sums = (
+                    total.unsqueeze(2) + torch.log_softmax(logits, -1).view(*total.shape, -1)
+                ).flatten(1)
                 keep = min(search.beams, int((sums > -torch.inf).sum(1).max()))
                 total, chosen = sums.topk(keep)
                 parents, token = chosen // (net.bins + 1), chosen % (net.bins + 1)
                 trunk, order = _grown(trunk, parents)
-                total, parents, token = total.gather(1, order), parents.gather(1, order), token.gather(1, order)
+                total, parents, token = (
+                    total.gather(1, order),
+                    parents.gather(1, order),
+                    token.gather(1, order),
+                )
                 window, plans = _rows(window, parents), _rows(plans, parents)
                 written = torch.cat([_rows(written, parents), token.unsqueeze(2)], 2)
                 if dim < net.dims - 1:
@@ -287,13 +351,22 @@ class Planner:
         return Fan(_rows(plans, order), score)
 
     @torch.inference_mode()
-    def follow(self, past: Tensor, state: Tensor, actions: Tensor, goal: Tensor | None = None) -> Tensor:
+    def follow(
+        self, past: Tensor, state: Tensor, actions: Tensor, goal: Tensor | None = None
+    ) -> Tensor:
         """States `[n, H, seen]` that the network predicts to come of H actions given as tokens `[n, H, acted]`, each from those predicted before.
 
         Open loop: nothing of what truly happens is seen. States, rewards and values are the most likely tokens. Other arguments as in `plan`.
         """
         parts = self._parts(len(state), 1, state.device)
-        return torch.cat([self._follow(past[part], state[part], actions[part], None if goal is None else goal[part]) for part in parts])
+        return torch.cat(
+            [
+                self._follow(
+                    past[part], state[part], actions[part], None if goal is None else goal[part]
+                )
+                for part in parts
+            ]
+        )
 
     def _follow(self, past: Tensor, state: Tensor, actions: Tensor, goal: Tensor | None) -> Tensor:
         net, encoder = self.net, self.encoder
@@ -320,7 +393,9 @@ class Planner:
         return torch.stack(states, 1)
 
     @torch.inference_mode()
-    def act(self, past: Tensor, state: Tensor, uniforms: Tensor | None, goal: Tensor | None = None) -> Tensor:
+    def act(
+        self, past: Tensor, state: Tensor, uniforms: Tensor | None, goal: Tensor | None = None
+    ) -> Tensor:
         """An action without a plan: tokens `[n, acted]` drawn one after the other with `uniforms [n, acted]`, or the most likely ones."""
         window = self.window(past)
         trunk, which = self.encoder.trunk(window, state, self.acted, goal)
@@ -338,7 +413,9 @@ class Planner:
 class Anew:
     """The beams of a plan as the model's rule has them: where a transition begins the oldest leaves, and the windows are encoded anew."""
 
-    def __init__(self, planner: Planner, window: Tensor, state: Tensor, goal: Tensor | None) -> None:
+    def __init__(
+        self, planner: Planner, window: Tensor, state: Tensor, goal: Tensor | None
+    ) -> None:
         """`window [n, m, dims]` is what the plan begins behind."""
         self._planner, self._goal = planner, goal
         self._window = window[:, None].expand(len(state), planner.search.beams, *window.shape[1:])
@@ -363,12 +440,20 @@ class Anew:
         """The next states `[n, beams, seen]` of the candidates `best [n, beams]`, whose transitions `[n, beams, dims]` are written."""
         planner, encoder = self._planner, self._planner.encoder
         n, beams = best.shape
-        self._window = planner.window(torch.cat([_rows(self._window, best % beams), transitions.unsqueeze(2)], 2))
-        trunk, which = encoder.trunk(self._window.flatten(0, 1), None, planner.seen, _each(self._goal, beams))
+        self._window = planner.window(
+            torch.cat([_rows(self._window, best % beams), transitions.unsqueeze(2)], 2)
+        )
+        trunk, which = encoder.trunk(
+            self._window.flatten(0, 1), None, planner.seen, _each(self._goal, beams)
+        )
         if chance is not None:  # beams that agree may go on to different states
             trunk, which = trunk.take(which), torch.arange(n * beams, device=which.device)
         place = planner.net.dims * self._window.shape[2]
-        states = planner.next_state(lambda: trunk.last, lambda token, dim: encoder.step(trunk, token, dim, place + dim), chance)
+        states = planner.next_state(
+            lambda: trunk.last,
+            lambda token, dim: encoder.step(trunk, token, dim, place + dim),
+            chance,
+        )
         self._trunk = trunk.take(which)
         return states[which].view(n, beams, planner.seen)
 
@@ -376,11 +461,15 @@ class Anew:
 class Kept:
     """The beams of a plan of a model with rotary positions: all that was computed is kept, and nothing leaves the view. Offers what `Anew` does."""
 
-    def __init__(self, planner: Planner, window: Tensor, state: Tensor, goal: Tensor | None) -> None:
+    def __init__(
+        self, planner: Planner, window: Tensor, state: Tensor, goal: Tensor | None
+    ) -> None:
         """See Anew."""
         self._planner, self._place = planner, planner.net.dims * window.shape[1]
         self._stem = planner.encoder.stem(window, state, goal)
-        self._which = torch.zeros(len(state), 1, dtype=torch.int64, device=state.device)  # which beams agree
+        self._which = torch.zeros(
+            len(state), 1, dtype=torch.int64, device=state.device
+        )  # which beams agree
 
     @property
     def last(self) -> Tensor:
@@ -393,7 +482,9 @@ class Kept:
 
     def branch(self, tokens: Tensor, dim: int, slot: int) -> Tensor:
         """See Anew."""
-        return self._planner.encoder.fork(self._stem, self._own, tokens, dim, self._place + dim, slot)
+        return self._planner.encoder.fork(
+            self._stem, self._own, tokens, dim, self._place + dim, slot
+        )
 
     def go_on(self, best: Tensor, transitions: Tensor, chance: Tensor | None) -> Tensor:
         """See Anew. Beams that agree are written on once."""
@@ -401,14 +492,32 @@ class Kept:
         n, beams = best.shape
         rows, dims = len(self._stem.last) // n, planner.net.dims
         parents = best % rows
-        same = torch.cat([self._which.gather(1, parents)[..., None], transitions[..., planner.seen :]], 2)
-        first, self._which = _distinct(same) if chance is None else (torch.arange(beams, device=best.device).expand(n, -1),) * 2
+        same = torch.cat(
+            [self._which.gather(1, parents)[..., None], transitions[..., planner.seen :]], 2
+        )
+        first, self._which = (
+            _distinct(same)
+            if chance is None
+            else (torch.arange(beams, device=best.device).expand(n, -1),) * 2
+        )
         base = rows * torch.arange(n, device=best.device)[:, None]
-        ahead, chosen = transitions.gather(1, first[..., None].expand(-1, -1, dims)).flatten(0, 1), best.gather(1, first)
-        stem = self._stem.grown((base + chosen % rows).flatten(), self._own, (chosen // rows).flatten(), self._stem.used + planner.acted + 1 + planner.seen)
+        ahead, chosen = (
+            transitions.gather(1, first[..., None].expand(-1, -1, dims)).flatten(0, 1),
+            best.gather(1, first),
+        )
+        stem = self._stem.grown(
+            (base + chosen % rows).flatten(),
+            self._own,
+            (chosen // rows).flatten(),
+            self._stem.used + planner.acted + 1 + planner.seen,
+        )
         encoder.write(stem, ahead[:, -1], dims - 1, self._place + dims - 1, kept=False)
         self._place += dims
-        states = planner.next_state(lambda: stem.last, lambda token, dim: encoder.write(stem, token, dim, self._place + dim), chance)
+        states = planner.next_state(
+            lambda: stem.last,
+            lambda token, dim: encoder.write(stem, token, dim, self._place + dim),
+            chance,
+        )
         which = self._which + first.shape[1] * torch.arange(n, device=best.device)[:, None]
         self._stem = stem.take(which.flatten())
         return states[which]
@@ -418,7 +527,9 @@ def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Of rows `[n, b, k]` the first of each that agree, by environment `[n, m]`, filled up with the first of all; and which of them each is `[n, b]`."""
     n, b, _ = rows.shape
     place = torch.arange(b, device=rows.device)
-    first = (rows[:, :, None] == rows[:, None]).all(3).long().argmax(2)  # the first row that agrees with each
+    first = (
+        (rows[:, :, None] == rows[:, None]).all(3).long().argmax(2)
+    )  # the first row that agrees with each
     fresh = first == place
     rank = fresh.long().cumsum(1) - 1
     found = torch.zeros(n, int(rank.max()) + 1, dtype=torch.int64, device=rows.device)
@@ -453,7 +564,10 @@ def _grown(trunk: Trunk, parents: Tensor) -> tuple[Trunk, Tensor]:
     first[ranked[1:]] = flat[ranked[1:]] != flat[ranked[:-1]]
     vacant = torch.ones_like(first)
     vacant[flat[first]] = False
-    free, others = vacant.nonzero().flatten(), (~first).nonzero().flatten()  # as many of each environment, in its order
+    free, others = (
+        vacant.nonzero().flatten(),
+        (~first).nonzero().flatten(),
+    )  # as many of each environment, in its order
     trunk.move(flat[others], free)
     child = order.flatten()
     place = torch.empty_like(child)

@@ -36,9 +36,16 @@ class Trunk:
 
     def take(self, rows: Tensor) -> Trunk:
         """These rows, which may repeat: a copy of their keys and values; the trunk itself where they are all of them in order."""
-        if len(rows) == len(self.last) and bool((rows == torch.arange(len(rows), device=rows.device)).all()):
+        if len(rows) == len(self.last) and bool(
+            (rows == torch.arange(len(rows), device=rows.device)).all()
+        ):
             return self
-        return Trunk([k.index_select(0, rows) for k in self.keys], [v.index_select(0, rows) for v in self.values], self.last[rows], self.used)
+        return Trunk(
+            [k.index_select(0, rows) for k in self.keys],
+            [v.index_select(0, rows) for v in self.values],
+            self.last[rows],
+            self.used,
+        )
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Write the rows `source` over the rows `target`, in place."""
@@ -51,11 +58,20 @@ class Layer:
     as much as a small multiplication does."""
 
     def __init__(self, block: Block) -> None:
-        assert isinstance(block.norm1, nn.LayerNorm) and isinstance(block.norm2, nn.LayerNorm) and block.gate is None
+        assert (
+            isinstance(block.norm1, nn.LayerNorm)
+            and isinstance(block.norm2, nn.LayerNorm)
+            and block.gate is None
+        )
         assert isinstance(block.activation, nn.GELU) and block.activation.approximate == "none"
         self.heads = block.heads
-        self._norm1, self._norm2 = ((norm.normalized_shape, norm.weight, norm.bias, norm.eps) for norm in (block.norm1, block.norm2))
-        self._qkv, self._out, self._up, self._down = ((part.weight, part.bias) for part in (block.qkv, block.out, block.up, block.down))
+        self._norm1, self._norm2 = (
+            (norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+            for norm in (block.norm1, block.norm2)
+        )
+        self._qkv, self._out, self._up, self._down = (
+            (part.weight, part.bias) for part in (block.qkv, block.out, block.up, block.down)
+        )
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values `[..., 3 * width]`."""
@@ -65,7 +81,9 @@ class Layer:
         """Queries `[ends, width]` of the last `ends` tokens, keys and values `[tokens, 2 * width]` of all."""
         width, (weight, bias) = x.shape[-1], self._qkv
         normed = layer_norm(x, *self._norm1)
-        return linear(normed[-ends:], weight[:width], bias[:width]), linear(normed, weight[width:], bias[width:])
+        return linear(normed[-ends:], weight[:width], bias[:width]), linear(
+            normed, weight[width:], bias[width:]
+        )
 
     def finish(self, x: Tensor, gathered: Tensor) -> Tensor:
         """As Block.finish."""
@@ -77,7 +95,9 @@ class Encoder:
     """The network's forward pass in the pieces that a search needs. It reads weights; it trains nothing."""
 
     def __init__(self, net: TrajectoryTransformer) -> None:
-        assert net.transformer.rotary == (net.transformer.table is None), "places are embedded, or turn queries and keys"
+        assert net.transformer.rotary == (net.transformer.table is None), (
+            "places are embedded, or turn queries and keys"
+        )
         self.net = net
         self.blocks = [Layer(block) for block in net.transformer.blocks if isinstance(block, Block)]
         self.split = self.blocks[0].heads
@@ -102,10 +122,14 @@ class Encoder:
     def _mask(self, own: int, before: int) -> Tensor:
         """Which keys each of `own` tokens may look at, when `before` come before them: `[own, before + own]`."""
         if (own, before) not in self._masks:
-            self._masks[own, before] = torch.ones(own, before + own, dtype=torch.bool, device=self._heads.device).tril(before)
+            self._masks[own, before] = torch.ones(
+                own, before + own, dtype=torch.bool, device=self._heads.device
+            ).tril(before)
         return self._masks[own, before]
 
-    def trunk(self, past: Tensor, state: Tensor | None, room: int, goal: Tensor | None = None) -> tuple[Trunk, Tensor]:
+    def trunk(
+        self, past: Tensor, state: Tensor | None, room: int, goal: Tensor | None = None
+    ) -> tuple[Trunk, Tensor]:
         """Encode windows of transitions `[n, m, dims]`, and where it is given the state `[n, seen]` that follows, behind goals `[n, goal]`.
 
         Returns what is different among them, with `room` more slots, and which of it each of the n rows is `[n]`. Without
@@ -114,30 +138,56 @@ class Encoder:
         """
         net, m = self.net, past.shape[1]
         if (0 if goal is None else goal.shape[1]) != net.goal:
-            raise ValueError(f"a goal of {net.goal} tokens is expected, but {'none' if goal is None else goal.shape[1]} is given")
+            raise ValueError(
+                f"a goal of {net.goal} tokens is expected, but {'none' if goal is None else goal.shape[1]} is given"
+            )
         each = net.dims - 1  # a transition without its value
-        tail, dim, place = (past[:, -1, -1:], each, net.dims * m - 1) if state is None else (state, 0, net.dims * m)
+        tail, dim, place = (
+            (past[:, -1, -1:], each, net.dims * m - 1)
+            if state is None
+            else (state, 0, net.dims * m)
+        )
         tree: list[Tensor] = []  # for each level, which row of the level before comes before
         parts: list[Tensor] = []
         places: list[Tensor] = []
         which = torch.zeros(len(past), dtype=torch.int64, device=past.device)
         goals = [] if goal is None else [goal]
         for k, tokens in enumerate((*goals, *past[:, :, :-1].unbind(1), tail), -len(goals)):
-            rows, which = torch.unique(torch.cat([which[:, None], tokens], 1), dim=0, return_inverse=True)
+            rows, which = torch.unique(
+                torch.cat([which[:, None], tokens], 1), dim=0, return_inverse=True
+            )
             begin, start = (dim, place) if k == m else (0, net.dims * k)
             count = tokens.shape[1]
             tree.append(rows[:, 0])
             first = 0 if k < 0 else net.goal + start
             places.append(torch.arange(first, first + count, device=past.device))
-            embedded = net.embed_goal(rows[:, 1:]) if k < 0 else net.embed(rows[:, 1:], slice(begin, begin + count))
+            embedded = (
+                net.embed_goal(rows[:, 1:])
+                if k < 0
+                else net.embed(rows[:, 1:], slice(begin, begin + count))
+            )
             parts.append(self.placed(embedded, places[-1]))
         keep = 0 if state is None else state.shape[1]
         trunk = Trunk([], [], parts[-1], net.goal + each * m + keep)
         x = torch.cat([part.flatten(0, 1) for part in parts])
         rows_of = [len(part) for part in parts]
-        as_before = not keep and rows_of[-1] == rows_of[-2] and bool((tree[-1] == torch.arange(rows_of[-1], device=x.device)).all())
+        as_before = (
+            not keep
+            and rows_of[-1] == rows_of[-2]
+            and bool((tree[-1] == torch.arange(rows_of[-1], device=x.device)).all())
+        )
         for layer in range(len(self.blocks)):
-            x = self._level(layer, x, [part.shape[:2] for part in parts], places, tree, keep, room, as_before, trunk)
+            x = self._level(
+                layer,
+                x,
+                [part.shape[:2] for part in parts],
+                places,
+                tree,
+                keep,
+                room,
+                as_before,
+                trunk,
+            )
         trunk.last = net.transformer.norm(x.view(len(parts[-1]), -1, x.shape[-1])[:, -1])
         return trunk, which
 
@@ -172,11 +222,16 @@ class Encoder:
             x, queries = x[-rows * count :], [asking]
         else:
             both = block.project(x)
-            queries, keys_values = list(both[:, :width].split([n * t for n, t in shapes])), both[:, width:]
+            queries, keys_values = (
+                list(both[:, :width].split([n * t for n, t in shapes])),
+                both[:, width:],
+            )
         gathered: list[Tensor] = []
         head = width // self.split
         keys = values = x.new_zeros(1, self.split, 0, head)
-        for k, (part, (n, t)) in enumerate(zip(keys_values.split([n * t for n, t in shapes]), shapes, strict=True)):
+        for k, (part, (n, t)) in enumerate(
+            zip(keys_values.split([n * t for n, t in shapes]), shapes, strict=True)
+        ):
             before = keys.shape[2]
             adds = t if k < end else keep
             if k < end or not as_before:
@@ -189,20 +244,35 @@ class Encoder:
                 rows_before = (tree[k][:, None] * self.split + self._heads).flatten()
                 for whole, old, more in zip(grown, (keys, values), new, strict=True):
                     if before:
-                        torch.index_select(old.flatten(0, 1).flatten(1), 0, rows_before, out=whole.flatten(0, 1).flatten(1)[:, : before * head])
+                        torch.index_select(
+                            old.flatten(0, 1).flatten(1),
+                            0,
+                            rows_before,
+                            out=whole.flatten(0, 1).flatten(1)[:, : before * head],
+                        )
                     whole[:, :, before : before + adds] = more[:, :, :adds]
                 keys, values = (whole[:, :, : before + adds] for whole in grown)
                 if whole_windows:
                     trunk.keys.append(grown[0])
                     trunk.values.append(grown[1])
             if k == end or not final:
-                asked = self.turn(queries[0 if final else k].view(n, t, self.split, head).transpose(1, 2), places[k])
+                asked = self.turn(
+                    queries[0 if final else k].view(n, t, self.split, head).transpose(1, 2),
+                    places[k],
+                )
                 mask = self._mask(t, before) if adds and t > 1 else None
-                gathered.append(scaled_dot_product_attention(asked, keys, values, mask).transpose(1, 2).flatten(2).flatten(0, 1))
+                gathered.append(
+                    scaled_dot_product_attention(asked, keys, values, mask)
+                    .transpose(1, 2)
+                    .flatten(2)
+                    .flatten(0, 1)
+                )
         looked = torch.cat(gathered)
         if len(x) <= ROWS:
             return block.finish(x, looked)
-        return torch.cat([block.finish(a, b) for a, b in zip(x.split(ROWS), looked.split(ROWS), strict=True)])
+        return torch.cat(
+            [block.finish(a, b) for a, b in zip(x.split(ROWS), looked.split(ROWS), strict=True)]
+        )
 
     def step(self, trunk: Trunk, tokens: Tensor, dim: int, place: int) -> None:
         """One more token of each row of a trunk `[rows]`, of dimension `dim`: its keys take the next slot, its output becomes `last`."""
@@ -210,12 +280,25 @@ class Encoder:
         trunk.used += 1
         for block, keys, values in zip(self.blocks, trunk.keys, trunk.values, strict=True):
             query, key, value = block.project(x).view(len(x), 3, self.split, 1, -1).unbind(1)
-            keys[:, :, slot : slot + 1], values[:, :, slot : slot + 1] = self.turn(key, where), value
-            scores = (self.turn(query, where) * query.shape[-1] ** -0.5) @ keys[:, :, : slot + 1].transpose(2, 3)
+            keys[:, :, slot : slot + 1], values[:, :, slot : slot + 1] = (
+                self.turn(key, where),
+                value,
+            )
+            scores = (self.turn(query, where) * query.shape[-1] ** -0.5) @ keys[
+                :, :, : slot + 1
+            ].transpose(2, 3)
             x = block.finish(x, (torch.softmax(scores, -1) @ values[:, :, : slot + 1]).flatten(1))
         trunk.last = self.net.transformer.norm(x)
 
-    def branch(self, trunk: Trunk, own: list[tuple[Tensor, Tensor]], tokens: Tensor, dim: int, place: int, slot: int) -> Tensor:
+    def branch(
+        self,
+        trunk: Trunk,
+        own: list[tuple[Tensor, Tensor]],
+        tokens: Tensor,
+        dim: int,
+        place: int,
+        slot: int,
+    ) -> Tensor:
         """A token of each of several continuations of the rows of a trunk, `[rows, each]`, of dimension `dim`: outputs `[rows, each, width]`.
 
         `own` are keys and values of the continuations' own tokens `[rows, heads, each, slots, head width]` by layer; this one's take
@@ -223,15 +306,21 @@ class Encoder:
         """
         x, where = self._one(tokens, dim, place)
         n, each, _ = x.shape
-        for block, keys, values, (mine, worth) in zip(self.blocks, trunk.keys, trunk.values, own, strict=True):
-            query, key, value = block.project(x).view(n, each, 3, self.split, -1).permute(2, 0, 3, 1, 4)
+        for block, keys, values, (mine, worth) in zip(
+            self.blocks, trunk.keys, trunk.values, own, strict=True
+        ):
+            query, key, value = (
+                block.project(x).view(n, each, 3, self.split, -1).permute(2, 0, 3, 1, 4)
+            )
             mine[:, :, :, slot], worth[:, :, :, slot] = self.turn(key, where), value
             query = self.turn(query, where) * query.shape[-1] ** -0.5
             shared = query @ keys[:, :, : trunk.used].transpose(2, 3)
             apart = (query.unsqueeze(3) * mine[:, :, :, : slot + 1]).sum(-1)
             looks = torch.softmax(torch.cat([shared, apart], -1), -1)
             gathered = looks[..., : trunk.used] @ values[:, :, : trunk.used]
-            gathered = gathered + (looks[..., trunk.used :].unsqueeze(-1) * worth[:, :, :, : slot + 1]).sum(3)
+            gathered = gathered + (
+                looks[..., trunk.used :].unsqueeze(-1) * worth[:, :, :, : slot + 1]
+            ).sum(3)
             x = block.finish(x, gathered.transpose(1, 2).flatten(2))
         out: Tensor = self.net.transformer.norm(x)
         return out

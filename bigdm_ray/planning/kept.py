@@ -48,7 +48,9 @@ class Stem:
 
     def take(self, rows: Tensor) -> Stem:
         """These rows `[m]`, equally many of each environment, which may repeat: copies of what is their own and in use."""
-        own = [(keys[rows, :, : self.used], values[rows, :, : self.used]) for keys, values in self.own]
+        own = [
+            (keys[rows, :, : self.used], values[rows, :, : self.used]) for keys, values in self.own
+        ]
         return Stem(self.shared, own, self.last[rows], self.used)
 
 
@@ -59,17 +61,29 @@ class Keeper(Encoder):
         """The past and the state of each environment, encoded: arguments as of `trunk`. A row for each environment."""
         trunk, which = self.trunk(past, state, 0, goal)
         trunk = trunk.take(which)
-        shared = [(k[:, :, : trunk.used], v[:, :, : trunk.used]) for k, v in zip(trunk.keys, trunk.values, strict=True)]
+        shared = [
+            (k[:, :, : trunk.used], v[:, :, : trunk.used])
+            for k, v in zip(trunk.keys, trunk.values, strict=True)
+        ]
         return Stem(shared, [(k[:, :, :0], v[:, :, :0]) for k, v in shared], trunk.last)
 
-    def fork(self, stem: Stem, branches: Own, tokens: Tensor, dim: int, place: int, slot: int) -> Tensor:
+    def fork(
+        self, stem: Stem, branches: Own, tokens: Tensor, dim: int, place: int, slot: int
+    ) -> Tensor:
         """A token of each branch `[rows, each]`, of dimension `dim`: outputs `[rows, each, width]`; its keys take `slot` of the branch."""
         x, where = self._one(tokens, dim, place)
         n, each, _ = x.shape
         for layer, (block, (mine, worth)) in enumerate(zip(self.blocks, branches, strict=True)):
-            query, key, value = block.project(x).view(n, each, 3, self.split, -1).permute(2, 0, 3, 1, 4)
+            query, key, value = (
+                block.project(x).view(n, each, 3, self.split, -1).permute(2, 0, 3, 1, 4)
+            )
             mine[:, :, :, slot], worth[:, :, :, slot] = self.turn(key, where), value
-            gathered = self._gather(stem, layer, self.turn(query, where), (mine[:, :, :, : slot + 1], worth[:, :, :, : slot + 1]))
+            gathered = self._gather(
+                stem,
+                layer,
+                self.turn(query, where),
+                (mine[:, :, :, : slot + 1], worth[:, :, :, : slot + 1]),
+            )
             x = block.finish(x, gathered.transpose(1, 2).flatten(2))
         out: Tensor = self.net.transformer.norm(x)
         return out
@@ -82,31 +96,50 @@ class Keeper(Encoder):
         for layer, (block, (keys, values)) in enumerate(zip(self.blocks, stem.own, strict=True)):
             query, key, value = block.project(x).view(len(x), 3, self.split, 1, -1).unbind(1)
             if kept:
-                keys[:, :, slot : slot + 1], values[:, :, slot : slot + 1] = self.turn(key, where), value
+                keys[:, :, slot : slot + 1], values[:, :, slot : slot + 1] = (
+                    self.turn(key, where),
+                    value,
+                )
             x = block.finish(x, self._gather(stem, layer, self.turn(query, where)).flatten(1))
         stem.last = self.net.transformer.norm(x)
 
-    def _gather(self, stem: Stem, layer: int, query: Tensor, apart: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def _gather(
+        self, stem: Stem, layer: int, query: Tensor, apart: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """What queries `[rows, heads, each, head width]` gather from the shared past, from their row's own tokens, and from those of each `apart`.
 
         The past is multiplied with all queries of an environment at once.
         """
-        (past, worth), (keys, values) = stem.shared[layer], (part[:, :, : stem.used] for part in stem.own[layer])
+        (past, worth), (keys, values) = (
+            stem.shared[layer],
+            (part[:, :, : stem.used] for part in stem.own[layer]),
+        )
         rows, heads, each, width = query.shape
         n, seen, used = len(past), past.shape[2], stem.used
 
         def together(of_rows: Tensor) -> Tensor:
-            return of_rows.view(n, rows // n, heads, each, -1).transpose(1, 2).reshape(n, heads, rows // n * each, -1)
+            return (
+                of_rows.view(n, rows // n, heads, each, -1)
+                .transpose(1, 2)
+                .reshape(n, heads, rows // n * each, -1)
+            )
 
         def by_row(joined: Tensor) -> Tensor:
-            return joined.view(n, heads, rows // n, each, -1).transpose(1, 2).reshape(rows, heads, each, -1)
+            return (
+                joined.view(n, heads, rows // n, each, -1)
+                .transpose(1, 2)
+                .reshape(rows, heads, each, -1)
+            )
 
         query = query * width**-0.5
         scores = [by_row(together(query) @ past.transpose(2, 3)), query @ keys.transpose(2, 3)]
         if apart is not None:
             scores.append((query.unsqueeze(3) * apart[0]).sum(-1))
         looks = torch.softmax(torch.cat(scores, -1), -1)
-        gathered = by_row(together(looks[..., :seen].contiguous()) @ worth) + looks[..., seen : seen + used] @ values
+        gathered = (
+            by_row(together(looks[..., :seen].contiguous()) @ worth)
+            + looks[..., seen : seen + used] @ values
+        )
         if apart is not None:
             gathered = gathered + (looks[..., seen + used :].unsqueeze(-1) * apart[1]).sum(3)
         return gathered

@@ -65,7 +65,10 @@ class Episode:
             return "it has no steps"
         if not np.isfinite(self.rewards).all():
             return f"its reward at step {int(np.argmin(np.isfinite(self.rewards)))} is not finite"
-        for kind, leaves, rows in (("observation", self.observations, steps + 1), ("action", self.actions, steps)):
+        for kind, leaves, rows in (
+            ("observation", self.observations, steps + 1),
+            ("action", self.actions, steps),
+        ):
             for path, values in leaves.items():
                 name = f"{kind} {path!r}" if path else kind
                 if len(values) != rows:

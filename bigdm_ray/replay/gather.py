@@ -37,7 +37,10 @@ class Flat:
     def add(self, episode: Episode, moved: Callable[[np.ndarray, np.ndarray], None]) -> int:
         """Copy an episode in; where it begins, or -1 where the limit leaves no room. `moved` hears of repacking."""
         if not self._slot_bytes:
-            self._slot_bytes = 4 + sum(v.nbytes // len(v) for v in (*episode.observations.values(), *episode.actions.values()))
+            self._slot_bytes = 4 + sum(
+                v.nbytes // len(v)
+                for v in (*episode.observations.values(), *episode.actions.values())
+            )
         slots = episode.length + 1
         if self._end + slots > len(self.rewards):
             room = self.limit // self._slot_bytes
@@ -63,8 +66,16 @@ class Flat:
         alive = np.isin(self._starts, starts)
         self._starts, self._slots = self._starts[alive], self._slots[alive]
 
-    def _pack(self, capacity: int, like: Episode, moved: Callable[[np.ndarray, np.ndarray], None]) -> None:
-        index = np.concatenate([np.arange(s, s + n) for s, n in zip(self._starts, self._slots, strict=True)]) if len(self._starts) else np.zeros(0, np.int64)
+    def _pack(
+        self, capacity: int, like: Episode, moved: Callable[[np.ndarray, np.ndarray], None]
+    ) -> None:
+        index = (
+            np.concatenate(
+                [np.arange(s, s + n) for s, n in zip(self._starts, self._slots, strict=True)]
+            )
+            if len(self._starts)
+            else np.zeros(0, np.int64)
+        )
 
         def packed(old: np.ndarray | None, sample: np.ndarray) -> np.ndarray:
             new = np.zeros((capacity, *sample.shape[1:]), sample.dtype)
@@ -72,7 +83,9 @@ class Flat:
                 np.take(old, index, axis=0, out=new[: len(index)])
             return new
 
-        self.observations = {path: packed(self.observations.get(path), v) for path, v in like.observations.items()}
+        self.observations = {
+            path: packed(self.observations.get(path), v) for path, v in like.observations.items()
+        }
         self.actions = {path: packed(self.actions.get(path), v) for path, v in like.actions.items()}
         self.rewards = packed(self.rewards, like.rewards)
         self._derived = {name: packed(v, like.rewards) for name, v in self._derived.items()}
@@ -85,7 +98,9 @@ class Flat:
         if name not in self._derived:
             made = np.zeros(len(self.rewards), np.float32)
             for start, slots in zip(self._starts, self._slots, strict=True):
-                made[start : start + slots - 1] = derive(name, self.rewards[start : start + slots - 1])
+                made[start : start + slots - 1] = derive(
+                    name, self.rewards[start : start + slots - 1]
+                )
             self._derived[name] = made
         return self._derived[name]
 
@@ -109,7 +124,9 @@ def sidecar(mapped: Shard, name: str) -> np.ndarray:
         loaded: np.ndarray = np.load(path, mmap_mode="r")
         if loaded.shape == mapped.rewards.shape:
             return loaded
-    made = np.concatenate([derive(name, mapped.rewards[a:b]) for a, b in itertools.pairwise(mapped.offsets)])
+    made = np.concatenate(
+        [derive(name, mapped.rewards[a:b]) for a, b in itertools.pairwise(mapped.offsets)]
+    )
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -135,7 +152,9 @@ def gather(
     at = start + timesteps
 
     def seen(steps: np.ndarray) -> Arrays:
-        return {path: _observed(view, leaf, seen_start, steps) for path, leaf in observations.items()}
+        return {
+            path: _observed(view, leaf, seen_start, steps) for path, leaf in observations.items()
+        }
 
     return Windows(
         seen(timesteps),
@@ -188,4 +207,6 @@ def joined(size: int, parts: list[tuple[np.ndarray, Windows]]) -> Windows:
 
 def bytes_of(episode: Episode) -> int:
     """Bytes of an episode's arrays."""
-    return episode.rewards.nbytes + sum(v.nbytes for v in (*episode.observations.values(), *episode.actions.values()))
+    return episode.rewards.nbytes + sum(
+        v.nbytes for v in (*episode.observations.values(), *episode.actions.values())
+    )

@@ -32,9 +32,17 @@ def episode_groups(store: Store, steps: int = GROUP_STEPS) -> Iterator[Group]:
     for numbers in np.split(np.arange(len(ends)), np.flatnonzero(np.diff(ends // steps)) + 1):
         if len(numbers):
             episodes = [store.episode(int(i)) for i in numbers]
-            seen = {path: np.concatenate([e.observations[path] for e in episodes]) for path in episodes[0].observations}
+            seen = {
+                path: np.concatenate([e.observations[path] for e in episodes])
+                for path in episodes[0].observations
+            }
             terminated = np.array([e.terminated for e in episodes])
-            yield Group(seen, np.concatenate([e.rewards for e in episodes]), store.table.lengths[numbers], terminated)
+            yield Group(
+                seen,
+                np.concatenate([e.rewards for e in episodes]),
+                store.table.lengths[numbers],
+                terminated,
+            )
 
 
 def padded(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -58,7 +66,9 @@ def discounted(rewards: np.ndarray, lengths: np.ndarray, gamma: float) -> np.nda
     return flattened(rows, lengths)
 
 
-def td_lambda(group: Group, values: np.ndarray, gamma: float, lam: float) -> tuple[np.ndarray, np.ndarray]:
+def td_lambda(
+    group: Group, values: np.ndarray, gamma: float, lam: float
+) -> tuple[np.ndarray, np.ndarray]:
     """TD(lambda) returns, and V, of each step acted on: both `[sum of T]` float32.
 
     `values [sum of (T + 1)]` are V of all observations; V is 0 behind an episode that terminated (Peng et al. 2019, section 3.2).
@@ -96,7 +106,13 @@ def continued(group: Group, gamma: float) -> np.ndarray:
     start, seen = 0, 0
     for length, terminated in zip(group.lengths.tolist(), group.terminated.tolist(), strict=True):
         if not terminated:
-            states = np.concatenate([v[seen : seen + length + 1].reshape(length + 1, -1) for v in group.observations.values()], 1)
+            states = np.concatenate(
+                [
+                    v[seen : seen + length + 1].reshape(length + 1, -1)
+                    for v in group.observations.values()
+                ],
+                1,
+            )
             out[start : start + length] += _gain(out[start : start + length], states, gamma)
         start, seen = start + length, seen + length + 1
     return out
@@ -107,10 +123,14 @@ def _gain(returns: np.ndarray, states: np.ndarray, gamma: float) -> np.ndarray:
     length = len(returns)
     distance = ((states[:-1].astype(np.float64) - states[-1]) ** 2).sum(1)
     nearer = np.append(True, distance[1:] < np.minimum.accumulate(distance)[:-1])
-    nearest = np.maximum.accumulate(np.where(nearer, np.arange(length), 0))  # of the first t + 1 states
+    nearest = np.maximum.accumulate(
+        np.where(nearer, np.arange(length), 0)
+    )  # of the first t + 1 states
     left = length - np.arange(length)  # steps left at each step, 1 at the last
     match = nearest[np.minimum(left, length - 1)]
     later = match + (length - left)  # where the terms beyond the limit begin
-    cut = np.where(later < length, gamma ** float(length) * returns[np.minimum(later, length - 1)], 0.0)
+    cut = np.where(
+        later < length, gamma ** float(length) * returns[np.minimum(later, length - 1)], 0.0
+    )
     gain: np.ndarray = gamma**left * returns[match] - cut
     return gain

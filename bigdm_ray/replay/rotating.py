@@ -53,20 +53,32 @@ class RotatingStore(Store):
     def _prepare(self) -> None:
         """Make room for as many of the largest shards as the limit holds, at least one."""
         shards = [self._shards[name] for name in self._names]
-        self._first = np.searchsorted(self._where[:, 0], np.arange(len(shards) + 1))  # shard number -> its first position
-        self._begins = np.concatenate([shard.offsets[:-1] for shard in shards])  # of each episode's steps, in its shard
+        self._first = np.searchsorted(
+            self._where[:, 0], np.arange(len(shards) + 1)
+        )  # shard number -> its first position
+        self._begins = np.concatenate(
+            [shard.offsets[:-1] for shard in shards]
+        )  # of each episode's steps, in its shard
         largest = max(shard.nbytes for shard in shards)
         slots = int(min(len(shards), max(1, self._limit // max(1, largest))))
         self._steps = max(int(shard.offsets[-1]) for shard in shards)
         self._seen = max(int(shard.offsets[-1]) + len(shard.ids) for shard in shards)
         like = shards[0]
-        self._observations = {path: np.zeros((slots * self._seen, *v.shape[1:]), v.dtype) for path, v in like.observations.items()}
-        self._actions = {path: np.zeros((slots * self._steps, *v.shape[1:]), v.dtype) for path, v in like.actions.items()}
+        self._observations = {
+            path: np.zeros((slots * self._seen, *v.shape[1:]), v.dtype)
+            for path, v in like.observations.items()
+        }
+        self._actions = {
+            path: np.zeros((slots * self._steps, *v.shape[1:]), v.dtype)
+            for path, v in like.actions.items()
+        }
         self._rewards = np.zeros(slots * self._steps, np.float32)
         self._slot = np.full(len(shards), -1)  # shard number -> slot
         self._held = [-1] * slots
 
-    def _rows(self, view: View, rng: np.random.Generator, size: int, turn: int) -> tuple[np.ndarray, np.ndarray]:
+    def _rows(
+        self, view: View, rng: np.random.Generator, size: int, turn: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         if not self._held:
             self._prepare()
         among = self._turned(view, turn)
@@ -80,13 +92,17 @@ class RotatingStore(Store):
         order = self._shuffled(view)
         slots = len(self._held)
         now = turn // self._turn
-        wanted = {i % slots: int(order[i % len(order)]) for i in range(now, now + min(slots, len(order)))}
+        wanted = {
+            i % slots: int(order[i % len(order)]) for i in range(now, now + min(slots, len(order)))
+        }
         for slot, number in wanted.items():
             if self._held[slot] != number:
                 self._load(slot, number)
         resident = tuple(sorted(wanted.values()))
         if self._resident is None or self._resident[0] != view or self._resident[1] != resident:
-            positions = np.concatenate([np.arange(self._first[n], self._first[n + 1]) for n in resident])
+            positions = np.concatenate(
+                [np.arange(self._first[n], self._first[n + 1]) for n in resident]
+            )
             self._resident = (view, resident, positions[self._eligible[view][positions]])
         return self._resident[2]
 
@@ -99,7 +115,9 @@ class RotatingStore(Store):
             mask[view.eligible(self.table)] = True
             holding = np.unique(self._where[mask, 0])
             if not len(holding):
-                raise ValueError("no episode may be drawn: the store is empty, or none passes the view's `best` and `above`")
+                raise ValueError(
+                    "no episode may be drawn: the store is empty, or none passes the view's `best` and `above`"
+                )
             self._eligible[view] = mask
             self._order[view] = np.random.default_rng(len(self._names)).permutation(holding)
         return self._order[view]
@@ -134,16 +152,24 @@ class RotatingStore(Store):
                 self._fill(name, slot)
         return self._columns[name]
 
-    def _drawn_among(self, name: str, among: np.ndarray, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    def _drawn_among(
+        self, name: str, among: np.ndarray, rng: np.random.Generator, size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Of the steps in memory at which an annotation is above 0, each alike."""
         noted = self._annotations[name]
         key = f"{name}@{self._resident and self._resident[1]}"
         if key not in self._among:
             runs = np.split(among, np.flatnonzero(np.diff(among) != 1) + 1)
             spans = [(int(self._starts[run[0]]), int(self.table.ends[run[-1]])) for run in runs]
-            self._among = {key: np.concatenate([start + np.flatnonzero(noted[start:end] > 0) for start, end in spans])}
+            self._among = {
+                key: np.concatenate(
+                    [start + np.flatnonzero(noted[start:end] > 0) for start, end in spans]
+                )
+            }
         if not len(self._among[key]):
-            raise ValueError(f"no step may be drawn: the annotation {name!r} is above 0 nowhere in the shards of this turn")
+            raise ValueError(
+                f"no step may be drawn: the annotation {name!r} is above 0 nowhere in the shards of this turn"
+            )
         steps = self._among[key][rng.integers(0, len(self._among[key]), size)]
         positions = np.searchsorted(self.table.ends, steps, side="right")
         return positions, steps - self._starts[positions]
@@ -153,4 +179,13 @@ class RotatingStore(Store):
         slot = self._slot[number]
         offset = self._begins[self._first[number] + row]
         start, seen = slot * self._steps + offset, slot * self._seen + offset + row
-        return gather(view, timesteps, self._observations, self._actions, self._rewards, self._column, start[:, None], seen[:, None])
+        return gather(
+            view,
+            timesteps,
+            self._observations,
+            self._actions,
+            self._rewards,
+            self._column,
+            start[:, None],
+            seen[:, None],
+        )

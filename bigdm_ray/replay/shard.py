@@ -52,13 +52,23 @@ def encode(episodes: list[Episode]) -> bytes:
     first = episodes[0]
     shapes: dict[str, list[int]] = {}
     leaves: dict[str, list[np.ndarray]] = {"rewards": [e.rewards for e in episodes]}
-    leaves |= {f"observations/{path}": [e.observations[path] for e in episodes] for path in first.observations}
+    leaves |= {
+        f"observations/{path}": [e.observations[path] for e in episodes]
+        for path in first.observations
+    }
     leaves |= {f"actions/{path}": [e.actions[path] for e in episodes] for path in first.actions}
     for name, values in leaves.items():
         columns[name] = _list_column(values)
         shapes[name] = list(values[0].shape[1:])
-    meta = {"schema_version": SCHEMA_VERSION, "task": first.task, "shapes": shapes, "dtypes": {k: str(v[0].dtype) for k, v in leaves.items()}}
-    table = pa.table(columns).replace_schema_metadata({b"bigdm": json.dumps(meta, sort_keys=True).encode()})
+    meta = {
+        "schema_version": SCHEMA_VERSION,
+        "task": first.task,
+        "shapes": shapes,
+        "dtypes": {k: str(v[0].dtype) for k, v in leaves.items()},
+    }
+    table = pa.table(columns).replace_schema_metadata(
+        {b"bigdm": json.dumps(meta, sort_keys=True).encode()}
+    )
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema, metadata={"seal": _BLANK.decode()}) as writer:
         writer.write_batch(table.combine_chunks().to_batches()[0])
@@ -99,7 +109,11 @@ def check(data: Any, body: bool) -> None:
     footer = bytearray(data[start:])
     at = footer.find(_SEAL)
     try:
-        size, crc, footer_crc = int(footer[at + 11 : at + 27], 16), int(footer[at + 27 : at + 35], 16), int(footer[at + 35 : at + 43], 16)
+        size, crc, footer_crc = (
+            int(footer[at + 11 : at + 27], 16),
+            int(footer[at + 27 : at + 35], 16),
+            int(footer[at + 35 : at + 43], 16),
+        )
     except ValueError:
         size, crc, footer_crc = -1, 0, 0
     if at < 0 or size < 0:
@@ -131,8 +145,12 @@ def publish(path: Path, data: Any) -> None:
 
 def unwritten(path: Path, error: OSError) -> RunFailed:
     """One sentence for a file that could not be written, with what may help."""
-    help = "free some space" if full_disk(error) else "see that its folder exists and may be written"
-    return RunFailed(f"cannot write {path}: {error.strerror or error}; {help}, then try again (a run goes on with --resume)")
+    help = (
+        "free some space" if full_disk(error) else "see that its folder exists and may be written"
+    )
+    return RunFailed(
+        f"cannot write {path}: {error.strerror or error}; {help}, then try again (a run goes on with --resume)"
+    )
 
 
 def sync_folder(folder: Path) -> None:
@@ -157,7 +175,9 @@ class Shard:
     versions: np.ndarray  # [episodes, 2] int64
     peers: np.ndarray  # [episodes] float64; 0 in shards written before there was such a column
     rewards: np.ndarray  # [steps] float32, all episodes one after another
-    observations: dict[str, np.ndarray]  # [steps + episodes, ...]: episode i starts at offsets[i] + i
+    observations: dict[
+        str, np.ndarray
+    ]  # [steps + episodes, ...]: episode i starts at offsets[i] + i
     actions: dict[str, np.ndarray]  # [steps, ...]
     scalars: pa.RecordBatch
 
@@ -179,10 +199,14 @@ class Shard:
             batch = reader.get_batch(0)
             meta = json.loads(batch.schema.metadata[b"bigdm"])
             if meta["schema_version"] > SCHEMA_VERSION:
-                raise CorruptShard(f"it has schema version {meta['schema_version']}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray")
+                raise CorruptShard(
+                    f"it has schema version {meta['schema_version']}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray"
+                )
             return _mapped(path, len(data), batch, meta)
         except (pa.ArrowException, KeyError, ValueError, IndexError) as error:
-            raise CorruptShard(f"its contents cannot be read ({type(error).__name__}: {error})") from None
+            raise CorruptShard(
+                f"its contents cannot be read ({type(error).__name__}: {error})"
+            ) from None
 
     def episode(self, row: int) -> Episode:
         """One episode; its arrays are read-only views of the map."""
@@ -214,8 +238,13 @@ def _mapped(path: Path, nbytes: int, batch: pa.RecordBatch, meta: dict[str, Any]
         array: np.ndarray = values.to_numpy(zero_copy_only=True)
         return array.reshape(-1, *meta["shapes"][name])
 
-    ids = [EpisodeId(*row) for row in zip(*(batch.column(name).to_pylist() for name in EpisodeId._fields), strict=True)]
-    versions = np.stack([batch.column("incarnation").to_numpy(), batch.column("learner_step").to_numpy()], 1)
+    ids = [
+        EpisodeId(*row)
+        for row in zip(*(batch.column(name).to_pylist() for name in EpisodeId._fields), strict=True)
+    ]
+    versions = np.stack(
+        [batch.column("incarnation").to_numpy(), batch.column("learner_step").to_numpy()], 1
+    )
     names = [name for name in meta["shapes"] if name != "rewards"]
     shard = Shard(
         path,
@@ -227,8 +256,16 @@ def _mapped(path: Path, nbytes: int, batch: pa.RecordBatch, meta: dict[str, Any]
         versions,
         batch.column("peers").to_numpy() if "peers" in batch.schema.names else np.zeros(len(ids)),
         leaf("rewards"),
-        {name.removeprefix("observations/"): leaf(name) for name in names if name.startswith("observations/")},
-        {name.removeprefix("actions/"): leaf(name) for name in names if name.startswith("actions/")},
+        {
+            name.removeprefix("observations/"): leaf(name)
+            for name in names
+            if name.startswith("observations/")
+        },
+        {
+            name.removeprefix("actions/"): leaf(name)
+            for name in names
+            if name.startswith("actions/")
+        },
         batch,
     )
     _check_lengths(shard)

@@ -52,7 +52,9 @@ class Retention:
         """Positions of the episodes that live on, ascending by id. [m] int64"""
         if self.keep == "newest" and self.steps:
             held = np.cumsum(table.lengths[::-1])
-            return np.arange(len(table))[::-1][: max(1, int(np.searchsorted(held, self.steps, side="right")))][::-1]
+            return np.arange(len(table))[::-1][
+                : max(1, int(np.searchsorted(held, self.steps, side="right")))
+            ][::-1]
         if self.keep == "all" or len(table) <= self.count:
             return np.arange(len(table))
         order = table.ranked(self) if self.keep == "best" else np.arange(len(table))[::-1]
@@ -85,7 +87,11 @@ class Table:
         """Positions from the best return, or the best by `rule`, to the worst; a tie goes to the newer id. [n] int64"""
         merit = self.returns
         if rule is not None:
-            merit = merit + rule.peers_weight * self.peers - rule.length_cost * np.maximum(self.lengths - rule.length_allowance, 0)
+            merit = (
+                merit
+                + rule.peers_weight * self.peers
+                - rule.length_cost * np.maximum(self.lengths - rule.length_allowance, 0)
+            )
         return np.lexsort((-np.arange(len(self)), -merit))
 
     def take(self, rows: np.ndarray) -> Table:
@@ -95,7 +101,15 @@ class Table:
     @staticmethod
     def joined(tables: Iterable[Table]) -> Table:
         """The rows of one table after those of another."""
-        return Table(*(np.concatenate(parts) for parts in zip(*((t.ids, t.returns, t.lengths, t.peers) for t in (Table(), *tables)), strict=True)))
+        return Table(
+            *(
+                np.concatenate(parts)
+                for parts in zip(
+                    *((t.ids, t.returns, t.lengths, t.peers) for t in (Table(), *tables)),
+                    strict=True,
+                )
+            )
+        )
 
     def merged(self, other: Table, retention: Retention) -> tuple[Table, np.ndarray]:
         """Both tables under the rule, and where each row came from (positions in self, then in other). Ids must differ."""
@@ -128,13 +142,21 @@ class Receipt:
 class Store:
     """See the module. One writer a folder; any number of readers, which `adopt` the shards the writer names."""
 
-    def __init__(self, folder: Path, retention: Retention | None = None, flat_bytes: int = 256 << 20, write: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        retention: Retention | None = None,
+        flat_bytes: int = 256 << 20,
+        write: bool = True,
+    ) -> None:
         self.folder = folder
         self.retention = retention or Retention()
         self.problems: list[str] = []
         self.table = Table()
         self._shards: dict[str, Shard] = {}
-        self._where = np.zeros((0, 3), np.int64)  # a row of `table`: shard number, row in it, place in the flat arrays or -1
+        self._where = np.zeros(
+            (0, 3), np.int64
+        )  # a row of `table`: shard number, row in it, place in the flat arrays or -1
         self._terminated = np.zeros(0, bool)  # a row of `table`: whether the episode terminated
         self._names: list[str] = []  # shard number -> name
         self._left: set[str] = set()  # shards of the folder that were not to be opened
@@ -162,7 +184,11 @@ class Store:
         for name in there if names is None else names:
             if name not in self._left:
                 self.adopt(name)
-        used = [int(number) for name in (*self._shards, *self._left) if (number := name.removeprefix(PREFIX).removesuffix(shards.SUFFIX)).isdecimal()]
+        used = [
+            int(number)
+            for name in (*self._shards, *self._left)
+            if (number := name.removeprefix(PREFIX).removesuffix(shards.SUFFIX)).isdecimal()
+        ]
         self._serial = itertools.count(max(used, default=-1) + 1)
         return self
 
@@ -178,8 +204,12 @@ class Store:
         rows = self._new(opened.ids)
         ids = np.array(opened.ids, np.int64).reshape(-1, 3)[rows]
         spans = [(int(opened.offsets[row]), int(opened.offsets[row + 1])) for row in rows]
-        returns = np.array([opened.rewards[a:b].sum(dtype=np.float64) for a, b in spans], np.float64)
-        fresh = Table(ids, returns, np.array([b - a for a, b in spans], np.int64), opened.peers[rows])
+        returns = np.array(
+            [opened.rewards[a:b].sum(dtype=np.float64) for a, b in spans], np.float64
+        )
+        fresh = Table(
+            ids, returns, np.array([b - a for a, b in spans], np.int64), opened.peers[rows]
+        )
         self._merge(opened, rows, fresh)
         return fresh
 
@@ -195,7 +225,10 @@ class Store:
     def _set_aside(self, name: str, why: str) -> None:
         path, aside = self.folder / name, self.folder / f"{name}.corrupt"
         if not path.exists():
-            self.problems.append(f"shard {path} is " + (f"set aside as {aside.name}" if aside.exists() else "missing"))
+            self.problems.append(
+                f"shard {path} is "
+                + (f"set aside as {aside.name}" if aside.exists() else "missing")
+            )
             return
         if self._write:
             with contextlib.suppress(OSError):
@@ -234,18 +267,26 @@ class Store:
         try:
             written = Shard.open(self.folder / name)
         except CorruptShard as error:  # the folder went away in between
-            raise shards.unwritten(self.folder / name, OSError(f"right after it was written {error}")) from None
+            raise shards.unwritten(
+                self.folder / name, OSError(f"right after it was written {error}")
+            ) from None
         self._merge(written, np.arange(len(fresh)), fresh)
 
     def _receipt(self, table: Table) -> Receipt:
         """Where the episodes of `table` live; those that the rule has evicted live nowhere."""
         given = set(map(tuple, table.ids.tolist()))
-        rows = [i for i in np.flatnonzero(np.isin(self.table.ids[:, 0], table.ids[:, 0])) if tuple(self.table.ids[i].tolist()) in given]
+        rows = [
+            i
+            for i in np.flatnonzero(np.isin(self.table.ids[:, 0], table.ids[:, 0]))
+            if tuple(self.table.ids[i].tolist()) in given
+        ]
         return Receipt(table, sorted({self._names[number] for number in self._where[rows, 0]}))
 
     def _next_name(self) -> str:
         name = f"{PREFIX}{next(self._serial):07d}{shards.SUFFIX}"
-        for left in self.folder.glob(f".{name}.*.npy"):  # columns of a shard of this name that was set aside or dropped
+        for left in self.folder.glob(
+            f".{name}.*.npy"
+        ):  # columns of a shard of this name that was set aside or dropped
             left.unlink(missing_ok=True)
         return name
 
@@ -254,7 +295,9 @@ class Store:
         self._names.append(opened.path.name)
         if not len(rows):
             return
-        places = np.stack([np.full(len(rows), len(self._names) - 1), rows, np.full(len(rows), -1)], 1)
+        places = np.stack(
+            [np.full(len(rows), len(self._names) - 1), rows, np.full(len(rows), -1)], 1
+        )
         before = len(self.table)
         self.table, origin = self.table.merged(fresh, self.retention)
         self._where = np.concatenate([self._where, places])[origin]
@@ -265,7 +308,9 @@ class Store:
             self._flat.keep(self._where[self._where[:, 2] >= 0, 2])
         for position in np.flatnonzero(origin >= before):
             number, row, _ = self._where[position]
-            self._where[position, 2] = self._flat.add(self._shards[self._names[number]].episode(int(row)), self._moved)
+            self._where[position, 2] = self._flat.add(
+                self._shards[self._names[number]].episode(int(row)), self._moved
+            )
 
     def _moved(self, old: np.ndarray, new: np.ndarray) -> None:
         """The flat arrays were packed anew: episodes that began at `old` begin at `new` (both ascending)."""
@@ -279,7 +324,15 @@ class Store:
         number, row, _ = self._where[position]
         return self._shards[self._names[number]].episode(int(row))
 
-    def draw(self, view: View, rng: np.random.Generator, size: int, rank: int = 0, world: int = 1, turn: int = 0) -> Windows:
+    def draw(
+        self,
+        view: View,
+        rng: np.random.Generator,
+        size: int,
+        rank: int = 0,
+        world: int = 1,
+        turn: int = 0,
+    ) -> Windows:
         """`size` windows; rank r of w draws the same rows as every other and fetches only its share of them.
 
         `turn` counts draws: a store that draws from some of its shards at a time knows from it which.
@@ -292,22 +345,46 @@ class Store:
         timesteps, mask = view.span(steps, lengths)
         mask &= timesteps < reached[:, None]
         windows = self._fetch(view, positions, timesteps)
-        noted = {name: self._annotations[name].take(self._starts[positions][:, None] + timesteps) for name in view.annotations}
+        noted = {
+            name: self._annotations[name].take(self._starts[positions][:, None] + timesteps)
+            for name in view.annotations
+        }
         if not mask.all():
             for values in (*leaves_of(windows), *noted.values()):
                 values[~mask] = 0
-        ends = mask & self._terminated[positions][:, None] & (timesteps == lengths[:, None] - 1) if view.terminals else None
+        ends = (
+            mask & self._terminated[positions][:, None] & (timesteps == lengths[:, None] - 1)
+            if view.terminals
+            else None
+        )
         goals = {}
         if view.hindsight:
-            after = self._fetch(View(stack=view.stack, next_observation=True), positions, reached[:, None] - 1).next_observations
+            after = self._fetch(
+                View(stack=view.stack, next_observation=True), positions, reached[:, None] - 1
+            ).next_observations
             goals = {path: values[:, 0] for path, values in after.items()}
-        return replace(windows, mask=mask, timesteps=np.where(mask, timesteps, 0), annotations=noted, terminated=ends, goals=goals)
+        return replace(
+            windows,
+            mask=mask,
+            timesteps=np.where(mask, timesteps, 0),
+            annotations=noted,
+            terminated=ends,
+            goals=goals,
+        )
 
-    def _rows(self, view: View, rng: np.random.Generator, size: int, turn: int) -> tuple[np.ndarray, np.ndarray]:
+    def _rows(
+        self, view: View, rng: np.random.Generator, size: int, turn: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The episodes (positions in the table) and steps that are drawn."""
-        return self._rows_among(view.among, rng, size) if view.among else view.rows(self.table, rng, size)
+        return (
+            self._rows_among(view.among, rng, size)
+            if view.among
+            else view.rows(self.table, rng, size)
+        )
 
-    def _rows_among(self, name: str, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    def _rows_among(
+        self, name: str, rng: np.random.Generator, size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         if name not in self._among:
             self._among[name] = np.flatnonzero(self._annotations[name] > 0)
         if not len(self._among[name]):
@@ -324,7 +401,9 @@ class Store:
         steps = int(self.table.lengths.sum())
         for name, values in columns.items():
             if values.shape != (steps,):
-                raise ValueError(f"the annotation {name!r} has shape {values.shape}, but ({steps},) is expected")
+                raise ValueError(
+                    f"the annotation {name!r} has shape {values.shape}, but ({steps},) is expected"
+                )
         self._annotations, self._among = columns, {}
         self._starts = self.table.ends - self.table.lengths
 
@@ -335,14 +414,25 @@ class Store:
     def _fetch_flat(self, view: View, positions: np.ndarray, timesteps: np.ndarray) -> Windows:
         flat = self._flat
         start = self._where[positions, 2][:, None]
-        return gather(view, timesteps, flat.observations, flat.actions, flat.rewards, flat.column, start, start)
+        return gather(
+            view,
+            timesteps,
+            flat.observations,
+            flat.actions,
+            flat.rewards,
+            flat.column,
+            start,
+            start,
+        )
 
     def _fetch_mixed(self, view: View, positions: np.ndarray, timesteps: np.ndarray) -> Windows:
         """Rows from the flat arrays and from as many maps as the batch touches, put together in the batch's order."""
         where = self._where[positions]
         source = np.where(where[:, 2] >= 0, -1, where[:, 0])
         parts: list[tuple[np.ndarray, Windows]] = []
-        for number in np.unique(source) if len(source) else self._where[:1, 0]:  # an empty share has the same leaves, without rows
+        for number in (
+            np.unique(source) if len(source) else self._where[:1, 0]
+        ):  # an empty share has the same leaves, without rows
             here = np.flatnonzero(source == number)
             if number < 0:
                 parts.append((here, self._fetch_flat(view, positions[here], timesteps[here])))
@@ -351,7 +441,16 @@ class Store:
             row = where[here, 1]
             start = mapped.offsets[row][:, None]
             column = functools.partial(self._sidecar, mapped)
-            windows = gather(view, timesteps[here], mapped.observations, mapped.actions, mapped.rewards, column, start, start + row[:, None])
+            windows = gather(
+                view,
+                timesteps[here],
+                mapped.observations,
+                mapped.actions,
+                mapped.rewards,
+                column,
+                start,
+                start + row[:, None],
+            )
             parts.append((here, windows))
         return joined(len(positions), parts)
 
@@ -375,8 +474,17 @@ class Store:
     @property
     def garbage_bytes(self) -> int:
         """An estimate of the bytes that hold no living episode: a shard's size times its share of dead steps."""
-        living = np.bincount(self._where[:, 0], self.table.lengths, len(self._names)) if len(self.table) else np.zeros(len(self._names))
-        return int(sum(s.nbytes * (1 - living[i] / max(1, s.offsets[-1])) for i, s in enumerate(self._shards[n] for n in self._names)))
+        living = (
+            np.bincount(self._where[:, 0], self.table.lengths, len(self._names))
+            if len(self.table)
+            else np.zeros(len(self._names))
+        )
+        return int(
+            sum(
+                s.nbytes * (1 - living[i] / max(1, s.offsets[-1]))
+                for i, s in enumerate(self._shards[n] for n in self._names)
+            )
+        )
 
     def compact(self) -> list[str]:
         """Where garbage exceeds the living bytes, write the living anew into shards of about 64 MiB.
@@ -406,7 +514,9 @@ class Store:
 
     def _rewrite(self, positions: list[int]) -> None:
         name = self._next_name()
-        shards.publish(self.folder / name, shards.encode([self.episode(position) for position in positions]))
+        shards.publish(
+            self.folder / name, shards.encode([self.episode(position) for position in positions])
+        )
         self._shards[name] = Shard.open(self.folder / name)
         self._names.append(name)
         self._where[positions, 0] = len(self._names) - 1
@@ -440,7 +550,9 @@ class Store:
         self._names = keep
         for name in going:
             del self._shards[name]
-        self._sidecars = {key: column for key, column in self._sidecars.items() if key[0] not in going}
+        self._sidecars = {
+            key: column for key, column in self._sidecars.items() if key[0] not in going
+        }
 
     def follow(self, names: Iterable[str]) -> None:
         """A reader takes over the shards that hold the writer's living episodes now, so that it can forget the old ones."""

@@ -70,15 +70,21 @@ class View:
             rows = rows[table.returns[rows] >= self.above]
         return rows
 
-    def rows(self, table: Table, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    def rows(
+        self, table: Table, rng: np.random.Generator, size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """`size` draws: positions in `table` and the drawn steps, both [size] int64. Raises ValueError if none may be drawn."""
         among = None if self.best == 1.0 and self.above is None else self.eligible(table)
         lengths = table.lengths if among is None else table.lengths[among]
         if len(lengths) == 0:
-            raise ValueError("no episode may be drawn: the store is empty, or none passes the view's `best` and `above`")
+            raise ValueError(
+                "no episode may be drawn: the store is empty, or none passes the view's `best` and `above`"
+            )
         if self.weight != "length":
             chosen = rng.integers(0, len(lengths), size)
-            steps = (rng.random(size) * lengths[chosen] * (self.weight == "episode")).astype(np.int64)
+            steps = (rng.random(size) * lengths[chosen] * (self.weight == "episode")).astype(
+                np.int64
+            )
         else:
             ends = table.ends if among is None else np.cumsum(lengths)
             flat = rng.integers(0, ends[-1], size)
@@ -86,12 +92,20 @@ class View:
             steps = flat - (ends[chosen] - lengths[chosen])
         return (chosen if among is None else among[chosen]), steps
 
-    def reached(self, steps: np.ndarray, lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def reached(
+        self, steps: np.ndarray, lengths: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
         """At which observation the goal of each drawn step is reached `[B]` int64, from the next to the episode's last; without hindsight the last."""
         if self.hindsight != "later":
             return lengths
         left = lengths - steps
-        reached: np.ndarray = steps + 1 + (rng.random(len(steps)) * (np.minimum(left, self.ahead) if self.ahead else left)).astype(np.int64)
+        reached: np.ndarray = (
+            steps
+            + 1
+            + (
+                rng.random(len(steps)) * (np.minimum(left, self.ahead) if self.ahead else left)
+            ).astype(np.int64)
+        )
         return reached
 
     def span(self, steps: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +137,9 @@ class Windows:
     next_observations: dict[str, np.ndarray] = field(default_factory=dict)
     annotations: dict[str, np.ndarray] = field(default_factory=dict)  # float32
     terminated: np.ndarray | None = None  # bool, where the view asks for it
-    goals: dict[str, np.ndarray] = field(default_factory=dict)  # observations that were reached later `[B, ...]`, where the view asks for them
+    goals: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # observations that were reached later `[B, ...]`, where the view asks for them
 
 
 def stacked_steps(timesteps: np.ndarray, stack: int) -> np.ndarray:

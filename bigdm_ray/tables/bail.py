@@ -51,14 +51,21 @@ def published() -> dict[tuple[str, str], tuple[float, float | None]]:
 def make(row: str, column: str, scale: Scale) -> Made:
     """A method on a batch; the batch is the dataset `bail-sac-hopper-b1` and so on. BC trains BAIL's policy, as long, on all of it."""
     short = scale == "quick"
-    budget = {"BAIL": 35_000 if short else 212_500, "BC": 30_000 if short else 200_000}.get(column, 20_000 if short else 100_000)
+    budget = {"BAIL": 35_000 if short else 212_500, "BC": 30_000 if short else 200_000}.get(
+        column, 20_000 if short else 100_000
+    )
     batch = ("--algorithm.batch-size", "256" if short else "1000")
     more = {
         "BAIL": ("--algorithm.envelope-steps", "5000" if short else "12500", *batch),
         "BC": ("--algorithm.hidden", "400,300", *batch, "--algorithm.decay-steps", "0"),
         "BEAR": ("--algorithm.warm-start", str(budget // 10)),
     }.get(column, ())
-    return column.lower(), "bail-" + row.lower().replace(" ", "-"), True, steps(budget, *more, final=20 if short else 100)
+    return (
+        column.lower(),
+        "bail-" + row.lower().replace(" ", "-"),
+        True,
+        steps(budget, *more, final=20 if short else 100),
+    )
 
 
 def batches() -> dict[str, str]:
@@ -68,7 +75,9 @@ def batches() -> dict[str, str]:
     for short, task in bodies.items():
         for seed in (1, 2):
             run = f"sac-{short}-b{seed}"
-            out[f"bail-{run}"] = f"{played(task, run, BATCH, BATCH // 20, seed)} && {recorded(run, BATCH)} {{folder}} --weights milestones"
+            out[f"bail-{run}"] = (
+                f"{played(task, run, BATCH, BATCH // 20, seed)} && {recorded(run, BATCH)} {{folder}} --weights milestones"
+            )
     return out
 
 

@@ -122,8 +122,13 @@ class Overview:
 
 def _found(what: str) -> list[Any]:
     package = importlib.import_module("bigdm_ray.tables")
-    files = [importlib.import_module(f"bigdm_ray.tables.{name}") for _, name, _ in pkgutil.iter_modules(package.__path__)]
-    return sorted((one for file in files for one in getattr(file, what, ())), key=lambda one: str(one.name))
+    files = [
+        importlib.import_module(f"bigdm_ray.tables.{name}")
+        for _, name, _ in pkgutil.iter_modules(package.__path__)
+    ]
+    return sorted(
+        (one for file in files for one in getattr(file, what, ())), key=lambda one: str(one.name)
+    )
 
 
 def grids() -> dict[str, Grid]:

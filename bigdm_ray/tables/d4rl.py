@@ -8,7 +8,11 @@ from __future__ import annotations
 from bigdm_ray.tables.base import Grid, Scale
 
 BODIES = ("halfcheetah", "hopper", "walker2d")
-SETS = tuple(f"{body}-{quality}" for quality in ("medium", "medium-replay", "medium-expert") for body in BODIES)
+SETS = tuple(
+    f"{body}-{quality}"
+    for quality in ("medium", "medium-replay", "medium-expert")
+    for body in BODIES
+)
 NOT_D4RL = (
     "The datasets are laid out like D4RL's but are not D4RL's: other agents recorded them on other versions of the simulator. "
     "Compare the methods of one table with each other, not our numbers with the published ones."
@@ -55,7 +59,16 @@ Made = tuple[str, str, bool, tuple[str, ...]] | None
 def steps(count: int, *more: str, every: int | None = None, final: int = 100) -> tuple[str, ...]:
     """Flags of a budget in learner steps, scored five times on the way."""
     period = every or count // 5
-    scored = ("--evaluations.every", str(period), "--evaluations.episodes", "10", "--evaluations.final-episodes", str(final), "--saves.every", str(period))
+    scored = (
+        "--evaluations.every",
+        str(period),
+        "--evaluations.episodes",
+        "10",
+        "--evaluations.final-episodes",
+        str(final),
+        "--saves.every",
+        str(period),
+    )
     return ("--budget.learner-steps", str(count), *scored, *more)
 
 
@@ -63,7 +76,19 @@ def percent(row: str, column: str, scale: Scale) -> Made:
     """A column of %BC."""
     fraction = int(column.removesuffix(" %")) / 100
     budget = {"quick": (5_000, 20), "paper": (25_000, 100)}[scale]
-    return "bc", row, True, steps(budget[0], "--algorithm.decay-steps", str(budget[0]), "--algorithm.best-fraction", f"{fraction:g}", final=budget[1])
+    return (
+        "bc",
+        row,
+        True,
+        steps(
+            budget[0],
+            "--algorithm.decay-steps",
+            str(budget[0]),
+            "--algorithm.best-fraction",
+            f"{fraction:g}",
+            final=budget[1],
+        ),
+    )
 
 
 def imitation(row: str, column: str, scale: Scale) -> Made:
@@ -72,7 +97,12 @@ def imitation(row: str, column: str, scale: Scale) -> Made:
         return percent(row, "100 %", scale)
     short = scale == "quick"
     flags = {
-        "BAIL": steps(15_000 if short else 212_500, "--algorithm.envelope-steps", "5000" if short else "12500", final=20 if short else 100),
+        "BAIL": steps(
+            15_000 if short else 212_500,
+            "--algorithm.envelope-steps",
+            "5000" if short else "12500",
+            final=20 if short else 100,
+        ),
         "AWR": steps(12_000 if short else 120_000, final=20 if short else 100),
         "RWR": steps(10_000 if short else 100_000, final=20 if short else 100),
         "MARWIL": steps(10_000 if short else 100_000, final=20 if short else 100),
@@ -91,17 +121,28 @@ def value_based(row: str, column: str, scale: Scale) -> Made:
     budget = 20_000 if short else 100_000
     tenth = str(budget // 10)
     more: dict[str, tuple[str, ...]] = {
-        "CQL": ("--algorithm.clone-steps", tenth, *(("--algorithm.batch-size", "64") if short else ())),
+        "CQL": (
+            "--algorithm.clone-steps",
+            tenth,
+            *(("--algorithm.batch-size", "64") if short else ()),
+        ),
         "BCQ": NARROW if short else (),
         "BEAR": ("--algorithm.warm-start", tenth, *(NARROW if short else ())),
         "BRAC": ("--algorithm.clone-steps", tenth, "--algorithm.warm-start", tenth),
     }
-    return column.lower(), row, True, steps(budget, *more.get(column, ()), final=20 if short else 100)
+    return (
+        column.lower(),
+        row,
+        True,
+        steps(budget, *more.get(column, ()), final=20 if short else 100),
+    )
 
 
 def static(row: str, column: str, scale: Scale) -> Made:
     """A method on what one policy recorded: the cells of `imitation` and `value-based`."""
-    return value_based(row, column, scale) if column in VALUE_BASED else imitation(row, column, scale)
+    return (
+        value_based(row, column, scale) if column in VALUE_BASED else imitation(row, column, scale)
+    )
 
 
 def experts(row: str, column: str, scale: Scale) -> Made:
@@ -109,12 +150,18 @@ def experts(row: str, column: str, scale: Scale) -> Made:
     return percent(row, "100 %", scale)
 
 
-def table(columns: tuple[str, ...], values: str) -> dict[tuple[str, str], tuple[float, float | None]]:
+def table(
+    columns: tuple[str, ...], values: str
+) -> dict[tuple[str, str], tuple[float, float | None]]:
     """Published numbers, a line a row: the row's name, then its columns (`-` where there is none)."""
     out: dict[tuple[str, str], tuple[float, float | None]] = {}
     for line in values.strip().splitlines():
         row, *numbers = line.split()
-        out |= {(row, column): (float(n), None) for column, n in zip(columns, numbers, strict=True) if n != "-"}
+        out |= {
+            (row, column): (float(n), None)
+            for column, n in zip(columns, numbers, strict=True)
+            if n != "-"
+        }
     return out
 
 
@@ -175,7 +222,10 @@ GRIDS = (
         PERCENT,
         3,
         percent,
-        {"quick": "5,000 learner steps of 64, 20 final episodes", "paper": "25,000 learner steps of 64, 100 final episodes"},
+        {
+            "quick": "5,000 learner steps of 64, 20 final episodes",
+            "paper": "25,000 learner steps of 64, 100 final episodes",
+        },
         "Chen et al. 2021, table 3",
         PERCENT_BC,
         apart=REACHER[:2],
@@ -234,7 +284,10 @@ GRIDS = (
             "paper": "learner steps: AWR 120,000, RWR 100,000 of 256, BC 25,000 of 64, BCQ and BEAR 100,000; 100 final episodes",
         },
         "Peng et al. 2019, the figure of static datasets, whose bars have no numbers; AWR comes to the policy that recorded, or passes it, on most tasks",
-        notes=("Each of these sets was recorded by one policy, whose mean return is that of the data.", NOT_D4RL),
+        notes=(
+            "Each of these sets was recorded by one policy, whose mean return is that of the data.",
+            NOT_D4RL,
+        ),
     ),
     Grid(
         "expert-bc",
@@ -244,7 +297,10 @@ GRIDS = (
         ("BC",),
         3,
         experts,
-        {"quick": "5,000 learner steps of 64, 20 final episodes", "paper": "25,000 learner steps of 64, 100 final episodes"},
+        {
+            "quick": "5,000 learner steps of 64, 20 final episodes",
+            "paper": "25,000 learner steps of 64, 100 final episodes",
+        },
         "none; asked is 95 % of the data's mean return",
         notes=(NOT_D4RL,),
     ),

@@ -46,22 +46,49 @@ def table(shelf: Shelf, only: list[str] | None = None) -> str:
     rows = [row for row in grid.rows if not only or any(row == r for r, _ in asked)]
     columns = [column for column in grid.columns if not only or any(column == c for _, c in asked)]
     offline = any(cell.dataset for cell in cells)
-    lines = [f"| {' | '.join(['', *columns, *(['the data'] if offline else [])])} |", f"|{'---|' * (1 + len(columns) + offline)}"]
+    lines = [
+        f"| {' | '.join(['', *columns, *(['the data'] if offline else [])])} |",
+        f"|{'---|' * (1 + len(columns) + offline)}",
+    ]
     for row in rows:
-        without = {column: "not run" if (row, column) in asked else "left out" if (row, column) in known else "none" for column in columns}
-        printed = [_cell(found.get((row, column), []), grid, (row, column), without[column]) for column in columns]
-        lines.append(f"| {' | '.join([row, *printed, *([_data(row, grid, found)] if offline else [])])} |")
+        without = {
+            column: "not run"
+            if (row, column) in asked
+            else "left out"
+            if (row, column) in known
+            else "none"
+            for column in columns
+        }
+        printed = [
+            _cell(found.get((row, column), []), grid, (row, column), without[column])
+            for column in columns
+        ]
+        lines.append(
+            f"| {' | '.join([row, *printed, *([_data(row, grid, found)] if offline else [])])} |"
+        )
     if grid.averages and set(grid.averaged) <= set(rows):
-        named = f"mean of the {len(grid.averaged)} rows without {', '.join(grid.apart)}" if grid.apart else "mean of the rows"
-        lines.append(f"| {' | '.join([named, *(_average(grid, found, column) for column in columns), *([''] if offline else [])])} |")
-    rounded = sum(result.get("precision") == "bf16" for results in found.values() for result in results)
+        named = (
+            f"mean of the {len(grid.averaged)} rows without {', '.join(grid.apart)}"
+            if grid.apart
+            else "mean of the rows"
+        )
+        lines.append(
+            f"| {' | '.join([named, *(_average(grid, found, column) for column in columns), *([''] if offline else [])])} |"
+        )
+    rounded = sum(
+        result.get("precision") == "bf16" for results in found.values() for result in results
+    )
     untold = sum("settings" not in result for results in found.values() for result in results)
     text = [
         f"{grid.title}. {grid.unit.capitalize()} of the last weights: mean over seeds ± standard deviation over seeds (95 % bootstrap interval of the mean, "
         f"from {SEEDS} seeds on) [published]; scale {shelf.scale}: {grid.budgets[shelf.scale]}.",
         f"Published: {grid.source}. {sum(map(len, found.values()))} of {len(cells)} runs are finished.",
         *([f"Trained with --precision bf16: {rounded} of these."] if rounded else []),
-        *([f"Of {untold} of these the settings were not kept: a default may have changed since."] if untold else []),
+        *(
+            [f"Of {untold} of these the settings were not kept: a default may have changed since."]
+            if untold
+            else []
+        ),
         *([f"Outdated, so counted as not run: {'; '.join(outdated)}."] if outdated else []),
         *grid.notes,
         "",
@@ -77,7 +104,11 @@ def scores(results: list[Result], unit: str, which: str = "last") -> np.ndarray:
 
 def interval(strata: list[np.ndarray]) -> str:
     """The 95 % interval of the mean of the rows' means, where each row has seeds enough."""
-    return "{:.1f} to {:.1f}".format(*stratified_interval(strata)) if min(map(len, strata)) >= SEEDS else f"fewer than {SEEDS} seeds in a row"
+    return (
+        "{:.1f} to {:.1f}".format(*stratified_interval(strata))
+        if min(map(len, strata)) >= SEEDS
+        else f"fewer than {SEEDS} seeds in a row"
+    )
 
 
 def _cell(results: list[Result], grid: Grid, key: tuple[str, str], without: str) -> str:
@@ -100,7 +131,9 @@ def _data(row: str, grid: Grid, found: dict[tuple[str, str], list[Result]]) -> s
         if r == row and results[0]["dataset"]:
             mean = results[0]["dataset"]["return_mean"]
             ratio = results[0]["normalized_score"] is not None and grid.unit == "normalised score"
-            task = results[0].get("task") or row.partition("-")[0]  # results of before it was kept are of bodies
+            task = (
+                results[0].get("task") or row.partition("-")[0]
+            )  # results of before it was kept are of bodies
             score = find_task(task).normalized_score(mean) if ratio else None
             return f"{mean if score is None else score:.1f}"
     return ""
@@ -110,7 +143,9 @@ def _average(grid: Grid, found: dict[tuple[str, str], list[Result]], column: str
     """Over the rows that are averaged, where all of them are there."""
     rows = [scores(found.get((row, column), []), grid.unit) for row in grid.averaged]
     ours = f"{np.mean([row.mean() for row in rows]):.1f}" if all(map(len, rows)) else "not complete"
-    known = [grid.published[row, column][0] for row in grid.averaged if (row, column) in grid.published]
+    known = [
+        grid.published[row, column][0] for row in grid.averaged if (row, column) in grid.published
+    ]
     return f"{ours} [{np.mean(known):.1f}]" if len(known) == len(grid.averaged) else ours
 
 
@@ -121,21 +156,33 @@ def spread(grid: Grid, found: dict[tuple[str, str], list[Result]]) -> list[str]:
     so that how much rows differ does not count.
     """
     what = "over the rows with finished runs" if grid.averages else "cell"
-    lines = ["", f"| {what} | runs | mean, last | 95 % interval over seeds | interquartile mean | mean, best on the way |"]
+    lines = [
+        "",
+        f"| {what} | runs | mean, last | 95 % interval over seeds | interquartile mean | mean, best on the way |",
+    ]
     lines += ["|---|---|---|---|---|---|"]
     if grid.averages:
         groups = {column: [(row, column) for row in grid.averaged] for column in grid.columns}
     else:
-        groups = {f"{row}, {column}": [(row, column)] for row in grid.rows for column in grid.columns}
+        groups = {
+            f"{row}, {column}": [(row, column)] for row in grid.rows for column in grid.columns
+        }
     for name, keys in groups.items():
         here = [found[key] for key in keys if key in found]
         last = [values for results in here if len(values := scores(results, grid.unit))]
-        best = [values.mean() for results in here if len(values := scores(results, grid.unit, "best"))]
+        best = [
+            values.mean() for results in here if len(values := scores(results, grid.unit, "best"))
+        ]
         runs = sum(map(len, last))
         if runs < 2:
             continue
-        mean, mean_best = np.mean([values.mean() for values in last]), f"{np.mean(best):.1f}" if best else "none"
-        lines.append(f"| {name} | {runs} | {mean:.1f} | {interval(last)} | {interquartile_mean(np.concatenate(last)):.1f} | {mean_best} |")
+        mean, mean_best = (
+            np.mean([values.mean() for values in last]),
+            f"{np.mean(best):.1f}" if best else "none",
+        )
+        lines.append(
+            f"| {name} | {runs} | {mean:.1f} | {interval(last)} | {interquartile_mean(np.concatenate(last)):.1f} | {mean_best} |"
+        )
     return lines if len(lines) > 3 else []
 
 
@@ -160,7 +207,9 @@ class Measured:
         if self.bar.column is None:
             return "none"
         here, all_of_it = len(self.scores), len(self.bar.rows)
-        return "not run" if not here else "" if here == all_of_it else f"{here} of {all_of_it} cells"
+        return (
+            "not run" if not here else "" if here == all_of_it else f"{here} of {all_of_it} cells"
+        )
 
 
 def measured(overview: Overview, scale: Scale, results: Path, data: Path) -> list[Measured]:
@@ -172,11 +221,17 @@ def measured(overview: Overview, scale: Scale, results: Path, data: Path) -> lis
             grid = find_grid(bar.column[0])
             shelf = Shelf(grid, scale, data, results, Path())
             for cell in grid.cells(scale):
-                result = shelf.look(cell)[0] if cell.column == bar.column[1] and cell.row in bar.rows else None
+                result = (
+                    shelf.look(cell)[0]
+                    if cell.column == bar.column[1] and cell.row in bar.rows
+                    else None
+                )
                 value = None if result is None else value_of(result, grid.unit, "last")
                 if value is not None:
                     values.setdefault(cell.row, []).append(value)
-        out.append(Measured(bar, {row: float(np.mean(values[row])) for row in bar.rows if row in values}))
+        out.append(
+            Measured(bar, {row: float(np.mean(values[row])) for row in bar.rows if row in values})
+        )
     return out
 
 
@@ -186,11 +241,21 @@ def overview_table(overview: Overview, scale: Scale, bars: list[Measured]) -> st
 
     def cell(domain: str, method: str) -> str:
         one = found[domain, method]
-        ours = one.state if one.mean is None else f"{one.mean:.1f}{f' ({one.state})' if one.state else ''}"
+        ours = (
+            one.state
+            if one.mean is None
+            else f"{one.mean:.1f}{f' ({one.state})' if one.state else ''}"
+        )
         return f"{ours} [{one.bar.published:g}]"
 
-    lines = [f"| {' | '.join(['', *overview.methods])} |", f"|{'---|' * (len(overview.methods) + 1)}"]
-    lines += [f"| {' | '.join([domain, *(cell(domain, method) for method in overview.methods)])} |" for domain in overview.domains]
+    lines = [
+        f"| {' | '.join(['', *overview.methods])} |",
+        f"|{'---|' * (len(overview.methods) + 1)}",
+    ]
+    lines += [
+        f"| {' | '.join([domain, *(cell(domain, method) for method in overview.methods)])} |"
+        for domain in overview.domains
+    ]
     text = [
         f"{overview.title}. Normalised score of the last weights, mean over the cells of a domain [published]; scale {scale}.",
         f"Published: {overview.source}.",

@@ -10,7 +10,15 @@ MILLION = {"quick": 1_000_000, "paper": 10_000_000}
 
 def online(steps: int, *more: str) -> tuple[str, ...]:
     """Flags of a budget in environment steps, scored twenty times on the way."""
-    return ("--budget.env-steps", str(steps), "--evaluations.every", str(steps // 20), "--evaluations.episodes", "20", *more)
+    return (
+        "--budget.env-steps",
+        str(steps),
+        "--evaluations.every",
+        str(steps // 20),
+        "--evaluations.episodes",
+        "20",
+        *more,
+    )
 
 
 def udrl(row: str, column: str, scale: Scale) -> Made:
@@ -23,7 +31,12 @@ def udrl(row: str, column: str, scale: Scale) -> Made:
 
 def awr(row: str, column: str, scale: Scale) -> Made:
     """Online AWR, and with the settings that it has on datasets."""
-    return "awr", row, False, online(MILLION[scale], *(() if column == "AWR" else ("--preset", "default")))
+    return (
+        "awr",
+        row,
+        False,
+        online(MILLION[scale], *(() if column == "AWR" else ("--preset", "default"))),
+    )
 
 
 GRIDS = (

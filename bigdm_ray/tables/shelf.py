@@ -28,14 +28,25 @@ def sound(found: Any) -> Result:
     for name in ("normalized_score", "best_return_mean", "best_normalized_score"):
         result[name] = None if result[name] is None else float(result[name])
     if result["dataset"] is not None:
-        result["dataset"] = {"sha256": str(result["dataset"]["sha256"]), "return_mean": float(result["dataset"]["return_mean"])}
+        result["dataset"] = {
+            "sha256": str(result["dataset"]["sha256"]),
+            "return_mean": float(result["dataset"]["return_mean"]),
+        }
     return result
 
 
 class Shelf:
     """Where a table's finished cells lie, its run folders, and its datasets."""
 
-    def __init__(self, grid: Grid, scale: Scale, data: Path, results: Path, runs: Path, precision: str = "float32") -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        scale: Scale,
+        data: Path,
+        results: Path,
+        runs: Path,
+        precision: str = "float32",
+    ) -> None:
         """`precision` is what transformers are trained in; a finished cell counts, and a begun one goes on, whatever it is trained in."""
         self.grid, self.scale, self.data, self.precision = grid, scale, data, precision
         self.root = results
@@ -45,10 +56,16 @@ class Shelf:
 
     def chosen(self, only: list[str]) -> list[Cell]:
         """The cells that all these words are in. Raises UserError where that is none."""
-        cells = [cell for cell in self.grid.cells(self.scale) if all(word in f"{cell.row} {cell.column} seed={cell.seed}" for word in only)]
+        cells = [
+            cell
+            for cell in self.grid.cells(self.scale)
+            if all(word in f"{cell.row} {cell.column} seed={cell.seed}" for word in only)
+        ]
         if not cells:
             known = f"its rows are {', '.join(self.grid.rows)} and its columns {', '.join(self.grid.columns)}"
-            raise UserError(f"--only {' --only '.join(only)} fits no cell of {self.grid.name}; {known}")
+            raise UserError(
+                f"--only {' --only '.join(only)} fits no cell of {self.grid.name}; {known}"
+            )
         return cells
 
     def file(self, cell: Cell, grid: str = "") -> Path:
@@ -57,8 +74,15 @@ class Shelf:
 
     def asked(self, cell: Cell, grid: str = "") -> dict[str, Any]:
         """What a result of this cell (of the grid, or of another) says of it."""
-        told = {name: getattr(cell, name) for name in ("row", "column", "seed", "algorithm", "target")}
-        return {"table": grid or self.grid.name, "scale": self.scale, **told, "flags": list(cell.flags)}
+        told = {
+            name: getattr(cell, name) for name in ("row", "column", "seed", "algorithm", "target")
+        }
+        return {
+            "table": grid or self.grid.name,
+            "scale": self.scale,
+            **told,
+            "flags": list(cell.flags),
+        }
 
     def look(self, cell: Cell) -> tuple[Result | None, str]:
         """What a finished cell left, here or as a cell of another table that is the same run.
@@ -69,7 +93,11 @@ class Shelf:
         here, why = self._held(cell, self.grid.name)
         if here:
             return here, ""
-        there = (self._held(twin, grid)[0] for grid, twin in twins(self.scale).get(cell.run, []) if grid != self.grid.name)
+        there = (
+            self._held(twin, grid)[0]
+            for grid, twin in twins(self.scale).get(cell.run, [])
+            if grid != self.grid.name
+        )
         elsewhere = next((result for result in there if result), None)
         return elsewhere, "" if elsewhere else why
 
@@ -81,9 +109,14 @@ class Shelf:
             found = sound(json.loads(path.read_text()))
             differing = [name for name in asked if found[name] != asked[name]]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is not the result of a cell ({error}); remove it to train that cell again") from None
+            raise UserError(
+                f"{path} is not the result of a cell ({error}); remove it to train that cell again"
+            ) from None
         if differing:
-            return None, f"its {differing[0]} {'are' if differing[0] == 'flags' else 'is'} not the cell's"
+            return (
+                None,
+                f"its {differing[0]} {'are' if differing[0] == 'flags' else 'is'} not the cell's",
+            )
         sha256 = found["dataset"] and found["dataset"]["sha256"]
         if cell.dataset and (sha256 is None or sha256 != (self.sha256(cell) or sha256)):
             return None, f"its dataset is not that in {self.data / cell.target}"
@@ -99,7 +132,15 @@ class Shelf:
         if not isinstance(held, dict) or self.missing(cell):
             return None
         now = self._plain(cell).to_json()
-        return next((f"{part}.{name}" for part in held for name in held[part] if name in now[part] and held[part][name] != now[part][name]), None)
+        return next(
+            (
+                f"{part}.{name}"
+                for part in held
+                for name in held[part]
+                if name in now[part] and held[part][name] != now[part][name]
+            ),
+            None,
+        )
 
     def _plain(self, cell: Cell) -> Run:
         """The run of a cell in float32. Raises UserError."""
@@ -112,7 +153,9 @@ class Shelf:
             return None
         if cell.target not in self._sha256:
             folder = self.data / cell.target
-            self._sha256[cell.target] = Dataset.open(folder).sha256 if (folder / CARD).is_file() else None
+            self._sha256[cell.target] = (
+                Dataset.open(folder).sha256 if (folder / CARD).is_file() else None
+            )
         return self._sha256[cell.target]
 
     def missing(self, cell: Cell) -> str | None:
@@ -125,16 +168,28 @@ class Shelf:
     def run(self, cell: Cell) -> Run:
         """The run of a cell. Raises UserError."""
         run, folder = self._plain(cell), self.folder(cell)
-        precision = read_run(folder).machines.precision if (folder / "run.json").is_file() else self.precision
-        if precision == run.machines.precision or not transformers(run.algorithm.build({run.task: find_task(run.task).signature()})):
+        precision = (
+            read_run(folder).machines.precision
+            if (folder / "run.json").is_file()
+            else self.precision
+        )
+        if precision == run.machines.precision or not transformers(
+            run.algorithm.build({run.task: find_task(run.task).signature()})
+        ):
             return run
-        return dataclasses.replace(run, machines=dataclasses.replace(run.machines, precision=precision))
+        return dataclasses.replace(
+            run, machines=dataclasses.replace(run.machines, precision=precision)
+        )
 
     def folder(self, cell: Cell) -> Path:
         """The run folder of a cell. Where its result is outdated, that run's folder is left alone: a fresh one is named by what is asked for now."""
         if not self.look(cell)[1]:
             return self.runs / cell.name
-        mark = hashlib.sha256(json.dumps([self.asked(cell), self.sha256(cell), self._plain(cell).to_json()["algorithm"]]).encode()).hexdigest()[:8]
+        mark = hashlib.sha256(
+            json.dumps(
+                [self.asked(cell), self.sha256(cell), self._plain(cell).to_json()["algorithm"]]
+            ).encode()
+        ).hexdigest()[:8]
         return self.runs / f"{cell.name}-{mark}"
 
     def keep(self, cell: Cell, run: Run, summary: dict[str, Any]) -> Result:
@@ -150,7 +205,11 @@ class Shelf:
             "seed": run.seed,
             "settings": {name: settings[name] for name in ("algorithm", "budget", "evaluations")},
             "precision": run.machines.precision,
-            "dataset": dataset and {name: dataset[name] for name in ("name", "sha256", "episodes", "steps", "return_mean")},
+            "dataset": dataset
+            and {
+                name: dataset[name]
+                for name in ("name", "sha256", "episodes", "steps", "return_mean")
+            },
             **{name: summary.get(name) for name in kept},
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         }
@@ -161,8 +220,9 @@ class Shelf:
 
 def value_of(result: Result, unit: str, which: str) -> float | None:
     """A cell's number: of the last weights, or of the best."""
-    name = {("normalised score", "last"): "normalized_score", ("normalised score", "best"): "best_normalized_score"}.get(
-        (unit, which), "return_mean" if which == "last" else "best_return_mean"
-    )
+    name = {
+        ("normalised score", "last"): "normalized_score",
+        ("normalised score", "best"): "best_normalized_score",
+    }.get((unit, which), "return_mean" if which == "last" else "best_return_mean")
     value = result.get(name)
     return None if value is None else float(value)

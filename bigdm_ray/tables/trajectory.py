@@ -39,18 +39,75 @@ def trajectory(row: str, column: str, scale: Scale) -> Made:
     of as many transitions as the planner sees, and plans less.
     """
     body, _, quality = row.partition("-")
-    flags: tuple[str, ...] = ("--preset", quality, "--algorithm.discretiser", "uniform" if column == "TT uniform" else "quantile")
+    flags: tuple[str, ...] = (
+        "--preset",
+        quality,
+        "--algorithm.discretiser",
+        "uniform" if column == "TT uniform" else "quantile",
+    )
     if scale == "paper":
         count = int(Tt.presets()[body][quality].get("budget.learner_steps", Tt.offline_steps))
         if column == ROTARY:
-            flags += ("--algorithm.positions", "rotary", "--algorithm.window", "20", "--algorithm.batch-size", "128")
-        return "tt", row, True, (*flags, "--evaluations.every", str(count + 1), "--saves.every", str(count // 20))
-    window, batch = ("9", "36") if column == ROTARY else ("5", "64")  # as many transitions as a plan sees
-    flags += ("--algorithm.width", "64", "--algorithm.layers", "3", "--algorithm.window", window, "--algorithm.dropout", "0", "--algorithm.batch-size", batch)
+            flags += (
+                "--algorithm.positions",
+                "rotary",
+                "--algorithm.window",
+                "20",
+                "--algorithm.batch-size",
+                "128",
+            )
+        return (
+            "tt",
+            row,
+            True,
+            (*flags, "--evaluations.every", str(count + 1), "--saves.every", str(count // 20)),
+        )
+    window, batch = (
+        ("9", "36") if column == ROTARY else ("5", "64")
+    )  # as many transitions as a plan sees
+    flags += (
+        "--algorithm.width",
+        "64",
+        "--algorithm.layers",
+        "3",
+        "--algorithm.window",
+        window,
+        "--algorithm.dropout",
+        "0",
+        "--algorithm.batch-size",
+        batch,
+    )
     flags += ("--algorithm.positions", "rotary") if column == ROTARY else ()
-    flags += ("--algorithm.learning-rate", "3e-3", "--algorithm.warm-up-steps", "200", "--algorithm.decay-steps", "4800")
-    flags += ("--algorithm.horizon", "5", "--algorithm.beams", "32", "--evaluations.final-episodes", "10")
-    return "tt", row, True, (*flags, "--budget.learner-steps", "5000", "--evaluations.every", "5001", "--saves.every", "500")
+    flags += (
+        "--algorithm.learning-rate",
+        "3e-3",
+        "--algorithm.warm-up-steps",
+        "200",
+        "--algorithm.decay-steps",
+        "4800",
+    )
+    flags += (
+        "--algorithm.horizon",
+        "5",
+        "--algorithm.beams",
+        "32",
+        "--evaluations.final-episodes",
+        "10",
+    )
+    return (
+        "tt",
+        row,
+        True,
+        (
+            *flags,
+            "--budget.learner-steps",
+            "5000",
+            "--evaluations.every",
+            "5001",
+            "--saves.every",
+            "500",
+        ),
+    )
 
 
 def make(row: str, column: str, scale: Scale) -> Made:
@@ -59,7 +116,11 @@ def make(row: str, column: str, scale: Scale) -> Made:
         return percent(row, "100 %", scale)
     if column == "DT":
         return transformer(row, column, scale)
-    return trajectory(row, column, scale) if column.startswith("TT") else value_based(row, column, scale)
+    return (
+        trajectory(row, column, scale)
+        if column.startswith("TT")
+        else value_based(row, column, scale)
+    )
 
 
 GRIDS = (

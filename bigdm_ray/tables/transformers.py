@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from bigdm_ray.tables.base import Bar, Grid, Overview, Scale
-from bigdm_ray.tables.d4rl import NOT_D4RL, NOT_REACHER_2D, PERCENT, PERCENT_BC, REACHER, RECIPES, SETS, Made, percent, steps, table
+from bigdm_ray.tables.d4rl import (
+    NOT_D4RL,
+    NOT_REACHER_2D,
+    PERCENT,
+    PERCENT_BC,
+    REACHER,
+    RECIPES,
+    SETS,
+    Made,
+    percent,
+    steps,
+    table,
+)
 
 GAMES = ("breakout", "qbert", "pong", "seaquest")
 RECORDED = (
@@ -29,7 +41,10 @@ MOST_LIKELY = ("--evaluations.mode", "mean")
 def transformer(row: str, column: str, scale: Scale, *more: str) -> Made:
     """DT on a locomotion set; the scale `quick` has a schedule that fits its budget."""
     if row.startswith("halfcheetah") and "replay" not in row:
-        more += ("--algorithm.target-return", "12000")  # what the official code asks these two for beside 6000
+        more += (
+            "--algorithm.target-return",
+            "12000",
+        )  # what the official code asks these two for beside 6000
     if scale == "quick":
         return "dt", row, True, steps(10_000, *SHORT, *more, final=50)
     return "dt", row, True, steps(100_000, *more)
@@ -53,16 +68,34 @@ def door(row: str, column: str, scale: Scale) -> Made:
     if column == "DT":
         if short:
             count, batch = (1_000, 16) if row == "1000" else (6_000, 32)
-            more = (*ONE_LAYER.split(), "--algorithm.learning-rate", "1e-3", "--algorithm.warm-up-steps", "50", "--algorithm.cosine-steps", str(count))
+            more = (
+                *ONE_LAYER.split(),
+                "--algorithm.learning-rate",
+                "1e-3",
+                "--algorithm.warm-up-steps",
+                "50",
+                "--algorithm.cosine-steps",
+                str(count),
+            )
         else:
             count, batch = 20_000, 64
             more = ("--algorithm.learning-rate", "3e-4", "--algorithm.warm-up-steps", "200")
-        return "dt", data, True, steps(count, "--algorithm.batch-size", str(batch), *more, *MOST_LIKELY)
+        return (
+            "dt",
+            data,
+            True,
+            steps(count, "--algorithm.batch-size", str(batch), *more, *MOST_LIKELY),
+        )
     if column == "CQL":
         return "dcql", data, True, steps(10_000 if short else 100_000, *MOST_LIKELY)
     count = 25_000 if not short else 1_000 if column == "%BC" else 5_000
     best = ("--algorithm.best-fraction", "0.02") if column == "%BC" else ()
-    return "bc", data, True, steps(count, "--algorithm.decay-steps", str(count), *best, *MOST_LIKELY)
+    return (
+        "bc",
+        data,
+        True,
+        steps(count, "--algorithm.decay-steps", str(count), *best, *MOST_LIKELY),
+    )
 
 
 def atari(row: str, column: str, scale: Scale) -> Made:
@@ -72,11 +105,22 @@ def atari(row: str, column: str, scale: Scale) -> Made:
     if column != "DT":
         fraction = int(column.removesuffix(" %")) / 100
         more += ("--algorithm.return-scale", "0", "--algorithm.best-fraction", f"{fraction:g}")
-    return "dt", row, True, steps(5_000 if short or row == "pong" else 20_000, *more, final=20 if short else 10)
+    return (
+        "dt",
+        row,
+        True,
+        steps(5_000 if short or row == "pong" else 20_000, *more, final=20 if short else 10),
+    )
 
 
 GYM = (42.6, 67.6, 74.0, 36.6, 82.7, 66.6, 86.8, 107.6, 108.1)
-PUBLISHED_DT = table(("DT",), "\n".join(f"{row} {value}" for row, value in zip((*SETS, *REACHER), (*GYM, 51.2, 18.0, 89.1), strict=True)))
+PUBLISHED_DT = table(
+    ("DT",),
+    "\n".join(
+        f"{row} {value}"
+        for row, value in zip((*SETS, *REACHER), (*GYM, 51.2, 18.0, 89.1), strict=True)
+    ),
+)
 CLONED = table(
     ("100 %",),
     """
@@ -140,7 +184,10 @@ GRIDS = (
         ("DT", "BC", "%BC"),
         3,
         delayed,
-        {"quick": f"{QUICK_DT}; BC 5,000 of 64", "paper": "DT 100,000 learner steps of 64 windows of 20; BC 25,000 of 64"},
+        {
+            "quick": f"{QUICK_DT}; BC 5,000 of 64",
+            "paper": "DT 100,000 learner steps of 64 windows of 20; BC 25,000 of 64",
+        },
         "Chen et al. 2021, section 5.6",
         DELAYED,
         notes=(NOT_D4RL,),
@@ -183,7 +230,9 @@ GRIDS = (
         "Chen et al. 2021, tables 1 and 4",
         ATARI,
         averages=False,
-        notes=("The data are episodes of every stage of an agent's training (docs/datasets.md, Atari); the published ones are 1 % of DQN's replay.",),
+        notes=(
+            "The data are episodes of every stage of an agent's training (docs/datasets.md, Atari); the published ones are 1 % of DQN's replay.",
+        ),
         recipe=RECORDED,
     ),
 )

@@ -29,18 +29,26 @@ class Elements:
     is not 0, keeps the first so many elements alone.
     """
 
-    def __init__(self, leaves: dict[str, Leaf], cells: int = 4, letters: int = 16, first: int = 0) -> None:
+    def __init__(
+        self, leaves: dict[str, Leaf], cells: int = 4, letters: int = 16, first: int = 0
+    ) -> None:
         self.leaves = leaves
         self.cells, self.letters = cells, letters
         sizes, choices = [], []
         for leaf in leaves.values():
-            size = {"image": cells * cells * leaf.shape[0] if leaf.kind == "image" else 0, "text": min(letters, leaf.size)}.get(leaf.kind, leaf.size)
+            size = {
+                "image": cells * cells * leaf.shape[0] if leaf.kind == "image" else 0,
+                "text": min(letters, leaf.size),
+            }.get(leaf.kind, leaf.size)
             sizes.append(size)
             choices += list(leaf.choices) if leaf.kind == "discrete" else [0] * size
         self.width = min(first, sum(sizes)) if first else sum(sizes)
         self.choices = choices[: self.width]
         ends = list(itertools.accumulate(sizes))
-        self._columns = {path: slice(end - size, end) for path, size, end in zip(leaves, sizes, ends, strict=True)}
+        self._columns = {
+            path: slice(end - size, end)
+            for path, size, end in zip(leaves, sizes, ends, strict=True)
+        }
 
     def columns(self, path: str) -> slice | None:
         """Which elements of a row are those of this leaf; None where a row has not all of them."""
@@ -64,10 +72,17 @@ class Elements:
     def values(self, rows: Tensor) -> dict[str, Tensor]:
         """The inverse of `rows` for actions: `[n, width]` as leaves `[n, *shape]` of their own dtype, cut to their bounds."""
         out = {}
-        for (path, leaf), part in zip(self.leaves.items(), rows.split([leaf.size for leaf in self.leaves.values()], -1), strict=True):
+        for (path, leaf), part in zip(
+            self.leaves.items(),
+            rows.split([leaf.size for leaf in self.leaves.values()], -1),
+            strict=True,
+        ):
             flat = part
             if leaf.low is not None and leaf.high is not None:
-                flat = torch.minimum(torch.maximum(flat, torch.tensor(leaf.low, device=flat.device)), torch.tensor(leaf.high, device=flat.device))
+                flat = torch.minimum(
+                    torch.maximum(flat, torch.tensor(leaf.low, device=flat.device)),
+                    torch.tensor(leaf.high, device=flat.device),
+                )
             dtype = getattr(torch, leaf.dtype)
             flat = flat if dtype.is_floating_point else flat.round()
             out[path] = flat.reshape(len(part), *leaf.shape).to(dtype)
@@ -99,7 +114,9 @@ class Bins(nn.Module):
         """
         edges = self.edges[dims]
         columns = rows.reshape(-1, rows.shape[-1]).T.contiguous()
-        index = torch.minimum(torch.searchsorted(edges, columns, right=True) - 1, torch.searchsorted(edges, columns))
+        index = torch.minimum(
+            torch.searchsorted(edges, columns, right=True) - 1, torch.searchsorted(edges, columns)
+        )
         return index.clamp(0, self.count - 1).T.reshape(rows.shape)
 
     def decode(self, tokens: Tensor, dims: slice = slice(None)) -> Tensor:
@@ -113,7 +130,13 @@ class Bins(nn.Module):
         """The middle of each bin: `[dimensions, count]`."""
         return (self.edges[:, :-1] + self.edges[:, 1:]) / 2
 
-    def fit(self, passes: Callable[[], Iterable[Tensor]], rows: int, kind: Kind = "quantile", limit: int = 256 << 20) -> None:
+    def fit(
+        self,
+        passes: Callable[[], Iterable[Tensor]],
+        rows: int,
+        kind: Kind = "quantile",
+        limit: int = 256 << 20,
+    ) -> None:
         """Set the edges from data that `passes()` gives in parts `[m, dimensions]`, `rows` rows in all, as often as it is called.
 
         Quantiles are exact: the data passes once for as many columns as fit into `limit` bytes. A single column that does
@@ -123,9 +146,15 @@ class Bins(nn.Module):
             raise ValueError("bins are fitted on no data")
         free = [i for i, n in enumerate(self.choices) if not n]
         if kind == "uniform":
-            low, high = self.edges.new_full((len(self.choices),), math.inf), self.edges.new_full((len(self.choices),), -math.inf)
+            low, high = (
+                self.edges.new_full((len(self.choices),), math.inf),
+                self.edges.new_full((len(self.choices),), -math.inf),
+            )
             for part in passes():
-                low, high = torch.minimum(low, part.to(low).amin(0)), torch.maximum(high, part.to(low).amax(0))
+                low, high = (
+                    torch.minimum(low, part.to(low).amin(0)),
+                    torch.maximum(high, part.to(low).amax(0)),
+                )
             share = torch.linspace(0, 1, self.count + 1, device=low.device, dtype=torch.float64)
             wide = low.double()[:, None] + share * (high - low).double()[:, None]
             wide[:, -1] = high.double()

@@ -18,21 +18,42 @@ from bigdm_ray.training.run_folder import Loaded
 def report_head(loaded: Loaded, weights: str, mode: str, seed: int) -> dict[str, Any]:
     """What every report of played episodes begins with: who played, with which weights, how."""
     run = loaded.run
-    who = {"algorithm": run.algorithm.name, "task": run.task, "preset": run.preset, "run_seed": run.seed}
+    who = {
+        "algorithm": run.algorithm.name,
+        "task": run.task,
+        "preset": run.preset,
+        "run_seed": run.seed,
+    }
     return who | {"weights": weights, "version": list(loaded.version), "mode": mode, "seed": seed}
 
 
-def command_of(loaded: Loaded, desired_return: float | None = None, desired_horizon: float | None = None) -> dict[str, float]:
+def command_of(
+    loaded: Loaded, desired_return: float | None = None, desired_horizon: float | None = None
+) -> dict[str, float]:
     """The run's own command with what is asked for put in its place. Raises UserError where the policy takes no such command."""
     algorithm, own = loaded.run.algorithm, loaded.command
-    asked = {name: v for name, v in (("desired_return", desired_return), ("desired_horizon", desired_horizon)) if v is not None}
+    asked = {
+        name: v
+        for name, v in (("desired_return", desired_return), ("desired_horizon", desired_horizon))
+        if v is not None
+    }
     refused = [name for name in asked if name not in algorithm.commands]
     if refused:
-        raise UserError(f"the {algorithm.name} policy of {loaded.folder} takes no {refused[0].replace('_', ' ')}; leave {flag(refused[0])} out")
-    if desired_return is not None and desired_horizon is None and getattr(algorithm, "horizon_equals_return", False):
+        raise UserError(
+            f"the {algorithm.name} policy of {loaded.folder} takes no {refused[0].replace('_', ' ')}; leave {flag(refused[0])} out"
+        )
+    if (
+        desired_return is not None
+        and desired_horizon is None
+        and getattr(algorithm, "horizon_equals_return", False)
+    ):
         asked["desired_horizon"] = max(1.0, float(round(desired_return)))
-    if missing := [flag(name) for name in algorithm.commands if name not in own and name not in asked]:
-        raise UserError(f"{loaded.folder} holds no command beside its weights; give {' and '.join(missing)}")
+    if missing := [
+        flag(name) for name in algorithm.commands if name not in own and name not in asked
+    ]:
+        raise UserError(
+            f"{loaded.folder} holds no command beside its weights; give {' and '.join(missing)}"
+        )
     return {**own, **asked}
 
 
@@ -41,13 +62,21 @@ def run_as(loaded: Loaded, mode: str, cached: bool | None = None) -> Run:
     run = loaded.run
     if cached is not None:
         if not isinstance(run.algorithm, Dt):
-            raise UserError(f"the {run.algorithm.name} policy of {loaded.folder} has no cache; leave --cached out")
+            raise UserError(
+                f"the {run.algorithm.name} policy of {loaded.folder} has no cache; leave --cached out"
+            )
         run = dataclasses.replace(run, algorithm=dataclasses.replace(run.algorithm, cached=cached))
-    return run if mode == "own" else dataclasses.replace(run, evaluations=dataclasses.replace(run.evaluations, mode=mode))
+    return (
+        run
+        if mode == "own"
+        else dataclasses.replace(run, evaluations=dataclasses.replace(run.evaluations, mode=mode))
+    )
 
 
 def policy_of(loaded: Loaded, mode: str, cached: bool | None = None) -> tuple[Policy, str]:
     """How the network acts, and the mode with `own` resolved. Raises UserError for a mode or a cache that the algorithm lacks."""
     run = run_as(loaded, mode, cached)
     torch.set_num_threads(run.machines.threads)
-    return run.algorithm.policy(loaded.model, cast(Mode, run.evaluations.mode)), run.evaluations.mode
+    return run.algorithm.policy(
+        loaded.model, cast(Mode, run.evaluations.mode)
+    ), run.evaluations.mode

@@ -47,7 +47,9 @@ class Counters:
     learn_s: float = 0.0
     barren: int = 0  # rounds in a row without one sound episode
     began_at: int = 0  # the learner step that the run began at: that of the run it starts from
-    open_rounds: list[int] = field(default_factory=list)  # rounds in flight at a save (asynchronous runs)
+    open_rounds: list[int] = field(
+        default_factory=list
+    )  # rounds in flight at a save (asynchronous runs)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ def write(
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        _synced(temporary / "learner.safetensors", save_safetensors({**learner, "store/living": living}))
+        _synced(
+            temporary / "learner.safetensors", save_safetensors({**learner, "store/living": living})
+        )
         _synced(temporary / "state.json", json.dumps(state, indent=1).encode())
         sync_folder(temporary)
         if final.exists():
@@ -109,7 +113,11 @@ def _synced(path: Path, data: bytes) -> None:
 
 def saved(folder: Path) -> list[Path]:
     """The complete checkpoints under `folder`, oldest first."""
-    return sorted(path for path in folder.glob("save-*") if path.suffix != ASIDE and (path / "state.json").is_file())
+    return sorted(
+        path
+        for path in folder.glob("save-*")
+        if path.suffix != ASIDE and (path / "state.json").is_file()
+    )
 
 
 def set_aside(path: Path) -> None:
@@ -142,13 +150,26 @@ def read(path: Path, identity: dict[str, str]) -> Checkpoint:
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
         arrays = load_file(path / "learner.safetensors")
         if state["schema_version"] > SCHEMA_VERSION:
-            raise UserError(f"checkpoint {path} has schema version {state['schema_version']}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray")
+            raise UserError(
+                f"checkpoint {path} has schema version {state['schema_version']}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray"
+            )
         if state["identity"] != identity:
-            raise UserError(f"checkpoint {path} is of {state['identity']}, but this run is {identity}; choose another --folder")
+            raise UserError(
+                f"checkpoint {path} is of {state['identity']}, but this run is {identity}; choose another --folder"
+            )
         living = {EpisodeId(*map(int, row)) for row in arrays.pop("store/living")}
-        return Checkpoint(Counters(**state["counters"]), state["shards"], state["metrics_offset"], arrays, living, state["identity"])
+        return Checkpoint(
+            Counters(**state["counters"]),
+            state["shards"],
+            state["metrics_offset"],
+            arrays,
+            living,
+            state["identity"],
+        )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"checkpoint {path} cannot be read ({error}); remove that folder to go on from the one before it") from None
+        raise UserError(
+            f"checkpoint {path} cannot be read ({error}); remove that folder to go on from the one before it"
+        ) from None
 
 
 def last(folder: Path, identity: dict[str, str]) -> Checkpoint | None:

@@ -29,7 +29,12 @@ from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint
 
 SCHEMA_VERSION = 1
-SHORT = {"actors": "machines.actors", "learners": "machines.learners", "device": "machines.device", "address": "machines.address"}
+SHORT = {
+    "actors": "machines.actors",
+    "learners": "machines.learners",
+    "device": "machines.device",
+    "address": "machines.address",
+}
 
 
 @dataclass(frozen=True)
@@ -62,24 +67,36 @@ class Budget:
 
     env_steps: int = setting(10_000_000, "environment steps, warm-up included", low=1)
     learner_steps: int | None = setting(None, "learner steps", low=1)
-    minutes: float | None = setting(None, "minutes of wall time since the run (or its resume) began", above=0)
+    minutes: float | None = setting(
+        None, "minutes of wall time since the run (or its resume) began", above=0
+    )
 
 
 @dataclass(frozen=True)
 class Rollouts:
     """How episodes are played. Groups and environments decide what is played, actors only where."""
 
-    groups: int | None = setting(None, "vector environments that share a round's episodes; default: one an actor", low=1)
-    environments: int = setting(32, "environments in a group, at most as many as it plays episodes a round", low=1)
+    groups: int | None = setting(
+        None, "vector environments that share a round's episodes; default: one an actor", low=1
+    )
+    environments: int = setting(
+        32, "environments in a group, at most as many as it plays episodes a round", low=1
+    )
 
 
 @dataclass(frozen=True)
 class Evaluations:
     """How often and how long the policy is scored, on gymnasium's environments."""
 
-    every: int = setting(250_000, "environment steps between evaluations; learner steps for a run on a dataset", low=1)
+    every: int = setting(
+        250_000,
+        "environment steps between evaluations; learner steps for a run on a dataset",
+        low=1,
+    )
     episodes: int = setting(20, "episodes of each", low=1)
-    final_episodes: int = setting(100, "episodes of the last one, and of the re-score of the best weights", low=1)
+    final_episodes: int = setting(
+        100, "episodes of the last one, and of the re-score of the best weights", low=1
+    )
     mode: str = setting("sample", "how the policy acts", choices=MODES)
 
 
@@ -87,10 +104,25 @@ class Evaluations:
 class Saves:
     """Checkpoints and reports."""
 
-    every: int = setting(500_000, "environment steps between checkpoints; learner steps for a run on a dataset", low=1)
-    report_every: int = setting(20_000, "environment steps between lines of metrics; learner steps for a run on a dataset", low=1)
-    flat_mib: int = setting(2048, "MiB of episodes that are kept in memory for drawing; the rest is drawn from the maps, of a dataset in turns", low=0)
-    milestones: bool = setting(False, "whether the weights of every checkpoint are kept, for `data record RUN --weights milestones`")
+    every: int = setting(
+        500_000,
+        "environment steps between checkpoints; learner steps for a run on a dataset",
+        low=1,
+    )
+    report_every: int = setting(
+        20_000,
+        "environment steps between lines of metrics; learner steps for a run on a dataset",
+        low=1,
+    )
+    flat_mib: int = setting(
+        2048,
+        "MiB of episodes that are kept in memory for drawing; the rest is drawn from the maps, of a dataset in turns",
+        low=0,
+    )
+    milestones: bool = setting(
+        False,
+        "whether the weights of every checkpoint are kept, for `data record RUN --weights milestones`",
+    )
 
 
 @dataclass(frozen=True)
@@ -100,12 +132,27 @@ class Machines:
     actors: int = setting(1, "rollout actors (--actors)", low=1, high=10_000)
     learners: int = setting(1, "data-parallel learner ranks (--learners)", low=1, high=1_024)
     device: str = setting("auto", "where the learner trains: auto, cpu, cuda or cuda:N (--device)")
-    address: str = setting("local", "Ray cluster to join; `local` starts one on this machine (--address)")
-    lock_step: bool = setting(False, "play, store and learn in turn, equal to --local bit for bit; else side by side")
-    max_staleness: int = setting(200, "learner steps that may be owed when a rollout starts, so that its weights are not far behind", low=1)
+    address: str = setting(
+        "local", "Ray cluster to join; `local` starts one on this machine (--address)"
+    )
+    lock_step: bool = setting(
+        False, "play, store and learn in turn, equal to --local bit for bit; else side by side"
+    )
+    max_staleness: int = setting(
+        200,
+        "learner steps that may be owed when a rollout starts, so that its weights are not far behind",
+        low=1,
+    )
     threads: int = setting(1, "torch threads of the learner", low=1)
-    precision: str = setting("float32", "what the learner's transformer computes in; its weights are float32", choices=("float32", "bf16"))
-    compile: bool = setting(False, "have torch.compile compile the learner's transformer; equal to rounding where nothing is dropped out")
+    precision: str = setting(
+        "float32",
+        "what the learner's transformer computes in; its weights are float32",
+        choices=("float32", "bf16"),
+    )
+    compile: bool = setting(
+        False,
+        "have torch.compile compile the learner's transformer; equal to rounding where nothing is dropped out",
+    )
 
 
 @dataclass(frozen=True)
@@ -126,7 +173,9 @@ class Run:
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**31:
-            raise UserError(f"--seed is {self.seed}, but an integer from 0 to 2147483647 is expected")
+            raise UserError(
+                f"--seed is {self.seed}, but an integer from 0 to 2147483647 is expected"
+            )
         checked(self.algorithm, "algorithm.")
         for name in ("budget", "rollouts", "evaluations", "saves", "machines"):
             checked(getattr(self, name), f"{name}.")
@@ -165,7 +214,11 @@ class Run:
         return {
             "schema_version": SCHEMA_VERSION,
             "algorithm": {"name": self.algorithm.name, **to_json(self.algorithm)},
-            **{f.name: to_json(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "algorithm"},
+            **{
+                f.name: to_json(getattr(self, f.name))
+                for f in dataclasses.fields(self)
+                if f.name != "algorithm"
+            },
         }
 
 
@@ -175,20 +228,34 @@ def run_from_json(data: Mapping[str, Any]) -> Run:
     if not isinstance(version, int):
         raise UserError("run.json is not one of this project (it has no schema_version)")
     if version > SCHEMA_VERSION:
-        raise UserError(f"run.json has schema version {version}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray")
+        raise UserError(
+            f"run.json has schema version {version}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray"
+        )
     try:
         settings = dict(data["algorithm"])
         kind = find_algorithm(settings.pop("name"))
-        rest = {k: v for k, v in data.items() if k not in ("schema_version", "algorithm", "loop", "backend", "versions")}
+        rest = {
+            k: v
+            for k, v in data.items()
+            if k not in ("schema_version", "algorithm", "loop", "backend", "versions")
+        }
         hints = typing.get_type_hints(Run)
         given: dict[str, Any] = {}
         for name, value in rest.items():
             if name not in hints:
-                raise UserError(f"unknown setting {name!r} in run.json{nearest(name, sorted(hints))}")
+                raise UserError(
+                    f"unknown setting {name!r} in run.json{nearest(name, sorted(hints))}"
+                )
             if name in ("dataset", "start"):
-                given[name] = None if value is None else {"dataset": Origin, "start": Start}[name](**value)
+                given[name] = (
+                    None if value is None else {"dataset": Origin, "start": Start}[name](**value)
+                )
                 continue
-            given[name] = from_json(hints[name], value, f"{name}.") if dataclasses.is_dataclass(hints[name]) else converted(hints[name], value, name)
+            given[name] = (
+                from_json(hints[name], value, f"{name}.")
+                if dataclasses.is_dataclass(hints[name])
+                else converted(hints[name], value, name)
+            )
         return Run(algorithm=from_json(kind, settings, "algorithm."), **given)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"run.json is not one of this project ({error})") from None
@@ -221,7 +288,10 @@ class Door:
 
 def settings_of(kind: type[Algorithm]) -> Iterator[tuple[str, Any, Any, str]]:
     """Path, type, default and help of every flag of a run of this algorithm, in the order of the dataclasses."""
-    for prefix, owner in [("algorithm", kind), *((f.name, typing.get_type_hints(Run)[f.name]) for f in dataclasses.fields(Run))]:
+    for prefix, owner in [
+        ("algorithm", kind),
+        *((f.name, typing.get_type_hints(Run)[f.name]) for f in dataclasses.fields(Run)),
+    ]:
         if not dataclasses.is_dataclass(owner) or owner is Algorithm:
             continue
         hints = typing.get_type_hints(owner)
@@ -239,11 +309,23 @@ def acting_as(algorithm: Algorithm, given: Mapping[str, Any]) -> Algorithm:
     for name in given:
         path = f"algorithm.{name}"
         if name not in known:
-            raise UserError(f"{algorithm.name} has no setting {flag(path)}{nearest(flag(path), may)}")
+            raise UserError(
+                f"{algorithm.name} has no setting {flag(path)}{nearest(flag(path), may)}"
+            )
         if name not in algorithm.acting:
-            rest = f"those that affect acting alone are {', '.join(may)}" if may else f"{algorithm.name} has none that affect acting alone"
+            rest = (
+                f"those that affect acting alone are {', '.join(may)}"
+                if may
+                else f"{algorithm.name} has none that affect acting alone"
+            )
             raise UserError(f"{flag(path)} was settled when the run was trained; {rest}")
-    made = dataclasses.replace(algorithm, **{name: converted(hints[name], value, f"algorithm.{name}") for name, value in given.items()})
+    made = dataclasses.replace(
+        algorithm,
+        **{
+            name: converted(hints[name], value, f"algorithm.{name}")
+            for name, value in given.items()
+        },
+    )
     checked(made, "algorithm.")
     return made
 
@@ -261,38 +343,70 @@ def parse(arguments: list[str]) -> Door:
         add_help=False,
     )
     parser.add_argument("algorithm", nargs="?", help=_names_help())
-    parser.add_argument("task", nargs="?", help="a short name (lunarlander), gymnasium:ID, my_module:MyEnv-v0; or a dataset: its folder, or a Minari id")
+    parser.add_argument(
+        "task",
+        nargs="?",
+        help="a short name (lunarlander), gymnasium:ID, my_module:MyEnv-v0; or a dataset: its folder, or a Minari id",
+    )
     parser.add_argument("--help", "-h", action="store_true", help="show this and exit")
     parser.add_argument("--folder", type=Path, help="run folder; default: runs/ALGORITHM-TASK-SEED")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --folder from its last checkpoint")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --folder from its last checkpoint",
+    )
     parser.add_argument("--local", action="store_true", help="one process, without Ray")
     parser.add_argument("--quiet", action="store_true", help="no progress, only the summary")
-    parser.add_argument("--preset", default=None, help="named settings for this task: default, paper; `none` for the bare defaults")
-    parser.add_argument("--from", dest="start", type=Path, metavar="RUN", help="go on from the learner and the best episodes of another run folder")
-    parser.add_argument("--config", type=Path, help="start from the settings of another run's run.json")
+    parser.add_argument(
+        "--preset",
+        default=None,
+        help="named settings for this task: default, paper; `none` for the bare defaults",
+    )
+    parser.add_argument(
+        "--from",
+        dest="start",
+        type=Path,
+        metavar="RUN",
+        help="go on from the learner and the best episodes of another run folder",
+    )
+    parser.add_argument(
+        "--config", type=Path, help="start from the settings of another run's run.json"
+    )
     parser.add_argument("--seed", default=None, help="seed of everything; default 1")
     known, _ = parser.parse_known_args([a for a in arguments if a not in ("--help", "-h")])
     kind = find_algorithm(known.algorithm) if known.algorithm else None
     flags: dict[str, tuple[str, Any]] = {}
     dataset = resolve(known.task) if kind and known.task else None
     task = dataset.task if dataset else known.task
-    defaults = preset_of(kind, task, known.preset, plays=dataset is None)[1] if kind and task else {}
+    defaults = (
+        preset_of(kind, task, known.preset, plays=dataset is None)[1] if kind and task else {}
+    )
     if kind and dataset:
         defaults = offline_defaults(kind, defaults) | defaults
     for path, hint, default, about in settings_of(kind) if kind else ():
         shown = defaults.get(path, default)
         text = ",".join(map(str, shown)) if isinstance(shown, tuple) else shown
-        told = "" if shown in (None, ()) else f" (default: {text})"  # what stands for None is said by the help itself
+        told = (
+            "" if shown in (None, ()) else f" (default: {text})"
+        )  # what stands for None is said by the help itself
         names = [flag(path), *(f"--{short}" for short, long in SHORT.items() if long == path)]
-        parser.add_argument(*names, dest=path, default=None, metavar="X", help=f"{about}{told}".replace("%", "%%"))
+        parser.add_argument(
+            *names, dest=path, default=None, metavar="X", help=f"{about}{told}".replace("%", "%%")
+        )
         flags[path] = (path, hint)
     if "--help" in arguments or "-h" in arguments:
         parser.print_help()
         raise SystemExit(0)
     given = parser.parse(arguments)
     if kind is None or given.task is None:
-        raise UserError("an ALGORITHM and a TASK are expected, as in: python -m bigdm_ray.run udrl lunarlander")
-    typed = {path: converted(hint, getattr(given, path), path) for path, hint in flags.values() if getattr(given, path) is not None}
+        raise UserError(
+            "an ALGORITHM and a TASK are expected, as in: python -m bigdm_ray.run udrl lunarlander"
+        )
+    typed = {
+        path: converted(hint, getattr(given, path), path)
+        for path, hint in flags.values()
+        if getattr(given, path) is not None
+    }
     seed = converted(int, given.seed, "seed") if given.seed is not None else None
     run = _made(kind, task, given.preset, given.config, typed, seed, dataset, given.start)
     return Door(run, given.folder, given.resume, given.local, given.quiet)
@@ -304,7 +418,9 @@ def _names_help() -> str:
     return "one of " + ", ".join(algorithms())
 
 
-def preset_of(kind: type[Algorithm], task: str, name: str | None, plays: bool = False) -> tuple[str, dict[str, Any]]:
+def preset_of(
+    kind: type[Algorithm], task: str, name: str | None, plays: bool = False
+) -> tuple[str, dict[str, Any]]:
     """The name and settings of a task's preset; `default` may be absent. Raises UserError for an unknown one."""
     presets = kind.presets()
     known = presets.get(task, presets.get("*", {}))
@@ -312,14 +428,20 @@ def preset_of(kind: type[Algorithm], task: str, name: str | None, plays: bool = 
     if wanted == "none" or (wanted == "default" and "default" not in known):
         return "none", {}
     if wanted not in known:
-        raise UserError(f"unknown preset {wanted!r} of {kind.name} on {task}; it has {' and '.join([*known, 'none'])}")
+        raise UserError(
+            f"unknown preset {wanted!r} of {kind.name} on {task}; it has {' and '.join([*known, 'none'])}"
+        )
     return wanted, known[wanted]
 
 
 def offline_defaults(kind: type[Algorithm], given: Mapping[str, Any]) -> dict[str, Any]:
     """What a run on a dataset has in place of the defaults, which count environment steps: shares of the budget that is `given`, else of the algorithm's."""
     steps = given.get("budget.learner_steps") or kind.offline_steps
-    counted = {"evaluations.every": max(1, steps // 5), "saves.every": max(1, steps // 5), "saves.report_every": max(1, steps // 100)}
+    counted = {
+        "evaluations.every": max(1, steps // 5),
+        "saves.every": max(1, steps // 5),
+        "saves.report_every": max(1, steps // 100),
+    }
     return {"budget.learner_steps": steps, **counted}
 
 
@@ -333,14 +455,21 @@ def as_begun(run: Run, folder: Path) -> Run:
     kind, presets = type(run.algorithm), run.algorithm.presets()
     preset = presets.get(run.task, presets.get("*", {})).get(run.preset, {})
     began, data, kept = read_run(folder).to_json(), run.to_json(), {}
-    for path, value in (offline_defaults(kind, {"budget.learner_steps": run.budget.learner_steps}) | preset).items():
+    for path, value in (
+        offline_defaults(kind, {"budget.learner_steps": run.budget.learner_steps}) | preset
+    ).items():
         owner, _, key = path.partition(".")
         if key in ("every", "report_every") and data[owner][key] == value:
             kept[path] = began[owner][key]
     return _filled(data, kept)
 
 
-FINE_TUNING = {"budget.env_steps": 200_000, "evaluations.every": 20_000, "saves.every": 50_000, "saves.report_every": 5_000}
+FINE_TUNING = {
+    "budget.env_steps": 200_000,
+    "evaluations.every": 20_000,
+    "saves.every": 50_000,
+    "saves.report_every": 5_000,
+}
 """What a run that starts from another has in place of the defaults: the budget of Zheng et al. 2022."""
 
 
@@ -361,23 +490,33 @@ def _made(
             raise UserError(f"{error}; nor is there a folder {task} with a dataset") from None
         raise
     if start is not None and not kind.online:
-        raise UserError(f"--from goes on by playing, but {kind.name} learns from datasets alone and cannot go on from another run; leave --from out")
+        raise UserError(
+            f"--from goes on by playing, but {kind.name} learns from datasets alone and cannot go on from another run; leave --from out"
+        )
     if dataset is None and not kind.online:
         raise UserError(
             f"{kind.name} learns from a dataset, but {task} is a task to play; import episodes with `python -m bigdm_ray.data` and give their folder"
         )
     if dataset is not None and not kind.offline:
-        raise UserError(f"{kind.name} learns from what it plays, but {dataset.folder} is a dataset; give the task {task} itself")
+        raise UserError(
+            f"{kind.name} learns from what it plays, but {dataset.folder} is a dataset; give the task {task} itself"
+        )
     name, values = preset_of(kind, task, preset, plays=dataset is None)
     begun = None
     if start is not None:
         base, begun = start_of(start, kind, task, dataset, config)
-        data = Run(algorithm=base.algorithm, task=task, evaluations=Evaluations(mode=base.evaluations.mode)).to_json()
-        name, values = (base.preset, FINE_TUNING) if preset is None else (name, FINE_TUNING | values)
+        data = Run(
+            algorithm=base.algorithm, task=task, evaluations=Evaluations(mode=base.evaluations.mode)
+        ).to_json()
+        name, values = (
+            (base.preset, FINE_TUNING) if preset is None else (name, FINE_TUNING | values)
+        )
     elif config is not None:
         base = read_run(config)
         if base.algorithm.name != kind.name:
-            raise UserError(f"--config {config} is of algorithm {base.algorithm.name!r}, not of {kind.name!r}")
+            raise UserError(
+                f"--config {config} is of algorithm {base.algorithm.name!r}, not of {kind.name!r}"
+            )
         data = base.to_json() | {"task": task}
         if preset is None:
             name, values = base.preset, {}
@@ -385,13 +524,17 @@ def _made(
         data = Run(algorithm=kind(), task=task).to_json()
     data["dataset"] = origin_of(dataset) if dataset else None
     if begun or dataset is not None or config is None or base.task != task:
-        data["start"] = to_json(begun) if begun else None  # another run's --config keeps it for its own --resume
+        data["start"] = (
+            to_json(begun) if begun else None
+        )  # another run's --config keeps it for its own --resume
     if dataset is not None and config is None:
         values = offline_defaults(kind, values | typed) | values
     data |= {"preset": name} | ({} if seed is None else {"seed": seed})
     run = _filled(data, values | typed)
     if dataset is not None:
-        run = dataclasses.replace(run, algorithm=run.algorithm.for_data(dataset.steps, dataset.episodes))
+        run = dataclasses.replace(
+            run, algorithm=run.algorithm.for_data(dataset.steps, dataset.episodes)
+        )
     if start is not None:
         for name in (name for name in kind.fixed if hasattr(run.algorithm, name)):
             mine, theirs = getattr(run.algorithm, name), getattr(base.algorithm, name)
@@ -414,7 +557,9 @@ def premature(run: Run) -> str | None:
     lower = " and ".join(flag(f"algorithm.{name}") for name in before.settings)
     learns = f"--budget.learner-steps is {run.learner_budget}, but the policy of {run.algorithm.name} learns "
     if not before.policy:
-        raise UserError(f"{learns}only after learner step {before.steps}; give more, or lower {lower}")
+        raise UserError(
+            f"{learns}only after learner step {before.steps}; give more, or lower {lower}"
+        )
     return f"{learns}from its critics only after learner step {before.steps}: it will be {before.policy}; give more, or lower {lower}"
 
 
@@ -422,7 +567,10 @@ def still_rising(run: Run) -> str | None:
     """What a run on a dataset comes to whose learning rate rises for more than half of its budget, in one sentence; None where it does not."""
     if run.dataset is None:
         return None
-    half, last = (run.algorithm.learning_rate_factor(step, "") for step in (run.learner_budget // 2, run.learner_budget - 1))
+    half, last = (
+        run.algorithm.learning_rate_factor(step, "")
+        for step in (run.learner_budget // 2, run.learner_budget - 1)
+    )
     if last <= half:
         return None
     return (
@@ -442,29 +590,49 @@ def _filled(data: dict[str, Any], values: dict[str, Any]) -> Run:
 def opened(folder: Path) -> tuple[Run, Checkpoint]:
     """A run and its last checkpoint, to start another from. Raises UserError where there is none."""
     if not (folder / "run.json").is_file():
-        raise UserError(f"--from {folder} holds no run: a folder with a run.json is expected, as `run` leaves one")
+        raise UserError(
+            f"--from {folder} holds no run: a folder with a run.json is expected, as `run` leaves one"
+        )
     run = read_run(folder)
     saved = checkpoint.last(folder / "checkpoints", run.identity)
     if saved is None:
-        raise UserError(f"--from {folder} has no checkpoint yet: train it to its first one, or start anew without --from")
+        raise UserError(
+            f"--from {folder} has no checkpoint yet: train it to its first one, or start anew without --from"
+        )
     return run, saved
 
 
-def start_of(folder: Path, kind: type[Algorithm], task: str, dataset: Dataset | None, config: Path | None) -> tuple[Run, Start]:
+def start_of(
+    folder: Path, kind: type[Algorithm], task: str, dataset: Dataset | None, config: Path | None
+) -> tuple[Run, Start]:
     """The run that another starts from, and what run.json says of it. Raises UserError for one that does not fit."""
     run, saved = opened(folder)
     if run.algorithm.name != kind.name or run.task != task:
-        raise UserError(f"--from {folder} is {run.algorithm.name} on {run.task}, not {kind.name} on {task}")
+        raise UserError(
+            f"--from {folder} is {run.algorithm.name} on {run.task}, not {kind.name} on {task}"
+        )
     if issubclass(kind, Foreign):
-        raise UserError(f"--from goes on with a learner of ours, but {kind.name} is trained by {kind.library}; leave --from out")
+        raise UserError(
+            f"--from goes on with a learner of ours, but {kind.name} is trained by {kind.library}; leave --from out"
+        )
     if dataset is not None or config is not None:
-        raise UserError(f"--from takes its settings from {folder} and then plays {task}: give the task's name alone, without a dataset and without --config")
-    return run, Start(str(folder.resolve()), run.algorithm.name, saved.counters.learner_step, run.dataset.name if run.dataset else None)
+        raise UserError(
+            f"--from takes its settings from {folder} and then plays {task}: give the task's name alone, without a dataset and without --config"
+        )
+    return run, Start(
+        str(folder.resolve()),
+        run.algorithm.name,
+        saved.counters.learner_step,
+        run.dataset.name if run.dataset else None,
+    )
 
 
 def origin_of(dataset: Dataset) -> dict[str, Any]:
     """What run.json says of a dataset."""
-    named = {name: getattr(dataset, name) for name in ("name", "sha256", "source", "episodes", "steps", "return_mean", "versions")}
+    named = {
+        name: getattr(dataset, name)
+        for name in ("name", "sha256", "source", "episodes", "steps", "return_mean", "versions")
+    }
     return {"folder": str(dataset.folder.resolve()), **named}
 
 
@@ -473,14 +641,24 @@ def configure(algorithm: str, task: str, flags: list[str] | None = None) -> Run:
     return parse([algorithm, task, *(flags or [])]).run
 
 
-def foreign_run(kind: type[Algorithm], task: str, preset: str | None, settings: dict[str, Any]) -> Run:
+def foreign_run(
+    kind: type[Algorithm], task: str, preset: str | None, settings: dict[str, Any]
+) -> Run:
     """The Run of weights that were trained elsewhere: a task, a preset's settings, and those by path that the weights ask for. Raises UserError."""
     found = find_task(task)
     name, values = preset_of(kind, found.name, preset)
-    return _filled(Run(algorithm=kind(), task=found.name).to_json() | {"preset": name}, values | settings)
+    return _filled(
+        Run(algorithm=kind(), task=found.name).to_json() | {"preset": name}, values | settings
+    )
 
 
 def described(run: Run) -> str:
     """One line that says what is about to be trained."""
-    budget = f"{run.learner_budget:,} learner steps on {run.dataset.name}" if run.dataset else f"{run.budget.env_steps:,} environment steps"
-    return textwrap.shorten(f"{run.algorithm.name} on {run.task}, preset {run.preset}, seed {run.seed}, {budget}", 120)
+    budget = (
+        f"{run.learner_budget:,} learner steps on {run.dataset.name}"
+        if run.dataset
+        else f"{run.budget.env_steps:,} environment steps"
+    )
+    return textwrap.shorten(
+        f"{run.algorithm.name} on {run.task}, preset {run.preset}, seed {run.seed}, {budget}", 120
+    )

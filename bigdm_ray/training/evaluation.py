@@ -33,8 +33,12 @@ class Score:
     returns: np.ndarray  # [n] float64
     lengths: np.ndarray  # [n] int64
     command: dict[str, float]
-    seconds: np.ndarray = field(default_factory=lambda: np.zeros(0))  # [calls] float64, the policy's time for each call
-    acted: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [calls] int64, the rows that it acted for
+    seconds: np.ndarray = field(
+        default_factory=lambda: np.zeros(0)
+    )  # [calls] float64, the policy's time for each call
+    acted: np.ndarray = field(
+        default_factory=lambda: np.zeros(0, np.int64)
+    )  # [calls] int64, the rows that it acted for
     discarded: int = 0  # episodes thrown away
     problems: list[str] = field(default_factory=list)  # one sentence for each, at most ten
     stopped: bool = False  # Ctrl-C ended it before all episodes had ended
@@ -42,9 +46,21 @@ class Score:
     @classmethod
     def of(cls, played: Played, command: dict[str, float]) -> Score:
         """The score of a rollout, of which nothing may have come."""
-        returns, lengths = np.array([e.total_return for e in played.episodes]), np.array([e.length for e in played.episodes], np.int64)
+        returns, lengths = (
+            np.array([e.total_return for e in played.episodes]),
+            np.array([e.length for e in played.episodes], np.int64),
+        )
         calls = np.array(played.calls).reshape(-1, 2)
-        return cls(returns, lengths, command, calls[:, 0], calls[:, 1].astype(np.int64), played.discarded, played.problems, played.stopped)
+        return cls(
+            returns,
+            lengths,
+            command,
+            calls[:, 0],
+            calls[:, 1].astype(np.int64),
+            played.discarded,
+            played.problems,
+            played.stopped,
+        )
 
     def summary(self, task: Task) -> dict[str, float | int | None]:
         """Mean, standard deviation (of the episodes), 95 % interval of the mean, and the normalised score."""
@@ -73,13 +89,17 @@ class Score:
         each = 1000 * self.seconds / self.acted
         order = np.argsort(each)
         below = np.cumsum(self.acted[order])
-        p50, p99 = (float(each[order][np.searchsorted(below, share * below[-1])]) for share in (0.5, 0.99))
+        p50, p99 = (
+            float(each[order][np.searchsorted(below, share * below[-1])]) for share in (0.5, 0.99)
+        )
         return {"act_p50_ms": p50, "act_p99_ms": p99, "acted_together": float(self.acted.mean())}
 
     def whole(self, task: Task) -> Score:
         """Itself. Raises RunFailed where no episode has ended well."""
         if not len(self.returns):
-            raise RunFailed(f"no evaluation episode of {task.name} could be played to its end: {self.problems[0]}")
+            raise RunFailed(
+                f"no evaluation episode of {task.name} could be played to its end: {self.problems[0]}"
+            )
         return self
 
 
@@ -94,16 +114,48 @@ class Evaluator:
         self._policy = run.algorithm.policy(self._model, cast(Mode, run.evaluations.mode))
         self._env: VectorEnv | None = None
 
-    def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int, on_end: Callable[[int], None] | None = None) -> Score:
+    def score(
+        self,
+        weights: Weights,
+        command: dict[str, float],
+        episodes: int,
+        purpose: str,
+        round: int,
+        on_end: Callable[[int], None] | None = None,
+    ) -> Score:
         """See `evaluate`."""
         weights.into(self._model)
-        return evaluate(self._policy, self._task, command, episodes, self._run.seed, purpose, round, self._rows(min(ROWS, episodes)), on_end)
+        return evaluate(
+            self._policy,
+            self._task,
+            command,
+            episodes,
+            self._run.seed,
+            purpose,
+            round,
+            self._rows(min(ROWS, episodes)),
+            on_end,
+        )
 
-    def part(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, number: int) -> Score:
+    def part(
+        self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, number: int
+    ) -> Score:
         """A part of `evaluate_in_parts`, which may hold no episode."""
         weights.into(self._model)
         commands = constant(command, episodes)
-        return Score.of(play(self._policy, self._task, commands, episodes, self._run.seed, purpose, number, self._rows(episodes)), command)
+        return Score.of(
+            play(
+                self._policy,
+                self._task,
+                commands,
+                episodes,
+                self._run.seed,
+                purpose,
+                number,
+                self._rows(episodes),
+            ),
+            command,
+        )
 
     def _rows(self, rows: int) -> VectorEnv:
         if self._env is None or self._env.n != rows:
@@ -139,7 +191,12 @@ def evaluate(
     `env`, where given, are reference environments to use again; they are seeded anew and left open. `on_end`: see `rollout`.
     Raises RunFailed where no episode ends well.
     """
-    return Score.of(play(policy, task, constant(command, episodes), episodes, seed, purpose, round, env, on_end), command).whole(task)
+    return Score.of(
+        play(
+            policy, task, constant(command, episodes), episodes, seed, purpose, round, env, on_end
+        ),
+        command,
+    ).whole(task)
 
 
 def parts_of(episodes: int, rows: int) -> list[int]:
@@ -149,7 +206,13 @@ def parts_of(episodes: int, rows: int) -> list[int]:
 
 
 def evaluate_in_parts(
-    policy: Policy, task: Task, command: dict[str, float], parts: list[int], seed: int, purpose: str, on_end: Callable[[int], None] | None = None
+    policy: Policy,
+    task: Task,
+    command: dict[str, float],
+    parts: list[int],
+    seed: int,
+    purpose: str,
+    on_end: Callable[[int], None] | None = None,
 ) -> Score:
     """Play parts of so many episodes each, one part after another. Ctrl-C ends it with what has ended by then: see `rollout`.
 
@@ -159,7 +222,18 @@ def evaluate_in_parts(
     env = task.make(max(parts), 0, "reference")
     try:
         for number, count in enumerate(parts):
-            played = play(policy, task, constant(command, count), count, seed, purpose, number, env, on_end, stoppable=True)
+            played = play(
+                policy,
+                task,
+                constant(command, count),
+                count,
+                seed,
+                purpose,
+                number,
+                env,
+                on_end,
+                stoppable=True,
+            )
             scores.append(Score.of(played, command))
             if scores[-1].stopped:
                 break
@@ -177,7 +251,13 @@ def joined(scores: list[Score], command: dict[str, float], stopped: bool = False
     names = ("returns", "lengths", "seconds", "acted")
     arrays = {name: np.concatenate([getattr(score, name) for score in scores]) for name in names}
     problems = [problem for score in scores for problem in score.problems][:10]
-    return Score(command=command, discarded=sum(score.discarded for score in scores), problems=problems, stopped=stopped, **arrays)
+    return Score(
+        command=command,
+        discarded=sum(score.discarded for score in scores),
+        problems=problems,
+        stopped=stopped,
+        **arrays,
+    )
 
 
 def play(
@@ -198,13 +278,24 @@ def play(
     rows.reseed(env_seed)
     try:
         origin = Origin(round, 0, task.name, (0, 0), purpose, env_seed, task.max_return)
-        return rollout(policy, rows, commands, episodes, rng(seed, purpose, round), origin, on_end=on_end, stoppable=stoppable)
+        return rollout(
+            policy,
+            rows,
+            commands,
+            episodes,
+            rng(seed, purpose, round),
+            origin,
+            on_end=on_end,
+            stoppable=stoppable,
+        )
     finally:
         if env is None:
             rows.close()
 
 
-def bootstrap_interval(values: np.ndarray, samples: int = 1000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def bootstrap_interval(
+    values: np.ndarray, samples: int = 1000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """The 95 % bootstrap interval of the mean over the first axis (Srivastava et al. 2019, appendix B: 1,000 resamples)."""
     picks = np.random.default_rng(seed).integers(0, len(values), (samples, len(values)))
     means = values[picks].mean(1)
@@ -212,9 +303,17 @@ def bootstrap_interval(values: np.ndarray, samples: int = 1000, seed: int = 0) -
     return low, high
 
 
-def stratified_interval(strata: list[np.ndarray], samples: int = 1000, seed: int = 0) -> tuple[float, float]:
+def stratified_interval(
+    strata: list[np.ndarray], samples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
     """The 95 % bootstrap interval of the mean of some means: each stratum (the seeds of a task) is resampled within itself (Agarwal et al. 2021)."""
     chance = np.random.default_rng(seed)
-    means = np.mean([values[chance.integers(0, len(values), (samples, len(values)))].mean(1) for values in strata], 0)
+    means = np.mean(
+        [
+            values[chance.integers(0, len(values), (samples, len(values)))].mean(1)
+            for values in strata
+        ],
+        0,
+    )
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)

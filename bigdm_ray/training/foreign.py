@@ -34,12 +34,24 @@ from bigdm_ray.training.start import dataset_store
 from bigdm_ray.training.streams import derived_seed, seed_torch
 
 
-def train_foreign(run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None, actors: int = 0) -> dict[str, Any]:
+def train_foreign(
+    run: Run,
+    folder: Path,
+    resume: bool = False,
+    listeners: list[Listener] | None = None,
+    actors: int = 0,
+) -> dict[str, Any]:
     """Train with the algorithm's library, `actors` processes playing beside this one; the summary. Raises UserError and RunFailed."""
     check(run)
     with RunFolder(folder).claimed(run, resume, exact=False) as home, contextlib.ExitStack() as end:
         resumed = checkpoint.last(home.checkpoints, run.identity) if resume else None
-        session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *(listeners or [])], resumed, exact=False)
+        session = Session(
+            run,
+            home,
+            [TensorBoard(folder / "tensorboard", run.clock), *(listeners or [])],
+            resumed,
+            exact=False,
+        )
         end.callback(session.close)
         crew = ForeignCrew(session, resumed, actors)
         end.callback(crew.close)
@@ -52,14 +64,26 @@ def check(run: Run) -> Foreign:
     algorithm = run.algorithm
     assert isinstance(algorithm, Foreign)
     if run.machines.learners > 1:
-        raise UserError(f"{algorithm.name} is trained by {algorithm.library} on one learner, but --learners is {run.machines.learners}; leave it out")
+        raise UserError(
+            f"{algorithm.name} is trained by {algorithm.library} on one learner, but --learners is {run.machines.learners}; leave it out"
+        )
     if run.machines.actors > 1 and not algorithm.on_ray:
-        raise UserError(f"{algorithm.name} plays and learns in one process, but --actors is {run.machines.actors}; leave it out")
-    for name, given, plain in (("compile", run.machines.compile, False), ("precision", run.machines.precision, "float32")):
+        raise UserError(
+            f"{algorithm.name} plays and learns in one process, but --actors is {run.machines.actors}; leave it out"
+        )
+    for name, given, plain in (
+        ("compile", run.machines.compile, False),
+        ("precision", run.machines.precision, "float32"),
+    ):
         if given != plain:
-            raise UserError(f"{algorithm.name} is trained by {algorithm.library}, but --machines.{name} is {str(given).lower()}; leave it out")
+            raise UserError(
+                f"{algorithm.name} is trained by {algorithm.library}, but --machines.{name} is {str(given).lower()}; leave it out"
+            )
     algorithm.require()
-    algorithm.policy(algorithm.build({run.task: find_task(run.task).signature()}), cast(Mode, run.evaluations.mode))
+    algorithm.policy(
+        algorithm.build({run.task: find_task(run.task).signature()}),
+        cast(Mode, run.evaluations.mode),
+    )
     return algorithm
 
 
@@ -71,7 +95,16 @@ def drive(session: Session, crew: ForeignCrew) -> None:
         crew.turn(session)
         if session.evaluation_due():
             weights = crew.weights()
-            session.evaluated(crew.score(weights, {}, run.evaluations.episodes, "validation", session.counters.evaluations), weights)
+            session.evaluated(
+                crew.score(
+                    weights,
+                    {},
+                    run.evaluations.episodes,
+                    "validation",
+                    session.counters.evaluations,
+                ),
+                weights,
+            )
         if session.save_due():
             session.save(crew)
         elif session.report_due():
@@ -89,7 +122,9 @@ class ForeignCrew:
         seed = derived_seed(run.seed, "foreign", self._counters.incarnation)
         seed_torch(run.seed, "foreign", self._counters.incarnation)
         device = str(pick_device(run.machines.device))
-        self._trainer: Trainer = run.algorithm.trainer(Bench(find_task(run.task), seed, run.total, device, actors, self._store))
+        self._trainer: Trainer = run.algorithm.trainer(
+            Bench(find_task(run.task), seed, run.total, device, actors, self._store)
+        )
         if resumed is not None:
             self._trainer.restore(below(resumed.learner, "foreign/"))
         self._evaluator = Evaluator(run)
@@ -101,9 +136,22 @@ class ForeignCrew:
         turn = self._trainer.step(session.stride(self._stride))
         busy_s = time.perf_counter() - began
         counters = session.counters
-        session.learned(Progress(counters.learner_step + turn.learner_steps, turn.learner_steps, turn.metrics, busy_s))
+        session.learned(
+            Progress(
+                counters.learner_step + turn.learner_steps, turn.learner_steps, turn.metrics, busy_s
+            )
+        )
         if turn.returns:
-            session.played(Round(ended(turn), (counters.incarnation, counters.learner_step), turn.env_steps, 0, [], busy_s))
+            session.played(
+                Round(
+                    ended(turn),
+                    (counters.incarnation, counters.learner_step),
+                    turn.env_steps,
+                    0,
+                    [],
+                    busy_s,
+                )
+            )
         else:  # no episode has ended, and none needs to
             counters.env_steps += turn.env_steps
             counters.play_s += busy_s
@@ -114,15 +162,27 @@ class ForeignCrew:
 
     def weights(self) -> Weights:
         """See Crew."""
-        return Weights((self._counters.incarnation, self._counters.learner_step), self._trainer.weights())
+        return Weights(
+            (self._counters.incarnation, self._counters.learner_step), self._trainer.weights()
+        )
 
-    def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int, on_end: Callable[[int], None] | None = None) -> Score:
+    def score(
+        self,
+        weights: Weights,
+        command: dict[str, float],
+        episodes: int,
+        purpose: str,
+        round: int,
+        on_end: Callable[[int], None] | None = None,
+    ) -> Score:
         """See Crew."""
         return self._evaluator.score(weights, command, episodes, purpose, round, on_end)
 
     def save(self, write: Callable[[int, dict[str, np.ndarray], list[str]], Any]) -> None:
         """See Crew."""
-        state = prefixed("model/", self._trainer.weights()) | prefixed("foreign/", self._trainer.state())
+        state = prefixed("model/", self._trainer.weights()) | prefixed(
+            "foreign/", self._trainer.state()
+        )
         write(self._counters.learner_step, state, [])
 
     def play(self, round: int, saves: int, commands: Columns, count: int, random: bool) -> Round:
@@ -142,4 +202,9 @@ class ForeignCrew:
 def ended(turn: Turn) -> Table:
     """The episodes that ended in a turn, without ids of their own."""
     count = len(turn.returns)
-    return Table(np.zeros((count, 3), np.int64), np.array(turn.returns, np.float64), np.array(turn.lengths, np.int64), np.zeros(count))
+    return Table(
+        np.zeros((count, 3), np.int64),
+        np.array(turn.returns, np.float64),
+        np.array(turn.lengths, np.int64),
+        np.zeros(count),
+    )

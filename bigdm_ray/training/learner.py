@@ -31,13 +31,19 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device is {name!r}, but auto, cpu, cuda or cuda:N is expected") from None
+        raise UserError(
+            f"--device is {name!r}, but auto, cpu, cuda or cuda:N is expected"
+        ) from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device is {name!r}, but this machine has no usable GPU; use --device cpu")
+        raise UserError(
+            f"--device is {name!r}, but this machine has no usable GPU; use --device cpu"
+        )
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device is {name!r}, but auto, cpu, cuda or cuda:N is expected")
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
-        raise UserError(f"--device is {name!r}, but the last GPU of this machine is cuda:{count - 1}; use that, or one before it")
+        raise UserError(
+            f"--device is {name!r}, but the last GPU of this machine is cuda:{count - 1}; use that, or one before it"
+        )
     return device
 
 
@@ -72,13 +78,22 @@ class Learner:
         seed_torch(seed, "initial weights")
         self.model: nn.Module = algorithm.build(signatures).to(self.device)
         if compile and self.device.type == "cpu" and getattr(algorithm, "dropout", 0.0) > 0:
-            raise UserError("--machines.compile is true, but on a CPU dropout is drawn by code that is not compiled; give --algorithm.dropout 0 or a GPU")
+            raise UserError(
+                "--machines.compile is true, but on a CPU dropout is drawn by code that is not compiled; give --algorithm.dropout 0 or a GPU"
+            )
         if precision == "bf16" and not mixed(self.model):
-            raise UserError(f"--machines.precision is bf16, but {algorithm.name} has no transformer that could gain by it; leave it out")
+            raise UserError(
+                f"--machines.precision is bf16, but {algorithm.name} has no transformer that could gain by it; leave it out"
+            )
         if compile and not compiled(self.model):
-            raise UserError(f"--machines.compile is true, but {algorithm.name} has no transformer to compile; leave it out")
+            raise UserError(
+                f"--machines.compile is true, but {algorithm.name} has no transformer to compile; leave it out"
+            )
         self.optimizers = algorithm.optimizers(self.model)
-        self._rates = {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in self.optimizers.items()}
+        self._rates = {
+            name: [group["lr"] for group in optimizer.param_groups]
+            for name, optimizer in self.optimizers.items()
+        }
         self.step = 0
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         main = next(iter(self.optimizers.values()), None)
@@ -130,11 +145,17 @@ class Learner:
     def _draw(self, stores: dict[str, Store]) -> Batch:
         chance = rng(self.seed, "draw", self.step)
         view = self.algorithm.view(self.step)
-        windows = {task: store.draw(view, chance, self.algorithm.batch, self.rank, self.world, self.step) for task, store in stores.items()}
+        windows = {
+            task: store.draw(view, chance, self.algorithm.batch, self.rank, self.world, self.step)
+            for task, store in stores.items()
+        }
         return self.algorithm.collate(windows)
 
     def _step(self, batch: Batch) -> dict[str, Tensor]:
-        tensors = {name: torch.from_numpy(values).to(self.device, non_blocking=True) for name, values in batch.items()}
+        tensors = {
+            name: torch.from_numpy(values).to(self.device, non_blocking=True)
+            for name, values in batch.items()
+        }
         for name, optimizer in self.optimizers.items():
             factor = self.algorithm.learning_rate_factor(self.step, name)
             for group, rate in zip(optimizer.param_groups, self._rates[name], strict=True):
@@ -146,7 +167,9 @@ class Learner:
             loss = self.algorithm.loss(self.model, tensors, self.step)
         except torch._dynamo.exc.BackendCompilerFailed as error:
             why = str(error).strip().partition("\n")[0]
-            raise RunFailed(f"torch.compile cannot compile the network here ({why}); leave --machines.compile out, or install a C++ compiler") from None
+            raise RunFailed(
+                f"torch.compile cannot compile the network here ({why}); leave --machines.compile out, or install a C++ compiler"
+            ) from None
         if self.world == 1:
             weight = loss.weight.detach()
             (loss.sum / weight).backward()
@@ -164,11 +187,15 @@ class Learner:
         """Add gradients, weight and metrics over ranks in one message; divide by the weight."""
         used_parameters = [p for p in self._parameters if p.grad is not None]
         gradients = [p.grad for p in used_parameters if p.grad is not None]
-        flat = torch.cat([g.reshape(-1) for g in gradients] + [torch.stack([weight, *metrics.values()]).float()])
+        flat = torch.cat(
+            [g.reshape(-1) for g in gradients] + [torch.stack([weight, *metrics.values()]).float()]
+        )
         dist.all_reduce(flat)
         used = len(flat) - 1 - len(metrics)
         total = flat[used]
-        for parameter, part in zip(used_parameters, flat[:used].split([p.numel() for p in used_parameters]), strict=True):
+        for parameter, part in zip(
+            used_parameters, flat[:used].split([p.numel() for p in used_parameters]), strict=True
+        ):
             parameter.grad = (part / total).view_as(parameter)
         return {name: flat[used + 1 + i] / total for i, name in enumerate(metrics)}
 
@@ -180,16 +207,23 @@ class Learner:
 
     def state(self) -> dict[str, np.ndarray]:
         """Network and optimizers as arrays by name: `model/NAME` and `optimizer/WHICH/INDEX/KEY`."""
-        out = {f"model/{name}": value.detach().cpu().numpy().copy() for name, value in self.model.state_dict().items()}
+        out = {
+            f"model/{name}": value.detach().cpu().numpy().copy()
+            for name, value in self.model.state_dict().items()
+        }
         for which, optimizer in self.optimizers.items():
             for index, slots in optimizer.state_dict()["state"].items():
                 for key, value in slots.items():
-                    out[f"optimizer/{which}/{index}/{key}"] = torch.as_tensor(value).detach().cpu().numpy().copy()
+                    out[f"optimizer/{which}/{index}/{key}"] = (
+                        torch.as_tensor(value).detach().cpu().numpy().copy()
+                    )
         return out
 
     def load(self, state: dict[str, np.ndarray], step: int) -> None:
         """Take over what `state` gave, at learner step `step`. Raises UserError for arrays that do not fit."""
-        Weights((0, step), {name[6:]: v for name, v in state.items() if name.startswith("model/")}).into(self.model)
+        Weights(
+            (0, step), {name[6:]: v for name, v in state.items() if name.startswith("model/")}
+        ).into(self.model)
         for which, optimizer in self.optimizers.items():
             slots: dict[int, dict[str, Tensor]] = {}
             for name, value in state.items():

@@ -39,7 +39,14 @@ from bigdm_ray.training.metrics import JsonLines, Listener, Means, Report, Tenso
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.player import Player
 from bigdm_ray.training.rollout import Played
-from bigdm_ray.training.run_folder import RunFolder, load_command, load_score, milestone, save_weights, versions
+from bigdm_ray.training.run_folder import (
+    RunFolder,
+    load_command,
+    load_score,
+    milestone,
+    save_weights,
+    versions,
+)
 from bigdm_ray.training.start import check_living, dataset_store, drop_later, take_over, whole
 from bigdm_ray.training.streams import rng
 
@@ -74,7 +81,15 @@ class Crew(Protocol):
     def weights(self) -> Weights:
         """The network as it is now."""
 
-    def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int, on_end: Callable[[int], None] | None = None) -> Score:
+    def score(
+        self,
+        weights: Weights,
+        command: dict[str, float],
+        episodes: int,
+        purpose: str,
+        round: int,
+        on_end: Callable[[int], None] | None = None,
+    ) -> Score:
         """Evaluate weights; `on_end` hears of how many episodes have ended since it last did."""
 
     def save(self, write: Callable[[int, dict[str, np.ndarray], list[str]], Any]) -> None:
@@ -96,11 +111,20 @@ def loop(session: Session, crew: Crew) -> None:
             break
         count = run.algorithm.per_iteration()
         commands = session.ask(crew.table(), counters.round, count)
-        session.played(crew.play(counters.round, counters.saves, commands, count, random=not counters.learner_step))
+        session.played(
+            crew.play(
+                counters.round, counters.saves, commands, count, random=not counters.learner_step
+            )
+        )
         if session.evaluation_due():
             command = run.algorithm.evaluation_command(crew.table())
             weights = crew.weights()
-            session.evaluated(crew.score(weights, command, run.evaluations.episodes, "validation", counters.evaluations), weights)
+            session.evaluated(
+                crew.score(
+                    weights, command, run.evaluations.episodes, "validation", counters.evaluations
+                ),
+                weights,
+            )
         if session.save_due():
             session.save(crew)
         elif session.report_due():
@@ -116,7 +140,16 @@ def study(session: Session, crew: Crew) -> None:
         if session.evaluation_due():
             command = session.run.algorithm.evaluation_command(crew.table())
             weights, evaluations = crew.weights(), session.run.evaluations
-            session.evaluated(crew.score(weights, command, evaluations.episodes, "validation", session.counters.evaluations), weights)
+            session.evaluated(
+                crew.score(
+                    weights,
+                    command,
+                    evaluations.episodes,
+                    "validation",
+                    session.counters.evaluations,
+                ),
+                weights,
+            )
         if session.save_due():
             session.save(crew)
         elif session.report_due():
@@ -126,7 +159,14 @@ def study(session: Session, crew: Crew) -> None:
 class Session:
     """The bookkeeping of a run: counters, what is due, reports, best weights, summary."""
 
-    def __init__(self, run: Run, folder: RunFolder, listeners: list[Listener], resumed: Checkpoint | None, exact: bool) -> None:
+    def __init__(
+        self,
+        run: Run,
+        folder: RunFolder,
+        listeners: list[Listener],
+        resumed: Checkpoint | None,
+        exact: bool,
+    ) -> None:
         self.run = run
         self.task = find_task(run.task)
         self.folder = folder
@@ -134,7 +174,14 @@ class Session:
         if resumed and not exact:
             self.counters.incarnation += 1
         if not exact:  # a lock-step run comes to them again; this one may have kept better weights since its checkpoint
-            self.counters.best_return = max((m for m in (self.counters.best_return, load_score(folder.weights("best"))) if m is not None), default=None)
+            self.counters.best_return = max(
+                (
+                    m
+                    for m in (self.counters.best_return, load_score(folder.weights("best")))
+                    if m is not None
+                ),
+                default=None,
+            )
         self.lines = JsonLines(folder.metrics, resumed.metrics_offset if resumed else 0)
         self._listeners: list[Listener] = [self.lines, *listeners]
         self._means = Means()
@@ -160,7 +207,10 @@ class Session:
         budget, counters = self.run.budget, self.counters
         if self.clock >= self.run.total:
             return True
-        if budget.learner_steps is not None and counters.learner_step - counters.began_at >= budget.learner_steps:
+        if (
+            budget.learner_steps is not None
+            and counters.learner_step - counters.began_at >= budget.learner_steps
+        ):
             return True
         return budget.minutes is not None and time.monotonic() - self._began >= 60 * budget.minutes
 
@@ -168,9 +218,18 @@ class Session:
         """Learner steps that are owed now and that the budget allows."""
         if not len(table):
             return 0
-        owed = self.run.algorithm.owed(self.counters.env_steps, self.counters.episodes) + self.counters.began_at - self.counters.learner_step
+        owed = (
+            self.run.algorithm.owed(self.counters.env_steps, self.counters.episodes)
+            + self.counters.began_at
+            - self.counters.learner_step
+        )
         limit = self.run.budget.learner_steps
-        return max(0, owed if limit is None else min(owed, limit + self.counters.began_at - self.counters.learner_step))
+        return max(
+            0,
+            owed
+            if limit is None
+            else min(owed, limit + self.counters.began_at - self.counters.learner_step),
+        )
 
     @property
     def clock(self) -> int:
@@ -180,7 +239,10 @@ class Session:
     def stride(self, most: int = 100) -> int:
         """Steps of the clock until something is due; at most `most`, so that a budget of minutes is kept."""
         run, now = self.run, self.clock
-        ends = [(now // every + 1) * every for every in (run.evaluations.every, run.saves.every, run.saves.report_every)]
+        ends = [
+            (now // every + 1) * every
+            for every in (run.evaluations.every, run.saves.every, run.saves.report_every)
+        ]
         return max(1, min(*ends, run.total, now + most) - now)
 
     def ask(self, table: Table, round: int, count: int) -> Columns:
@@ -189,12 +251,17 @@ class Session:
             return {}
         commands = self.run.algorithm.ask(table, rng(self.run.seed, "ask", round), count)
         if self.task.max_return is not None and "desired_return" in commands:
-            commands["desired_return"] = np.minimum(commands["desired_return"], np.float32(self.task.max_return))
+            commands["desired_return"] = np.minimum(
+                commands["desired_return"], np.float32(self.task.max_return)
+            )
         return commands
 
     def evaluation_due(self) -> bool:
         """Whether an evaluation's step count has been passed."""
-        return self.counters.learner_step > 0 and self.clock // self.run.evaluations.every > self.counters.evaluations
+        return (
+            self.counters.learner_step > 0
+            and self.clock // self.run.evaluations.every > self.counters.evaluations
+        )
 
     def report_due(self) -> bool:
         """Whether a report's step count has been passed."""
@@ -222,7 +289,11 @@ class Session:
                 f"{round.problems[-1] if round.problems else 'nothing was played'}"
             )
         if len(round.added):
-            staleness = counters.learner_step - round.version[1] if round.version[0] == counters.incarnation else 0
+            staleness = (
+                counters.learner_step - round.version[1]
+                if round.version[0] == counters.incarnation
+                else 0
+            )
             means = {
                 "play/return_mean": float(round.added.returns.mean()),
                 "play/length_mean": float(round.added.lengths.mean()),
@@ -252,10 +323,19 @@ class Session:
     def evaluated(self, score: Score, weights: Weights, at: int | None = None) -> None:
         """Report a validation score; keep the best weights."""
         counters = self.counters
-        counters.evaluations = max(counters.evaluations + 1, self.clock // self.run.evaluations.every)
+        counters.evaluations = max(
+            counters.evaluations + 1, self.clock // self.run.evaluations.every
+        )
         self.command = score.command
-        report: Report = {"time/env_steps": float(counters.env_steps if at is None else at), "time/learner_steps": float(weights.version[1])}
-        report |= {f"evaluation/{k}": float(v) for k, v in score.summary(self.task).items() if v is not None}
+        report: Report = {
+            "time/env_steps": float(counters.env_steps if at is None else at),
+            "time/learner_steps": float(weights.version[1]),
+        }
+        report |= {
+            f"evaluation/{k}": float(v)
+            for k, v in score.summary(self.task).items()
+            if v is not None
+        }
         report |= {f"evaluation/{k}": v for k, v in (score.latency() | score.command).items()}
         self._tell(report)
         mean = float(score.returns.mean())
@@ -295,9 +375,22 @@ class Session:
 
         def write(step: int, learner: dict[str, np.ndarray], shards: list[str]) -> None:
             counters.learner_step = step
-            saved.append(Weights((counters.incarnation, step), {name[6:]: v for name, v in learner.items() if name.startswith("model/")}))
+            saved.append(
+                Weights(
+                    (counters.incarnation, step),
+                    {name[6:]: v for name, v in learner.items() if name.startswith("model/")},
+                )
+            )
             living = crew.table().ids[: 0 if self.run.dataset else None]
-            checkpoint.write(self.folder.checkpoints, counters, shards, self.lines.offset, learner, living, self.run.identity)
+            checkpoint.write(
+                self.folder.checkpoints,
+                counters,
+                shards,
+                self.lines.offset,
+                learner,
+                living,
+                self.run.identity,
+            )
 
         crew.save(write)
         command = self.run.algorithm.evaluation_command(crew.table()) if len(crew.table()) else {}
@@ -309,7 +402,9 @@ class Session:
     def finish(self, crew: Crew) -> dict[str, Any]:
         """Save, score the last and the best weights on fresh seeds, and write the summary. Raises RunFailed without episodes."""
         if not self.counters.episodes and self.run.dataset is None:
-            raise RunFailed("the budget was spent before a single episode was stored; give --budget.minutes or --budget.env-steps more")
+            raise RunFailed(
+                "the budget was spent before a single episode was stored; give --budget.minutes or --budget.env-steps more"
+            )
         weights, command = self.save(crew)
         score = self._final(crew, weights, command, 0)
         last = score.summary(self.task)
@@ -318,7 +413,9 @@ class Session:
         if best_path.is_file():
             best = Weights.load(best_path)
             if best.version != weights.version:
-                best_mean = float(self._final(crew, best, load_command(best_path), 1).returns.mean())
+                best_mean = float(
+                    self._final(crew, best, load_command(best_path), 1).returns.mean()
+                )
         else:
             save_weights(self.folder, "best", weights, command, float(score.returns.mean()))
         counters = self.counters
@@ -355,7 +452,11 @@ class Session:
         episodes = self.run.evaluations.final_episodes
         watches = [watch for to in self._listeners if callable(watch := getattr(to, "watch", None))]
         with contextlib.ExitStack() as end:
-            bars = [end.enter_context(bar) for watch in watches if (bar := watch("final evaluation", episodes)) is not None]
+            bars = [
+                end.enter_context(bar)
+                for watch in watches
+                if (bar := watch("final evaluation", episodes)) is not None
+            ]
 
             def on_end(count: int) -> None:
                 for bar in bars:
@@ -379,9 +480,20 @@ class LocalCrew:
         task = find_task(run.task)
         self._folder = folder
         flat = run.saves.flat_mib << 20
-        self.store = dataset_store(run) if run.dataset else Store(folder.store, run.algorithm.retention(), flat)
+        self.store = (
+            dataset_store(run)
+            if run.dataset
+            else Store(folder.store, run.algorithm.retention(), flat)
+        )
         machines, signatures = run.machines, {run.task: task.signature()}
-        self.learner = Learner(run.algorithm, signatures, run.seed, machines.device, compile=machines.compile, precision=machines.precision)
+        self.learner = Learner(
+            run.algorithm,
+            signatures,
+            run.seed,
+            machines.device,
+            compile=machines.compile,
+            precision=machines.precision,
+        )
         if resumed:
             self.learner.load(resumed.learner, resumed.counters.learner_step)
             if run.dataset is None:
@@ -400,7 +512,16 @@ class LocalCrew:
             share = self._run.share(count, group)
             mine = {name: values[share] for name, values in commands.items()}
             if share.stop > share.start:
-                parts.append(self._player.play(weights, round, group, (saves, self._incarnation, 0), mine, share.stop - share.start))
+                parts.append(
+                    self._player.play(
+                        weights,
+                        round,
+                        group,
+                        (saves, self._incarnation, 0),
+                        mine,
+                        share.stop - share.start,
+                    )
+                )
         receipt = self.store.add([episode for part in parts for episode in part.episodes])
         version = weights.version if weights else (self._incarnation, 0)
         return gathered(parts, receipt.added, version, self._player.busy_s - before)
@@ -417,7 +538,15 @@ class LocalCrew:
         """See Crew."""
         return self.learner.weights(self._incarnation)
 
-    def score(self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int, on_end: Callable[[int], None] | None = None) -> Score:
+    def score(
+        self,
+        weights: Weights,
+        command: dict[str, float],
+        episodes: int,
+        purpose: str,
+        round: int,
+        on_end: Callable[[int], None] | None = None,
+    ) -> Score:
         """See Crew."""
         return self._evaluator.score(weights, command, episodes, purpose, round, on_end)
 
@@ -438,16 +567,31 @@ class LocalCrew:
 def gathered(parts: list[Played], added: Table, version: tuple[int, int], busy_s: float) -> Round:
     """The parts that groups played as one round."""
     problems = [problem for part in parts for problem in part.problems]
-    return Round(added, version, sum(p.env_steps for p in parts), sum(p.discarded for p in parts), problems, busy_s)
+    return Round(
+        added,
+        version,
+        sum(p.env_steps for p in parts),
+        sum(p.discarded for p in parts),
+        problems,
+        busy_s,
+    )
 
 
-def train_local(run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None) -> dict[str, Any]:
+def train_local(
+    run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None
+) -> dict[str, Any]:
     """Train in this process; the summary. Raises UserError, and RunFailed with everything stored so far kept."""
     with RunFolder(folder).claimed(run, resume, exact=True) as home, contextlib.ExitStack() as end:
         take_over(run, home)
         resumed, damage = whole(run, home) if resume or run.start else (None, [])
         drop_later(home)
-        session = Session(run, home, [TensorBoard(folder / "tensorboard", run.clock), *(listeners or [])], resumed, exact=True)
+        session = Session(
+            run,
+            home,
+            [TensorBoard(folder / "tensorboard", run.clock), *(listeners or [])],
+            resumed,
+            exact=True,
+        )
         end.callback(session.close)
         session.note(damage)
         crew = LocalCrew(run, home, resumed)

@@ -71,7 +71,9 @@ class JsonLines:
 
     def close(self) -> None:
         """Close the file."""
-        with contextlib.suppress(OSError):  # each line was flushed; what could not be written has been raised then
+        with contextlib.suppress(
+            OSError
+        ):  # each line was flushed; what could not be written has been raised then
             self._file.close()
 
 
@@ -131,7 +133,13 @@ class Terminal:
     `budget` is what `clock` counts up to, `minutes` the wall time from `begin` on; the bar is of the one that is nearer to its end.
     """
 
-    def __init__(self, budget: int, stream: IO[str] | None = None, clock: str = "time/env_steps", minutes: float | None = None) -> None:
+    def __init__(
+        self,
+        budget: int,
+        stream: IO[str] | None = None,
+        clock: str = "time/env_steps",
+        minutes: float | None = None,
+    ) -> None:
         self._budget = budget
         self._minutes = minutes
         self._began = time.monotonic()
@@ -160,10 +168,17 @@ class Terminal:
             left = max(0.0, (self._budget - steps) / rate) if rate else 0.0
             if self._minutes is not None:
                 passed, whole = time.monotonic() - self._began, 60 * self._minutes
-                done, left = max(done, passed / whole), max(0.0, min(left if rate else whole, whole - passed))
+                done, left = (
+                    max(done, passed / whole),
+                    max(0.0, min(left if rate else whole, whole - passed)),
+                )
             done = min(1.0, done)
             bar = "#" * int(width * done)
-            played = f"return {report['play/return_mean']:7.1f}  " if "play/return_mean" in report else ""
+            played = (
+                f"return {report['play/return_mean']:7.1f}  "
+                if "play/return_mean" in report
+                else ""
+            )
             text = (
                 f"[{bar:<{width}}] {100 * done:3.0f} %  {steps / 1e6:.2f}M steps  {rate / 1e3:.1f}k/s  {played}"
                 f"loss {report.get('train/loss', 0.0):.3f}  about {left / 60:.0f} min left"

@@ -14,7 +14,9 @@ BATCH = 256
 LEARNING_RATE = 1e-3
 
 
-def train_one_step(states: Tensor, actions: Tensor, following: Tensor, choices: list[int], steps: int, seed: int) -> OneStep:
+def train_one_step(
+    states: Tensor, actions: Tensor, following: Tensor, choices: list[int], steps: int, seed: int
+) -> OneStep:
     """A model of these steps, `[n, width]`, `[n, elements]`, `[n, width]`: `steps` of Adam on BATCH of them, the rate falling to 0 as a cosine.
 
     The same seed gives the same model. The caller's generators are left as they are.
@@ -27,7 +29,9 @@ def train_one_step(states: Tensor, actions: Tensor, following: Tensor, choices: 
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     for step in range(steps):
         rows = torch.from_numpy(chance.integers(0, len(states), BATCH))
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.param_groups[0]["lr"] = (
+            LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
+        )
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(model.loss(states[rows], actions[rows], following[rows]))
         optimizer.step()

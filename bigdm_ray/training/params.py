@@ -29,13 +29,21 @@ class Weights:
     @staticmethod
     def of(model: nn.Module, version: tuple[int, int]) -> Weights:
         """A copy of the model's state on the CPU."""
-        return Weights(version, {name: value.detach().cpu().numpy().copy() for name, value in model.state_dict().items()})
+        return Weights(
+            version,
+            {
+                name: value.detach().cpu().numpy().copy()
+                for name, value in model.state_dict().items()
+            },
+        )
 
     def into(self, model: nn.Module) -> None:
         """Copy these weights into the model. Raises UserError where names or shapes differ."""
         state = model.state_dict()
         if missing := sorted(set(state) ^ set(self.arrays)):
-            raise UserError(f"these weights do not fit the network: {missing[0]!r} stands on one side only; they belong to another algorithm, task or size")
+            raise UserError(
+                f"these weights do not fit the network: {missing[0]!r} stands on one side only; they belong to another algorithm, task or size"
+            )
         for name, target in state.items():
             if tuple(target.shape) != self.arrays[name].shape:
                 raise UserError(
@@ -63,7 +71,11 @@ class Weights:
             schema = int(meta["schema_version"])
             version = (int(incarnation), int(step))
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} does not hold weights of this project ({error}); use a checkpoint that one of its runs has written") from None
+            raise UserError(
+                f"{path} does not hold weights of this project ({error}); use a checkpoint that one of its runs has written"
+            ) from None
         if schema > SCHEMA_VERSION:
-            raise UserError(f"{path} has schema version {schema}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray")
+            raise UserError(
+                f"{path} has schema version {schema}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray"
+            )
         return Weights(version, arrays)

@@ -32,7 +32,15 @@ class Player:
         self._envs: dict[int, tuple[tuple[int, int, int], int, VectorEnv]] = {}
         self.busy_s = 0.0
 
-    def play(self, weights: Weights | None, round: int, group: int, era: tuple[int, int, int], commands: Columns, count: int) -> Played:
+    def play(
+        self,
+        weights: Weights | None,
+        round: int,
+        group: int,
+        era: tuple[int, int, int],
+        commands: Columns,
+        count: int,
+    ) -> Played:
         """Play `count` episodes of a round in a group's environments, at random where there are no weights.
 
         `era` is (save index, incarnation of the run, attempt): environments are made anew where it changes.
@@ -47,7 +55,15 @@ class Player:
         version = weights.version if weights is not None else (0, 0)
         origin = Origin(round, group, self._task.name, version, source, seed, self._task.max_return)
         persistence = self._run.algorithm.persistence() if weights is not None else Persistence()
-        played = rollout(policy, env, commands, count, rng(self._run.seed, "play", round, group), origin, persistence=persistence)
+        played = rollout(
+            policy,
+            env,
+            commands,
+            count,
+            rng(self._run.seed, "play", round, group),
+            origin,
+            persistence=persistence,
+        )
         self.busy_s += time.perf_counter() - began
         return played
 

@@ -47,13 +47,17 @@ SAVE_EVERY_S = 30.0
 class NoisyPolicy(Policy):
     """A policy with noise on its actions; see the module. Its memory is the inner policy's."""
 
-    def __init__(self, inner: Policy, signature: Signature, sigma: float = 0.0, epsilon: float = 0.0) -> None:
+    def __init__(
+        self, inner: Policy, signature: Signature, sigma: float = 0.0, epsilon: float = 0.0
+    ) -> None:
         self._inner, self._leaves = inner, signature.actions
         self._sigma, self._epsilon = sigma, epsilon
         self._random = RandomPolicy(signature)
         self._sizes = {path: leaf.size for path, leaf in signature.actions.items() if _boxed(leaf)}
         if sigma and not self._sizes:
-            raise UserError(f"--action-noise is {sigma:g}, but this task has no continuous actions within bounds; use --epsilon")
+            raise UserError(
+                f"--action-noise is {sigma:g}, but this task has no continuous actions within bounds; use --epsilon"
+            )
         self.uniforms = inner.uniforms + 1 + self._random.uniforms + sum(self._sizes.values())
 
     def start(self, n: int) -> State:
@@ -70,20 +74,31 @@ class NoisyPolicy(Policy):
         uniforms: np.ndarray,
     ) -> tuple[Arrays, State]:
         """See Policy."""
-        own, coin, at_random, noise = np.split(uniforms, np.cumsum([self._inner.uniforms, 1, self._random.uniforms]), axis=1)
+        own, coin, at_random, noise = np.split(
+            uniforms, np.cumsum([self._inner.uniforms, 1, self._random.uniforms]), axis=1
+        )
         actions, after = self._inner.act(state, observations, rewards, commands, first, own)
         used = 0
         for path, size in self._sizes.items():
-            actions = actions | {path: self._noised(self._leaves[path], actions[path], noise[:, used : used + size])}
+            actions = actions | {
+                path: self._noised(self._leaves[path], actions[path], noise[:, used : used + size])
+            }
             used += size
         if self._epsilon:
             drawn, _ = self._random.act({}, observations, rewards, commands, first, at_random)
             instead = coin[:, 0] < self._epsilon
-            actions = {path: np.where(instead.reshape(-1, *[1] * (v.ndim - 1)), drawn[path], v).astype(v.dtype) for path, v in actions.items()}
+            actions = {
+                path: np.where(instead.reshape(-1, *[1] * (v.ndim - 1)), drawn[path], v).astype(
+                    v.dtype
+                )
+                for path, v in actions.items()
+            }
         return actions, after
 
     def _noised(self, leaf: Leaf, actions: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-        low, high = (np.array(bound, np.float64).reshape(leaf.shape) for bound in (leaf.low, leaf.high))
+        low, high = (
+            np.array(bound, np.float64).reshape(leaf.shape) for bound in (leaf.low, leaf.high)
+        )
         normal = normals(torch.from_numpy(uniforms).double()).numpy().reshape(actions.shape)
         moved = np.clip(actions, low, high) + self._sigma * (high - low) / 2.0 * normal
         clipped: np.ndarray = np.clip(moved, low, high).astype(leaf.dtype)
@@ -95,7 +110,12 @@ class NoisyPolicy(Policy):
 
 
 def _boxed(leaf: Leaf) -> bool:
-    return leaf.kind == "tensor" and np.dtype(leaf.dtype).kind == "f" and leaf.low is not None and leaf.high is not None
+    return (
+        leaf.kind == "tensor"
+        and np.dtype(leaf.dtype).kind == "f"
+        and leaf.low is not None
+        and leaf.high is not None
+    )
 
 
 @dataclass(frozen=True)
@@ -111,7 +131,9 @@ class Recording:
     steps: int | None = None
     seed: int = 1
     rows: int = ROWS  # environments side by side, and episodes a round
-    made_of: tuple[Any, ...] = ()  # what else the episodes follow from, as JSON: only the same goes on where it was interrupted
+    made_of: tuple[
+        Any, ...
+    ] = ()  # what else the episodes follow from, as JSON: only the same goes on where it was interrupted
 
 
 @dataclass(frozen=True)
@@ -129,7 +151,9 @@ class Barren(RunFailed):
     """No episode can be played to its end."""
 
 
-def record(asked: Sequence[Recording], folder: Path, source: str, quiet: bool = False) -> tuple[Dataset, list[str]]:
+def record(
+    asked: Sequence[Recording], folder: Path, source: str, quiet: bool = False
+) -> tuple[Dataset, list[str]]:
     """Play recordings of one task, one after another, and write them as the new dataset `folder`, whose card names `source`.
 
     The second value is what went wrong with episodes that were discarded, since it went on. Raises UserError for a folder that exists, or
@@ -141,7 +165,15 @@ def record(asked: Sequence[Recording], folder: Path, source: str, quiet: bool = 
     problems: list[str] = []
     steps = [one.steps for one in asked if one.steps is not None]
     saved = time.monotonic()
-    with keeping(writer), Progress(folder.name, sum(steps) if len(steps) == len(asked) else None, sum(writer.lengths), quiet) as bar:
+    with (
+        keeping(writer),
+        Progress(
+            folder.name,
+            sum(steps) if len(steps) == len(asked) else None,
+            sum(writer.lengths),
+            quiet,
+        ) as bar,
+    ):
         for number in range(place.recording, len(asked)):
             place = place if number == place.recording else Place(number)
             while not _enough(asked[number], place.episodes, place.steps):
@@ -168,33 +200,81 @@ def made_with(task: Task) -> dict[str, str]:
     spec, fast = spec_of(task), task.backend == "fast"
     pooled = "EnvPool" if "envpool" in task.fast_needs else "bigdm-ray"
     parts = [] if spec is None else re.split(r"[.:]", str(spec.entry_point))
-    modules = {name.lower().replace("_", "-") for name in (*task.needs, *(task.fast_needs if fast else ()), *parts)}
+    modules = {
+        name.lower().replace("_", "-")
+        for name in (*task.needs, *(task.fast_needs if fast else ()), *parts)
+    }
     told = {} if spec is None else {"environment": str(spec.id)}
-    took_part = {name: version for name, version in versions().items() if name in (*ALWAYS, *modules)}
+    took_part = {
+        name: version for name, version in versions().items() if name in (*ALWAYS, *modules)
+    }
     return told | {"backend": pooled if fast else "gymnasium"} | took_part
 
 
 def _plan(asked: Sequence[Recording], source: str) -> dict[str, Any]:
     """What an interrupted recording must have in common with one that goes on."""
-    each = [[one.source, one.version, one.command, one.episodes, one.steps, one.seed, one.rows, one.made_of] for one in asked]
+    each = [
+        [
+            one.source,
+            one.version,
+            one.command,
+            one.episodes,
+            one.steps,
+            one.seed,
+            one.rows,
+            one.made_of,
+        ]
+        for one in asked
+    ]
     task = asked[0].task
-    return {"recordings": each, "source": source, "task": task.name, "signature": task.signature().to_json(), "versions": versions()}
+    return {
+        "recordings": each,
+        "source": source,
+        "task": task.name,
+        "signature": task.signature().to_json(),
+        "versions": versions(),
+    }
 
 
-def _stretch(asked: Recording, begun: Place, problems: list[str]) -> Iterator[tuple[list[Episode], Place]]:
+def _stretch(
+    asked: Recording, begun: Place, problems: list[str]
+) -> Iterator[tuple[list[Episode], Place]]:
     """The rounds of a stretch: episodes in the order of their commands, up to what is asked for, and the place that they lead to."""
     seed = derived_seed(asked.seed, "record environments", begun.stretch)
-    env = asked.task.make(asked.rows if asked.episodes is None else min(asked.rows, asked.episodes), seed)
+    env = asked.task.make(
+        asked.rows if asked.episodes is None else min(asked.rows, asked.episodes), seed
+    )
     place, barren = begun, 0
     try:
         while place.stretch == begun.stretch and not _enough(asked, place.episodes, place.steps):
-            wanted = asked.rows if asked.episodes is None else min(asked.rows, asked.episodes - place.episodes)
-            origin = Origin(place.round, 0, asked.task.name, asked.version, asked.source, seed, asked.task.max_return)
-            played = rollout(asked.policy, env, constant(asked.command or {}, wanted), wanted, rng(asked.seed, "record", place.round), origin)
+            wanted = (
+                asked.rows
+                if asked.episodes is None
+                else min(asked.rows, asked.episodes - place.episodes)
+            )
+            origin = Origin(
+                place.round,
+                0,
+                asked.task.name,
+                asked.version,
+                asked.source,
+                seed,
+                asked.task.max_return,
+            )
+            played = rollout(
+                asked.policy,
+                env,
+                constant(asked.command or {}, wanted),
+                wanted,
+                rng(asked.seed, "record", place.round),
+                origin,
+            )
             problems += played.problems
             barren = 0 if played.episodes else barren + 1
             if barren == BARREN_ROUNDS:
-                raise Barren(f"no episode of {asked.task.name} could be played to its end in {BARREN_ROUNDS} rounds: {played.problems[0]}")
+                raise Barren(
+                    f"no episode of {asked.task.name} could be played to its end in {BARREN_ROUNDS} rounds: {played.problems[0]}"
+                )
             kept: list[Episode] = []
             count, steps = place.episodes, place.steps
             for episode in played.episodes:
@@ -210,4 +290,6 @@ def _stretch(asked: Recording, begun: Place, problems: list[str]) -> Iterator[tu
 
 
 def _enough(asked: Recording, count: int, steps: int) -> bool:
-    return (asked.episodes is not None and count >= asked.episodes) or (asked.steps is not None and steps >= asked.steps)
+    return (asked.episodes is not None and count >= asked.episodes) or (
+        asked.steps is not None and steps >= asked.steps
+    )

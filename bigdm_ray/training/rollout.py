@@ -30,7 +30,9 @@ class Played:
     discarded: int = 0  # episodes thrown away
     problems: list[str] = field(default_factory=list)  # one sentence for each, at most ten
     stopped: bool = False  # Ctrl-C ended it before all episodes had ended
-    calls: list[tuple[float, int]] = field(default_factory=list)  # seconds of each call of the policy, and the rows that it acted for
+    calls: list[tuple[float, int]] = field(
+        default_factory=list
+    )  # seconds of each call of the policy, and the rows that it acted for
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ def rollout(
         while len(table.live):
             uniforms = rng.random((len(table.live), policy.uniforms), np.float32)
             if last is not None:
-                again = (rng.random(len(table.live)) < persistence.probability) & table.persistent(persistence.every)
+                again = (rng.random(len(table.live)) < persistence.probability) & table.persistent(
+                    persistence.every
+                )
                 uniforms[again] = last[table.live[again]]
             if persistence.probability:
                 last = np.zeros((env.n, policy.uniforms), np.float32) if last is None else last
@@ -106,7 +110,9 @@ class _Rows:
         self._observations = step.observations
         self._log: list[tuple[np.ndarray, Arrays, Arrays, np.ndarray]] = []
         self._begun = np.zeros(n, np.int64)  # the length of the log when each row's episode began
-        self._limit = LONGEST  # the length of the log at which the oldest of them has become too long
+        self._limit = (
+            LONGEST  # the length of the log at which the oldest of them has become too long
+        )
         self._final: dict[int, tuple[Arrays, bool]] = {}
         self._broken: dict[int, str] = {}
         self._calls: list[tuple[float, int]] = []
@@ -127,22 +133,34 @@ class _Rows:
         """Act for every living row, step it, and settle those that ended."""
         seen = self._observations
         began = time.perf_counter()
-        actions, self._state = self._policy.act(self._state, seen, self._rewards, self._commands, self._first, uniforms)
+        actions, self._state = self._policy.act(
+            self._state, seen, self._rewards, self._commands, self._first, uniforms
+        )
         self._calls.append((time.perf_counter() - began, len(self.live)))
         step = self._env.step(self.live, actions)
         self._log.append((self._episode, seen, actions, step.rewards))
         self._commands = self._policy.after(self._commands, step.rewards, max_return)
         self._observations, self._rewards = step.observations, step.rewards
         self._first = np.zeros(len(self.live), bool)
-        if step.terminated.any() or step.truncated.any() or len(self._log) >= self._limit or not _sound(step):
+        if (
+            step.terminated.any()
+            or step.truncated.any()
+            or len(self._log) >= self._limit
+            or not _sound(step)
+        ):
             self._settle(step)
 
     def _settle(self, step: Step) -> None:
         """Note the ends, give their rows to waiting commands, drop the rest."""
         problems = _problems(step)
         if len(self._log) >= self._limit:
-            for k in np.flatnonzero((len(self._log) - self._begun >= LONGEST) & ~step.terminated & ~step.truncated).tolist():
-                problems.setdefault(k, f"it did not end in {LONGEST:,} steps; give its environment a time limit (gymnasium.wrappers.TimeLimit)")
+            for k in np.flatnonzero(
+                (len(self._log) - self._begun >= LONGEST) & ~step.terminated & ~step.truncated
+            ).tolist():
+                problems.setdefault(
+                    k,
+                    f"it did not end in {LONGEST:,} steps; give its environment a time limit (gymnasium.wrappers.TimeLimit)",
+                )
         for k, why in problems.items():
             self._broken[int(self._episode[k])] = why
         done = step.terminated | step.truncated
@@ -150,7 +168,10 @@ class _Rows:
         for k in np.flatnonzero(done).tolist():
             number = int(self._episode[k])
             if number not in self._broken:
-                self._final[number] = ({path: v[k].copy() for path, v in step.observations.items()}, bool(step.terminated[k]))
+                self._final[number] = (
+                    {path: v[k].copy() for path, v in step.observations.items()},
+                    bool(step.terminated[k]),
+                )
         self._replace(np.flatnonzero(done))
 
     def _replace(self, ended: np.ndarray) -> None:
@@ -175,7 +196,11 @@ class _Rows:
         if len(over):
             keep = np.ones(len(self.live), bool)
             keep[over] = False
-            self.live, self._episode, self._begun = self.live[keep], self._episode[keep], self._begun[keep]
+            self.live, self._episode, self._begun = (
+                self.live[keep],
+                self._episode[keep],
+                self._begun[keep],
+            )
             self._rewards, self._first = self._rewards[keep], self._first[keep]
             self._observations = {path: v[keep] for path, v in self._observations.items()}
             self._commands = {name: v[keep] for name, v in self._commands.items()}
@@ -188,23 +213,43 @@ class _Rows:
 
     def finish(self, commands: Columns, origin: Origin) -> Played:
         """Cut the log into episodes."""
-        owner = np.concatenate([entry[0] for entry in self._log]) if self._log else np.zeros(0, np.int64)
+        owner = (
+            np.concatenate([entry[0] for entry in self._log])
+            if self._log
+            else np.zeros(0, np.int64)
+        )
         order = np.argsort(owner, kind="stable")
         ends = np.searchsorted(owner[order], np.arange(self._count + 1))
 
         def column(parts: list[np.ndarray]) -> np.ndarray:
             return np.concatenate(parts)[order]
 
-        rewards = column([entry[3] for entry in self._log]) if self._log else np.zeros(0, np.float32)
-        observations = {p: column([entry[1][p] for entry in self._log]) for p in self._env.signature.observations} if self._log else {}
-        actions = {p: column([entry[2][p] for entry in self._log]) for p in self._env.signature.actions} if self._log else {}
+        rewards = (
+            column([entry[3] for entry in self._log]) if self._log else np.zeros(0, np.float32)
+        )
+        observations = (
+            {
+                p: column([entry[1][p] for entry in self._log])
+                for p in self._env.signature.observations
+            }
+            if self._log
+            else {}
+        )
+        actions = (
+            {p: column([entry[2][p] for entry in self._log]) for p in self._env.signature.actions}
+            if self._log
+            else {}
+        )
         episodes = []
         for number in sorted(self._final):
             here = slice(int(ends[number]), int(ends[number + 1]))
             last, terminated = self._final[number]
             episodes.append(
                 Episode(
-                    {path: np.concatenate([values[here], last[path][None]]) for path, values in observations.items()},
+                    {
+                        path: np.concatenate([values[here], last[path][None]])
+                        for path, values in observations.items()
+                    },
                     {path: values[here] for path, values in actions.items()},
                     rewards[here],
                     terminated,
@@ -218,14 +263,25 @@ class _Rows:
             )
         peers = float(np.mean([episode.total_return for episode in episodes])) if episodes else 0.0
         episodes = [replace(episode, peers=peers) for episode in episodes]
-        problems = [f"an episode of {origin.task} is discarded: {why}" for why in list(self._broken.values())[:10]]
-        return Played(episodes, sum(e.length for e in episodes), len(self._broken), problems, calls=self._calls)
+        problems = [
+            f"an episode of {origin.task} is discarded: {why}"
+            for why in list(self._broken.values())[:10]
+        ]
+        return Played(
+            episodes,
+            sum(e.length for e in episodes),
+            len(self._broken),
+            problems,
+            calls=self._calls,
+        )
 
 
 def _sound(step: Step) -> bool:
     """Whether no row raised and every number is finite: the cheap question that is asked at each step."""
     floats = [values for values in step.observations.values() if values.dtype.kind == "f"]
-    return not step.failures and all(bool(np.isfinite(values).all()) for values in (step.rewards, *floats))
+    return not step.failures and all(
+        bool(np.isfinite(values).all()) for values in (step.rewards, *floats)
+    )
 
 
 def _problems(step: Step) -> dict[int, str]:
@@ -236,7 +292,12 @@ def _problems(step: Step) -> dict[int, str]:
     for path, values in step.observations.items():
         if values.dtype.kind == "f":
             for k in np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1)):
-                problems.setdefault(int(k), f"its observation {path!r} is not finite" if path else "its observation is not finite")
+                problems.setdefault(
+                    int(k),
+                    f"its observation {path!r} is not finite"
+                    if path
+                    else "its observation is not finite",
+                )
     return problems
 
 
@@ -266,7 +327,9 @@ class RandomPolicy(Policy):
         """See Policy."""
         out, used = {}, 0
         for path, leaf in self._leaves.items():
-            out[path] = self._draw(leaf, uniforms[:, used : used + leaf.size]).reshape(len(uniforms), *leaf.shape)
+            out[path] = self._draw(leaf, uniforms[:, used : used + leaf.size]).reshape(
+                len(uniforms), *leaf.shape
+            )
             used += leaf.size
         return out, state
 

@@ -87,11 +87,19 @@ class RunFolder:
         """
         holds_run = (self.path / "run.json").is_file()
         if resume and not holds_run:
-            raise UserError(f"--resume: there is no run in {self.path}; leave --resume out to begin one there")
+            raise UserError(
+                f"--resume: there is no run in {self.path}; leave --resume out to begin one there"
+            )
         if resume:
             self._same(run, exact)
-        elif self.path.exists() and (not self.path.is_dir() or any(p.name != ".lock" for p in self.path.iterdir())):
-            empty = "is not empty and holds no run; empty it" if self.path.is_dir() else "is a file; remove it"
+        elif self.path.exists() and (
+            not self.path.is_dir() or any(p.name != ".lock" for p in self.path.iterdir())
+        ):
+            empty = (
+                "is not empty and holds no run; empty it"
+                if self.path.is_dir()
+                else "is a file; remove it"
+            )
             what = "already holds a run; give --resume to go on with it" if holds_run else empty
             raise UserError(f"--folder {self.path} {what}, or choose another folder")
         try:
@@ -101,16 +109,22 @@ class RunFolder:
             if not holds_run:
                 played = {} if run.dataset else {"backend": find_task(run.task).backend}
                 about = {"loop": LOOPS[exact], **played, "versions": versions()}
-                publish(self.path / "run.json", json.dumps(run.to_json() | about, indent=1).encode())
+                publish(
+                    self.path / "run.json", json.dumps(run.to_json() | about, indent=1).encode()
+                )
             for folder in (self.store, self.checkpoints, self.path / "weights"):
                 folder.mkdir(exist_ok=True)
             self.hold_store().close()
         except BlockingIOError:
-            raise UserError(f"--folder {self.path} is in use by another process; wait for it to end") from None
+            raise UserError(
+                f"--folder {self.path} is in use by another process; wait for it to end"
+            ) from None
         except OSError as error:
             if full_disk(error):
                 raise unwritten(self.path, error) from None
-            raise UserError(f"--folder {self.path} cannot be written: {error.strerror}; choose another folder") from None
+            raise UserError(
+                f"--folder {self.path} cannot be written: {error.strerror}; choose another folder"
+            ) from None
         except RunFailed:
             self.release()
             raise
@@ -127,7 +141,9 @@ class RunFolder:
             except BlockingIOError:
                 if time.monotonic() > patience:
                     held.close()
-                    raise RunFailed(f"{self.store} is still being written by another process; end it, then --resume") from None
+                    raise RunFailed(
+                        f"{self.store} is still being written by another process; end it, then --resume"
+                    ) from None
                 time.sleep(0.05)
 
     def _same(self, run: Run, exact: bool) -> None:
@@ -138,9 +154,18 @@ class RunFolder:
         written, task = json.loads((self.path / "run.json").read_text()), find_task(run.task)
         began = written.get("loop", LOOPS[exact])
         if began != LOOPS[exact]:
-            how = "with --local, or with --machines.lock-step true" if not exact else "without --local and --machines.lock-step"
-            raise UserError(f"--folder {self.path} holds a run that began as {began}; resume it {how}")
-        if run.dataset is None and (backend := written.get("backend", task.backend)) != task.backend:
+            how = (
+                "with --local, or with --machines.lock-step true"
+                if not exact
+                else "without --local and --machines.lock-step"
+            )
+            raise UserError(
+                f"--folder {self.path} holds a run that began as {began}; resume it {how}"
+            )
+        if (
+            run.dataset is None
+            and (backend := written.get("backend", task.backend)) != task.backend
+        ):
             why = f"on the fast environments, whose package {task.missing()!r} is missing here; install it with: pip install 'bigdm-ray[{task.extra}]'"
             if backend == "reference":
                 uninstall = "".join(f"uninstall {package}, or " for package in task.fast_needs)
@@ -162,7 +187,17 @@ class RunFolder:
         publish(self.summary_file, json.dumps(summary, indent=1).encode())
 
 
-SAME = ("algorithm", "task", "dataset", "start", "seed", "rollouts", "evaluations", "saves", "machines")
+SAME = (
+    "algorithm",
+    "task",
+    "dataset",
+    "start",
+    "seed",
+    "rollouts",
+    "evaluations",
+    "saves",
+    "machines",
+)
 """What a run and its resume share: all but the budget, and of the machines the precision alone."""
 
 
@@ -170,7 +205,9 @@ def difference(run: Run, other: Run, names: tuple[str, ...] = SAME) -> str | Non
     """The first of these parts that `other` has and `run` has not, in words; None where they are equal. Datasets are equal by their content."""
     mine, theirs = run.to_json(), other.to_json()
     for run_json in (mine, theirs):
-        run_json["dataset"] = run_json["dataset"] and run_json["dataset"]["sha256"]  # the same episodes may lie elsewhere
+        run_json["dataset"] = (
+            run_json["dataset"] and run_json["dataset"]["sha256"]
+        )  # the same episodes may lie elsewhere
         run_json["start"] = run_json["start"] and run_json["start"]["learner_step"]
         run_json["machines"] = {"precision": run_json["machines"]["precision"]}
     for name in names:
@@ -190,7 +227,20 @@ def _short(value: Any) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of everything that a score depends on."""
-    names = ("bigdm-ray", "ray", "torch", "numpy", "pyarrow", "gymnasium", "envpool", "box2d", "vizdoom", "mujoco", "ale-py", "stable_baselines3")
+    names = (
+        "bigdm-ray",
+        "ray",
+        "torch",
+        "numpy",
+        "pyarrow",
+        "gymnasium",
+        "envpool",
+        "box2d",
+        "vizdoom",
+        "mujoco",
+        "ale-py",
+        "stable_baselines3",
+    )
     found = {"python": platform.python_version()}
     for name in names:
         try:
@@ -230,7 +280,9 @@ def milestone(clock: int) -> str:
     return f"step-{clock:012d}"
 
 
-def load(folder: str | os.PathLike[str], which: str = "last", acting: Mapping[str, Any] | None = None) -> Loaded:
+def load(
+    folder: str | os.PathLike[str], which: str = "last", acting: Mapping[str, Any] | None = None
+) -> Loaded:
     """Open a run folder: `bigdm_ray.load(FOLDER)`. `which` weights: `last`, `best`, or a milestone's.
 
     `acting` are settings of the algorithm, by name, that stand in place of the run's own: `{"horizon": 5}`. They must be such as affect acting alone
@@ -251,7 +303,9 @@ def load(folder: str | os.PathLike[str], which: str = "last", acting: Mapping[st
     beside = RunFolder(path).weights(which)
     command = {"command": load_command(beside)} if beside.with_suffix(".json").is_file() else {}
     changed = {name: to_json(getattr(run.algorithm, name)) for name in acting or ()}
-    return Loaded(path, run, task, signature, model, summary_of(path) | command, weights.version, changed)
+    return Loaded(
+        path, run, task, signature, model, summary_of(path) | command, weights.version, changed
+    )
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
@@ -260,7 +314,9 @@ def summary_of(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text())) if path.is_file() else {}
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is broken ({error}); remove it, and have it written again with `run --resume`") from None
+        raise UserError(
+            f"{path} is broken ({error}); remove it, and have it written again with `run --resume`"
+        ) from None
 
 
 def load_command(weights: Path) -> dict[str, float]:
@@ -278,16 +334,27 @@ def _beside(weights: Path) -> tuple[dict[str, float], float | None]:
     try:
         found = json.loads(path.read_text())
         score = found.get("return_mean")
-        return {str(name): float(value) for name, value in found["command"].items()}, None if score is None else float(score)
+        return {
+            str(name): float(value) for name, value in found["command"].items()
+        }, None if score is None else float(score)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is broken ({error}); remove it and {weights.name}, and have both written again with `run --resume`") from None
+        raise UserError(
+            f"{path} is broken ({error}); remove it and {weights.name}, and have both written again with `run --resume`"
+        ) from None
 
 
-def save_weights(folder: RunFolder, which: str, weights: Weights, command: dict[str, float], score: float | None) -> None:
+def save_weights(
+    folder: RunFolder, which: str, weights: Weights, command: dict[str, float], score: float | None
+) -> None:
     """Write `weights/WHICH.safetensors` with the command it was scored with beside it. Raises RunFailed."""
     path = folder.weights(which)
     weights.save(path)
-    publish(path.with_suffix(".json"), json.dumps({"version": list(weights.version), "command": command, "return_mean": score}).encode())
+    publish(
+        path.with_suffix(".json"),
+        json.dumps(
+            {"version": list(weights.version), "command": command, "return_mean": score}
+        ).encode(),
+    )
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -296,4 +363,6 @@ def write_json(path: Path, data: Any) -> None:
         publish(path, json.dumps(data, indent=1).encode())
     except (RunFailed, OSError) as error:
         cause = error.__context__ if isinstance(error, RunFailed) else error
-        raise RunFailed(f"cannot write {path}: {getattr(cause, 'strerror', error)}; make its folder writable or free some space") from None
+        raise RunFailed(
+            f"cannot write {path}: {getattr(cause, 'strerror', error)}; make its folder writable or free some space"
+        ) from None

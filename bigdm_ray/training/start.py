@@ -34,24 +34,47 @@ def take_over(run: Run, home: RunFolder) -> None:
     if run.start is None or checkpoint.saved(home.checkpoints):
         return
     before, saved = opened(Path(run.start.folder))
-    if (before.algorithm.name, before.task, saved.counters.learner_step) != (run.algorithm.name, run.task, run.start.learner_step):
+    if (before.algorithm.name, before.task, saved.counters.learner_step) != (
+        run.algorithm.name,
+        run.task,
+        run.start.learner_step,
+    ):
         raise UserError(
             f"--from {run.start.folder} is {before.algorithm.name} on {before.task} at learner step {saved.counters.learner_step:,}, but this run "
             f"was to start from {run.algorithm.name} on {run.task} at {run.start.learner_step:,}: begin it anew in another folder"
         )
-    theirs = dataset_store(before) if before.dataset else Store(RunFolder(Path(run.start.folder)).store, before.algorithm.retention(), 0, write=False).open()
+    theirs = (
+        dataset_store(before)
+        if before.dataset
+        else Store(
+            RunFolder(Path(run.start.folder)).store, before.algorithm.retention(), 0, write=False
+        ).open()
+    )
     if not len(theirs.table):
-        raise UserError(f"--from {run.start.folder} has no episodes to begin with; one that learned from a dataset or by playing is expected")
+        raise UserError(
+            f"--from {run.start.folder} has no episodes to begin with; one that learned from a dataset or by playing is expected"
+        )
     for left in home.store.glob("*"):  # of a start that was cut short
         left.unlink()
     mine = Store(home.store, run.algorithm.retention(), 0)
     best = theirs.table.ranked()[: run.algorithm.retention().count or None][::-1]
     for at in range(0, len(best), SHARD_EPISODES):
         part = enumerate(best[at : at + SHARD_EPISODES], at)
-        mine.add([dataclasses.replace(theirs.episode(int(position)), id=EpisodeId(0, FOREIGN, number)) for number, position in part])
-    counters = Counters(learner_step=saved.counters.learner_step, began_at=saved.counters.learner_step, round=FIRST_ROUND)
+        mine.add(
+            [
+                dataclasses.replace(theirs.episode(int(position)), id=EpisodeId(0, FOREIGN, number))
+                for number, position in part
+            ]
+        )
+    counters = Counters(
+        learner_step=saved.counters.learner_step,
+        began_at=saved.counters.learner_step,
+        round=FIRST_ROUND,
+    )
     living: np.ndarray = mine.table.ids
-    checkpoint.write(home.checkpoints, counters, mine.living_shards(), 0, saved.learner, living, run.identity)
+    checkpoint.write(
+        home.checkpoints, counters, mine.living_shards(), 0, saved.learner, living, run.identity
+    )
 
 
 def dataset_store(run: Run) -> Store:
@@ -63,7 +86,9 @@ def dataset_store(run: Run) -> Store:
             f"{found.folder} holds another dataset than this run began with (hash {found.sha256[:12]}, then {run.dataset.sha256[:12]}); import that one again"
         )
     if why := found.misfit():
-        raise UserError(f"{found.folder} does not fit its task {found.task} as it is now: {why}; record or import the episodes anew")
+        raise UserError(
+            f"{found.folder} does not fit its task {found.task} as it is now: {why}; record or import the episodes anew"
+        )
     return found.store(run.saves.flat_mib << 20, run.total)
 
 
@@ -124,4 +149,6 @@ def lost(table: Table, resumed: Checkpoint) -> int:
 def check_living(table: Table, problems: list[str], resumed: Checkpoint) -> None:
     """Raise RunFailed where episodes that the checkpoint counts as living are gone."""
     if count := lost(table, resumed):
-        raise RunFailed(f"{count} episodes of the checkpoint are missing ({', '.join(problems) or 'their shards are gone'})")
+        raise RunFailed(
+            f"{count} episodes of the checkpoint are missing ({', '.join(problems) or 'their shards are gone'})"
+        )

@@ -10,12 +10,17 @@ import torch
 
 def rng(seed: int, name: str, *counters: int) -> np.random.Generator:
     """The stream of a purpose (`draw`, `ask`, `play`, `evaluate`, ...) at some counters, each >= 0."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, zlib.crc32(name.encode()), *counters])))
+    return np.random.Generator(
+        np.random.PCG64(np.random.SeedSequence([seed, zlib.crc32(name.encode()), *counters]))
+    )
 
 
 def derived_seed(seed: int, name: str, *counters: int) -> int:
     """A 31-bit seed for foreign libraries, from the same kind of name."""
-    return int(np.random.SeedSequence([seed, zlib.crc32(name.encode()), *counters]).generate_state(1)[0] & 0x7FFFFFFF)
+    return int(
+        np.random.SeedSequence([seed, zlib.crc32(name.encode()), *counters]).generate_state(1)[0]
+        & 0x7FFFFFFF
+    )
 
 
 def seed_torch(seed: int, name: str, *counters: int) -> None:

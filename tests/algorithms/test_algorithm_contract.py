@@ -16,7 +16,10 @@ from bigdm_ray.training.params import Weights
 from bigdm_ray.training.streams import rng
 
 KINDS = list(algorithms(("algorithms",)).values())
-TASKS = [name for name in tasks() if name.startswith("toy-")] + ["lunarlander", "lunarlander-continuous"]
+TASKS = [name for name in tasks() if name.startswith("toy-")] + [
+    "lunarlander",
+    "lunarlander-continuous",
+]
 LEARNT = ["toy-vector", "toy-continuous", "toy-image", "toy-mixed"]
 every = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 
@@ -61,7 +64,10 @@ def batch_of(algorithm, task, store, step=0):
     for columns in algorithm.annotate(model, {task: store}, 0).values():
         store.annotate(columns)
     windows = store.draw(algorithm.view(), rng(3, "draw", step), algorithm.batch)
-    return {name: torch.from_numpy(values) for name, values in algorithm.collate({task: windows}).items()}
+    return {
+        name: torch.from_numpy(values)
+        for name, values in algorithm.collate({task: windows}).items()
+    }
 
 
 class Play:
@@ -72,10 +78,20 @@ class Play:
         episodes = played(task, n, seed + 1, 4).episodes
         assert len(episodes) == n
         self.n, self.steps = n, steps
-        self.seen = [{p: np.stack([e.observations[p][t] for e in episodes]) for p in episodes[0].observations} for t in range(steps)]
+        self.seen = [
+            {
+                p: np.stack([e.observations[p][t] for e in episodes])
+                for p in episodes[0].observations
+            }
+            for t in range(steps)
+        ]
         self.rewards = chance.normal(size=(steps, n)).astype(np.float32)
         self.commands = [
-            {"desired_return": chance.uniform(0, 9, n).astype(np.float32), "desired_horizon": chance.integers(1, 9, n).astype(np.float32)} for _ in range(steps)
+            {
+                "desired_return": chance.uniform(0, 9, n).astype(np.float32),
+                "desired_horizon": chance.integers(1, 9, n).astype(np.float32),
+            }
+            for _ in range(steps)
         ]
         self.first = np.zeros((steps, n), bool)
         self.first[0] = True
@@ -88,8 +104,18 @@ class Play:
         state = policy.start(len(rows)) if state is None else state
         out = []
         for t in range(self.steps) if steps is None else steps:
-            given = [{name: values[rows] for name, values in group[t].items()} for group in (self.seen, self.commands)]
-            actions, state = policy.act(state, given[0], self.rewards[t, rows], given[1], self.first[t, rows], self.uniforms[t, rows])
+            given = [
+                {name: values[rows] for name, values in group[t].items()}
+                for group in (self.seen, self.commands)
+            ]
+            actions, state = policy.act(
+                state,
+                given[0],
+                self.rewards[t, rows],
+                given[1],
+                self.first[t, rows],
+                self.uniforms[t, rows],
+            )
             out.append(actions)
         return out, state
 
@@ -135,23 +161,34 @@ def test_it_builds_for_every_task_and_acts_as_the_signature_says(kind, task):
     env = find_task(task).make(3, 1)
     seen = env.reset(np.arange(3)).observations
     env.close()
-    commands = {"desired_return": np.full(3, 5, np.float32), "desired_horizon": np.full(3, 5, np.float32)}
+    commands = {
+        "desired_return": np.full(3, 5, np.float32),
+        "desired_horizon": np.full(3, 5, np.float32),
+    }
     for mode in modes(algorithm, model):
         policy = algorithm.policy(model, mode)
         assert isinstance(policy, Policy)
         state = policy.start(3)
         assert all(len(values) == 3 for values in state.values())
         uniforms = np.random.default_rng(0).random((3, policy.uniforms), np.float32)
-        actions, after = policy.act(state, seen, np.zeros(3, np.float32), commands, np.ones(3, bool), uniforms)
+        actions, after = policy.act(
+            state, seen, np.zeros(3, np.float32), commands, np.ones(3, bool), uniforms
+        )
         assert list(actions) == list(signature.actions)
         for path, leaf in signature.actions.items():
-            assert actions[path].shape == (3, *leaf.shape) and str(actions[path].dtype) == leaf.dtype
-        assert {k: (v.shape, v.dtype) for k, v in after.items()} == {k: (v.shape, v.dtype) for k, v in state.items()}
+            assert (
+                actions[path].shape == (3, *leaf.shape) and str(actions[path].dtype) == leaf.dtype
+            )
+        assert {k: (v.shape, v.dtype) for k, v in after.items()} == {
+            k: (v.shape, v.dtype) for k, v in state.items()
+        }
 
 
 @every
 def test_initial_weights_follow_from_torchs_seed_alone(kind):
-    a, b, other = (Weights.of(built(kind, "toy-mixed", seed)[1], (0, 0)).arrays for seed in (5, 5, 6))
+    a, b, other = (
+        Weights.of(built(kind, "toy-mixed", seed)[1], (0, 0)).arrays for seed in (5, 5, 6)
+    )
     same_arrays(a, b)
     assert any(not np.array_equal(a[name], other[name]) for name in a)
 
@@ -162,7 +199,9 @@ def test_its_presets_are_settings_that_it_has_for_tasks_that_there_are(kind):
 
     for task, presets in kind.presets().items():
         for name in presets:
-            made, values = preset_of(kind, "toy-continuous" if task == "*" else find_task(task).name, name)
+            made, values = preset_of(
+                kind, "toy-continuous" if task == "*" else find_task(task).name, name
+            )
             data = Run(kind(), task).to_json()
             for path, value in values.items():
                 owner, _, key = path.partition(".")
@@ -180,14 +219,18 @@ def test_its_presets_are_settings_that_it_has_for_tasks_that_there_are(kind):
 @every
 @pytest.mark.parametrize("task", LEARNT)
 def test_the_loss_falls_on_a_toy(kind, task, stores):
-    algorithm = small(kind, batch_size=64 // small(kind).view().length)  # as many steps, whatever a window holds
+    algorithm = small(
+        kind, batch_size=64 // small(kind).view().length
+    )  # as many steps, whatever a window holds
     learner = Learner(algorithm, {task: find_task(task).signature()}, 1)
     probe = [batch_of(algorithm, task, stores(task), step) for step in range(1000, 1004)]
 
     def loss():
         learner.model.eval()
         with torch.no_grad():
-            parts = [algorithm.loss(learner.model, batch, 9) for batch in probe]  # of one phase, where there are several
+            parts = [
+                algorithm.loss(learner.model, batch, 9) for batch in probe
+            ]  # of one phase, where there are several
         learner.model.train()
         return float(sum(p.sum for p in parts) / sum(p.weight for p in parts))
 
@@ -195,7 +238,10 @@ def test_the_loss_falls_on_a_toy(kind, task, stores):
     progress = learner.update({task: stores(task)}, 200)
     assert progress.step == progress.steps == learner.step == 200
     assert loss() < before - 0.01 * abs(before)
-    assert all(np.isfinite(value) for value in progress.metrics.values()) and "train/loss" in progress.metrics
+    assert (
+        all(np.isfinite(value) for value in progress.metrics.values())
+        and "train/loss" in progress.metrics
+    )
 
 
 @every
@@ -210,14 +256,24 @@ def test_masked_rows_cannot_change_the_loss_or_its_gradient(kind, task, stores):
     for name, values in batch.items():
         other = values[torch.randperm(len(values), generator=torch.Generator().manual_seed(2))]
         other = other * 50 if other.is_floating_point() else other
-        spoilt[name] = values if name == "mask" else torch.where(mask.reshape(*mask.shape, *[1] * (values.ndim - 2)), values, other)
+        spoilt[name] = (
+            values
+            if name == "mask"
+            else torch.where(mask.reshape(*mask.shape, *[1] * (values.ndim - 2)), values, other)
+        )
     assert any(not torch.equal(batch[name], spoilt[name]) for name in batch)
     results = []
     for given in (batch, spoilt):
         model.zero_grad()
         loss = algorithm.loss(model, given, 0)
         loss.sum.backward()
-        results.append((loss.sum.detach(), loss.weight, torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])))
+        results.append(
+            (
+                loss.sum.detach(),
+                loss.weight,
+                torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None]),
+            )
+        )
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     assert float(results[0][1]) == float(mask.sum())
@@ -229,19 +285,27 @@ def test_the_loss_of_a_batch_is_the_sum_of_the_losses_of_its_halves(kind, stores
     algorithm, model = built(kind, "toy-mixed")
     batch = batch_of(algorithm, "toy-mixed", stores("toy-mixed"))
     cut = 19
-    parts = [{name: values[part] for name, values in batch.items()} for part in (slice(0, cut), slice(cut, None))]
+    parts = [
+        {name: values[part] for name, values in batch.items()}
+        for part in (slice(0, cut), slice(cut, None))
+    ]
     with torch.no_grad():
         whole, *halves = (algorithm.loss(model, given, 0) for given in (batch, *parts))
     torch.testing.assert_close(whole.sum, halves[0].sum + halves[1].sum, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(whole.weight, halves[0].weight + halves[1].weight)
     for name, value in whole.metrics.items():
-        torch.testing.assert_close(value, halves[0].metrics[name] + halves[1].metrics[name], rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(
+            value, halves[0].metrics[name] + halves[1].metrics[name], rtol=1e-5, atol=1e-4
+        )
 
 
 @every
 def test_an_empty_share_of_a_batch_weighs_nothing(kind, stores):
     algorithm, model = built(kind, "toy-mixed")
-    batch = {name: values[:0] for name, values in batch_of(algorithm, "toy-mixed", stores("toy-mixed")).items()}
+    batch = {
+        name: values[:0]
+        for name, values in batch_of(algorithm, "toy-mixed", stores("toy-mixed")).items()
+    }
     loss = algorithm.loss(model, batch, 0)
     loss.sum.backward()
     assert loss.sum.item() == loss.weight.item() == 0
@@ -260,7 +324,13 @@ def test_acting_on_many_rows_equals_acting_on_each_alone(kind, task):
         together, _ = play.act(policy, range(5))
         alone = [play.act(policy, [row])[0] for row in range(5)]
         for t in range(play.steps):
-            close_actions(together[t], {path: np.concatenate([alone[row][t][path] for row in range(5)]) for path in together[t]})
+            close_actions(
+                together[t],
+                {
+                    path: np.concatenate([alone[row][t][path] for row in range(5)])
+                    for path in together[t]
+                },
+            )
 
 
 @every
@@ -274,7 +344,9 @@ def test_rows_of_memory_can_be_taken_and_put(kind, task):
     whole, _ = play.act(policy, range(5))
     _, state = play.act(policy, range(5), range(3))
     rows = [4, 0, 3]
-    rest, _ = play.act(policy, rows, range(3, 6), {name: values[rows] for name, values in state.items()})
+    rest, _ = play.act(
+        policy, rows, range(3, 6), {name: values[rows] for name, values in state.items()}
+    )
     for t in range(3):
         close_actions(rest[t], {path: values[rows] for path, values in whole[3 + t].items()})
 
@@ -300,12 +372,20 @@ def test_acting_changes_nothing_that_it_was_given(kind, task):
     algorithm, model = built(kind, task, frame_stack=3)
     policy = algorithm.policy(model, "sample")
     play = Play(task, policy, 3)
-    copies = [{name: values.copy() for name, values in group.items()} for t in range(play.steps) for group in (play.seen[t], play.commands[t])]
+    copies = [
+        {name: values.copy() for name, values in group.items()}
+        for t in range(play.steps)
+        for group in (play.seen[t], play.commands[t])
+    ]
     state = policy.start(3)
     before = {name: values.copy() for name, values in state.items()}
     first, _ = play.act(policy, range(3), state=state)
     same_arrays(state, before)
-    for copy, group in zip(copies, [group for t in range(play.steps) for group in (play.seen[t], play.commands[t])], strict=True):
+    for copy, group in zip(
+        copies,
+        [group for t in range(play.steps) for group in (play.seen[t], play.commands[t])],
+        strict=True,
+    ):
         same_arrays(copy, group)
     again, _ = play.act(policy, range(3), state=state)
     for a, b in zip(first, again, strict=True):
@@ -323,7 +403,11 @@ def test_saved_and_loaded_weights_act_the_same(kind, task, tmp_path):
     policies = [algorithm.policy(m, modes(algorithm, m)[-1]) for m in (model, other)]
     play = Play(task, policies[0], 4)
     expected, different = (play.act(policy, range(4))[0] for policy in policies)
-    assert any(not np.array_equal(a[path], b[path]) for a, b in zip(expected, different, strict=True) for path in a)
+    assert any(
+        not np.array_equal(a[path], b[path])
+        for a, b in zip(expected, different, strict=True)
+        for path in a
+    )
     loaded.into(other)
     for a, b in zip(expected, play.act(policies[1], range(4))[0], strict=True):
         same_arrays(a, b)
@@ -342,4 +426,8 @@ def test_uniforms_are_all_the_chance_there_is(kind):
         same_arrays(a, b)
     play.uniforms = 1 - play.uniforms - np.float32(2**-24)
     third, _ = play.act(policy, range(4))
-    assert any(not np.array_equal(a[path], b[path]) for a, b in zip(first, third, strict=True) for path in a)
+    assert any(
+        not np.array_equal(a[path], b[path])
+        for a, b in zip(first, third, strict=True)
+        for path in a
+    )

@@ -27,7 +27,11 @@ def tensors_of(values):
         return [values]
     if isinstance(values, dict):
         return tensors_of(list(values.values()))
-    return [tensor for value in values for tensor in tensors_of(value)] if isinstance(values, list | tuple) else []
+    return (
+        [tensor for value in values for tensor in tensors_of(value)]
+        if isinstance(values, list | tuple)
+        else []
+    )
 
 
 class Elsewhere(TorchFunctionMode):
@@ -49,7 +53,9 @@ class Elsewhere(TorchFunctionMode):
         assert name != "numpy" or not there(args[0]), "a tensor becomes an array where it is not"
         assert len({there(tensor) for tensor in given}) < 2, f"{name} takes tensors of two devices"
         found = func(*args, **kwargs)
-        stays = any(map(there, tensors_of([args, kwargs]))) or isinstance(kwargs.get("device"), torch.device)
+        stays = any(map(there, tensors_of([args, kwargs]))) or isinstance(
+            kwargs.get("device"), torch.device
+        )
         for tensor in tensors_of(found):
             tensor.elsewhere = there(tensor) or stays
         return found
@@ -66,12 +72,27 @@ TT = SMALL | {"heads": 2, "window": 3, "context": 3, "bins": 8, "horizon": 3, "b
         ("dt", SMALL | {"context": 4}, "toy-continuous", ("sample",)),
         ("dt", SMALL | {"context": 4, "stochastic": True}, "toy-continuous", ("sample", "mean")),
         ("dt", SMALL | {"context": 4, "cached": True}, "toy-continuous", ("mean",)),
-        ("dt", SMALL | {"context": 4, "positions": "window", "frame_stack": 2}, "toy-image", ("sample",)),
+        (
+            "dt",
+            SMALL | {"context": 4, "positions": "window", "frame_stack": 2},
+            "toy-image",
+            ("sample",),
+        ),
         ("bc", {"hidden": (16,), "channels": (4,)}, "toy-mixed", ("sample", "mean")),
         ("tt", TT, "toy-continuous", ("plan", "sample", "mean")),
         ("tt", TT | {"objective": "likelihood"}, "toy-vector", ("plan",)),
-        ("tt", TT | {"objective": "goal", "goal": "last", "k_obs": 0, "k_rew": 0, "expansions": 1}, "four-rooms", ("plan",)),
-        ("mbop", {"hidden": (16,), "members": 2, "samples": 4, "horizon": 3}, "toy-continuous", ("plan", "mean")),
+        (
+            "tt",
+            TT | {"objective": "goal", "goal": "last", "k_obs": 0, "k_rew": 0, "expansions": 1},
+            "four-rooms",
+            ("plan",),
+        ),
+        (
+            "mbop",
+            {"hidden": (16,), "members": 2, "samples": 4, "horizon": 3},
+            "toy-continuous",
+            ("plan", "mean"),
+        ),
         ("bcq", {}, "toy-continuous", ("sample",)),
         ("bear", {}, "toy-continuous", ("sample", "mean")),
         ("brac", {}, "toy-continuous", ("sample", "mean")),

@@ -25,7 +25,16 @@ from bigdm_ray.replay.store import Table
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.loop import train_local
 
-TINY = {"width": 16, "layers": 2, "heads": 2, "context": 4, "timesteps": 12, "dropout": 0.0, "warm_up_steps": 0, "return_scale": 0.1}
+TINY = {
+    "width": 16,
+    "layers": 2,
+    "heads": 2,
+    "context": 4,
+    "timesteps": 12,
+    "dropout": 0.0,
+    "warm_up_steps": 0,
+    "return_scale": 0.1,
+}
 VARIANTS = {
     "gym": {},
     "atari": {"positions": "window"},
@@ -48,7 +57,12 @@ def window_of(episode, start, length, returns):
     span = slice(start, start + length)
     seen = {p: torch.from_numpy(np.array(v[span]))[None] for p, v in episode.observations.items()}
     actions = {p: torch.from_numpy(np.array(v[span]))[None] for p, v in episode.actions.items()}
-    return seen, actions, torch.from_numpy(returns[span])[None], torch.arange(start, start + length)[None]
+    return (
+        seen,
+        actions,
+        torch.from_numpy(returns[span])[None],
+        torch.arange(start, start + length)[None],
+    )
 
 
 def acted(policy, episode, commands):
@@ -61,7 +75,12 @@ def acted(policy, episode, commands):
         head.act = lambda parameters, _, own=own: (noted.append(parameters), own)[1]
         seen = {p: np.array(v[t : t + 1]) for p, v in episode.observations.items()}
         _, state = policy.act(
-            state, seen, np.zeros(1, np.float32), {"desired_return": commands[t : t + 1]}, np.array([t == 0]), np.full((1, policy.uniforms), 0.5, np.float32)
+            state,
+            seen,
+            np.zeros(1, np.float32),
+            {"desired_return": commands[t : t + 1]},
+            np.array([t == 0]),
+            np.full((1, policy.uniforms), 0.5, np.float32),
         )
     head.act = made
     return noted
@@ -85,7 +104,9 @@ def test_the_cached_policy_is_exact_until_the_window_slides_and_close_to_nothing
     assert episode.length > 7
     returns = np.linspace(5, 1, episode.length).astype(np.float32)
     exact = acted(algorithm.policy(model, "sample"), episode, returns)
-    cached = acted(Dt(**(TINY | {"context": 5, "cached": True})).policy(model, "sample"), episode, returns)
+    cached = acted(
+        Dt(**(TINY | {"context": 5, "cached": True})).policy(model, "sample"), episode, returns
+    )
     for t in range(5):
         torch.testing.assert_close(exact[t], cached[t], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(exact[6], cached[6], atol=1e-5)
@@ -99,7 +120,9 @@ def test_with_one_layer_the_cached_policy_is_exact_for_ever(layers):
     (episode,) = played("toy-continuous", 1, 3).episodes
     returns = np.linspace(5, 1, episode.length).astype(np.float32)
     exact = acted(algorithm.policy(model, "sample"), episode, returns)
-    cached = acted(Dt(**(TINY | {"layers": layers, "cached": True})).policy(model, "sample"), episode, returns)
+    cached = acted(
+        Dt(**(TINY | {"layers": layers, "cached": True})).policy(model, "sample"), episode, returns
+    )
     torch.testing.assert_close(torch.cat(exact), torch.cat(cached), atol=1e-5, rtol=1e-5)
 
 
@@ -107,7 +130,9 @@ def test_with_one_layer_the_cached_policy_is_exact_for_ever(layers):
 def test_a_prediction_sees_its_state_and_return_but_not_its_action(variant):
     _, model = built(**VARIANTS[variant])
     (episode,) = played("toy-continuous", 1, 3).episodes
-    seen, actions, returns, times = window_of(episode, 0, 4, np.linspace(5, 1, episode.length).astype(np.float32))
+    seen, actions, returns, times = window_of(
+        episode, 0, 4, np.linspace(5, 1, episode.length).astype(np.float32)
+    )
     base = model(seen, actions, returns, times)
 
     def changed(**more):
@@ -116,16 +141,30 @@ def test_a_prediction_sees_its_state_and_return_but_not_its_action(variant):
         return ((out - base).abs().amax(-1)[0] > 1e-6).tolist()
 
     at = torch.tensor([0.0, 0, 3, 0])
-    assert changed(actions={p: v + at.view(1, 4, *([1] * (v.ndim - 2))) for p, v in actions.items()}) == [False, False, False, True]
-    assert changed(seen={p: v + at.view(1, 4, *([1] * (v.ndim - 2))) for p, v in seen.items()}) == [False, False, True, True]
+    assert changed(
+        actions={p: v + at.view(1, 4, *([1] * (v.ndim - 2))) for p, v in actions.items()}
+    ) == [False, False, False, True]
+    assert changed(seen={p: v + at.view(1, 4, *([1] * (v.ndim - 2))) for p, v in seen.items()}) == [
+        False,
+        False,
+        True,
+        True,
+    ]
     assert changed(returns=returns + at) == [False, False, True, True]
 
 
 def test_a_scale_of_zero_hides_the_returns():
     _, model = built(return_scale=0.0)
     (episode,) = played("toy-continuous", 1, 3).episodes
-    seen, actions, returns, times = window_of(episode, 0, 4, np.linspace(5, 1, episode.length).astype(np.float32))
-    torch.testing.assert_close(model(seen, actions, returns + 100, times), model(seen, actions, returns, times), atol=0, rtol=0)
+    seen, actions, returns, times = window_of(
+        episode, 0, 4, np.linspace(5, 1, episode.length).astype(np.float32)
+    )
+    torch.testing.assert_close(
+        model(seen, actions, returns + 100, times),
+        model(seen, actions, returns, times),
+        atol=0,
+        rtol=0,
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -135,7 +174,10 @@ def test_padding_weighs_nothing(variant, tmp_path):
     store.add(played("toy-continuous", 3, 3).episodes)
     windows = store.draw(algorithm.view(), np.random.default_rng(0), 8)
     assert not windows.mask.all()
-    batch = {name: torch.from_numpy(v) for name, v in algorithm.collate({"toy-continuous": windows}).items()}
+    batch = {
+        name: torch.from_numpy(v)
+        for name, v in algorithm.collate({"toy-continuous": windows}).items()
+    }
     torch.manual_seed(0)
     loss = algorithm.loss(model, batch, 0)
     assert loss.weight == windows.mask.sum()
@@ -150,14 +192,29 @@ def test_the_squared_error_is_the_mean_over_elements():
     algorithm, model = built()
     (episode,) = played("toy-continuous", 1, 3).episodes
     seen, actions, returns, times = window_of(episode, 0, 4, np.ones(episode.length, np.float32))
-    batch = {f"observations/{p}": v for p, v in seen.items()} | {f"actions/{p}": v for p, v in actions.items()}
-    loss = algorithm.loss(model, batch | {"returns_to_go": returns, "timesteps": times, "mask": torch.ones(1, 4, dtype=torch.bool)}, 0)
+    batch = {f"observations/{p}": v for p, v in seen.items()} | {
+        f"actions/{p}": v for p, v in actions.items()
+    }
+    loss = algorithm.loss(
+        model,
+        batch
+        | {
+            "returns_to_go": returns,
+            "timesteps": times,
+            "mask": torch.ones(1, 4, dtype=torch.bool),
+        },
+        0,
+    )
     means = model.head.act(model(seen, actions, returns, times)[0], None)
     errors = []
     for path, leaf in model.head.leaves.items():
         half = (np.array(leaf.high) - np.array(leaf.low)) / 2
-        errors.append(((means[path] - actions[path][0]).detach().numpy().reshape(4, -1) / half) ** 2)
-    np.testing.assert_allclose(float((loss.sum / loss.weight).detach()), np.concatenate(errors, 1).mean(), rtol=1e-4)
+        errors.append(
+            ((means[path] - actions[path][0]).detach().numpy().reshape(4, -1) / half) ** 2
+        )
+    np.testing.assert_allclose(
+        float((loss.sum / loss.weight).detach()), np.concatenate(errors, 1).mean(), rtol=1e-4
+    )
 
 
 def test_delayed_rewards_are_the_episode_s_return_and_the_command_is_held(tmp_path):
@@ -182,10 +239,23 @@ def test_the_entropy_is_held_above_its_bound():
             head.log_std.weight.zero_()
             head.log_std.bias.fill_(raw)
         (episode,) = played("toy-continuous", 1, 3).episodes
-        seen, actions, returns, times = window_of(episode, 0, 4, np.ones(episode.length, np.float32))
-        batch = {f"observations/{p}": v for p, v in seen.items()} | {f"actions/{p}": v for p, v in actions.items()}
+        seen, actions, returns, times = window_of(
+            episode, 0, 4, np.ones(episode.length, np.float32)
+        )
+        batch = {f"observations/{p}": v for p, v in seen.items()} | {
+            f"actions/{p}": v for p, v in actions.items()
+        }
         model.log_temperature.grad = None
-        loss = algorithm.loss(model, batch | {"returns_to_go": returns, "timesteps": times, "mask": torch.ones(1, 4, dtype=torch.bool)}, 0)
+        loss = algorithm.loss(
+            model,
+            batch
+            | {
+                "returns_to_go": returns,
+                "timesteps": times,
+                "mask": torch.ones(1, 4, dtype=torch.bool),
+            },
+            0,
+        )
         loss.sum.backward()
         assert np.sign(float(model.log_temperature.grad)) == sign
     assert set(algorithm.optimizers(model)) == {"adamw", "temperature"}
@@ -197,20 +267,36 @@ def test_the_loss_of_the_stochastic_policy_is_the_likelihood_with_the_entropy_we
     algorithm, model = built(stochastic=True, positions="none", initial_temperature=0.7)
     (episode,) = played("toy-continuous", 1, 3).episodes
     seen, actions, returns, times = window_of(episode, 0, 4, np.ones(episode.length, np.float32))
-    batch = {f"observations/{p}": v for p, v in seen.items()} | {f"actions/{p}": v for p, v in actions.items()}
+    batch = {f"observations/{p}": v for p, v in seen.items()} | {
+        f"actions/{p}": v for p, v in actions.items()
+    }
     torch.manual_seed(5)
-    loss = algorithm.loss(model, batch | {"returns_to_go": returns, "timesteps": times, "mask": torch.ones(1, 4, dtype=torch.bool)}, 0)
+    loss = algorithm.loss(
+        model,
+        batch
+        | {
+            "returns_to_go": returns,
+            "timesteps": times,
+            "mask": torch.ones(1, 4, dtype=torch.bool),
+        },
+        0,
+    )
     loss.sum.backward()
     got = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     torch.manual_seed(5)
     parameters = model(seen, actions, returns, times)
-    likelihood, entropy = model.head.log_prob(parameters, actions).sum(), model.head.entropy(parameters).sum()
+    likelihood, entropy = (
+        model.head.log_prob(parameters, actions).sum(),
+        model.head.entropy(parameters).sum(),
+    )
     (-likelihood - 0.7 * entropy).backward()
     for name, value in got.items():
         if name != "log_temperature":
             torch.testing.assert_close(value, dict(model.named_parameters())[name].grad, msg=name)
-    torch.testing.assert_close(got["log_temperature"], 0.7 * (entropy + model.head.acted * 4).detach())
+    torch.testing.assert_close(
+        got["log_temperature"], 0.7 * (entropy + model.head.acted * 4).detach()
+    )
 
 
 def test_windows_begin_at_any_step_or_at_the_first_where_they_hold_whole_episodes():
@@ -236,8 +322,15 @@ def test_rows_that_begin_at_different_times_act_as_if_alone(task, more):
     first = np.zeros((steps, 3), bool)
     first[0] = first[2, 0] = first[5, 1] = True
     shape = (steps, 3, *leaf.shape)
-    seen = chance.integers(0, 255, shape).astype(np.uint8) if leaf.kind == "image" else chance.normal(size=shape).astype(np.float32)
-    asked, uniforms = chance.uniform(0, 9, (steps, 3)).astype(np.float32), chance.random((steps, 3, 8)).astype(np.float32)
+    seen = (
+        chance.integers(0, 255, shape).astype(np.uint8)
+        if leaf.kind == "image"
+        else chance.normal(size=shape).astype(np.float32)
+    )
+    asked, uniforms = (
+        chance.uniform(0, 9, (steps, 3)).astype(np.float32),
+        chance.random((steps, 3, 8)).astype(np.float32),
+    )
 
     def parameters(rows):
         policy, noted = algorithm.policy(model, "sample"), []
@@ -246,7 +339,14 @@ def test_rows_that_begin_at_different_times_act_as_if_alone(task, more):
         state = policy.start(len(rows))
         for t in range(steps):
             command = {"desired_return": asked[t, rows]}
-            _, state = policy.act(state, {"": seen[t, rows]}, np.zeros(len(rows), np.float32), command, first[t, rows], uniforms[t, rows, : policy.uniforms])
+            _, state = policy.act(
+                state,
+                {"": seen[t, rows]},
+                np.zeros(len(rows), np.float32),
+                command,
+                first[t, rows],
+                uniforms[t, rows, : policy.uniforms],
+            )
         model.head.act = made
         return torch.stack(noted)
 
@@ -265,7 +365,9 @@ def test_the_squashed_density_integrates_to_one():
 def test_actions_of_the_squashed_head_stay_between_their_bounds():
     head = SquashedHead("dt", 4, {"": Leaf("tensor", (2,), "float32", (-2.0, 0.0), (2.0, 1.0))})
     out = head.act(torch.randn(500, 4) * 10, torch.rand(500, 2))[""]
-    assert bool((out >= torch.tensor([-2.0, 0.0])).all()) and bool((out <= torch.tensor([2.0, 1.0])).all())
+    assert bool((out >= torch.tensor([-2.0, 0.0])).all()) and bool(
+        (out <= torch.tensor([2.0, 1.0])).all()
+    )
 
 
 def test_what_cannot_be_built_is_said():
@@ -273,7 +375,10 @@ def test_what_cannot_be_built_is_said():
         built("toy-vector", stochastic=True)
     with pytest.raises(UserError, match=r"multiple of --algorithm\.heads 3"):
         built(heads=3)
-    with pytest.raises(UserError, match=r"--algorithm\.acting-context is 100, but at most --algorithm\.context, which is 20"):
+    with pytest.raises(
+        UserError,
+        match=r"--algorithm\.acting-context is 100, but at most --algorithm\.context, which is 20",
+    ):
         Dt(acting_context=100).build({"toy-continuous": find_task("toy-continuous").signature()})
     algorithm, model = built(positions="window", cached=True)
     with pytest.raises(UserError, match=r"--algorithm\.cached"):
@@ -291,7 +396,9 @@ def test_lamb_takes_steps_of_the_size_of_the_weights(size):
     for _ in range(2):
         p.grad = torch.randn_like(p) * 1e-3
         optimizer.step()
-        np.testing.assert_allclose(float((p.detach() - before).norm() / before.norm()), 0.01, rtol=1e-4)
+        np.testing.assert_allclose(
+            float((p.detach() - before).norm() / before.norm()), 0.01, rtol=1e-4
+        )
         before = p.detach().clone()
 
 
@@ -310,12 +417,25 @@ def test_lamb_without_decay_is_adam():
 def test_a_critic_predicts_the_return_that_it_is_not_told():
     algorithm, model = built(critic=True)
     (episode,) = played("toy-continuous", 1, 3).episodes
-    seen, actions, returns, times = window_of(episode, 0, 4, np.linspace(5, 1, episode.length).astype(np.float32))
+    seen, actions, returns, times = window_of(
+        episode, 0, 4, np.linspace(5, 1, episode.length).astype(np.float32)
+    )
     with torch.no_grad():
         predicted = model.criticise(model.embed(seen, actions, returns, times))
-        torch.testing.assert_close(model.criticise(model.embed(seen, actions, returns + 100, times)), predicted, atol=0, rtol=0)
-        batch = {f"observations/{p}": v for p, v in seen.items()} | {f"actions/{p}": v for p, v in actions.items()}
-        batch |= {"returns_to_go": returns, "timesteps": times, "mask": torch.tensor([[True, True, True, False]])}
+        torch.testing.assert_close(
+            model.criticise(model.embed(seen, actions, returns + 100, times)),
+            predicted,
+            atol=0,
+            rtol=0,
+        )
+        batch = {f"observations/{p}": v for p, v in seen.items()} | {
+            f"actions/{p}": v for p, v in actions.items()
+        }
+        batch |= {
+            "returns_to_go": returns,
+            "timesteps": times,
+            "mask": torch.tensor([[True, True, True, False]]),
+        }
         loss = algorithm.loss(model, batch, 0)
         missed = ((predicted - TINY["return_scale"] * returns) ** 2)[0, :3].sum()
         torch.testing.assert_close(loss.metrics["train/critic_loss"], missed)
@@ -325,7 +445,11 @@ def test_a_critic_predicts_the_return_that_it_is_not_told():
 
 
 def test_whoever_plays_without_chance_is_told():
-    for task, more, told in (("hopper", [], True), ("hopper", ["--algorithm.stochastic", "true"], False), ("key-to-door", [], False)):
+    for task, more, told in (
+        ("hopper", [], True),
+        ("hopper", ["--algorithm.stochastic", "true"], False),
+        ("key-to-door", [], False),
+    ):
         run = configure("dt", task, more)
         assert (run.algorithm.remark(find_task(task).signature()) is not None) == told
     assert configure("udrl", "cartpole").algorithm.remark(find_task("cartpole").signature()) is None
@@ -333,8 +457,13 @@ def test_whoever_plays_without_chance_is_told():
 
 def test_games_with_sticky_actions_have_the_games_settings():
     presets = Dt.presets()
-    assert all(presets[f"{game}-sticky"] == presets[game] for game in ("breakout", "qbert", "pong", "seaquest"))
-    assert presets["reacher"]["online"]["algorithm.return_scale"] == 0.1, "ODT's network keeps the arm's scale"
+    assert all(
+        presets[f"{game}-sticky"] == presets[game]
+        for game in ("breakout", "qbert", "pong", "seaquest")
+    )
+    assert presets["reacher"]["online"]["algorithm.return_scale"] == 0.1, (
+        "ODT's network keeps the arm's scale"
+    )
 
 
 @pytest.mark.parametrize("value", ["1e39", "1e300", "-2e9"])
@@ -345,7 +474,10 @@ def test_a_target_return_that_no_network_can_be_told_is_refused(value):
 
 def test_exploring_asks_for_more_whatever_the_sign():
     table = Table(np.zeros((1, 3), np.int64), np.array([5.0]), np.array([3]))
-    asked = [Dt(target_return=target).ask(table, np.random.default_rng(0), 1)["desired_return"][0] for target in (10.0, -10.0, None)]
+    asked = [
+        Dt(target_return=target).ask(table, np.random.default_rng(0), 1)["desired_return"][0]
+        for target in (10.0, -10.0, None)
+    ]
     assert asked == [20.0, 0.0, 10.0]
 
 
@@ -359,14 +491,20 @@ def test_schedules():
 def test_windows_longer_than_any_episode_train(lengths, tmp_path):
     from making import episode
 
-    signature = Signature({"": Leaf("tensor", (3,), "float32")}, {"": Leaf("discrete", (), "int32", choices=(4,))})
+    signature = Signature(
+        {"": Leaf("tensor", (3,), "float32")}, {"": Leaf("discrete", (), "int32", choices=(4,))}
+    )
     algorithm = Dt(**(TINY | {"context": 20}))
     model = algorithm.build({"made-up": signature})
     store = Store(tmp_path)
     store.add([episode((k, 0, 0), lengths) for k in range(4)])
     algorithm.fit(model, {"made-up": store}, 0)
     windows = store.draw(algorithm.view(), np.random.default_rng(0), 8)
-    loss = algorithm.loss(model, {n: torch.from_numpy(v) for n, v in algorithm.collate({"made-up": windows}).items()}, 0)
+    loss = algorithm.loss(
+        model,
+        {n: torch.from_numpy(v) for n, v in algorithm.collate({"made-up": windows}).items()},
+        0,
+    )
     assert bool(loss.sum.isfinite())
 
 
@@ -375,7 +513,12 @@ def test_the_standardisation_is_of_the_data(tmp_path):
     dataset = dataset_of(tmp_path / "d", "toy-continuous", 20)
     algorithm.fit(model, {"toy-continuous": dataset.store()}, 0)
     seen = np.concatenate([dataset.store().episode(i).observations[""][:-1] for i in range(20)])
-    np.testing.assert_allclose(model.embed_state.standardise.mean.numpy(), seen.reshape(len(seen), -1).mean(0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        model.embed_state.standardise.mean.numpy(),
+        seen.reshape(len(seen), -1).mean(0),
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 # --- whole runs on data and with commands that are hard to take
@@ -392,14 +535,23 @@ def short_run(request, tmp_path_factory):
     if request.param == "one step each":
         episodes = [
             dataclasses.replace(
-                e, observations={p: v[:2] for p, v in e.observations.items()}, actions={p: v[:1] for p, v in e.actions.items()}, rewards=e.rewards[:1]
+                e,
+                observations={p: v[:2] for p, v in e.observations.items()},
+                actions={p: v[:1] for p, v in e.actions.items()},
+                rewards=e.rewards[:1],
             )
             for e in episodes
         ]
-    writer = Writer(home / "data", {"made": 1}, "toy-continuous", find_task("toy-continuous").signature())
+    writer = Writer(
+        home / "data", {"made": 1}, "toy-continuous", find_task("toy-continuous").signature()
+    )
     writer.add(episodes)
     dataset = writer.finish("data", "made for a test", {})
-    assert max(dataset.store().table.lengths) == (1 if request.param == "one step each" else max(e.length for e in episodes)) < 200
+    assert (
+        max(dataset.store().table.lengths)
+        == (1 if request.param == "one step each" else max(e.length for e in episodes))
+        < 200
+    )
     summary = train_local(configure("dt", str(home / "data"), RUN.split()), home / "run")
     assert summary["learner_steps"] == 4 and np.isfinite(summary["return_mean"])
     return home / "run"
@@ -417,18 +569,32 @@ def test_windows_longer_than_any_episode_and_episodes_of_one_step_train_and_act(
 def test_a_return_that_is_not_finite_is_refused_in_one_sentence(short_run, value, capsys):
     assert door(main, [str(short_run), "--desired-return", value]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: ") and said.count("\n") == 1 and f"--desired-return is {value}" in said and "finite" in said
-    with pytest.raises(UserError, match=rf"--algorithm\.target-return is {value}, but a finite number"):
+    assert (
+        said.startswith("error: ")
+        and said.count("\n") == 1
+        and f"--desired-return is {value}" in said
+        and "finite" in said
+    )
+    with pytest.raises(
+        UserError, match=rf"--algorithm\.target-return is {value}, but a finite number"
+    ):
         configure("dt", "hopper", ["--algorithm.target-return", value])
 
 
 def test_weights_of_another_shape_are_refused_in_one_sentence(short_run, tmp_path, capsys):
     """Of another task, another width, another depth."""
-    for number, (key, value, name) in enumerate([("task", "toy-vector", "embed_"), ("width", 32, "embed_"), ("layers", 2, "blocks.1")]):
+    for number, (key, value, name) in enumerate(
+        [("task", "toy-vector", "embed_"), ("width", 32, "embed_"), ("layers", 2, "blocks.1")]
+    ):
         folder = shutil.copytree(short_run, tmp_path / str(number))
         settings = json.loads((folder / "run.json").read_text())
         (settings if key == "task" else settings["algorithm"])[key] = value
         (folder / "run.json").write_text(json.dumps(settings))
         assert door(main, [str(folder), "--episodes", "1"]) == 2
         said = capsys.readouterr().err
-        assert said.startswith("error: ") and said.count("\n") == 1 and "do not fit the network" in said and name in said
+        assert (
+            said.startswith("error: ")
+            and said.count("\n") == 1
+            and "do not fit the network" in said
+            and name in said
+        )

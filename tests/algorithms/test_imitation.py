@@ -31,11 +31,26 @@ def learner_of(algorithm):
     return Learner(algorithm, {TASK: find_task(TASK).signature()}, 3)
 
 
-def test_percent_bc_keeps_the_best_episodes_while_they_hold_no_more_than_that_share_of_time_steps(tmp_path):
+def test_percent_bc_keeps_the_best_episodes_while_they_hold_no_more_than_that_share_of_time_steps(
+    tmp_path,
+):
     made = Store(tmp_path)
     lengths, returns = [10, 20, 30, 40], [4.0, 3.0, 2.0, 1.0]
-    made.add([episode(i, length=n, rewards=np.full(n, r / n)) for i, (n, r) in enumerate(zip(lengths, returns, strict=True))])
-    for fraction, kept in ((0.01, {0}), (0.1, {0}), (0.29, {0}), (0.3, {0, 1}), (0.4, {0, 1}), (0.6, {0, 1, 2}), (1.0, {0, 1, 2, 3})):
+    made.add(
+        [
+            episode(i, length=n, rewards=np.full(n, r / n))
+            for i, (n, r) in enumerate(zip(lengths, returns, strict=True))
+        ]
+    )
+    for fraction, kept in (
+        (0.01, {0}),
+        (0.1, {0}),
+        (0.29, {0}),
+        (0.3, {0, 1}),
+        (0.4, {0, 1}),
+        (0.6, {0, 1, 2}),
+        (1.0, {0, 1, 2, 3}),
+    ):
         rows, _ = Bc(best_fraction=fraction).view().rows(made.table, rng(0, "draw", 0), 500)
         assert set(rows) == kept, fraction
 
@@ -50,7 +65,9 @@ def test_cloning_draws_every_time_step_alike(store):
 def test_observations_are_standardised_with_the_statistics_of_the_data(store):
     learner = learner_of(small(Bc))
     learner.update({TASK: store}, 1)
-    seen = np.concatenate([store.episode(i).observations[""][:-1] for i in range(len(store.table))]).astype(np.float64)
+    seen = np.concatenate(
+        [store.episode(i).observations[""][:-1] for i in range(len(store.table))]
+    ).astype(np.float64)
     fitted = learner.model.encoder.standardise
     np.testing.assert_allclose(fitted.mean.numpy(), seen.mean(0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(fitted.std.numpy(), seen.std(0), rtol=1e-3, atol=1e-5)
@@ -62,12 +79,20 @@ def test_squared_error_of_squashed_actions_is_within_bounds_and_deterministic():
     signature = find_task("toy-continuous").signature()
     actor = Actor(signature, (8,))
     policy = Bc().policy(actor, "sample")
-    seen = {path: np.random.default_rng(0).normal(size=(5, *leaf.shape)).astype(leaf.dtype) * 100 for path, leaf in signature.observations.items()}
+    seen = {
+        path: np.random.default_rng(0).normal(size=(5, *leaf.shape)).astype(leaf.dtype) * 100
+        for path, leaf in signature.observations.items()
+    }
     chances = [np.random.default_rng(i).random((5, policy.uniforms), np.float32) for i in (1, 2)]
-    first, second = (policy.act({}, seen, np.zeros(5, np.float32), {}, np.ones(5, bool), chance)[0] for chance in chances)
+    first, second = (
+        policy.act({}, seen, np.zeros(5, np.float32), {}, np.ones(5, bool), chance)[0]
+        for chance in chances
+    )
     for path, leaf in signature.actions.items():
         np.testing.assert_array_equal(first[path], second[path])
-        assert (first[path].reshape(5, -1) >= np.array(leaf.low)).all() and (first[path].reshape(5, -1) <= np.array(leaf.high)).all()
+        assert (first[path].reshape(5, -1) >= np.array(leaf.low)).all() and (
+            first[path].reshape(5, -1) <= np.array(leaf.high)
+        ).all()
 
 
 def test_awr_draws_td_lambda_targets_and_clipped_weights_of_the_frozen_critic(store):
@@ -94,7 +119,13 @@ def test_awr_moves_critic_and_actor_in_turn(store):
     for _ in range(10):
         before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
         learner.update({TASK: store}, 1)
-        moved.append({name.split(".")[0] for name, p in learner.model.named_parameters() if not torch.equal(p, before[name])})
+        moved.append(
+            {
+                name.split(".")[0]
+                for name, p in learner.model.named_parameters()
+                if not torch.equal(p, before[name])
+            }
+        )
     critic, actor = {"critic"}, {"actor"}
     for step, names in enumerate(moved):
         wanted = critic if step % 5 < 2 else actor
@@ -116,8 +147,17 @@ def test_awrs_paper_preset_is_the_official_configuration():
         run = configure("awr", task, [])
         a = run.algorithm
         assert run.preset == "paper"
-        assert (a.optimizer, a.critic_stepsize, a.momentum, a.hidden, a.batch_size, run.evaluations.mode) == ("sgd", 0.01, 0.9, (128, 64), 256, "mean")
-        assert (a.actor_stepsize, a.action_std, a.action_l2_weight) == (rate, deviation, penalty), task
+        assert (
+            a.optimizer,
+            a.critic_stepsize,
+            a.momentum,
+            a.hidden,
+            a.batch_size,
+            run.evaluations.mode,
+        ) == ("sgd", 0.01, 0.9, (128, 64), 256, "mean")
+        assert (a.actor_stepsize, a.action_std, a.action_l2_weight) == (rate, deviation, penalty), (
+            task
+        )
         fitted = [step for step in range(0, 300 * a.turn, a.turn) if step <= a.standardised_steps]
         assert abs(len(fitted) * a.samples_per_iteration - samples) < a.samples_per_iteration, task
 
@@ -128,20 +168,39 @@ def test_awr_descends_with_adam_on_a_dataset_and_where_a_task_has_no_preset_of_t
         return run.preset, run.algorithm.optimizer
 
     dataset = dataset_of(tmp_path / "data", count=2)
-    assert told(str(dataset.folder)) == told(TASK) == told("lunarlander", "--preset", "default") == ("default", "adam")
-    assert told("lunarlander") == ("paper", "sgd") and told("lunarlander", "--preset", "none") == ("none", "adam")
+    assert (
+        told(str(dataset.folder))
+        == told(TASK)
+        == told("lunarlander", "--preset", "default")
+        == ("default", "adam")
+    )
+    assert told("lunarlander") == ("paper", "sgd") and told("lunarlander", "--preset", "none") == (
+        "none",
+        "adam",
+    )
 
 
 def test_awrs_losses_are_halves_of_squares_and_its_penalty_is_on_the_logits(store):
     algorithm = small(Awr, critic_updates=1, actor_updates=1, action_l2_weight=0.5)
     model = algorithm.build({TASK: find_task(TASK).signature()})
     torch.nn.init.normal_(model.actor.head.linear.weight)
-    batch = {name: torch.from_numpy(v) for name, v in algorithm.collate({TASK: annotated(algorithm, model, store)}).items()}
+    batch = {
+        name: torch.from_numpy(v)
+        for name, v in algorithm.collate({TASK: annotated(algorithm, model, store)}).items()
+    }
     seen = {"": batch["observations/"][:, 0]}
     error = (model.critic(seen) - batch["target"][:, 0] / model.critic.scale) ** 2
     torch.testing.assert_close(algorithm.loss(model, batch, 0).sum, 0.5 * error.sum())
-    with_penalty, without = algorithm.loss(model, batch, 1), small(Awr, critic_updates=1, actor_updates=1).loss(model, batch, 1)
-    torch.testing.assert_close(with_penalty.sum - without.sum, 0.5 * 0.5 * (model.actor(seen) ** 2).sum(), rtol=1e-4, atol=1e-4)
+    with_penalty, without = (
+        algorithm.loss(model, batch, 1),
+        small(Awr, critic_updates=1, actor_updates=1).loss(model, batch, 1),
+    )
+    torch.testing.assert_close(
+        with_penalty.sum - without.sum,
+        0.5 * 0.5 * (model.actor(seen) ** 2).sum(),
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 def annotated(algorithm, model, store, n=32):
@@ -161,13 +220,17 @@ def test_awr_keeps_the_newest_steps(tmp_path):
 
 def test_rwr_weighs_by_normalised_discounted_returns(store):
     columns = Rwr(temperature=0.5).annotate(learner_of(small(Rwr)).model, {TASK: store}, 0)[TASK]
-    returns = np.concatenate([discounted(g.rewards, g.lengths, 0.99) for g in episode_groups(store)])
+    returns = np.concatenate(
+        [discounted(g.rewards, g.lengths, 0.99) for g in episode_groups(store)]
+    )
     want = np.minimum(np.exp((returns - returns.mean()) / (returns.std() + 1e-5) / 0.5), 20)
     np.testing.assert_allclose(columns["weight"], want, rtol=1e-3)
 
 
 def test_bail_fits_an_upper_envelope_and_then_clones_the_best_quarter(store):
-    algorithm = small(Bail, envelope_steps=300, batch_size=128, envelope_hidden=(64, 64), envelope_decay=0.0)
+    algorithm = small(
+        Bail, envelope_steps=300, batch_size=128, envelope_hidden=(64, 64), envelope_decay=0.0
+    )
     learner = learner_of(algorithm)
     learner.update({TASK: store}, 300)
     model = learner.model
@@ -184,7 +247,9 @@ def test_bail_fits_an_upper_envelope_and_then_clones_the_best_quarter(store):
     np.testing.assert_array_equal(columns["selected"] > 0, ratios >= np.quantile(ratios, 0.75))
     learner.update({TASK: store}, 50)
     assert not torch.equal(model.actor.head.linear.weight, untouched)
-    np.testing.assert_array_equal(values, model.envelope({"": torch.from_numpy(seen)}).detach().numpy())  # it learns no more
+    np.testing.assert_array_equal(
+        values, model.envelope({"": torch.from_numpy(seen)}).detach().numpy()
+    )  # it learns no more
     drawn = store.draw(algorithm.view(310), rng(1, "draw", 310), 400)
     chosen = {tuple(np.round(row, 5)) for row in seen[columns["selected"] > 0]}
     assert all(tuple(np.round(row, 5)) in chosen for row in drawn.observations[""][:, 0])
@@ -195,13 +260,18 @@ def test_bail_selects_only_where_it_draws_among_the_selected(store, progressive)
     algorithm = small(Bail, envelope_steps=3, progressive=progressive)
     learner = learner_of(algorithm)
     passes = []
-    learner.model.envelope.register_forward_hook(lambda module, given, made: passes.append(torch.is_grad_enabled()))
+    learner.model.envelope.register_forward_hook(
+        lambda module, given, made: passes.append(torch.is_grad_enabled())
+    )
     learner.update({TASK: store}, 3)
     assert passes == [True] * 3, "the envelope's own steps, and no pass over the data"
     learner.update({TASK: store}, 3)
     selecting = len(list(episode_groups(store)))
     assert passes[3:] == ([True] * 3 if progressive else [False] * selecting)
-    for step, names in ((0, {"return"}), (3, {"return"} if progressive else {"return", "selected"})):
+    for step, names in (
+        (0, {"return"}),
+        (3, {"return"} if progressive else {"return", "selected"}),
+    ):
         assert algorithm.annotate(learner.model, {TASK: store}, step)[TASK].keys() == names
 
 
@@ -222,9 +292,16 @@ def test_progressive_bail_weighs_only_the_best_share_of_a_batch():
     algorithm.loss(model, batch, 0).sum.backward()
     whole = model.actor.head.linear.weight.grad.clone()
     model.zero_grad()
-    negative = -model.actor.head.log_prob(model.actor({"": batch["observations/"][best, 0]}), {"": batch["actions/"][best, 0]}).sum() / 0.25
+    negative = (
+        -model.actor.head.log_prob(
+            model.actor({"": batch["observations/"][best, 0]}), {"": batch["actions/"][best, 0]}
+        ).sum()
+        / 0.25
+    )
     negative.backward()
-    np.testing.assert_allclose(whole.numpy(), model.actor.head.linear.weight.grad.numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        whole.numpy(), model.actor.head.linear.weight.grad.numpy(), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_weights_below_one_keep_the_ratio_positive():

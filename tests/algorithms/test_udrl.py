@@ -25,7 +25,12 @@ def table(*rows):
     """A table of (return, length), ids ascending."""
     n = len(rows)
     returns, lengths = zip(*rows, strict=True)
-    return Table(np.stack([np.arange(n), np.zeros(n, int), np.zeros(n, int)], 1), np.array(returns, float), np.array(lengths), np.zeros(n))
+    return Table(
+        np.stack([np.arange(n), np.zeros(n, int), np.zeros(n, int)], 1),
+        np.array(returns, float),
+        np.array(lengths),
+        np.zeros(n),
+    )
 
 
 def model_of(algorithm, signature, seed=0):
@@ -39,7 +44,10 @@ def model_of(algorithm, signature, seed=0):
 def test_a_command_is_what_is_left_to_get_and_the_steps_left_to_get_it():
     """Algorithm 2: subtract, cap at what the task pays, and never fewer than one step."""
     policy = small(Udrl).policy(model_of(small(Udrl), VECTOR), "sample")
-    before = {"desired_return": np.array([10, 10, 319, -5], np.float32), "desired_horizon": np.array([7, 1, 2, 1.5], np.float32)}
+    before = {
+        "desired_return": np.array([10, 10, 319, -5], np.float32),
+        "desired_horizon": np.array([7, 1, 2, 1.5], np.float32),
+    }
     copies = {name: values.copy() for name, values in before.items()}
     rewards = np.array([3, 0, -50, -1], np.float32)
     after = policy.after(before, rewards, 320.0)
@@ -55,25 +63,40 @@ def test_a_command_is_what_is_left_to_get_and_the_steps_left_to_get_it():
 def test_exploratory_commands_come_from_the_best_few():
     """The three best have returns 30, 20, 10 and lengths 6, 4, 8: M = 20, S = sqrt(200 / 3), horizon 6."""
     algorithm = small(Udrl, last_few=3)
-    commands = algorithm.ask(table((5, 90), (30, 6), (-9, 50), (10, 8), (20, 4)), np.random.default_rng(0), 4000)
+    commands = algorithm.ask(
+        table((5, 90), (30, 6), (-9, 50), (10, 8), (20, 4)), np.random.default_rng(0), 4000
+    )
     spread = np.sqrt(200 / 3)
     desired = commands["desired_return"]
     assert desired.shape == (4000,) and desired.dtype == np.float32
     assert 20 <= desired.min() < 20.1 and 20 + spread - 0.1 < desired.max() <= 20 + spread
     assert np.mean(desired) == pytest.approx(20 + spread / 2, abs=0.2)
-    assert set(commands["desired_horizon"].tolist()) == {6.0} and commands["desired_horizon"].dtype == np.float32
-    again = algorithm.ask(table((5, 90), (30, 6), (-9, 50), (10, 8), (20, 4)), np.random.default_rng(0), 4000)
+    assert (
+        set(commands["desired_horizon"].tolist()) == {6.0}
+        and commands["desired_horizon"].dtype == np.float32
+    )
+    again = algorithm.ask(
+        table((5, 90), (30, 6), (-9, 50), (10, 8), (20, 4)), np.random.default_rng(0), 4000
+    )
     np.testing.assert_array_equal(desired, again["desired_return"])
 
 
 def test_evaluation_asks_for_the_lower_end():
     episodes = table((5, 90), (30, 6), (-9, 50), (10, 8), (20, 4))
-    assert small(Udrl, last_few=3).evaluation_command(episodes) == {"desired_return": 20.0, "desired_horizon": 6.0}
-    assert small(Udrl, last_few=99).evaluation_command(episodes) == pytest.approx({"desired_return": 56 / 5, "desired_horizon": 158 / 5})
+    assert small(Udrl, last_few=3).evaluation_command(episodes) == {
+        "desired_return": 20.0,
+        "desired_horizon": 6.0,
+    }
+    assert small(Udrl, last_few=99).evaluation_command(episodes) == pytest.approx(
+        {"desired_return": 56 / 5, "desired_horizon": 158 / 5}
+    )
 
 
 def test_of_two_equals_the_newer_is_among_the_best():
-    assert small(Udrl, last_few=1).evaluation_command(table((7, 3), (7, 5))) == {"desired_return": 7.0, "desired_horizon": 5.0}
+    assert small(Udrl, last_few=1).evaluation_command(table((7, 3), (7, 5))) == {
+        "desired_return": 7.0,
+        "desired_horizon": 5.0,
+    }
 
 
 def test_where_a_step_pays_one_the_horizon_is_the_return():
@@ -81,7 +104,10 @@ def test_where_a_step_pays_one_the_horizon_is_the_return():
     episodes = table((10, 3), (21, 5))
     commands = algorithm.ask(episodes, np.random.default_rng(0), 50)
     np.testing.assert_array_equal(commands["desired_horizon"], np.rint(commands["desired_return"]))
-    assert algorithm.evaluation_command(episodes) == {"desired_return": 15.5, "desired_horizon": 16.0}
+    assert algorithm.evaluation_command(episodes) == {
+        "desired_return": 15.5,
+        "desired_horizon": 16.0,
+    }
     assert algorithm.evaluation_command(table((-4, 3)))["desired_horizon"] == 1.0
 
 
@@ -90,14 +116,20 @@ def test_where_a_step_pays_one_the_horizon_is_the_return():
 
 def test_the_best_are_kept_and_a_length_cost_counts_steps(tmp_path):
     rows = {1: (10, 100), 2: (9, 20), 3: (8, 1), 4: (0, 1)}
-    for cost, lives, command in ((0.0, [1, 2], (9.5, 60.0)), (0.05, [2, 3], (8.5, 10.5)), (1.0, [3, 4], (4.0, 1.0))):
+    for cost, lives, command in (
+        (0.0, [1, 2], (9.5, 60.0)),
+        (0.05, [2, 3], (8.5, 10.5)),
+        (1.0, [3, 4], (4.0, 1.0)),
+    ):
         algorithm = small(Udrl, replay_size=2, length_cost=cost, last_few=2)
         store = Store(tmp_path / str(cost), algorithm.retention())
         for number, (total, length) in rows.items():
             store.add([episode(number, length, rewards=np.full(length, total / length))])
         assert [row[0] for row in ids(store.table)] == lives
         asked = algorithm.evaluation_command(store.table)
-        assert (asked["desired_return"], asked["desired_horizon"]) == pytest.approx(command, rel=1e-5)
+        assert (asked["desired_return"], asked["desired_horizon"]) == pytest.approx(
+            command, rel=1e-5
+        )
 
 
 def algorithm_1(algorithm, iterations):
@@ -111,10 +143,24 @@ def algorithm_1(algorithm, iterations):
 
 @given(st.integers(1, 60), st.integers(1, 30), st.integers(1, 200))
 def test_learner_steps_are_owed_as_algorithm_1_takes_them(warm_up, per_iteration, updates):
-    algorithm = small(Udrl, warm_up_episodes=warm_up, episodes_per_iteration=per_iteration, n_updates_per_iter=updates)
-    assert [algorithm.owed(0, episodes) for episodes, _ in algorithm_1(algorithm, 5)] == [steps for _, steps in algorithm_1(algorithm, 5)]
-    assert algorithm.owed(0, warm_up - 1) == 0 and algorithm.owed(0, warm_up + per_iteration - 1) == updates
-    assert (algorithm.warm_up(), algorithm.per_iteration(), algorithm.steps_per_call()) == (warm_up, per_iteration, updates)
+    algorithm = small(
+        Udrl,
+        warm_up_episodes=warm_up,
+        episodes_per_iteration=per_iteration,
+        n_updates_per_iter=updates,
+    )
+    assert [algorithm.owed(0, episodes) for episodes, _ in algorithm_1(algorithm, 5)] == [
+        steps for _, steps in algorithm_1(algorithm, 5)
+    ]
+    assert (
+        algorithm.owed(0, warm_up - 1) == 0
+        and algorithm.owed(0, warm_up + per_iteration - 1) == updates
+    )
+    assert (algorithm.warm_up(), algorithm.per_iteration(), algorithm.steps_per_call()) == (
+        warm_up,
+        per_iteration,
+        updates,
+    )
 
 
 # --- the network
@@ -125,15 +171,21 @@ def test_the_command_multiplies_the_embedding_of_a_vector():
     algorithm = small(Udrl, hidden=(8, 16, 4), return_scale=0.3, horizon_scale=0.7)
     model = model_of(algorithm, VECTOR)
     seen, desired, horizon = torch.randn(5, 3), torch.randn(5), torch.randn(5)
-    gate = torch.sigmoid(torch.stack([0.3 * desired, 0.7 * horizon], 1) @ model.command.weight.T + model.command.bias)
+    gate = torch.sigmoid(
+        torch.stack([0.3 * desired, 0.7 * horizon], 1) @ model.command.weight.T + model.command.bias
+    )
     x = torch.relu(seen @ model.first.weight.T + model.first.bias) * gate
     layers = [layer for layer in model.hidden if isinstance(layer, torch.nn.Linear)]
     assert [layer.weight.shape for layer in layers] == [(16, 8), (4, 16)]
     for layer in layers:
         x = torch.relu(x @ layer.weight.T + layer.bias)
-    torch.testing.assert_close(model({"": seen}, desired, horizon), x @ model.head.linear.weight.T + model.head.linear.bias)
+    torch.testing.assert_close(
+        model({"": seen}, desired, horizon), x @ model.head.linear.weight.T + model.head.linear.bias
+    )
     changed = model({"": seen}, desired + 1, horizon), model({"": seen}, desired, horizon + 1)
-    assert all((other - model({"": seen}, desired, horizon)).abs().max() > 1e-3 for other in changed), "both halves of the command are heard"
+    assert all(
+        (other - model({"": seen}, desired, horizon)).abs().max() > 1e-3 for other in changed
+    ), "both halves of the command are heard"
 
 
 @pytest.mark.parametrize("signature", [VECTOR, IMAGE], ids=["vector", "image"])
@@ -155,20 +207,34 @@ def test_pictures_are_gated_after_the_convolutions():
     (layers,) = model.images.stacks
     features = layers(seen.float() / 255).reshape(4, -1)
     assert features.shape[1] == model.command.out_features == 5 * 3 * 2 and model.first is None
-    gate = torch.sigmoid(model.command(torch.stack([torch.full((4,), 2.0), torch.full((4,), 3.0)], 1) * torch.tensor([0.1, 0.1])))
+    gate = torch.sigmoid(
+        model.command(
+            torch.stack([torch.full((4,), 2.0), torch.full((4,), 3.0)], 1)
+            * torch.tensor([0.1, 0.1])
+        )
+    )
     expected = model.head(model.hidden(features * gate))
-    torch.testing.assert_close(model({"": seen}, torch.full((4,), 2.0), torch.full((4,), 3.0)), expected)
+    torch.testing.assert_close(
+        model({"": seen}, torch.full((4,), 2.0), torch.full((4,), 3.0)), expected
+    )
 
 
 def test_the_loss_is_the_negative_log_likelihood_under_the_commands_that_were_fulfilled(tmp_path):
     algorithm = small(Udrl, batch_size=40)
     assert algorithm.view() == View(columns=("returns_to_go", "steps_remaining"))
     store = Store(tmp_path)
-    episodes = [episode((0, 0, k), 3 + k, actions={"": np.arange(3 + k, dtype=np.int32) % 3}) for k in range(4)]
+    episodes = [
+        episode((0, 0, k), 3 + k, actions={"": np.arange(3 + k, dtype=np.int32) % 3})
+        for k in range(4)
+    ]
     store.add(episodes)
     model = model_of(algorithm, VECTOR)
     windows = store.draw(algorithm.view(), np.random.default_rng(1), 40)
-    loss = algorithm.loss(model, {name: torch.from_numpy(v) for name, v in algorithm.collate({"made-up": windows}).items()}, 0)
+    loss = algorithm.loss(
+        model,
+        {name: torch.from_numpy(v) for name, v in algorithm.collate({"made-up": windows}).items()},
+        0,
+    )
     positions, steps = algorithm.view().rows(store.table, np.random.default_rng(1), 40)
     total = 0.0
     for position, t in zip(positions, steps, strict=True):
@@ -216,11 +282,20 @@ def test_the_policy_stacks_frames_as_the_windows_do(tmp_path, stack):
     policy = algorithm.policy(model, "mean")
     state = policy.start(2)
     ones = np.ones(2, np.float32)
-    for t in range(-3, e.length):  # row 0 has another past of three frames, then begins anew; row 1 never sees the episode's first
+    for t in range(
+        -3, e.length
+    ):  # row 0 has another past of three frames, then begins anew; row 1 never sees the episode's first
         at = max(t, 0)
         seen = {path: np.stack([values[at], values[-1]]) for path, values in e.observations.items()}
         first = np.array([t in (-3, 0), t == -3])
-        _, state = policy.act(state, seen, ones, {"desired_return": ones, "desired_horizon": ones}, first, np.zeros((2, policy.uniforms), np.float32))
+        _, state = policy.act(
+            state,
+            seen,
+            ones,
+            {"desired_return": ones, "desired_horizon": ones},
+            first,
+            np.zeros((2, policy.uniforms), np.float32),
+        )
     for t in range(e.length):
         np.testing.assert_array_equal(shown[3 + t][0], drawn[t])
     assert drawn[0].shape == (3 * stack, 32, 32)
@@ -239,9 +314,19 @@ def test_a_trained_network_does_what_it_is_told(tmp_path):
     shown = rng(0, "shown").integers(0, 3, n)
     share = {}
     for desired in (0, 1):
-        given = {"desired_return": np.full(n, desired, np.float32), "desired_horizon": np.ones(n, np.float32)}
+        given = {
+            "desired_return": np.full(n, desired, np.float32),
+            "desired_horizon": np.ones(n, np.float32),
+        }
         uniforms = rng(0, "uniforms").random((n, 1), np.float32)
-        actions, _ = policy.act({}, {"": np.eye(3, dtype=np.float32)[shown]}, np.zeros(n, np.float32), given, np.ones(n, bool), uniforms)
+        actions, _ = policy.act(
+            {},
+            {"": np.eye(3, dtype=np.float32)[shown]},
+            np.zeros(n, np.float32),
+            given,
+            np.ones(n, bool),
+            uniforms,
+        )
         share[desired] = (actions[""] == shown).mean()
     assert share[1] > 0.85 and share[0] < 0.1
 
@@ -250,13 +335,26 @@ def test_a_policy_plays_its_commands_in_a_rollout():
     """From command to stored episode: the command that was given is the command that is kept."""
     algorithm = small(Udrl)
     model = model_of(algorithm, find_task("toy-vector").signature())
-    commands = {"desired_return": np.arange(9, dtype=np.float32), "desired_horizon": np.full(9, 10, np.float32)}
-    episodes = played("toy-vector", 9, policy=algorithm.policy(model, "sample"), commands=commands, environments=4).episodes
-    assert [e.command for e in episodes] == [{"desired_return": float(k), "desired_horizon": 10.0} for k in range(9)]
+    commands = {
+        "desired_return": np.arange(9, dtype=np.float32),
+        "desired_horizon": np.full(9, 10, np.float32),
+    }
+    episodes = played(
+        "toy-vector", 9, policy=algorithm.policy(model, "sample"), commands=commands, environments=4
+    ).episodes
+    assert [e.command for e in episodes] == [
+        {"desired_return": float(k), "desired_horizon": 10.0} for k in range(9)
+    ]
 
 
 def test_rollouts_of_lunarlander_may_lag_by_three_iterations():
     run = configure("udrl", "lunarlander", [])
     assert run.machines.max_staleness == 3 * run.algorithm.n_updates_per_iter
-    assert configure("udrl", "lunarlander", ["--machines.max-staleness", "7"]).machines.max_staleness == 7
-    assert configure("udrl", "lunarlander", ["--preset", "paper"]).machines.max_staleness == Machines().max_staleness
+    assert (
+        configure("udrl", "lunarlander", ["--machines.max-staleness", "7"]).machines.max_staleness
+        == 7
+    )
+    assert (
+        configure("udrl", "lunarlander", ["--preset", "paper"]).machines.max_staleness
+        == Machines().max_staleness
+    )

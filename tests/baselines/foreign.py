@@ -45,12 +45,27 @@ def built(algorithm, task, trainer):
 
 def whole(folder, name, steps):
     """Assert that a run folder is an ordinary one, and that it scores alike when it is opened again."""
-    for part in ("run.json", "summary.json", "weights/last.safetensors", "weights/last.json", "weights/best.safetensors", "weights/best.json"):
+    for part in (
+        "run.json",
+        "summary.json",
+        "weights/last.safetensors",
+        "weights/last.json",
+        "weights/best.safetensors",
+        "weights/best.json",
+    ):
         assert (folder / part).is_file(), part
-    assert list((folder / "tensorboard").iterdir()) and list((folder / "checkpoints").glob("save-*/learner.safetensors"))
-    assert not [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pt", ".pth", ".zip", ".pickle")]
+    assert list((folder / "tensorboard").iterdir()) and list(
+        (folder / "checkpoints").glob("save-*/learner.safetensors")
+    )
+    assert not [
+        path
+        for path in folder.rglob("*")
+        if path.suffix in (".pkl", ".pt", ".pth", ".zip", ".pickle")
+    ]
     loaded = load(folder)
-    assert loaded.run.algorithm.name == name and loaded.version[1] == loaded.summary["learner_steps"]
+    assert (
+        loaded.run.algorithm.name == name and loaded.version[1] == loaded.summary["learner_steps"]
+    )
     last = [report for report in reports(folder) if "time/wall_s" in report][-1]
     assert last["time/learner_steps"] == loaded.summary["learner_steps"] > 0
     assert loaded.summary["env_steps" if loaded.run.dataset is None else "learner_steps"] >= steps

@@ -15,10 +15,16 @@ from bigdm_ray.training.learner import Learner
 def learnt(tmp_path):
     learner, stores = made(Bcq, tmp_path, target_actions=4)
     learner.update(stores, 8)
-    return learner.algorithm, learner.model, Transitions.of(learner.model.spaces, batch_of(learner.algorithm, stores))
+    return (
+        learner.algorithm,
+        learner.model,
+        Transitions.of(learner.model.spaces, batch_of(learner.algorithm, stores)),
+    )
 
 
-def test_targets_are_the_best_of_the_generated_actions_under_75_percent_min_and_25_percent_max(learnt):
+def test_targets_are_the_best_of_the_generated_actions_under_75_percent_min_and_25_percent_max(
+    learnt,
+):
     algorithm, model, t = learnt
     torch.manual_seed(5)
     with torch.no_grad():
@@ -29,11 +35,24 @@ def test_targets_are_the_best_of_the_generated_actions_under_75_percent_min_and_
             found = []
             for k in range(4):
                 seen = t.seen_next[row]
-                action = torch.tanh(model.autoencoder.decoder(torch.cat([seen, noise[4 * row + k]])))
-                moved = (action + 0.05 * torch.tanh(model.perturbation_target.layers(torch.cat([seen, action])))).clamp(-1, 1)
-                q = [member(model.critics.target, which, torch.cat([seen, moved])) for which in (0, 1)]
+                action = torch.tanh(
+                    model.autoencoder.decoder(torch.cat([seen, noise[4 * row + k]]))
+                )
+                moved = (
+                    action
+                    + 0.05 * torch.tanh(model.perturbation_target.layers(torch.cat([seen, action])))
+                ).clamp(-1, 1)
+                q = [
+                    member(model.critics.target, which, torch.cat([seen, moved]))
+                    for which in (0, 1)
+                ]
                 found.append(0.75 * min(q) + 0.25 * max(q))
-            torch.testing.assert_close(targets[row], t.reward[row] + 0.99 * t.goes_on[row] * max(found), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                targets[row],
+                t.reward[row] + 0.99 * t.goes_on[row] * max(found),
+                rtol=1e-4,
+                atol=1e-5,
+            )
 
 
 def member(ensemble, which, row):
@@ -61,7 +80,10 @@ def test_the_auto_encoders_loss_is_squared_error_plus_half_the_divergence(learnt
         loss = coder.loss(t.seen, t.action, 0.5)
         torch.manual_seed(3)
         mean, log_std = coder.encoder(torch.cat([t.seen, t.action], 1)).chunk(2, -1)
-        prior, posterior = torch.distributions.Normal(0.0, 1.0), torch.distributions.Normal(mean, log_std.exp())
+        prior, posterior = (
+            torch.distributions.Normal(0.0, 1.0),
+            torch.distributions.Normal(mean, log_std.exp()),
+        )
         divergence = torch.distributions.kl_divergence(posterior, prior).mean()
         repeated = torch.tanh(coder.decode(t.seen, mean + log_std.exp() * torch.randn_like(mean)))
     torch.testing.assert_close(loss, ((repeated - t.action) ** 2).mean() + 0.5 * divergence)
@@ -75,7 +97,9 @@ def test_it_takes_the_candidate_that_the_first_critic_likes_best(learnt):
         values = [model.critics.first(t.seen, torch.from_numpy(actions)) for actions in (one, many)]
     assert values[1].mean() > values[0].mean()
     with torch.no_grad():
-        torch.testing.assert_close(model.critics.first(t.seen, t.action), model.critics.both(t.seen, t.action)[0])
+        torch.testing.assert_close(
+            model.critics.first(t.seen, t.action), model.critics.both(t.seen, t.action)[0]
+        )
 
 
 def test_other_modes_are_refused(learnt):
@@ -91,7 +115,11 @@ def test_it_learns_the_toy_from_random_play(tmp_path):
     from making import played, stored
 
     stores = {TASK: stored(tmp_path, TASK, 300)}
-    learner = Learner(Bcq(hidden=(64, 64), vae_hidden=(64, 64), perturbation=0.3, discount=0.0), {TASK: SIGNATURE}, 1)
+    learner = Learner(
+        Bcq(hidden=(64, 64), vae_hidden=(64, 64), perturbation=0.3, discount=0.0),
+        {TASK: SIGNATURE},
+        1,
+    )
     learner.update(stores, 1500)
     policy = learner.algorithm.policy(learner.model, "sample")
     returns = np.mean([e.rewards.mean() for e in played(TASK, 40, policy=policy).episodes])

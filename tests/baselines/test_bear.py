@@ -16,17 +16,26 @@ from bigdm_ray.training.config import configure
 @pytest.mark.parametrize("kernel", ["laplacian", "gaussian"])
 def test_the_discrepancy_equals_a_double_loop(kernel):
     generator = torch.Generator().manual_seed(0)
-    one, other = torch.randn(4, 5, 3, generator=generator), torch.randn(4, 6, 3, generator=generator) + 1
+    one, other = (
+        torch.randn(4, 5, 3, generator=generator),
+        torch.randn(4, 6, 3, generator=generator) + 1,
+    )
 
     def affinity(x, y):
         total = 0.0
         for a in x.tolist():
             for b in y.tolist():
-                distance = sum(abs(i - j) if kernel == "laplacian" else (i - j) ** 2 for i, j in zip(a, b, strict=True))
+                distance = sum(
+                    abs(i - j) if kernel == "laplacian" else (i - j) ** 2
+                    for i, j in zip(a, b, strict=True)
+                )
                 total += math.exp(-distance / (2 * 1.5))
         return total / (len(x) * len(y))
 
-    expected = [math.sqrt(affinity(x, x) + affinity(y, y) - 2 * affinity(x, y) + 1e-6) for x, y in zip(one, other, strict=True)]
+    expected = [
+        math.sqrt(affinity(x, x) + affinity(y, y) - 2 * affinity(x, y) + 1e-6)
+        for x, y in zip(one, other, strict=True)
+    ]
     np.testing.assert_allclose(mmd(one, other, 1.5, kernel), expected, rtol=1e-4)
     np.testing.assert_allclose(mmd(one, one, 1.5, kernel), np.full(4, 1e-3), atol=1e-3)
 
@@ -52,9 +61,16 @@ def test_targets_are_the_best_of_the_target_policys_actions(tmp_path):
             found = []
             for k in range(3):
                 action = torch.tanh(mean + log_std.exp() * noise[3 * row + k])
-                low, high = model.critics.slow(t.seen_next[row : row + 1], action[None])[:, 0].sort().values
+                low, high = (
+                    model.critics.slow(t.seen_next[row : row + 1], action[None])[:, 0].sort().values
+                )
                 found.append(0.75 * low + 0.25 * high)
-            torch.testing.assert_close(targets[row], t.reward[row] + 0.99 * t.goes_on[row] * max(found), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                targets[row],
+                t.reward[row] + 0.99 * t.goes_on[row] * max(found),
+                rtol=1e-4,
+                atol=1e-5,
+            )
 
 
 def test_before_the_warm_start_is_over_the_critics_do_not_move_the_policy(tmp_path):
@@ -65,7 +81,10 @@ def test_before_the_warm_start_is_over_the_critics_do_not_move_the_policy(tmp_pa
         other.model.critics.online.weights[0].mul_(3.0)
 
     def actors():
-        return [torch.cat([p.reshape(-1) for p in each.model.actor.parameters()]) for each in (learner, other)]
+        return [
+            torch.cat([p.reshape(-1) for p in each.model.actor.parameters()])
+            for each in (learner, other)
+        ]
 
     for each in (learner, other):
         metrics = each.update(stores, 4).metrics
@@ -77,7 +96,9 @@ def test_before_the_warm_start_is_over_the_critics_do_not_move_the_policy(tmp_pa
 
 
 @pytest.mark.parametrize(("threshold", "grows"), [(1e-6, True), (100.0, False)])
-def test_the_multiplier_grows_where_the_constraint_is_broken_and_shrinks_where_it_holds(tmp_path, threshold, grows):
+def test_the_multiplier_grows_where_the_constraint_is_broken_and_shrinks_where_it_holds(
+    tmp_path, threshold, grows
+):
     learner, stores = made(Bear, tmp_path, threshold=threshold, multiplier_learning_rate=0.5)
     learner.update(stores, 3)
     assert (learner.model.multiplier.log.item() > 0) is grows
@@ -99,11 +120,18 @@ def test_it_acts_on_the_best_of_its_samples_or_on_the_mean(tmp_path):
     learner.update(stores, 8)
     model = learner.model
     seen = Transitions.of(model.spaces, batch_of(learner.algorithm, stores)).seen
-    one, many = (act(small(Bear, candidates=n).policy(model, "sample"), seen.numpy())[0] for n in (1, 50))
+    one, many = (
+        act(small(Bear, candidates=n).policy(model, "sample"), seen.numpy())[0] for n in (1, 50)
+    )
     with torch.no_grad():
-        assert model.critics.first(seen, torch.from_numpy(many)).mean() > model.critics.first(seen, torch.from_numpy(one)).mean()
+        assert (
+            model.critics.first(seen, torch.from_numpy(many)).mean()
+            > model.critics.first(seen, torch.from_numpy(one)).mean()
+        )
         mean = torch.tanh(model.actor(seen)[0])
-    np.testing.assert_allclose(act(learner.algorithm.policy(model, "mean"), seen.numpy())[0], mean, atol=1e-6)
+    np.testing.assert_allclose(
+        act(learner.algorithm.policy(model, "mean"), seen.numpy())[0], mean, atol=1e-6
+    )
     with pytest.raises(UserError, match="bear has no planner"):
         learner.algorithm.policy(model, "plan")
 
@@ -111,6 +139,11 @@ def test_it_acts_on_the_best_of_its_samples_or_on_the_mean(tmp_path):
 def test_the_preset_of_d4rls_evaluations():
     values = Bear.presets()["*"]["d4rl"]
     made_with = Bear(**{path.removeprefix("algorithm."): value for path, value in values.items()})
-    assert (made_with.batch_size, made_with.kernel, made_with.sigma, made_with.matched) == (256, "gaussian", 50.0, 100)
+    assert (made_with.batch_size, made_with.kernel, made_with.sigma, made_with.matched) == (
+        256,
+        "gaussian",
+        50.0,
+        100,
+    )
     with pytest.raises(UserError, match="learns from a dataset"):
         configure("bear", TASK, ["--preset", "d4rl"])

@@ -51,14 +51,25 @@ def corridor(count=200):
         rewards = np.zeros(len(moves), np.float32)
         rewards[-1] = cells[-1] == 4
         seen = np.eye(5, dtype=np.float32)[cells]
-        episodes.append(Episode({"": seen}, {"": np.array(moves, np.int32)}, rewards, cells[-1] in (0, 4), EpisodeId(0, 0, number), "made-up"))
+        episodes.append(
+            Episode(
+                {"": seen},
+                {"": np.array(moves, np.int32)},
+                rewards,
+                cells[-1] in (0, 4),
+                EpisodeId(0, 0, number),
+                "made-up",
+            )
+        )
     return episodes
 
 
 def test_it_finds_the_way_that_random_play_shows(tmp_path):
     store = Store(tmp_path)
     store.add(corridor())
-    signature = Signature({"": Leaf("tensor", (5,), "float32")}, {"": Leaf("discrete", (), "int32", choices=(2,))})
+    signature = Signature(
+        {"": Leaf("tensor", (5,), "float32")}, {"": Leaf("discrete", (), "int32", choices=(2,))}
+    )
     algorithm = Dcql(hidden=(32,), penalty=0.05, learning_rate=3e-3, follow_rate=0.05)
     learner = Learner(algorithm, {"made-up": signature}, 1)
     learner.update({"made-up": store}, 400)
@@ -67,7 +78,14 @@ def test_it_finds_the_way_that_random_play_shows(tmp_path):
     assert (values[:, 1] > values[:, 0]).all()
     np.testing.assert_allclose(values[2, 1], 1.0, atol=0.15)
     policy = algorithm.policy(learner.model.eval(), "sample")
-    actions, _ = policy.act({}, {"": np.eye(5, dtype=np.float32)[1:4]}, np.zeros(3, np.float32), {}, np.zeros(3, bool), np.zeros((3, 1), np.float32))
+    actions, _ = policy.act(
+        {},
+        {"": np.eye(5, dtype=np.float32)[1:4]},
+        np.zeros(3, np.float32),
+        {},
+        np.zeros(3, bool),
+        np.zeros((3, 1), np.float32),
+    )
     assert actions[""].tolist() == [1, 1, 1] and actions[""].dtype == np.int32
 
 

@@ -15,16 +15,35 @@ from bigdm_ray.training.params import Weights
 
 KINDS = [kind for kind in algorithms(("baselines",)).values() if issubclass(kind, Foreign)]
 every = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-TASKS = {"a2c": "lunarlander", "dqn": "lunarlander", "ppo": "lunarlander-continuous", "marwil": "lunarlander"}
+TASKS = {
+    "a2c": "lunarlander",
+    "dqn": "lunarlander",
+    "ppo": "lunarlander-continuous",
+    "marwil": "lunarlander",
+}
 
 
 def test_these_are_found():
-    assert {kind.name for kind in KINDS} == {"a2c", "dqn", "sb3-ppo", "ppo", "sac", "cql", "iql", "marwil"}
+    assert {kind.name for kind in KINDS} == {
+        "a2c",
+        "dqn",
+        "sb3-ppo",
+        "ppo",
+        "sac",
+        "cql",
+        "iql",
+        "marwil",
+    }
 
 
 def test_looking_at_them_costs_no_library():
     code = "import bigdm_ray.algorithms.base as b, sys; b.algorithms(); print(sorted({m.split('.')[0] for m in sys.modules} & {'ray', 'stable_baselines3'}))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 @every
@@ -37,7 +56,13 @@ def test_every_setting_has_help_and_its_presets_are_settings_of_tasks_that_there
         for name, values in presets.items():
             if task == "*" or not kind.online:  # what learns from datasets has no run without one
                 assert task == "*" or find_task(task)
-                kind(**{path.partition(".")[2]: value for path, value in values.items() if path.startswith("algorithm.")})
+                kind(
+                    **{
+                        path.partition(".")[2]: value
+                        for path, value in values.items()
+                        if path.startswith("algorithm.")
+                    }
+                )
                 continue
             run = configure(kind.name, task, ["--preset", name])
             for path, value in values.items():
@@ -52,7 +77,10 @@ def test_its_network_acts_alike_for_many_rows_and_for_each_alone(kind):
     torch.manual_seed(1)
     algorithm = kind()
     model = algorithm.build({task.name: task.signature()})
-    seen, chance = np.random.default_rng(0).normal(size=(9, 8)).astype(np.float32), np.random.default_rng(1)
+    seen, chance = (
+        np.random.default_rng(0).normal(size=(9, 8)).astype(np.float32),
+        np.random.default_rng(1),
+    )
     (path, leaf), *_ = task.signature().actions.items()
     for mode in ("sample", "mean"):
         policy = algorithm.policy(model, mode)
@@ -60,11 +88,20 @@ def test_its_network_acts_alike_for_many_rows_and_for_each_alone(kind):
 
         def act(rows, policy=policy, uniforms=uniforms):
             some = {"": seen[rows]}
-            return policy.act(policy.start(len(rows)), some, np.zeros(len(rows), np.float32), {}, np.ones(len(rows), bool), uniforms[rows])[0][path]
+            return policy.act(
+                policy.start(len(rows)),
+                some,
+                np.zeros(len(rows), np.float32),
+                {},
+                np.ones(len(rows), bool),
+                uniforms[rows],
+            )[0][path]
 
         together = act(np.arange(9))
         assert together.shape == (9, *leaf.shape) and str(together.dtype) == leaf.dtype
-        np.testing.assert_allclose(together, np.concatenate([act(np.array([row])) for row in range(9)]), atol=1e-5)
+        np.testing.assert_allclose(
+            together, np.concatenate([act(np.array([row])) for row in range(9)]), atol=1e-5
+        )
         if leaf.kind == "tensor":
             assert (np.abs(together) <= 1).all()
 

@@ -33,7 +33,11 @@ def test_steps_are_finite_change_what_is_trained_and_repeat_with_the_seed(kind, 
     learner, stores = made(kind, tmp_path / "a")
     before = learner.state()
     progress = learner.update(stores, 8)
-    assert progress.step == 8 and all(np.isfinite(value) for value in progress.metrics.values()) and "train/loss" in progress.metrics
+    assert (
+        progress.step == 8
+        and all(np.isfinite(value) for value in progress.metrics.values())
+        and "train/loss" in progress.metrics
+    )
     after = learner.state()
     for name in before:
         if "spaces" not in name and "of_action" not in name:
@@ -59,28 +63,45 @@ def test_saved_and_loaded_it_goes_on_bit_for_bit_and_acts_the_same(kind, tmp_pat
             policy = learner.algorithm.policy(learner.model, mode)
         except UserError:
             continue
-        np.testing.assert_array_equal(act(policy, seen)[0], act(small(kind).policy(fresh, mode), seen)[0])
+        np.testing.assert_array_equal(
+            act(policy, seen)[0], act(small(kind).policy(fresh, mode), seen)[0]
+        )
     learner.update(stores, 4)
     torch.rand(3)
     other.update(stores_again, 4)
     same_arrays(other.state(), learner.state())
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not Mbop], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind is not Mbop], ids=lambda kind: kind.name
+)
 def test_target_networks_follow_and_no_optimizer_has_them(kind, tmp_path):
     learner, stores = made(kind, tmp_path, follow_rate=0.25)
     learner.update(stores, 7)
     critics = learner.model.critics
     old = [p.clone() for p in critics.target.parameters()]
     learner.update(stores, 1)
-    for target, before, online in zip(critics.target.parameters(), old, critics.online.parameters(), strict=True):
-        torch.testing.assert_close(target, 0.75 * before + 0.25 * online.detach(), rtol=1e-4, atol=1e-6)
-    held = {id(p) for optimizer in learner.optimizers.values() for group in optimizer.param_groups for p in group["params"]}
+    for target, before, online in zip(
+        critics.target.parameters(), old, critics.online.parameters(), strict=True
+    ):
+        torch.testing.assert_close(
+            target, 0.75 * before + 0.25 * online.detach(), rtol=1e-4, atol=1e-6
+        )
+    held = {
+        id(p)
+        for optimizer in learner.optimizers.values()
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
     assert held == {id(p) for p in learner.model.parameters() if p.requires_grad}
-    assert not held & {id(p) for name, p in learner.model.named_parameters() if "target" in name or "clone" in name}
+    assert not held & {
+        id(p) for name, p in learner.model.named_parameters() if "target" in name or "clone" in name
+    }
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not Mbop], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind is not Mbop], ids=lambda kind: kind.name
+)
 def test_there_is_no_value_after_a_termination_and_there_is_one_after_a_time_limit(kind, tmp_path):
     learner, stores = made(kind, tmp_path, batch_size=400, discount=0.5)
     learner.update(stores, 8)
@@ -91,7 +112,11 @@ def test_there_is_no_value_after_a_termination_and_there_is_one_after_a_time_lim
     last = torch.tensor(np.array([[*e.observations[""][-1], e.terminated] for e in episodes]))
     at_an_end = {tuple(row[:3].tolist()): bool(row[3]) for row in last.float()}
     marks = [at_an_end.get(tuple(row.tolist())) for row in t.seen_next]
-    assert [mark is True for mark in marks] == ended.tolist() and marks.count(True) > 3 and marks.count(False) > 3
+    assert (
+        [mark is True for mark in marks] == ended.tolist()
+        and marks.count(True) > 3
+        and marks.count(False) > 3
+    )
     with torch.no_grad():
         for weight in model.critics.target.biases:
             weight.add_(1.0)  # values far from zero
@@ -109,7 +134,11 @@ def test_a_transition_is_a_step_with_what_followed_and_actions_between_minus_one
     steps = {}
     for e in episodes:
         for i in range(e.length):
-            steps[tuple(e.observations[""][i].tolist())] = (e.actions[""][i], e.rewards[i], e.observations[""][i + 1])
+            steps[tuple(e.observations[""][i].tolist())] = (
+                e.actions[""][i],
+                e.rewards[i],
+                e.observations[""][i + 1],
+            )
     for row in range(50):
         action, reward, after = steps[tuple(t.seen[row].tolist())]
         np.testing.assert_allclose(t.action[row], action, atol=1e-6)
@@ -142,26 +171,44 @@ def test_it_acts_within_bounds_for_many_rows_as_for_each_alone(kind, tmp_path, s
         found += 1
         actions, state = act(policy, seen)
         later, _ = act(policy, seen, 1, state, first=False)
-        assert actions.shape == (5, 2) and str(actions.dtype) == SIGNATURE.actions[""].dtype and (np.abs(actions) <= 1).all()
+        assert (
+            actions.shape == (5, 2)
+            and str(actions.dtype) == SIGNATURE.actions[""].dtype
+            and (np.abs(actions) <= 1).all()
+        )
         for row in range(5):
             alone, memory = act(policy, seen, rows=[row])
             np.testing.assert_allclose(alone[0], actions[row], rtol=1e-4, atol=1e-4)
-            assert memory.keys() == state.keys() and all(len(values) == 1 for values in memory.values())
-            np.testing.assert_allclose(act(policy, seen, 1, state, first=False, rows=[row])[0][0], later[row], rtol=1e-4, atol=1e-4)
+            assert memory.keys() == state.keys() and all(
+                len(values) == 1 for values in memory.values()
+            )
+            np.testing.assert_allclose(
+                act(policy, seen, 1, state, first=False, rows=[row])[0][0],
+                later[row],
+                rtol=1e-4,
+                atol=1e-4,
+            )
         other, _ = act(policy, seen, 1, state, first=True)
         fresh, _ = act(policy, seen, 1)
-        np.testing.assert_array_equal(other, fresh, err_msg="memory is dropped where an episode begins")
+        np.testing.assert_array_equal(
+            other, fresh, err_msg="memory is dropped where an episode begins"
+        )
         chance, _ = act(policy, seen, 2)
         assert np.array_equal(chance, actions) is (mode == "mean")
         torch.manual_seed(1)
-        np.testing.assert_array_equal(act(policy, seen)[0], actions, err_msg="uniforms are all the chance there is")
+        np.testing.assert_array_equal(
+            act(policy, seen)[0], actions, err_msg="uniforms are all the chance there is"
+        )
     assert found
 
 
 @every
 @pytest.mark.parametrize(
     ("task", "told"),
-    [("toy-vector", "continuous actions with bounds, but the action is discrete"), ("toy-mixed", "reads vectors, but the observation 'eye' is of kind image")],
+    [
+        ("toy-vector", "continuous actions with bounds, but the action is discrete"),
+        ("toy-mixed", "reads vectors, but the observation 'eye' is of kind image"),
+    ],
 )
 def test_what_it_cannot_read_or_act_with_is_told_in_a_sentence(kind, task, told):
     with pytest.raises(UserError, match=f"{kind.name} .*{told}"):
@@ -183,16 +230,27 @@ def dataset(tmp_path_factory):
 @every
 def test_a_run_on_a_dataset_through_the_door(kind, dataset, tmp_path, capsys):
     settings = small(kind)
-    typed = {name: ",".join(map(str, v)) if isinstance(v, tuple) else v for name, v in vars(settings).items()}
+    typed = {
+        name: ",".join(map(str, v)) if isinstance(v, tuple) else v
+        for name, v in vars(settings).items()
+    }
     flags = [f"--algorithm.{name.replace('_', '-')}={v}" for name, v in typed.items()]
     budget = "--budget.learner-steps 50 --evaluations.every 25 --evaluations.episodes 3 --evaluations.final-episodes 3 --saves.every 25"
     arguments = [kind.name, str(dataset), "--local", "--quiet", *budget.split(), *flags]
     assert main([*arguments, "--folder", str(tmp_path / "run")]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["learner_steps"] == 50 and summary["algorithm"] == kind.name and np.isfinite(summary["return_mean"])
-    assert main([*arguments, "--folder", str(tmp_path / "half"), "--budget.learner-steps", "25"]) == 0
+    assert (
+        summary["learner_steps"] == 50
+        and summary["algorithm"] == kind.name
+        and np.isfinite(summary["return_mean"])
+    )
+    assert (
+        main([*arguments, "--folder", str(tmp_path / "half"), "--budget.learner-steps", "25"]) == 0
+    )
     assert main([*arguments, "--folder", str(tmp_path / "half"), "--resume"]) == 0
-    whole, half = (Weights.load(tmp_path / name / "weights" / "last.safetensors") for name in ("run", "half"))
+    whole, half = (
+        Weights.load(tmp_path / name / "weights" / "last.safetensors") for name in ("run", "half")
+    )
     same_arrays(whole.arrays, half.arrays)
 
 

@@ -19,16 +19,44 @@ from bigdm_ray.training.evaluation import evaluate
 
 pytestmark = pytest.mark.slow  # importing RLlib alone takes seconds
 
-FAST = {"actor_learning_rate": 3e-3, "critic_learning_rate": 3e-3, "gamma": 0.2, "tau": 0.05, "hidden": (32, 32)}
+FAST = {
+    "actor_learning_rate": 3e-3,
+    "critic_learning_rate": 3e-3,
+    "gamma": 0.2,
+    "tau": 0.05,
+    "hidden": (32, 32),
+}
 SMALL = {
     "ppo": Ppo(hidden=(32, 32), train_batch=250, learning_rate=3e-3, gamma=0.5),
-    "sac": Sac(**FAST, alpha_learning_rate=3e-3, batch_size=64, initial_alpha=0.05, learning_starts=100, environments=4),
-    "cql": Cql(**FAST, alpha_learning_rate=3e-3, batch_size=64, initial_alpha=0.05, clone_steps=20, min_q_weight=0.1),
+    "sac": Sac(
+        **FAST,
+        alpha_learning_rate=3e-3,
+        batch_size=64,
+        initial_alpha=0.05,
+        learning_starts=100,
+        environments=4,
+    ),
+    "cql": Cql(
+        **FAST,
+        alpha_learning_rate=3e-3,
+        batch_size=64,
+        initial_alpha=0.05,
+        clone_steps=20,
+        min_q_weight=0.1,
+    ),
     "iql": Iql(**FAST, value_learning_rate=3e-3, batch_size=128, beta=10.0),
-    "marwil": Marwil(hidden=(32, 32), batch_size=128, learning_rate=3e-3, gamma=0.0, norm_start=0.05),
+    "marwil": Marwil(
+        hidden=(32, 32), batch_size=128, learning_rate=3e-3, gamma=0.0, norm_start=0.05
+    ),
 }
 STUDYING = ("cql", "iql", "marwil")
-CASES = [("ppo", "toy-vector"), ("ppo", "toy-continuous"), ("sac", "toy-continuous"), ("cql", "toy-continuous"), ("iql", "toy-continuous")]
+CASES = [
+    ("ppo", "toy-vector"),
+    ("ppo", "toy-continuous"),
+    ("sac", "toy-continuous"),
+    ("cql", "toy-continuous"),
+    ("iql", "toy-continuous"),
+]
 CASES += [("marwil", "toy-vector"), ("marwil", "toy-continuous")]
 every = pytest.mark.parametrize(("name", "task"), CASES)
 
@@ -37,7 +65,9 @@ every = pytest.mark.parametrize(("name", "task"), CASES)
 def folders(tmp_path_factory):
     """Datasets of random play: what is better than that was learned from their rewards."""
     home = tmp_path_factory.mktemp("datasets")
-    return {task: dataset(home / task, task, 150).folder for task in ("toy-vector", "toy-continuous")}
+    return {
+        task: dataset(home / task, task, 150).folder for task in ("toy-vector", "toy-continuous")
+    }
 
 
 @pytest.fixture
@@ -58,7 +88,17 @@ def trainers(folders):
 
 
 def score(algorithm, task, trainer):
-    return float(evaluate(algorithm.policy(built(algorithm, task, trainer), "mean"), find_task(task), {}, 20, 1, "test", 0).returns.mean())
+    return float(
+        evaluate(
+            algorithm.policy(built(algorithm, task, trainer), "mean"),
+            find_task(task),
+            {},
+            20,
+            1,
+            "test",
+            0,
+        ).returns.mean()
+    )
 
 
 @every
@@ -70,15 +110,23 @@ def test_our_network_does_what_the_librarys_does(name, task, trainers):
     observations = np.random.default_rng(0).normal(size=(64, seen.size)).astype(np.float32)
     with torch.no_grad():
         ours = model(torch.from_numpy(observations))
-        theirs = trainer.module.forward_inference({"obs": torch.from_numpy(observations)})["action_dist_inputs"]
+        theirs = trainer.module.forward_inference({"obs": torch.from_numpy(observations)})[
+            "action_dist_inputs"
+        ]
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     distribution = trainer.module.get_inference_action_dist_cls().from_logits(theirs)
-    done, _ = algorithm.policy(model, "mean").act({}, {path: observations}, np.zeros(64), {}, np.ones(64, bool), np.zeros((64, 9), np.float32))
+    done, _ = algorithm.policy(model, "mean").act(
+        {}, {path: observations}, np.zeros(64), {}, np.ones(64, bool), np.zeros((64, 9), np.float32)
+    )
     if action.kind == "discrete":
-        np.testing.assert_array_equal(done[action_path], distribution.to_deterministic().sample().numpy())
+        np.testing.assert_array_equal(
+            done[action_path], distribution.to_deterministic().sample().numpy()
+        )
         return
     torch.manual_seed(0)
-    many = distribution.sample(sample_shape=(4000,)).clamp(-1, 1).numpy()  # the toy's bounds are -1 and 1
+    many = (
+        distribution.sample(sample_shape=(4000,)).clamp(-1, 1).numpy()
+    )  # the toy's bounds are -1 and 1
     policy = algorithm.policy(model, "sample")
     chance = np.random.default_rng(1).random((4000, policy.uniforms), np.float32)
     for row in (0, 7):
@@ -86,7 +134,9 @@ def test_our_network_does_what_the_librarys_does(name, task, trainers):
         sampled, _ = policy.act({}, same, np.zeros(4000), {}, np.ones(4000, bool), chance)
         np.testing.assert_allclose(sampled[action_path].mean(0), many[:, row].mean(0), atol=0.04)
         np.testing.assert_allclose(sampled[action_path].std(0), many[:, row].std(0), atol=0.04)
-    expected = torch.tanh(distribution.loc) if name in ("sac", "cql") else distribution.loc.clamp(-1, 1)
+    expected = (
+        torch.tanh(distribution.loc) if name in ("sac", "cql") else distribution.loc.clamp(-1, 1)
+    )
     np.testing.assert_allclose(done[action_path], expected.numpy(), atol=1e-5)
 
 
@@ -100,8 +150,13 @@ def test_a_saved_state_is_all_of_it(name, task, trainers):
     turn = other.step(120)
     assert turn.learner_steps > 0 and (turn.env_steps > 0) == (name not in STUDYING)
     same_arrays(state, copies)
-    assert int(other.state()["count/learner_steps"]) == int(state["count/learner_steps"]) + turn.learner_steps
-    if name in STUDYING:  # the learner is all there is, and its chance can be set: it goes on as it would have
+    assert (
+        int(other.state()["count/learner_steps"])
+        == int(state["count/learner_steps"]) + turn.learner_steps
+    )
+    if (
+        name in STUDYING
+    ):  # the learner is all there is, and its chance can be set: it goes on as it would have
         third = trainers(name, task)
         third.restore(state)
         for trainer in (one, third):
@@ -110,10 +165,20 @@ def test_a_saved_state_is_all_of_it(name, task, trainers):
         same_arrays(one.state(), third.state())
 
 
-@pytest.mark.parametrize(("name", "task", "steps"), [("ppo", "toy-vector", 1250), ("sac", "toy-continuous", 500), ("cql", "toy-continuous", 300)])
+@pytest.mark.parametrize(
+    ("name", "task", "steps"),
+    [("ppo", "toy-vector", 1250), ("sac", "toy-continuous", 500), ("cql", "toy-continuous", 300)],
+)
 def test_it_learns_and_leaves_an_ordinary_run_folder(name, task, steps, folders, tmp_path):
     values = {f.removeprefix("algorithm."): v for f, v in vars(SMALL[name]).items()}
-    flags = [w for k, v in values.items() for w in (f"--algorithm.{k.replace('_', '-')}", ",".join(map(str, v)) if isinstance(v, tuple) else str(v))]
+    flags = [
+        w
+        for k, v in values.items()
+        for w in (
+            f"--algorithm.{k.replace('_', '-')}",
+            ",".join(map(str, v)) if isinstance(v, tuple) else str(v),
+        )
+    ]
     budget = "learner-steps" if name in STUDYING else "env-steps"
     where = str(folders[task]) if name in STUDYING else task
     cut = f"--budget.{budget} {steps} --evaluations.every {steps // 2} --saves.every {steps // 2} --saves.report-every {steps // 4}"
@@ -123,7 +188,11 @@ def test_it_learns_and_leaves_an_ordinary_run_folder(name, task, steps, folders,
     assert (loaded.summary["dataset"] is not None) == (name in STUDYING)
     assert [report for report in reports(tmp_path / "run") if "evaluation/return_mean" in report]
     assert "ray" in sys.modules and not sys.modules["ray"].is_initialized()
-    further = trained(tmp_path / "run", f"{name} {where} --local --resume {cut.replace(f'{budget} {steps}', f'{budget} {steps + 200}')}", *flags)
+    further = trained(
+        tmp_path / "run",
+        f"{name} {where} --local --resume {cut.replace(f'{budget} {steps}', f'{budget} {steps + 200}')}",
+        *flags,
+    )
     assert further["learner_steps"] > summary["learner_steps"] and further["incarnation"] == 1
     assert further["env_steps"] >= (0 if name in STUDYING else steps + 200)
 
@@ -137,10 +206,20 @@ def test_it_learns_from_random_play_what_pays(name, task, trainers):
 @pytest.mark.ray
 def test_runners_may_be_processes_of_their_own(tmp_path):
     flags = "--algorithm.train-batch 240 --algorithm.hidden 32,32 --algorithm.learning-rate 3e-3 --algorithm.gamma 0.5 --budget.env-steps 960 --actors 2"
-    summary = trained(tmp_path / "run", f"ppo toy-vector {flags} --saves.every 480", "--algorithm.environments", "4")
+    summary = trained(
+        tmp_path / "run",
+        f"ppo toy-vector {flags} --saves.every 480",
+        "--algorithm.environments",
+        "4",
+    )
     assert 960 <= summary["env_steps"] < 1100 and summary["episodes"] > 60
     assert summary["return_mean"] > 6
-    again = trained(tmp_path / "run", f"ppo toy-vector --local --resume {flags.replace('960', '1200')} --saves.every 480", "--algorithm.environments", "4")
+    again = trained(
+        tmp_path / "run",
+        f"ppo toy-vector --local --resume {flags.replace('960', '1200')} --saves.every 480",
+        "--algorithm.environments",
+        "4",
+    )
     assert again["env_steps"] >= 1200
     assert len(evaluated(tmp_path / "run")["returns"]) == 4
 
@@ -151,7 +230,10 @@ def test_runners_may_be_processes_of_their_own(tmp_path):
 def test_environments_begin_again_at_the_next_step_and_scale_their_actions():
     from bigdm_ray.baselines.rllib_trainer import environments
 
-    rows, env = environments("toy-continuous", "ppo", 2, 5, None), find_task("toy-continuous").make(2, 5)
+    rows, env = (
+        environments("toy-continuous", "ppo", 2, 5, None),
+        find_task("toy-continuous").make(2, 5),
+    )
     seen, _ = rows.reset(seed=3)
     np.testing.assert_array_equal(seen, env.reset(np.arange(2)).observations[""])
     ends, over = set(), np.zeros(2, bool)
@@ -176,9 +258,16 @@ def test_actions_between_minus_one_and_one_stand_for_the_bounds():
     from bigdm_ray.envs.task import Leaf
 
     leaf = Leaf("tensor", (2,), "float32", (-4.0, 1.0), (4.0, 3.0))
-    np.testing.assert_allclose(from_unit(np.array([[-1, -1], [0, 0], [1, 3]], np.float32), leaf), [[-4, 1], [0, 2], [4, 3]])
-    np.testing.assert_allclose(to_unit(np.array([[-4, 1], [0, 2], [9, 3]], np.float32), leaf), [[-1, -1], [0, 0], [1, 1]])
-    assert spaces_of(leaf, unit=True).high.tolist() == [1, 1] and spaces_of(leaf).high.tolist() == [4, 3]
+    np.testing.assert_allclose(
+        from_unit(np.array([[-1, -1], [0, 0], [1, 3]], np.float32), leaf), [[-4, 1], [0, 2], [4, 3]]
+    )
+    np.testing.assert_allclose(
+        to_unit(np.array([[-4, 1], [0, 2], [9, 3]], np.float32), leaf), [[-1, -1], [0, 0], [1, 1]]
+    )
+    assert spaces_of(leaf, unit=True).high.tolist() == [1, 1] and spaces_of(leaf).high.tolist() == [
+        4,
+        3,
+    ]
 
 
 def test_sac_keeps_the_steps_that_were_played(trainers):
@@ -211,7 +300,10 @@ class Piece:
     """As much of an episode of RLlib as Ring reads; the numbers tell which step it is."""
 
     def __init__(self, first, count, ended=False):
-        self._steps, self.is_terminated = np.arange(first, first + count + 1, dtype=np.float32), ended
+        self._steps, self.is_terminated = (
+            np.arange(first, first + count + 1, dtype=np.float32),
+            ended,
+        )
 
     def __len__(self):
         return len(self._steps) - 1
@@ -239,9 +331,15 @@ def test_a_ring_keeps_the_newest_steps_and_is_saved_in_their_order():
     assert set(steps.tolist()) == set(range(3, 13))
     torch.testing.assert_close(batch["new_obs"][:, 0], steps + 1)
     torch.testing.assert_close(batch["rewards"], 10 * steps)
-    torch.testing.assert_close(batch["terminateds"], torch.isin(steps, torch.tensor([3.0, 6.0, 12.0])).float())
+    torch.testing.assert_close(
+        batch["terminateds"], torch.isin(steps, torch.tensor([3.0, 6.0, 12.0])).float()
+    )
     np.testing.assert_array_equal(ring.state()["obs"][:, 0], np.arange(3, 13))
-    for capacity, held, following in ((10, range(3, 13), range(5, 15)), (20, range(3, 13), range(3, 15)), (4, range(9, 13), range(11, 15))):
+    for capacity, held, following in (
+        (10, range(3, 13), range(5, 15)),
+        (20, range(3, 13), range(3, 15)),
+        (4, range(9, 13), range(11, 15)),
+    ):
         other = Ring(capacity, 1, 1)
         other.restore(ring.state())
         assert sorted(other.columns["obs"][: other.count, 0]) == list(held)
@@ -253,29 +351,48 @@ def test_cqls_critics_judge_all_sampled_actions_in_the_state_of_the_data(trainer
     """Where no state follows but the data's own, all is as RLlib's module has it, gradients too; else the values of the next actions alone differ."""
     from ray.rllib.algorithms.cql.torch.default_cql_torch_rl_module import DefaultCQLTorchRLModule
 
-    trainer = trainers("cql", "toy-continuous", steps=5, algorithm=Cql(hidden=(16,), batch_size=32, actions=4, clone_steps=0))
+    trainer = trainers(
+        "cql",
+        "toy-continuous",
+        steps=5,
+        algorithm=Cql(hidden=(16,), batch_size=32, actions=4, clone_steps=0),
+    )
     module, learner, batch = trainer.module, trainer.learner, trainer.batch()
 
     def taken(forward, batch):
         torch.manual_seed(2)
         out = forward(module, batch)
         config = learner.config.get_config_for_module(MODULE)
-        loss = learner.compute_loss_for_module(module_id=MODULE, config=config, batch=batch, fwd_out=out)
+        loss = learner.compute_loss_for_module(
+            module_id=MODULE, config=config, batch=batch, fwd_out=out
+        )
         return out, float(loss.detach()), learner.compute_gradients({MODULE: loss})
 
     (mine, my_loss, my_gradients), (theirs, their_loss, their_gradients) = (
-        taken(kind._forward_train, batch | {"new_obs": batch["obs"]}) for kind in (type(module), DefaultCQLTorchRLModule)
+        taken(kind._forward_train, batch | {"new_obs": batch["obs"]})
+        for kind in (type(module), DefaultCQLTorchRLModule)
     )
-    assert my_loss == pytest.approx(their_loss, rel=1e-5) and my_gradients.keys() == their_gradients.keys()
+    assert (
+        my_loss == pytest.approx(their_loss, rel=1e-5)
+        and my_gradients.keys() == their_gradients.keys()
+    )
     assert sum(float(gradient.abs().sum()) for gradient in my_gradients.values()) > 1
     for name, gradient in my_gradients.items():
         torch.testing.assert_close(gradient, their_gradients[name], rtol=1e-4, atol=1e-5)
-    mine, theirs = (taken(kind._forward_train, batch)[0] for kind in (type(module), DefaultCQLTorchRLModule))
+    mine, theirs = (
+        taken(kind._forward_train, batch)[0] for kind in (type(module), DefaultCQLTorchRLModule)
+    )
     flat = {name: (mine[name].reshape(-1), values.reshape(-1)) for name, values in theirs.items()}
-    assert {name for name, (a, b) in flat.items() if not torch.allclose(a, b, atol=1e-5)} == {"q_next_repeat", "q_twin_next_repeat"}
+    assert {name for name, (a, b) in flat.items() if not torch.allclose(a, b, atol=1e-5)} == {
+        "q_next_repeat",
+        "q_twin_next_repeat",
+    }
     for k in range(4):
         actions = mine["actions_next_repeat"][:, k]
-        for critic, encoder, head in (("q", module.qf_encoder, module.qf), ("q_twin", module.qf_twin_encoder, module.qf_twin)):
+        for critic, encoder, head in (
+            ("q", module.qf_encoder, module.qf),
+            ("q_twin", module.qf_twin_encoder, module.qf_twin),
+        ):
             value = head(encoder({"obs": batch["obs"], "actions": actions})["encoder_out"])
             torch.testing.assert_close(mine[f"{critic}_next_repeat"][:, k], value)
 
@@ -283,27 +400,54 @@ def test_cqls_critics_judge_all_sampled_actions_in_the_state_of_the_data(trainer
 def test_iqls_policy_is_the_papers_and_all_else_is_as_rllibs_module_has_it(trainers):
     from ray.rllib.algorithms.iql.torch.default_iql_torch_rl_module import DefaultIQLTorchRLModule
 
-    trainer = trainers("iql", "toy-continuous", steps=5, algorithm=Iql(hidden=(16, 16), batch_size=32))
+    trainer = trainers(
+        "iql", "toy-continuous", steps=5, algorithm=Iql(hidden=(16, 16), batch_size=32)
+    )
     module, learner, batch = trainer.module, trainer.learner, trainer.batch()
-    batch["actions"] = batch["actions"].sign()  # at the bounds, where a squashed Gaussian has no density
+    batch["actions"] = batch[
+        "actions"
+    ].sign()  # at the bounds, where a squashed Gaussian has no density
 
     def taken(forward):
         out = forward(module, batch)
-        loss = learner.compute_loss_for_module(module_id=MODULE, config=learner.config.get_config_for_module(MODULE), batch=batch, fwd_out=out)
+        loss = learner.compute_loss_for_module(
+            module_id=MODULE,
+            config=learner.config.get_config_for_module(MODULE),
+            batch=batch,
+            fwd_out=out,
+        )
         policy_loss = float(learner._temp_losses[MODULE, "policy_loss"].detach())
         return out, policy_loss, learner.compute_gradients({MODULE: loss})
 
-    (mine, policy_loss, gradients), (theirs, _, their_gradients) = (taken(kind._forward_train) for kind in (type(module), DefaultIQLTorchRLModule))
-    for name in ("qf_preds", "qf_twin_preds", "qf_target_preds", "vf_preds", "vf_preds_next", "action_dist_inputs"):
+    (mine, policy_loss, gradients), (theirs, _, their_gradients) = (
+        taken(kind._forward_train) for kind in (type(module), DefaultIQLTorchRLModule)
+    )
+    for name in (
+        "qf_preds",
+        "qf_twin_preds",
+        "qf_target_preds",
+        "vf_preds",
+        "vf_preds_next",
+        "action_dist_inputs",
+    ):
         torch.testing.assert_close(mine[name], theirs[name])
-    assert gradients.keys() == their_gradients.keys() and any(parameter is module.pi.log_std for parameter in gradients)
+    assert gradients.keys() == their_gradients.keys() and any(
+        parameter is module.pi.log_std for parameter in gradients
+    )
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, their_gradients[name])
         assert float(gradient.abs().sum()) > 0
-    mean, deviation = torch.tanh(module.pi.layers(module.pi_encoder(batch)["encoder_out"])), module.pi.log_std.exp()
+    mean, deviation = (
+        torch.tanh(module.pi.layers(module.pi_encoder(batch)["encoder_out"])),
+        module.pi.log_std.exp(),
+    )
     weight = torch.exp(3.0 * (mine["qf_target_preds"] - mine["vf_preds"])).clamp(max=100)
-    expected = -(weight * torch.distributions.Normal(mean, deviation).log_prob(batch["actions"]).sum(-1)).mean()
-    assert policy_loss == pytest.approx(float(expected.detach()), rel=1e-5) and abs(policy_loss) < 100
+    expected = -(
+        weight * torch.distributions.Normal(mean, deviation).log_prob(batch["actions"]).sum(-1)
+    ).mean()
+    assert (
+        policy_loss == pytest.approx(float(expected.detach()), rel=1e-5) and abs(policy_loss) < 100
+    )
 
 
 def test_deviations_of_iqls_policy_stay_in_bounds_as_its_authors_have_it(trainers):
@@ -311,31 +455,55 @@ def test_deviations_of_iqls_policy_stay_in_bounds_as_its_authors_have_it(trainer
     with torch.no_grad():
         trainer.module.pi.log_std.copy_(torch.tensor([-9.0, 9.0]))
     batch = trainer.batch()
-    assert trainer.module.forward_train(batch)["action_dist_inputs"][:, 2:].unique(dim=0).tolist() == [[-5.0, 2.0]]
+    assert trainer.module.forward_train(batch)["action_dist_inputs"][:, 2:].unique(
+        dim=0
+    ).tolist() == [[-5.0, 2.0]]
     model = built(trainer.algorithm, "toy-continuous", trainer)
     assert model(batch["obs"])[:, 2:].unique(dim=0).tolist() == [[-5.0, 2.0]]
 
 
 def test_a_checkpoint_of_other_networks_is_refused_in_a_sentence(trainers):
-    wide, narrow = (trainers("iql", "toy-continuous", algorithm=Iql(hidden=(width,))) for width in (16, 8))
-    with pytest.raises(UserError, match="this checkpoint holds other networks than iql trains now; begin a run in another folder"):
+    wide, narrow = (
+        trainers("iql", "toy-continuous", algorithm=Iql(hidden=(width,))) for width in (16, 8)
+    )
+    with pytest.raises(
+        UserError,
+        match="this checkpoint holds other networks than iql trains now; begin a run in another folder",
+    ):
         narrow.restore(wide.state())
 
 
 def test_iql_brings_the_returns_of_the_data_into_the_range_that_is_asked_for(trainers):
-    plain, scaled = (trainers("iql", "toy-continuous", algorithm=Iql(hidden=(16,), batch_size=64, return_range=r)) for r in (0.0, 1000.0))
+    plain, scaled = (
+        trainers(
+            "iql", "toy-continuous", algorithm=Iql(hidden=(16,), batch_size=64, return_range=r)
+        )
+        for r in (0.0, 1000.0)
+    )
     returns = plain.bench.store.table.returns
-    torch.testing.assert_close(scaled.batch()["rewards"], plain.batch()["rewards"] * float(1000 / (returns.max() - returns.min())))
+    torch.testing.assert_close(
+        scaled.batch()["rewards"],
+        plain.batch()["rewards"] * float(1000 / (returns.max() - returns.min())),
+    )
     presets = Iql.presets()
-    assert presets["hopper"]["default"]["algorithm.return_range"] == 1000 and "algorithm.return_range" not in presets["*"]["default"]
+    assert (
+        presets["hopper"]["default"]["algorithm.return_range"] == 1000
+        and "algorithm.return_range" not in presets["*"]["default"]
+    )
 
 
 @pytest.mark.parametrize("stops", [(12,), (3, 4, 5)])
 def test_cql_clones_for_as_many_steps_as_it_is_told_however_it_is_called(stops, trainers):
     """RLlib counts the cloning steps in metrics that are forgotten when they are reported."""
-    trainer = trainers("cql", "toy-continuous", algorithm=Cql(hidden=(16,), batch_size=32, clone_steps=8, critic_learning_rate=1e-6))
+    trainer = trainers(
+        "cql",
+        "toy-continuous",
+        algorithm=Cql(hidden=(16,), batch_size=32, clone_steps=8, critic_learning_rate=1e-6),
+    )
     for head in (trainer.module.qf, trainer.module.qf_twin):
-        torch.nn.init.constant_([m for m in head.modules() if isinstance(m, torch.nn.Linear)][-1].bias, 1e4)
+        torch.nn.init.constant_(
+            [m for m in head.modules() if isinstance(m, torch.nn.Linear)][-1].bias, 1e4
+        )
     losses, real = [], trainer.learned
 
     def watched(batch):
@@ -345,7 +513,9 @@ def test_cql_clones_for_as_many_steps_as_it_is_told_however_it_is_called(stops, 
     trainer.learned = watched
     for steps in stops:
         trainer.step(steps)
-    assert [loss < -5e3 for loss in losses] == [False] * 7 + [True] * 5  # the actor's loss holds -Q once it no longer clones
+    assert [loss < -5e3 for loss in losses] == [False] * 7 + [
+        True
+    ] * 5  # the actor's loss holds -Q once it no longer clones
 
 
 def test_marwils_targets_are_those_of_rllibs_own_pipeline(trainers):
@@ -356,25 +526,56 @@ def test_marwils_targets_are_those_of_rllibs_own_pipeline(trainers):
     store, learner, expected = trainer.bench.store, trainer.learner, {}
     for position in range(len(store.table)):
         episode = store.episode(position)
-        columns = {"observations": list(episode.observations[""]), "actions": list(episode.actions[""]), "rewards": episode.rewards.tolist()}
-        theirs = SingleAgentEpisode(**columns, terminated=episode.terminated, truncated=not episode.terminated, len_lookback_buffer=0)
-        batch = learner._learner_connector(rl_module=learner.module, batch={}, episodes=[theirs], shared_data={}, metrics=learner.metrics)
-        expected |= {(position, t): float(batch[MODULE]["value_targets"][t]) for t in range(episode.length)}
+        columns = {
+            "observations": list(episode.observations[""]),
+            "actions": list(episode.actions[""]),
+            "rewards": episode.rewards.tolist(),
+        }
+        theirs = SingleAgentEpisode(
+            **columns,
+            terminated=episode.terminated,
+            truncated=not episode.terminated,
+            len_lookback_buffer=0,
+        )
+        batch = learner._learner_connector(
+            rl_module=learner.module,
+            batch={},
+            episodes=[theirs],
+            shared_data={},
+            metrics=learner.metrics,
+        )
+        expected |= {
+            (position, t): float(batch[MODULE]["value_targets"][t]) for t in range(episode.length)
+        }
     drawn = store.draw(algorithm.view(), np.random.default_rng(0), 400)
-    given = algorithm.targets(trainer._prepared, drawn.annotations, trainer.module)["value_targets"].numpy()
-    keys = list(zip(drawn.annotations["episode"][:, 0].astype(int).tolist(), drawn.timesteps[:, 0].tolist(), strict=True))
+    given = algorithm.targets(trainer._prepared, drawn.annotations, trainer.module)[
+        "value_targets"
+    ].numpy()
+    keys = list(
+        zip(
+            drawn.annotations["episode"][:, 0].astype(int).tolist(),
+            drawn.timesteps[:, 0].tolist(),
+            strict=True,
+        )
+    )
     assert len({store.episode(position).terminated for position, _ in keys}) == 2
     np.testing.assert_allclose(given, [expected[key] for key in keys], atol=1e-4)
 
 
 def test_marwil_divides_its_advantages_by_what_the_returns_are_of(trainers):
-    trainer = trainers("marwil", "toy-vector", algorithm=Marwil(hidden=(16,), gamma=0.9, norm_rate=0.0))
+    trainer = trainers(
+        "marwil", "toy-vector", algorithm=Marwil(hidden=(16,), gamma=0.9, norm_rate=0.0)
+    )
     store = trainer.bench.store
-    returns = store.draw(trainer.algorithm.view(), np.random.default_rng(0), 20_000).annotations["discounted_return"]
+    returns = store.draw(trainer.algorithm.view(), np.random.default_rng(0), 20_000).annotations[
+        "discounted_return"
+    ]
     norm = trainer.algorithm.memory(trainer.learner)["squared_advantage"]
     assert float(norm) == pytest.approx(float((returns**2).mean()), rel=0.03)
     trainer.step(3)
-    assert float(trainer.algorithm.memory(trainer.learner)["squared_advantage"]) == pytest.approx(float(norm))
+    assert float(trainer.algorithm.memory(trainer.learner)["squared_advantage"]) == pytest.approx(
+        float(norm)
+    )
     given = trainers("marwil", "toy-vector", algorithm=Marwil(hidden=(16,), norm_start=7.0))
     assert float(given.algorithm.memory(given.learner)["squared_advantage"]) == 7.0
 
@@ -388,8 +589,14 @@ def test_marwil_divides_its_advantages_by_what_the_returns_are_of(trainers):
         ("sac toy-vector", "sac acts with one vector of continuous numbers"),
         ("ppo toy-image", "one vector of numbers, but this task shows"),
         ("ppo toy-vector --learners 2", "on one learner, but --learners is 2"),
-        ("ppo toy-vector --machines.precision bf16", "ppo is trained by RLlib, but --machines.precision is bf16; leave it out"),
-        ("ppo toy-vector --machines.compile true", "ppo is trained by RLlib, but --machines.compile is true; leave it out"),
+        (
+            "ppo toy-vector --machines.precision bf16",
+            "ppo is trained by RLlib, but --machines.precision is bf16; leave it out",
+        ),
+        (
+            "ppo toy-vector --machines.compile true",
+            "ppo is trained by RLlib, but --machines.compile is true; leave it out",
+        ),
         ("cql toy-continuous", "cql learns from a dataset, but toy-continuous is a task to play"),
         ("ppo DATASET", "ppo learns from what it plays"),
         ("marwil DATASET --actors 2", "in one process, but --actors is 2"),
@@ -405,7 +612,10 @@ def test_what_it_cannot_do_is_said_before_a_folder_is_made(text, told, folders, 
 
 
 def test_without_the_library_a_run_is_scored_but_not_trained(folders, tmp_path, monkeypatch):
-    trained(tmp_path / "run", f"marwil {folders['toy-vector']} --budget.learner-steps 20 --algorithm.hidden 8,8")
+    trained(
+        tmp_path / "run",
+        f"marwil {folders['toy-vector']} --budget.learner-steps 20 --algorithm.hidden 8,8",
+    )
     monkeypatch.setitem(sys.modules, "ray.rllib", None)
     assert len(evaluated(tmp_path / "run")["returns"]) == 4
     with pytest.raises(UserError, match=r"pip install 'bigdm-ray\[baselines\]'"):

@@ -18,12 +18,24 @@ from bigdm_ray.run import main as run
 SIGHT = {"frame_stack": 2, "shrink": 2, "channels": (4,), "features": 16}
 SMALL = {
     "a2c": A2c(hidden=(16, 16), environments=3, **SIGHT),
-    "dqn": Dqn(hidden=(16, 16), learning_starts=20, buffer_size=150, exploration_steps=100, **SIGHT),
+    "dqn": Dqn(
+        hidden=(16, 16), learning_starts=20, buffer_size=150, exploration_steps=100, **SIGHT
+    ),
     "sb3-ppo": Ppo(hidden=(), environments=3, n_steps=20, batch_size=30, epochs=2, **SIGHT),
 }
 NAMES = list(SMALL)
-CASES = [("a2c", "toy-vector"), ("a2c", "toy-continuous"), ("dqn", "toy-vector"), ("a2c", "lunarlander"), ("dqn", "lunarlander")]
-CASES += [("sb3-ppo", "toy-vector"), ("sb3-ppo", "toy-continuous"), *((name, "toy-image") for name in NAMES)]
+CASES = [
+    ("a2c", "toy-vector"),
+    ("a2c", "toy-continuous"),
+    ("dqn", "toy-vector"),
+    ("a2c", "lunarlander"),
+    ("dqn", "lunarlander"),
+]
+CASES += [
+    ("sb3-ppo", "toy-vector"),
+    ("sb3-ppo", "toy-continuous"),
+    *((name, "toy-image") for name in NAMES),
+]
 
 
 def trainer_of(name, task, steps=0, seed=1):
@@ -37,11 +49,15 @@ def trainer_of(name, task, steps=0, seed=1):
 def test_our_network_does_what_the_librarys_does(name, task):
     trainer = trainer_of(name, task, 300)
     model, policy = built(SMALL[name], task, trainer), trainer._learner.policy
-    path, seen, action_path, action = sb3.plain_leaves(find_task(task).signature(), name, pictures=True)
+    path, seen, action_path, action = sb3.plain_leaves(
+        find_task(task).signature(), name, pictures=True
+    )
     chance = np.random.default_rng(0)
     if task == "toy-image":
         frames = chance.integers(0, 256, (64, *seen.shape)).astype(np.uint8)
-        observations = np.repeat(frames.reshape(64, 1, 16, 2, 16, 2).max((3, 5)), 2, axis=1)  # two alike: the first is all that was seen
+        observations = np.repeat(
+            frames.reshape(64, 1, 16, 2, 16, 2).max((3, 5)), 2, axis=1
+        )  # two alike: the first is all that was seen
     else:
         frames = observations = chance.normal(size=(64, seen.size)).astype(np.float32)
     tensor = torch.from_numpy(observations)
@@ -51,12 +67,23 @@ def test_our_network_does_what_the_librarys_does(name, task):
             theirs = policy.q_net(tensor)
         else:
             inner = policy.get_distribution(tensor).distribution
-            theirs = inner.logits if action.kind == "discrete" else torch.cat([inner.mean, inner.stddev.log()], -1)
+            theirs = (
+                inner.logits
+                if action.kind == "discrete"
+                else torch.cat([inner.mean, inner.stddev.log()], -1)
+            )
             ours = torch.log_softmax(ours, -1) if action.kind == "discrete" else ours
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     expected, _ = trainer._learner.predict(observations, deterministic=True)
     acting = SMALL[name].policy(model, "mean")
-    done, _ = acting.act(acting.start(64), {path: frames}, np.zeros(64), {}, np.ones(64, bool), np.zeros((64, 9), np.float32))
+    done, _ = acting.act(
+        acting.start(64),
+        {path: frames},
+        np.zeros(64),
+        {},
+        np.ones(64, bool),
+        np.zeros((64, 9), np.float32),
+    )
     np.testing.assert_allclose(done[action_path], expected, atol=1e-5)
     trainer.close()
 
@@ -66,7 +93,9 @@ def test_a_gaussian_is_sampled_with_its_own_deviation():
     trainer._learner.policy.log_std.data[:] = torch.tensor([-3.0, -2.0])
     policy = SMALL["a2c"].policy(built(SMALL["a2c"], "toy-continuous", trainer), "sample")
     chance = np.random.default_rng(0).random((4000, policy.uniforms), np.float32)
-    done, _ = policy.act({}, {"": np.zeros((4000, 3), np.float32)}, np.zeros(4000), {}, np.ones(4000, bool), chance)
+    done, _ = policy.act(
+        {}, {"": np.zeros((4000, 3), np.float32)}, np.zeros(4000), {}, np.ones(4000, bool), chance
+    )
     np.testing.assert_allclose(done[""].std(0), np.exp([-3.0, -2.0]), rtol=0.05)
     trainer.close()
 
@@ -76,7 +105,9 @@ def test_values_are_acted_on_with_the_last_share_of_random_actions():
     algorithm = Dqn(hidden=(16, 16), exploration_final=0.3)
     policy = algorithm.policy(built(algorithm, "toy-vector", trainer), "sample")
     chance = np.random.default_rng(0).random((4000, policy.uniforms), np.float32)
-    done, _ = policy.act({}, {"": np.ones((4000, 3), np.float32)}, np.zeros(4000), {}, np.ones(4000, bool), chance)
+    done, _ = policy.act(
+        {}, {"": np.ones((4000, 3), np.float32)}, np.zeros(4000), {}, np.ones(4000, bool), chance
+    )
     shares = np.sort(np.bincount(done[""], minlength=3) / 4000)
     np.testing.assert_allclose(shares, [0.1, 0.1, 0.8], atol=0.02)
     trainer.close()
@@ -98,7 +129,9 @@ def test_its_environments_keep_the_two_ends_of_an_episode_apart():
         totals += rewards
         for k in range(2):
             if done[k]:
-                np.testing.assert_array_equal(infos[k]["terminal_observation"], step.observations[""][k])
+                np.testing.assert_array_equal(
+                    infos[k]["terminal_observation"], step.observations[""][k]
+                )
                 assert infos[k]["TimeLimit.truncated"] == (not step.terminated[k])
                 both.add(bool(step.terminated[k]))
                 begun = env.reset(np.array([k])).observations[""][0]
@@ -119,12 +152,20 @@ def test_the_library_is_shown_the_stacks_that_the_policy_sees(monkeypatch):
     rows, env = sb3.playing(task.make(3, 5), algorithm, ended), task.make(3, 5)
     policy = algorithm.policy(algorithm.build({task.name: task.signature()}), "mean")
     told = []
-    monkeypatch.setattr(policy, "_choose", lambda seen, chance: told.append(seen[""].numpy()) or {"": torch.zeros(len(seen[""]), dtype=torch.int32)})
+    monkeypatch.setattr(
+        policy,
+        "_choose",
+        lambda seen, chance: (
+            told.append(seen[""].numpy()) or {"": torch.zeros(len(seen[""]), dtype=torch.int32)}
+        ),
+    )
     everyone, none = np.arange(3), np.zeros(3, np.float32)
     observed, shown = env.reset(everyone).observations, rows.reset()
     first, state, lasts = np.ones(3, bool), policy.start(3), 0
     for t in range(40):
-        _, state = policy.act(state, observed, none, {}, first, np.zeros((3, policy.uniforms), np.float32))
+        _, state = policy.act(
+            state, observed, none, {}, first, np.zeros((3, policy.uniforms), np.float32)
+        )
         np.testing.assert_array_equal(told[-1], shown)
         assert shown.shape == (3, 2, 16, 16) and shown.dtype == np.uint8
         actions = np.full(3, t % 3)
@@ -133,7 +174,9 @@ def test_the_library_is_shown_the_stacks_that_the_policy_sees(monkeypatch):
         observed, first = step.observations, done
         for k in np.flatnonzero(done):
             frame = algorithm.sight.shrunk(step.observations[""][k : k + 1])[0, 0]
-            np.testing.assert_array_equal(infos[k]["terminal_observation"], [state["frames"][k, -1, 0], frame])
+            np.testing.assert_array_equal(
+                infos[k]["terminal_observation"], [state["frames"][k, -1, 0], frame]
+            )
             observed[""][k] = env.reset(np.array([k])).observations[""][0]
             lasts += 1
     assert lasts > 6
@@ -165,11 +208,17 @@ def test_rewards_are_clipped_in_training_and_returns_are_not():
 def test_ppo_counts_minibatches_as_learner_steps():
     trainer = trainer_of("sb3-ppo", "toy-image")
     turn = trainer.step(100)
-    assert (turn.env_steps, turn.learner_steps) == (120, 2 * 2 * 2)  # two bouts of two passes over two minibatches
+    assert (turn.env_steps, turn.learner_steps) == (
+        120,
+        2 * 2 * 2,
+    )  # two bouts of two passes over two minibatches
     trainer.close()
 
 
-@pytest.mark.parametrize(("name", "task"), [("a2c", "toy-vector"), ("dqn", "toy-vector"), ("dqn", "toy-image"), ("sb3-ppo", "toy-image")])
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [("a2c", "toy-vector"), ("dqn", "toy-vector"), ("dqn", "toy-image"), ("sb3-ppo", "toy-image")],
+)
 def test_a_saved_state_is_all_of_it(name, task):
     one, other = trainer_of(name, task, 260), trainer_of(name, task, seed=2)
     state = one.state()
@@ -179,21 +228,35 @@ def test_a_saved_state_is_all_of_it(name, task):
     assert other._learner.num_timesteps == one._learner.num_timesteps >= 260
     for path, values in one._learner.policy.optimizer.state_dict()["state"].items():
         for key, value in values.items():
-            torch.testing.assert_close(other._learner.policy.optimizer.state_dict()["state"][path][key], value)
+            torch.testing.assert_close(
+                other._learner.policy.optimizer.state_dict()["state"][path][key], value
+            )
     if name == "dqn":
-        assert one._learner.replay_buffer.full and other._learner.replay_buffer.pos == one._learner.replay_buffer.pos
-        assert other._learner.exploration_rate == one._learner.exploration_rate == pytest.approx(0.05)
+        assert (
+            one._learner.replay_buffer.full
+            and other._learner.replay_buffer.pos == one._learner.replay_buffer.pos
+        )
+        assert (
+            other._learner.exploration_rate == one._learner.exploration_rate == pytest.approx(0.05)
+        )
     turn = other.step(120)
     assert turn.env_steps >= 120 and turn.learner_steps > 0 and turn.returns
-    same_arrays({path: values for path, values in state.items() if path.startswith("policy/")}, {p: v for p, v in copies.items() if p.startswith("policy/")})
+    same_arrays(
+        {path: values for path, values in state.items() if path.startswith("policy/")},
+        {p: v for p, v in copies.items() if p.startswith("policy/")},
+    )
     one.close()
     other.close()
 
 
 def test_rates_that_fall_do_so_over_the_whole_run():
-    trainer = A2c(environments=2, decay=True, learning_rate=1e-3).trainer(bench("toy-vector", budget=400))
+    trainer = A2c(environments=2, decay=True, learning_rate=1e-3).trainer(
+        bench("toy-vector", budget=400)
+    )
     rates = [trainer.step(100).metrics["train/learning_rate"] for _ in range(4)]
-    np.testing.assert_allclose(rates, [1e-3 * (1 - share) for share in (0.25, 0.5, 0.75, 1.0)], atol=3e-5)
+    np.testing.assert_allclose(
+        rates, [1e-3 * (1 - share) for share in (0.25, 0.5, 0.75, 1.0)], atol=3e-5
+    )
     trainer.close()
 
 
@@ -203,13 +266,23 @@ def test_rates_that_fall_do_so_over_the_whole_run():
     [
         ("a2c toy-vector --algorithm.learning-rate 3e-3", 12_000),
         ("dqn toy-vector --algorithm.learning-rate 1e-3", 4_000),
-        ("sb3-ppo toy-image --algorithm.learning-rate 2e-3 --algorithm.n-steps 32 --algorithm.epochs 4 --algorithm.shrink 2 --algorithm.hidden ,", 6_000),
+        (
+            "sb3-ppo toy-image --algorithm.learning-rate 2e-3 --algorithm.n-steps 32 --algorithm.epochs 4 --algorithm.shrink 2 --algorithm.hidden ,",
+            6_000,
+        ),
     ],
 )
 def test_it_learns_and_leaves_an_ordinary_run_folder(text, steps, tmp_path):
     more = f"--budget.env-steps {steps} --evaluations.every {steps // 2} --saves.every {steps // 2} --saves.report-every {steps // 4}".split()
     if text.startswith("dqn"):
-        more += ["--algorithm.exploration-steps", "1000", "--algorithm.target-update-interval", "100", "--algorithm.gamma", "0.5"]
+        more += [
+            "--algorithm.exploration-steps",
+            "1000",
+            "--algorithm.target-update-interval",
+            "100",
+            "--algorithm.gamma",
+            "0.5",
+        ]
     summary = trained(tmp_path / "run", text, *more)
     assert summary["return_mean"] > 7 and summary["mode"] == "mean"  # random: 3.3, best: 10
     loaded = whole(tmp_path / "run", text.split()[0], steps)
@@ -217,17 +290,38 @@ def test_it_learns_and_leaves_an_ordinary_run_folder(text, steps, tmp_path):
     assert loaded.summary["episodes"] > 100
 
 
-@pytest.mark.parametrize(("name", "task"), [("a2c", "toy-vector"), ("dqn", "toy-vector"), ("sb3-ppo", "toy-image")])
+@pytest.mark.parametrize(
+    ("name", "task"), [("a2c", "toy-vector"), ("dqn", "toy-vector"), ("sb3-ppo", "toy-image")]
+)
 def test_a_run_is_taken_up_again(name, task, tmp_path):
-    small = ["--algorithm.hidden", "16,16", "--saves.report-every", "100", "--saves.every", "200", "--evaluations.every", "200"]
-    small += ["--algorithm.n-steps", "10", "--algorithm.batch-size", "40"] if name == "sb3-ppo" else []
+    small = [
+        "--algorithm.hidden",
+        "16,16",
+        "--saves.report-every",
+        "100",
+        "--saves.every",
+        "200",
+        "--evaluations.every",
+        "200",
+    ]
+    small += (
+        ["--algorithm.n-steps", "10", "--algorithm.batch-size", "40"] if name == "sb3-ppo" else []
+    )
     first = trained(tmp_path / "run", f"{name} {task} --local --budget.env-steps 400", *small)
-    second = trained(tmp_path / "run", f"{name} {task} --local --resume --budget.env-steps 800", *small)
+    second = trained(
+        tmp_path / "run", f"{name} {task} --local --resume --budget.env-steps 800", *small
+    )
     assert second["env_steps"] >= 800 and second["incarnation"] == 1
-    assert second["learner_steps"] > first["learner_steps"] and second["episodes"] > first["episodes"]
-    counted = [report["time/env_steps"] for report in reports(tmp_path / "run") if "time/wall_s" in report]
+    assert (
+        second["learner_steps"] > first["learner_steps"] and second["episodes"] > first["episodes"]
+    )
+    counted = [
+        report["time/env_steps"] for report in reports(tmp_path / "run") if "time/wall_s" in report
+    ]
     assert counted == sorted(counted) and counted[0] <= 160
-    again = trained(tmp_path / "run", f"{name} {task} --local --resume --budget.env-steps 800", *small)  # nothing is left to do
+    again = trained(
+        tmp_path / "run", f"{name} {task} --local --resume --budget.env-steps 800", *small
+    )  # nothing is left to do
     assert again["env_steps"] == second["env_steps"]
 
 
@@ -239,7 +333,10 @@ def test_a_run_is_taken_up_again(name, task, tmp_path):
         ("dqn toy-continuous", "dqn acts with one discrete choice, but this task takes"),
         ("a2c toy-mixed", "one vector of numbers or one picture, but this task shows"),
         ("dqn toy-image --algorithm.shrink 3", "a divisor of both"),
-        ("a2c toy-image --algorithm.channels 4,4,4,4", "32x32 pixels are too small for the 4 convolutions"),
+        (
+            "a2c toy-image --algorithm.channels 4,4,4,4",
+            "32x32 pixels are too small for the 4 convolutions",
+        ),
         ("sb3-ppo toy-vector --algorithm.batch-size 100", "a divisor of the 2,048 steps of a bout"),
         ("dqn toy-vector --evaluations.mode plan", "dqn has no planner"),
     ],

@@ -54,7 +54,9 @@ def main() -> None:
     for name, took in spent.items():
         cpu, wall = (STEPS / seconds for seconds in took.medians)
         label = f"{name} {peer.version}" if peer and name == "d3rlpy" else name
-        print(f"{label:<24} {cpu:>8,.0f} learner steps per CPU-second   {wall:>8,.0f} per wall second")
+        print(
+            f"{label:<24} {cpu:>8,.0f} learner steps per CPU-second   {wall:>8,.0f} per wall second"
+        )
     if peer:
         print(f"ratio {spent['d3rlpy'].medians[0] / spent['bc, ours'].medians[0]:.2f}")
 

@@ -28,8 +28,17 @@ def header() -> None:
     from bigdm_ray.training.run_folder import versions
 
     torch.set_num_threads(1)
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.machine())
-    print(f"{time.strftime('%Y-%m-%d')}  {model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    model = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    print(
+        f"{time.strftime('%Y-%m-%d')}  {model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    )
     print("  ".join(f"{name} {version}" for name, version in versions().items()))
 
 
@@ -47,7 +56,9 @@ def measure(work: Callable[[], float], repeats: int = 5) -> tuple[float, float]:
 
 def row(what: str, unit: str, rates: tuple[float, float]) -> None:
     """Print one figure."""
-    print(f"{what:<64} {rates[0]:>12,.0f} {unit} per CPU-second   {rates[1]:>12,.0f} per wall second")
+    print(
+        f"{what:<64} {rates[0]:>12,.0f} {unit} per CPU-second   {rates[1]:>12,.0f} per wall second"
+    )
 
 
 def made_up(folder: Path, episodes: int, length: int) -> Store:
@@ -91,7 +102,11 @@ class Peer:
         for name, value in numbers.items():
             program = program.replace(name, str(value))
         self._process = subprocess.Popen(
-            [python, "-W", "ignore", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [python, "-W", "ignore", "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         self.version = ""
 
@@ -102,7 +117,9 @@ class Peer:
         self._process.stdin.flush()
         answer = next((line for line in self._process.stdout if line.startswith("[")), None)
         if answer is None:
-            raise SystemExit(f"the peer ended with {self._process.wait()}; run {self._process.args[0]} by hand to see why")
+            raise SystemExit(
+                f"the peer ended with {self._process.wait()}; run {self._process.args[0]} by hand to see why"
+            )
         return json.loads(answer)
 
     def turn(self, steps: int) -> tuple[float, float]:
@@ -151,7 +168,9 @@ class Spent:
         return statistics.median(self.cpu), statistics.median(self.wall)
 
 
-def in_turns(sides: dict[str, Callable[[], object] | Peer], repeats: int, steps: int) -> dict[str, Spent]:
+def in_turns(
+    sides: dict[str, Callable[[], object] | Peer], repeats: int, steps: int
+) -> dict[str, Spent]:
     """What each side spent on its turns of `steps` calls. They take turns, so that what else runs on the machine troubles all alike; the first warms up.
 
     Peers among them are ended.

@@ -56,7 +56,10 @@ def transitions(folder: Path, file: Path) -> str:
     store = dataset.store()
     episodes = [store.episode(i) for i in range(len(store.table))]
     lengths = np.array([episode.length for episode in episodes])
-    ends, terminated = np.cumsum(lengths) - 1, np.array([episode.terminated for episode in episodes])
+    ends, terminated = (
+        np.cumsum(lengths) - 1,
+        np.array([episode.terminated for episode in episodes]),
+    )
     terminals, timeouts = np.zeros(lengths.sum(), np.float32), np.zeros(lengths.sum(), np.float32)
     terminals[ends], timeouts[ends] = terminated, ~terminated
     np.savez(
@@ -102,12 +105,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "data.npz"
         task = transitions(given.dataset, file)
-        peer = Peer(given.peer, PROGRAM.replace("FILE", str(file)), SEED=given.seed, BATCH=given.batch_size)
+        peer = Peer(
+            given.peer, PROGRAM.replace("FILE", str(file)), SEED=given.seed, BATCH=given.batch_size
+        )
         turn = given.updates // 5
         for part in range(1, 6):
             cpu, wall = peer.turn(turn)
             returns = scored(peer, task, 100 if part == 5 else 10)
-            error, normalised = returns.std(ddof=1) / np.sqrt(len(returns)), find_task(task).normalized_score(float(returns.mean()))
+            error, normalised = (
+                returns.std(ddof=1) / np.sqrt(len(returns)),
+                find_task(task).normalized_score(float(returns.mean())),
+            )
             print(
                 f"d3rlpy {peer.version}, seed {given.seed}, {part * turn:,} updates: return {returns.mean():,.1f}, standard error {error:,.1f} over "
                 f"{len(returns)} episodes, normalised {normalised:.1f}; {turn / cpu:,.1f} updates per CPU-second, {wall:,.0f} s",

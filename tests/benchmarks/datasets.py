@@ -36,7 +36,10 @@ SEEN, DONE = 17, 6
 
 def signature() -> Signature:
     """HalfCheetah's."""
-    return Signature({"": Leaf("tensor", (SEEN,), "float32")}, {"": Leaf("tensor", (DONE,), "float32", (-1.0,) * DONE, (1.0,) * DONE)})
+    return Signature(
+        {"": Leaf("tensor", (SEEN,), "float32")},
+        {"": Leaf("tensor", (DONE,), "float32", (-1.0,) * DONE, (1.0,) * DONE)},
+    )
 
 
 def episodes(length: int, steps: int) -> list[Episode]:
@@ -46,7 +49,16 @@ def episodes(length: int, steps: int) -> list[Episode]:
     for number in range(steps // length):
         seen = chance.random((length + 1, SEEN), np.float32)
         done = chance.random((length, DONE), np.float32)
-        made.append(Episode({"": seen}, {"": done}, chance.random(length, np.float32), number % 2 == 0, EpisodeId(0, FOREIGN, number), TASK))
+        made.append(
+            Episode(
+                {"": seen},
+                {"": done},
+                chance.random(length, np.float32),
+                number % 2 == 0,
+                EpisodeId(0, FOREIGN, number),
+                TASK,
+            )
+        )
     return made
 
 
@@ -69,17 +81,31 @@ def d4rl(path: Path, steps: int, length: int) -> Path:
 
     chance = np.random.default_rng(0)
     block = 100 * length
-    shapes: dict[str, Any] = {"observations": (SEEN,), "next_observations": (SEEN,), "actions": (DONE,), "rewards": (), "terminals": (), "timeouts": ()}
+    shapes: dict[str, Any] = {
+        "observations": (SEEN,),
+        "next_observations": (SEEN,),
+        "actions": (DONE,),
+        "rewards": (),
+        "terminals": (),
+        "timeouts": (),
+    }
     with h5py.File(path, "w") as file:
         made = {
-            name: file.create_dataset(name, (steps, *shape), dtype=bool if name in ("terminals", "timeouts") else np.float32) for name, shape in shapes.items()
+            name: file.create_dataset(
+                name,
+                (steps, *shape),
+                dtype=bool if name in ("terminals", "timeouts") else np.float32,
+            )
+            for name, shape in shapes.items()
         }
         for at in range(0, steps, block):
             rows = min(block, steps - at)
             for name in ("observations", "actions", "rewards"):
                 made[name][at : at + rows] = chance.random((rows, *shapes[name]), np.float32)
             seen = made["observations"][at : at + rows]
-            made["next_observations"][at : at + rows] = np.concatenate([seen[1:], chance.random((1, SEEN), np.float32)])
+            made["next_observations"][at : at + rows] = np.concatenate(
+                [seen[1:], chance.random((1, SEEN), np.float32)]
+            )
             made["timeouts"][at : at + rows] = np.arange(at, at + rows) % length == length - 1
     return path
 
@@ -89,17 +115,37 @@ def big_parquet(path: Path, gib: float, length: int = 1000) -> int:
     bytes_a_step = 4 * (SEEN + DONE + 1)
     count = int(gib * 2**30 / (bytes_a_step * length))
     chance = np.random.default_rng(0)
-    kinds = {"observations": pa.large_list(pa.float32()), "actions": pa.large_list(pa.float32()), "rewards": pa.large_list(pa.float32())}
+    kinds = {
+        "observations": pa.large_list(pa.float32()),
+        "actions": pa.large_list(pa.float32()),
+        "rewards": pa.large_list(pa.float32()),
+    }
     kinds |= {"terminated": pa.bool_(), "truncated": pa.bool_(), "env_id": pa.string()}
-    with pq.ParquetWriter(path, pa.schema(kinds), compression="none", use_dictionary=["env_id"]) as writer:
+    with pq.ParquetWriter(
+        path, pa.schema(kinds), compression="none", use_dictionary=["env_id"]
+    ) as writer:
         for at in range(0, count, 500):
             rows = min(500, count - at)
-            lists = {name: (length + extra) * width for name, width, extra in (("observations", SEEN, 1), ("actions", DONE, 0), ("rewards", 1, 0))}
+            lists = {
+                name: (length + extra) * width
+                for name, width, extra in (
+                    ("observations", SEEN, 1),
+                    ("actions", DONE, 0),
+                    ("rewards", 1, 0),
+                )
+            }
             columns: dict[str, Any] = {
-                name: pa.LargeListArray.from_arrays(pa.array(np.arange(rows + 1) * size), pa.array(chance.random(rows * size, np.float32)))
+                name: pa.LargeListArray.from_arrays(
+                    pa.array(np.arange(rows + 1) * size),
+                    pa.array(chance.random(rows * size, np.float32)),
+                )
                 for name, size in lists.items()
             }
-            columns |= {"terminated": [False] * rows, "truncated": [True] * rows, "env_id": ["HalfCheetah-v5"] * rows}
+            columns |= {
+                "terminated": [False] * rows,
+                "truncated": [True] * rows,
+                "env_id": ["HalfCheetah-v5"] * rows,
+            }
             writer.write_table(pa.table(columns, schema=pa.schema(kinds)), row_group_size=500)
     return count * length
 
@@ -115,7 +161,11 @@ def speed(where: Path) -> None:
                     shutil.rmtree(out, ignore_errors=True)
                     return float(import_dataset([str(source)], out, TASK, quiet=True).steps)
 
-                row(f"import {name}, episodes of {length:,} steps", "steps", measure(work, repeats=3))
+                row(
+                    f"import {name}, episodes of {length:,} steps",
+                    "steps",
+                    measure(work, repeats=3),
+                )
 
 
 def memory(where: Path, gib: float) -> None:
@@ -143,13 +193,19 @@ def memory(where: Path, gib: float) -> None:
             over.set()
             watcher.join()
             size = path.stat().st_size / 2**30
-            print(f"{name} of {size:.1f} GiB, {made.steps:,} steps in {seconds:,.0f} s: RssAnon {before:.0f} MiB before, at most {peak[0]:.0f} MiB")
+            print(
+                f"{name} of {size:.1f} GiB, {made.steps:,} steps in {seconds:,.0f} s: RssAnon {before:.0f} MiB before, at most {peak[0]:.0f} MiB"
+            )
 
 
 def main() -> None:
     """Speed, or with --gib memory."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gib", type=float, help="size of the file whose import's memory is watched")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--gib", type=float, help="size of the file whose import's memory is watched"
+    )
     parser.add_argument("--where", type=Path, help="where temporary files go")
     given = parser.parse_args()
     header()

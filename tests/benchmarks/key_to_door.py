@@ -16,7 +16,9 @@ SETS = {1_000: 20, 10_000: 10, 200_000: 1}
 EPISODES = 2_000
 
 
-def play(n: int, seed: int, counts: dict[bytes, np.ndarray] | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def play(
+    n: int, seed: int, counts: dict[bytes, np.ndarray] | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Views `[LENGTH, n]` as bytes, actions `[LENGTH, n]` (-1 after the end) and success `[n]`: of the likeliest actions, at random where nothing is known."""
     rng = np.random.default_rng(seed)
     rows = KeyToDoorRows(n, seed, TASKS["key-to-door"].signature())
@@ -30,7 +32,9 @@ def play(n: int, seed: int, counts: dict[bytes, np.ndarray] | None) -> tuple[np.
         action = rng.integers(len(MOVES), size=len(alive))
         if counts is not None:
             names, which = np.unique(packed, return_inverse=True)
-            known = np.array([int(counts[name].argmax()) if name in counts else -1 for name in names])[which]
+            known = np.array(
+                [int(counts[name].argmax()) if name in counts else -1 for name in names]
+            )[which]
             action = np.where(known < 0, action, known)
         views[t, alive], actions[t, alive] = packed, action
         step = rows.step(alive, {"": action})
@@ -54,8 +58,13 @@ def main() -> None:
     """Print the success rate for each number of trajectories."""
     header()
     for n, sets in SETS.items():
-        rates = [100 * play(EPISODES, 10_000_000 + seed, counted(n, 1_000_000 * (seed + 1)))[2].mean() for seed in range(sets)]
-        print(f"{n:>7,} trajectories ({sets} sets): {np.mean(rates):5.1f} % ± {np.std(rates):.1f} ({min(rates):.1f} to {max(rates):.1f})")
+        rates = [
+            100 * play(EPISODES, 10_000_000 + seed, counted(n, 1_000_000 * (seed + 1)))[2].mean()
+            for seed in range(sets)
+        ]
+        print(
+            f"{n:>7,} trajectories ({sets} sets): {np.mean(rates):5.1f} % ± {np.std(rates):.1f} ({min(rates):.1f} to {max(rates):.1f})"
+        )
 
 
 if __name__ == "__main__":

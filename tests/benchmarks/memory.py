@@ -20,7 +20,11 @@ ITERATIONS = 1000
 
 def anonymous_mib() -> float:
     """RssAnon of this process."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("RssAnon")
+    )
     return int(line.split()[1]) / 1024
 
 
@@ -28,7 +32,9 @@ def main() -> None:
     """Train on CartPole with few updates an iteration; print the memory and its slope."""
     header()
     flags = "--algorithm.n-updates-per-iter 4 --algorithm.batch-size 64 --algorithm.replay-size 300 --saves.every 20000 --saves.report-every 1000"
-    run = bigdm_ray.configure("udrl", "cartpole", [*flags.split(), "--budget.learner-steps", str(4 * ITERATIONS)])
+    run = bigdm_ray.configure(
+        "udrl", "cartpole", [*flags.split(), "--budget.learner-steps", str(4 * ITERATIONS)]
+    )
     seen: list[tuple[float, float]] = []
 
     def note(report: Report) -> None:
@@ -40,7 +46,9 @@ def main() -> None:
     half = points[points[:, 0] >= ITERATIONS / 2]
     slope = float(np.polyfit(half[:, 0], half[:, 1], 1)[0]) * 1000
     for iteration in (100, 250, 500, 750, ITERATIONS):
-        print(f"iteration {iteration:>5}: {points[np.argmin(np.abs(points[:, 0] - iteration)), 1]:8.1f} MiB")
+        print(
+            f"iteration {iteration:>5}: {points[np.argmin(np.abs(points[:, 0] - iteration)), 1]:8.1f} MiB"
+        )
     print(f"slope over the second half: {slope:+.2f} MiB per 1,000 iterations")
 
 

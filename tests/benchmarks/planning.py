@@ -40,7 +40,9 @@ PUBLISHED = {"halfcheetah": (17.5, 5.5, 0.6), "hopper": (89.9, 33.9, 8.0)}
 class Body:
     """A planner with random weights, and some situations to plan in."""
 
-    def __init__(self, name: str, environments: int, positions: Literal["learned", "rotary"] = "learned") -> None:
+    def __init__(
+        self, name: str, environments: int, positions: Literal["learned", "rotary"] = "learned"
+    ) -> None:
         import torch
 
         from bigdm_ray.models.trajectory import TrajectoryTransformer
@@ -50,8 +52,14 @@ class Body:
         seen, acted, horizon, beams = BODIES[name]
         dims = seen + acted + 2
         torch.manual_seed(0)
-        net = TrajectoryTransformer([0] * dims, 100, 10, 128, 4, 4, positions=positions).eval().requires_grad_(False)
-        self._planner = Planner(net, Bins([0] * dims), seen, acted, Search(horizon, beams, 2, k_act=0, cdf_act=0.6))
+        net = (
+            TrajectoryTransformer([0] * dims, 100, 10, 128, 4, 4, positions=positions)
+            .eval()
+            .requires_grad_(False)
+        )
+        self._planner = Planner(
+            net, Bins([0] * dims), seen, acted, Search(horizon, beams, 2, k_act=0, cdf_act=0.6)
+        )
         self._past = torch.randint(0, 100, (environments, 4, dims))
         self._state = torch.randint(0, 100, (environments, seen))
         self._chance = np.random.default_rng(0)
@@ -108,8 +116,20 @@ def plan():
     beam_plan(net, bins, tokens, horizon, beams, 2, context_size=5, k_obs=1, k_reward=1)
 """
 PEERS = {
-    "original": (ORIGINAL, ("trajectory", "trajectory.utils", "trajectory.models", "trajectory.search")),
-    "cached fork": (FORK, ("trajectory", "trajectory.utils", "trajectory.models", "trajectory.models.gpt", "trajectory.planning")),
+    "original": (
+        ORIGINAL,
+        ("trajectory", "trajectory.utils", "trajectory.models", "trajectory.search"),
+    ),
+    "cached fork": (
+        FORK,
+        (
+            "trajectory",
+            "trajectory.utils",
+            "trajectory.models",
+            "trajectory.models.gpt",
+            "trajectory.planning",
+        ),
+    ),
 }
 
 
@@ -118,18 +138,34 @@ def peer(which: str, folder: Path, body: str) -> Peer:
     if not (folder / "trajectory").is_dir():
         raise SystemExit(f"{folder} is not a checkout of the {which}: it has no folder trajectory")
     setup, packages = PEERS[which]
-    program = PROGRAM.replace("SETUP", setup).replace("PACKAGES", repr(packages)).replace("FOLDER", repr(str(folder.resolve())))
-    return Peer(sys.executable, program, **dict(zip(("SEEN", "ACTED", "HORIZON", "BEAMS"), BODIES[body], strict=True)))
+    program = (
+        PROGRAM.replace("SETUP", setup)
+        .replace("PACKAGES", repr(packages))
+        .replace("FOLDER", repr(str(folder.resolve())))
+    )
+    return Peer(
+        sys.executable,
+        program,
+        **dict(zip(("SEEN", "ACTED", "HORIZON", "BEAMS"), BODIES[body], strict=True)),
+    )
 
 
 def planning(name: str, environments: int, repeats: int, folders: dict[str, Path]) -> None:
     """CPU and wall seconds of an action: ours, and for one environment those of the checkouts, in turns; the first turn warms up."""
-    sides: dict[str, Callable[[], None] | Peer] = {"ours": Body(name, environments).plan, "ours, rotary": Body(name, environments, "rotary").plan}
+    sides: dict[str, Callable[[], None] | Peer] = {
+        "ours": Body(name, environments).plan,
+        "ours, rotary": Body(name, environments, "rotary").plan,
+    }
     if environments == 1:
         sides |= {which: peer(which, folder, name) for which, folder in folders.items()}
     spent = {which: took.medians for which, took in in_turns(sides, repeats, 1).items()}
     original, fork, target = PUBLISHED[name]
-    known = {"ours": f"to reach {target}", "ours, rotary": "another model", "original": f"published {original}", "cached fork": f"published {fork}"}
+    known = {
+        "ours": f"to reach {target}",
+        "ours, rotary": "another model",
+        "original": f"published {original}",
+        "cached fork": f"published {fork}",
+    }
     for which, (cpu, wall) in spent.items():
         ratio = "" if which == "ours" else f"; ours takes 1/{cpu / spent['ours'][0]:.1f}"
         print(
@@ -150,7 +186,18 @@ def store_of(folder: Path):
     for i in range(100):
         seen = chance.normal(size=(501, 11)).astype(np.float32)
         acted = chance.uniform(-1, 1, (500, 3)).astype(np.float32)
-        store.add([Episode({"": seen}, {"": acted}, chance.normal(size=500).astype(np.float32), bool(i % 2), EpisodeId(0, 0, i), "hopper")])
+        store.add(
+            [
+                Episode(
+                    {"": seen},
+                    {"": acted},
+                    chance.normal(size=500).astype(np.float32),
+                    bool(i % 2),
+                    EpisodeId(0, 0, i),
+                    "hopper",
+                )
+            ]
+        )
     return store
 
 
@@ -160,7 +207,12 @@ def ours(store, precision: str = "float32") -> Callable[[], None]:
     from bigdm_ray.envs import find_task
     from bigdm_ray.training.learner import Learner
 
-    learner = Learner(Tt(batch_size=BATCH, termination_penalty=-100.0), {"hopper": find_task("hopper").signature()}, 1, precision=precision)
+    learner = Learner(
+        Tt(batch_size=BATCH, termination_penalty=-100.0),
+        {"hopper": find_task("hopper").signature()},
+        1,
+        precision=precision,
+    )
     return lambda: learner.update({"hopper": store}, 1)
 
 
@@ -177,10 +229,22 @@ class PlainWindows:
             values = np.zeros(len(rewards))
             for t in range(len(rewards) - 2, -1, -1):
                 values[t] = rewards[t + 1] + 0.99 * values[t + 1]
-            rows.append(np.concatenate([episode.observations[""][:-1], episode.actions[""], rewards[:, None], values[:, None]], 1))
+            rows.append(
+                np.concatenate(
+                    [
+                        episode.observations[""][:-1],
+                        episode.actions[""],
+                        rewards[:, None],
+                        values[:, None],
+                    ],
+                    1,
+                )
+            )
         every = np.concatenate(rows)
         self._bins = bins
-        self._thresholds = np.concatenate([np.sort(every, 0)[:: -(-len(every) // bins)], every.max(0, keepdims=True)])
+        self._thresholds = np.concatenate(
+            [np.sort(every, 0)[:: -(-len(every) // bins)], every.max(0, keepdims=True)]
+        )
         self._rows = [np.concatenate([row, np.zeros((WINDOW - 1, row.shape[1]))]) for row in rows]
         self._lengths = [len(row) for row in rows]
         self._starts = [(i, t) for i, length in enumerate(self._lengths) for t in range(length - 1)]
@@ -210,9 +274,21 @@ def theirs(store) -> Callable[[], None]:
 
     from tests.plain_trajectory import PlainTrajectory
 
-    windows, chance, model = PlainWindows(store), np.random.default_rng(1), PlainTrajectory(11, 3).train()
-    decayed = {id(p) for m in model.modules() if isinstance(m, torch.nn.Linear) for p in [m.weight]} | {id(model.head.weight)}
-    groups = [{"params": [p for p in model.parameters() if (id(p) in decayed) == on], "weight_decay": 0.1 * on} for on in (True, False)]
+    windows, chance, model = (
+        PlainWindows(store),
+        np.random.default_rng(1),
+        PlainTrajectory(11, 3).train(),
+    )
+    decayed = {
+        id(p) for m in model.modules() if isinstance(m, torch.nn.Linear) for p in [m.weight]
+    } | {id(model.head.weight)}
+    groups = [
+        {
+            "params": [p for p in model.parameters() if (id(p) in decayed) == on],
+            "weight_decay": 0.1 * on,
+        }
+        for on in (True, False)
+    ]
     optimizer = torch.optim.AdamW(groups, 6e-4, betas=(0.9, 0.95))
 
     def step() -> None:
@@ -229,12 +305,18 @@ def training(repeats: int) -> None:
     """Transitions trained per CPU-second of all, in turns, and their ratio."""
     with tempfile.TemporaryDirectory() as folder:
         store = store_of(Path(folder))
-        sides = {"tt, ours": ours(store), "tt, ours, bf16": ours(store, "bf16"), "the original, rebuilt plainly": theirs(store)}
+        sides = {
+            "tt, ours": ours(store),
+            "tt, ours, bf16": ours(store, "bf16"),
+            "the original, rebuilt plainly": theirs(store),
+        }
         spent = in_turns(sides, repeats, STEPS)
     units = STEPS * BATCH * WINDOW
     for name, took in spent.items():
         low, high = units / max(took.cpu), units / min(took.cpu)
-        print(f"{name:<32}{units / took.medians[0]:>10,.0f} transitions trained per CPU-second ({low:,.0f} to {high:,.0f})")
+        print(
+            f"{name:<32}{units / took.medians[0]:>10,.0f} transitions trained per CPU-second ({low:,.0f} to {high:,.0f})"
+        )
     first, mixed, second = (took.medians[0] for took in spent.values())
     print(f"ratio {second / first:.2f}, with bf16 {second / mixed:.2f} (to reach 1.5)")
 
@@ -247,14 +329,28 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--profile", action="store_true", help="where the time goes, for one plan")
     parser.add_argument("--training", action="store_true", help="training alone")
-    parser.add_argument("--original", type=Path, metavar="FOLDER", help="a checkout of jannerm/trajectory-transformer, to plan beside ours")
-    parser.add_argument("--fork", type=Path, metavar="FOLDER", help="a checkout of Howuhh/faster-trajectory-transformer, to plan beside ours")
+    parser.add_argument(
+        "--original",
+        type=Path,
+        metavar="FOLDER",
+        help="a checkout of jannerm/trajectory-transformer, to plan beside ours",
+    )
+    parser.add_argument(
+        "--fork",
+        type=Path,
+        metavar="FOLDER",
+        help="a checkout of Howuhh/faster-trajectory-transformer, to plan beside ours",
+    )
     given = parser.parse_args()
     header()
     training(max(given.repeats, 5))
     if given.training:
         return
-    folders = {which: folder for which, folder in (("original", given.original), ("cached fork", given.fork)) if folder}
+    folders = {
+        which: folder
+        for which, folder in (("original", given.original), ("cached fork", given.fork))
+        if folder
+    }
     for name in given.bodies:
         for environments in given.environments:
             planning(name, environments, given.repeats, folders)

@@ -31,7 +31,17 @@ def episodes(count: int, steps: int, round: int = 0) -> list[Episode]:
     def floats(*shape: int) -> np.ndarray:
         return chance.standard_normal(shape, np.float32)
 
-    return [Episode({"": floats(steps + 1, 11)}, {"": floats(steps, 3)}, floats(steps), True, EpisodeId(round, 0, i), "hopper") for i in range(count)]
+    return [
+        Episode(
+            {"": floats(steps + 1, 11)},
+            {"": floats(steps, 3)},
+            floats(steps),
+            True,
+            EpisodeId(round, 0, i),
+            "hopper",
+        )
+        for i in range(count)
+    ]
 
 
 def drawing(store: Store, view: View, batch: int = 64, draws: int = 500) -> Callable[[], float]:
@@ -55,7 +65,12 @@ def inserting(folder: Path, retention: Retention) -> Callable[[], float]:
     def work() -> float:
         for batch in made:
             number = next(rounds)
-            fresh = [Episode(e.observations, e.actions, e.rewards, True, EpisodeId(number, 0, i), "hopper") for i, e in enumerate(batch)]
+            fresh = [
+                Episode(
+                    e.observations, e.actions, e.rewards, True, EpisodeId(number, 0, i), "hopper"
+                )
+                for i, e in enumerate(batch)
+            ]
             store.add(fresh)
         return 20.0 * 20 * 250
 
@@ -64,7 +79,16 @@ def inserting(folder: Path, retention: Retention) -> Callable[[], float]:
 
 def anonymous_mib() -> float:
     """Memory of this process that no file backs."""
-    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")).split()[1]) / 1024
+    return (
+        int(
+            next(
+                line
+                for line in Path("/proc/self/status").read_text().splitlines()
+                if line.startswith("RssAnon")
+            ).split()[1]
+        )
+        / 1024
+    )
 
 
 def large(folder: Path, gib: float, view: View) -> None:
@@ -82,17 +106,25 @@ def large(folder: Path, gib: float, view: View) -> None:
             store.draw(view, chance, 64, turn=next(at))
         return 64.0 * draws
 
-    row(f"windows of 20 from {store.nbytes / 2**30:.1f} GiB in {len(store.living_shards())} shards, warm", "windows", measure(work, 3))
+    row(
+        f"windows of 20 from {store.nbytes / 2**30:.1f} GiB in {len(store.living_shards())} shards, warm",
+        "windows",
+        measure(work, 3),
+    )
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     began = time.perf_counter()
-    print(f"{'the same, cold':<64} {work() / (time.perf_counter() - began):>12,.0f} windows per wall second; {anonymous_mib():.0f} MiB of anonymous memory")
+    print(
+        f"{'the same, cold':<64} {work() / (time.perf_counter() - began):>12,.0f} windows per wall second; {anonymous_mib():.0f} MiB of anonymous memory"
+    )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--gib", type=float, default=0.0, help="also draw from a dataset of this size")
+    parser.add_argument(
+        "--gib", type=float, default=0.0, help="also draw from a dataset of this size"
+    )
     parser.add_argument("--where", default=".", help="where temporary files go")
     given = parser.parse_args()
     header()
@@ -103,14 +135,32 @@ if __name__ == "__main__":
         for round in range(50):
             writer.add(episodes(20, 1000, round))
         writer.compact()
-        row("windows of 20 from memory-mapped shards, kept flat", "windows", measure(drawing(Store(folder / "store", write=False).open(), view)))
-        row("windows of 20 from the maps alone (50 shards)", "windows", measure(drawing(writer, view)))
+        row(
+            "windows of 20 from memory-mapped shards, kept flat",
+            "windows",
+            measure(drawing(Store(folder / "store", write=False).open(), view)),
+        )
+        row(
+            "windows of 20 from the maps alone (50 shards)",
+            "windows",
+            measure(drawing(writer, view)),
+        )
         row(
             "single steps (UDRL), batch 512, kept flat",
             "windows",
-            measure(drawing(Store(folder / "store", write=False).open(), View(columns=("returns_to_go", "steps_remaining")), 512)),
+            measure(
+                drawing(
+                    Store(folder / "store", write=False).open(),
+                    View(columns=("returns_to_go", "steps_remaining")),
+                    512,
+                )
+            ),
         )
-        row("inserting, best 600 kept, synced", "steps", measure(inserting(folder / "best", Retention("best", 600))))
+        row(
+            "inserting, best 600 kept, synced",
+            "steps",
+            measure(inserting(folder / "best", Retention("best", 600))),
+        )
         row("inserting, all kept, synced", "steps", measure(inserting(folder / "all", Retention())))
         if given.gib:
             large(folder / "large", given.gib, view)

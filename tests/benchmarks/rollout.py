@@ -17,15 +17,25 @@ from tests.benchmarks.common import header, measure, row
 
 def playing(episodes: int, environments: int) -> Callable[[], float]:
     """A round of `episodes` in `environments` rows, as the rollout actors play it."""
-    flags = ["--rollouts.environments", str(environments), "--algorithm.episodes-per-iteration", str(episodes)]
+    flags = [
+        "--rollouts.environments",
+        str(environments),
+        "--algorithm.episodes-per-iteration",
+        str(episodes),
+    ]
     run = bigdm_ray.configure("udrl", "lunarlander", flags)
     player = Player(run)
     torch.default_generator.manual_seed(0)
     model = run.algorithm.build({"lunarlander": find_task("lunarlander").signature()})
     weights = Weights.of(model, (0, 0))
     rounds = itertools.count()
-    commands = {"desired_return": np.full(episodes, 200, np.float32), "desired_horizon": np.full(episodes, 300, np.float32)}
-    return lambda: float(player.play(weights, next(rounds), 0, (0, 0), commands, episodes).env_steps)
+    commands = {
+        "desired_return": np.full(episodes, 200, np.float32),
+        "desired_horizon": np.full(episodes, 300, np.float32),
+    }
+    return lambda: float(
+        player.play(weights, next(rounds), 0, (0, 0), commands, episodes).env_steps
+    )
 
 
 def bare(rows: int, steps: int = 500) -> Callable[[], float]:
@@ -48,4 +58,8 @@ if __name__ == "__main__":
     header()
     row("bare EnvPool, 64 rows, random actions, no policy", "steps", measure(bare(64)))
     for episodes, environments in ((20, 20), (64, 32), (128, 64)):
-        row(f"whole episodes, {episodes} in {environments} rows, 128x128 network", "steps", measure(playing(episodes, environments)))
+        row(
+            f"whole episodes, {episodes} in {environments} rows, 128x128 network",
+            "steps",
+            measure(playing(episodes, environments)),
+        )

@@ -58,7 +58,11 @@ def hugging_face() -> nn.Module:
     from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
     warnings.filterwarnings("ignore")
-    model = DecisionTransformerModel(DecisionTransformerConfig(state_dim=11, act_dim=3, hidden_size=128, n_layer=3, n_head=1, max_ep_len=1000))
+    model = DecisionTransformerModel(
+        DecisionTransformerConfig(
+            state_dim=11, act_dim=3, hidden_size=128, n_layer=3, n_head=1, max_ep_len=1000
+        )
+    )
     print(f"parameters: Hugging Face's {sum(p.numel() for p in model.parameters()):,}")
     return model
 
@@ -96,11 +100,24 @@ def of_corl(file: Path) -> tuple[nn.Module, Any]:
     """CORL's network of the same size and its dataset's class; the rest of its file wants d4rl and a tracker."""
     wanted = {"pad_along_axis", "SequenceDataset", "TransformerBlock", "DecisionTransformer"}
     tree = ast.parse(file.read_text())
-    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in wanted]
+    tree.body = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in wanted
+    ]
     if missing := wanted - {node.name for node in tree.body}:
         raise SystemExit(f"{file} is not CORL's dt.py: it has no {', '.join(sorted(missing))}")
-    scope = {"np": np, "torch": torch, "nn": torch.nn, "random": random, "IterableDataset": torch.utils.data.IterableDataset}
-    scope |= {name: getattr(typing, name) for name in ("Any", "DefaultDict", "Dict", "List", "Optional", "Tuple", "Union")}
+    scope = {
+        "np": np,
+        "torch": torch,
+        "nn": torch.nn,
+        "random": random,
+        "IterableDataset": torch.utils.data.IterableDataset,
+    }
+    scope |= {
+        name: getattr(typing, name)
+        for name in ("Any", "DefaultDict", "Dict", "List", "Optional", "Tuple", "Union")
+    }
     exec(compile(tree, str(file), "exec"), scope)
     rates = {"attention_dropout": 0.1, "residual_dropout": 0.1, "embedding_dropout": 0.1}
     model = scope["DecisionTransformer"](11, 3, CONTEXT, 1000, 128, 3, 1, **rates)
@@ -114,7 +131,13 @@ def corl(file: Path, store) -> Callable[[], None]:
     rows = [store.episode(i) for i in range(len(store.table))]
     data = object.__new__(kind)
     data.dataset = [
-        {"observations": e.observations[""][:-1], "actions": e.actions[""], "rewards": e.rewards, "returns": e.rewards[::-1].cumsum()[::-1]} for e in rows
+        {
+            "observations": e.observations[""][:-1],
+            "actions": e.actions[""],
+            "rewards": e.rewards,
+            "returns": e.rewards[::-1].cumsum()[::-1],
+        }
+        for e in rows
     ]
     seen = np.concatenate([one["observations"] for one in data.dataset])
     lengths = np.array([e.length for e in rows])
@@ -126,7 +149,9 @@ def corl(file: Path, store) -> Callable[[], None]:
     def step() -> None:
         states, actions, returns, times, mask = next(loader)
         out = model(states.float(), actions, returns.float(), times, ~mask.to(torch.bool))
-        loss = (torch.nn.functional.mse_loss(out, actions, reduction="none") * mask.unsqueeze(-1)).mean()
+        loss = (
+            torch.nn.functional.mse_loss(out, actions, reduction="none") * mask.unsqueeze(-1)
+        ).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.25)
@@ -146,16 +171,25 @@ dt.build_with_dataset(data)
 dt.config.observation_scaler.fit_with_trajectory_slicer(data.episodes, data.trajectory_slicer)
 """
 D3RLPY = d3rlpy(DT, "dt.update(data.sample_trajectory_batch(BATCH, length=CONTEXT))")
-D3RLPY_ACTS = d3rlpy(f"{DT}actor = dt.as_stateful_wrapper(target_return=3600)\n", "actor.predict(chance.normal(size=11).astype(np.float32), 1.0)")
+D3RLPY_ACTS = d3rlpy(
+    f"{DT}actor = dt.as_stateful_wrapper(target_return=3600)\n",
+    "actor.predict(chance.normal(size=11).astype(np.float32), 1.0)",
+)
 
 
 def training(python: str | None, file: Path | None) -> None:
     """Time steps per CPU-second of all, in turns."""
     with tempfile.TemporaryDirectory() as folder:
         store = made_up(Path(folder), EPISODES, LENGTH)
-        sides: dict[str, Callable[[], object] | Peer] = {"dt, ours": ours(store), "dt, ours, bf16": ours(store, "bf16"), "Hugging Face": theirs(store)}
+        sides: dict[str, Callable[[], object] | Peer] = {
+            "dt, ours": ours(store),
+            "dt, ours, bf16": ours(store, "bf16"),
+            "Hugging Face": theirs(store),
+        }
         if python:
-            sides["d3rlpy"] = Peer(python, D3RLPY, EPISODES=EPISODES, LENGTH=LENGTH, BATCH=BATCH, CONTEXT=CONTEXT)
+            sides["d3rlpy"] = Peer(
+                python, D3RLPY, EPISODES=EPISODES, LENGTH=LENGTH, BATCH=BATCH, CONTEXT=CONTEXT
+            )
         if file:
             sides["CORL"] = corl(file, store)
         spent = in_turns(sides, REPEATS, STEPS)
@@ -163,7 +197,11 @@ def training(python: str | None, file: Path | None) -> None:
     for name, rate in rates.items():
         side = sides[name]
         label = f"{name} {side.version}" if isinstance(side, Peer) else name
-        ratio = "" if name.startswith("dt") else f"   ours is {rates['dt, ours'] / rate:.2f} times as fast, bf16 {rates['dt, ours, bf16'] / rate:.2f}"
+        ratio = (
+            ""
+            if name.startswith("dt")
+            else f"   ours is {rates['dt, ours'] / rate:.2f} times as fast, bf16 {rates['dt, ours, bf16'] / rate:.2f}"
+        )
         print(f"{label:<32}{rate:>10,.0f} time steps trained per CPU-second{ratio}")
 
 
@@ -203,7 +241,9 @@ def acting() -> None:
             late = np.array(spent[CONTEXT + 5 :]) * 1000
             name = f"{'cached' if cached else 'exact'}, {rows} at once"
             p50, p99 = np.percentile(late, 50), np.percentile(late, 99)
-            print(f"{name:<32}{p50:>10.2f} ms p50 {p99:>8.2f} ms p99 {1000 * rows / p50:>10,.0f} actions per CPU-second")
+            print(
+                f"{name:<32}{p50:>10.2f} ms p50 {p99:>8.2f} ms p99 {1000 * rows / p50:>10,.0f} actions per CPU-second"
+            )
 
 
 def acting_beside(python: str | None, file: Path | None) -> None:
@@ -212,18 +252,29 @@ def acting_beside(python: str | None, file: Path | None) -> None:
 
     chance = np.random.default_rng(0)
     size = find_task("hopper").signature().observations[""].size
-    history = {name: torch.from_numpy(chance.normal(size=(1, CONTEXT, n)).astype(np.float32)) for name, n in (("states", size), ("actions", 3))}
+    history = {
+        name: torch.from_numpy(chance.normal(size=(1, CONTEXT, n)).astype(np.float32))
+        for name, n in (("states", size), ("actions", 3))
+    }
     returns, times = torch.full((1, CONTEXT, 1), 3.6), torch.arange(CONTEXT)[None]
     theirs = hugging_face().eval()
 
     @torch.no_grad()
     def hugging() -> None:
         mask = torch.ones(1, CONTEXT)
-        theirs(**history, rewards=None, returns_to_go=returns, timesteps=times, attention_mask=mask).action_preds[0, -1].numpy()
+        theirs(
+            **history, rewards=None, returns_to_go=returns, timesteps=times, attention_mask=mask
+        ).action_preds[0, -1].numpy()
 
-    sides: dict[str, Callable[[], object] | Peer] = {"dt, ours, exact": actor(False, 1), "dt, ours, cached": actor(True, 1), "Hugging Face": hugging}
+    sides: dict[str, Callable[[], object] | Peer] = {
+        "dt, ours, exact": actor(False, 1),
+        "dt, ours, cached": actor(True, 1),
+        "Hugging Face": hugging,
+    }
     if python:
-        sides["d3rlpy"] = Peer(python, D3RLPY_ACTS, EPISODES=2, LENGTH=LENGTH, BATCH=BATCH, CONTEXT=CONTEXT)
+        sides["d3rlpy"] = Peer(
+            python, D3RLPY_ACTS, EPISODES=2, LENGTH=LENGTH, BATCH=BATCH, CONTEXT=CONTEXT
+        )
     if file:
         network = of_corl(file)[0].eval()
 
@@ -235,7 +286,11 @@ def acting_beside(python: str | None, file: Path | None) -> None:
     spent = in_turns(sides, REPEATS, ACTIONS)
     ours = spent["dt, ours, exact"].medians[0]
     for name, took in spent.items():
-        ratio = "" if name.startswith("dt") else f"   {took.medians[0] / ours:.2f} times as long as ours, exact"
+        ratio = (
+            ""
+            if name.startswith("dt")
+            else f"   {took.medians[0] / ours:.2f} times as long as ours, exact"
+        )
         print(f"{name:<32}{1000 * took.medians[0] / ACTIONS:>10.2f} ms of CPU an action{ratio}")
 
 
@@ -254,8 +309,16 @@ def evaluating(folder: Path | None, episodes: int) -> None:
     if loaded is not None:
         task, command = loaded.task, loaded.command
     rates: dict[str, float] = {}
-    for name, cached, rows in (("one at a time", False, 1), ("together, exact", False, ROWS), ("together, cached", True, ROWS)):
-        policy = Dt(cached=cached).policy(model, "sample") if loaded is None else policy_of(loaded, "own", cached)[0]
+    for name, cached, rows in (
+        ("one at a time", False, 1),
+        ("together, exact", False, ROWS),
+        ("together, cached", True, ROWS),
+    ):
+        policy = (
+            Dt(cached=cached).policy(model, "sample")
+            if loaded is None
+            else policy_of(loaded, "own", cached)[0]
+        )
         env = task.make(min(rows, episodes), 0, "reference")
         began = time.perf_counter()
         score = evaluate(policy, task, command, episodes, 7, "benchmark", 0, env)
@@ -274,8 +337,17 @@ def main() -> None:
     parser.add_argument("--peer", help="a Python that has d3rlpy")
     parser.add_argument("--corl", type=Path, help="CORL's algorithms/offline/dt.py")
     parser.add_argument("--acting", action="store_true", help="no training")
-    parser.add_argument("--evaluate", type=int, metavar="EPISODES", help="only evaluate so many Hopper episodes, one at a time and together")
-    parser.add_argument("--run", type=Path, help="a trained dt run on hopper, to evaluate in place of random weights")
+    parser.add_argument(
+        "--evaluate",
+        type=int,
+        metavar="EPISODES",
+        help="only evaluate so many Hopper episodes, one at a time and together",
+    )
+    parser.add_argument(
+        "--run",
+        type=Path,
+        help="a trained dt run on hopper, to evaluate in place of random weights",
+    )
     given = parser.parse_args()
     header()
     if given.evaluate or given.run:

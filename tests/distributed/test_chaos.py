@@ -51,11 +51,15 @@ def check(run: Run, folder: Path, acknowledged: Table) -> None:
     assert store.problems == []
     np.testing.assert_array_equal(store.table.ids, expected.ids)
     np.testing.assert_array_equal(store.table.returns, expected.returns)
-    assert checkpoint.last(folder / "checkpoints", {"algorithm": "udrl", "task": run.task}) is not None
+    assert (
+        checkpoint.last(folder / "checkpoints", {"algorithm": "udrl", "task": run.task}) is not None
+    )
 
 
 @pytest.mark.parametrize("kind", ["PlayerActor", "ReplayActor", "LearnerActor"])
-def test_a_killed_actor_costs_nothing_that_was_acknowledged(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_actor_costs_nothing_that_was_acknowledged(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     receipts: list[Receipt] = []
     stored = RayCrew.stored
 
@@ -104,7 +108,17 @@ def test_a_killed_driver_resumes_without_losing_an_episode(lock_step: str, tmp_p
     """Killed before its first checkpoint, and once more after its second; resumed at once, while actors of the killed driver may still live."""
     folder = tmp_path / "run"
     flags = f"--budget.env-steps 60000 --saves.every 4000 --evaluations.every 20000 --machines.lock-step {lock_step}"
-    command = [sys.executable, "-m", "bigdm_ray.run", "udrl", "toy-vector", *TINY.split(), *flags.split(), "--folder", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "bigdm_ray.run",
+        "udrl",
+        "toy-vector",
+        *TINY.split(),
+        *flags.split(),
+        "--folder",
+        str(folder),
+    ]
     early = struck(command, folder, saves=0)
     assert len(early) and checkpoint.saved(folder / "checkpoints") == []
     late = struck([*command, "--resume"], folder, saves=2)
@@ -112,7 +126,9 @@ def test_a_killed_driver_resumes_without_losing_an_episode(lock_step: str, tmp_p
     assert done.returncode == 0, done.stderr
     run = tiny(flags)
     summary = json.loads((folder / "summary.json").read_text())
-    assert 60_000 <= summary["env_steps"] < 63_000, "the budget is spent once, whatever was played before the kills"
+    assert 60_000 <= summary["env_steps"] < 63_000, (
+        "the budget is spent once, whatever was played before the kills"
+    )
     assert summary["learner_steps"] == run.algorithm.owed(summary["env_steps"], summary["episodes"])
     store = Store(folder / "store", run.algorithm.retention()).open()
     assert store.problems == []
@@ -120,7 +136,11 @@ def test_a_killed_driver_resumes_without_losing_an_episode(lock_step: str, tmp_p
     assert len(ids) == len(store.table)
     worst = store.table.returns.min()
     for before in (early, late):
-        lost = [row for row, value in zip(before.ids.tolist(), before.returns, strict=True) if value > worst and tuple(row) not in ids]
+        lost = [
+            row
+            for row, value in zip(before.ids.tolist(), before.returns, strict=True)
+            if value > worst and tuple(row) not in ids
+        ]
         assert lost == []
     saved = checkpoint.last(folder / "checkpoints", {"algorithm": "udrl", "task": run.task})
     assert saved is not None and saved.counters.env_steps == summary["env_steps"]

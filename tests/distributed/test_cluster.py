@@ -19,8 +19,13 @@ from bigdm_ray.training.config import configure
         ("--device tpu", 0, "auto, cpu, cuda or cuda:N is expected"),
     ],
 )
-def test_a_device_that_no_learner_will_get_is_refused(flags: str, gpus: int, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_no_learner_will_get_is_refused(
+    flags: str, gpus: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    with pytest.raises(UserError, match=told), cluster(configure("udrl", "toy-vector", flags.split())):
+    with (
+        pytest.raises(UserError, match=told),
+        cluster(configure("udrl", "toy-vector", flags.split())),
+    ):
         pytest.fail("Ray was started")

@@ -44,17 +44,25 @@ def session() -> Iterator[None]:
 def report(folder: Path, *flags: str) -> dict[str, Any]:
     """The report of 11 episodes in parts of at most 3, without what a clock decides."""
     assert door(main, [str(folder), "--episodes", "11", "--rows", "3", *flags]) == 0
-    return {name: value for name, value in json.loads((folder / "evaluation.json").read_text()).items() if name not in TIMES}
+    return {
+        name: value
+        for name, value in json.loads((folder / "evaluation.json").read_text()).items()
+        if name not in TIMES
+    }
 
 
-def test_any_number_of_actors_scores_as_one_process_does(trained: Path, session: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_any_number_of_actors_scores_as_one_process_does(
+    trained: Path, session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     local = report(trained)
     assert local["episodes"] == 11 and len(set(local["returns"])) > 3
     assert report(trained, "--actors", "2") == local
     flags = ("--mode", "mean", "--seed", "5")
     other = report(trained, *flags)
     capsys.readouterr()
-    assert other == report(trained, *flags, "--actors", "9") and other["returns"] != local["returns"]
+    assert (
+        other == report(trained, *flags, "--actors", "9") and other["returns"] != local["returns"]
+    )
     assert "note: there are 4 parts of at most 3 episodes" in capsys.readouterr().err
 
 
@@ -78,7 +86,9 @@ def test_the_parts_of_actors_that_die_are_played_again(trained: Path, session: N
         if len(ended) in (1, 4):
             killed.append(kill_one("EvaluatorActor"))
 
-    whole = evaluate_in_parts(loaded.policy(), loaded.task, loaded.command, [3] * 6, loaded.run.seed, "evaluate")
+    whole = evaluate_in_parts(
+        loaded.policy(), loaded.task, loaded.command, [3] * 6, loaded.run.seed, "evaluate"
+    )
     again = evaluate_on_actors(*arguments, kill_some)
     assert killed == [True, True] and ended == [3] * 6
     assert [value for part in again for value in part.returns] == whole.returns.tolist()
@@ -91,15 +101,21 @@ def test_ctrl_c_leaves_the_parts_that_have_ended(trained: Path, session: None) -
 
     loaded = load(trained)
     weights = Weights.load(RunFolder(trained).weights("last"))
-    (part,) = evaluate_on_actors(loaded.run, weights, loaded.command, [3] * 6, "evaluate", 2, "local", stop)
+    (part,) = evaluate_on_actors(
+        loaded.run, weights, loaded.command, [3] * 6, "evaluate", 2, "local", stop
+    )
     assert len(joined([part], loaded.command, stopped=True).returns) == 3
 
 
-def test_environments_that_all_fail_are_told_in_one_sentence(trained: Path, session: None, tmp_path: Path) -> None:
+def test_environments_that_all_fail_are_told_in_one_sentence(
+    trained: Path, session: None, tmp_path: Path
+) -> None:
     settings = json.loads((trained / "run.json").read_text()) | {"task": "toy-nan"}
     (tmp_path / "run" / "weights").mkdir(parents=True)
     (tmp_path / "run" / "run.json").write_text(json.dumps(settings))
     for name in ("last.safetensors", "last.json"):
         os.link(trained / "weights" / name, tmp_path / "run" / "weights" / name)
-    with pytest.raises(RunFailed, match="no evaluation episode of toy-nan could be played to its end"):
+    with pytest.raises(
+        RunFailed, match="no evaluation episode of toy-nan could be played to its end"
+    ):
         main([str(tmp_path / "run"), "--episodes", "2", "--rows", "1", "--actors", "2"])

@@ -35,7 +35,12 @@ def test_what_is_remembered_does_not_grow_with_the_run() -> None:
     ledger = Ledger([])
     for save in range(200):
         ledger.stored([f"episodes-{2 * save:07d}"])
-        ledger.saved(living=[f"episodes-{2 * save + 1:07d}"], released=[f"episodes-{2 * save + past:07d}" for past in (-1, 0) if 2 * save + past >= 0])
+        ledger.saved(
+            living=[f"episodes-{2 * save + 1:07d}"],
+            released=[
+                f"episodes-{2 * save + past:07d}" for past in (-1, 0) if 2 * save + past >= 0
+            ],
+        )
         ledger.moves()
         ledger.stored([f"episodes-{old:07d}" for old in range(2 * save + 1)])
         assert ledger.moves() == ([], [], []), "a late receipt names what is gone"

@@ -8,7 +8,14 @@ from bigdm_ray.envs import atari, find_task
 
 GAMES = ("breakout", "qbert", "pong", "seaquest")
 BACKENDS = ("fast", "reference")
-others_are_slow = pytest.mark.parametrize("name", ["breakout", "qbert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pong", "seaquest"))])
+others_are_slow = pytest.mark.parametrize(
+    "name",
+    [
+        "breakout",
+        "qbert",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("pong", "seaquest")),
+    ],
+)
 
 
 class Idle:
@@ -31,10 +38,14 @@ def start(env, frames, seed=None):
 
 
 def chosen(env, steps, rows=1, seed=0):
-    return np.random.default_rng(seed).integers(0, env.action_space.n, (steps, rows)).astype(np.int32)
+    return (
+        np.random.default_rng(seed).integers(0, env.action_space.n, (steps, rows)).astype(np.int32)
+    )
 
 
-@pytest.mark.parametrize(("name", "actions"), [("breakout", 4), ("qbert", 6), ("pong", 6), ("seaquest", 18)])
+@pytest.mark.parametrize(
+    ("name", "actions"), [("breakout", 4), ("qbert", 6), ("pong", 6), ("seaquest", 18)]
+)
 @pytest.mark.parametrize("variant", ["", "-sticky"])
 def test_one_grey_frame_is_seen_and_the_minimal_set_of_actions_played(name, actions, variant):
     signature = find_task(name + variant).signature()
@@ -44,8 +55,14 @@ def test_one_grey_frame_is_seen_and_the_minimal_set_of_actions_played(name, acti
 
 
 def test_the_actions_mean_what_ale_says():
-    meanings = {name: find_task(name).env(None).unwrapped.get_action_meanings() for name in ("breakout", "pong")}
-    assert meanings == {"breakout": ["NOOP", "FIRE", "RIGHT", "LEFT"], "pong": ["NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"]}
+    meanings = {
+        name: find_task(name).env(None).unwrapped.get_action_meanings()
+        for name in ("breakout", "pong")
+    }
+    assert meanings == {
+        "breakout": ["NOOP", "FIRE", "RIGHT", "LEFT"],
+        "pong": ["NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"],
+    }
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -71,7 +88,9 @@ def test_without_sticky_actions_the_console_knows_no_chance():
         env.close()
         return np.stack(frames)
 
-    plain, sticky = [[game(name, seed) for seed in (1, 2, 1)] for name in ("breakout", "breakout-sticky")]
+    plain, sticky = [
+        [game(name, seed) for seed in (1, 2, 1)] for name in ("breakout", "breakout-sticky")
+    ]
     np.testing.assert_array_equal(plain[0], plain[1])
     assert (sticky[0] != sticky[1]).any() and (plain[0] != sticky[0]).any()
     np.testing.assert_array_equal(sticky[0], sticky[2])  # chance is seeded
@@ -105,14 +124,20 @@ def test_in_breakout_the_player_serves(backend):
     """No FIRE is pressed at the start: without one nothing moves, and no life is lost."""
     env = find_task("breakout").make(1, 1, backend)
     row, idle = np.arange(1), {"": np.zeros(1, np.int32)}
-    frames = [env.reset(row).observations[""], *(env.step(row, idle).observations[""] for _ in range(60))]
+    frames = [
+        env.reset(row).observations[""],
+        *(env.step(row, idle).observations[""] for _ in range(60)),
+    ]
     env.close()
     assert all((frame[:, :, 20:70] == frames[1][:, :, 20:70]).all() for frame in frames[1:])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_time_limit_truncates(backend, monkeypatch):
-    assert atari.STEPS * atari.SKIP == 108_000 and find_task("pong").env(None).spec.max_episode_steps == atari.STEPS
+    assert (
+        atari.STEPS * atari.SKIP == 108_000
+        and find_task("pong").env(None).spec.max_episode_steps == atari.STEPS
+    )
     monkeypatch.setattr(atari, "STEPS", 40)
     env = atari.game("breakout", "Breakout", 0.0, None, None, "").make(1, 1, backend)
     row = np.arange(1)
@@ -149,12 +174,16 @@ def test_envpool_plays_the_very_games_of_the_reference(name):
             seen, reward, terminated, _, _ = env.step(actions[t, row])
             if reward != paid or terminated != (ended and t + 1 == len(points)):
                 return False
-        return ended or np.array_equal(seen, frames[-1])  # the frame in which a game ends the reference does not show
+        return ended or np.array_equal(
+            seen, frames[-1]
+        )  # the frame in which a game ends the reference does not show
 
     env.reset(seed=0)
     for row in range(rows):
         tries = 8 if name == "seaquest" else 1  # it begins a frame off or not
-        assert any(agrees(row, idle) for idle in range(1, 31) for _ in range(tries)), f"row {row} agrees with no start"
+        assert any(agrees(row, idle) for idle in range(1, 31) for _ in range(tries)), (
+            f"row {row} agrees with no start"
+        )
         assert games[row][2] or name != "breakout", "whole games, all lives"
     env.close()
 
@@ -188,7 +217,13 @@ def test_random_play_earns_and_lasts_alike_on_both(name):
 
 @pytest.mark.parametrize(
     ("name", "score", "normalised"),
-    [("breakout", 76.9, 267.5), ("qbert", 14012.0, 104.2), ("pong", 19.3, 111.9), ("seaquest", 1129.3, 2.5), ("breakout-sticky", 61.1, 211.1)],
+    [
+        ("breakout", 76.9, 267.5),
+        ("qbert", 14012.0, 104.2),
+        ("pong", 19.3, 111.9),
+        ("seaquest", 1129.3, 2.5),
+        ("breakout-sticky", 61.1, 211.1),
+    ],
 )
 def test_the_normalised_score_is_the_papers(name, score, normalised):
     """Raw and normalised scores of Decision Transformer and CQL, Chen et al. 2021."""
@@ -200,5 +235,9 @@ def test_a_video_shows_the_games_own_colours_at_its_own_pace():
     env.reset(np.arange(1))
     frame = env.frame()
     env.close()
-    assert frame.shape == (210, 160, 3) and frame.dtype == np.uint8 and len(np.unique(frame.reshape(-1, 3), axis=0)) > 3
+    assert (
+        frame.shape == (210, 160, 3)
+        and frame.dtype == np.uint8
+        and len(np.unique(frame.reshape(-1, 3), axis=0)) > 3
+    )
     assert find_task("pong").env(None).metadata["render_fps"] == 15

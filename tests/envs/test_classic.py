@@ -24,7 +24,13 @@ def test_both_engines_take_the_same_step(name):
     task = find_task(name)
     fast, reference = task.make(4, 3), task.env(None)
     leaf = task.signature().actions[""]
-    chance, rows, ended, ends, fastest = np.random.default_rng(1), np.arange(4), np.ones(4, bool), 0, 0.0
+    chance, rows, ended, ends, fastest = (
+        np.random.default_rng(1),
+        np.arange(4),
+        np.ones(4, bool),
+        0,
+        0.0,
+    )
     before = np.zeros((4, *task.signature().observations[""].shape), np.float32)
     for _ in range(600):
         if ended.any():
@@ -46,6 +52,8 @@ def test_both_engines_take_the_same_step(name):
         ends += int(ended.sum())
         fastest = max(fastest, float(np.abs(before[:, -1]).max()))
     assert ends >= (50 if name == "cartpole" else 4)
-    assert name != "pendulum" or fastest == 8, "its speed came to the limit, where engines have differed"
+    assert name != "pendulum" or fastest == 8, (
+        "its speed came to the limit, where engines have differed"
+    )
     fast.close()
     reference.close()

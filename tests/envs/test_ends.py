@@ -26,7 +26,11 @@ class Balance(Policy):
 
 @pytest.mark.parametrize("backend", ["fast", "reference"])
 def test_a_time_limit_does_not_terminate(backend):
-    for name, length, policy in (("pendulum", 200, None), ("cartpole", 500, Balance()), ("mountaincar", 200, None)):
+    for name, length, policy in (
+        ("pendulum", 200, None),
+        ("cartpole", 500, Balance()),
+        ("mountaincar", 200, None),
+    ):
         episodes = played(name, 3, 1, 2, backend, policy).episodes
         assert [(e.length, e.terminated) for e in episodes] == [(length, False)] * 3, name
 
@@ -36,7 +40,9 @@ def test_a_fallen_pole_terminates_and_the_last_observation_shows_it(backend):
     episodes = played("cartpole", 8, 1, 3, backend).episodes
     assert all(e.terminated for e in episodes)
     for e in episodes:
-        out = (np.abs(e.observations[""][:, 0]) > 2.4) | (np.abs(e.observations[""][:, 2]) > 12 * 2 * np.pi / 360)
+        out = (np.abs(e.observations[""][:, 0]) > 2.4) | (
+            np.abs(e.observations[""][:, 2]) > 12 * 2 * np.pi / 360
+        )
         assert out.tolist() == [False] * e.length + [True]
         assert e.total_return == e.length
 
@@ -58,9 +64,15 @@ def test_rows_that_fail_are_discarded_counted_and_told_and_the_others_whole(name
     assert sound == sorted(set(sound))
     assert result.env_steps == sum(e.length for e in result.episodes)
     assert 1 <= len(result.problems) == min(10, result.discarded)
-    says = "RuntimeError: the simulator stopped answering" if name == "toy-broken" else "reward of nan"
+    says = (
+        "RuntimeError: the simulator stopped answering" if name == "toy-broken" else "reward of nan"
+    )
     for sentence in result.problems:
-        assert sentence.startswith(f"an episode of {name} is discarded: ") and says in sentence and "\n" not in sentence
+        assert (
+            sentence.startswith(f"an episode of {name} is discarded: ")
+            and says in sentence
+            and "\n" not in sentence
+        )
     for e in result.episodes:
         assert e.problem() is None and 8 <= e.length <= 12
         assert e.terminated == (e.length % 2 == 0)
@@ -101,7 +113,15 @@ class Sick:
 
 
 @pytest.mark.parametrize("how", ["raise", "nan"])
-@pytest.mark.parametrize(("moment", "which"), [("reset", {1, 2, 6}), ("reset", set(range(1, 13))), ("step", {1, 30, 31}), ("step", {5, 6, 7, 8, 9})])
+@pytest.mark.parametrize(
+    ("moment", "which"),
+    [
+        ("reset", {1, 2, 6}),
+        ("reset", set(range(1, 13))),
+        ("step", {1, 30, 31}),
+        ("step", {5, 6, 7, 8, 9}),
+    ],
+)
 def test_whatever_goes_wrong_whenever_it_does_only_its_episode_is_lost(moment, how, which):
     env = GymnasiumRows(Sick(moment, how, which).make, 3, 1)
     result = rollout(RandomPolicy(env.signature), env, {}, 12, rng(1, "play"), origin("toy-vector"))
@@ -119,6 +139,9 @@ def test_an_environment_that_raises_is_made_anew_with_a_seed_that_repeats():
     a, b = (played("toy-broken", 30, 4, 3) for _ in range(2))
     assert a.discarded == b.discarded > 2
     assert [e.length for e in a.episodes] == [e.length for e in b.episodes]
-    np.testing.assert_array_equal(np.concatenate([e.observations[""] for e in a.episodes]), np.concatenate([e.observations[""] for e in b.episodes]))
+    np.testing.assert_array_equal(
+        np.concatenate([e.observations[""] for e in a.episodes]),
+        np.concatenate([e.observations[""] for e in b.episodes]),
+    )
     starts = {e.observations[""][:4].tobytes() for e in a.episodes}
     assert len(starts) > 10, "and still the episodes differ"

@@ -13,21 +13,38 @@ from bigdm_ray.envs.vector import EnvPoolRows, GymnasiumRows
 from bigdm_ray.training.rollout import RandomPolicy
 
 UNSOUND = ("toy-broken", "toy-nan")
-BOTH = [(name, backend) for name, task in tasks().items() for backend in (("fast", "reference") if task.fast else ("reference",))]
-OTHER_GAMES = [name for name in ATARI if name != "breakout"]  # in the fast part one game stands for all: they share their code
+BOTH = [
+    (name, backend)
+    for name, task in tasks().items()
+    for backend in (("fast", "reference") if task.fast else ("reference",))
+]
+OTHER_GAMES = [
+    name for name in ATARI if name != "breakout"
+]  # in the fast part one game stands for all: they share their code
 
 
 def marked(pairs, slow):
-    return [pytest.param(*pair, marks=pytest.mark.slow if pair[0] in slow else ()) for pair in pairs]
+    return [
+        pytest.param(*pair, marks=pytest.mark.slow if pair[0] in slow else ()) for pair in pairs
+    ]
 
 
 both = pytest.mark.parametrize(("name", "backend"), marked(BOTH, OTHER_GAMES))
-both_but_doom_is_slow = pytest.mark.parametrize(("name", "backend"), marked(BOTH, ["takecover", *OTHER_GAMES]))
+both_but_doom_is_slow = pytest.mark.parametrize(
+    ("name", "backend"), marked(BOTH, ["takecover", *OTHER_GAMES])
+)
 
 
 def random_actions(env, rows, chance):
     policy = RandomPolicy(env.signature)
-    return policy.act({}, {}, np.zeros(rows), {}, np.zeros(rows, bool), chance.random((rows, policy.uniforms), np.float32))[0]
+    return policy.act(
+        {},
+        {},
+        np.zeros(rows),
+        {},
+        np.zeros(rows, bool),
+        chance.random((rows, policy.uniforms), np.float32),
+    )[0]
 
 
 def check_observations(env, observations, rows):
@@ -38,7 +55,9 @@ def check_observations(env, observations, rows):
         assert str(values.dtype) == leaf.dtype, path
         assert np.isfinite(values).all(), path
         if leaf.kind == "discrete":
-            assert (values.reshape(rows, -1) >= 0).all() and (values.reshape(rows, -1) < leaf.choices).all()
+            assert (values.reshape(rows, -1) >= 0).all() and (
+                values.reshape(rows, -1) < leaf.choices
+            ).all()
 
 
 @both
@@ -48,18 +67,29 @@ def test_resets_and_steps_of_any_rows_match_the_signature(name, backend):
     assert env.signature == find_task(name).signature()
     chance = np.random.default_rng(0)
     ended = np.ones(3, bool)
-    for rows in ([0, 1, 2], [1], [0, 2], [2, 0], [0, 1, 2], [1, 2], [0, 1, 2]) * (1 if name in UNSOUND else 4):
+    for rows in ([0, 1, 2], [1], [0, 2], [2, 0], [0, 1, 2], [1, 2], [0, 1, 2]) * (
+        1 if name in UNSOUND else 4
+    ):
         rows = np.array(rows)
         if ended[rows].any():
             again = rows[ended[rows]]
             fresh = env.reset(again)
             check_observations(env, fresh.observations, len(again))
-            assert not fresh.failures and not fresh.rewards.any() and not fresh.terminated.any() and not fresh.truncated.any()
+            assert (
+                not fresh.failures
+                and not fresh.rewards.any()
+                and not fresh.terminated.any()
+                and not fresh.truncated.any()
+            )
             ended[again] = False
         step = env.step(rows, random_actions(env, len(rows), chance))
         check_observations(env, step.observations, len(rows))
         assert step.rewards.shape == step.terminated.shape == step.truncated.shape == (len(rows),)
-        assert step.rewards.dtype == np.float32 and step.terminated.dtype == bool and step.truncated.dtype == bool
+        assert (
+            step.rewards.dtype == np.float32
+            and step.terminated.dtype == bool
+            and step.truncated.dtype == bool
+        )
         if name not in UNSOUND:
             assert np.isfinite(step.rewards).all() and not step.failures
         ended[rows] = step.terminated | step.truncated
@@ -78,7 +108,9 @@ def test_rows_that_are_not_stepped_stay_still(name, backend):
     zero, one = np.array([0]), np.array([1])
     a, b = mixed.reset(np.array([0, 1])), alone.reset(np.array([0, 1]))
     same_arrays(a.observations, b.observations)
-    for k in range(3):  # in `mixed` the rows take turns; in `alone` row 1 takes all its steps before row 0 moves
+    for k in range(
+        3
+    ):  # in `mixed` the rows take turns; in `alone` row 1 takes all its steps before row 0 moves
         mixed_0, mixed_1 = mixed.step(zero, take(k, 0)), mixed.step(one, take(k, 1))
         if k == 0:
             alone_1 = [alone.step(one, take(j, 1)) for j in range(3)]
@@ -99,11 +131,16 @@ def test_the_same_seed_plays_the_same_episodes(name, backend):
         same_episode(a, b)
     if first.episodes and other.episodes:
         assert first.episodes[0].length != other.episodes[0].length or any(
-            not np.array_equal(a, b) for a, b in zip(*(list(p.episodes[0].observations.values()) for p in (first, other)), strict=True)
+            not np.array_equal(a, b)
+            for a, b in zip(
+                *(list(p.episodes[0].observations.values()) for p in (first, other)), strict=True
+            )
         )
 
 
-@pytest.mark.parametrize(("name",), marked([(name,) for name in tasks() if name not in UNSOUND], OTHER_GAMES))
+@pytest.mark.parametrize(
+    ("name",), marked([(name,) for name in tasks() if name not in UNSOUND], OTHER_GAMES)
+)
 def test_the_reference_is_gymnasiums_environment_step_for_step(name):
     """Two episodes of one row, played again in a bare environment: every observation, the last ones included, and every reward."""
     task = find_task(name)
@@ -113,10 +150,14 @@ def test_the_reference_is_gymnasiums_environment_step_for_step(name):
         observation, _ = env.reset(seed=31 if number == 0 else None)
         for t in range(episode.length + 1):
             for path, values in flatten(env.observation_space, observation).items():
-                np.testing.assert_array_equal(episode.observations[path][t], values, err_msg=f"{path} at {t}")
+                np.testing.assert_array_equal(
+                    episode.observations[path][t], values, err_msg=f"{path} at {t}"
+                )
             if t == episode.length:
                 break
-            observation, reward, terminated, truncated, _ = env.step(unflatten(env.action_space, {p: v[t] for p, v in episode.actions.items()}))
+            observation, reward, terminated, truncated, _ = env.step(
+                unflatten(env.action_space, {p: v[t] for p, v in episode.actions.items()})
+            )
             total = reward if task.wrap is None else total + reward
             if task.wrap is None or terminated or truncated:
                 assert episode.rewards[t] == pytest.approx(total, rel=1e-6)
@@ -142,7 +183,15 @@ def test_the_fast_backend_is_another_engine_with_the_same_signature(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["cartpole", "toy-mixed", "lunarlander", "lunarlander-sparse", "breakout-sticky", pytest.param("takecover", marks=pytest.mark.slow)]
+    "name",
+    [
+        "cartpole",
+        "toy-mixed",
+        "lunarlander",
+        "lunarlander-sparse",
+        "breakout-sticky",
+        pytest.param("takecover", marks=pytest.mark.slow),
+    ],
 )
 def test_a_reference_seeded_anew_is_as_if_new(name):
     env, fresh = find_task(name).make(2, 1, "reference"), find_task(name).make(2, 8, "reference")
@@ -159,7 +208,9 @@ def test_a_reference_seeded_anew_is_as_if_new(name):
     fresh.close()
 
 
-@pytest.mark.parametrize("name", ["cartpole", "lunarlander", "takecover", "breakout", "toy-image", "key-to-door"])
+@pytest.mark.parametrize(
+    "name", ["cartpole", "lunarlander", "takecover", "breakout", "toy-image", "key-to-door"]
+)
 def test_videos_show_frames(name):
     env = find_task(name).video_env(1)
     env.reset(np.arange(1))
@@ -169,7 +220,9 @@ def test_videos_show_frames(name):
     env.close()
 
 
-@pytest.mark.parametrize(("name", "backend"), marked([pair for pair in BOTH if pair[1] == "fast"], OTHER_GAMES))
+@pytest.mark.parametrize(
+    ("name", "backend"), marked([pair for pair in BOTH if pair[1] == "fast"], OTHER_GAMES)
+)
 def test_the_fast_backend_warns_of_nothing(name, backend):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

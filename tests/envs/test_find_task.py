@@ -12,7 +12,9 @@ from bigdm_ray.errors import UserError
 
 def test_short_names_are_found_sorted_and_called_what_they_are():
     assert list(tasks()) == sorted(tasks())
-    assert {"lunarlander", "lunarlander-sparse", "takecover", "cartpole", "toy-vector"} <= set(tasks())
+    assert {"lunarlander", "lunarlander-sparse", "takecover", "cartpole", "toy-vector"} <= set(
+        tasks()
+    )
     for name, task in tasks().items():
         assert task.name == name and task.about and find_task(name) is task
 
@@ -77,16 +79,27 @@ def test_what_ones_own_module_raises_is_told(source, says, tmp_path, monkeypatch
     monkeypatch.delitem(sys.modules, "own_and_broken", raising=False)
     with pytest.raises(UserError) as told:
         find_task("own_and_broken:Lost-v0").make(1, 0)
-    assert f"cannot make the environment 'own_and_broken:Lost-v0': {says}" in str(told.value) and "\n" not in str(told.value)
+    assert f"cannot make the environment 'own_and_broken:Lost-v0': {says}" in str(
+        told.value
+    ) and "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize(("module", "env_id", "extra"), [("Box2D", "LunarLander-v3", "box2d"), ("mujoco", "Hopper-v5", "mujoco")])
-def test_a_package_that_gymnasium_misses_is_in_one_of_our_extras(module, env_id, extra, monkeypatch):
-    error = gymnasium.error.DependencyNotInstalled(f"{module} is not installed, run `pip install gymnasium[x]`")
+@pytest.mark.parametrize(
+    ("module", "env_id", "extra"),
+    [("Box2D", "LunarLander-v3", "box2d"), ("mujoco", "Hopper-v5", "mujoco")],
+)
+def test_a_package_that_gymnasium_misses_is_in_one_of_our_extras(
+    module, env_id, extra, monkeypatch
+):
+    error = gymnasium.error.DependencyNotInstalled(
+        f"{module} is not installed, run `pip install gymnasium[x]`"
+    )
     monkeypatch.setattr(gymnasium, "make", lambda *_, **__: (_ for _ in ()).throw(error))
     with pytest.raises(UserError) as told:
         find_task(f"gymnasium:{env_id}").make(1, 0)
-    assert str(told.value).endswith(f"it needs the package {module!r}; install it with: pip install 'bigdm-ray[{extra}]'")
+    assert str(told.value).endswith(
+        f"it needs the package {module!r}; install it with: pip install 'bigdm-ray[{extra}]'"
+    )
 
 
 def test_of_many_known_names_a_few_are_listed():
@@ -112,11 +125,17 @@ def test_ones_own_module_is_imported_and_made(tmp_path, monkeypatch):
 def test_a_missing_package_names_the_extra_that_brings_it():
     task = dataclasses.replace(find_task("takecover"), needs=("no_such_module_at_all",))
     for call in (task.require, lambda: task.make(1, 0), task.signature):
-        with pytest.raises(UserError, match=r"no_such_module_at_all.*pip install 'bigdm-ray\[vizdoom\]'"):
+        with pytest.raises(
+            UserError, match=r"no_such_module_at_all.*pip install 'bigdm-ray\[vizdoom\]'"
+        ):
             call()
 
 
 def test_the_normalised_score_is_0_at_random_and_100_at_the_expert():
     task = dataclasses.replace(find_task("cartpole"), reference_returns=(20.0, 500.0))
-    assert task.normalized_score(20.0) == 0 and task.normalized_score(500.0) == 100 and task.normalized_score(260.0) == 50
+    assert (
+        task.normalized_score(20.0) == 0
+        and task.normalized_score(500.0) == 100
+        and task.normalized_score(260.0) == 50
+    )
     assert dataclasses.replace(task, reference_returns=None).normalized_score(20.0) is None

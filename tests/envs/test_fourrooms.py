@@ -56,9 +56,15 @@ def test_walls_stop_and_doors_let_through(env, begin, action, end):
 
 
 def test_the_goal_pays_1_and_ends_and_so_does_time(env):
-    assert put(env, (0.61, 0.5), (0.5, 0.5), 5).step(np.zeros(2))[1:4] == (0.0, False, False), "not near enough"
+    assert put(env, (0.61, 0.5), (0.5, 0.5), 5).step(np.zeros(2))[1:4] == (0.0, False, False), (
+        "not near enough"
+    )
     assert put(env, (0.59, 0.5), (0.5, 0.5), 5).step(np.zeros(2))[1:4] == (1.0, True, False)
-    assert put(env, (0.59, 0.5), (0.5, 0.5), LENGTH - 1).step(np.zeros(2))[1:4] == (1.0, True, False), "in the last step, too"
+    assert put(env, (0.59, 0.5), (0.5, 0.5), LENGTH - 1).step(np.zeros(2))[1:4] == (
+        1.0,
+        True,
+        False,
+    ), "in the last step, too"
     assert put(env, (0.1, 0.1), (0.5, 0.5), LENGTH - 1).step(np.zeros(2))[1:4] == (0.0, False, True)
 
 
@@ -72,7 +78,11 @@ def test_starts_and_goals_are_everywhere_and_apart(env):
 
 
 def test_the_fast_rows_play_what_the_reference_plays_whichever_rows_move():
-    same_rows("four-rooms", FourRoomsRows, lambda chance, m: chance.uniform(-1.2, 1.2, (m, 2)).astype(np.float32))
+    same_rows(
+        "four-rooms",
+        FourRoomsRows,
+        lambda chance, m: chance.uniform(-1.2, 1.2, (m, 2)).astype(np.float32),
+    )
 
 
 def test_an_action_that_is_not_finite_fails_its_row_on_both_backends():
@@ -80,7 +90,10 @@ def test_an_action_that_is_not_finite_fails_its_row_on_both_backends():
         env = find_task("four-rooms").make(3, 1, backend)
         env.reset(np.arange(3))
         step = env.step(np.arange(3), {"": np.array([[0, 0], [np.nan, 0], [1, 1]], np.float32)})
-        assert list(step.failures) == [1] and "is no action; it is two finite numbers" in step.failures[1]
+        assert (
+            list(step.failures) == [1]
+            and "is no action; it is two finite numbers" in step.failures[1]
+        )
         env.close()
 
 
@@ -89,7 +102,9 @@ def test_a_picture_shows_walls_point_and_goal(env):
     assert picture.shape == (240, 240, 3) and picture.dtype == np.uint8
     blue, orange, wall = picture[60, 60], picture[180, 180], picture[120, 120]
     assert len({tuple(colour.tolist()) for colour in (blue, orange, wall)}) == 3
-    assert picture[60, 120].tolist() == picture[60, 180].tolist() != wall.tolist(), "a door is floor"
+    assert picture[60, 120].tolist() == picture[60, 180].tolist() != wall.tolist(), (
+        "a door is floor"
+    )
     with pytest.raises(NotImplementedError):
         find_task("four-rooms").make(1, 1).frame()
 
@@ -103,9 +118,15 @@ def test_the_outline_and_the_pixels_of_positions_are_those_of_the_picture(env):
         column, row = np.round(task.pixels(np.array(position))).astype(int).clip(0, 239)
         return tuple(picture[row, column].tolist())
 
-    assert at((-0.55, 0.3)) == (44, 110, 190) and at((0.9, 0.9)) == (226, 110, 30) and at((0.5, -0.5)) == (236, 232, 222)
+    assert (
+        at((-0.55, 0.3)) == (44, 110, 190)
+        and at((0.9, 0.9)) == (226, 110, 30)
+        and at((0.5, -0.5)) == (236, 232, 222)
+    )
     walls = [line for line in task.outline if len(line) == 2]
-    assert len(walls) == 6 and sum(abs(b[0] - a[0]) + abs(b[1] - a[1]) for a, b in walls) == pytest.approx(4 - 4 * 0.3)
+    assert len(walls) == 6 and sum(
+        abs(b[0] - a[0]) + abs(b[1] - a[1]) for a, b in walls
+    ) == pytest.approx(4 - 4 * 0.3)
     for line in walls:
         for share in (0.05, 0.5, 0.95):
             assert at(line[0] + share * (np.array(line[1]) - line[0])) == (70, 72, 84)
@@ -117,18 +138,45 @@ def test_random_play_covers_the_map_and_its_success_is_the_score(count=1500):
     episodes = played("four-rooms", count, 1, 300).episodes
     won = np.array([e.total_return for e in episodes])
     assert abs(won.mean() - RANDOM) < 4 * np.sqrt(RANDOM * (1 - RANDOM) / count)
-    assert all(e.terminated == (e.total_return == 1) and (e.length == LENGTH or e.terminated) for e in episodes)
+    assert all(
+        e.terminated == (e.total_return == 1) and (e.length == LENGTH or e.terminated)
+        for e in episodes
+    )
     places = np.concatenate([e.observations["position"] for e in episodes])
     cells = np.histogram2d(*places.T, bins=8, range=[(-1, 1)] * 2)[0] / len(places)
     assert cells.min() > 0.4 / 64
-    rooms = [len(np.unique((e.observations["position"] > 0) @ [1, 2])) for e in episodes if e.length == LENGTH]
+    rooms = [
+        len(np.unique((e.observations["position"] > 0) @ [1, 2]))
+        for e in episodes
+        if e.length == LENGTH
+    ]
     assert np.mean(rooms) > 2
-    assert Score(won, np.array([e.length for e in episodes]), {}).summary(find_task("four-rooms"))["normalized_score"] == pytest.approx(100 * won.mean())
+    assert Score(won, np.array([e.length for e in episodes]), {}).summary(find_task("four-rooms"))[
+        "normalized_score"
+    ] == pytest.approx(100 * won.mean())
 
 
 def test_random_episodes_are_recorded_as_a_dataset(tmp_path):
     from bigdm_ray import data
 
-    assert data.main(["record", "--random", "four-rooms", "--episodes", "30", "--quiet", "--folder", str(tmp_path / "set")]) == 0
+    assert (
+        data.main(
+            [
+                "record",
+                "--random",
+                "four-rooms",
+                "--episodes",
+                "30",
+                "--quiet",
+                "--folder",
+                str(tmp_path / "set"),
+            ]
+        )
+        == 0
+    )
     made = Dataset.open(tmp_path / "set")
-    assert made.task == "four-rooms" and made.episodes == 30 and list(made.signature.observations) == ["goal", "position"]
+    assert (
+        made.task == "four-rooms"
+        and made.episodes == 30
+        and list(made.signature.observations) == ["goal", "position"]
+    )

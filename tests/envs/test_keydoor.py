@@ -8,7 +8,16 @@ from gymnasium.utils.env_checker import check_env
 from making import played, same_rows
 
 from bigdm_ray.envs import find_task
-from bigdm_ray.envs.keydoor import ENTRANCES, KEY_CELLS, LENGTH, MOVES, PHASES, ROOMS, START_CELLS, KeyToDoorRows
+from bigdm_ray.envs.keydoor import (
+    ENTRANCES,
+    KEY_CELLS,
+    LENGTH,
+    MOVES,
+    PHASES,
+    ROOMS,
+    START_CELLS,
+    KeyToDoorRows,
+)
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.training.evaluation import Score
@@ -41,7 +50,9 @@ def put(env, t, player, key=None, carries=False):
 def shown(observation):
     """The 5x5 view as lines of W, K, D and dots."""
     cells = observation.reshape(5, 5, 3)
-    return ["".join("WKD"[int(cell.argmax())] if cell.any() else "." for cell in row) for row in cells]
+    return [
+        "".join("WKD"[int(cell.argmax())] if cell.any() else "." for cell in row) for row in cells
+    ]
 
 
 def test_gymnasium_finds_nothing_wrong_with_it():
@@ -61,23 +72,37 @@ def test_key_and_player_begin_in_their_parts_all_cells_alike(env):
         begins.append((env.key, env.player))
     for cells, found in zip((KEY_CELLS, START_CELLS), zip(*begins, strict=True), strict=True):
         counted = {tuple(cell): sum(one == tuple(cell) for one in found) for cell in cells.tolist()}
-        assert sum(counted.values()) == 4000 and all(abs(count - 400) < 4 * 19 for count in counted.values())
+        assert sum(counted.values()) == 4000 and all(
+            abs(count - 400) < 4 * 19 for count in counted.values()
+        )
     assert len(set(begins)) == 100, "each drawn without regard to the other"
-    assert {row for row, _ in KEY_CELLS.tolist()} == {1, 2} and {row for row, _ in START_CELLS.tolist()} == {4, 5}
+    assert {row for row, _ in KEY_CELLS.tolist()} == {1, 2} and {
+        row for row, _ in START_CELLS.tolist()
+    } == {4, 5}
 
 
 def test_the_view_is_centred_on_the_player(env):
     put(env, 0, (4, 3), (2, 4))
-    assert shown(env.step(LEFT)[0]) == [".W.K.", ".WW..", ".W...", ".W...", ".WWWW"], "a wall ahead: it stays"
+    assert shown(env.step(LEFT)[0]) == [".W.K.", ".WW..", ".W...", ".W...", ".WWWW"], (
+        "a wall ahead: it stays"
+    )
     assert shown(env.step(RIGHT)[0]) == ["W.K..", "WW...", "W....", "W....", "WWWWW"]
     assert shown(env.step(DOWN)[0]) == ["WW...", "W....", "W....", "WWWWW", "....."]
-    assert shown(put(env, 105, (3, 5)).step(LEFT)[0]) == [".WWDW", ".W...", ".W...", ".W...", ".WWWW"]
+    assert shown(put(env, 105, (3, 5)).step(LEFT)[0]) == [
+        ".WWDW",
+        ".W...",
+        ".W...",
+        ".W...",
+        ".WWWW",
+    ]
 
 
 def test_each_phase_lasts_as_long_as_it_should(env):
     rooms = []
     for t in range(LENGTH):
-        rooms.append(int(np.flatnonzero([np.array_equal(env._grid() == 1, room == 1) for room in ROOMS])[0]))
+        rooms.append(
+            int(np.flatnonzero([np.array_equal(env._grid() == 1, room == 1) for room in ROOMS])[0])
+        )
         _, reward, terminated, truncated, _ = env.step(DOWN)
         assert reward == 0 and not truncated and terminated == (t == LENGTH - 1)
         if t + 1 in ENTRANCES:
@@ -90,9 +115,13 @@ def test_the_key_is_picked_up_where_it_lies_and_nowhere_else(env):
     assert "K" in "".join(shown(env.step(UP)[0])) and not env.carries, "beside it"
     observation = env.step(LEFT)[0]
     assert env.carries and "K" not in "".join(shown(observation))
-    assert put(env, 14, (2, 5), (2, 4)).step(LEFT) and env.carries, "in the last step of the phase, too"
+    assert put(env, 14, (2, 5), (2, 4)).step(LEFT) and env.carries, (
+        "in the last step of the phase, too"
+    )
     put(env, 50, (2, 5), (2, 4)).step(LEFT)
-    assert env.player == (2, 4) and not env.carries, "the empty room holds none, not even at the same cell"
+    assert env.player == (2, 4) and not env.carries, (
+        "the empty room holds none, not even at the same cell"
+    )
 
 
 @pytest.mark.parametrize("carries", [True, False])
@@ -109,7 +138,9 @@ def test_the_door_opens_with_the_key_only(env, carries):
 def test_whether_the_key_is_carried_is_never_seen(env):
     for room, t in ((1, 15), (1, 104), (2, 105), (2, 120)):
         for player in zip(*np.nonzero(ROOMS[room] != 1), strict=True):
-            one, other = (put(env, t, player, carries=carries)._observe() for carries in (True, False))
+            one, other = (
+                put(env, t, player, carries=carries)._observe() for carries in (True, False)
+            )
             np.testing.assert_array_equal(one, other)
 
 
@@ -149,7 +180,11 @@ def test_who_fetches_the_key_first_always_earns_1(env):
 
 def test_random_play_succeeds_in_2_81_percent_exactly_computed(env):
     """All states of all 120 steps with their probabilities, moved by the environment's own `step`."""
-    chance = {((key, start), False): 0.01 for key in map(tuple, KEY_CELLS.tolist()) for start in map(tuple, START_CELLS.tolist())}
+    chance = {
+        ((key, start), False): 0.01
+        for key in map(tuple, KEY_CELLS.tolist())
+        for start in map(tuple, START_CELLS.tolist())
+    }
     won = 0.0
     for t in range(LENGTH):
         after = defaultdict(float)
@@ -158,13 +193,19 @@ def test_random_play_succeeds_in_2_81_percent_exactly_computed(env):
                 _, reward, terminated, _, _ = put(env, t, player, key, carries).step(action)
                 won += p / 4 * reward
                 if not terminated:
-                    left = env.key if env.t < 15 and not env.carries else (0, 0)  # where it lay does not matter any more
+                    left = (
+                        env.key if env.t < 15 and not env.carries else (0, 0)
+                    )  # where it lay does not matter any more
                     after[(left, env.player), env.carries] += p / 4
         chance = after
         if t + 1 in (15, 105):
             carried = sum(p for (_, carries), p in chance.items() if carries)
-            assert carried == pytest.approx(0.1028, abs=5e-5) and sum(chance.values()) == pytest.approx(1)
-    assert won == pytest.approx(0.0281, abs=5e-5) and won / carried == pytest.approx(0.2738, abs=5e-5)
+            assert carried == pytest.approx(0.1028, abs=5e-5) and sum(
+                chance.values()
+            ) == pytest.approx(1)
+    assert won == pytest.approx(0.0281, abs=5e-5) and won / carried == pytest.approx(
+        0.2738, abs=5e-5
+    )
 
 
 def test_random_play_succeeds_in_2_81_percent_of_a_sample(count=6000):
@@ -179,7 +220,13 @@ def test_random_play_succeeds_in_2_81_percent_of_a_sample(count=6000):
 
 def test_the_fast_rows_play_what_the_reference_plays_whichever_rows_move():
     upwards = 0.5  # there is more to see
-    same_rows("key-to-door", KeyToDoorRows, lambda chance, m: np.where(chance.random(m) < upwards, UP, chance.integers(0, 4, m)).astype(np.int32))
+    same_rows(
+        "key-to-door",
+        KeyToDoorRows,
+        lambda chance, m: np.where(chance.random(m) < upwards, UP, chance.integers(0, 4, m)).astype(
+            np.int32
+        ),
+    )
 
 
 @pytest.mark.parametrize("action", [-1, 4])
@@ -188,7 +235,10 @@ def test_an_action_that_is_none_fails_its_row_on_both_backends(action):
         env = find_task("key-to-door").make(3, 1, backend)
         env.reset(np.arange(3))
         step = env.step(np.arange(3), {"": np.array([0, action, 3], np.int32)})
-        assert list(step.failures) == [1] and f"ValueError: {action} is no action; they are 0 to 3" in step.failures[1]
+        assert (
+            list(step.failures) == [1]
+            and f"ValueError: {action} is no action; they are 0 to 3" in step.failures[1]
+        )
         env.close()
 
 
@@ -204,18 +254,40 @@ def test_a_video_shows_the_room_and_who_carries_the_key(env):
 
 def test_the_normalised_score_is_the_success_rate_in_percent():
     task = find_task("key-to-door")
-    summary = Score(np.array([1.0, 0.0, 0.0, 1.0]), np.array([110, 120, 120, 108]), {}).summary(task)
-    assert summary["return_mean"] == 0.5 and summary["normalized_score"] == 50.0 and task.max_return == 1.0
+    summary = Score(np.array([1.0, 0.0, 0.0, 1.0]), np.array([110, 120, 120, 108]), {}).summary(
+        task
+    )
+    assert (
+        summary["return_mean"] == 0.5
+        and summary["normalized_score"] == 50.0
+        and task.max_return == 1.0
+    )
 
 
 def test_random_episodes_are_recorded_as_a_dataset(tmp_path, capsys):
     from bigdm_ray import data
 
-    asked = ["record", "--random", "key-to-door", "--episodes", "200", "--seed", "1", "--quiet", "--folder", str(tmp_path / "set")]
+    asked = [
+        "record",
+        "--random",
+        "key-to-door",
+        "--episodes",
+        "200",
+        "--seed",
+        "1",
+        "--quiet",
+        "--folder",
+        str(tmp_path / "set"),
+    ]
     assert data.main(asked) == 0
     made = Dataset.open(tmp_path / "set")
-    assert made.task == "key-to-door" and made.episodes == 200 and made.content_hash() == made.sha256
-    assert 0 < made.return_mean < 0.1 and f"normalised score  {100 * made.return_mean:.1f}" in capsys.readouterr().out
+    assert (
+        made.task == "key-to-door" and made.episodes == 200 and made.content_hash() == made.sha256
+    )
+    assert (
+        0 < made.return_mean < 0.1
+        and f"normalised score  {100 * made.return_mean:.1f}" in capsys.readouterr().out
+    )
     actions = np.concatenate([e.actions[""] for e in made.stream()])
     np.testing.assert_allclose(np.bincount(actions) / len(actions), 0.25, atol=0.01)
     with pytest.raises(UserError, match="exists already"):

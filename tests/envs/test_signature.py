@@ -20,13 +20,31 @@ plain = st.one_of(
     st.builds(lambda shape: spaces.Box(0, 1, shape, bool), shapes),
     st.builds(lambda shape: spaces.Box(-np.inf, np.inf, shape, np.float64), st.just((0,))),
     st.builds(lambda shape: spaces.Box(-5, 9, shape, np.int64), shapes),
-    st.builds(lambda h, w: spaces.Box(0, 255, (h, w), np.uint8), st.integers(2, 9), st.integers(2, 9)),
-    st.builds(lambda h, w, c: spaces.Box(0, 255, (h, w, c), np.uint8), st.integers(5, 9), st.integers(5, 9), st.sampled_from([1, 3, 4])),
-    st.builds(lambda h, w, c: spaces.Box(0, 255, (c, h, w), np.uint8), st.integers(5, 9), st.integers(5, 9), st.sampled_from([1, 2, 3])),
+    st.builds(
+        lambda h, w: spaces.Box(0, 255, (h, w), np.uint8), st.integers(2, 9), st.integers(2, 9)
+    ),
+    st.builds(
+        lambda h, w, c: spaces.Box(0, 255, (h, w, c), np.uint8),
+        st.integers(5, 9),
+        st.integers(5, 9),
+        st.sampled_from([1, 3, 4]),
+    ),
+    st.builds(
+        lambda h, w, c: spaces.Box(0, 255, (c, h, w), np.uint8),
+        st.integers(5, 9),
+        st.integers(5, 9),
+        st.sampled_from([1, 2, 3]),
+    ),
     st.builds(lambda n, start: spaces.Discrete(n, start=start), numbers, st.integers(-3, 7)),
     st.builds(lambda n: spaces.MultiDiscrete(n), st.lists(numbers, min_size=1, max_size=3)),
-    st.builds(lambda n: spaces.MultiDiscrete(n, start=np.arange(len(n)) - 1), st.lists(numbers, min_size=1, max_size=3)),
-    st.builds(lambda n: spaces.MultiDiscrete(np.array(n).reshape(2, 2)), st.lists(numbers, min_size=4, max_size=4)),
+    st.builds(
+        lambda n: spaces.MultiDiscrete(n, start=np.arange(len(n)) - 1),
+        st.lists(numbers, min_size=1, max_size=3),
+    ),
+    st.builds(
+        lambda n: spaces.MultiDiscrete(np.array(n).reshape(2, 2)),
+        st.lists(numbers, min_size=4, max_size=4),
+    ),
     st.builds(lambda n: spaces.MultiBinary(n), st.one_of(numbers, st.just([2, 3]))),
     st.builds(lambda n: spaces.Text(n, charset="ab é漢🙂"), st.integers(1, 6)),
 )
@@ -43,9 +61,13 @@ nested = st.recursive(
 
 def equal(space, a, b):
     if isinstance(space, spaces.Dict):
-        return a.keys() == b.keys() and all(equal(child, a[k], b[k]) for k, child in space.spaces.items())
+        return a.keys() == b.keys() and all(
+            equal(child, a[k], b[k]) for k, child in space.spaces.items()
+        )
     if isinstance(space, spaces.Tuple):
-        return len(a) == len(b) and all(equal(child, x, y) for child, x, y in zip(space.spaces, a, b, strict=True))
+        return len(a) == len(b) and all(
+            equal(child, x, y) for child, x, y in zip(space.spaces, a, b, strict=True)
+        )
     if isinstance(space, spaces.Text):
         return a == b
     return np.array_equal(a, b) and np.shape(a) == np.shape(b)
@@ -72,11 +94,15 @@ def test_flat_arrays_are_what_the_leaves_say(space, seed):
         assert str(arrays[path].dtype) == leaf.dtype, path
         if leaf.kind == "discrete":
             assert len(leaf.choices) == leaf.size
-            assert (arrays[path].reshape(-1) >= 0).all() and (arrays[path].reshape(-1) < leaf.choices).all()
+            assert (arrays[path].reshape(-1) >= 0).all() and (
+                arrays[path].reshape(-1) < leaf.choices
+            ).all()
         if leaf.kind == "image":
             assert len(leaf.shape) == 3
         if leaf.low is not None:
-            assert (arrays[path].reshape(-1) >= leaf.low).all() and (arrays[path].reshape(-1) <= leaf.high).all()
+            assert (arrays[path].reshape(-1) >= leaf.low).all() and (
+                arrays[path].reshape(-1) <= leaf.high
+            ).all()
 
 
 @given(nested, nested)
@@ -104,8 +130,17 @@ def test_an_observation_of_python_numbers_takes_the_dtype_of_its_leaf():
 
 
 def test_the_paths_are_the_names_joined():
-    space = spaces.Dict({"b": spaces.Tuple((spaces.Discrete(2), spaces.Discrete(3))), "a": spaces.Dict({"x": spaces.Discrete(4)})})
-    assert {path: leaf.choices for path, leaf in leaves(space).items()} == {"a/x": (4,), "b/0": (2,), "b/1": (3,)}
+    space = spaces.Dict(
+        {
+            "b": spaces.Tuple((spaces.Discrete(2), spaces.Discrete(3))),
+            "a": spaces.Dict({"x": spaces.Discrete(4)}),
+        }
+    )
+    assert {path: leaf.choices for path, leaf in leaves(space).items()} == {
+        "a/x": (4,),
+        "b/0": (2,),
+        "b/1": (3,),
+    }
 
 
 def test_a_space_without_a_flat_form_is_a_users_mistake():

@@ -58,7 +58,9 @@ def test_doom_leaves_nothing_where_it_is_started(tmp_path, monkeypatch):
     assert (tmp_path / "_vizdoom.ini").stat().st_size < 100
     monkeypatch.chdir("/")
     env = find_task("takecover").make(1, 1)
-    np.testing.assert_array_equal(first, env.reset(np.arange(1)).observations[""])  # nor does it read what stands there
+    np.testing.assert_array_equal(
+        first, env.reset(np.arange(1)).observations[""]
+    )  # nor does it read what stands there
     env.close()
 
 
@@ -112,7 +114,9 @@ def test_where_engines_cannot_be_leashed_they_are_started_as_they_are(tmp_path, 
     assert leashed(engine, tmp_path) == engine
 
 
-@pytest.mark.parametrize(("found", "works"), [(None, False), ("/bin/false", False), ("/bin/true", True)])
+@pytest.mark.parametrize(
+    ("found", "works"), [(None, False), ("/bin/false", False), ("/bin/true", True)]
+)
 def test_a_setpriv_that_does_not_know_the_flag_is_none(monkeypatch, found, works):
     monkeypatch.setattr("shutil.which", lambda _: found)
     assert setpriv.__wrapped__() == (found if works else None)

@@ -17,7 +17,9 @@ from bigdm_ray.formats.dataset import Writer
 from bigdm_ray.formats.importing import import_dataset
 
 
-def dataset(folder, task="toy-continuous", count=6, seed=1, episodes=None, source="made up", versions=None):
+def dataset(
+    folder, task="toy-continuous", count=6, seed=1, episodes=None, source="made up", versions=None
+):
     """A dataset of a random policy's episodes."""
     writer = Writer(folder, {}, task, find_task(task).signature())
     writer.add(played(task, count, seed).episodes if episodes is None else episodes)
@@ -56,7 +58,9 @@ def grouped(values):
     return list(values) if isinstance(first, str) else np.array(values)
 
 
-def minari_folder(root, task, episodes, data_format="hdf5", jpeg=True, dataset_id="made/up-v0", env=None, **more):
+def minari_folder(
+    root, task, episodes, data_format="hdf5", jpeg=True, dataset_id="made/up-v0", env=None, **more
+):
     """A local Minari dataset, written by Minari itself; its folder."""
     import minari
     from minari.data_collector import EpisodeBuffer
@@ -75,9 +79,22 @@ def minari_folder(root, task, episodes, data_format="hdf5", jpeg=True, dataset_i
         for number, e in enumerate(episodes)
     ]
     with mock.patch.dict(os.environ, {"MINARI_DATASETS_PATH": str(root)}):
-        told = {"author": "nobody", "author_email": "nobody@example.org", "code_permalink": "https://example.org", "algorithm_name": "chance"}
+        told = {
+            "author": "nobody",
+            "author_email": "nobody@example.org",
+            "code_permalink": "https://example.org",
+            "algorithm_name": "chance",
+        }
         minari.create_dataset_from_buffers(
-            dataset_id, buffers, env=env, observation_space=seen, action_space=done, data_format=data_format, jpeg_encoding=jpeg, **told, **more
+            dataset_id,
+            buffers,
+            env=env,
+            observation_space=seen,
+            action_space=done,
+            data_format=data_format,
+            jpeg_encoding=jpeg,
+            **told,
+            **more,
         )
     return Path(root) / dataset_id
 
@@ -99,8 +116,12 @@ def d4rl_file(path, episodes, next_observations=True, timeouts=True, tail=0, **m
         "observations": np.concatenate([e.observations[""][:-1] for e in episodes]),
         "actions": np.concatenate([e.actions[""] for e in episodes]),
         "rewards": np.concatenate([e.rewards for e in episodes]),
-        "terminals": np.concatenate([np.arange(e.length) == (e.length - 1 if e.terminated else -1) for e in episodes]),
-        "timeouts": np.concatenate([np.arange(e.length) == (-1 if e.terminated else e.length - 1) for e in episodes]),
+        "terminals": np.concatenate(
+            [np.arange(e.length) == (e.length - 1 if e.terminated else -1) for e in episodes]
+        ),
+        "timeouts": np.concatenate(
+            [np.arange(e.length) == (-1 if e.terminated else e.length - 1) for e in episodes]
+        ),
         "next_observations": np.concatenate([e.observations[""][1:] for e in episodes]),
     }
     if not next_observations:
@@ -109,7 +130,9 @@ def d4rl_file(path, episodes, next_observations=True, timeouts=True, tail=0, **m
         del columns["timeouts"]
     rows = len(columns["rewards"]) - tail
     with h5py.File(path, "w") as file:
-        for name, values in ({name: values[:rows] for name, values in columns.items()} | more).items():
+        for name, values in (
+            {name: values[:rows] for name, values in columns.items()} | more
+        ).items():
             file.create_dataset(name, data=values, compression="gzip")
     return path
 
@@ -136,7 +159,12 @@ def rows_of(episodes, **more):
 
 def episode_parquet(path, columns, meta=None, row_group_size=4):
     """A Parquet file of these columns."""
-    table = pa.table({name: pa.array(alike(values) if isinstance(values, list) else values) for name, values in columns.items()})
+    table = pa.table(
+        {
+            name: pa.array(alike(values) if isinstance(values, list) else values)
+            for name, values in columns.items()
+        }
+    )
     pq.write_table(table.replace_schema_metadata(meta or {}), path, row_group_size=row_group_size)
     return path
 
@@ -157,7 +185,11 @@ def step_columns(episodes, **more):
         "actions": [row for e in episodes for row in e.actions[""]],
         "rewards": [float(r) for e in episodes for r in e.rewards],
         "new_obs": [row for e in episodes for row in e.observations[""][1:]],
-        "terminateds": [k == e.length - 1 and e.terminated for e in episodes for k in range(e.length)],
-        "truncateds": [k == e.length - 1 and not e.terminated for e in episodes for k in range(e.length)],
+        "terminateds": [
+            k == e.length - 1 and e.terminated for e in episodes for k in range(e.length)
+        ],
+        "truncateds": [
+            k == e.length - 1 and not e.terminated for e in episodes for k in range(e.length)
+        ],
     }
     return {name: values for name, values in (columns | more).items() if values is not None}

@@ -28,7 +28,9 @@ def same(mine, theirs):
 
 
 @pytest.mark.parametrize("block", [1, 7, 20, 10_000])
-def test_with_next_observations_episodes_come_back_as_they_were(tmp_path, episodes, block, monkeypatch):
+def test_with_next_observations_episodes_come_back_as_they_were(
+    tmp_path, episodes, block, monkeypatch
+):
     """Whatever is read at once, and although terminals and timeouts are two arrays."""
     monkeypatch.setattr(d4rl, "BLOCK", block)
     made = imported(d4rl_file(tmp_path / "s.hdf5", episodes), tmp_path / "set", task=TASK)
@@ -38,7 +40,10 @@ def test_with_next_observations_episodes_come_back_as_they_were(tmp_path, episod
 
 
 def test_the_task_of_a_files_name_is_no_id_of_an_environment(tmp_path):
-    made = imported(d4rl_file(tmp_path / "pendulum_made-up-v2.hdf5", played("pendulum", 1).episodes), tmp_path / "set")
+    made = imported(
+        d4rl_file(tmp_path / "pendulum_made-up-v2.hdf5", played("pendulum", 1).episodes),
+        tmp_path / "set",
+    )
     assert made.task == "pendulum" and "environment" not in made.versions
     with pytest.raises(UserError, match="a dataset of another task"):
         imported(tmp_path / "pendulum_made-up-v2.hdf5", tmp_path / "other", task="mountaincar")
@@ -46,13 +51,22 @@ def test_the_task_of_a_files_name_is_no_id_of_an_environment(tmp_path):
 
 def test_without_next_observations_the_end_is_what_is_known(tmp_path, episodes):
     """A terminated episode keeps its last step and repeats its last observation; one that ran into a limit loses its last step."""
-    found = episodes_of(imported(d4rl_file(tmp_path / "s.hdf5", episodes, next_observations=False), tmp_path / "set", task=TASK))
+    found = episodes_of(
+        imported(
+            d4rl_file(tmp_path / "s.hdf5", episodes, next_observations=False),
+            tmp_path / "set",
+            task=TASK,
+        )
+    )
     for mine, theirs in zip(found, episodes, strict=True):
         steps = theirs.length if theirs.terminated else theirs.length - 1
         assert mine.length == steps and mine.terminated == theirs.terminated
         np.testing.assert_array_equal(mine.rewards, theirs.rewards[:steps])
         np.testing.assert_array_equal(mine.actions[""], theirs.actions[""][:steps])
-        np.testing.assert_array_equal(mine.observations[""][: theirs.length], theirs.observations[""][: len(mine.observations[""])][: theirs.length])
+        np.testing.assert_array_equal(
+            mine.observations[""][: theirs.length],
+            theirs.observations[""][: len(mine.observations[""])][: theirs.length],
+        )
         if theirs.terminated:
             np.testing.assert_array_equal(mine.observations[""][-1], theirs.observations[""][-2])
 
@@ -63,9 +77,13 @@ def test_without_timeouts_an_episode_ends_at_the_tasks_limit(tmp_path, block, mo
     monkeypatch.setattr(d4rl, "TIME_LIMIT", 10)
     episodes = [e for e in played(TASK, 80).episodes if e.length == (12 if e.terminated else 9)]
     assert len(episodes) > 4
-    trunc = [dataclasses.replace(cut(e, 10), terminated=False) if e.terminated else e for e in episodes]
+    trunc = [
+        dataclasses.replace(cut(e, 10), terminated=False) if e.terminated else e for e in episodes
+    ]
     joined = [e for e in trunc if e.length == 10][:4]
-    made = imported(d4rl_file(tmp_path / "s.hdf5", joined, timeouts=False), tmp_path / "set", task=TASK)
+    made = imported(
+        d4rl_file(tmp_path / "s.hdf5", joined, timeouts=False), tmp_path / "set", task=TASK
+    )
     assert [e.length for e in episodes_of(made)] == [10] * 4
     assert not any(e.terminated for e in episodes_of(made))
     for mine, theirs in zip(episodes_of(made), joined, strict=True):
@@ -73,13 +91,20 @@ def test_without_timeouts_an_episode_ends_at_the_tasks_limit(tmp_path, block, mo
 
 
 def cut(e, steps):
-    return dataclasses.replace(e, observations={"": e.observations[""][: steps + 1]}, actions={"": e.actions[""][:steps]}, rewards=e.rewards[:steps])
+    return dataclasses.replace(
+        e,
+        observations={"": e.observations[""][: steps + 1]},
+        actions={"": e.actions[""][:steps]},
+        rewards=e.rewards[:steps],
+    )
 
 
 def test_a_terminal_behind_the_limit_ends_the_rest(tmp_path, monkeypatch):
     monkeypatch.setattr(d4rl, "TIME_LIMIT", 5)
     one = next(e for e in played(TASK, 20).episodes if e.terminated and e.length == 12)
-    found = episodes_of(imported(d4rl_file(tmp_path / "s.hdf5", [one], timeouts=False), tmp_path / "set", task=TASK))
+    found = episodes_of(
+        imported(d4rl_file(tmp_path / "s.hdf5", [one], timeouts=False), tmp_path / "set", task=TASK)
+    )
     assert [(e.length, e.terminated) for e in found] == [(5, False), (5, False), (2, True)]
 
 
@@ -95,7 +120,13 @@ def test_rows_after_the_last_end_are_a_truncated_episode(tmp_path, episodes, kno
 def test_both_flags_are_a_termination(tmp_path, episodes):
     one = next(e for e in episodes if e.terminated)
     flags = np.arange(one.length) == one.length - 1
-    found = episodes_of(imported(d4rl_file(tmp_path / "s.hdf5", [one], timeouts=True, terminals=flags), tmp_path / "set", task=TASK))
+    found = episodes_of(
+        imported(
+            d4rl_file(tmp_path / "s.hdf5", [one], timeouts=True, terminals=flags),
+            tmp_path / "set",
+            task=TASK,
+        )
+    )
     assert found[0].terminated
     with h5py.File(tmp_path / "s.hdf5", "a") as file:
         file["timeouts"][-1] = True
@@ -105,7 +136,9 @@ def test_both_flags_are_a_termination(tmp_path, episodes):
 def test_an_interrupted_import_skips_what_is_there(tmp_path, episodes):
     from bigdm_ray.envs import find_task
 
-    reader = d4rl.FORMAT.open(str(d4rl_file(tmp_path / "s.hdf5", episodes, next_observations=False)))
+    reader = d4rl.FORMAT.open(
+        str(d4rl_file(tmp_path / "s.hdf5", episodes, next_observations=False))
+    )
     signature = find_task(TASK).signature()
     whole = list(reader.episodes(TASK, signature))
     for skip in (0, 1, 5, 12, 13):
@@ -115,7 +148,9 @@ def test_an_interrupted_import_skips_what_is_there(tmp_path, episodes):
             same(mine, theirs)
 
 
-@pytest.mark.parametrize("name", ["cartpole_medium-v2.hdf5", "cartpole-medium-v2.hdf5", "CartPole.h5"])
+@pytest.mark.parametrize(
+    "name", ["cartpole_medium-v2.hdf5", "cartpole-medium-v2.hdf5", "CartPole.h5"]
+)
 def test_the_files_name_tells_the_task(tmp_path, name):
     episodes = played("cartpole", 4).episodes
     made = import_dataset([str(d4rl_file(tmp_path / name, episodes))], tmp_path / "set")
@@ -123,7 +158,9 @@ def test_the_files_name_tells_the_task(tmp_path, name):
     for mine, theirs in zip(episodes_of(made), episodes, strict=True):
         same(mine, theirs)
     other = import_dataset([str(tmp_path / name)], tmp_path / "v0", "gymnasium:CartPole-v0")
-    assert other.task == "gymnasium:CartPole-v0", "another version of the same body is no other task"
+    assert other.task == "gymnasium:CartPole-v0", (
+        "another version of the same body is no other task"
+    )
 
 
 def test_a_task_of_dicts_is_refused(tmp_path, episodes):

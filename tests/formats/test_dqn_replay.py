@@ -22,12 +22,16 @@ def episode(number, length):
     frames[:, 0, 0] = number
     terminal = np.zeros(length, np.uint8)
     terminal[-1] = 1
-    return {"observation": frames, "action": chance.integers(0, 3, length).astype(np.int32), "reward": chance.normal(size=length).astype(np.float32)} | {
-        "terminal": terminal
-    }
+    return {
+        "observation": frames,
+        "action": chance.integers(0, 3, length).astype(np.int32),
+        "reward": chance.normal(size=length).astype(np.float32),
+    } | {"terminal": terminal}
 
 
-PAD = {name: np.zeros((3, *values.shape[1:]), values.dtype) for name, values in episode(1, 1).items()}
+PAD = {
+    name: np.zeros((3, *values.shape[1:]), values.dtype) for name, values in episode(1, 1).items()
+}
 
 
 def joined(parts):
@@ -35,7 +39,11 @@ def joined(parts):
 
 
 def padded(numbers, lengths):
-    return [part for number, length in zip(numbers, lengths, strict=True) for part in (PAD, episode(number, length))]
+    return [
+        part
+        for number, length in zip(numbers, lengths, strict=True)
+        for part in (PAD, episode(number, length))
+    ]
 
 
 def zipped(values):
@@ -77,9 +85,17 @@ def test_episodes_come_back_without_their_padding(tmp_path, block, monkeypatch):
 
 def test_only_whole_episodes_are_taken_and_numbers_go_by_their_value(tmp_path):
     torn = {name: values[2:] for name, values in episode(9, 6).items()}
-    log(tmp_path / "logs", 10, joined([torn, *padded((4, 5), (3, 3)), PAD, {name: v[:2] for name, v in episode(8, 6).items()}]))
+    log(
+        tmp_path / "logs",
+        10,
+        joined(
+            [torn, *padded((4, 5), (3, 3)), PAD, {name: v[:2] for name, v in episode(8, 6).items()}]
+        ),
+    )
     log(tmp_path / "logs", 2, joined(padded((2, 3), (5, 2))))
-    log(tmp_path / "logs", 0, joined([episode(1, 3)]))  # without padding, as other software writes it
+    log(
+        tmp_path / "logs", 0, joined([episode(1, 3)])
+    )  # without padding, as other software writes it
     assert numbers(taken(tmp_path / "logs", tmp_path / "set")) == [1, 2, 3, 4, 5]
     one = tmp_path / "logs" / "$store$_observation_ckpt.10.gz"
     assert numbers(taken(one, tmp_path / "one")) == [4, 5]
@@ -88,7 +104,9 @@ def test_only_whole_episodes_are_taken_and_numbers_go_by_their_value(tmp_path):
 
 def test_a_row_of_the_round_before_is_no_step(tmp_path):
     stale = episode(7, 1)
-    rows = joined([*padded((1,), (4,)), PAD, {name: v[:5] for name, v in episode(2, 9).items()}, stale])
+    rows = joined(
+        [*padded((1,), (4,)), PAD, {name: v[:5] for name, v in episode(2, 9).items()}, stale]
+    )
     full = len(rows["reward"])
     assert numbers(taken(log(tmp_path / "told", 0, rows, full - 1), tmp_path / "a")) == [1]
     assert numbers(taken(log(tmp_path / "not-told", 0, rows), tmp_path / "b")) == [1, 2]
@@ -96,7 +114,9 @@ def test_a_row_of_the_round_before_is_no_step(tmp_path):
 
 
 def test_an_import_goes_on_after_the_episodes_that_it_has(tmp_path):
-    reader = dqn_replay.FORMAT.open(str(log(tmp_path / "logs", 0, joined(padded((1, 2, 3), (4, 1, 9))))))
+    reader = dqn_replay.FORMAT.open(
+        str(log(tmp_path / "logs", 0, joined(padded((1, 2, 3), (4, 1, 9)))))
+    )
     left = list(reader.episodes(TASK, find_task(TASK).signature(), skip=2))
     assert [e.id.number for e in left] == [2] and left[0].observations[""][0, 0, 0] == 3
 
@@ -112,7 +132,9 @@ def test_the_game_is_taken_from_the_path(tmp_path):
     nested = log(tmp_path / "ant" / "Pong" / "Qbert" / "1", 0, joined([episode(1, 3)]))
     assert dqn_replay.FORMAT.open(str(nested)).said.likely == "qbert", "the nearest folder tells"
     nested = log(tmp_path / "hopper" / "logs", 0, joined([episode(1, 3)]))
-    assert dqn_replay.FORMAT.open(str(nested)).said.likely == "", "a folder of another suite tells nothing"
+    assert dqn_replay.FORMAT.open(str(nested)).said.likely == "", (
+        "a folder of another suite tells nothing"
+    )
 
 
 def spoilt(folder, name, data):
@@ -121,7 +143,9 @@ def spoilt(folder, name, data):
 
 def header(shape, descr="|u1", fortran=False):
     raw = io.BytesIO()
-    np.lib.format.write_array_header_1_0(raw, {"descr": descr, "fortran_order": fortran, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        raw, {"descr": descr, "fortran_order": fortran, "shape": shape}
+    )
     return gzip.compress(raw.getvalue())
 
 
@@ -133,16 +157,44 @@ HOSTILE = {
     "no gzip": ("action", b"hello, this is text", "is not a gzipped array"),
     "no array": ("reward", gzip.compress(b"hello, this is text"), "is not a gzipped array"),
     "fewer rows than claimed": ("reward", header((16,), "<f4"), "breaks off before the 16 rows"),
-    "more rows than claimed": ("reward", gzip.compress(gzip.decompress(zipped(ROWS["reward"])) + b"more"), "goes on after the 16 rows"),
-    "unequal lengths": ("action", zipped(ROWS["action"][:-1]), "has 15 rows where $store$_reward_ckpt.0.gz has 16"),
+    "more rows than claimed": (
+        "reward",
+        gzip.compress(gzip.decompress(zipped(ROWS["reward"])) + b"more"),
+        "goes on after the 16 rows",
+    ),
+    "unequal lengths": (
+        "action",
+        zipped(ROWS["action"][:-1]),
+        "has 15 rows where $store$_reward_ckpt.0.gz has 16",
+    ),
     "objects": ("reward", zipped(np.array([{}] * 16, object)), "holds objects"),
-    "frames of numbers": ("observation", zipped(ROWS["observation"].astype(np.float32)), "holds float32"),
+    "frames of numbers": (
+        "observation",
+        zipped(ROWS["observation"].astype(np.float32)),
+        "holds float32",
+    ),
     "actions of numbers": ("action", zipped(ROWS["action"].astype(np.float32)), "holds float32"),
-    "flat frames": ("observation", zipped(ROWS["observation"].reshape(16, -1)), "frames [rows, height, width] are expected"),
-    "two rewards a row": ("reward", zipped(np.zeros((16, 2), np.float32)), "one number a row are expected"),
-    "frames of another size": ("observation", zipped(np.zeros((16, 84, 84), np.uint8) + 1), "an entry has the shape [84, 84]"),
+    "flat frames": (
+        "observation",
+        zipped(ROWS["observation"].reshape(16, -1)),
+        "frames [rows, height, width] are expected",
+    ),
+    "two rewards a row": (
+        "reward",
+        zipped(np.zeros((16, 2), np.float32)),
+        "one number a row are expected",
+    ),
+    "frames of another size": (
+        "observation",
+        zipped(np.zeros((16, 84, 84), np.uint8) + 1),
+        "an entry has the shape [84, 84]",
+    ),
     "an action too many": ("action", zipped(ROWS["action"] + 1), "lies outside its space"),
-    "rewards that are no numbers": ("reward", zipped(np.where(np.arange(16) == 5, np.nan, ROWS["reward"])), "is not a finite float32"),
+    "rewards that are no numbers": (
+        "reward",
+        zipped(np.where(np.arange(16) == 5, np.nan, ROWS["reward"])),
+        "is not a finite float32",
+    ),
     "an end that is no flag": ("terminal", zipped(ROWS["terminal"] * 2), "2 is no flag"),
     "huge frames": ("observation", header((16, 1 << 20, 1 << 20)), "which it may not"),
     "negative rows": ("observation", header((-16, 32, 32)), "which it may not"),
@@ -161,7 +213,9 @@ def test_a_hostile_file_is_one_sentence(tmp_path, name, data, told):
     assert not (tmp_path / "set").exists() and not (tmp_path / ".set.importing").exists()
 
 
-def test_a_missing_array_a_false_count_a_link_and_an_endless_episode_are_told(tmp_path, monkeypatch):
+def test_a_missing_array_a_false_count_a_link_and_an_endless_episode_are_told(
+    tmp_path, monkeypatch
+):
     folder = log(tmp_path / "logs", 0, ROWS)
     (folder / "$store$_reward_ckpt.0.gz").unlink()
     with pytest.raises(UserError, match="its rewards are missing"):
@@ -176,9 +230,14 @@ def test_a_missing_array_a_false_count_a_link_and_an_endless_episode_are_told(tm
     monkeypatch.setattr(dqn_replay, "MAX_EPISODE_BYTES", 5000)
     monkeypatch.setattr(dqn_replay, "BLOCK", 2)
     with pytest.raises(UserError, match="an episode does not end within"):
-        taken(log(tmp_path / "endless", 0, ROWS | {"terminal": ROWS["terminal"] * 0}), tmp_path / "set")
+        taken(
+            log(tmp_path / "endless", 0, ROWS | {"terminal": ROWS["terminal"] * 0}),
+            tmp_path / "set",
+        )
 
 
 def test_another_kind_of_task_is_refused(tmp_path):
-    with pytest.raises(UserError, match="it holds frames of a game, but toy-vector shows something else"):
+    with pytest.raises(
+        UserError, match="it holds frames of a game, but toy-vector shows something else"
+    ):
         taken(log(tmp_path / "logs", 0, ROWS), tmp_path / "set", task="toy-vector")

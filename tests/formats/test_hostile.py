@@ -10,7 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from making import played
-from sources import d4rl_file, dataset, edited, episode_parquet, minari_folder, rows_of, step_columns
+from sources import (
+    d4rl_file,
+    dataset,
+    edited,
+    episode_parquet,
+    minari_folder,
+    rows_of,
+    step_columns,
+)
 
 from bigdm_ray import data
 from bigdm_ray.envs import find_task
@@ -47,11 +55,21 @@ def spoilt(episodes, what, path="", at=(2, 1), value=np.nan):
     if what == "rewards":
         changed = episodes[BAD].rewards.astype(np.float64).copy()
         changed[at[0]] = value
-        return [*episodes[:BAD], dataclasses.replace(episodes[BAD], rewards=changed), *episodes[BAD + 1 :]]
+        return [
+            *episodes[:BAD],
+            dataclasses.replace(episodes[BAD], rewards=changed),
+            *episodes[BAD + 1 :],
+        ]
     arrays = getattr(episodes[BAD], what)
-    changed = arrays[path].astype(np.float64 if isinstance(value, float) else arrays[path].dtype).copy()
+    changed = (
+        arrays[path].astype(np.float64 if isinstance(value, float) else arrays[path].dtype).copy()
+    )
     changed[at] = value
-    return [*episodes[:BAD], dataclasses.replace(episodes[BAD], **{what: arrays | {path: changed}}), *episodes[BAD + 1 :]]
+    return [
+        *episodes[:BAD],
+        dataclasses.replace(episodes[BAD], **{what: arrays | {path: changed}}),
+        *episodes[BAD + 1 :],
+    ]
 
 
 def written(kind, tmp_path, episodes, task=TASK):
@@ -67,13 +85,19 @@ def written(kind, tmp_path, episodes, task=TASK):
 
 def exact_minari(tmp_path, episodes, data_format, task):
     """Minari writes what it is told in the space's dtype; the spoilt numbers are put in afterwards."""
-    sound = [dataclasses.replace(e, rewards=np.nan_to_num(e.rewards)) for e in played(task, 6).episodes]
+    sound = [
+        dataclasses.replace(e, rewards=np.nan_to_num(e.rewards)) for e in played(task, 6).episodes
+    ]
     folder = minari_folder(tmp_path / "minari", task, sound, data_format)
     if data_format == "hdf5":
         with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
             for number, e in enumerate(episodes):
                 group = file[f"episode_{number}"]
-                for name, values in (("observations", e.observations[""]), ("actions", e.actions[""]), ("rewards", e.rewards)):
+                for name, values in (
+                    ("observations", e.observations[""]),
+                    ("actions", e.actions[""]),
+                    ("rewards", e.rewards),
+                ):
                     del group[name]
                     group[name] = values
         return folder
@@ -107,9 +131,18 @@ KINDS = ["parquet", "d4rl", "steps", "minari-hdf5", "minari-parquet"]
         ("rewards", -np.inf, ("step 2", "-inf", "not a finite")),
     ],
 )
-def test_numbers_that_are_not_finite_or_outside_their_space(tmp_path, episodes, kind, what, value, words):
+def test_numbers_that_are_not_finite_or_outside_their_space(
+    tmp_path, episodes, kind, what, value, words
+):
     source = written(kind, tmp_path, spoilt(episodes, what, value=value))
-    refused(source, tmp_path / "set", f"episode {BAD}", f"field '{what}'", *words, source.name.partition(".")[0])
+    refused(
+        source,
+        tmp_path / "set",
+        f"episode {BAD}",
+        f"field '{what}'",
+        *words,
+        source.name.partition(".")[0],
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -122,14 +155,27 @@ def test_rounding_at_the_bound_is_put_on_the_bound(tmp_path, episodes, kind):
 @pytest.mark.parametrize(("value", "shown"), [(3, "3"), (-1, "-1"), (200, "200")])
 def test_a_discrete_action_outside_its_space(tmp_path, value, shown):
     episodes = played("toy-vector", 6).episodes
-    source = episode_parquet(tmp_path / "s.parquet", rows_of(spoilt(episodes, "actions", at=2, value=value)))
-    refused(source, tmp_path / "set", "s.parquet, episode 3", "field 'actions'", f"step 2: {shown} lies outside its space [0, 2]", task="toy-vector")
+    source = episode_parquet(
+        tmp_path / "s.parquet", rows_of(spoilt(episodes, "actions", at=2, value=value))
+    )
+    refused(
+        source,
+        tmp_path / "set",
+        "s.parquet, episode 3",
+        "field 'actions'",
+        f"step 2: {shown} lies outside its space [0, 2]",
+        task="toy-vector",
+    )
 
 
 def test_a_discrete_action_that_is_no_whole_number(tmp_path):
     episodes = played("toy-vector", 6).episodes
-    source = episode_parquet(tmp_path / "s.parquet", rows_of(spoilt(episodes, "actions", at=2, value=0.5)))
-    refused(source, tmp_path / "set", "episode 3", "'actions'", "0.5 lies outside", task="toy-vector")
+    source = episode_parquet(
+        tmp_path / "s.parquet", rows_of(spoilt(episodes, "actions", at=2, value=0.5))
+    )
+    refused(
+        source, tmp_path / "set", "episode 3", "'actions'", "0.5 lies outside", task="toy-vector"
+    )
 
 
 # --- lists of unequal length
@@ -148,30 +194,56 @@ def test_lists_of_unequal_length(tmp_path, name, words):
     episodes = [e for e in played(TASK, 60).episodes if e.length == 10][:6]
     columns = rows_of(episodes)
     width = {"observations": 3, "actions": 2}.get(name, 1)
-    columns[name] = [values[: len(values) - width] if k == BAD else values for k, values in enumerate(columns[name])]
-    refused(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", "s.parquet, episode 3", f"field '{name}'", *words)
+    columns[name] = [
+        values[: len(values) - width] if k == BAD else values
+        for k, values in enumerate(columns[name])
+    ]
+    refused(
+        episode_parquet(tmp_path / "s.parquet", columns),
+        tmp_path / "set",
+        "s.parquet, episode 3",
+        f"field '{name}'",
+        *words,
+    )
 
 
 def test_a_length_that_is_another(tmp_path, episodes):
     columns = rows_of(episodes)
     columns["length"][BAD] += 1
-    refused(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", "episode 3", "'length'")
+    refused(
+        episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", "episode 3", "'length'"
+    )
 
 
 def test_arrays_of_unequal_length_in_d4rl(tmp_path, episodes):
     ends = np.cumsum([e.length for e in episodes])
-    source = d4rl_file(tmp_path / "s.hdf5", episodes, actions=np.concatenate([e.actions[""] for e in episodes])[: ends[BAD - 1] + 2])
-    refused(source, tmp_path / "set", "s.hdf5, episode 3", "field 'actions'", f"{ends[BAD - 1] + 2:,} rows", f"{ends[-1]:,} of others")
+    source = d4rl_file(
+        tmp_path / "s.hdf5",
+        episodes,
+        actions=np.concatenate([e.actions[""] for e in episodes])[: ends[BAD - 1] + 2],
+    )
+    refused(
+        source,
+        tmp_path / "set",
+        "s.hdf5, episode 3",
+        "field 'actions'",
+        f"{ends[BAD - 1] + 2:,} rows",
+        f"{ends[-1]:,} of others",
+    )
 
 
-@pytest.mark.parametrize("name", ["observations", "actions", "rewards", "terminations", "truncations"])
+@pytest.mark.parametrize(
+    "name", ["observations", "actions", "rewards", "terminations", "truncations"]
+)
 def test_arrays_of_unequal_length_in_minari(tmp_path, episodes, name):
     folder = minari_folder(tmp_path / "minari", TASK, episodes)
     with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
         values = file[f"episode_{BAD}/{name}"][:-1]
         del file[f"episode_{BAD}/{name}"]
         file[f"episode_{BAD}/{name}"] = values
-    field = "observations" if name == "rewards" else name  # the number of rewards is what the others are held against
+    field = (
+        "observations" if name == "rewards" else name
+    )  # the number of rewards is what the others are held against
     text = refused(folder, tmp_path / "set", "main_data.hdf5, episode 3", "entries where")
     assert f"'{field}'" in text or name == "rewards"
 
@@ -180,13 +252,25 @@ def test_a_step_that_is_missing(tmp_path, episodes):
     columns = step_columns(episodes, t=[k for e in episodes for k in range(e.length)])
     at = sum(e.length for e in episodes[:BAD]) + 4
     columns = {name: values[:at] + values[at + 1 :] for name, values in columns.items()}
-    refused(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", "s.parquet, episode 3", "field 't'", "5 does not follow")
+    refused(
+        episode_parquet(tmp_path / "s.parquet", columns),
+        tmp_path / "set",
+        "s.parquet, episode 3",
+        "field 't'",
+        "5 does not follow",
+    )
 
 
 def test_an_episode_that_comes_back(tmp_path, episodes):
     columns = step_columns([*episodes, episodes[0]])
     columns["eps_id"][-episodes[0].length :] = ["id-1"] * episodes[0].length
-    refused(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", "s.parquet", "'eps_id'", "'id-1' comes back")
+    refused(
+        episode_parquet(tmp_path / "s.parquet", columns),
+        tmp_path / "set",
+        "s.parquet",
+        "'eps_id'",
+        "'id-1' comes back",
+    )
 
 
 # --- the ends
@@ -206,7 +290,13 @@ def test_an_end_in_the_middle(tmp_path, episodes, kind):
     refused(source, tmp_path / "set", "episode 3", f"field '{name}'", "step 4 ends the episode")
 
 
-FLAGS = [("parquet", "terminated"), ("parquet", "truncated"), ("steps", "terminateds"), ("steps", "truncateds"), ("minari-parquet", "truncations")]
+FLAGS = [
+    ("parquet", "terminated"),
+    ("parquet", "truncated"),
+    ("steps", "terminateds"),
+    ("steps", "truncateds"),
+    ("minari-parquet", "truncations"),
+]
 HDF5_FLAGS = [("d4rl", "terminals"), ("d4rl", "timeouts"), ("minari-hdf5", "terminations")]
 
 
@@ -216,7 +306,11 @@ HDF5_FLAGS = [("d4rl", "terminals"), ("d4rl", "timeouts"), ("minari-hdf5", "term
         *(
             (*flag, value, shown)
             for flag in FLAGS + HDF5_FLAGS
-            for value, shown in ((np.nan, "nan is no flag"), (2.0, "2 is no flag"), (0.5, "0.5 is no flag"))
+            for value, shown in (
+                (np.nan, "nan is no flag"),
+                (2.0, "2 is no flag"),
+                (0.5, "0.5 is no flag"),
+            )
         ),
         *((*flag, None, "missing (null)") for flag in FLAGS),
     ],
@@ -255,8 +349,15 @@ def test_a_flag_that_is_none(tmp_path, episodes, kind, name, value, shown):
             table = pq.read_table(path)
             flags = [float(flag or 0) for flag in table[name].to_pylist()]
             flags[-2] = value  # the last row holds the last observation alone
-            pq.write_table(table.set_column(table.schema.get_field_index(name), name, pa.array(flags, pa.float64())), path)
-    refused(source, tmp_path / "set", source.name.partition(".")[0], place, f"field '{name}'", shown)
+            pq.write_table(
+                table.set_column(
+                    table.schema.get_field_index(name), name, pa.array(flags, pa.float64())
+                ),
+                path,
+            )
+    refused(
+        source, tmp_path / "set", source.name.partition(".")[0], place, f"field '{name}'", shown
+    )
 
 
 @pytest.mark.parametrize("name", ["terminated", "truncated"])
@@ -265,7 +366,13 @@ def test_a_flag_of_an_episode_that_is_missing(tmp_path, episodes, name):
     for one in ("terminated", "truncated"):
         columns[one] = [bool(flags[-1]) for flags in columns[one]]
     columns[name][BAD] = None
-    refused(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", "s.parquet, episode 3", f"field '{name}'", "missing (null)")
+    refused(
+        episode_parquet(tmp_path / "s.parquet", columns),
+        tmp_path / "set",
+        "s.parquet, episode 3",
+        f"field '{name}'",
+        "missing (null)",
+    )
 
 
 @pytest.mark.parametrize("name", ["terminals", "timeouts", "rewards"])
@@ -275,7 +382,13 @@ def test_several_numbers_a_row_in_d4rl(tmp_path, episodes, name):
     with h5py.File(source, "a") as file:
         del file[name]
         file[name] = np.zeros((steps, 2))
-    refused(source, tmp_path / "set", "s.hdf5, episode 0", f"field '{name}'", f"one number a row is expected, not an array of shape [{steps}, 2]")
+    refused(
+        source,
+        tmp_path / "set",
+        "s.hdf5, episode 0",
+        f"field '{name}'",
+        f"one number a row is expected, not an array of shape [{steps}, 2]",
+    )
 
 
 # --- rows that do not follow each other
@@ -289,10 +402,17 @@ def rows_read(request, monkeypatch):
 
 @pytest.mark.usefixtures("rows_read")
 @pytest.mark.parametrize(
-    ("value", "words"), [(np.nan, "nan is not a finite number"), (np.inf, "inf is not a finite"), (0.125, "0.125 is not what the next step saw")]
+    ("value", "words"),
+    [
+        (np.nan, "nan is not a finite number"),
+        (np.inf, "inf is not a finite"),
+        (0.125, "0.125 is not what the next step saw"),
+    ],
 )
 @pytest.mark.parametrize("kind", ["d4rl", "steps"])
-def test_what_was_seen_after_a_step_in_the_midst_of_an_episode(tmp_path, episodes, kind, value, words):
+def test_what_was_seen_after_a_step_in_the_midst_of_an_episode(
+    tmp_path, episodes, kind, value, words
+):
     at = sum(e.length for e in episodes[:BAD]) + 2
     if kind == "d4rl":
         source, name = d4rl_file(tmp_path / "s.hdf5", episodes), "next_observations"
@@ -313,41 +433,76 @@ def test_what_was_seen_after_a_step_in_the_midst_of_an_episode(tmp_path, episode
         ("obs", lambda values, at: values[at][:-1], "a row holds"),
         ("eps_id", lambda values, at: None, "missing (null)"),
         ("eps_id", lambda values, at: values[0], "'id-0' comes back"),
-        ("terminateds", lambda values, at: True, "'eps_id': 'id-3' goes on after a row whose flags end the episode"),
+        (
+            "terminateds",
+            lambda values, at: True,
+            "'eps_id': 'id-3' goes on after a row whose flags end the episode",
+        ),
         ("t", lambda values, at: values[at] + 7, "does not follow"),
     ],
 )
 def test_a_row_in_the_midst_of_an_episode_of_steps(tmp_path, episodes, name, change, words):
     """Named is the episode that the row is of, though thousands of rows are read at once."""
     at = sum(e.length for e in episodes[:BAD]) + 2
-    columns = {column: list(values) for column, values in step_columns(episodes, t=counts(episodes)).items()}
+    columns = {
+        column: list(values)
+        for column, values in step_columns(episodes, t=counts(episodes)).items()
+    }
     columns[name][at] = change(columns[name], at)
     place = f"episode {BAD + 1 if words.endswith('comes back') else BAD}"  # another id begins another episode
-    refused(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", "s.parquet, " + place, f"field '{name}'" * (name != "terminateds"), words)
+    refused(
+        episode_parquet(tmp_path / "s.parquet", columns),
+        tmp_path / "set",
+        "s.parquet, " + place,
+        f"field '{name}'" * (name != "terminateds"),
+        words,
+    )
 
 
 @pytest.mark.usefixtures("rows_read")
 def test_a_gap_at_the_change_of_an_id_that_no_flag_announces(tmp_path, episodes):
-    columns = {column: list(values) for column, values in step_columns(episodes, t=counts(episodes)).items()}
+    columns = {
+        column: list(values)
+        for column, values in step_columns(episodes, t=counts(episodes)).items()
+    }
     columns["terminateds"] = columns["truncateds"] = [False] * len(columns["t"])
     start = sum(e.length for e in episodes[:BAD])
-    for name, value, words in (("t", 9, "field 't': 9 does not follow"), ("new_obs", columns["obs"][start], "is not what the next step saw")):
-        changed = columns | {name: [*columns[name][: start + 1], value, *columns[name][start + 2 :]]}
-        refused(episode_parquet(tmp_path / "s.parquet", changed), tmp_path / "set", f"episode {BAD}, field '{name}'", words)
+    for name, value, words in (
+        ("t", 9, "field 't': 9 does not follow"),
+        ("new_obs", columns["obs"][start], "is not what the next step saw"),
+    ):
+        changed = columns | {
+            name: [*columns[name][: start + 1], value, *columns[name][start + 2 :]]
+        }
+        refused(
+            episode_parquet(tmp_path / "s.parquet", changed),
+            tmp_path / "set",
+            f"episode {BAD}, field '{name}'",
+            words,
+        )
 
 
-@pytest.mark.parametrize(("column", "words"), [("eps_id", "field 'eps_id'"), ("terminateds", "field 'terminateds'")])
+@pytest.mark.parametrize(
+    ("column", "words"), [("eps_id", "field 'eps_id'"), ("terminateds", "field 'terminateds'")]
+)
 def test_columns_that_tell_no_ends(tmp_path, episodes, column, words):
     rows = sum(e.length for e in episodes)
     values = pa.nulls(rows) if column == "eps_id" else [[0, 1]] * rows
-    refused(episode_parquet(tmp_path / "s.parquet", step_columns(episodes) | {column: values}), tmp_path / "set", "s.parquet, episode 0", words)
+    refused(
+        episode_parquet(tmp_path / "s.parquet", step_columns(episodes) | {column: values}),
+        tmp_path / "set",
+        "s.parquet, episode 0",
+        words,
+    )
 
 
 def test_files_may_all_have_an_episode_of_the_same_id(tmp_path, episodes):
     (tmp_path / "many").mkdir()
     for number, e in enumerate(episodes):
         episode_parquet(tmp_path / "many" / f"{number}.parquet", step_columns([e], t=counts([e])))
-    assert import_dataset([str(tmp_path / "many")], tmp_path / "set", TASK).episodes == len(episodes)
+    assert import_dataset([str(tmp_path / "many")], tmp_path / "set", TASK).episodes == len(
+        episodes
+    )
 
 
 def test_next_observations_of_another_precision_or_width(tmp_path, episodes):
@@ -358,9 +513,16 @@ def test_next_observations_of_another_precision_or_width(tmp_path, episodes):
             del file["next_observations"]
             file["next_observations"] = values
         if width:
-            refused(source, tmp_path / "narrow", "episode 0, field 'next_observations'", "an entry has the shape [1] where [3] is expected")
+            refused(
+                source,
+                tmp_path / "narrow",
+                "episode 0, field 'next_observations'",
+                "an entry has the shape [1] where [3] is expected",
+            )
         else:
-            assert import_dataset([str(source)], tmp_path / f"set-{np.dtype(kind)}", TASK).episodes == len(episodes)
+            assert import_dataset(
+                [str(source)], tmp_path / f"set-{np.dtype(kind)}", TASK
+            ).episodes == len(episodes)
 
 
 def counts(episodes):
@@ -371,10 +533,20 @@ def test_steps_that_do_not_begin_at_the_start(tmp_path, episodes):
     columns = step_columns(episodes, t=counts(episodes))
     start = sum(e.length for e in episodes[:BAD])
     later = {column: values[:start] + values[start + 2 :] for column, values in columns.items()}
-    refused(episode_parquet(tmp_path / "s.parquet", later), tmp_path / "set", f"episode {BAD}", "field 't'", "begins with 2; its first rows are missing")
-    for number, t in enumerate(([t + 1 for t in columns["t"]], list(range(len(columns["t"]))))):  # from one, and through the whole file
+    refused(
+        episode_parquet(tmp_path / "s.parquet", later),
+        tmp_path / "set",
+        f"episode {BAD}",
+        "field 't'",
+        "begins with 2; its first rows are missing",
+    )
+    for number, t in enumerate(
+        ([t + 1 for t in columns["t"]], list(range(len(columns["t"]))))
+    ):  # from one, and through the whole file
         source = episode_parquet(tmp_path / f"{number}.parquet", columns | {"t": t})
-        assert import_dataset([str(source)], tmp_path / f"set-{number}", TASK).episodes == len(episodes)
+        assert import_dataset([str(source)], tmp_path / f"set-{number}", TASK).episodes == len(
+            episodes
+        )
 
 
 # --- columns of another type
@@ -398,30 +570,72 @@ def test_a_scalar_of_another_type(tmp_path, episodes, name, value, words):
     (tmp_path / "many").mkdir()
     more = {"env_id": ["Made-v0"] * 6} if name == "env_id" else {}
     episode_parquet(tmp_path / "many" / "a.parquet", rows_of(episodes, **more))
-    episode_parquet(tmp_path / "many" / "b.parquet", rows_of(episodes, **more) | {name: [value] * 6})
+    episode_parquet(
+        tmp_path / "many" / "b.parquet", rows_of(episodes, **more) | {name: [value] * 6}
+    )
     refused(tmp_path / "many", tmp_path / "set", "b.parquet", f"field '{name}'", words)
 
 
-@pytest.mark.parametrize(("name", "value"), [("eps_id", [1, 2]), ("eps_id", 0.5), ("episode", {"a": 1})])
+@pytest.mark.parametrize(
+    ("name", "value"), [("eps_id", [1, 2]), ("eps_id", 0.5), ("episode", {"a": 1})]
+)
 def test_an_episode_id_of_another_type(tmp_path, episodes, name, value):
     columns = step_columns(episodes, eps_id=None)
-    source = episode_parquet(tmp_path / "s.parquet", columns | {name: [value] * len(columns["rewards"])})
-    refused(source, tmp_path / "set", "s.parquet", f"field '{name}'", "text or a whole number is expected, not ")
+    source = episode_parquet(
+        tmp_path / "s.parquet", columns | {name: [value] * len(columns["rewards"])}
+    )
+    refused(
+        source,
+        tmp_path / "set",
+        "s.parquet",
+        f"field '{name}'",
+        "text or a whole number is expected, not ",
+    )
 
 
 def test_scalars_that_are_all_missing_are_no_mistake(tmp_path, episodes):
-    columns = rows_of(episodes, **dict.fromkeys(("policy", "mode", "sigma", "eps", "stage", "seed", "env_id"), pa.nulls(6)))
-    assert import_dataset([str(episode_parquet(tmp_path / "s.parquet", columns))], tmp_path / "set", TASK).behaviours() == {"": 6}
-    refused(episode_parquet(tmp_path / "s.parquet", columns | {"length": pa.nulls(6)}), tmp_path / "other", "episode 0", "'length'", "it says None")
+    columns = rows_of(
+        episodes,
+        **dict.fromkeys(("policy", "mode", "sigma", "eps", "stage", "seed", "env_id"), pa.nulls(6)),
+    )
+    assert import_dataset(
+        [str(episode_parquet(tmp_path / "s.parquet", columns))], tmp_path / "set", TASK
+    ).behaviours() == {"": 6}
+    refused(
+        episode_parquet(tmp_path / "s.parquet", columns | {"length": pa.nulls(6)}),
+        tmp_path / "other",
+        "episode 0",
+        "'length'",
+        "it says None",
+    )
 
 
 def test_two_columns_of_one_name(tmp_path, episodes):
-    table = pa.table({name: pa.array(list(values) if isinstance(values, list) else values) for name, values in rows_of(episodes).items()})
+    table = pa.table(
+        {
+            name: pa.array(list(values) if isinstance(values, list) else values)
+            for name, values in rows_of(episodes).items()
+        }
+    )
     pq.write_table(table.append_column("seed", table["seed"]), tmp_path / "s.parquet")
-    refused(tmp_path / "s.parquet", tmp_path / "set", "s.parquet", "field 'seed'", "more than one such column")
+    refused(
+        tmp_path / "s.parquet",
+        tmp_path / "set",
+        "s.parquet",
+        "field 'seed'",
+        "more than one such column",
+    )
 
 
-@pytest.mark.parametrize(("error", "stays"), [(TypeError, False), (pa.ArrowInvalid, False), (pa.ArrowNotImplementedError, False), (MemoryError, True)])
+@pytest.mark.parametrize(
+    ("error", "stays"),
+    [
+        (TypeError, False),
+        (pa.ArrowInvalid, False),
+        (pa.ArrowNotImplementedError, False),
+        (MemoryError, True),
+    ],
+)
 def test_values_that_no_check_foresaw_leave_nothing(tmp_path, episodes, monkeypatch, error, stays):
     """What the next try meets again goes; what it may not meet is gone on with."""
 
@@ -430,8 +644,16 @@ def test_values_that_no_check_foresaw_leave_nothing(tmp_path, episodes, monkeypa
 
     monkeypatch.setattr("bigdm_ray.formats.importing.conform", fail)
     with pytest.raises(error if stays else UserError) as caught:
-        import_dataset([str(episode_parquet(tmp_path / "s.parquet", rows_of(episodes)))], tmp_path / "set", TASK)
-    assert stays or f"s.parquet: what it holds cannot be read ({error.__name__}: unforeseen); nothing was imported" in str(caught.value)
+        import_dataset(
+            [str(episode_parquet(tmp_path / "s.parquet", rows_of(episodes)))],
+            tmp_path / "set",
+            TASK,
+        )
+    assert (
+        stays
+        or f"s.parquet: what it holds cannot be read ({error.__name__}: unforeseen); nothing was imported"
+        in str(caught.value)
+    )
     assert (tmp_path / ".set.importing").exists() == stays and not (tmp_path / "set").exists()
 
 
@@ -439,7 +661,10 @@ def test_values_that_no_check_foresaw_leave_nothing(tmp_path, episodes, monkeypa
 
 
 def test_zero_episodes(tmp_path, episodes):
-    empty = {name: pa.array(list(values) if isinstance(values, list) else values)[:0] for name, values in rows_of(episodes).items()}
+    empty = {
+        name: pa.array(list(values) if isinstance(values, list) else values)[:0]
+        for name, values in rows_of(episodes).items()
+    }
     pq.write_table(pa.table(empty), tmp_path / "s.parquet")
     refused(tmp_path / "s.parquet", tmp_path / "set", "s.parquet holds no episodes")
     step = {name: pa.array(values)[:0] for name, values in step_columns(episodes).items()}
@@ -451,22 +676,40 @@ def test_zero_episodes(tmp_path, episodes):
 
 def test_zero_episodes_of_the_second_source(tmp_path, episodes):
     first = episode_parquet(tmp_path / "s.parquet", rows_of(episodes))
-    empty = {name: pa.array(list(values) if isinstance(values, list) else values)[:0] for name, values in rows_of(episodes).items()}
+    empty = {
+        name: pa.array(list(values) if isinstance(values, list) else values)[:0]
+        for name, values in rows_of(episodes).items()
+    }
     pq.write_table(pa.table(empty), tmp_path / "empty.parquet")
-    refused(first, tmp_path / "set", "empty.parquet holds no episodes", several=[str(tmp_path / "empty.parquet")])
+    refused(
+        first,
+        tmp_path / "set",
+        "empty.parquet holds no episodes",
+        several=[str(tmp_path / "empty.parquet")],
+    )
 
 
 def test_an_episode_without_steps(tmp_path, episodes):
     columns = rows_of(episodes)
     for name in ("rewards", "terminated", "truncated", "actions"):
-        columns[name] = [values[:0] if k == BAD else values for k, values in enumerate(columns[name])]
+        columns[name] = [
+            values[:0] if k == BAD else values for k, values in enumerate(columns[name])
+        ]
     columns["length"][BAD] = 0
-    refused(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", "episode 3", "'rewards'", "no steps")
+    refused(
+        episode_parquet(tmp_path / "s.parquet", columns),
+        tmp_path / "set",
+        "episode 3",
+        "'rewards'",
+        "no steps",
+    )
 
 
 def test_an_empty_cell(tmp_path, episodes):
     columns = rows_of(episodes)
-    columns["actions"] = pa.array([None if k == BAD else values for k, values in enumerate(columns["actions"])])
+    columns["actions"] = pa.array(
+        [None if k == BAD else values for k, values in enumerate(columns["actions"])]
+    )
     pq.write_table(pa.table(columns), tmp_path / "s.parquet")
     refused(tmp_path / "s.parquet", tmp_path / "set", "episode 3", "'actions'", "missing (null)")
     columns = rows_of(episodes)
@@ -503,16 +746,28 @@ def test_a_missing_array_in_minari(tmp_path, episodes, name):
 def test_text_where_numbers_are_expected(tmp_path, episodes):
     columns = rows_of(episodes)
     columns["actions"] = [[str(x) for x in values] for values in columns["actions"]]
-    refused(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", "s.parquet", "'actions'", "numbers are expected, not string")
+    refused(
+        episode_parquet(tmp_path / "s.parquet", columns),
+        tmp_path / "set",
+        "s.parquet",
+        "'actions'",
+        "numbers are expected, not string",
+    )
 
 
 def test_a_file_that_decodes_to_much_more_is_decoded_in_small_batches(tmp_path):
     """Constant columns take next to nothing in the file: batches go by what they become."""
-    rows = {"observations": [np.zeros(3000, np.float32)] * 50, "rewards": [np.zeros(1000, np.float32)] * 50}
+    rows = {
+        "observations": [np.zeros(3000, np.float32)] * 50,
+        "rewards": [np.zeros(1000, np.float32)] * 50,
+    }
     path = episode_parquet(tmp_path / "s.parquet", rows, row_group_size=20)
     assert path.stat().st_size < 10_000
     for wanted, most, each in ((16_000 * 10, 1024, 9), (16_000 * 10, 5, 5), (1, 1024, 1)):
-        assert rows_at_once(open_parquet(path), ["observations", "rewards"], [0, 1, 2], wanted, most) == each
+        assert (
+            rows_at_once(open_parquet(path), ["observations", "rewards"], [0, 1, 2], wanted, most)
+            == each
+        )
     assert rows_at_once(open_parquet(path), ["rewards"], [2], 10**9, 1024) == 1024
 
 
@@ -564,7 +819,9 @@ def test_flipped_bytes_end_in_a_sentence_or_in_sound_episodes(tmp_path, episodes
             outcomes.add("sound")
         except UserError as error:
             assert "\n" not in str(error)
-            assert not folder.exists() and not folder.with_name(f".{folder.name}.importing").exists()
+            assert (
+                not folder.exists() and not folder.with_name(f".{folder.name}.importing").exists()
+            )
             outcomes.add("refused")
     assert "refused" in outcomes
 
@@ -574,7 +831,13 @@ def test_flipped_bytes_end_in_a_sentence_or_in_sound_episodes(tmp_path, episodes
 
 def test_a_dataset_of_another_task(tmp_path, episodes):
     source = episode_parquet(tmp_path / "s.parquet", rows_of(episodes, env_id=["Hopper-v5"] * 6))
-    refused(source, tmp_path / "set", "s.parquet is a dataset of another task", "Hopper-v5", "not toy-continuous")
+    refused(
+        source,
+        tmp_path / "set",
+        "s.parquet is a dataset of another task",
+        "Hopper-v5",
+        "not toy-continuous",
+    )
 
 
 def test_a_row_of_another_environment(tmp_path, episodes):
@@ -582,16 +845,31 @@ def test_a_row_of_another_environment(tmp_path, episodes):
     ids[BAD] = "Acrobot-v1"
     carts = played("cartpole", 6).episodes
     source = episode_parquet(tmp_path / "s.parquet", rows_of(carts, env_id=ids))
-    refused(source, tmp_path / "set", "episode 3", "'env_id'", "another task", "Acrobot-v1", "CartPole-v1", task=None)
+    refused(
+        source,
+        tmp_path / "set",
+        "episode 3",
+        "'env_id'",
+        "another task",
+        "Acrobot-v1",
+        "CartPole-v1",
+        task=None,
+    )
 
 
 @pytest.mark.parametrize("to", ["parquet", "steps"])
 def test_a_folder_of_two_tasks_that_look_alike(tmp_path, to):
     """Nothing but the metadata tells them apart: the arrays have the same shapes, and rows that are recorded name no environment."""
     for name, task in (("a", "lunarlander"), ("b", "lunarlander-sparse"), ("c", "lunarlander")):
-        export_dataset(dataset(tmp_path / name, task, 2, seed=ord(name)), to, tmp_path / f"out-{name}")
+        export_dataset(
+            dataset(tmp_path / name, task, 2, seed=ord(name)), to, tmp_path / f"out-{name}"
+        )
     (tmp_path / "out-b" / "b.parquet").rename(tmp_path / "out-a" / "b.parquet")
-    words = ("out-a/b.parquet is a dataset of another task than ", "out-a/a.parquet", "its task is lunarlander-sparse where lunarlander is told first")
+    words = (
+        "out-a/b.parquet is a dataset of another task than ",
+        "out-a/a.parquet",
+        "its task is lunarlander-sparse where lunarlander is told first",
+    )
     refused(tmp_path / "out-a", tmp_path / "set", *words, task=None)
     if to == "parquet":
         (tmp_path / "out-c" / "c.parquet").rename(tmp_path / "out-a" / "b.parquet")
@@ -602,11 +880,27 @@ def test_a_folder_of_two_tasks_that_look_alike(tmp_path, to):
 @pytest.mark.parametrize(
     ("first", "second", "word"),
     [
-        ({"env_id": "CartPole-v1"}, {"env_id": "CartPole-v0"}, "its environment is CartPole-v0 where CartPole-v1 is told first"),
-        ({"env_id": "CartPole-v1"}, {}, "its environment is not told where CartPole-v1 is told first"),
+        (
+            {"env_id": "CartPole-v1"},
+            {"env_id": "CartPole-v0"},
+            "its environment is CartPole-v0 where CartPole-v1 is told first",
+        ),
+        (
+            {"env_id": "CartPole-v1"},
+            {},
+            "its environment is not told where CartPole-v1 is told first",
+        ),
         ({}, {"env_id": "CartPole-v0"}, "its environment is CartPole-v0 where none is told first"),
-        ({"obs_dim": "4", "act_dim": "1", "n_actions": "2"}, {"obs_dim": "4", "act_dim": "1", "n_actions": "3"}, "its actions are discrete of 3 where"),
-        ({"obs_dim": "4", "act_dim": "1", "n_actions": "2"}, {}, "its signature has other types or bounds, or is missing"),
+        (
+            {"obs_dim": "4", "act_dim": "1", "n_actions": "2"},
+            {"obs_dim": "4", "act_dim": "1", "n_actions": "3"},
+            "its actions are discrete of 3 where",
+        ),
+        (
+            {"obs_dim": "4", "act_dim": "1", "n_actions": "2"},
+            {},
+            "its signature has other types or bounds, or is missing",
+        ),
     ],
 )
 def test_a_folder_whose_files_tell_other_things(tmp_path, kind, first, second, word):
@@ -615,17 +909,41 @@ def test_a_folder_whose_files_tell_other_things(tmp_path, kind, first, second, w
     columns = rows_of(carts) if kind == "parquet" else step_columns(carts)
     for name, meta in (("a", first), ("b", second)):
         episode_parquet(tmp_path / "many" / f"{name}.parquet", columns, meta)
-    refused(tmp_path / "many", tmp_path / "set", "b.parquet is a dataset of another task than ", "a.parquet", word, task="cartpole")
+    refused(
+        tmp_path / "many",
+        tmp_path / "set",
+        "b.parquet is a dataset of another task than ",
+        "a.parquet",
+        word,
+        task="cartpole",
+    )
 
 
 def test_a_task_that_pays_otherwise_is_another(tmp_path):
-    source = episode_parquet(tmp_path / "s.parquet", rows_of(played("lunarlander", 2).episodes, env_id=["LunarLander-v3"] * 2))
-    refused(source, tmp_path / "set", "another task", "LunarLander-v3", "not lunarlander-sparse", task="lunarlander-sparse")
+    source = episode_parquet(
+        tmp_path / "s.parquet",
+        rows_of(played("lunarlander", 2).episodes, env_id=["LunarLander-v3"] * 2),
+    )
+    refused(
+        source,
+        tmp_path / "set",
+        "another task",
+        "LunarLander-v3",
+        "not lunarlander-sparse",
+        task="lunarlander-sparse",
+    )
 
 
 def test_arrays_of_another_shape_than_the_task(tmp_path, episodes):
     source = d4rl_file(tmp_path / "s.hdf5", episodes)
-    refused(source, tmp_path / "set", "s.hdf5, episode 0", "'observations'", "[3] where [4]", task="cartpole")
+    refused(
+        source,
+        tmp_path / "set",
+        "s.hdf5, episode 0",
+        "'observations'",
+        "[3] where [4]",
+        task="cartpole",
+    )
 
 
 def test_a_name_that_tells_another_task(tmp_path, episodes):
@@ -634,17 +952,28 @@ def test_a_name_that_tells_another_task(tmp_path, episodes):
 
 
 def test_a_minari_folder_of_another_task(tmp_path):
-    folder = minari_folder(tmp_path / "minari", "cartpole", played("cartpole", 3).episodes, env="CartPole-v1")
+    folder = minari_folder(
+        tmp_path / "minari", "cartpole", played("cartpole", 3).episodes, env="CartPole-v1"
+    )
     refused(folder, tmp_path / "set", "another task", "CartPole-v1", "not toy-continuous")
 
 
 def test_a_minari_folder_whose_spaces_are_not_its_tasks(tmp_path, episodes):
     folder = minari_folder(tmp_path / "minari", TASK, episodes)
-    refused(folder, tmp_path / "set", "another task than cartpole", "observations are tensor [3] where tensor [4]", task="cartpole")
+    refused(
+        folder,
+        tmp_path / "set",
+        "another task than cartpole",
+        "observations are tensor [3] where tensor [4]",
+        task="cartpole",
+    )
 
 
 def test_a_source_that_does_not_say_its_task(tmp_path, episodes):
-    for source in (d4rl_file(tmp_path / "mine.hdf5", episodes), episode_parquet(tmp_path / "s.parquet", rows_of(episodes))):
+    for source in (
+        d4rl_file(tmp_path / "mine.hdf5", episodes),
+        episode_parquet(tmp_path / "s.parquet", rows_of(episodes)),
+    ):
         refused(source, tmp_path / "set", source.name, "--task TASK", task=None)
 
 
@@ -686,7 +1015,11 @@ def test_a_parquet_file_of_a_folder_that_leads_out(tmp_path, episodes):
 @pytest.mark.parametrize("how", ["external link", "soft link", "virtual", "external data"])
 @pytest.mark.parametrize("kind", ["d4rl", "minari"])
 def test_hdf5_that_reads_other_files(tmp_path, episodes, how, kind):
-    source = d4rl_file(tmp_path / "s.hdf5", episodes) if kind == "d4rl" else minari_folder(tmp_path / "minari", TASK, episodes)
+    source = (
+        d4rl_file(tmp_path / "s.hdf5", episodes)
+        if kind == "d4rl"
+        else minari_folder(tmp_path / "minari", TASK, episodes)
+    )
     path = source if kind == "d4rl" else source / "data" / "main_data.hdf5"
     name = "actions" if kind == "d4rl" else f"episode_{BAD}/actions"
     with h5py.File(path, "a") as file:
@@ -709,8 +1042,19 @@ def test_hdf5_that_reads_other_files(tmp_path, episodes, how, kind):
             layout[:] = h5py.VirtualSource(tmp_path / "other.hdf5", "actions", values.shape)
             file.create_virtual_dataset(name, layout)
         else:
-            file.create_dataset(name, values.shape, values.dtype, external=[(tmp_path / "other.raw", 0, values.nbytes)])
-    refused(source, tmp_path / "set", path.name, "actions'", "elsewhere" if "link" in how else "in another file")
+            file.create_dataset(
+                name,
+                values.shape,
+                values.dtype,
+                external=[(tmp_path / "other.raw", 0, values.nbytes)],
+            )
+    refused(
+        source,
+        tmp_path / "set",
+        path.name,
+        "actions'",
+        "elsewhere" if "link" in how else "in another file",
+    )
 
 
 @pytest.mark.parametrize("kind", ["strings", "references", "compound"])
@@ -748,7 +1092,13 @@ def test_metadata_that_names_code_runs_none_of_it(tmp_path, episodes, monkeypatc
     with edited(folder) as meta:
         meta["env_spec"] = json.dumps(spec | {"id": "Trap-v0"})
         meta["bigdm_task"] = "trap:Trap-v0"
-    refused(folder, tmp_path / "set", "the task 'trap:Trap-v0', which is not known here", "--task TASK", task=None)
+    refused(
+        folder,
+        tmp_path / "set",
+        "the task 'trap:Trap-v0', which is not known here",
+        "--task TASK",
+        task=None,
+    )
     with edited(folder) as meta:
         meta["bigdm_task"] = ""
     import_dataset([str(folder)], tmp_path / "set")  # its id is plain; its code is not looked for
@@ -761,8 +1111,16 @@ def test_metadata_that_names_code_runs_none_of_it(tmp_path, episodes, monkeypatc
         ("observation_space", "{", "observation_space"),
         ("observation_space", '{"type": "Box"}', "observation_space"),
         ("observation_space", '{"type": "Evil"}', "'Evil'"),
-        ("observation_space", '{"type": "Box", "shape": [1000000, 1000000], "dtype": "float32", "low": 0, "high": 1}', "no space"),
-        ("observation_space", '{"type": "Box", "shape": [3], "dtype": "object", "low": 0, "high": 1}', "no space"),
+        (
+            "observation_space",
+            '{"type": "Box", "shape": [1000000, 1000000], "dtype": "float32", "low": 0, "high": 1}',
+            "no space",
+        ),
+        (
+            "observation_space",
+            '{"type": "Box", "shape": [3], "dtype": "object", "low": 0, "high": 1}',
+            "no space",
+        ),
         ("action_space", None, "action_space"),
         ("data_format", "pickle", "'pickle'"),
         ("total_episodes", "many", "'total_episodes'"),
@@ -789,7 +1147,16 @@ def test_metadata_that_is_none(tmp_path, episodes, text):
 
 
 @pytest.mark.parametrize(
-    "id", ["minari:../../etc/passwd-v0", "minari:/etc/passwd-v0", "minari:a/../b-v0", "minari:", "minari:x", "minari:a//b-v0", "minari:.."]
+    "id",
+    [
+        "minari:../../etc/passwd-v0",
+        "minari:/etc/passwd-v0",
+        "minari:a/../b-v0",
+        "minari:",
+        "minari:x",
+        "minari:a//b-v0",
+        "minari:..",
+    ],
 )
 def test_an_id_that_is_a_path(tmp_path, id):
     refused(id, tmp_path / "set", "not the id of a Minari dataset")
@@ -806,9 +1173,15 @@ def test_a_broken_signature(tmp_path, episodes):
         spoil(good, "kind", "evil"),
         7,
     ):
-        source = episode_parquet(tmp_path / "s.parquet", rows_of(episodes), {"bigdm": json.dumps(broken)})
+        source = episode_parquet(
+            tmp_path / "s.parquet", rows_of(episodes), {"bigdm": json.dumps(broken)}
+        )
         refused(source, tmp_path / "set", "broken signature")
-    source = episode_parquet(tmp_path / "s.parquet", rows_of(episodes), {"obs_dim": "many", "act_dim": "2", "n_actions": "0"})
+    source = episode_parquet(
+        tmp_path / "s.parquet",
+        rows_of(episodes),
+        {"obs_dim": "many", "act_dim": "2", "n_actions": "0"},
+    )
     refused(source, tmp_path / "set", "obs_dim 'many'")
 
 
@@ -841,22 +1214,40 @@ def test_a_dataset_whose_card_is_broken(tmp_path):
         ("return_max", float("nan")),
         ("return_min", 10**400),
         ("name", "\ud800"),
-        ("signature", {"observations": {"": {"kind": "tensor", "shape": None, "dtype": "float32"}}, "actions": {}}),
-        ("signature", {"observations": {"": {"kind": 5, "shape": [1], "dtype": "float32"}}, "actions": {}}),
+        (
+            "signature",
+            {
+                "observations": {"": {"kind": "tensor", "shape": None, "dtype": "float32"}},
+                "actions": {},
+            },
+        ),
+        (
+            "signature",
+            {"observations": {"": {"kind": 5, "shape": [1], "dtype": "float32"}}, "actions": {}},
+        ),
         ("versions", [1]),
         ("versions", {"numpy": 2}),
     ],
 )
 def test_a_card_with_a_value_that_its_field_cannot_have(field, value, tmp_path, capsys):
     made, other = dataset(tmp_path / "sets" / "own"), dataset(tmp_path / "sets" / "other")
-    (made.folder / "dataset.json").write_text(json.dumps(json.loads((made.folder / "dataset.json").read_text()) | {field: value}))
+    (made.folder / "dataset.json").write_text(
+        json.dumps(json.loads((made.folder / "dataset.json").read_text()) | {field: value})
+    )
     refused(made.folder, tmp_path / "set", "dataset.json is not the card of a dataset", task=None)
-    for command in (["show", str(made.folder)], ["export", str(made.folder), "--to", "parquet", "--folder", str(tmp_path / "sets" / "out")]):
+    for command in (
+        ["show", str(made.folder)],
+        ["export", str(made.folder), "--to", "parquet", "--folder", str(tmp_path / "sets" / "out")],
+    ):
         with pytest.raises(UserError, match="is not the card of a dataset"):
             data.main(command)
     assert data.main(["list", str(tmp_path / "sets")]) == 0
     told = capsys.readouterr()
-    assert str(other.folder) in told.out and str(made.folder) not in told.out and "is not the card of a dataset" in told.err
+    assert (
+        str(other.folder) in told.out
+        and str(made.folder) not in told.out
+        and "is not the card of a dataset" in told.err
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sets"]
 
 
@@ -883,12 +1274,24 @@ def test_a_text_longer_than_its_space(tmp_path):
         words = [value.decode() for value in texts[()]]
         del file["episode_1/observations/mission"]
         file["episode_1/observations/mission"] = [*words[:2], words[2] + "x" * 8, *words[3:]]
-    refused(folder, tmp_path / "set", "episode 1", "step 2", "mission'", "characters where at most 8 are expected", task="toy-mixed")
+    refused(
+        folder,
+        tmp_path / "set",
+        "episode 1",
+        "step 2",
+        "mission'",
+        "characters where at most 8 are expected",
+        task="toy-mixed",
+    )
 
 
 def test_a_seed_that_64_bits_do_not_hold_is_left_out(tmp_path, episodes):
     seeds = np.array([7, 2**63, *range(len(episodes) - 2)], np.uint64)
-    made = import_dataset([str(episode_parquet(tmp_path / "s.parquet", rows_of(episodes, seed=seeds)))], tmp_path / "set", TASK)
+    made = import_dataset(
+        [str(episode_parquet(tmp_path / "s.parquet", rows_of(episodes, seed=seeds)))],
+        tmp_path / "set",
+        TASK,
+    )
     assert [e.seed for e in made.stream()][:3] == [7, 0, 0]
 
 

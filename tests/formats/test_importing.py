@@ -46,14 +46,20 @@ def left(folder):
 
 def test_every_format_is_found_by_being_there():
     assert set(formats()) == {"d4rl", "dataset", "dqn-replay", "minari", "parquet", "steps"}
-    assert {name for name, made in formats().items() if made.writes} == {"minari", "parquet", "steps"}
+    assert {name for name, made in formats().items() if made.writes} == {
+        "minari",
+        "parquet",
+        "steps",
+    }
 
 
 def test_what_is_no_source_is_one_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("no episodes")
     for source in (tmp_path / "nowhere.parquet", tmp_path / "empty", tmp_path / "notes.txt"):
-        with pytest.raises(UserError, match=rf"{source.name} is .*known are: .*D4RL.*Minari.*Parquet"):
+        with pytest.raises(
+            UserError, match=rf"{source.name} is .*known are: .*D4RL.*Minari.*Parquet"
+        ):
             open_source(str(source))
 
 
@@ -67,38 +73,59 @@ def test_the_card_tells_what_came_in(tmp_path, source, episodes):
     assert made.task == TASK and made.signature == find_task(TASK).signature()
     assert made.source == str(source) and made.name == "set"
     assert made.sha256 == made.content_hash()
-    assert sorted(p.name for p in (tmp_path / "set").iterdir()) == ["dataset.json", "episodes-0000000.arrow"]
+    assert sorted(p.name for p in (tmp_path / "set").iterdir()) == [
+        "dataset.json",
+        "episodes-0000000.arrow",
+    ]
     assert left(tmp_path / "set") == []
 
 
-def test_the_store_of_a_dataset_holds_its_episodes_in_their_order(tmp_path, source, episodes, small_shards):
+def test_the_store_of_a_dataset_holds_its_episodes_in_their_order(
+    tmp_path, source, episodes, small_shards
+):
     made = imported(source, tmp_path / "set", task=TASK)
     store = made.store()
     assert len(made.shards()) > 3
-    for number, (mine, theirs) in enumerate(zip(map(store.episode, range(20)), episodes, strict=True)):
+    for number, (mine, theirs) in enumerate(
+        zip(map(store.episode, range(20)), episodes, strict=True)
+    ):
         assert mine.id == (0, -1, number)
         same_arrays(mine.observations, theirs.observations)
         same_arrays(mine.actions, theirs.actions)
 
 
-def test_the_hash_is_that_of_the_episodes_not_of_the_shards(tmp_path, source, episodes, monkeypatch):
+def test_the_hash_is_that_of_the_episodes_not_of_the_shards(
+    tmp_path, source, episodes, monkeypatch
+):
     one = imported(source, tmp_path / "one", task=TASK)
     monkeypatch.setattr(datasets, "SHARD_BYTES", 700)
     many = imported(source, tmp_path / "many", task=TASK)
     assert len(one.shards()) == 1 and len(many.shards()) > 5
     assert one.sha256 == many.sha256
     for name, others in {"order": episodes[::-1], "number": episodes[:-1]}.items():
-        other = imported(episode_parquet(tmp_path / f"{name}.parquet", rows_of(others)), tmp_path / name, task=TASK)
+        other = imported(
+            episode_parquet(tmp_path / f"{name}.parquet", rows_of(others)),
+            tmp_path / name,
+            task=TASK,
+        )
         assert other.sha256 != one.sha256, name
     changed = rows_of(episodes)
     changed["rewards"] = [r.copy() for r in changed["rewards"]]
     changed["rewards"][7][3] = np.nextafter(changed["rewards"][7][3], np.float32(9))
-    assert imported(episode_parquet(tmp_path / "c.parquet", changed), tmp_path / "changed", task=TASK).sha256 != one.sha256
+    assert (
+        imported(
+            episode_parquet(tmp_path / "c.parquet", changed), tmp_path / "changed", task=TASK
+        ).sha256
+        != one.sha256
+    )
 
 
 def test_how_an_episode_ended_is_part_of_the_hash(tmp_path, episodes):
     other = [dataclasses.replace(episodes[0], terminated=not episodes[0].terminated), *episodes[1:]]
-    assert dataset(tmp_path / "a", episodes=episodes).sha256 != dataset(tmp_path / "b", episodes=other).sha256
+    assert (
+        dataset(tmp_path / "a", episodes=episodes).sha256
+        != dataset(tmp_path / "b", episodes=other).sha256
+    )
 
 
 def test_a_folder_that_exists_is_refused_and_left_alone(tmp_path, source):
@@ -117,16 +144,27 @@ def test_a_folder_that_exists_is_refused_and_left_alone(tmp_path, source):
 def test_sources_are_joined_up_to_whole_episodes_that_reach_the_steps(tmp_path, episodes):
     """As D4RL joins medium and expert: the fewest first episodes of each that together have at least so many steps."""
     a, b = episodes[:8], episodes[8:]
-    paths = [str(episode_parquet(tmp_path / f"{name}.parquet", rows_of(part))) for name, part in (("a", a), ("b", b))]
+    paths = [
+        str(episode_parquet(tmp_path / f"{name}.parquet", rows_of(part)))
+        for name, part in (("a", a), ("b", b))
+    ]
     lengths = [np.cumsum([e.length for e in part]) for part in (a, b)]
     limit = int(lengths[0][3])  # the fourth episode reaches it exactly
-    expected = [part[: int(np.searchsorted(ends, limit)) + 1] for part, ends in zip((a, b), lengths, strict=True)]
+    expected = [
+        part[: int(np.searchsorted(ends, limit)) + 1]
+        for part, ends in zip((a, b), lengths, strict=True)
+    ]
     assert len(expected[0]) == 4
     made = import_dataset(paths, tmp_path / "set", TASK, steps=limit)
     found = episodes_of(made)
     assert [e.length for e in found] == [e.length for part in expected for e in part]
-    assert [e.source.split(" ")[-2:] for e in found] == [["stage", "0"]] * 4 + [["stage", "1"]] * len(expected[1])
-    assert made.source == f"the first {limit:,} steps of {paths[0]} and the first {limit:,} steps of {paths[1]}"
+    assert [e.source.split(" ")[-2:] for e in found] == [["stage", "0"]] * 4 + [
+        ["stage", "1"]
+    ] * len(expected[1])
+    assert (
+        made.source
+        == f"the first {limit:,} steps of {paths[0]} and the first {limit:,} steps of {paths[1]}"
+    )
 
 
 def test_a_limit_beyond_the_source_takes_all_of_it(tmp_path, source):
@@ -136,7 +174,10 @@ def test_a_limit_beyond_the_source_takes_all_of_it(tmp_path, source):
 def test_sources_of_two_tasks_are_refused(tmp_path, source):
     dataset(tmp_path / "own", "toy-vector")
     dataset(tmp_path / "other", "toy-image")
-    with pytest.raises(UserError, match=r"other is a dataset of another task: toy-image, while .*own is of toy-vector"):
+    with pytest.raises(
+        UserError,
+        match=r"other is a dataset of another task: toy-image, while .*own is of toy-vector",
+    ):
         import_dataset([str(tmp_path / "own"), str(tmp_path / "other")], tmp_path / "set")
     assert not (tmp_path / "set").exists() and left(tmp_path / "set") == []
 
@@ -172,9 +213,14 @@ def interrupt_after(monkeypatch, count):
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 @pytest.mark.parametrize("kind", [2, 1], ids=["two sources", "one source"])
-def test_an_interrupted_import_goes_on_and_equals_an_uninterrupted_one(tmp_path, episodes, small_shards, monkeypatch, count, kind):
+def test_an_interrupted_import_goes_on_and_equals_an_uninterrupted_one(
+    tmp_path, episodes, small_shards, monkeypatch, count, kind
+):
     halves = [episodes[:6], episodes[6:]] if kind == 2 else [episodes]
-    paths = [str(episode_parquet(tmp_path / f"{i}.parquet", rows_of(part))) for i, part in enumerate(halves)]
+    paths = [
+        str(episode_parquet(tmp_path / f"{i}.parquet", rows_of(part)))
+        for i, part in enumerate(halves)
+    ]
     whole = import_dataset(paths, tmp_path / "whole", TASK)
     monkeypatch.setattr("bigdm_ray.formats.importing.BATCH_EPISODES", 2)
     with monkeypatch.context() as patch:
@@ -183,10 +229,17 @@ def test_an_interrupted_import_goes_on_and_equals_an_uninterrupted_one(tmp_path,
             import_dataset(paths, tmp_path / "set", TASK)
     assert not (tmp_path / "set").exists() and left(tmp_path / "set") == [".set.importing"]
     checked = []
-    monkeypatch.setattr("bigdm_ray.formats.importing.conform", lambda batch, *rest: checked.append(len(batch)) or conform(batch, *rest))
+    monkeypatch.setattr(
+        "bigdm_ray.formats.importing.conform",
+        lambda batch, *rest: checked.append(len(batch)) or conform(batch, *rest),
+    )
     made = import_dataset(paths, tmp_path / "set", TASK)
     assert sum(checked) == 20 if count == 0 else sum(checked) < 20
-    assert (made.sha256, made.episodes, made.return_mean) == (whole.sha256, whole.episodes, whole.return_mean)
+    assert (made.sha256, made.episodes, made.return_mean) == (
+        whole.sha256,
+        whole.episodes,
+        whole.return_mean,
+    )
     assert left(tmp_path / "set") == []
     for mine, theirs in zip(episodes_of(made), episodes_of(whole), strict=True):
         same_episode(mine, theirs)
@@ -200,7 +253,9 @@ def interrupted(tmp_path, source, monkeypatch, count=2):
     return tmp_path / ".set.importing"
 
 
-def test_a_source_that_has_changed_meanwhile_is_imported_anew(tmp_path, source, episodes, small_shards, monkeypatch):
+def test_a_source_that_has_changed_meanwhile_is_imported_anew(
+    tmp_path, source, episodes, small_shards, monkeypatch
+):
     interrupted(tmp_path, source, monkeypatch)
     episode_parquet(source, rows_of(episodes[::-1]))
     os.utime(source, ns=(1, 1))
@@ -208,7 +263,9 @@ def test_a_source_that_has_changed_meanwhile_is_imported_anew(tmp_path, source, 
     assert [e.length for e in episodes_of(made)] == [e.length for e in episodes[::-1]]
 
 
-def test_a_shard_that_decayed_meanwhile_is_written_anew(tmp_path, source, small_shards, monkeypatch):
+def test_a_shard_that_decayed_meanwhile_is_written_anew(
+    tmp_path, source, small_shards, monkeypatch
+):
     hidden = interrupted(tmp_path, source, monkeypatch)
     first = hidden / "episodes-0000000.arrow"
     data = bytearray(first.read_bytes())
@@ -233,7 +290,9 @@ def test_two_imports_into_one_folder_are_refused(tmp_path, source):
         writer.discard()
 
 
-def test_a_full_disk_is_one_sentence_and_the_import_can_go_on(tmp_path, source, small_shards, monkeypatch):
+def test_a_full_disk_is_one_sentence_and_the_import_can_go_on(
+    tmp_path, source, small_shards, monkeypatch
+):
     def full(path, data):
         if path.name.startswith("episodes-0000002"):
             raise RunFailed(f"cannot write {path}: No space left on device")
@@ -259,7 +318,9 @@ def test_a_killed_import_leaves_no_half_dataset_and_goes_on(tmp_path, episodes):
         f"main(['import', {str(source)!r}, '--task', '{TASK}', '--folder', sys.argv[1]])"
     )
     folder = tmp_path / "set"
-    process = subprocess.Popen([sys.executable, "-c", code, str(folder), "slowly"], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder), "slowly"], stdout=subprocess.DEVNULL
+    )
     hidden = tmp_path / ".set.importing"
     for _ in range(600):
         if len(list(hidden.glob("*.arrow"))) > 4 or process.poll() is not None:
@@ -298,7 +359,10 @@ def test_the_bar_is_for_terminals_only():
             bar.advance(400)
         assert bool(stream.text) is shown
         if shown:
-            assert "set: [############            ] 500 of 1,000 steps" in stream.text and stream.text.endswith("\n")
+            assert (
+                "set: [############            ] 500 of 1,000 steps" in stream.text
+                and stream.text.endswith("\n")
+            )
     assert Progress("set", 1000, 100).line(2.0).endswith("of 1,000 steps, 0 a second")
     bar = Progress("set", 1000, 100)
     bar.advance(300)

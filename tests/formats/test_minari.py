@@ -40,13 +40,21 @@ def test_what_minari_writes_comes_in_bit_for_bit(tmp_path, task, data_format):
 @pytest.mark.parametrize("data_format", ["hdf5", "arrow", "parquet"])
 def test_pictures_in_jpeg_are_decoded(tmp_path, data_format):
     own = dataset(tmp_path / "own", "toy-mixed")
-    folder = minari_folder(tmp_path / "minari", "toy-mixed", episodes_of(own), data_format, jpeg=True)
+    folder = minari_folder(
+        tmp_path / "minari", "toy-mixed", episodes_of(own), data_format, jpeg=True
+    )
     made = imported(folder, tmp_path / "set", task="toy-mixed")
     for mine, theirs in zip(episodes_of(made), episodes_of(own), strict=True):
-        assert mine.observations["eye"].shape == theirs.observations["eye"].shape == (theirs.length + 1, 3, 32, 32)
+        assert (
+            mine.observations["eye"].shape
+            == theirs.observations["eye"].shape
+            == (theirs.length + 1, 3, 32, 32)
+        )
         off = np.abs(mine.observations["eye"].astype(int) - theirs.observations["eye"].astype(int))
         assert off.mean() < 3, "JPEG loses a little, not the picture"
-        same_arrays({"": mine.observations["body/joints"]}, {"": theirs.observations["body/joints"]})
+        same_arrays(
+            {"": mine.observations["body/joints"]}, {"": theirs.observations["body/joints"]}
+        )
 
 
 def test_a_broken_picture_is_named(tmp_path):
@@ -56,23 +64,37 @@ def test_a_broken_picture_is_named(tmp_path):
         blobs = list(file["episode_2/observations"][()])
         blobs[1] = blobs[1][:20]
         del file["episode_2/observations"]
-        file.create_dataset("episode_2/observations", data=np.array(blobs, object), dtype=h5py.vlen_dtype(np.uint8))
-    with pytest.raises(UserError, match=r"main_data.hdf5, episode 2, field 'observations': step 1: the picture cannot be decoded"):
+        file.create_dataset(
+            "episode_2/observations", data=np.array(blobs, object), dtype=h5py.vlen_dtype(np.uint8)
+        )
+    with pytest.raises(
+        UserError,
+        match=r"main_data.hdf5, episode 2, field 'observations': step 1: the picture cannot be decoded",
+    ):
         imported(folder, tmp_path / "set", task="toy-image")
 
 
 def test_the_environment_tells_the_task(tmp_path):
     episodes = played("cartpole", 4).episodes
-    made = imported(minari_folder(tmp_path / "minari", "cartpole", episodes, env="CartPole-v1"), tmp_path / "set")
+    made = imported(
+        minari_folder(tmp_path / "minari", "cartpole", episodes, env="CartPole-v1"),
+        tmp_path / "set",
+    )
     assert made.task == "cartpole" and made.versions["environment"] == "CartPole-v1"
-    old = imported(minari_folder(tmp_path / "minari0", "cartpole", episodes, env="CartPole-v0"), tmp_path / "set0")
+    old = imported(
+        minari_folder(tmp_path / "minari0", "cartpole", episodes, env="CartPole-v0"),
+        tmp_path / "set0",
+    )
     assert old.task == "gymnasium:CartPole-v0", "its time limit is another: not the same task"
 
 
 def test_arguments_of_the_environment_tell_the_task(tmp_path):
     for task in ("lunarlander", "lunarlander-continuous"):
         env = gymnasium.make("LunarLander-v3", continuous=task != "lunarlander")
-        made = imported(minari_folder(tmp_path / task, task, played(task, 2).episodes, env=env), tmp_path / f"set-{task}")
+        made = imported(
+            minari_folder(tmp_path / task, task, played(task, 2).episodes, env=env),
+            tmp_path / f"set-{task}",
+        )
         assert made.task == task
         env.close()
 
@@ -81,10 +103,20 @@ def test_arguments_of_the_environment_tell_the_task(tmp_path):
     ("env_id", "arguments", "task", "words"),
     [
         ("LunarLander-v3", {"gravity": -3.0}, "lunarlander", "gravity=-3.0"),
-        ("LunarLander-v3", {"gravity": -3.0, "enable_wind": True, "continuous": True}, "lunarlander-continuous", "gravity=-3.0, enable_wind=True"),
+        (
+            "LunarLander-v3",
+            {"gravity": -3.0, "enable_wind": True, "continuous": True},
+            "lunarlander-continuous",
+            "gravity=-3.0, enable_wind=True",
+        ),
         ("CartPole-v1", {"max_episode_steps": 50}, "cartpole", "max_episode_steps=50"),
         ("CartPole-v1", {"sutton_barto_reward": True}, "cartpole", "sutton_barto_reward=True"),
-        ("CartPole-v1", {"sutton_barto_reward": True}, "gymnasium:CartPole-v1", "sutton_barto_reward=True"),
+        (
+            "CartPole-v1",
+            {"sutton_barto_reward": True},
+            "gymnasium:CartPole-v1",
+            "sutton_barto_reward=True",
+        ),
     ],
 )
 def test_a_modified_environment_is_no_task(tmp_path, env_id, arguments, task, words):
@@ -92,7 +124,10 @@ def test_a_modified_environment_is_no_task(tmp_path, env_id, arguments, task, wo
     env = gymnasium.make(env_id, **arguments)
     folder = minari_folder(tmp_path / "minari", task, played(task, 2).episodes, env=env)
     env.close()
-    with pytest.raises(UserError, match=rf"is of {env_id} made with arguments \(.*{words}.*\), for which there is no task; name the task with --task TASK"):
+    with pytest.raises(
+        UserError,
+        match=rf"is of {env_id} made with arguments \(.*{words}.*\), for which there is no task; name the task with --task TASK",
+    ):
         imported(folder, tmp_path / "set")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["minari"]
     made = imported(folder, tmp_path / "set", task=task)
@@ -106,7 +141,11 @@ def test_a_modified_environment_is_no_task(tmp_path, env_id, arguments, task, wo
 @pytest.mark.parametrize(
     ("env_id", "arguments", "task"),
     [
-        ("LunarLander-v3", {"gravity": -10, "enable_wind": False, "continuous": False, "turbulence_power": 1.5}, "lunarlander"),
+        (
+            "LunarLander-v3",
+            {"gravity": -10, "enable_wind": False, "continuous": False, "turbulence_power": 1.5},
+            "lunarlander",
+        ),
         ("LunarLander-v3", {"continuous": True, "wind_power": 15.0}, "lunarlander-continuous"),
         ("Hopper-v5", {"healthy_z_range": (0.7, float("inf")), "frame_skip": 4}, "hopper"),
         ("CartPole-v1", {"max_episode_steps": 500, "sutton_barto_reward": False}, "cartpole"),
@@ -114,7 +153,10 @@ def test_a_modified_environment_is_no_task(tmp_path, env_id, arguments, task, wo
 )
 def test_arguments_that_are_the_defaults_are_no_difference(tmp_path, env_id, arguments, task):
     env = gymnasium.make(env_id, **arguments)
-    made = imported(minari_folder(tmp_path / "minari", task, played(task, 2).episodes, env=env), tmp_path / "set")
+    made = imported(
+        minari_folder(tmp_path / "minari", task, played(task, 2).episodes, env=env),
+        tmp_path / "set",
+    )
     env.close()
     assert made.task == task and "environment_arguments" not in made.versions
 
@@ -129,15 +171,29 @@ def test_wrappers_are_a_modification(tmp_path):
 def test_arguments_of_an_environment_that_is_not_registered_here(tmp_path):
     """Whether they are its defaults cannot be known."""
     folder = minari_folder(tmp_path / "minari", "cartpole", played("cartpole", 2).episodes)
-    for kwargs, words in (({}, None), ({"reward_type": None}, None), ({"reward_type": "dense"}, "reward_type='dense'")):
+    for kwargs, words in (
+        ({}, None),
+        ({"reward_type": None}, None),
+        ({"reward_type": "dense"}, "reward_type='dense'"),
+    ):
         with edited(folder) as meta:
-            meta["env_spec"] = json.dumps({"id": "Elsewhere-v0", "kwargs": kwargs, "max_episode_steps": 200, "additional_wrappers": []})
+            meta["env_spec"] = json.dumps(
+                {
+                    "id": "Elsewhere-v0",
+                    "kwargs": kwargs,
+                    "max_episode_steps": 200,
+                    "additional_wrappers": [],
+                }
+            )
         target = tmp_path / f"set-{len(list(tmp_path.iterdir()))}"
         if words:
             with pytest.raises(UserError, match=words):
                 imported(folder, target)
         made = imported(folder, target, task="gymnasium:Elsewhere-v0" if words else None)
-        assert made.task == "gymnasium:Elsewhere-v0" and made.versions.get("environment_arguments") == words
+        assert (
+            made.task == "gymnasium:Elsewhere-v0"
+            and made.versions.get("environment_arguments") == words
+        )
 
 
 def test_the_data_folder_itself_is_a_source(tmp_path):
@@ -157,7 +213,9 @@ def test_an_episode_without_a_final_flag_is_truncated_and_one_with_both_terminat
 
 
 def test_requirements_are_versions(tmp_path):
-    folder = minari_folder(tmp_path / "minari", "toy-continuous", played("toy-continuous", 3).episodes)
+    folder = minari_folder(
+        tmp_path / "minari", "toy-continuous", played("toy-continuous", 3).episodes
+    )
     with edited(folder) as meta:
         meta["requirements"] = ["mujoco==2.3.7", "gymnasium>=0.27", "ale-py == 1", 7]
     versions = imported(folder, tmp_path / "set", task="toy-continuous").versions
@@ -175,7 +233,9 @@ def remote(tmp_path, monkeypatch):
 
     def download_dataset(name, force_download=False):
         calls.append(name)
-        minari_folder(cache, "toy-continuous", played("toy-continuous", 3).episodes, dataset_id=name)
+        minari_folder(
+            cache, "toy-continuous", played("toy-continuous", 3).episodes, dataset_id=name
+        )
 
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(cache))
     monkeypatch.setattr(minari, "download_dataset", download_dataset)
@@ -195,7 +255,9 @@ def test_a_task_may_be_the_id_of_a_dataset(tmp_path, remote, monkeypatch):
     with pytest.raises(UserError, match="--task TASK"):
         resolve("minari:made/up/small-v0")  # this one does not tell its environment
     (tmp_path / "datasets").mkdir(exist_ok=True)
-    import_dataset(["minari:made/up/small-v0"], tmp_path / "datasets" / "made-up-small-v0", "toy-continuous")
+    import_dataset(
+        ["minari:made/up/small-v0"], tmp_path / "datasets" / "made-up-small-v0", "toy-continuous"
+    )
     found = resolve("minari:made/up/small-v0")
     assert found is not None and found.task == "toy-continuous" and len(found.store().table) == 3
     with pytest.raises(UserError, match="not the id of a Minari dataset"):
@@ -205,7 +267,11 @@ def test_a_task_may_be_the_id_of_a_dataset(tmp_path, remote, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (ValueError("Couldn't find any version for dataset made/up"), UserError, "Couldn't find any version"),
+        (
+            ValueError("Couldn't find any version for dataset made/up"),
+            UserError,
+            "Couldn't find any version",
+        ),
         (ConnectionError("no route\nto host"), RunFailed, "no route to host"),
         (ImportError("google-cloud-storage is not installed"), UserError, r"bigdm-ray\[datasets\]"),
     ],
@@ -221,15 +287,25 @@ def test_a_download_that_fails_is_one_sentence(tmp_path, monkeypatch, error, kin
     assert "\n" not in str(caught.value) and type(caught.value) is kind
 
 
-@pytest.mark.parametrize(("module", "source"), [("minari", "minari:made/up-v0"), ("h5py", "FOLDER")])
+@pytest.mark.parametrize(
+    ("module", "source"), [("minari", "minari:made/up-v0"), ("h5py", "FOLDER")]
+)
 def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, module, source):
-    folder = minari_folder(tmp_path / "minari", "toy-continuous", played("toy-continuous", 3).episodes)
+    folder = minari_folder(
+        tmp_path / "minari", "toy-continuous", played("toy-continuous", 3).episodes
+    )
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=rf"needs the package '{module}'.*bigdm-ray\[datasets\]"):
         import_dataset([source.replace("FOLDER", str(folder))], tmp_path / "set", "toy-continuous")
 
 
-@pytest.mark.parametrize(("text", "id"), [("minari:mujoco/hopper/medium-v0", "mujoco/hopper/medium-v0"), ("D4RL/door/human-v2", "D4RL/door/human-v2")])
+@pytest.mark.parametrize(
+    ("text", "id"),
+    [
+        ("minari:mujoco/hopper/medium-v0", "mujoco/hopper/medium-v0"),
+        ("D4RL/door/human-v2", "D4RL/door/human-v2"),
+    ],
+)
 def test_ids_are_known_from_paths(text, id):
     assert door.dataset_id(text) == id
 
@@ -250,7 +326,10 @@ def test_minari_reads_what_is_exported(tmp_path, task):
     export_dataset(own, "minari", tmp_path / "out")
     theirs = minari.MinariDataset(tmp_path / "out" / "data")
     env = find_task(task).env(None)
-    assert theirs.observation_space == env.observation_space and theirs.action_space == env.action_space
+    assert (
+        theirs.observation_space == env.observation_space
+        and theirs.action_space == env.action_space
+    )
     assert (theirs.total_episodes, theirs.total_steps) == (own.episodes, own.steps)
 
     def at(values, space, k):
@@ -261,27 +340,42 @@ def test_minari_reads_what_is_exported(tmp_path, task):
     for mine, other in zip(episodes_of(own), theirs.iterate_episodes(), strict=True):
         assert repr(other)
         np.testing.assert_array_equal(other.rewards, mine.rewards)
-        assert (other.terminations[-1], other.truncations[-1]) == (mine.terminated, not mine.terminated)
+        assert (other.terminations[-1], other.truncations[-1]) == (
+            mine.terminated,
+            not mine.terminated,
+        )
         assert not other.terminations[:-1].any() and not other.truncations[:-1].any()
         for k in range(mine.length + 1):
-            same_arrays(flatten(env.observation_space, at(other.observations, env.observation_space, k)), {p: v[k] for p, v in mine.observations.items()})
+            same_arrays(
+                flatten(env.observation_space, at(other.observations, env.observation_space, k)),
+                {p: v[k] for p, v in mine.observations.items()},
+            )
         for k in range(mine.length):
-            same_arrays(flatten(env.action_space, at(other.actions, env.action_space, k)), {p: v[k] for p, v in mine.actions.items()})
+            same_arrays(
+                flatten(env.action_space, at(other.actions, env.action_space, k)),
+                {p: v[k] for p, v in mine.actions.items()},
+            )
             assert env.action_space.contains(at(other.actions, env.action_space, k))
     env.close()
 
 
 def test_what_is_exported_recovers_its_environment(tmp_path):
-    export_dataset(dataset(tmp_path / "own", "lunarlander-continuous", 2), "minari", tmp_path / "out")
+    export_dataset(
+        dataset(tmp_path / "own", "lunarlander-continuous", 2), "minari", tmp_path / "out"
+    )
     env = minari.MinariDataset(tmp_path / "out" / "data").recover_environment()
     assert env.spec.id == "LunarLander-v3" and env.action_space.shape == (2,)
     env.close()
 
 
-def test_a_task_that_cannot_be_made_here_goes_out_in_plain_spaces_and_comes_back(tmp_path, monkeypatch):
+def test_a_task_that_cannot_be_made_here_goes_out_in_plain_spaces_and_comes_back(
+    tmp_path, monkeypatch
+):
     """The environment's layout is not known then: pictures stay channels first, text stays bytes."""
     own = dataset(tmp_path / "own", "toy-mixed")
     monkeypatch.setattr(layouts, "task_spaces", lambda name: None)
     export_dataset(own, "minari", tmp_path / "out")
     first = next(minari.MinariDataset(tmp_path / "out" / "data").iterate_episodes())
-    np.testing.assert_array_equal(first.observations["eye"], episodes_of(own)[0].observations["eye"])
+    np.testing.assert_array_equal(
+        first.observations["eye"], episodes_of(own)[0].observations["eye"]
+    )

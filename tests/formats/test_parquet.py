@@ -51,34 +51,70 @@ def test_the_metadata_tells_task_and_signature(tmp_path):
             "gymnasium": "1.4.0",
             "box2d": "2.3.10",
         }
-        stored = [e.actions[""].astype(np.int8 if choices else np.float32).reshape(-1) for e in episodes]
+        stored = [
+            e.actions[""].astype(np.int8 if choices else np.float32).reshape(-1) for e in episodes
+        ]
         rows = rows_of(episodes, actions=stored)
         made = imported(episode_parquet(tmp_path / f"{task}.parquet", rows, meta), tmp_path / task)
-        assert made.task == task, "the id alone does not say which LunarLander it is; the actions do"
-        assert made.versions == {"environment": "LunarLander-v3", "gymnasium": "1.4.0", "box2d": "2.3.10"}
+        assert made.task == task, (
+            "the id alone does not say which LunarLander it is; the actions do"
+        )
+        assert made.versions == {
+            "environment": "LunarLander-v3",
+            "gymnasium": "1.4.0",
+            "box2d": "2.3.10",
+        }
         for mine, theirs in zip(episodes_of(made), episodes, strict=True):
             same(mine, theirs)
 
 
 def test_a_column_tells_the_environment_where_the_metadata_does_not(tmp_path):
     episodes = played("cartpole", 3).episodes
-    assert imported(episode_parquet(tmp_path / "s.parquet", rows_of(episodes, env_id=["CartPole-v1"] * 3)), tmp_path / "set").task == "cartpole"
+    assert (
+        imported(
+            episode_parquet(tmp_path / "s.parquet", rows_of(episodes, env_id=["CartPole-v1"] * 3)),
+            tmp_path / "set",
+        ).task
+        == "cartpole"
+    )
 
 
 def test_lists_may_nest_and_ends_may_be_one_flag_an_episode(tmp_path, episodes):
     rows = rows_of(episodes)
-    rows["observations"] = pa.array([e.observations[""].tolist() for e in episodes], pa.list_(pa.list_(pa.float32(), 3)))
-    rows["actions"] = pa.array([e.actions[""].tolist() for e in episodes], pa.large_list(pa.list_(pa.float64())))
+    rows["observations"] = pa.array(
+        [e.observations[""].tolist() for e in episodes], pa.list_(pa.list_(pa.float32(), 3))
+    )
+    rows["actions"] = pa.array(
+        [e.actions[""].tolist() for e in episodes], pa.large_list(pa.list_(pa.float64()))
+    )
     rows["terminated"] = pa.array([e.terminated for e in episodes])
     rows["truncated"] = pa.array([not e.terminated for e in episodes])
-    pq.write_table(pa.table({name: pa.array(values) if isinstance(values, list) else values for name, values in rows.items()}), tmp_path / "s.parquet")
-    for mine, theirs in zip(episodes_of(imported(tmp_path / "s.parquet", tmp_path / "set", task=TASK)), episodes, strict=True):
+    pq.write_table(
+        pa.table(
+            {
+                name: pa.array(values) if isinstance(values, list) else values
+                for name, values in rows.items()
+            }
+        ),
+        tmp_path / "s.parquet",
+    )
+    for mine, theirs in zip(
+        episodes_of(imported(tmp_path / "s.parquet", tmp_path / "set", task=TASK)),
+        episodes,
+        strict=True,
+    ):
         same(mine, theirs)
 
 
 def test_only_arrays_and_ends_are_needed(tmp_path, episodes):
     optional = dict.fromkeys(("length", "policy", "mode", "sigma", "eps", "stage", "seed"))
-    found = episodes_of(imported(episode_parquet(tmp_path / "s.parquet", rows_of(episodes, **optional)), tmp_path / "set", task=TASK))
+    found = episodes_of(
+        imported(
+            episode_parquet(tmp_path / "s.parquet", rows_of(episodes, **optional)),
+            tmp_path / "set",
+            task=TASK,
+        )
+    )
     assert len(found) == 11 and {(e.source, e.seed) for e in found} == {("", 0)}
 
 
@@ -86,13 +122,19 @@ def test_a_folder_of_files_is_one_source(tmp_path, episodes):
     (tmp_path / "many").mkdir()
     for number, part in enumerate((episodes[:3], episodes[3:5], episodes[5:])):
         episode_parquet(tmp_path / "many" / f"{number}.parquet", rows_of(part), row_group_size=2)
-    for mine, theirs in zip(episodes_of(imported(tmp_path / "many", tmp_path / "set", task=TASK)), episodes, strict=True):
+    for mine, theirs in zip(
+        episodes_of(imported(tmp_path / "many", tmp_path / "set", task=TASK)), episodes, strict=True
+    ):
         same(mine, theirs)
     reader = parquet.FORMAT.open(str(tmp_path / "many"))
-    assert reader.place(0).endswith("0.parquet, episode 0") and reader.place(4).endswith("1.parquet, episode 4")
+    assert reader.place(0).endswith("0.parquet, episode 0") and reader.place(4).endswith(
+        "1.parquet, episode 4"
+    )
     signature = find_task(TASK).signature()
     for skip in range(12):
-        assert [e.id.number for e in reader.episodes(TASK, signature, skip)] == list(range(skip, 11))
+        assert [e.id.number for e in reader.episodes(TASK, signature, skip)] == list(
+            range(skip, 11)
+        )
     episode_parquet(tmp_path / "many" / "3.parquet", rows_of(episodes, seed=None))
     with pytest.raises(UserError, match=r"3.parquet has other columns than .*0.parquet"):
         imported(tmp_path / "many", tmp_path / "other", task=TASK)
@@ -102,7 +144,9 @@ def test_a_folder_of_files_is_one_source(tmp_path, episodes):
 
 
 @pytest.mark.parametrize("format", ["minari", "parquet", "steps"])
-@pytest.mark.parametrize("task", ["toy-continuous", "toy-vector", "toy-image", "toy-mixed", "toy-memory", "cartpole"])
+@pytest.mark.parametrize(
+    "task", ["toy-continuous", "toy-vector", "toy-image", "toy-mixed", "toy-memory", "cartpole"]
+)
 def test_every_space_goes_out_and_comes_back(tmp_path, task, format):
     own = dataset(tmp_path / "own", task, versions={"numpy": "2.4"})
     export_dataset(own, format, tmp_path / "out")
@@ -133,16 +177,26 @@ def test_other_readers_find_the_environment_and_the_sizes(tmp_path, format, vers
         path = tmp_path / f"out-{task}" / f"{task}.parquet"
         table = pq.read_table(path)
         meta = {name.decode(): value.decode() for name, value in table.schema.metadata.items()}
-        assert (meta["env_id"], meta["obs_dim"], meta["act_dim"], meta["n_actions"]) == (env_id, *sizes)
+        assert (meta["env_id"], meta["obs_dim"], meta["act_dim"], meta["n_actions"]) == (
+            env_id,
+            *sizes,
+        )
         if format == "parquet":
             assert table["env_id"].to_pylist() == [env_id] * 2
-        pq.write_table(table.replace_schema_metadata({name: value for name, value in meta.items() if name != "bigdm"}), path)
+        pq.write_table(
+            table.replace_schema_metadata(
+                {name: value for name, value in meta.items() if name != "bigdm"}
+            ),
+            path,
+        )
         back = imported(path, tmp_path / f"back-{task}")
         assert back.task == task and back.versions["environment"] == env_id
     toys = dataset(tmp_path / "toys", "toy-mixed", 2)
     export_dataset(toys, format, tmp_path / "out")
     meta = pq.read_schema(tmp_path / "out" / "toys.parquet").metadata
-    assert not {b"env_id", b"obs_dim", b"act_dim", b"n_actions"} & set(meta), "no such environment is registered, and a dict has no one size"
+    assert not {b"env_id", b"obs_dim", b"act_dim", b"n_actions"} & set(meta), (
+        "no such environment is registered, and a dict has no one size"
+    )
 
 
 @pytest.mark.parametrize("format", ["minari", "parquet", "steps"])
@@ -165,7 +219,9 @@ def test_an_export_overwrites_nothing(tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="out exists already"):
         export_dataset(own, "parquet", tmp_path / "out")
-    with pytest.raises(UserError, match=r"--to is 'd4rl', but one of minari, parquet, steps is expected"):
+    with pytest.raises(
+        UserError, match=r"--to is 'd4rl', but one of minari, parquet, steps is expected"
+    ):
         export_dataset(own, "d4rl", tmp_path / "out2")
 
 

@@ -7,7 +7,16 @@ from sources import raw
 
 from bigdm_ray.envs.task import Signature, flatten, leaves
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.spaces import flatten_leaf, flatten_texts, layout, leaf_spaces, plain_space, space_from_json, space_to_json, unflatten_leaf
+from bigdm_ray.formats.spaces import (
+    flatten_leaf,
+    flatten_texts,
+    layout,
+    leaf_spaces,
+    plain_space,
+    space_from_json,
+    space_to_json,
+    unflatten_leaf,
+)
 
 SPACES = {
     "box": spaces.Box(-2.0, np.array([1.0, 2.0, 3.0], np.float32), (3,), np.float32),
@@ -21,7 +30,9 @@ SPACES = {
     "flags": spaces.MultiBinary(3),
     "text": spaces.Text(6),
     "tuple": spaces.Tuple([spaces.Discrete(2), spaces.Box(0.0, 1.0, (2,), np.float32)]),
-    "dict": spaces.Dict({"b": spaces.Dict({"c": spaces.Discrete(3)}), "a": spaces.Box(0.0, 1.0, (), np.float32)}),
+    "dict": spaces.Dict(
+        {"b": spaces.Dict({"c": spaces.Discrete(3)}), "a": spaces.Box(0.0, 1.0, (), np.float32)}
+    ),
 }
 
 
@@ -53,8 +64,14 @@ def test_many_values_at_once_are_flattened_as_one_is(name):
         assert expected.shape[1:] == found[path].shape
         back = unflatten_leaf(leaf, expected)
         for k, value in enumerate(picked):
-            np.testing.assert_array_equal(back[k], value if isinstance(value, str) else np.asarray(value, expected.dtype))
-        assert leaf.contains(back[0]) or leaf.contains(np.asarray(back[0], leaf.dtype)) or isinstance(leaf, spaces.Discrete)
+            np.testing.assert_array_equal(
+                back[k], value if isinstance(value, str) else np.asarray(value, expected.dtype)
+            )
+        assert (
+            leaf.contains(back[0])
+            or leaf.contains(np.asarray(back[0], leaf.dtype))
+            or isinstance(leaf, spaces.Discrete)
+        )
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -106,5 +123,7 @@ def test_a_text_that_is_too_long_is_refused():
     space = spaces.Text(3)
     same = flatten_texts(space, ["abc", "äöü"], "words", lambda k: f"row {k}")
     np.testing.assert_array_equal(same, flatten_leaf(space, ["abc", "äöü"]))
-    with pytest.raises(UserError, match="row 1, field 'words': a text of 4 characters where at most 3 are expected"):
+    with pytest.raises(
+        UserError, match="row 1, field 'words': a text of 4 characters where at most 3 are expected"
+    ):
         flatten_texts(space, ["abc", "abcd"], "words", lambda k: f"row {k}")

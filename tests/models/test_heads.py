@@ -24,8 +24,14 @@ def head():
 def split(parameters):
     """Parameters as (mean, log_std) of arm and free, logits of grip and mode."""
     arm, free, grip, mode = parameters.split([4, 4, 5, 4], -1)
-    gauss = [torch.distributions.Normal(p.chunk(2, -1)[0], p.chunk(2, -1)[1].clamp(*LOG_STD_RANGE).exp()) for p in (arm, free)]
-    return *gauss, *(torch.distributions.Categorical(logits=logits) for logits in (grip[..., :2], grip[..., 2:], mode))
+    gauss = [
+        torch.distributions.Normal(p.chunk(2, -1)[0], p.chunk(2, -1)[1].clamp(*LOG_STD_RANGE).exp())
+        for p in (arm, free)
+    ]
+    return *gauss, *(
+        torch.distributions.Categorical(logits=logits)
+        for logits in (grip[..., :2], grip[..., 2:], mode)
+    )
 
 
 def test_log_probabilities_are_those_of_torch_summed_over_leaves_and_elements(head):
@@ -37,8 +43,15 @@ def test_log_probabilities_are_those_of_torch_summed_over_leaves_and_elements(he
         "mode": torch.randint(4, (5, 7)),
     }
     arm, free, grip0, grip1, mode = split(parameters)
-    expected = arm.log_prob(actions["arm"]).sum(-1) + free.log_prob(actions["free"].reshape(5, 7, 2)).sum(-1)
-    expected = expected + grip0.log_prob(actions["grip"][..., 0]) + grip1.log_prob(actions["grip"][..., 1]) + mode.log_prob(actions["mode"])
+    expected = arm.log_prob(actions["arm"]).sum(-1) + free.log_prob(
+        actions["free"].reshape(5, 7, 2)
+    ).sum(-1)
+    expected = (
+        expected
+        + grip0.log_prob(actions["grip"][..., 0])
+        + grip1.log_prob(actions["grip"][..., 1])
+        + mode.log_prob(actions["mode"])
+    )
     torch.testing.assert_close(head.log_prob(parameters, actions), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -51,24 +64,43 @@ def test_sampled_actions_follow_the_probabilities(head):
     grid = (torch.arange(n) + 0.5) / n
     uniforms = torch.stack([grid[torch.randperm(n)] for _ in range(7)], 1)
     actions = head.act(parameters, uniforms)
-    for drawn, law in ((actions["grip"][:, 0], grip0), (actions["grip"][:, 1], grip1), (actions["mode"], mode)):
+    for drawn, law in (
+        (actions["grip"][:, 0], grip0),
+        (actions["grip"][:, 1], grip1),
+        (actions["mode"], mode),
+    ):
         shares = torch.bincount(drawn, minlength=law.probs.numel()) / n
         torch.testing.assert_close(shares, law.probs, atol=2e-3, rtol=0)
     wide = actions["free"].reshape(n, 2)
     torch.testing.assert_close(wide.mean(0), free.mean, atol=1e-2, rtol=1e-2)
     torch.testing.assert_close(wide.std(0), free.stddev, atol=1e-2, rtol=1e-2)
-    expected = (arm.mean + arm.stddev * torch.randn(200_000, 2)).clamp(torch.tensor([-1.0, -0.5]), torch.tensor([1.0, 0.5])).mean(0)
+    expected = (
+        (arm.mean + arm.stddev * torch.randn(200_000, 2))
+        .clamp(torch.tensor([-1.0, -0.5]), torch.tensor([1.0, 0.5]))
+        .mean(0)
+    )
     torch.testing.assert_close(actions["arm"].mean(0), expected, atol=1e-2, rtol=0)
 
 
 def test_actions_have_the_shape_dtype_and_bounds_of_their_leaves(head):
-    for uniforms in (None, torch.rand(64, head.uniforms), torch.zeros(64, head.uniforms), torch.full((64, head.uniforms), np.float32(1 - 2**-24))):
+    for uniforms in (
+        None,
+        torch.rand(64, head.uniforms),
+        torch.zeros(64, head.uniforms),
+        torch.full((64, head.uniforms), np.float32(1 - 2**-24)),
+    ):
         actions = head.act(20 * torch.randn(64, sum(head.sizes)), uniforms)
         for path, leaf in LEAVES.items():
             values = actions[path].numpy()
-            assert values.shape == (64, *leaf.shape) and str(values.dtype) == leaf.dtype and np.isfinite(values).all()
+            assert (
+                values.shape == (64, *leaf.shape)
+                and str(values.dtype) == leaf.dtype
+                and np.isfinite(values).all()
+            )
             if leaf.choices:
-                assert (values.reshape(64, -1) >= 0).all() and (values.reshape(64, -1) < leaf.choices).all()
+                assert (values.reshape(64, -1) >= 0).all() and (
+                    values.reshape(64, -1) < leaf.choices
+                ).all()
             if leaf.low is not None:
                 assert (values >= leaf.low).all() and (values <= leaf.high).all()
 
@@ -77,7 +109,9 @@ def test_without_chance_the_most_likely_action_is_taken(head):
     parameters = torch.randn(16, sum(head.sizes))
     arm, free, grip0, _, mode = split(parameters)
     actions = head.act(parameters, None)
-    assert torch.equal(actions["mode"], mode.probs.argmax(-1).int()) and torch.equal(actions["grip"][:, 0], grip0.probs.argmax(-1).int())
+    assert torch.equal(actions["mode"], mode.probs.argmax(-1).int()) and torch.equal(
+        actions["grip"][:, 0], grip0.probs.argmax(-1).int()
+    )
     assert torch.equal(actions["free"].reshape(16, 2), free.mean)
     assert torch.equal(actions["arm"][:, 0], arm.mean[:, 0].clamp(-1, 1))
 

@@ -20,7 +20,11 @@ def text(*words):
 def test_a_vector_is_its_numbers_its_one_hots_and_the_mean_of_its_bytes():
     torch.manual_seed(0)
     vector = Vector(LEAVES)
-    seen = {"body": torch.arange(8.0).reshape(2, 2, 2), "flags": torch.tensor([[1, 2], [0, 0]]), "mission": text("go", "")}
+    seen = {
+        "body": torch.arange(8.0).reshape(2, 2, 2),
+        "flags": torch.tensor([[1, 2], [0, 0]]),
+        "mission": text("go", ""),
+    }
     out = vector(seen)
     assert out.shape == (2, vector.width) == (2, 4 + 5 + 32)
     assert out[0, :9].tolist() == [0, 1, 2, 3, 0, 1, 0, 0, 1]
@@ -45,7 +49,12 @@ def test_leading_axes_do_not_matter():
         assert whole.shape == (*lead, network.width)
         for i in range(lead[0]):
             for j in range(lead[1]):
-                torch.testing.assert_close(whole[i, j], network({path: value[i, j] for path, value in seen.items()}), rtol=1e-5, atol=1e-6)
+                torch.testing.assert_close(
+                    whole[i, j],
+                    network({path: value[i, j] for path, value in seen.items()}),
+                    rtol=1e-5,
+                    atol=1e-6,
+                )
 
 
 def test_pictures_are_scaled_to_one_and_stacks_are_channels():
@@ -53,12 +62,17 @@ def test_pictures_are_scaled_to_one_and_stacks_are_channels():
     (layers,) = images.stacks
     assert layers[0].in_channels == 8 and layers[0].stride == (2, 2) and images.width == 3 * 4 * 4
     orthogonal(images)
-    white, black = images({"": torch.full((1, 8, 8, 8), 255, dtype=torch.uint8)}), images({"": torch.zeros(1, 8, 8, 8, dtype=torch.uint8)})
+    white, black = (
+        images({"": torch.full((1, 8, 8, 8), 255, dtype=torch.uint8)}),
+        images({"": torch.zeros(1, 8, 8, 8, dtype=torch.uint8)}),
+    )
     torch.testing.assert_close(white, layers(torch.ones(1, 8, 8, 8)).reshape(1, -1))
     assert not black.any(), "biases begin at zero"
 
 
 def test_initial_weights_are_orthogonal_with_gain_root_two():
     layer = orthogonal(torch.nn.Linear(6, 4))
-    torch.testing.assert_close(layer.weight @ layer.weight.T, 2 * torch.eye(4), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        layer.weight @ layer.weight.T, 2 * torch.eye(4), rtol=1e-5, atol=1e-5
+    )
     assert not layer.bias.any()

@@ -25,7 +25,9 @@ def made(**more):
     if model.table is not None:
         torch.nn.init.normal_(model.table)
     for p in model.parameters():
-        p.data = torch.randn(p.shape) * 0.3 + (0 if p.ndim > 1 else p.data)  # norms stay near 1, biases are drawn
+        p.data = torch.randn(p.shape) * 0.3 + (
+            0 if p.ndim > 1 else p.data
+        )  # norms stay near 1, biases are drawn
     return model.eval()
 
 
@@ -52,7 +54,12 @@ def test_decoding_with_the_cache_equals_the_full_forward(kind, pieces):
     model, x = made(**kind), torch.randn(3, 24, 16)
     full, cache = model(x), model.empty(3)
     for end, t in zip(itertools.accumulate(pieces), pieces, strict=True):
-        torch.testing.assert_close(model.extend(x[:, end - t : end], cache, end - t), full[:, end - t : end], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            model.extend(x[:, end - t : end], cache, end - t),
+            full[:, end - t : end],
+            atol=1e-5,
+            rtol=1e-5,
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -69,7 +76,9 @@ def test_rows_at_different_places_decode_as_the_full_forward():
     model, x = made(), torch.randn(2, 12, 16)
     cache = model.empty(2)
     full = model(x)
-    model.extend(x[:1, :5], one := model.empty(1), 0)  # the first row has seen five tokens, the second two
+    model.extend(
+        x[:1, :5], one := model.empty(1), 0
+    )  # the first row has seen five tokens, the second two
     cache.keys[:, 0], cache.values[:, 0] = one.keys[:, 0], one.values[:, 0]
     model.extend(x[1:, :2], one := model.empty(1), 0)
     cache.keys[:, 1], cache.values[:, 1] = one.keys[:, 0], one.values[:, 0]
@@ -83,7 +92,9 @@ def test_rows_at_different_places_decode_as_the_full_forward():
 def test_the_newest_token_alone_is_as_among_all_of_them_whatever_is_padded(kind):
     model, x = made(**kind), torch.randn(3, 12, 16)
     mask = torch.arange(12) >= torch.tensor([0, 4, 11])[:, None]
-    torch.testing.assert_close(model(x, slice(-1, None), mask), model(x, mask=mask)[:, -1:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model(x, slice(-1, None), mask), model(x, mask=mask)[:, -1:], atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS[:3])
@@ -96,11 +107,16 @@ def test_padding_on_either_side_changes_nothing(kind):
     left = torch.cat([9 * torch.randn(2, 4, 16), x], 1)
     mask = torch.arange(14).expand(2, 14) >= 4
     torch.testing.assert_close(model(left, mask=mask)[:, 4:], model(x), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(model(left, slice(-1, None), mask), model(x)[:, -1:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model(left, slice(-1, None), mask), model(x)[:, -1:], atol=1e-5, rtol=1e-5
+    )
 
 
 def test_hidden_keys_are_known_to_themselves_alone_and_by_no_attention():
-    model, x = made(positions="learned", hidden_keys=torch.tensor([False, False, True] * 8)), torch.randn(1, 12, 16)
+    model, x = (
+        made(positions="learned", hidden_keys=torch.tensor([False, False, True] * 8)),
+        torch.randn(1, 12, 16),
+    )
     y = x.clone()
     y[:, 5] += torch.randn(16)
     a, b = model(x), model(y)
@@ -126,7 +142,9 @@ def test_each_dropout_changes_what_comes_out_and_leaves_its_mean():
     x, p, draws = torch.randn(1, 6, 16), 0.25, 4000
     block = Transformer(16, 1, 2, 8, dropout=p).blocks[0]
     torch.nn.init.normal_(block.qkv.weight, std=0.3)
-    queries, keys, values = (part.expand(draws, -1, -1, -1) for part in block.eval().project(x, None))
+    queries, keys, values = (
+        part.expand(draws, -1, -1, -1) for part in block.eval().project(x, None)
+    )
     look = torch.ones(6, 6, dtype=torch.bool).tril()
 
     def gathered(mask):
@@ -144,17 +162,24 @@ def test_each_dropout_changes_what_comes_out_and_leaves_its_mean():
     model = Transformer(16, 1, 2, 8, dropout=p)
     place = torch.arange(6)
     entered = model.train()._enter(x.expand(draws, -1, -1), place)
-    torch.testing.assert_close(torch.unique((entered / x).round(decimals=3)), torch.tensor([0.0, 1.333]))
+    torch.testing.assert_close(
+        torch.unique((entered / x).round(decimals=3)), torch.tensor([0.0, 1.333])
+    )
     torch.testing.assert_close(entered.mean(0), x[0], atol=0.15, rtol=0)
     assert model.eval()._enter(x, place) is x
 
     block = Transformer(16, 1, 2, 8, dropout=p).blocks[0].train()
-    for name in ("out", "down"):  # what one of the two residuals adds is constant, the other adds nothing
+    for name in (
+        "out",
+        "down",
+    ):  # what one of the two residuals adds is constant, the other adds nothing
         for layer in (block.out, block.down):
             torch.nn.init.zeros_(layer.weight)
             torch.nn.init.constant_(layer.bias, 3.0 if layer is getattr(block, name) else 0.0)
         added = block.finish(x.expand(draws, -1, -1), x.expand(draws, -1, -1)) - x
-        assert set(added.round(decimals=3).unique().tolist()) == {0.0, 4.0} and float(added.mean()) == pytest.approx(3.0, abs=0.05)
+        assert set(added.round(decimals=3).unique().tolist()) == {0.0, 4.0} and float(
+            added.mean()
+        ) == pytest.approx(3.0, abs=0.05)
         assert (block.eval().finish(x, x) - x).round(decimals=3).unique().tolist() == [3.0]
         block.train()
 
@@ -164,19 +189,32 @@ def test_attention_with_dropout_has_the_gradients_of_the_plain_formula():
     look = torch.ones(70, 70).tril().bool()
     look[:, 3::4] = False
     for queries, mask in ((70, look), (40, look[30:])):
-        parts = [torch.randn(2, 3, t, 8, dtype=torch.float64, requires_grad=True) for t in (queries, 70, 70)]
+        parts = [
+            torch.randn(2, 3, t, 8, dtype=torch.float64, requires_grad=True)
+            for t in (queries, 70, 70)
+        ]
         torch.manual_seed(1)
         out = Weighted.apply(*parts, mask, 0.25)
         torch.manual_seed(1)
         share = torch.zeros(6, queries, 70, dtype=torch.float64)
         for a in range(0, queries, Weighted.ROWS):
             seen = int(mask[a : a + Weighted.ROWS].any(0).nonzero()[-1]) + 1
-            share[:, a : a + Weighted.ROWS, :seen] = kept(torch.Size((6, min(Weighted.ROWS, queries - a), seen)), 0.25)
-        weights = (parts[0] @ parts[1].transpose(2, 3) / 8**0.5).masked_fill(~mask, float("-inf")).softmax(-1)
+            share[:, a : a + Weighted.ROWS, :seen] = kept(
+                torch.Size((6, min(Weighted.ROWS, queries - a), seen)), 0.25
+            )
+        weights = (
+            (parts[0] @ parts[1].transpose(2, 3) / 8**0.5)
+            .masked_fill(~mask, float("-inf"))
+            .softmax(-1)
+        )
         plain = (weights * share.view(2, 3, queries, 70)) @ parts[2]
         torch.testing.assert_close(out, plain)
         direction = torch.randn_like(out)
-        for mine, want in zip(torch.autograd.grad(out, parts, direction), torch.autograd.grad(plain, parts, direction), strict=True):
+        for mine, want in zip(
+            torch.autograd.grad(out, parts, direction),
+            torch.autograd.grad(plain, parts, direction),
+            strict=True,
+        ):
             torch.testing.assert_close(mine, want)
 
 
@@ -191,11 +229,17 @@ def test_bfloat16_is_close_to_float32_in_outputs_and_gradients(kind, at, dropout
     for model in (plain, other):
         torch.manual_seed(1)  # the same is dropped
         out = model(x, at)
-        model.blocks[0].up.register_forward_hook(lambda module, given, out: answers.append(out.dtype))
+        model.blocks[0].up.register_forward_hook(
+            lambda module, given, out: answers.append(out.dtype)
+        )
         model(x, at)
         (out**2).mean().backward()
         answers.append(out)
-    assert answers[0] == torch.float32 and answers[2] == torch.bfloat16 and answers[3].dtype == torch.float32
+    assert (
+        answers[0] == torch.float32
+        and answers[2] == torch.bfloat16
+        and answers[3].dtype == torch.float32
+    )
     torch.testing.assert_close(answers[3], answers[1], atol=0.15, rtol=0.1)
     for (name, mine), theirs in zip(plain.named_parameters(), other.parameters(), strict=True):
         assert theirs.dtype == theirs.grad.dtype == torch.float32

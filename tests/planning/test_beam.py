@@ -16,9 +16,13 @@ DIMS = SEEN + ACTED + 2
 
 def network(seed=0, choices=(0, 0, 0, 0, 3, 0, 0), window=6, std=0.35, positions="learned", goal=0):
     torch.manual_seed(seed)
-    net = TrajectoryTransformer(list(choices), BINS, window, 16, 2, 2, goal=goal, positions=positions).eval()
+    net = TrajectoryTransformer(
+        list(choices), BINS, window, 16, 2, 2, goal=goal, positions=positions
+    ).eval()
     for name, p in net.named_parameters():
-        torch.nn.init.normal_(p, std=std) if p.ndim > 1 else torch.nn.init.normal_(p, 1.0 if "norm" in name and "weight" in name else 0.0, 0.1)
+        torch.nn.init.normal_(p, std=std) if p.ndim > 1 else torch.nn.init.normal_(
+            p, 1.0 if "norm" in name and "weight" in name else 0.0, 0.1
+        )
     return net.requires_grad_(False)
 
 
@@ -51,7 +55,9 @@ def logits_after(net, sequence, context):
     k = len(sequence) // DIMS + 1
     tokens = torch.zeros(1, k * DIMS, dtype=torch.int64)
     tokens[0, : len(sequence)] = torch.tensor(sequence)
-    return net(tokens.view(1, k, DIMS)).view(DIMS, k, BINS + 1)[len(sequence) % DIMS, len(sequence) // DIMS]
+    return net(tokens.view(1, k, DIMS)).view(DIMS, k, BINS + 1)[
+        len(sequence) % DIMS, len(sequence) // DIMS
+    ]
 
 
 def filtered(logits, k, cdf):
@@ -99,17 +105,26 @@ def plain_plan(p, past, state, numbers):
                 if j < ACTED:
                     if t == 0:
                         logits[BINS] = -torch.inf
-                    token = picked(filtered(logits, s.k_act, s.cdf_act), s.k_act, float(numbers["actions"][t, j, c]))
+                    token = picked(
+                        filtered(logits, s.k_act, s.cdf_act),
+                        s.k_act,
+                        float(numbers["actions"][t, j, c]),
+                    )
                 else:
                     u = float(numbers["outcomes"][t, j - ACTED, c]) if s.k_rew != 1 else 0.0
                     token = picked(filtered(logits, s.k_rew, 0.0), s.k_rew, u)
                     middles = p.middles[SEEN + j].tolist()
                     probability = logits.softmax(0).tolist()
-                    expected = sum(q * x for q, x in zip(probability, middles, strict=False))  # without the stop token
+                    expected = sum(
+                        q * x for q, x in zip(probability, middles, strict=False)
+                    )  # without the stop token
                     numbers_of.append(expected if s.expected else (*middles, 0.0)[token])
                 sequence.append(token)
             rewards = [*earned, numbers_of[0]]
-            score = sum(s.discount**i * r for i, r in enumerate(rewards)) + s.discount ** (t + 1) * numbers_of[1]
+            score = (
+                sum(s.discount**i * r for i, r in enumerate(rewards))
+                + s.discount ** (t + 1) * numbers_of[1]
+            )
             scored.append((score, c, sequence, rewards))
         scored.sort(key=lambda row: (-row[0], row[1]))
         beams = [(sequence, rewards) for _, _, sequence, rewards in scored[: s.beams]]
@@ -117,7 +132,13 @@ def plain_plan(p, past, state, numbers):
             for b, (sequence, _) in enumerate(beams):
                 for d in range(SEEN):
                     u = float(numbers["states"][t, d, b]) if s.k_obs != 1 else 0.0
-                    sequence.append(picked(filtered(logits_after(net, sequence, s.context), s.k_obs, s.cdf_obs), s.k_obs, u))
+                    sequence.append(
+                        picked(
+                            filtered(logits_after(net, sequence, s.context), s.k_obs, s.cdf_obs),
+                            s.k_obs,
+                            u,
+                        )
+                    )
     return torch.tensor(beams[0][0])[past.numel() :].view(s.horizon, DIMS), scored[0][0]
 
 
@@ -126,7 +147,13 @@ def plain_likely(p, past, state):
     beams = [(0.0, [*past.flatten().tolist(), *state.tolist()])]
     for place in range(SEEN, s.horizon * DIMS):
         d, t = place % DIMS, place // DIMS
-        k, cdf = (s.k_obs, s.cdf_obs) if d < SEEN else (s.k_act, s.cdf_act) if d < SEEN + ACTED else (s.k_rew, 0.0)
+        k, cdf = (
+            (s.k_obs, s.cdf_obs)
+            if d < SEEN
+            else (s.k_act, s.cdf_act)
+            if d < SEEN + ACTED
+            else (s.k_rew, 0.0)
+        )
         found = []
         for total, sequence in beams:
             logits = logits_after(net, sequence, s.context)
@@ -169,7 +196,9 @@ def test_a_plan_is_that_of_the_plain_algorithm(kind, m):
     past, state = given(1, m, seed=m)
     numbers = p.numbers(np.random.default_rng(m).random((1, 2), np.float32))
     plan = p.plan(past, state, numbers)
-    tokens, score = plain_plan(p, past[0], state[0], {name: values[0] for name, values in numbers.items()})
+    tokens, score = plain_plan(
+        p, past[0], state[0], {name: values[0] for name, values in numbers.items()}
+    )
     assert plan.tokens[0].tolist() == tokens.tolist()
     assert float(plan.score[0]) == pytest.approx(score, rel=1e-4, abs=1e-4)
 
@@ -197,7 +226,9 @@ def test_a_plan_that_keeps_what_it_computed_is_that_of_the_plain_algorithm_witho
     numbers = p.numbers(np.random.default_rng(m).random((1, 2), np.float32))
     plan = p.plan(past, state, numbers)
     begins = past[0, max(0, m - p.search.context + 1) :]
-    tokens, score = plain_plan(all_in_view, begins, state[0], {name: values[0] for name, values in numbers.items()})
+    tokens, score = plain_plan(
+        all_in_view, begins, state[0], {name: values[0] for name, values in numbers.items()}
+    )
     assert plan.tokens[0].tolist() == tokens.tolist()
     assert float(plan.score[0]) == pytest.approx(score, rel=1e-4, abs=1e-4)
 
@@ -208,11 +239,15 @@ def test_rotary_positions_see_distances_alone():
     past, ahead = given(1, 2)[0], torch.full((1, 1, DIMS), BINS - 1)
     for positions, same in (("rotary", True), ("learned", False)):
         net = network(4, positions=positions)
-        sequence = net.embed(torch.cat([past, torch.zeros_like(past[:, :1])], 1)).flatten(1, 2)[:, : 2 * DIMS + SEEN]
+        sequence = net.embed(torch.cat([past, torch.zeros_like(past[:, :1])], 1)).flatten(1, 2)[
+            :, : 2 * DIMS + SEEN
+        ]
         alone = net.transformer(sequence)[:, -1]
         mask = torch.ones(1, 3 * DIMS + SEEN, dtype=torch.bool)
         mask[:, :DIMS] = False
-        behind = net.transformer(torch.cat([net.embed(ahead).flatten(1, 2), sequence], 1), mask=mask)[:, -1]
+        behind = net.transformer(
+            torch.cat([net.embed(ahead).flatten(1, 2), sequence], 1), mask=mask
+        )[:, -1]
         assert torch.allclose(alone, behind, atol=1e-5) == same
 
 
@@ -248,9 +283,15 @@ def test_many_environments_are_planned_as_each_alone(kind, at_once, positions, m
     acted = p.act(past, state, torch.from_numpy(uniforms))
     for i in range(5):
         one = slice(i, i + 1)
-        assert p.plan(past[one], state[one], p.numbers(uniforms[one])).tokens.tolist() == together.tokens[one].tolist()
+        assert (
+            p.plan(past[one], state[one], p.numbers(uniforms[one])).tokens.tolist()
+            == together.tokens[one].tolist()
+        )
         assert p.likely(past[one], state[one]).tokens.tolist() == likely.tokens[one].tolist()
-        assert p.act(past[one], state[one], torch.from_numpy(uniforms[one])).tolist() == acted[one].tolist()
+        assert (
+            p.act(past[one], state[one], torch.from_numpy(uniforms[one])).tolist()
+            == acted[one].tolist()
+        )
 
 
 def test_environments_whose_filters_leave_fewer_sequences_are_planned_beside_others(monkeypatch):
@@ -263,7 +304,10 @@ def test_environments_whose_filters_leave_fewer_sequences_are_planned_beside_oth
         alone = p.fan(past[i : i + 1], state[i : i + 1], None)
         count = alone.score.shape[1]
         counts.add(count)
-        assert together.tokens[i, :count].tolist() == alone.tokens[0].tolist() and (together.score[i, count:] == -torch.inf).all()
+        assert (
+            together.tokens[i, :count].tolist() == alone.tokens[0].tolist()
+            and (together.score[i, count:] == -torch.inf).all()
+        )
     assert len(counts) > 1
 
 
@@ -278,7 +322,11 @@ def test_an_action_without_a_plan_follows_the_distribution_of_its_tokens():
         want.append(logits.softmax(0))
         sequence.append(int(logits.argmax()))
     assert p.act(past, state, None)[0].tolist() == sequence[-ACTED:]
-    many = p.act(past.expand(4000, -1, -1), state.expand(4000, -1), torch.rand(4000, ACTED, generator=torch.Generator().manual_seed(0)))
+    many = p.act(
+        past.expand(4000, -1, -1),
+        state.expand(4000, -1),
+        torch.rand(4000, ACTED, generator=torch.Generator().manual_seed(0)),
+    )
     share = torch.bincount(many[:, 0], minlength=BINS + 1) / 4000
     torch.testing.assert_close(share, want[0], atol=0.03, rtol=0)
     assert many[:, 1].max() < 3, "a dimension of three choices has three"
@@ -291,7 +339,11 @@ def test_what_agrees_is_computed_once():
     many[4, 1, 0] = (many[4, 1, 0] + 1) % BINS
     many[5, 1, -1] = (many[5, 1, -1] + 1) % BINS  # a value: nobody but itself looks at it
     trunk, which = encoder.trunk(many, None, 0)
-    assert len(trunk.last) == 3 and len(which.unique()) == 3 and (which[[0, 1, 2, 3, 6]] == which[0]).all()
+    assert (
+        len(trunk.last) == 3
+        and len(which.unique()) == 3
+        and (which[[0, 1, 2, 3, 6]] == which[0]).all()
+    )
     trunk, which = encoder.trunk(many, state.expand(7, -1), 0)
     assert len(trunk.last) == 2
 
@@ -305,14 +357,20 @@ def test_the_encoder_in_pieces_is_the_forward_pass(m, positions):
     past, state = given(4, m)
     tokens = torch.randint(0, 3, (4, ACTED + 1))
     whole = torch.cat([past.flatten(1), state, tokens], 1)
-    want = net.transformer(torch.stack([net.embed(whole[:, i], i % DIMS) for i in range(whole.shape[1])], 1))
+    want = net.transformer(
+        torch.stack([net.embed(whole[:, i], i % DIMS) for i in range(whole.shape[1])], 1)
+    )
     trunk, which = encoder.trunk(past, state, ACTED + 1)
     trunk = trunk.take(which)
     torch.testing.assert_close(trunk.last, want[:, places + SEEN - 1], atol=1e-5, rtol=1e-4)
     own = encoder.own(len(trunk.last), 2, ACTED + 1)
     for j in range(ACTED + 1):
-        branched = encoder.branch(trunk, own, tokens[:, j, None].repeat(1, 2), SEEN + j, places + SEEN + j, j)
-        torch.testing.assert_close(branched, want[:, None, places + SEEN + j].expand(-1, 2, -1), atol=1e-5, rtol=1e-4)
+        branched = encoder.branch(
+            trunk, own, tokens[:, j, None].repeat(1, 2), SEEN + j, places + SEEN + j, j
+        )
+        torch.testing.assert_close(
+            branched, want[:, None, places + SEEN + j].expand(-1, 2, -1), atol=1e-5, rtol=1e-4
+        )
     for j in range(ACTED + 1):
         encoder.step(trunk, tokens[:, j], SEEN + j, places + SEEN + j)
         torch.testing.assert_close(trunk.last, want[:, places + SEEN + j], atol=1e-5, rtol=1e-4)
@@ -336,7 +394,15 @@ def test_another_network_is_not_planned_with_as_if_it_were_this_one():
 def test_filters_keep_what_their_rules_say():
     probability = torch.tensor([0.05, 0.4, 0.1, 0.3, 0.15])
     everything = {0, 1, 2, 3, 4}
-    cases = [(0, 0.61, {1}), (0, 0.55, {1, 3}), (0, 0.04, everything), (2, 0, {1, 3}), (2, 0.1, {1, 3}), (9, 0, everything), (1, 0.99, {1})]
+    cases = [
+        (0, 0.61, {1}),
+        (0, 0.55, {1, 3}),
+        (0, 0.04, everything),
+        (2, 0, {1, 3}),
+        (2, 0.1, {1, 3}),
+        (9, 0, everything),
+        (1, 0.99, {1}),
+    ]
     for k, cdf, kept in cases:
         out = narrowed(probability.log(), k, cdf)
         assert set((out > -torch.inf).nonzero().flatten().tolist()) == kept, (k, cdf)
@@ -386,16 +452,25 @@ def test_with_a_goal_too_the_most_likely_tokens_are_those_of_full_forward_passes
             k = len(here) // DIMS + 1
             tokens = torch.zeros(1, k * DIMS, dtype=torch.int64)
             tokens[0, : len(here)] = torch.tensor(here)
-            logits = net(tokens.view(1, k, DIMS), goals[i : i + 1]).view(DIMS, k, BINS + 1)[len(here) % DIMS, len(here) // DIMS]
+            logits = net(tokens.view(1, k, DIMS), goals[i : i + 1]).view(DIMS, k, BINS + 1)[
+                len(here) % DIMS, len(here) // DIMS
+            ]
             if DIMS <= len(sequence) < DIMS + SEEN + ACTED:
                 logits[BINS] = -torch.inf  # the first action is no stop token
             sequence.append(int(logits.argmax()))
         assert plan[i].flatten().tolist() == sequence[DIMS:]
-    assert searcher.act(past, state, None, goals).tolist() == plan[:, 0, SEEN : SEEN + ACTED].tolist()
-    assert searcher.likely(past, state, goals).score[0] != searcher.likely(past[:1], state[:1], goals[1:2]).score[0], "the goal is looked at"
+    assert (
+        searcher.act(past, state, None, goals).tolist() == plan[:, 0, SEEN : SEEN + ACTED].tolist()
+    )
+    assert (
+        searcher.likely(past, state, goals).score[0]
+        != searcher.likely(past[:1], state[:1], goals[1:2]).score[0]
+    ), "the goal is looked at"
     numbers = searcher.numbers(np.random.default_rng(0).random((3, 2), np.float32))
     together = searcher.plan(past, state, numbers, goals)
-    alone = searcher.plan(past[1:2], state[1:2], {k: v[1:2] for k, v in numbers.items()}, goals[1:2])
+    alone = searcher.plan(
+        past[1:2], state[1:2], {k: v[1:2] for k, v in numbers.items()}, goals[1:2]
+    )
     assert together.tokens[1].tolist() == alone.tokens[0].tolist()
 
 
@@ -406,7 +481,17 @@ def test_a_search_for_the_goal_takes_the_beam_that_is_there_soonest_and_the_firs
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.4)
     net.requires_grad_(False)
-    searcher = planner(net, beams=16, expansions=1, horizon=4, context=3, k_act=0, k_obs=0, discount=0.5, reach=True)
+    searcher = planner(
+        net,
+        beams=16,
+        expansions=1,
+        horizon=4,
+        context=3,
+        k_act=0,
+        k_obs=0,
+        discount=0.5,
+        reach=True,
+    )
     past, state = given(1, 1)
     numbers = searcher.numbers(np.random.default_rng(0).random((1, 2), np.float32))
     nowhere = torch.full((1, SEEN), BINS - 1)
@@ -417,11 +502,25 @@ def test_a_search_for_the_goal_takes_the_beam_that_is_there_soonest_and_the_firs
     searcher.encoder.trunk = lambda past, state, room, goal, was=searcher.encoder.trunk: was(
         past, state, room, goal if goal is None else nowhere[:1].expand(len(past), -1)
     )
-    for k, steps in ((9, 1), (5, 2), (12, 3)):  # the network is told of `nowhere`, so that it draws the same beams, and the search of where they went
+    for k, steps in (
+        (9, 1),
+        (5, 2),
+        (12, 3),
+    ):  # the network is told of `nowhere`, so that it draws the same beams, and the search of where they went
         goal = walked[k, steps][None]
-        soonest = (walked[:, 1:] == goal).all(-1).float().mul(torch.tensor([0.5, 0.25, 0.125])).max(1).values
+        soonest = (
+            (walked[:, 1:] == goal)
+            .all(-1)
+            .float()
+            .mul(torch.tensor([0.5, 0.25, 0.125]))
+            .max(1)
+            .values
+        )
         found = searcher.fan(past, state, numbers, goal)
-        assert found.score[0].tolist() == soonest.sort(descending=True).values.tolist() and found.score[0, 0] >= 0.5**steps
+        assert (
+            found.score[0].tolist() == soonest.sort(descending=True).values.tolist()
+            and found.score[0, 0] >= 0.5**steps
+        )
         assert (found.best.tokens[0, 1:, :SEEN] == goal).all(-1).any()
 
 
@@ -429,7 +528,9 @@ def test_a_goal_is_told_to_networks_that_expect_one_only():
     past, state = given(1, 1)
     for goal, told in ((0, torch.zeros(1, SEEN, dtype=torch.int64)), (SEEN, None)):
         with pytest.raises(ValueError, match="goal"):
-            planner(TrajectoryTransformer([0] * DIMS, BINS, 4, 16, 2, 2, goal=goal).eval()).act(past, state, None, told)
+            planner(TrajectoryTransformer([0] * DIMS, BINS, 4, 16, 2, 2, goal=goal).eval()).act(
+                past, state, None, told
+            )
 
 
 @torch.no_grad()
@@ -445,23 +546,33 @@ def test_open_loop_predictions_are_those_of_full_forward_passes(m):
         for t in range(5):
             sequence += actions[i, t].tolist()
             for _ in range(2 + SEEN):
-                sequence.append(int(logits_after(net, sequence, searcher.search.context)[:-1].argmax()))
+                sequence.append(
+                    int(logits_after(net, sequence, searcher.search.context)[:-1].argmax())
+                )
             assert states[i, t].tolist() == sequence[-SEEN:]
 
 
 @pytest.mark.parametrize("goal", [0, SEEN])
 def test_open_loop_predictions_of_many_are_made_some_at_a_time_and_equal(goal, monkeypatch):
     torch.manual_seed(1)
-    net = TrajectoryTransformer([0] * DIMS, BINS, 4, 16, 2, 2, goal=goal).eval().requires_grad_(False)
+    net = (
+        TrajectoryTransformer([0] * DIMS, BINS, 4, 16, 2, 2, goal=goal).eval().requires_grad_(False)
+    )
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.3)
     searcher = planner(net)
     past, state = given(7, 1)
     actions = torch.randint(0, 3, (7, 3, ACTED), generator=torch.Generator().manual_seed(1))
-    goals = torch.randint(0, BINS, (7, SEEN), generator=torch.Generator().manual_seed(2)) if goal else None
+    goals = (
+        torch.randint(0, BINS, (7, SEEN), generator=torch.Generator().manual_seed(2))
+        if goal
+        else None
+    )
     whole = searcher.follow(past, state, actions, goals)
     at_once = []
-    searcher.encoder.trunk = lambda past, *rest, was=searcher.encoder.trunk: at_once.append(len(past)) or was(past, *rest)
+    searcher.encoder.trunk = lambda past, *rest, was=searcher.encoder.trunk: (
+        at_once.append(len(past)) or was(past, *rest)
+    )
     monkeypatch.setattr(beam, "BEAMS_ON_CPU", 3)
     assert searcher.follow(past, state, actions, goals).tolist() == whole.tolist()
     assert max(at_once) == 3 and at_once[-1] == 1

@@ -19,10 +19,17 @@ KINDS = ["vector", "image", "nested", "volume"]
 
 def made(kind):
     if kind != "volume":
-        return [episode((number // 2, number % 2, 0), length, kind, terminated=number % 3 != 1) for number, length in enumerate(LENGTHS)]
+        return [
+            episode((number // 2, number % 2, 0), length, kind, terminated=number % 3 != 1)
+            for number, length in enumerate(LENGTHS)
+        ]
     out = []
     for e in made("image"):  # a float leaf of three axes is no image: it is not stacked
-        out.append(dataclasses.replace(e, observations=e.observations | {"field": e.observations["eye"].astype(np.float32)}))
+        out.append(
+            dataclasses.replace(
+                e, observations=e.observations | {"field": e.observations["eye"].astype(np.float32)}
+            )
+        )
     return out
 
 
@@ -31,7 +38,11 @@ def reference(view, episodes, positions, steps):
     rows = []
     for position, drawn in zip(positions, steps, strict=True):
         e = episodes[position]
-        first, last = (drawn, min(drawn + view.length, e.length)) if view.anchor == "start" else (max(0, drawn - view.length + 1), drawn + 1)
+        first, last = (
+            (drawn, min(drawn + view.length, e.length))
+            if view.anchor == "start"
+            else (max(0, drawn - view.length + 1), drawn + 1)
+        )
         times = list(range(first, last))
         empty = [None] * (view.length - len(times))
         rows.append([(e, t) for t in (empty + times if view.pad == "left" else times + empty)])
@@ -43,11 +54,16 @@ def reference(view, episodes, positions, steps):
         return np.concatenate([values[max(0, t - back)] for back in reversed(range(view.stack))])
 
     def column(e, name, t):
-        return np.float32(e.length - t if name == "steps_remaining" else sum(e.rewards[t:].tolist()))
+        return np.float32(
+            e.length - t if name == "steps_remaining" else sum(e.rewards[t:].tolist())
+        )
 
     def windows(of):
         sample = np.asarray(next(of(e, t) for row in rows for e, t in row if t is not None))
-        return np.array([[np.zeros_like(sample) if t is None else of(e, t) for e, t in row] for row in rows], sample.dtype)
+        return np.array(
+            [[np.zeros_like(sample) if t is None else of(e, t) for e, t in row] for row in rows],
+            sample.dtype,
+        )
 
     like = episodes[0]
     return Windows(
@@ -57,8 +73,12 @@ def reference(view, episodes, positions, steps):
         np.array([[t is not None for _, t in row] for row in rows]),
         np.array([[0 if t is None else t for _, t in row] for row in rows], np.int64),
         {name: windows(lambda e, t, name=name: column(e, name, t)) for name in view.columns},
-        {path: windows(lambda e, t, path=path: seen(e, path, t + 1)) for path in like.observations} if view.next_observation else {},
-        terminated=windows(lambda e, t: e.terminated and t == e.length - 1) if view.terminals else None,
+        {path: windows(lambda e, t, path=path: seen(e, path, t + 1)) for path in like.observations}
+        if view.next_observation
+        else {},
+        terminated=windows(lambda e, t: e.terminated and t == e.length - 1)
+        if view.terminals
+        else None,
     )
 
 
@@ -87,7 +107,10 @@ def folders(tmp_path_factory):
         for part in (episodes[:3], episodes[5:], episodes[3:5]):
             store.add(part)
         slot = store._flat._slot_bytes
-        out[kind] = episodes, [store, Store(folder, flat_bytes=0).open(), Store(folder, flat_bytes=20 * slot).open()]
+        out[kind] = (
+            episodes,
+            [store, Store(folder, flat_bytes=0).open(), Store(folder, flat_bytes=20 * slot).open()],
+        )
     return out
 
 
@@ -97,7 +120,9 @@ views = st.builds(
     weight=st.sampled_from(["episode", "length"]),
     anchor=st.sampled_from(["start", "end"]),
     pad=st.sampled_from(["left", "right"]),
-    columns=st.sampled_from([(), ("returns_to_go",), ("steps_remaining",), ("steps_remaining", "returns_to_go")]),
+    columns=st.sampled_from(
+        [(), ("returns_to_go",), ("steps_remaining",), ("steps_remaining", "returns_to_go")]
+    ),
     best=st.sampled_from([0.2, 0.6, 1.0]),
     above=st.sampled_from([None, -2.0, -0.5]),
     stack=st.sampled_from([1, 2, 4]),
@@ -123,27 +148,53 @@ def test_draws_equal_a_loop_over_episodes(folders, view, kind, seed, size):
     same_windows(drawn, some.draw(view, np.random.default_rng(seed), size))
 
 
-@given(view=views, which=st.integers(0, 2), seed=st.integers(0, 99), size=st.integers(1, 17), world=st.integers(1, 5))
-def test_the_shares_of_all_ranks_together_are_the_batch_of_one(folders, view, which, seed, size, world):
+@given(
+    view=views,
+    which=st.integers(0, 2),
+    seed=st.integers(0, 99),
+    size=st.integers(1, 17),
+    world=st.integers(1, 5),
+)
+def test_the_shares_of_all_ranks_together_are_the_batch_of_one(
+    folders, view, which, seed, size, world
+):
     store = folders["image"][1][which]
     whole = store.draw(view, np.random.default_rng(seed), size)
-    shares = [store.draw(view, np.random.default_rng(seed), size, rank, world) for rank in range(world)]
+    shares = [
+        store.draw(view, np.random.default_rng(seed), size, rank, world) for rank in range(world)
+    ]
     assert max(len(s.mask) for s in shares) - min(len(s.mask) for s in shares) <= 1
 
     def joined(name):
         parts = [getattr(share, name) for share in shares]
         if parts[0] is None:
             return None
-        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if isinstance(parts[0], dict) else np.concatenate(parts)
+        return (
+            {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+            if isinstance(parts[0], dict)
+            else np.concatenate(parts)
+        )
 
-    same_windows(whole, Windows(**{field.name: joined(field.name) for field in dataclasses.fields(Windows)}))
+    same_windows(
+        whole, Windows(**{field.name: joined(field.name) for field in dataclasses.fields(Windows)})
+    )
 
 
 def test_padding_is_zero_and_masked(folders):
     for store in folders["nested"][1]:
-        windows = store.draw(View(length=6, columns=("returns_to_go",), next_observation=True), np.random.default_rng(0), 200)
+        windows = store.draw(
+            View(length=6, columns=("returns_to_go",), next_observation=True),
+            np.random.default_rng(0),
+            200,
+        )
         assert 0.2 < windows.mask.mean() < 0.9
-        for values in (*windows.observations.values(), *windows.actions.values(), *windows.next_observations.values(), windows.rewards, windows.timesteps):
+        for values in (
+            *windows.observations.values(),
+            *windows.actions.values(),
+            *windows.next_observations.values(),
+            windows.rewards,
+            windows.timesteps,
+        ):
             assert not values[~windows.mask].any()
         assert windows.observations["arm/joints"][windows.mask].any()
 
@@ -154,8 +205,15 @@ def test_a_step_terminates_at_the_end_of_an_episode_that_no_time_limit_ended(fol
     for store in stores:
         windows = store.draw(View(weight="length", terminals=True), np.random.default_rng(0), 400)
         assert store.draw(View(), np.random.default_rng(0), 3).terminated is None
-        marks = {(float(o[0, 0]), bool(end[0])) for o, end in zip(windows.observations[""], windows.terminated, strict=True)}
-        assert marks == {(float(e.observations[""][t, 0]), e.terminated and t == e.length - 1) for e in episodes for t in range(e.length)}
+        marks = {
+            (float(o[0, 0]), bool(end[0]))
+            for o, end in zip(windows.observations[""], windows.terminated, strict=True)
+        }
+        assert marks == {
+            (float(e.observations[""][t, 0]), e.terminated and t == e.length - 1)
+            for e in episodes
+            for t in range(e.length)
+        }
 
 
 def test_a_draw_is_a_copy_that_may_be_written_to(folders):
@@ -173,7 +231,14 @@ def test_returns_to_go_are_summed_in_float64(tmp_path):
     store.add([episode(1, 3, rewards=[-1e8, 1e8, 1.0])])
     for at in (store, Store(tmp_path, flat_bytes=0).open()):
         windows = at.draw(View(columns=("returns_to_go",)), np.random.default_rng(0), 50)
-        assert {(t, g) for t, g in zip(windows.timesteps[:, 0].tolist(), windows.columns["returns_to_go"][:, 0].tolist(), strict=True)} == {
+        assert {
+            (t, g)
+            for t, g in zip(
+                windows.timesteps[:, 0].tolist(),
+                windows.columns["returns_to_go"][:, 0].tolist(),
+                strict=True,
+            )
+        } == {
             (0, 1.0),
             (1, 1e8),
             (2, 1.0),
@@ -187,11 +252,21 @@ def test_draws_stay_right_while_episodes_come_and_go(tmp_path, flat_slots):
     slot = 4 + 4 + 12
     flat = Store(tmp_path / "a", Retention("best", 8), flat_bytes=flat_slots * slot)
     maps = Store(tmp_path / "b", Retention("best", 8), flat_bytes=0)
-    view = View(length=3, columns=("returns_to_go", "steps_remaining"), next_observation=True, terminals=True)
+    view = View(
+        length=3,
+        columns=("returns_to_go", "steps_remaining"),
+        next_observation=True,
+        terminals=True,
+    )
     packed = 0
     held = []
     for number in range(35):
-        episodes = [episode((number, 0, k), int(chance.integers(1, 15)), rewards=None, terminated=bool(k % 2)) for k in range(chance.integers(1, 4))]
+        episodes = [
+            episode(
+                (number, 0, k), int(chance.integers(1, 15)), rewards=None, terminated=bool(k % 2)
+            )
+            for k in range(chance.integers(1, 4))
+        ]
         held += episodes
         before = flat._flat.rewards
         flat.add(episodes)
@@ -206,7 +281,9 @@ def test_draws_stay_right_while_episodes_come_and_go(tmp_path, flat_slots):
         assert packed > 1 and (flat._where[:, 2] >= 0).any()
     living = [next(e for e in held if e.id == tuple(id)) for id in flat.table.ids.tolist()]
     positions, steps = view.rows(flat.table, np.random.default_rng(0), 64)
-    close_windows(flat.draw(view, np.random.default_rng(0), 64), reference(view, living, positions, steps))
+    close_windows(
+        flat.draw(view, np.random.default_rng(0), 64), reference(view, living, positions, steps)
+    )
 
 
 # --- sidecars of derived columns
@@ -218,7 +295,11 @@ def test_sidecars_may_be_deleted_or_torn_and_are_made_again(tmp_path):
     view = View(columns=("returns_to_go",))
     first = store.draw(view, np.random.default_rng(0), 30)
     (made,) = tmp_path.glob(".*.npy")
-    for damage in (made.unlink, lambda: made.write_bytes(b""), lambda: made.write_bytes(made.read_bytes()[:-20])):
+    for damage in (
+        made.unlink,
+        lambda: made.write_bytes(b""),
+        lambda: made.write_bytes(made.read_bytes()[:-20]),
+    ):
         damage()
         same_windows(first, store.draw(view, np.random.default_rng(0), 30))
 
@@ -231,7 +312,9 @@ def test_two_processes_that_make_the_same_sidecar_do_not_disturb_each_other(tmp_
 
     def meanwhile(file, array):
         monkeypatch.setattr(np, "save", save)
-        thread = threading.Thread(target=lambda: answers.append(other.draw(view, np.random.default_rng(0), 30)))
+        thread = threading.Thread(
+            target=lambda: answers.append(other.draw(view, np.random.default_rng(0), 30))
+        )
         thread.start()
         thread.join()
         save(file, array)
@@ -255,7 +338,10 @@ def test_a_sidecar_never_outlives_its_shard(tmp_path):
     store.add([episode(3, 6)])
     fresh = Store(tmp_path / "fresh")
     fresh.add([episode(1, 6), episode(3, 6)])
-    same_windows(fresh.draw(view, np.random.default_rng(1), 50), store.draw(view, np.random.default_rng(1), 50))
+    same_windows(
+        fresh.draw(view, np.random.default_rng(1), 50),
+        store.draw(view, np.random.default_rng(1), 50),
+    )
 
 
 def test_a_store_that_cannot_write_sidecars_draws_all_the_same(tmp_path, monkeypatch):
@@ -308,6 +394,11 @@ def test_every_rank_draws_its_share_of_the_same_goals(tmp_path):
     store = Store(tmp_path)
     store.add([episode(i, 5 + i) for i in range(4)])
     view = View(2, hindsight="later")
-    whole, *parts = (store.draw(view, rng(0, "draw", 3), 10, rank, world) for rank, world in ((0, 1), (0, 2), (1, 2)))
-    np.testing.assert_array_equal(whole.goals[""], np.concatenate([part.goals[""] for part in parts]))
+    whole, *parts = (
+        store.draw(view, rng(0, "draw", 3), 10, rank, world)
+        for rank, world in ((0, 1), (0, 2), (1, 2))
+    )
+    np.testing.assert_array_equal(
+        whole.goals[""], np.concatenate([part.goals[""] for part in parts])
+    )
     np.testing.assert_array_equal(whole.mask, np.concatenate([part.mask for part in parts]))

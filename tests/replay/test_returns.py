@@ -5,14 +5,27 @@ import pytest
 from making import episode
 
 from bigdm_ray.replay import Store
-from bigdm_ray.replay.returns import continued, discounted, episode_groups, flattened, normalised_weights, padded, td_lambda
+from bigdm_ray.replay.returns import (
+    continued,
+    discounted,
+    episode_groups,
+    flattened,
+    normalised_weights,
+    padded,
+    td_lambda,
+)
 
 
 @pytest.fixture
 def store(tmp_path):
     made = Store(tmp_path)
     chance = np.random.default_rng(0)
-    made.add([episode(i, length=int(n), rewards=chance.normal(size=n), terminated=bool(i % 2)) for i, n in enumerate([1, 7, 3, 12, 5, 2])])
+    made.add(
+        [
+            episode(i, length=int(n), rewards=chance.normal(size=n), terminated=bool(i % 2))
+            for i, n in enumerate([1, 7, 3, 12, 5, 2])
+        ]
+    )
     return made
 
 
@@ -22,7 +35,9 @@ def test_groups_hold_every_step_in_the_order_of_the_table(store):
     assert len(parts) > 2
     np.testing.assert_array_equal(whole.rewards, np.concatenate([p.rewards for p in parts]))
     np.testing.assert_array_equal(whole.lengths, store.table.lengths)
-    np.testing.assert_array_equal(whole.observations[""], np.concatenate([p.observations[""] for p in parts]))
+    np.testing.assert_array_equal(
+        whole.observations[""], np.concatenate([p.observations[""] for p in parts])
+    )
     assert len(whole.observations[""]) == store.table.lengths.sum() + len(store.table)
 
 
@@ -35,7 +50,10 @@ def test_discounted_returns_are_the_sums_that_define_them(store):
     got, start = discounted(next(iter(episode_groups(store))).rewards, store.table.lengths, 0.9), 0
     for position in range(len(store.table)):
         rewards = store.episode(position).rewards.astype(np.float64)
-        want = [sum(0.9 ** (k - t) * rewards[k] for k in range(t, len(rewards))) for t in range(len(rewards))]
+        want = [
+            sum(0.9 ** (k - t) * rewards[k] for k in range(t, len(rewards)))
+            for t in range(len(rewards))
+        ]
         np.testing.assert_allclose(got[start : start + len(want)], want, rtol=1e-5)
         start += len(want)
 
@@ -100,7 +118,11 @@ def test_an_episode_that_was_cut_off_goes_on_from_the_state_most_like_its_last(t
     start = 0
     for n, seen, ended in zip(lengths, states, terminated, strict=True):
         here = slice(start, start + n)
-        gain = 0.0 if ended else slow_gain(plain[here].astype(np.float64), seen.astype(np.float64), 0.9)
+        gain = (
+            0.0
+            if ended
+            else slow_gain(plain[here].astype(np.float64), seen.astype(np.float64), 0.9)
+        )
         assert ended or n == 1 or np.abs(gain).max() > 0.01
         np.testing.assert_allclose(got[here], plain[here] + gain, rtol=1e-4, atol=1e-5)
         start += n
@@ -108,6 +130,17 @@ def test_an_episode_that_was_cut_off_goes_on_from_the_state_most_like_its_last(t
 
 def test_a_constant_reward_continues_to_the_sum_of_all_terms(tmp_path):
     made = Store(tmp_path)
-    made.add([episode(0, length=50, rewards=np.ones(50), observations={"": np.random.default_rng(0).normal(size=(51, 3)).astype(np.float32)})])
+    made.add(
+        [
+            episode(
+                0,
+                length=50,
+                rewards=np.ones(50),
+                observations={"": np.random.default_rng(0).normal(size=(51, 3)).astype(np.float32)},
+            )
+        ]
+    )
     got = continued(next(iter(episode_groups(made))), 0.9)
-    np.testing.assert_allclose(got, (1 - 0.9**50) / (1 - 0.9), rtol=1e-4)  # 50 terms remain from everywhere
+    np.testing.assert_allclose(
+        got, (1 - 0.9**50) / (1 - 0.9), rtol=1e-4
+    )  # 50 terms remain from everywhere

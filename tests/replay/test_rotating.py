@@ -18,7 +18,12 @@ def folder(tmp_path):
     chance = np.random.default_rng(0)
     for shard in range(SHARDS):
         lengths = chance.integers(2, 9, 4 + shard)
-        writer.add([episode((shard, 0, i), length=int(n), kind="image", terminated=bool(i % 2)) for i, n in enumerate(lengths)])
+        writer.add(
+            [
+                episode((shard, 0, i), length=int(n), kind="image", terminated=bool(i % 2))
+                for i, n in enumerate(lengths)
+            ]
+        )
     return tmp_path
 
 
@@ -29,7 +34,15 @@ def rotating(folder, slots):
 
 VIEWS = [
     View(columns=("returns_to_go", "steps_remaining"), weight="length"),
-    View(length=4, anchor="end", pad="left", stack=2, next_observation=True, terminals=True, columns=("returns_to_go",)),
+    View(
+        length=4,
+        anchor="end",
+        pad="left",
+        stack=2,
+        next_observation=True,
+        terminals=True,
+        columns=("returns_to_go",),
+    ),
     View(weight="length", best=0.3),
     View(length=3, above=0.5),
 ]
@@ -77,7 +90,10 @@ def test_what_is_drawn_follows_from_the_number_of_the_draw_alone(folder):
     for number in range(0, 4 * TURN, 50):
         went.draw(view, rng(0, "draw", number), 8, turn=number)
     at = 3 * TURN + 7
-    same_windows(went.draw(view, rng(0, "draw", at), 16, turn=at), jumped.draw(view, rng(0, "draw", at), 16, turn=at))
+    same_windows(
+        went.draw(view, rng(0, "draw", at), 16, turn=at),
+        jumped.draw(view, rng(0, "draw", at), 16, turn=at),
+    )
 
 
 def test_annotated_steps_are_drawn_from_the_shards_in_memory(folder):
@@ -97,7 +113,9 @@ def test_annotated_steps_are_drawn_from_the_shards_in_memory(folder):
     assert len(seen) == marks.sum()
 
 
-@pytest.mark.parametrize(("draws", "shards", "turn"), [(1500, 12, 31), (100_000, 6, 500), (1000, 1000, 20), (1, 1, 20)])
+@pytest.mark.parametrize(
+    ("draws", "shards", "turn"), [(1500, 12, 31), (100_000, 6, 500), (1000, 1000, 20), (1, 1, 20)]
+)
 def test_a_training_goes_round_all_shards_several_times_where_it_can(draws, shards, turn):
     assert turn_of(draws, shards) == turn
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -54,13 +55,21 @@ text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 @st.composite
 def some_episodes(draw):
-    paths = draw(st.lists(st.sampled_from(["", "a", "a/b", "0", "ö x"]), min_size=1, max_size=3, unique=True))
-    leaves = {kind: {path: (draw(leaf_shapes), draw(dtypes)) for path in paths} for kind in ("observations", "actions")}
+    paths = draw(
+        st.lists(st.sampled_from(["", "a", "a/b", "0", "ö x"]), min_size=1, max_size=3, unique=True)
+    )
+    leaves = {
+        kind: {path: (draw(leaf_shapes), draw(dtypes)) for path in paths}
+        for kind in ("observations", "actions")
+    }
     out = []
     for number in range(draw(st.integers(1, 4))):
         steps = draw(st.integers(1, 6))
         made = {
-            kind: {path: draw(arrays.arrays(dtype, (steps + (kind == "observations"), *shape))) for path, (shape, dtype) in leaves[kind].items()}
+            kind: {
+                path: draw(arrays.arrays(dtype, (steps + (kind == "observations"), *shape)))
+                for path, (shape, dtype) in leaves[kind].items()
+            }
             for kind in leaves
         }
         out.append(
@@ -96,7 +105,9 @@ def test_one_row_an_episode_in_one_uncompressed_batch(tmp_path):
     assert batch.num_rows == 2
     assert batch.schema.field("rewards").type == pa.large_list(pa.float32())
     assert batch.schema.field("actions/").type == pa.large_list(pa.int32())
-    assert batch.schema.field("observations/joints").type == pa.large_list(pa.list_(pa.float32(), 3))
+    assert batch.schema.field("observations/joints").type == pa.large_list(
+        pa.list_(pa.float32(), 3)
+    )
     assert batch.schema.field("observations/eye").type == pa.large_list(pa.list_(pa.uint8(), 24))
     assert json.loads(batch.schema.metadata[b"bigdm"])["schema_version"] == shards.SCHEMA_VERSION
 
@@ -162,7 +173,12 @@ def test_a_cut_file_is_noticed(data, tmp_path_factory, cut):
 def test_opening_checks_size_and_footer_and_leaves_the_body_to_verify(tmp_path, data):
     path = tmp_path / "a.arrow"
     whole = "whole Arrow file"
-    for wrong, says in ((data + b"x" * 8, whole), (data[:40] + data[48:], "bytes long"), (b"", whole), (b"x" * 300, whole)):
+    for wrong, says in (
+        (data + b"x" * 8, whole),
+        (data[:40] + data[48:], "bytes long"),
+        (b"", whole),
+        (b"x" * 300, whole),
+    ):
         path.write_bytes(wrong)
         with pytest.raises(CorruptShard, match=says):
             Shard.open(path)
@@ -175,7 +191,10 @@ def test_opening_checks_size_and_footer_and_leaves_the_body_to_verify(tmp_path, 
 
 
 def test_a_missing_file_a_folder_and_a_foreign_arrow_file_are_not_shards(tmp_path):
-    with pa.OSFile(str(tmp_path / "foreign.arrow"), "wb") as sink, pa.ipc.new_file(sink, pa.schema([("x", pa.int64())])) as writer:
+    with (
+        pa.OSFile(str(tmp_path / "foreign.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, pa.schema([("x", pa.int64())])) as writer,
+    ):
         writer.write_batch(pa.record_batch([pa.array([1])], ["x"]))
     (tmp_path / "folder.arrow").mkdir()
     for name in ("missing", "folder", "foreign"):
@@ -189,7 +208,9 @@ def test_a_newer_schema_version_is_refused(tmp_path, monkeypatch):
         patch.setattr(shards, "SCHEMA_VERSION", shards.SCHEMA_VERSION + 1)
         path.write_bytes(encode([episode(1)]))
         assert Shard.open(path).ids == [(1, 0, 0)]
-    with pytest.raises(CorruptShard, match=f"schema version {shards.SCHEMA_VERSION + 1}.*update bigdm_ray"):
+    with pytest.raises(
+        CorruptShard, match=f"schema version {shards.SCHEMA_VERSION + 1}.*update bigdm_ray"
+    ):
         Shard.open(path)
 
 
@@ -208,9 +229,16 @@ def test_the_seal_is_a_crc_of_body_and_footer(data):
 def test_opening_allocates_nothing_and_drawing_copies_rows_only(tmp_path):
     steps, width = 2000, 500
     big = Episode(
-        {"": np.ones((steps + 1, width), np.float32)}, {"": np.zeros(steps, np.int32)}, np.ones(steps, np.float32), True, EpisodeId(0, 0, 0), "made-up"
+        {"": np.ones((steps + 1, width), np.float32)},
+        {"": np.zeros(steps, np.int32)},
+        np.ones(steps, np.float32),
+        True,
+        EpisodeId(0, 0, 0),
+        "made-up",
     )
-    path = written(tmp_path, [big, episode(1).__class__(**{**big.__dict__, "id": EpisodeId(0, 0, 1)})])
+    path = written(
+        tmp_path, [big, episode(1).__class__(**{**big.__dict__, "id": EpisodeId(0, 0, 1)})]
+    )
     before = pa.total_allocated_bytes()
     opened = Shard.open(path)
     assert opened.nbytes > 8_000_000
@@ -246,7 +274,9 @@ class FullFile:
 
 @pytest.mark.parametrize("fails", ["write", "fsync", "rename"])
 @pytest.mark.parametrize("before", [None, b"old"])
-def test_a_full_disk_leaves_nothing_behind_and_what_was_there_alone(tmp_path, monkeypatch, fails, before):
+def test_a_full_disk_leaves_nothing_behind_and_what_was_there_alone(
+    tmp_path, monkeypatch, fails, before
+):
     path = tmp_path / "a.arrow"
     if before:
         path.write_bytes(before)
@@ -258,7 +288,9 @@ def test_a_full_disk_leaves_nothing_behind_and_what_was_there_alone(tmp_path, mo
         else:
             opened = shards.Path.open
             patch.setattr(shards.Path, "open", lambda self, mode: FullFile(opened(self, mode)))
-        with pytest.raises(RunFailed, match=r"cannot write .*a\.arrow: No space left on device; free some space"):
+        with pytest.raises(
+            RunFailed, match=r"cannot write .*a\.arrow: No space left on device; free some space"
+        ):
             publish(path, b"new")
     assert [p.name for p in tmp_path.iterdir()] == (["a.arrow"] if before else [])
     if before:
@@ -271,7 +303,16 @@ def test_file_and_folder_are_synced_in_the_right_order(tmp_path, monkeypatch):
     """Written, synced, renamed, and then the folder synced: nothing less survives a power cut."""
     happened = []
     fsync, rename = os.fsync, shards.Path.rename
-    monkeypatch.setattr(os, "fsync", lambda fd: (happened.append("folder" if os.path.isdir(f"/proc/self/fd/{fd}") else "file"), fsync(fd)))  # noqa: PTH112
-    monkeypatch.setattr(shards.Path, "rename", lambda self, to: (happened.append("rename"), rename(self, to))[1])
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda fd: (
+            happened.append("folder" if Path(f"/proc/self/fd/{fd}").is_dir() else "file"),
+            fsync(fd),
+        ),
+    )
+    monkeypatch.setattr(
+        shards.Path, "rename", lambda self, to: (happened.append("rename"), rename(self, to))[1]
+    )
     publish(tmp_path / "a.arrow", b"x")
     assert happened == ["file", "rename", "folder"]

@@ -37,7 +37,9 @@ def test_an_id_lives_once_however_often_it_is_added(tmp_path):
     again = store.add([episode(2), episode(1)])
     assert ids(store.table) == [(1, 0, 0), (2, 0, 0)]
     assert names(tmp_path) == ["episodes-0000000.arrow"] == first.shards == again.shards
-    assert ids(again.added) == [(2, 0, 0), (1, 0, 0)], "a receipt answers in the order of the question"
+    assert ids(again.added) == [(2, 0, 0), (1, 0, 0)], (
+        "a receipt answers in the order of the question"
+    )
     mixed = store.add([episode(2), episode(3)])
     assert ids(store.table) == [(1, 0, 0), (2, 0, 0), (3, 0, 0)]
     assert mixed.shards == names(tmp_path) and len(mixed.shards) == 2
@@ -61,9 +63,18 @@ def test_adding_nothing_writes_nothing(tmp_path):
     ("e", "says"),
     [
         (episode(1, 3, rewards=[0, np.nan, 0]), "its reward at step 1 is not finite"),
-        (episode(1, 3, observations={"": np.full((4, 1), np.inf, np.float32)}), "its observation at step 0 is not finite"),
-        (episode(1, 3, observations={"x": np.zeros((3, 1), np.float32)}), "its observation 'x' has 3 rows where 4 belong to 3 steps"),
-        (episode(1, 3, actions={"": np.zeros(4, np.int32)}), "its action has 4 rows where 3 belong"),
+        (
+            episode(1, 3, observations={"": np.full((4, 1), np.inf, np.float32)}),
+            "its observation at step 0 is not finite",
+        ),
+        (
+            episode(1, 3, observations={"x": np.zeros((3, 1), np.float32)}),
+            "its observation 'x' has 3 rows where 4 belong to 3 steps",
+        ),
+        (
+            episode(1, 3, actions={"": np.zeros(4, np.int32)}),
+            "its action has 4 rows where 3 belong",
+        ),
         (episode(1, 0), "it has no steps"),
     ],
 )
@@ -75,7 +86,11 @@ def test_an_unsound_episode_is_refused_with_its_reason_and_nothing_is_stored(tmp
 
 
 def test_add_encoded_equals_add(tmp_path):
-    parts = [[episode((1, 0, k), 4 + k) for k in range(3)], [episode((1, 0, 2), 6), episode(2)], [episode(2)]]
+    parts = [
+        [episode((1, 0, k), 4 + k) for k in range(3)],
+        [episode((1, 0, 2), 6), episode(2)],
+        [episode(2)],
+    ]
     a, b = Store(tmp_path / "a", Retention("best", 3)), Store(tmp_path / "b", Retention("best", 3))
     for part in parts:
         one, two = a.add(part), b.add_encoded(encode(part))
@@ -126,25 +141,43 @@ def surviving(episodes, rule):
     if rule.keep == "best":
 
         def merit(e):
-            return e.total_return + rule.peers_weight * e.peers - rule.length_cost * max(0, e.length - rule.length_allowance), e.id
+            return e.total_return + rule.peers_weight * e.peers - rule.length_cost * max(
+                0, e.length - rule.length_allowance
+            ), e.id
 
         ranked = sorted(unique, key=merit, reverse=True)
         unique = sorted(ranked[: rule.count], key=lambda e: e.id)
     return unique
 
 
-pool = st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 2), st.integers(0, 2), st.integers(1, 6), st.sampled_from([-1.0, 0.0, 0.1, 2.5])), max_size=14)
+pool = st.lists(
+    st.tuples(
+        st.integers(0, 3),
+        st.integers(-1, 2),
+        st.integers(0, 2),
+        st.integers(1, 6),
+        st.sampled_from([-1.0, 0.0, 0.1, 2.5]),
+    ),
+    max_size=14,
+)
 some = {"length_cost": st.sampled_from([0.0, 0.3]), "peers_weight": st.sampled_from([0.0, 2.0])}
-rules = st.builds(Retention, st.sampled_from(["best", "newest"]), st.integers(1, 6), **some) | st.just(Retention("all"))
+rules = st.builds(
+    Retention, st.sampled_from(["best", "newest"]), st.integers(1, 6), **some
+) | st.just(Retention("all"))
 
 
 @settings(max_examples=30)
 @given(pool, rules, st.data())
-def test_retention_is_a_pure_function_of_what_was_acknowledged(tmp_path_factory, rows, rule, choice):
+def test_retention_is_a_pure_function_of_what_was_acknowledged(
+    tmp_path_factory, rows, rule, choice
+):
     """Any order, any parts, opened anew at any moment, added twice: the same episodes live, and draw the same."""
     of = {}
     for round, group, number, length, reward in rows:
-        of.setdefault((round, group, number), episode((round, group, number), length, rewards=np.full(length, reward)))
+        of.setdefault(
+            (round, group, number),
+            episode((round, group, number), length, rewards=np.full(length, reward)),
+        )
     order = choice.draw(st.permutations(list(of.values())))
     folder = tmp_path_factory.mktemp("store")
     store = Store(folder, rule)
@@ -187,11 +220,18 @@ def test_a_length_cost_changes_the_rank(tmp_path):
 
 def test_good_peers_change_the_rank(tmp_path):
     """A lucky episode of weights that fail elsewhere gives way to an ordinary one of weights that succeed."""
-    lucky, ordinary = episode(1, 1, rewards=[9.0], peers=-4.0), episode(2, 1, rewards=[7.0], peers=6.0)
+    lucky, ordinary = (
+        episode(1, 1, rewards=[9.0], peers=-4.0),
+        episode(2, 1, rewards=[7.0], peers=6.0),
+    )
     for weight, lives in ((0.0, 1), (0.1, 1), (0.5, 2), (5.0, 2)):
         store = Store(tmp_path / str(weight), Retention("best", 1, peers_weight=weight))
         store.add([lucky, ordinary])
-        assert ids(store.table) == ids(Store(store.folder, store.retention).open().table) == [(lives, 0, 0)]
+        assert (
+            ids(store.table)
+            == ids(Store(store.folder, store.retention).open().table)
+            == [(lives, 0, 0)]
+        )
 
 
 def test_the_driver_s_table_under_the_rule_is_the_store_s(tmp_path):
@@ -212,7 +252,10 @@ def test_the_driver_s_table_under_the_rule_is_the_store_s(tmp_path):
 def test_returns_are_the_same_to_the_last_bit_after_opening(tmp_path):
     """Sums depend on their order, and retention and commands on the last bit of sums."""
     chance = np.random.default_rng(0)
-    rewards = [chance.normal(size=n) * 10.0 ** chance.integers(-7, 4, n) for n in chance.integers(1, 400, 40)]
+    rewards = [
+        chance.normal(size=n) * 10.0 ** chance.integers(-7, 4, n)
+        for n in chance.integers(1, 400, 40)
+    ]
     episodes = [episode((0, 0, k), len(paid), rewards=paid) for k, paid in enumerate(rewards)]
     store = Store(tmp_path)
     store.add(episodes[:25])
@@ -232,7 +275,15 @@ def test_a_writer_clears_what_a_crash_left_half_written(tmp_path):
     assert len(Store(tmp_path).open().table) == 2
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-7], lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"hello"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-7],
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+        lambda data: b"hello",
+    ],
+)
 def test_a_torn_shard_is_named_set_aside_and_the_rest_loads(tmp_path, damage):
     store = Store(tmp_path)
     for number in range(3):
@@ -243,11 +294,21 @@ def test_a_torn_shard_is_named_set_aside_and_the_rest_loads(tmp_path, damage):
     assert torn.exists() and len(reader.problems) == 1
     store = Store(tmp_path).open()
     assert ids(store.table) == [(0, 0, 0), (0, 0, 1), (2, 0, 0), (2, 0, 1)]
-    assert names(tmp_path) == ["episodes-0000000.arrow", "episodes-0000001.arrow.corrupt", "episodes-0000002.arrow"]
+    assert names(tmp_path) == [
+        "episodes-0000000.arrow",
+        "episodes-0000001.arrow.corrupt",
+        "episodes-0000002.arrow",
+    ]
     (problem,) = store.problems
     assert str(torn) in problem and "\n" not in problem
     store.add([episode((1, 0, 0))])
-    assert ids(Store(tmp_path).open().table) == [(0, 0, 0), (0, 0, 1), (1, 0, 0), (2, 0, 0), (2, 0, 1)]
+    assert ids(Store(tmp_path).open().table) == [
+        (0, 0, 0),
+        (0, 0, 1),
+        (1, 0, 0),
+        (2, 0, 0),
+        (2, 0, 1),
+    ]
     assert names(tmp_path)[-1] == "episodes-0000003.arrow" and not Store(tmp_path).open().problems
 
 
@@ -266,16 +327,22 @@ def test_opening_by_name_takes_those_in_only(tmp_path):
     some = Store(tmp_path, write=False).open(["episodes-0000002.arrow", "episodes-0000000.arrow"])
     assert ids(some.table) == [(0, 0, 0), (2, 0, 0)]
     missing = Store(tmp_path, write=False).open(["episodes-0000007.arrow"])
-    assert len(missing.table) == 0 and missing.problems == [f"shard {tmp_path / 'episodes-0000007.arrow'} is missing"]
+    assert len(missing.table) == 0 and missing.problems == [
+        f"shard {tmp_path / 'episodes-0000007.arrow'} is missing"
+    ]
     (tmp_path / "episodes-0000000.arrow").rename(tmp_path / "episodes-0000000.arrow.corrupt")
     gone = Store(tmp_path).open(["episodes-0000000.arrow"])
-    assert gone.problems == [f"shard {tmp_path / 'episodes-0000000.arrow'} is set aside as episodes-0000000.arrow.corrupt"]
+    assert gone.problems == [
+        f"shard {tmp_path / 'episodes-0000000.arrow'} is set aside as episodes-0000000.arrow.corrupt"
+    ]
 
 
 def test_what_is_left_closed_does_not_live_again_and_goes_at_the_next_release(tmp_path):
     rule = Retention("newest", steps=10)
     store = Store(tmp_path, rule)
-    for number, length in enumerate((1, 5, 8)):  # the first would fit beside the third, if the second had not lived between them
+    for number, length in enumerate(
+        (1, 5, 8)
+    ):  # the first would fit beside the third, if the second had not lived between them
         store.add([episode(number, length)])
     store.release({"episodes-0000000.arrow"})
     assert ids(Store(tmp_path, rule).open().table) == [(0, 0, 0), (2, 0, 0)]
@@ -283,7 +350,11 @@ def test_what_is_left_closed_does_not_live_again_and_goes_at_the_next_release(tm
     assert ids(again.table) == ids(store.table) == [(2, 0, 0)]
     assert again.release({"episodes-0000000.arrow"}) == []
     again.add([episode(3, 2)])
-    assert names(tmp_path) == ["episodes-0000000.arrow", "episodes-0000002.arrow", "episodes-0000003.arrow"]
+    assert names(tmp_path) == [
+        "episodes-0000000.arrow",
+        "episodes-0000002.arrow",
+        "episodes-0000003.arrow",
+    ]
     assert again.release(set()) == ["episodes-0000000.arrow"] and again.release(set()) == []
     assert names(tmp_path) == ["episodes-0000002.arrow", "episodes-0000003.arrow"]
 
@@ -300,7 +371,10 @@ def test_verify_reads_every_byte(tmp_path):
     sound, episodes, problems = verify(tmp_path)
     assert (sound, episodes, len(problems)) == (3, 6, 2)
     assert "episodes-0000002.arrow" in problems[0] and "checksum of its body" in problems[0]
-    assert "episodes-0000009.arrow" in problems[1] and "its reward at step 0 is not finite" in problems[1]
+    assert (
+        "episodes-0000009.arrow" in problems[1]
+        and "its reward at step 0 is not finite" in problems[1]
+    )
     assert names(tmp_path)[2] == "episodes-0000002.arrow.corrupt"
     assert verify(tmp_path) == (3, 6, [])
 
@@ -322,7 +396,9 @@ def test_compaction_keeps_the_living_and_what_they_draw(tmp_path, flat_bytes):
     table, windows, before = store.table, drawn(store), set(names(tmp_path))
     living = [store.episode(position) for position in range(len(table))]
     compacted = store.compact()
-    assert before < set(names(tmp_path)), "nothing is unlinked before a checkpoint names what is new"
+    assert before < set(names(tmp_path)), (
+        "nothing is unlinked before a checkpoint names what is new"
+    )
     assert set(compacted) == set(names(tmp_path)) - before
     assert ids(store.table) == ids(table)
     same_windows(windows, drawn(store))
@@ -330,11 +406,17 @@ def test_compaction_keeps_the_living_and_what_they_draw(tmp_path, flat_bytes):
     gone = store.release(set(kept))
     assert set(gone) == before - set(kept)
     assert names(tmp_path) == sorted([*kept, *compacted])
-    assert not [path for path in tmp_path.glob(".*.npy") if path.name.split(".arrow")[0][1:] + ".arrow" in gone]
+    assert not [
+        path
+        for path in tmp_path.glob(".*.npy")
+        if path.name.split(".arrow")[0][1:] + ".arrow" in gone
+    ]
     for position, e in enumerate(living):
         same_episode(store.episode(position), e)
     same_windows(windows, drawn(store))
-    same_windows(windows, drawn(Store(tmp_path, Retention("best", 4), flat_bytes=flat_bytes).open()))
+    same_windows(
+        windows, drawn(Store(tmp_path, Retention("best", 4), flat_bytes=flat_bytes).open())
+    )
     store.add([episode((20, 0, 0), rewards=np.full(5, 100.0))])
     assert ids(store.table)[-1] == (20, 0, 0)
     same_windows(drawn(store), drawn(Store(tmp_path, Retention("best", 4)).open()))
@@ -347,7 +429,10 @@ def test_decay_is_not_sealed_as_sound_and_the_way_out_is_told(tmp_path):
     data[len(data) // 4] ^= 4
     rotten.write_bytes(data)
     before = names(tmp_path)
-    with pytest.raises(RunFailed, match=r"has decayed: .*`data verify` sets it aside, then --resume goes on without its episodes, or in lock-step from"):
+    with pytest.raises(
+        RunFailed,
+        match=r"has decayed: .*`data verify` sets it aside, then --resume goes on without its episodes, or in lock-step from",
+    ):
         store.compact()
     assert names(tmp_path) == before
 
@@ -449,6 +534,8 @@ def test_a_folder_that_goes_away_while_a_shard_is_written_is_one_sentence(tmp_pa
 
     store = Store(tmp_path / "store")
     monkeypatch.setattr(shard, "publish", lambda path, data: None)
-    with pytest.raises(RunFailed, match=r"^cannot write .* right after it was written .* may be written") as told:
+    with pytest.raises(
+        RunFailed, match=r"^cannot write .* right after it was written .* may be written"
+    ) as told:
         store.add([episode(0)])
     assert "\n" not in str(told.value)

@@ -19,7 +19,10 @@ def fitted(data, kind="quantile", count=10, **more):
 
 
 @KINDS
-@given(st.lists(st.tuples(*[st.floats(-1e6, 1e6, width=32)] * 2), min_size=1, max_size=60), st.integers(1, 12))
+@given(
+    st.lists(st.tuples(*[st.floats(-1e6, 1e6, width=32)] * 2), min_size=1, max_size=60),
+    st.integers(1, 12),
+)
 def test_what_is_decoded_lies_in_the_bin_that_it_was_encoded_as(kind, rows, count):
     data = torch.tensor(rows)
     bins = fitted(data, kind, count)
@@ -62,12 +65,17 @@ def test_the_columns_of_a_leaf_are_its_elements_in_a_row():
         "say": Leaf("text", (40,), "uint8"),
         "where": Leaf("tensor", (2,), "float32"),
     }
-    values = {path: torch.full((5, *leaf.shape), float(i)) for i, (path, leaf) in enumerate(leaves.items())}
+    values = {
+        path: torch.full((5, *leaf.shape), float(i))
+        for i, (path, leaf) in enumerate(leaves.items())
+    }
     seen = Elements(leaves, cells=2, letters=4)
     rows = seen.rows(values)
     for i, path in enumerate(leaves):
         columns = seen.columns(path)
-        assert (rows[:, columns] == i).all() and (rows == i).sum() == 5 * (columns.stop - columns.start)
+        assert (rows[:, columns] == i).all() and (rows == i).sum() == 5 * (
+            columns.stop - columns.start
+        )
     assert seen.columns("goal") is None
     cut = Elements(leaves, cells=2, letters=4, first=16)
     assert cut.columns("where") is None, "one of its two elements is not seen"
@@ -92,7 +100,10 @@ def test_values_beyond_the_data_have_the_outermost_bins(kind):
     bins = fitted(data, kind)
     tokens = bins.encode(torch.tensor([[-5.0], [-1e30], [5.0], [float("inf")], [float("-inf")]]))
     assert tokens.flatten().tolist() == [0, 0, 9, 9, 0]
-    assert (bins.decode(torch.tensor([[10], [-1]])).flatten() == bins.decode(torch.tensor([[9], [0]])).flatten()).all()
+    assert (
+        bins.decode(torch.tensor([[10], [-1]])).flatten()
+        == bins.decode(torch.tensor([[9], [0]])).flatten()
+    ).all()
 
 
 @KINDS
@@ -169,10 +180,27 @@ def test_every_kind_of_leaf_becomes_numbers_and_actions_come_back():
     assert elements.width == 2 + 12 + 2 + 3 and elements.choices == [0] * 14 + [2, 3] + [0] * 3
     eye = torch.zeros(5, 3, 4, 4, dtype=torch.uint8)
     eye[:, 1, :2, 2:] = 8
-    rows = elements.rows({"arm": torch.ones(5, 2), "eye": eye, "grip": torch.ones(5, 2).int(), "word": torch.full((5, 8), 65, dtype=torch.uint8)})
+    rows = elements.rows(
+        {
+            "arm": torch.ones(5, 2),
+            "eye": eye,
+            "grip": torch.ones(5, 2).int(),
+            "word": torch.full((5, 8), 65, dtype=torch.uint8),
+        }
+    )
     assert rows[0].tolist() == [1, 1] + [0] * 4 + [0, 8, 0, 0] + [0] * 4 + [1, 1] + [65] * 3
     actions = Elements({path: leaves[path] for path in ("arm", "grip")})
     given = {"arm": torch.tensor([[0.5, -3.0]]), "grip": torch.tensor([[1, 2]], dtype=torch.int32)}
     back = actions.values(actions.rows(given))
-    assert back["arm"].tolist() == [[0.5, -1.0]] and back["grip"].tolist() == [[1, 2]] and back["grip"].dtype == torch.int32
-    assert Elements(leaves, first=4).width == 4 == Elements(leaves, first=4).rows(given | {"eye": eye[:1], "word": torch.zeros(1, 8)}).shape[-1]
+    assert (
+        back["arm"].tolist() == [[0.5, -1.0]]
+        and back["grip"].tolist() == [[1, 2]]
+        and back["grip"].dtype == torch.int32
+    )
+    assert (
+        Elements(leaves, first=4).width
+        == 4
+        == Elements(leaves, first=4)
+        .rows(given | {"eye": eye[:1], "word": torch.zeros(1, 8)})
+        .shape[-1]
+    )

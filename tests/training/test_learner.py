@@ -31,7 +31,9 @@ def store(tmp_path_factory):
     return stored(tmp_path_factory.mktemp("store"), TASK, 40)
 
 
-@pytest.mark.parametrize("kind", list(algorithms(("algorithms",)).values()), ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "kind", list(algorithms(("algorithms",)).values()), ids=lambda kind: kind.name
+)
 def test_saved_and_loaded_it_goes_on_bit_for_bit(kind, store):
     whole = learner_of(small(kind))
     whole.update({TASK: store}, 7)
@@ -50,7 +52,9 @@ def test_saved_and_loaded_it_goes_on_bit_for_bit(kind, store):
     fresh = learner_of(small(kind))
     fresh.load({name: values for name, values in state.items() if name.startswith("model/")}, step)
     fresh.update({TASK: store}, 6)
-    assert any(not np.array_equal(values, whole.state()[name]) for name, values in fresh.state().items()), "the optimizers' memory matters"
+    assert any(
+        not np.array_equal(values, whole.state()[name]) for name, values in fresh.state().items()
+    ), "the optimizers' memory matters"
 
 
 def test_steps_in_one_call_or_in_many_are_the_same(store):
@@ -67,7 +71,9 @@ def test_a_seed_decides_weights_and_draws(store):
     b.load(a.state(), 0)
     a.update({TASK: store}, 1)
     b.update({TASK: store}, 1)
-    assert any(not np.array_equal(values, b.state()[name]) for name, values in a.state().items()), "other draws"
+    assert any(not np.array_equal(values, b.state()[name]) for name, values in a.state().items()), (
+        "other draws"
+    )
 
 
 def test_no_steps_change_nothing(store):
@@ -81,7 +87,9 @@ def test_no_steps_change_nothing(store):
 def test_metrics_are_means_over_the_steps(store):
     one, many = learner_of(), learner_of()
     losses = [one.update({TASK: store}, 1).metrics["train/loss"] for _ in range(4)]
-    assert many.update({TASK: store}, 4).metrics["train/loss"] == pytest.approx(np.mean(losses), rel=1e-6)
+    assert many.update({TASK: store}, 4).metrics["train/loss"] == pytest.approx(
+        np.mean(losses), rel=1e-6
+    )
 
 
 def test_the_gradient_is_the_sum_over_the_weight(store):
@@ -93,7 +101,9 @@ def test_the_gradient_is_the_sum_over_the_weight(store):
 
     learner = learner_of(small(Plain))
     before = [p.detach().clone() for p in learner.model.parameters()]
-    batch = {name: torch.from_numpy(values) for name, values in learner._draw({TASK: store}).items()}
+    batch = {
+        name: torch.from_numpy(values) for name, values in learner._draw({TASK: store}).items()
+    }
     loss = learner.algorithm.loss(learner.model, batch, 0)
     gradients = torch.autograd.grad(loss.sum / loss.weight, list(learner.model.parameters()))
     learner.update({TASK: store}, 1)
@@ -105,7 +115,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_what_to_lower(store):
     learner = learner_of()
     with torch.no_grad():
         next(learner.model.parameters()).fill_(float("nan"))
-    with pytest.raises(RunFailed, match=r"train/loss is nan at learner step 2: training has diverged; lower --algorithm\.learning-rate") as told:
+    with pytest.raises(
+        RunFailed,
+        match=r"train/loss is nan at learner step 2: training has diverged; lower --algorithm\.learning-rate",
+    ) as told:
         learner.update({TASK: store}, 2)
     assert told.value.exit_code == 1 and "\n" not in str(told.value)
 
@@ -128,7 +141,10 @@ def test_a_step_that_does_not_fit_into_memory_says_what_to_make_smaller(store):
         def loss(self, model, batch, step):
             return torch.empty(1 << 60, dtype=torch.uint8)
 
-    with pytest.raises(RunFailed, match=r"of 32 windows does not fit into the memory of cpu; .*--algorithm\.batch-size"):
+    with pytest.raises(
+        RunFailed,
+        match=r"of 32 windows does not fit into the memory of cpu; .*--algorithm\.batch-size",
+    ):
         learner_of(small(Greedy, batch_size=32)).update({TASK: store}, 1)
 
 
@@ -138,7 +154,9 @@ def test_weights_of_another_network_are_refused(store):
     with pytest.raises(UserError, match="do not fit the network"):
         wide.load(state, 3)
     with pytest.raises(UserError, match="stands on one side only"):
-        learner_of().load({name: values for name, values in state.items() if "command" not in name}, 3)
+        learner_of().load(
+            {name: values for name, values in state.items() if "command" not in name}, 3
+        )
     assert wide.step == 0
 
 
@@ -166,9 +184,15 @@ def test_devices():
 
 
 def test_what_has_no_transformer_cannot_be_compiled():
-    with pytest.raises(UserError, match=r"--machines\.compile is true, but udrl has no transformer to compile; leave it out"):
+    with pytest.raises(
+        UserError,
+        match=r"--machines\.compile is true, but udrl has no transformer to compile; leave it out",
+    ):
         learner_of(compile=True)
-    with pytest.raises(UserError, match=r"--machines\.compile is true, but on a CPU dropout.*--algorithm\.dropout 0"):
+    with pytest.raises(
+        UserError,
+        match=r"--machines\.compile is true, but on a CPU dropout.*--algorithm\.dropout 0",
+    ):
         learner_of(small(find_algorithm("dt"), dropout=0.1), compile=True, device="cpu")
 
 
@@ -193,7 +217,10 @@ def same_to_rounding(mine, theirs, atol):
 
 @pytest.mark.slow
 def test_a_compiled_learner_equals_a_plain_one_to_rounding_and_saves_what_it_saves(store):
-    plain, other = learner_of(small(find_algorithm("dt"))), learner_of(small(find_algorithm("dt")), compile=True)
+    plain, other = (
+        learner_of(small(find_algorithm("dt"))),
+        learner_of(small(find_algorithm("dt")), compile=True),
+    )
     assert plain.state().keys() == other.state().keys()
     for _ in range(3):
         mine, theirs = (learner.update({TASK: store}, 2).metrics for learner in (plain, other))
@@ -201,14 +228,19 @@ def test_a_compiled_learner_equals_a_plain_one_to_rounding_and_saves_what_it_sav
     assert plain.state().keys() == other.state().keys()
     same_to_rounding(plain.state(), other.state(), 1e-4)
     other.load(plain.state(), plain.step)  # a checkpoint of a plain one
-    assert other.update({TASK: store}, 1).metrics["train/loss"] == pytest.approx(plain.update({TASK: store}, 1).metrics["train/loss"], rel=1e-5)
+    assert other.update({TASK: store}, 1).metrics["train/loss"] == pytest.approx(
+        plain.update({TASK: store}, 1).metrics["train/loss"], rel=1e-5
+    )
 
 
 # --- mixed precision
 
 
 def test_what_has_no_transformer_has_no_mixed_precision():
-    with pytest.raises(UserError, match=r"--machines\.precision is bf16, but udrl has no transformer that could gain by it; leave it out"):
+    with pytest.raises(
+        UserError,
+        match=r"--machines\.precision is bf16, but udrl has no transformer that could gain by it; leave it out",
+    ):
         learner_of(precision="bf16")
 
 
@@ -222,7 +254,9 @@ def test_a_learner_in_bfloat16_multiplies_in_it_and_keeps_everything_else_in_flo
     transformer.blocks[0].up.register_forward_hook(lambda module, given, out: kinds.add(out.dtype))
     transformer.register_forward_hook(lambda module, given, out: kinds.add(("whole", out.dtype)))
     for _ in range(5):
-        mine, theirs = (learner.update({TASK: store}, 2).metrics["train/loss"] for learner in (plain, other))
+        mine, theirs = (
+            learner.update({TASK: store}, 2).metrics["train/loss"] for learner in (plain, other)
+        )
         assert mine != theirs and theirs == pytest.approx(mine, rel=0.02)
     assert kinds == {torch.bfloat16, ("whole", torch.float32)}
     assert all(values.dtype == plain.state()[key].dtype for key, values in other.state().items())
@@ -256,7 +290,9 @@ def train_and_save(name, folder, rank, world):
     learner = learner_of(uneven(name), rank=rank, world=world)
     store = Store(folder / "store", write=False).open()
     metrics = [learner.update({TASK: store}, 5).metrics for _ in range(4)]
-    arrays = learner.state() | {f"metrics/{name}": np.array([m[name] for m in metrics]) for name in metrics[0]}
+    arrays = learner.state() | {
+        f"metrics/{name}": np.array([m[name] for m in metrics]) for name in metrics[0]
+    }
     np.savez(folder / f"{world}-{rank}.npz", **arrays)
 
 
@@ -268,21 +304,35 @@ def test_two_ranks_equal_one_to_rounding(algorithm, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    code = RANK.format(name=algorithm, tests=str(Path(__file__).parent), folder=str(tmp_path), address=address)
+    code = RANK.format(
+        name=algorithm, tests=str(Path(__file__).parent), folder=str(tmp_path), address=address
+    )
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    ranks = [subprocess.Popen([sys.executable, "-c", code, str(rank)], stderr=subprocess.PIPE, text=True, env=environment) for rank in range(2)]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(rank)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for rank in range(2)
+    ]
     train_and_save(algorithm, tmp_path, 0, 1)
     for process in ranks:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
-    one, first, second = (dict(np.load(tmp_path / name)) for name in ("1-0.npz", "2-0.npz", "2-1.npz"))
+    one, first, second = (
+        dict(np.load(tmp_path / name)) for name in ("1-0.npz", "2-0.npz", "2-1.npz")
+    )
     same_arrays(first, second)
     assert one.keys() == first.keys() and "metrics/train/loss" in one
     same_to_rounding(first, one, 2e-5)
     np.testing.assert_allclose(first["metrics/train/loss"], one["metrics/train/loss"], rtol=1e-5)
     start = learner_of(uneven(algorithm)).state()
-    assert max(np.abs(one[name] - start[name]).max() for name in start) > 0.01, "and they have moved"
+    assert max(np.abs(one[name] - start[name]).max() for name in start) > 0.01, (
+        "and they have moved"
+    )
 
 
 def test_the_ranks_draw_one_batch_between_them(store):
@@ -290,4 +340,6 @@ def test_the_ranks_draw_one_batch_between_them(store):
     whole = learner_of()._draw({TASK: store})
     parts = [learner_of(rank=rank, world=3)._draw({TASK: store}) for rank in range(3)]
     for name, values in whole.items():
-        np.testing.assert_array_equal(values, np.concatenate([part[name] for part in parts]), err_msg=name)
+        np.testing.assert_array_equal(
+            values, np.concatenate([part[name] for part in parts]), err_msg=name
+        )

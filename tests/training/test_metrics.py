@@ -40,11 +40,16 @@ def test_numbers_of_a_report_become_scalars_at_its_step(tmp_path):
     board = TensorBoard(tmp_path / "tensorboard")
     board({"time/env_steps": 20.0, "train/loss": 0.5, "play/return_mean": float("nan")})
     board({"time/env_steps": 40.0, "train/loss": 0.25})
-    assert threading.active_count() == before  # on a full disk a thread would print a traceback that nobody can catch
+    assert (
+        threading.active_count() == before
+    )  # on a full disk a thread would print a traceback that nobody can catch
     board.close()
     version, *told = events(tmp_path / "tensorboard")
     assert version.file_version == "brain.Event:2"
-    assert [(event.step, [(value.tag, value.simple_value) for value in event.summary.value]) for event in told] == [
+    assert [
+        (event.step, [(value.tag, value.simple_value) for value in event.summary.value])
+        for event in told
+    ] == [
         (20, [("train/loss", 0.5)]),
         (40, [("train/loss", 0.25)]),
     ]
@@ -59,13 +64,20 @@ def test_a_full_disk_is_told_once(tmp_path, monkeypatch):
     board.close()
 
 
-@pytest.mark.parametrize("where", ["tensorboardX.event_file_writer.EventsWriter.flush", "bigdm_ray.training.loop.drop_later"])
+@pytest.mark.parametrize(
+    "where",
+    ["tensorboardX.event_file_writer.EventsWriter.flush", "bigdm_ray.training.loop.drop_later"],
+)
 def test_a_full_disk_is_one_sentence_whatever_meets_it(where, tmp_path, monkeypatch, capsys):
     """At the end of a run, in TensorBoard's files; and in a place that does not expect it."""
     monkeypatch.setattr(where, full)
     assert door(main, ["udrl", "toy-vector", *TINY.split(), "--folder", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: cannot write ") and "free some space" in error and error.count("\n") == 1
+    assert (
+        error.startswith("error: cannot write ")
+        and "free some space" in error
+        and error.count("\n") == 1
+    )
 
 
 def stream(tty):
@@ -85,7 +97,9 @@ def stream(tty):
         (0.1, 315.0, 2000.0, 100, 0),
     ],
 )
-def test_the_bar_is_of_the_budget_that_ends_first(minutes, passed_s, steps, percent, left, monkeypatch):
+def test_the_bar_is_of_the_budget_that_ends_first(
+    minutes, passed_s, steps, percent, left, monkeypatch
+):
     now = 1000.0
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now)
     terminal = Terminal(1000, shown := stream(True), minutes=minutes)
@@ -93,7 +107,9 @@ def test_the_bar_is_of_the_budget_that_ends_first(minutes, passed_s, steps, perc
     terminal.begin()
     now += passed_s
     terminal({"time/env_steps": steps, "time/env_steps_per_s": 2.5})
-    assert f"] {percent:3d} % " in shown.getvalue() and shown.getvalue().endswith(f" about {left} min left")
+    assert f"] {percent:3d} % " in shown.getvalue() and shown.getvalue().endswith(
+        f" about {left} min left"
+    )
     assert shown.getvalue().count("#") == int(24 * percent / 100)
 
 
@@ -103,7 +119,17 @@ def test_the_minutes_of_the_bar_are_those_of_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stderr", shown)
     monkeypatch.setattr(Terminal, "begin", lambda _: began.append(1))
     words = [word for word in TINY.split() if word != "--quiet"]
-    arguments = ["udrl", "toy-vector", *words, "--budget.env-steps", "10000000", "--budget.minutes", "0.02", "--saves.report-every", "20"]
+    arguments = [
+        "udrl",
+        "toy-vector",
+        *words,
+        "--budget.env-steps",
+        "10000000",
+        "--budget.minutes",
+        "0.02",
+        "--saves.report-every",
+        "20",
+    ]
     assert door(main, [*arguments, "--folder", str(tmp_path / "run")]) == 0
     percents = [int(text) for text in re.findall(r"(\d+) %", shown.getvalue())]
     assert percents == sorted(percents) and percents[-1] == 100 and began == [1]
@@ -114,8 +140,25 @@ def test_a_terminal_sees_the_final_evaluation_going_on(tmp_path, monkeypatch):
     monkeypatch.setattr("bigdm_ray.formats.progress.EVERY_S", 0.0)
     monkeypatch.setattr("sys.stderr", shown := stream(True))
     words = [word for word in TINY.split() if word != "--quiet"]
-    assert door(main, ["udrl", "toy-vector", *words, "--evaluations.final-episodes", "7", "--folder", str(tmp_path / "run")]) == 0
-    counts = [int(text) for text in re.findall(r"final evaluation: .*?(\d+) of 7 episodes", shown.getvalue())]
+    assert (
+        door(
+            main,
+            [
+                "udrl",
+                "toy-vector",
+                *words,
+                "--evaluations.final-episodes",
+                "7",
+                "--folder",
+                str(tmp_path / "run"),
+            ],
+        )
+        == 0
+    )
+    counts = [
+        int(text)
+        for text in re.findall(r"final evaluation: .*?(\d+) of 7 episodes", shown.getvalue())
+    ]
     assert counts[0] == 0 and counts[-1] == 7 and counts == sorted(counts) and len(set(counts)) > 2
     assert Terminal(1000, stream(False)).watch("final evaluation", 7) is None
 
@@ -127,5 +170,19 @@ def test_it_is_quiet_where_standard_error_is_no_terminal(tmp_path, capsys):
     terminal.close()
     assert shown.getvalue() == ""
     words = [word for word in TINY.split() if word != "--quiet"]
-    assert door(main, ["udrl", "toy-vector", *words, "--saves.report-every", "20", "--folder", str(tmp_path / "run")]) == 0
+    assert (
+        door(
+            main,
+            [
+                "udrl",
+                "toy-vector",
+                *words,
+                "--saves.report-every",
+                "20",
+                "--folder",
+                str(tmp_path / "run"),
+            ],
+        )
+        == 0
+    )
     assert re.fullmatch(r"udrl on toy-vector, [^\n\r\x1b]*\n", capsys.readouterr().err)

@@ -8,7 +8,10 @@ def linear_system(n, seed, choices):
     """Steps of s' = s + A s + B[a] for a known A and B; the last action element is a choice of three where there are choices."""
     chance = np.random.default_rng(seed)
     states, moves = chance.normal(0, (1, 20), (n, 2)), chance.uniform(-1, 1, (n, 1))
-    matrix, pushes = np.array([[-0.2, 0.01], [3.0, -0.1]]), np.array([[0.5, -4.0], [0.0, 0.0], [-0.3, 9.0]])
+    matrix, pushes = (
+        np.array([[-0.2, 0.01], [3.0, -0.1]]),
+        np.array([[0.5, -4.0], [0.0, 0.0], [-0.3, 9.0]]),
+    )
     following = states + states @ matrix.T + moves * (0.2, 5.0)
     actions = moves
     if choices[-1]:
@@ -53,5 +56,9 @@ def test_the_seed_decides_and_nothing_else_is_touched():
 def test_an_element_that_never_changes_is_predicted_to_stay():
     states, actions, following = linear_system(300, 1, [0])
     still = torch.full((300, 1), 4.0)
-    model = train_one_step(torch.cat([states, still], 1), actions, torch.cat([following, still], 1), [0], 5, 3)
-    assert (model.follow(torch.cat([states, still], 1)[:5], torch.rand(5, 4, 1))[..., 2] == 4.0).all()
+    model = train_one_step(
+        torch.cat([states, still], 1), actions, torch.cat([following, still], 1), [0], 5, 3
+    )
+    assert (
+        model.follow(torch.cat([states, still], 1)[:5], torch.rand(5, 4, 1))[..., 2] == 4.0
+    ).all()

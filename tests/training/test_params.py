@@ -49,7 +49,9 @@ def test_weights_that_do_not_fit_are_refused_by_name():
     with pytest.raises(UserError, match=r"'0\.weight' is \[5, 3\] where \[4, 3\] is expected"):
         weights.into(network(4))
     with pytest.raises(UserError, match="'odd' stands on one side only"):
-        Weights((0, 0), {name: values for name, values in weights.arrays.items() if name != "odd"}).into(network(5))
+        Weights(
+            (0, 0), {name: values for name, values in weights.arrays.items() if name != "odd"}
+        ).into(network(5))
 
 
 def test_files_that_hold_no_weights_are_told(tmp_path):
@@ -61,7 +63,10 @@ def test_files_that_hold_no_weights_are_told(tmp_path):
     data = path.read_bytes()
     torch.save(network().state_dict(), tmp_path / "foreign.pt")
     foreign = (tmp_path / "foreign.pt").read_bytes()
-    foreign_metas = [{"schema_version": "1", "version": version} for version in ("[1]", "7", "null", '["a", "b"]')] + [{"version": "[0, 1]"}]
+    foreign_metas = [
+        {"schema_version": "1", "version": version}
+        for version in ("[1]", "7", "null", '["a", "b"]')
+    ] + [{"version": "[0, 1]"}]
     foreign_files = [save({"a": np.zeros(2)}, meta) for meta in (None, *foreign_metas)]
     for wrong in (b"", data[:20], data[:-8], foreign, b"\x80\x04hello", *foreign_files):
         path.write_bytes(wrong)
@@ -73,7 +78,9 @@ def test_weights_of_a_newer_version_are_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(params, "SCHEMA_VERSION", params.SCHEMA_VERSION + 1)
         Weights.of(network(), (0, 1)).save(tmp_path / "w.safetensors")
-    with pytest.raises(UserError, match=f"schema version {params.SCHEMA_VERSION + 1}.*update bigdm_ray"):
+    with pytest.raises(
+        UserError, match=f"schema version {params.SCHEMA_VERSION + 1}.*update bigdm_ray"
+    ):
         Weights.load(tmp_path / "w.safetensors")
 
 

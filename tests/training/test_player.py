@@ -10,11 +10,25 @@ from bigdm_ray.training.learner import Learner
 from bigdm_ray.training.player import Player
 from bigdm_ray.training.streams import derived_seed
 
-RUN = configure("udrl", "cartpole", ["--algorithm.hidden", "16,16", "--algorithm.episodes-per-iteration", "6", "--rollouts.groups", "2"])
+RUN = configure(
+    "udrl",
+    "cartpole",
+    [
+        "--algorithm.hidden",
+        "16,16",
+        "--algorithm.episodes-per-iteration",
+        "6",
+        "--rollouts.groups",
+        "2",
+    ],
+)
 
 
 def commands(count):
-    return {"desired_return": np.arange(count, dtype=np.float32) + 20, "desired_horizon": np.full(count, 20, np.float32)}
+    return {
+        "desired_return": np.arange(count, dtype=np.float32) + 20,
+        "desired_horizon": np.full(count, 20, np.float32),
+    }
 
 
 @pytest.fixture
@@ -33,8 +47,12 @@ def test_random_play_says_so_and_so_does_the_policy(player, weights):
     chance = player.play(None, 0, 1, (0, 0), {}, 3).episodes
     policy = player.play(weights, 4, 1, (0, 0), commands(3), 3).episodes
     seed = derived_seed(RUN.seed, "environments", 0, 0, 1)
-    assert [(e.source, e.version, e.seed, e.id.round, e.id.group, e.command) for e in chance] == [("random", (0, 0), seed, 0, 1, {})] * 3
-    assert [(e.source, e.version, e.seed, e.id) for e in policy] == [("udrl", (1, 0), seed, (4, 1, k)) for k in range(3)]
+    assert [(e.source, e.version, e.seed, e.id.round, e.id.group, e.command) for e in chance] == [
+        ("random", (0, 0), seed, 0, 1, {})
+    ] * 3
+    assert [(e.source, e.version, e.seed, e.id) for e in policy] == [
+        ("udrl", (1, 0), seed, (4, 1, k)) for k in range(3)
+    ]
     assert [e.command["desired_return"] for e in policy] == [20, 21, 22]
 
 
@@ -53,7 +71,9 @@ def test_environments_run_on_between_saves_and_begin_anew_after_one(player, weig
 
 
 def test_groups_play_apart(player, weights):
-    zero, one = (player.play(weights, 4, group, (0, 0), commands(3), 3).episodes for group in range(2))
+    zero, one = (
+        player.play(weights, 4, group, (0, 0), commands(3), 3).episodes for group in range(2)
+    )
     assert not np.array_equal(zero[0].observations[""][0], one[0].observations[""][0])
     other = Player(RUN)  # the other way round: neither notices the other
     one_first = other.play(weights, 4, 1, (0, 0), commands(3), 3).episodes
@@ -65,6 +85,8 @@ def test_groups_play_apart(player, weights):
 def test_the_weights_that_are_given_are_the_weights_that_play(player, weights):
     for version, bias in ((1, [50.0, -50.0]), (2, [-50.0, 50.0])):
         arrays = weights.arrays | {"head.linear.bias": np.array(bias, np.float32)}
-        episodes = player.play(type(weights)((1, version), arrays), 4, 0, (0, 0), commands(3), 3).episodes
+        episodes = player.play(
+            type(weights)((1, version), arrays), 4, 0, (0, 0), commands(3), 3
+        ).episodes
         assert {int(a) for e in episodes for a in e.actions[""]} == {version - 1}
         assert {e.version for e in episodes} == {(1, version)}

@@ -33,7 +33,10 @@ class Still(Policy):
 
     def act(self, state, observations, rewards, commands, first, uniforms):
         self.seen.append(commands)
-        return {path: np.full((len(rewards), *leaf.shape), self.value, leaf.dtype) for path, leaf in self.leaves.items()}, {"steps": state["steps"] + 1}
+        return {
+            path: np.full((len(rewards), *leaf.shape), self.value, leaf.dtype)
+            for path, leaf in self.leaves.items()
+        }, {"steps": state["steps"] + 1}
 
 
 def act(policy, n, seed=0):
@@ -74,7 +77,11 @@ def test_epsilon_is_the_share_of_random_actions_of_all_leaves_together():
     assert (actions["grip"][~moved] == 0).all() and (actions["mode"][~moved] == 0).all()
     np.testing.assert_allclose(np.bincount(actions["mode"][moved]) / moved.sum(), 1 / 3, atol=0.03)
     assert actions["arm"][moved].std() == pytest.approx(1 / np.sqrt(3), abs=0.02)
-    assert {path: v.dtype for path, v in actions.items()} == {"arm": np.float32, "grip": np.int32, "mode": np.int32}
+    assert {path: v.dtype for path, v in actions.items()} == {
+        "arm": np.float32,
+        "grip": np.int32,
+        "mode": np.int32,
+    }
     assert (state["steps"] == 1).all(), "the memory is the inner policy's"
 
 
@@ -85,7 +92,9 @@ def test_noise_and_epsilon_together():
 
 
 def test_noise_on_discrete_actions_is_a_users_mistake():
-    with pytest.raises(UserError, match=r"--action-noise is 0.1, but this task has no continuous actions"):
+    with pytest.raises(
+        UserError, match=r"--action-noise is 0.1, but this task has no continuous actions"
+    ):
         noisy("toy-vector", 0, sigma=0.1)
 
 
@@ -115,15 +124,23 @@ def test_as_many_episodes_as_asked_for(tmp_path, episodes):
         ("key-to-door", None, "bigdm-ray", set()),
     ],
 )
-def test_the_card_tells_the_environment_and_who_took_part(tmp_path, monkeypatch, task, environment, backend, packages):
+def test_the_card_tells_the_environment_and_who_took_part(
+    tmp_path, monkeypatch, task, environment, backend, packages
+):
     made, _ = record([recording(task, episodes=1)], tmp_path / "set", "a test")
     always = {"python", "bigdm-ray", "torch", "numpy", "gymnasium"}
     assert made.versions.get("environment") == environment and made.versions["backend"] == backend
     assert set(made.versions) - {"environment", "backend"} == always | packages
-    assert Dataset.open(tmp_path / "set").versions == made.versions == import_dataset([str(tmp_path / "set")], tmp_path / "again").versions
+    assert (
+        Dataset.open(tmp_path / "set").versions
+        == made.versions
+        == import_dataset([str(tmp_path / "set")], tmp_path / "again").versions
+    )
     monkeypatch.setitem(sys.modules, "envpool", None)
     alone = made_with(find_task(task))
-    assert alone["backend"] == ("gymnasium" if "envpool" in packages else backend) and set(alone) == set(made.versions) - {"envpool"}
+    assert alone["backend"] == ("gymnasium" if "envpool" in packages else backend) and set(
+        alone
+    ) == set(made.versions) - {"envpool"}
 
 
 def test_whole_episodes_until_they_reach_the_steps(tmp_path):
@@ -133,19 +150,40 @@ def test_whole_episodes_until_they_reach_the_steps(tmp_path):
 
 
 def test_the_same_seed_records_the_same_episodes(tmp_path):
-    one, two, other = (record([recording(episodes=40, seed=seed)], tmp_path / name, "")[0] for name, seed in (("a", 3), ("b", 3), ("c", 4)))
+    one, two, other = (
+        record([recording(episodes=40, seed=seed)], tmp_path / name, "")[0]
+        for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    )
     assert one.sha256 == two.sha256 != other.sha256
     for mine, theirs in zip(one.stream(), two.stream(), strict=True):
         same_episode(mine, theirs)
-    assert len({e.observations[""].tobytes() for e in one.stream()}) == 40, "every episode is another"
+    assert len({e.observations[""].tobytes() for e in one.stream()}) == 40, (
+        "every episode is another"
+    )
 
 
 def test_the_command_is_given_and_stored(tmp_path):
     task = find_task("toy-vector")
     still = Still("toy-vector", 1)
-    made, _ = record([Recording(still, task, "still", (2, 7), {"desired_return": 5.0, "desired_horizon": 9.0}, episodes=3)], tmp_path / "set", "")
+    made, _ = record(
+        [
+            Recording(
+                still,
+                task,
+                "still",
+                (2, 7),
+                {"desired_return": 5.0, "desired_horizon": 9.0},
+                episodes=3,
+            )
+        ],
+        tmp_path / "set",
+        "",
+    )
     first = next(made.stream())
-    assert first.command == {"desired_return": 5.0, "desired_horizon": 9.0} and first.version == (2, 7)
+    assert first.command == {"desired_return": 5.0, "desired_horizon": 9.0} and first.version == (
+        2,
+        7,
+    )
     np.testing.assert_array_equal(still.seen[0]["desired_return"], [5.0] * 3)
     assert still.seen[1]["desired_horizon"][0] == 8.0
     assert (first.actions[""] == 1).all()
@@ -157,7 +195,9 @@ def test_episodes_that_break_are_told_and_replaced(tmp_path):
 
 
 def test_a_task_that_never_ends_well_leaves_nothing(tmp_path):
-    with pytest.raises(RunFailed, match="no episode of toy-nan could be played to its end in 3 rounds"):
+    with pytest.raises(
+        RunFailed, match="no episode of toy-nan could be played to its end in 3 rounds"
+    ):
         record([recording("toy-nan", episodes=4)], tmp_path / "set", "")
     assert list(tmp_path.iterdir()) == []
 
@@ -201,15 +241,32 @@ def rounds_of(monkeypatch, asked, folder):
 
 
 def same_dataset(mine, theirs):
-    assert [mine.to_json() | {"name": ""}, len(mine.shards())] == [theirs.to_json() | {"name": ""}, len(theirs.shards())]
+    assert [mine.to_json() | {"name": ""}, len(mine.shards())] == [
+        theirs.to_json() | {"name": ""},
+        len(theirs.shards()),
+    ]
     for one, other in zip(mine.stream(), theirs.stream(), strict=True):
         same_episode(one, other)
-        assert (one.id, one.seed, one.peers, one.version) == (other.id, other.seed, other.peers, other.version)
+        assert (one.id, one.seed, one.peers, one.version) == (
+            other.id,
+            other.seed,
+            other.peers,
+            other.version,
+        )
 
 
-@pytest.mark.parametrize(("task", "limit"), [("toy-continuous", {"episodes": 42}), ("lunarlander", {"steps": 4000}), ("toy-broken", {"episodes": 30})])
+@pytest.mark.parametrize(
+    ("task", "limit"),
+    [
+        ("toy-continuous", {"episodes": 42}),
+        ("lunarlander", {"steps": 4000}),
+        ("toy-broken", {"episodes": 30}),
+    ],
+)
 @pytest.mark.parametrize("moment", ["early", "late", "twice"])
-def test_an_interrupted_recording_goes_on_and_equals_an_uninterrupted_one(tmp_path, short, monkeypatch, task, limit, moment):
+def test_an_interrupted_recording_goes_on_and_equals_an_uninterrupted_one(
+    tmp_path, short, monkeypatch, task, limit, moment
+):
     asked = [recording(task, rows=4, seed=5, **limit)]
     whole, rounds = rounds_of(monkeypatch, asked, tmp_path / "whole")
     last = len(rounds) - 1
@@ -221,12 +278,19 @@ def test_an_interrupted_recording_goes_on_and_equals_an_uninterrupted_one(tmp_pa
                 record(asked, tmp_path / "set", "a test")
         assert sorted(path.name for path in tmp_path.iterdir()) == [".set.importing", "whole"]
     made, again = rounds_of(monkeypatch, asked, tmp_path / "set")
-    assert 0 < len(again) < len(rounds) and again == rounds[-len(again) :], "what is on disk was not played again"
+    assert 0 < len(again) < len(rounds) and again == rounds[-len(again) :], (
+        "what is on disk was not played again"
+    )
     same_dataset(made, whole)
-    assert sorted(path.name for path in made.folder.iterdir()) == ["dataset.json", *(path.name for path in made.shards())]
+    assert sorted(path.name for path in made.folder.iterdir()) == [
+        "dataset.json",
+        *(path.name for path in made.shards()),
+    ]
 
 
-def test_recordings_that_follow_each_other_go_on_in_the_one_that_was_interrupted(tmp_path, short, monkeypatch):
+def test_recordings_that_follow_each_other_go_on_in_the_one_that_was_interrupted(
+    tmp_path, short, monkeypatch
+):
     asked = [recording(version=(0, stage), steps=200, rows=4, seed=stage) for stage in range(3)]
     whole, rounds = rounds_of(monkeypatch, asked, tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -238,7 +302,16 @@ def test_recordings_that_follow_each_other_go_on_in_the_one_that_was_interrupted
     same_dataset(made, whole)
 
 
-@pytest.mark.parametrize("other", [{"seed": 6}, {"made_of": (0.2,)}, {"command": {"desired_return": 1.0}}, {"episodes": 41}, {"version": (0, 1)}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 6},
+        {"made_of": (0.2,)},
+        {"command": {"desired_return": 1.0}},
+        {"episodes": 41},
+        {"version": (0, 1)},
+    ],
+)
 def test_another_recording_begins_anew(tmp_path, short, monkeypatch, other):
     with monkeypatch.context() as patch:
         interrupt_at(patch, 6)
@@ -270,7 +343,9 @@ def test_what_was_written_behind_the_last_save_is_played_again(tmp_path, short, 
 def test_environments_are_made_anew_for_each_stretch(tmp_path, short):
     made, _ = record([recording(rows=4, episodes=42)], tmp_path / "set", "a test")
     assert len({episode.seed for episode in made.stream()}) > 3
-    assert len({episode.observations[""].tobytes() for episode in made.stream()}) == 42, "every episode is another"
+    assert len({episode.observations[""].tobytes() for episode in made.stream()}) == 42, (
+        "every episode is another"
+    )
 
 
 def test_a_shard_that_decayed_meanwhile_is_recorded_anew(tmp_path, short, monkeypatch):
@@ -307,7 +382,9 @@ def test_a_killed_recording_leaves_no_half_dataset_and_goes_on(tmp_path):
     taken = sum(json.loads((hidden / "progress.json").read_text())["taken"])
     assert taken > 0
     for place in (folder, tmp_path / "whole"):
-        subprocess.run([sys.executable, "-c", code, str(place)], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "-c", code, str(place)], check=True, stdout=subprocess.DEVNULL
+        )
     same_dataset(Dataset.open(folder), Dataset.open(tmp_path / "whole"))
     assert not hidden.exists()
 

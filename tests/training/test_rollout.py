@@ -21,7 +21,9 @@ class Counting:
     """A vector environment that does as it is told: a row's n-th episode lasts `lengths[n]` steps and its observation says
     (row, n-th episode of the row, step). It refuses to step a row that has ended and to reset one that has not."""
 
-    signature = Signature({"": Leaf("tensor", (3,), "float32")}, {"": Leaf("tensor", (), "float32")})
+    signature = Signature(
+        {"": Leaf("tensor", (3,), "float32")}, {"": Leaf("tensor", (), "float32")}
+    )
 
     def __init__(self, n, lengths):
         self.n, self.lengths = n, lengths
@@ -65,14 +67,24 @@ class Telling(Policy):
 
     def act(self, state, observations, rewards, commands, first, uniforms):
         count = np.where(first, 0, state["count"] + 1)
-        assert (count == observations[""][:, 2]).all(), "memory and observation are of the same step of the same episode"
+        assert (count == observations[""][:, 2]).all(), (
+            "memory and observation are of the same step of the same episode"
+        )
         assert (rewards[first] == 0).all() and uniforms.shape == (len(first), 1)
-        action = (commands["desired_return"] * 0.25 + commands["desired_horizon"] * 1000 + rewards * 0.125 + uniforms[:, 0]).astype(np.float32)
+        action = (
+            commands["desired_return"] * 0.25
+            + commands["desired_horizon"] * 1000
+            + rewards * 0.125
+            + uniforms[:, 0]
+        ).astype(np.float32)
         return {"": action}, {"count": count}
 
 
 def commands(count):
-    return {"desired_return": 100 * np.arange(1, count + 1, dtype=np.float32), "desired_horizon": np.arange(count, dtype=np.float32) % 4 + 1}
+    return {
+        "desired_return": 100 * np.arange(1, count + 1, dtype=np.float32),
+        "desired_horizon": np.arange(count, dtype=np.float32) % 4 + 1,
+    }
 
 
 class Script:
@@ -86,12 +98,24 @@ class Script:
         return self.given[-1]
 
 
-@given(st.integers(1, 6), st.lists(st.integers(1, 7), min_size=1, max_size=14), st.sampled_from([None, 40.0]))
+@given(
+    st.integers(1, 6),
+    st.lists(st.integers(1, 7), min_size=1, max_size=14),
+    st.sampled_from([None, 40.0]),
+)
 def test_every_command_is_played_once_to_its_end(n, lengths, max_return):
     """Against a loop over single steps that knows nothing of rows taken and put."""
     count = len(lengths)
     env, script, ticks = Counting(n, lengths), Script(1), []
-    result = rollout(Telling(), env, commands(count), count, script, origin(max_return=max_return), lambda: ticks.append(1))
+    result = rollout(
+        Telling(),
+        env,
+        commands(count),
+        count,
+        script,
+        origin(max_return=max_return),
+        lambda: ticks.append(1),
+    )
     assert [e.id.number for e in result.episodes] == list(range(count))
     assert result.discarded == 0 and result.problems == []
     assert result.env_steps == sum(lengths) == sum(e.length for e in result.episodes)
@@ -109,7 +133,12 @@ def test_every_command_is_played_once_to_its_end(n, lengths, max_return):
     for uniforms in script.given:
         assert len(uniforms) == len(rows)
         for place, (row, k) in enumerate(sorted(rows.items())):
-            action = np.float32(left[k][0] * 0.25 + left[k][1] * 1000 + paid.get(k, np.float32(0)) * 0.125 + uniforms[place, 0])
+            action = np.float32(
+                left[k][0] * 0.25
+                + left[k][1] * 1000
+                + paid.get(k, np.float32(0)) * 0.125
+                + uniforms[place, 0]
+            )
             paid[k] = np.float32(action * 2)
             expected.setdefault(k, []).append((row, begun[row], t[k], action, paid[k]))
             left[k][0] = np.float32(left[k][0] - paid[k])
@@ -127,7 +156,9 @@ def test_every_command_is_played_once_to_its_end(n, lengths, max_return):
     for k, e in enumerate(result.episodes):
         steps = np.array(expected[k], np.float64)
         np.testing.assert_array_equal(e.observations[""][:-1], steps[:, :3])
-        assert e.observations[""][-1].tolist() == [steps[0, 0], steps[0, 1], lengths[k]], "the last observation is of this episode, not of the next"
+        assert e.observations[""][-1].tolist() == [steps[0, 0], steps[0, 1], lengths[k]], (
+            "the last observation is of this episode, not of the next"
+        )
         np.testing.assert_allclose(e.actions[""], steps[:, 3], rtol=1e-5)
         np.testing.assert_allclose(e.rewards, steps[:, 4], rtol=1e-5)
         assert e.terminated == (lengths[k] % 2 == 1)
@@ -152,14 +183,24 @@ def test_persistent_episodes_hold_on_to_their_chance_and_no_others():
     given = {}
     for probability, every in ((0.9, 3), (1.0, 1), (0.0, 3)):
         env = Counting(3, lengths)
-        episodes = rollout(Rolling(), env, {}, len(lengths), rng(0, "play"), origin(), persistence=Persistence(probability, every)).episodes
+        episodes = rollout(
+            Rolling(),
+            env,
+            {},
+            len(lengths),
+            rng(0, "play"),
+            origin(),
+            persistence=Persistence(probability, every),
+        ).episodes
         drawn = given[probability, every] = [e.actions[""] for e in episodes]
         for number, (values, length) in enumerate(zip(drawn, lengths, strict=True)):
             repeated = np.mean(values[1:] == values[:-1]) if length > 3 else 0.0
             held = probability if number % every == 0 and length > 3 else 0.0
             assert abs(repeated - held) < 0.07, (number, repeated, held)
         assert len({values[0] for values in drawn}) == len(lengths)
-    plain = rollout(Rolling(), Counting(3, lengths), {}, len(lengths), rng(0, "play"), origin()).episodes
+    plain = rollout(
+        Rolling(), Counting(3, lengths), {}, len(lengths), rng(0, "play"), origin()
+    ).episodes
     for values, e in zip(given[0.0, 3], plain, strict=True):
         np.testing.assert_array_equal(values, e.actions[""])
 
@@ -170,13 +211,21 @@ def test_where_it_comes_from_is_written_into_every_episode():
     result = rollout(RandomPolicy(env.signature), env, {}, 5, rng(1, "play"), told)
     for number, e in enumerate(result.episodes):
         assert e.id == EpisodeId(7, 3, number)
-        assert (e.task, e.version, e.source, e.seed, e.command) == ("toy-vector", (2, 400), "somebody", 99, {})
+        assert (e.task, e.version, e.source, e.seed, e.command) == (
+            "toy-vector",
+            (2, 400),
+            "somebody",
+            99,
+            {},
+        )
     env.close()
 
 
 def test_every_episode_carries_the_mean_return_of_those_played_with_it():
     episodes = played("toy-vector", 7, environments=3).episodes
-    assert {episode.peers for episode in episodes} == {float(np.mean([episode.total_return for episode in episodes]))}
+    assert {episode.peers for episode in episodes} == {
+        float(np.mean([episode.total_return for episode in episodes]))
+    }
 
 
 def test_an_environment_is_taken_up_again_where_no_episode_is_in_flight():
@@ -228,7 +277,15 @@ def test_an_episode_without_an_end_is_given_up_and_the_remedy_named(monkeypatch)
     monkeypatch.setattr("bigdm_ray.training.rollout.LONGEST", 30)
     lengths = [10**9, 4, 30, 31, 10**9, 7, 29]
     ticks = []
-    result = rollout(Telling(), Endless(2, lengths), commands(7), 7, rng(1, "play"), origin(), lambda: ticks.append(1))
+    result = rollout(
+        Telling(),
+        Endless(2, lengths),
+        commands(7),
+        7,
+        rng(1, "play"),
+        origin(),
+        lambda: ticks.append(1),
+    )
     assert [(e.id.number, e.length) for e in result.episodes] == [(1, 4), (2, 30), (5, 7), (6, 29)]
     assert result.discarded == 3 and result.env_steps == 70
     assert len(ticks) == 4 + 30 + 30 + 29, "a row that is given up takes the next command at once"
@@ -242,9 +299,19 @@ def test_an_episode_without_an_end_is_given_up_and_the_remedy_named(monkeypatch)
 def test_a_run_whose_environment_never_ends_says_so(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("bigdm_ray.training.rollout.LONGEST", 40)  # Pendulum ends at 200 steps
     flags = "--algorithm.hidden 16,16 --algorithm.warm-up-episodes 5 --budget.env-steps 500 --local --quiet"
-    assert door(main, ["udrl", "gymnasium:Pendulum-v1", *flags.split(), "--folder", str(tmp_path / "run")]) == 1
+    assert (
+        door(
+            main,
+            ["udrl", "gymnasium:Pendulum-v1", *flags.split(), "--folder", str(tmp_path / "run")],
+        )
+        == 1
+    )
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "did not end in 40 steps; give its environment a time limit (gymnasium.wrappers.TimeLimit)" in told
+    assert (
+        told.count("\n") == 1
+        and "did not end in 40 steps; give its environment a time limit (gymnasium.wrappers.TimeLimit)"
+        in told
+    )
 
 
 # --- the random policy
@@ -260,14 +327,30 @@ def test_random_actions_are_uniform_over_what_is_allowed():
     policy = RandomPolicy(Signature({}, leaves))
     assert policy.uniforms == 6
     n = 30_000
-    actions, _ = policy.act({}, {}, np.zeros(n), {}, np.zeros(n, bool), rng(1, "u").random((n, 6), np.float32))
+    actions, _ = policy.act(
+        {}, {}, np.zeros(n), {}, np.zeros(n, bool), rng(1, "u").random((n, 6), np.float32)
+    )
     for path, leaf in leaves.items():
         assert actions[path].shape == (n, *leaf.shape) and str(actions[path].dtype) == leaf.dtype
-    for values, low, high in ((actions["bounded"][:, 0], -1, 1), (actions["bounded"][:, 1], 3, 4), (actions["free"][:, 0], -1, 1)):
+    for values, low, high in (
+        (actions["bounded"][:, 0], -1, 1),
+        (actions["bounded"][:, 1], 3, 4),
+        (actions["free"][:, 0], -1, 1),
+    ):
         assert values.min() >= low and values.max() <= high
-        np.testing.assert_allclose(np.quantile(values, [0.25, 0.5, 0.75]), low + (high - low) * np.array([0.25, 0.5, 0.75]), atol=0.02 * (high - low))
-    for values, choices in ((actions["many"][:, 0], 2), (actions["many"][:, 1], 5), (actions["one"], 3)):
-        np.testing.assert_allclose(np.bincount(values, minlength=choices) / n, np.full(choices, 1 / choices), atol=0.015)
+        np.testing.assert_allclose(
+            np.quantile(values, [0.25, 0.5, 0.75]),
+            low + (high - low) * np.array([0.25, 0.5, 0.75]),
+            atol=0.02 * (high - low),
+        )
+    for values, choices in (
+        (actions["many"][:, 0], 2),
+        (actions["many"][:, 1], 5),
+        (actions["one"], 3),
+    ):
+        np.testing.assert_allclose(
+            np.bincount(values, minlength=choices) / n, np.full(choices, 1 / choices), atol=0.015
+        )
 
 
 def test_the_same_streams_play_the_same_episodes_another_stream_others():
@@ -275,6 +358,8 @@ def test_the_same_streams_play_the_same_episodes_another_stream_others():
     for one, other in zip(a, b, strict=True):
         same_episode(one, other)
     env = find_task("toy-mixed").make(8, 1)
-    other = rollout(RandomPolicy(env.signature), env, {}, 5, rng(2, "play"), origin("toy-mixed")).episodes
+    other = rollout(
+        RandomPolicy(env.signature), env, {}, 5, rng(2, "play"), origin("toy-mixed")
+    ).episodes
     assert not np.array_equal(a[0].actions["arm"], other[0].actions["arm"])
     np.testing.assert_array_equal(a[0].observations["eye"][0], other[0].observations["eye"][0])

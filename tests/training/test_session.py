@@ -39,7 +39,9 @@ def test_an_asynchronous_resume_does_not_give_up_better_weights_than_its_checkpo
     def evaluated(resumed, step, mean, exact=False):
         """A session that goes on from a checkpoint evaluates once; (best return of its counters, step of the best weights)."""
         session = Session(run, home, [], resumed, exact)
-        session.evaluated(Score(np.full(4, mean), np.full(4, 10), {}), Weights((0, step), {"w": np.zeros(1)}))
+        session.evaluated(
+            Score(np.full(4, mean), np.full(4, 10), {}), Weights((0, step), {"w": np.zeros(1)})
+        )
         session.close()
         return session.counters.best_return, Weights.load(home.weights("best")).version[1]
 
@@ -48,7 +50,9 @@ def test_an_asynchronous_resume_does_not_give_up_better_weights_than_its_checkpo
 
     assert evaluated(None, 1, 30.0) == (30.0, 1)
     assert evaluated(None, 2, 50.0) == (50.0, 2)
-    assert evaluated(at(30.0), 3, 40.0) == (50.0, 2), "the checkpoint was written before the best weights were"
+    assert evaluated(at(30.0), 3, 40.0) == (50.0, 2), (
+        "the checkpoint was written before the best weights were"
+    )
     assert evaluated(at(60.0), 4, 55.0) == (60.0, 2)
     assert evaluated(at(30.0), 5, 51.0) == (51.0, 5)
     assert evaluated(at(30.0), 6, 40.0, exact=True) == (40.0, 6), "lock-step comes to 51 again"

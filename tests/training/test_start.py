@@ -37,29 +37,63 @@ def arrays(folder):
 
 def test_it_begins_with_the_learner_and_the_best_episodes(offline, tmp_path):
     folder, returns = offline
-    run = configure("dt", "toy-continuous", ["--from", str(folder), *ONLINE.split(), "--budget.env-steps", "120"])
-    assert run.algorithm == configure("dt", "toy-continuous", [*TINY.split(), "--algorithm.updates-per-episode", "3", "--preset", "none"]).algorithm
+    run = configure(
+        "dt",
+        "toy-continuous",
+        ["--from", str(folder), *ONLINE.split(), "--budget.env-steps", "120"],
+    )
+    assert (
+        run.algorithm
+        == configure(
+            "dt",
+            "toy-continuous",
+            [*TINY.split(), "--algorithm.updates-per-episode", "3", "--preset", "none"],
+        ).algorithm
+    )
     summary = train(run, tmp_path / "run", local=True)
     counters, _ = arrays(tmp_path / "run")
-    assert counters.began_at == 7 and counters.learner_step == 7 + 3 * counters.episodes == summary["learner_steps"]
+    assert (
+        counters.began_at == 7
+        and counters.learner_step == 7 + 3 * counters.episodes == summary["learner_steps"]
+    )
     everything = Store(tmp_path / "run" / "store", write=False).open().table
     inherited = everything.ids[:, 1] == FOREIGN
     kept = Store(tmp_path / "run" / "store", Retention("newest", 20), write=False).open().table
     assert len(kept) == 20 and (kept.ids[:, 0] > 0).sum() == counters.episodes
-    np.testing.assert_allclose(kept.returns[kept.ids[:, 1] == FOREIGN], returns[len(returns) - (20 - counters.episodes) :], rtol=1e-5)
+    np.testing.assert_allclose(
+        kept.returns[kept.ids[:, 1] == FOREIGN],
+        returns[len(returns) - (20 - counters.episodes) :],
+        rtol=1e-5,
+    )
     assert inherited.sum() <= 20
     assert json.loads((tmp_path / "run" / "run.json").read_text())["start"]["learner_step"] == 7
 
 
 def test_a_budget_of_learner_steps_counts_its_own(offline, tmp_path):
     folder, _ = offline
-    summary = train(configure("dt", "toy-continuous", ["--from", str(folder), *ONLINE.split(), "--budget.learner-steps", "4"]), tmp_path / "run", local=True)
+    summary = train(
+        configure(
+            "dt",
+            "toy-continuous",
+            ["--from", str(folder), *ONLINE.split(), "--budget.learner-steps", "4"],
+        ),
+        tmp_path / "run",
+        local=True,
+    )
     assert summary["learner_steps"] == 11 and summary["start"]["learner_step"] == 7
 
 
 def test_the_settings_of_a_start_are_kept_for_its_resume_alone(offline, tmp_path):
     folder, _ = offline
-    train(configure("dt", "toy-continuous", ["--from", str(folder), *ONLINE.split(), "--budget.env-steps", "20"]), tmp_path / "run", local=True)
+    train(
+        configure(
+            "dt",
+            "toy-continuous",
+            ["--from", str(folder), *ONLINE.split(), "--budget.env-steps", "20"],
+        ),
+        tmp_path / "run",
+        local=True,
+    )
     config = ["--config", str(tmp_path / "run" / "run.json")]
     assert configure("dt", "toy-continuous", config).start is not None
     assert configure("dt", str(folder.parent / "data"), config).start is None
@@ -68,7 +102,11 @@ def test_the_settings_of_a_start_are_kept_for_its_resume_alone(offline, tmp_path
 def test_its_first_step_is_the_next_one_of_the_learner(offline, tmp_path):
     """The optimizer goes on: its step count does."""
     folder, _ = offline
-    train(configure("dt", "toy-continuous", ["--from", str(folder), *ONLINE.split()]), tmp_path / "run", local=True)
+    train(
+        configure("dt", "toy-continuous", ["--from", str(folder), *ONLINE.split()]),
+        tmp_path / "run",
+        local=True,
+    )
     counters, learner = arrays(tmp_path / "run")
     assert float(learner["optimizer/adamw/0/step"]) == counters.learner_step
 
@@ -80,13 +118,17 @@ def test_a_resumed_run_equals_the_uninterrupted_one(offline, tmp_path):
     half = [*flags, "--budget.env-steps", "150"]
     train(configure("dt", "toy-continuous", half), tmp_path / "parts", local=True)
     (tmp_path / "parts" / "summary.json").unlink()
-    for save in checkpoint.saved(tmp_path / "parts" / "checkpoints")[-1:]:  # the one at the end of the half budget
+    for save in checkpoint.saved(tmp_path / "parts" / "checkpoints")[
+        -1:
+    ]:  # the one at the end of the half budget
         for file in save.iterdir():
             file.unlink()
         save.rmdir()
     train(configure("dt", "toy-continuous", flags), tmp_path / "parts", resume=True, local=True)
     for (a, one), (b, two) in [(arrays(tmp_path / "whole"), arrays(tmp_path / "parts"))]:
-        assert a == type(a)(**{**vars(b), "wall_s": a.wall_s, "play_s": a.play_s, "learn_s": a.learn_s})
+        assert a == type(a)(
+            **{**vars(b), "wall_s": a.wall_s, "play_s": a.play_s, "learn_s": a.learn_s}
+        )
         assert one.keys() == two.keys()
         for name in one:
             np.testing.assert_array_equal(one[name], two[name], err_msg=name)
@@ -95,12 +137,24 @@ def test_a_resumed_run_equals_the_uninterrupted_one(offline, tmp_path):
 def test_what_does_not_fit_is_said(offline, tmp_path):
     folder, _ = offline
     for arguments, text in [
-        (["dt", "toy-vector", ["--from", str(folder)]], "is dt on toy-continuous, not dt on toy-vector"),
+        (
+            ["dt", "toy-vector", ["--from", str(folder)]],
+            "is dt on toy-continuous, not dt on toy-vector",
+        ),
         (["udrl", "toy-continuous", ["--from", str(folder)]], "not udrl on toy-continuous"),
         (["dt", "toy-continuous", ["--from", str(tmp_path)]], "holds no run"),
-        (["dt", str(folder.parent / "data"), ["--from", str(folder)]], "give the task's name alone"),
-        (["dt", "toy-continuous", ["--from", str(folder), "--algorithm.heads", "2"]], r"--algorithm\.heads is 2, but .* has 1"),
-        (["dt", "toy-continuous", ["--from", str(folder), "--preset", "online"]], r"what shapes network and optimizers must stay"),
+        (
+            ["dt", str(folder.parent / "data"), ["--from", str(folder)]],
+            "give the task's name alone",
+        ),
+        (
+            ["dt", "toy-continuous", ["--from", str(folder), "--algorithm.heads", "2"]],
+            r"--algorithm\.heads is 2, but .* has 1",
+        ),
+        (
+            ["dt", "toy-continuous", ["--from", str(folder), "--preset", "online"]],
+            r"what shapes network and optimizers must stay",
+        ),
     ]:
         with pytest.raises(UserError, match=text):
             configure(*arguments)

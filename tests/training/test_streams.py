@@ -6,7 +6,12 @@ import torch
 from bigdm_ray.training.streams import derived_seed, rng, seed_torch
 
 COUNTERS = ((), (0,), (1,), (0, 0), (0, 1), (1, 0), (2**40,))
-NAMES = [(seed, name, *counters) for seed in (0, 1, 2**31 - 1) for name in ("draw", "ask", "play") for counters in COUNTERS]
+NAMES = [
+    (seed, name, *counters)
+    for seed in (0, 1, 2**31 - 1)
+    for name in ("draw", "ask", "play")
+    for counters in COUNTERS
+]
 
 
 def test_every_name_has_a_stream_of_its_own():
