@@ -61,8 +61,52 @@ def made_up(folder, points, seed=1, task="lunarlander", flags=()):
     return folder
 
 
-def lines(*folders):
+def studied(folder, points, seed=1, algorithm="bc", name="lander-mixed", sha256="a" * 64):
+    """A run folder on a dataset with these (learner step, mean) evaluations, in this order."""
+    folder.mkdir(parents=True)
+    run = {
+        **configure("udrl", "lunarlander", ["--seed", str(seed)]).to_json(),
+        "algorithm": {"name": algorithm},
+        "dataset": {
+            "folder": "gone",
+            "name": name,
+            "sha256": sha256,
+            "source": "made up",
+            "episodes": 3,
+            "steps": 30,
+            "return_mean": 1.0,
+        },
+    }
+    (folder / "run.json").write_text(json.dumps(run))
+    reports = [
+        {
+            "time/env_steps": 0.0,
+            "time/learner_steps": float(step),
+            "evaluation/return_mean": mean,
+            "evaluation/return_low": mean - 5,
+            "evaluation/return_high": mean + 5,
+        }
+        for step, mean in points
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(report) + "\n" for report in reports))
+    return folder
+
+
+def ended(folder, steps, mean):
+    """The folder of a run that ended: this final score, +- 1, at these steps of both clocks."""
+    score = {"return_mean": mean, "return_low": mean - 1, "return_high": mean + 1}
+    (folder / "summary.json").write_text(json.dumps({**steps, **score}))
+    return folder
+
+
+def panels(*folders):
+    """The lines by (task, what the clock counts)."""
     return lines_of([read_curve(folder) for folder in folders])
+
+
+def lines(*folders):
+    """The lines of runs that play, by task."""
+    return {task: here for (task, clock), here in panels(*folders).items() if clock == "env_steps"}
 
 
 def one_error(capsys, *words):
@@ -143,7 +187,7 @@ def test_seeds_without_common_steps_are_refused_and_almost_common_ones_are_not(t
 
 def test_the_papers_points_are_drawn_as_far_as_the_run_went(tmp_path):
     figure = draw_curves(
-        lines(
+        panels(
             made_up(tmp_path / "a", [(1e6, 0.0), (3e6, 80.0)]),
             made_up(tmp_path / "b", [(1e6, 0.0), (3e6, 8.0)], task="toy-vector"),
         )
@@ -178,7 +222,7 @@ def test_the_door_writes_the_picture_and_its_numbers(tmp_path, capsys):
     assert line["env_steps"] == [1000, 2000] and line["return_mean"] == [2, 4]
     assert line["seeds"] == [1, 2] and line["folders"] == [str(a), str(b)]
     assert not (b / "plots").exists()
-    assert "2 seeds: 4.0 (3.0 to 5.0) at 2,000 steps" in capsys.readouterr().out
+    assert "2 seeds: 4.0 (3.0 to 5.0) at 2,000 environment steps" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -235,26 +279,83 @@ def test_damage_of_the_metrics_is_named(content, told, tmp_path, capsys):
     one_error(capsys, told, "metrics.jsonl is not")
 
 
-def test_a_run_too_short_for_an_evaluation_is_the_point_of_its_final_score(tmp_path, capsys):
-    short, long = (
-        made_up(tmp_path / "short", []),
-        made_up(tmp_path / "long", [(1000, 1.0), (2000, 2.0)]),
+EVALUATIONS = [(100, 268.0), (200, 435.0), (300, 487.4), (400, 366.0), (500, 296.0)]
+
+
+def test_a_run_on_a_dataset_goes_by_its_learner_steps(tmp_path, capsys):
+    """Its environment steps are all 0; sorted by them and then by return, the best came last."""
+    folder = ended(
+        studied(tmp_path / "a", EVALUATIONS), {"env_steps": 0, "learner_steps": 550}, 328.5
     )
-    for folder in (short, long):
-        score = {"return_mean": 7.0, "return_low": 6.0, "return_high": 8.5}
-        (folder / "summary.json").write_text(json.dumps({"env_steps": 1500, **score}))
+    (line,) = panels(folder)[("lunarlander", "learner_steps")]
+    assert line.steps.tolist() == [100, 200, 300, 400, 500, 550]
+    assert line.mean.tolist() == [268, 435, 487.4, 366, 296, 328.5]
+    assert (line.low[-1], line.high[-1]) == (327.5, 329.5)
+    (axes,) = draw_curves(panels(folder)).axes
+    assert axes.get_xlabel() == "learner steps"
+    assert [drawn.get_xydata().tolist() for drawn in axes.lines] == [
+        np.stack([line.steps, line.mean], 1).tolist()
+    ], "one line, and no published point, which is of environment steps"
+    assert door(main, [str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "bc on lander-mixed, preset default, seed 1: 328.5 (327.5 to 329.5)" in said
+    assert said.rstrip().endswith("at 550 learner steps")
+    (told,) = json.loads((folder / "plots" / "learning_curve.json").read_text())["tasks"][
+        "lunarlander"
+    ]
+    assert told["learner_steps"][-1] == 550 and "env_steps" not in told
+
+
+def test_points_go_by_the_clock_in_whatever_order_they_were_written(tmp_path):
+    """Answers of an asynchronous run may come late; returns say nothing of the order."""
+    points = [(3000, 1.0), (1000, 9.0), (2000, 5.0)]
+    (line,) = lines(made_up(tmp_path / "a", points))["lunarlander"]
+    assert line.steps.tolist() == [1000, 2000, 3000] and line.mean.tolist() == [9, 5, 1]
+    curve = read_curve(studied(tmp_path / "b", points))
+    assert curve.steps.tolist() == [1000, 2000, 3000] and curve.mean.tolist() == [9, 5, 1]
+
+
+def test_a_final_evaluation_at_the_step_of_another_takes_its_place(tmp_path):
+    steps = {"env_steps": 2000, "learner_steps": 500}
+    played = ended(made_up(tmp_path / "a", [(1000, 1.0), (2000, 2.0)]), steps, 4.0)
+    assert read_curve(played).steps.tolist() == [1000, 2000]
+    assert read_curve(played).mean.tolist() == [1, 4]
+    assert read_curve(ended(studied(tmp_path / "b", EVALUATIONS), steps, 4.0)).mean[-1] == 4
+
+
+def test_runs_of_two_clocks_share_no_panel_and_other_data_is_another_line(tmp_path):
+    found = panels(
+        made_up(tmp_path / "a", [(1e6, 1.0)]),
+        studied(tmp_path / "b", EVALUATIONS, 1),
+        studied(tmp_path / "c", EVALUATIONS, 2),
+        studied(tmp_path / "d", EVALUATIONS, 3, name="lander-expert"),
+        studied(tmp_path / "e", EVALUATIONS, 4, sha256="b" * 64),
+    )
+    assert [(key, len(here)) for key, here in found.items()] == [
+        (("lunarlander", "env_steps"), 1),
+        (("lunarlander", "learner_steps"), 3),
+    ]
+    assert [line.label for line in found[("lunarlander", "learner_steps")]] == [
+        "bc on lander-mixed, preset default, data aaaaaaaa, 2 seeds",
+        "bc on lander-expert, preset default, seed 3",
+        "bc on lander-mixed, preset default, data bbbbbbbb, seed 4",
+    ]
+    labels = [axes.get_xlabel() for axes in draw_curves(found).axes]
+    assert labels == ["environment steps", "learner steps"]
+
+
+def test_a_run_too_short_for_an_evaluation_is_the_point_of_its_final_score(tmp_path, capsys):
+    short = ended(made_up(tmp_path / "short", []), {"env_steps": 1500, "learner_steps": 9}, 7.0)
     assert door(main, [str(short)]) == 0
     assert (
-        "udrl, preset default, seed 1: 7.0 (6.0 to 8.5) at 1,500 steps" in capsys.readouterr().out
+        "udrl, preset default, seed 1: 7.0 (6.0 to 8.0) at 1,500 environment steps"
+        in capsys.readouterr().out
     )
     assert (short / "plots" / "learning_curve.png").read_bytes().startswith(PNG)
-    assert read_curve(long).steps.tolist() == [
-        1000,
-        2000,
-    ]  # evaluations of 20 episodes and a score of 100 are not one curve
-    (short / "summary.json").write_text('{"env_steps": 1500}')
-    assert door(main, [str(short)]) == 2
-    one_error(capsys, "summary.json holds no score")
+    for damage in ('{"env_steps": 1500}', '{"env_steps": 1500, "return_mean": "seven"}'):
+        (short / "summary.json").write_text(damage)
+        assert door(main, [str(short)]) == 2
+        one_error(capsys, "summary.json holds no score")
 
 
 def test_runs_without_an_evaluation(tmp_path, capsys):
@@ -285,14 +386,37 @@ def test_a_users_mistake_is_one_sentence(capsys, arguments, words):
     one_error(capsys, *words)
 
 
-def test_a_real_run_has_a_curve(trained, tmp_path):
-    assert door(main, [str(trained), "--out", str(tmp_path)]) == 0
-    (line,) = json.loads((tmp_path / "learning_curve.json").read_text())["tasks"]["toy-vector"]
-    reports = [json.loads(text) for text in (trained / "metrics.jsonl").read_text().splitlines()]
+def drawn_and_reported(folder, out, task):
+    """The only line that is drawn of a run, and what its metrics and its summary say."""
+    assert door(main, [str(folder), "--out", str(out)]) == 0
+    (line,) = json.loads((out / "learning_curve.json").read_text())["tasks"][task]
+    reports = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    scored = [report for report in reports if "evaluation/return_mean" in report]
+    return line, scored, json.loads((folder / "summary.json").read_text())
+
+
+def test_a_real_run_that_plays_has_a_curve(trained, tmp_path):
+    line, scored, summary = drawn_and_reported(trained, tmp_path, "toy-vector")
+    points = {report["time/env_steps"]: report["evaluation/return_mean"] for report in scored}
+    points[summary["env_steps"]] = summary["return_mean"]
+    assert len(points) >= 3 and line["env_steps"] == sorted(points)
+    assert line["return_mean"] == [points[steps] for steps in sorted(points)]
+
+
+def test_a_real_run_on_a_dataset_has_a_curve(tmp_path, capsys):
+    from making import dataset_of
+
+    dataset_of(tmp_path / "data", "toy-vector", 20)
+    flags = "--algorithm.hidden 16 --budget.learner-steps 25 --evaluations.every 10"
+    flags += " --evaluations.episodes 3 --evaluations.final-episodes 3"
+    train_local(configure("bc", str(tmp_path / "data"), flags.split()), tmp_path / "run")
+    line, scored, summary = drawn_and_reported(tmp_path / "run", tmp_path, "toy-vector")
+    assert line["learner_steps"] == [10, 20, 25] and len(scored) == 2
     assert line["return_mean"] == [
-        report["evaluation/return_mean"] for report in reports if "evaluation/return_mean" in report
+        *(report["evaluation/return_mean"] for report in scored),
+        summary["return_mean"],
     ]
-    assert len(line["return_mean"]) >= 2
+    assert f"{summary['return_mean']:,.1f}" in capsys.readouterr().out
 
 
 # --- obedience

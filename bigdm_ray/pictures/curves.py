@@ -1,7 +1,13 @@
-"""Learning curves, drawn from the evaluations in metrics.jsonl; a run too short for one is the point of its final score, in summary.json.
+"""Learning curves: evaluations of metrics.jsonl and the final one of summary.json, by the clock.
 
-Runs that differ in nothing but their seed are one line: the mean over seeds with its 95 % bootstrap band, each seed interpolated
-linearly onto common steps; one seed alone carries the 95 % interval of its evaluation episodes.
+The clock (`Run.clock`) counts environment steps of a run that plays, learner steps of a run on a
+dataset; the two never share a panel. "Last" is the point with the most steps. The final evaluation
+is a point like the others, with the interval of its own episodes; it takes the place of an
+evaluation at the very same step.
+
+Runs that differ in nothing but their seed are one line: the mean over seeds with its 95 % bootstrap
+band, each seed interpolated linearly onto common steps; one seed alone carries the 95 % interval of
+its evaluation episodes.
 """
 
 from __future__ import annotations
@@ -32,7 +38,7 @@ from bigdm_ray.pictures.base import (
 from bigdm_ray.settings import to_json
 from bigdm_ray.training.config import Run, read_run
 from bigdm_ray.training.evaluation import bootstrap_interval
-from bigdm_ray.training.run_folder import summary_of
+from bigdm_ray.training.run_folder import RunFolder, summary_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,11 +51,11 @@ class Nothing:
 
 @dataclass(frozen=True)
 class Curve:
-    """The evaluations of one run, ascending by environment steps."""
+    """The evaluations of one run, ascending by its clock."""
 
     folder: Path
     run: Run
-    steps: np.ndarray  # [n] float64
+    steps: np.ndarray  # [n] float64, of the run's clock
     mean: np.ndarray  # [n] float64, of the evaluation's episodes
     low: np.ndarray  # [n] float64, 95 % interval of that mean
     high: np.ndarray
@@ -67,54 +73,72 @@ class Line:
     high: np.ndarray
 
 
+SHOWN = ("return_mean", "return_low", "return_high")
+"""What a point shows of an evaluation."""
+
+
 def read_curve(folder: Path) -> Curve | None:
-    """The learning curve of a run, None where nothing has been evaluated yet. Raises UserError for a folder without a run, and for damaged files."""
-    names = (
-        "time/env_steps",
-        "evaluation/return_mean",
-        "evaluation/return_low",
-        "evaluation/return_high",
-    )
-    rows = [
-        [report[name] for name in names]
-        for report in metrics_of(folder)
-        if all(name in report for name in names)
-    ]
-    if not rows and (summary := summary_of(folder)):  # it ended before its first evaluation was due
+    """The learning curve of a run, None where nothing has been evaluated yet.
+
+    Raises UserError for a folder without a run, and for damaged files.
+    """
+    reports = metrics_of(folder)
+    run, files = read_run(folder), RunFolder(folder)
+    points: dict[float, list[float]] = {}  # a later score at the same step is the one that counts
+
+    def take(score: dict[str, Any], clock: str, group: str, file: Path) -> None:
         try:
-            rows = [[float(summary[name.rpartition("/")[2]]) for name in names]]
+            points[float(score[clock])] = [float(score[f"{group}{name}"]) for name in SHOWN]
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{folder / 'summary.json'} holds no score of this project ({error})"
-            ) from None
-    if not rows:
+            raise UserError(f"{file} holds no score of this project ({error})") from None
+
+    for report in reports:
+        if "evaluation/return_mean" in report:
+            take(report, run.clock, "evaluation/", files.metrics)
+    if summary := summary_of(folder):
+        take(summary, steps_of(run), "", files.summary_file)
+    if not points:
         return None
-    columns = np.array(sorted(rows), np.float64).T
-    return Curve(folder, read_run(folder), *columns)
+    return Curve(folder, run, *np.array([[x, *points[x]] for x in sorted(points)], np.float64).T)
+
+
+def steps_of(run: Run) -> str:
+    """What the run's clock counts: `env_steps` or `learner_steps`."""
+    return run.clock.rpartition("/")[2]
 
 
 def settings_of(run: Run) -> dict[str, Any]:
-    """What must be equal for two runs to be seeds of one line, beside algorithm, task and preset."""
-    return {**to_json(run.algorithm), "mode": run.evaluations.mode}
+    """What must be equal for two runs to be seeds of one line, beside what `kind_of` says."""
+    start = run.start and f"{run.start.algorithm} at {run.start.learner_step:,} steps"
+    data = run.dataset and run.dataset.sha256[:8]
+    return {**to_json(run.algorithm), "mode": run.evaluations.mode, "start": start, "data": data}
 
 
-def lines_of(curves: list[Curve]) -> dict[str, list[Line]]:
-    """The lines of each task, in the order in which their first runs are given. Raises UserError."""
-    groups: dict[tuple[str, str, str, str], list[Curve]] = {}
+def kind_of(run: Run) -> tuple[str, str, str, str, str]:
+    """Task, clock, algorithm, preset, name of the dataset: within one, settings part the lines."""
+    data = run.dataset.name if run.dataset else ""
+    return run.task, steps_of(run), run.algorithm.name, run.preset, data
+
+
+Lines = dict[tuple[str, str], list[Line]]
+"""The lines of each panel, which is of a task and what the clock counts."""
+
+
+def lines_of(curves: list[Curve]) -> Lines:
+    """The lines of each panel, ordered by the first run of each. Raises UserError."""
+    groups: dict[tuple[tuple[str, ...], str], list[Curve]] = {}
     for curve in curves:
         run = curve.run
-        groups.setdefault(
-            (run.task, run.algorithm.name, run.preset, json.dumps(settings_of(run))), []
-        ).append(curve)
-    found: dict[str, list[Line]] = {}
-    for key, members in groups.items():
-        others = [group[0].run for other, group in groups.items() if other[:3] == key[:3]]
-        found.setdefault(key[0], []).append(line_of(members, label(members, others)))
+        groups.setdefault((kind_of(run), json.dumps(settings_of(run))), []).append(curve)
+    found: Lines = {}
+    for (kind, _), members in groups.items():
+        others = [group[0].run for (other, _), group in groups.items() if other == kind]
+        found.setdefault((kind[0], kind[1]), []).append(line_of(members, label(members, others)))
     return found
 
 
 def label(curves: list[Curve], others: list[Run]) -> str:
-    """Algorithm, preset, what differs from `others` of the same preset, and the seeds."""
+    """Algorithm, dataset, preset, what differs from `others` of the same kind, and the seeds."""
     run = curves[0].run
     mine = settings_of(run)
     differing = [
@@ -127,9 +151,8 @@ def label(curves: list[Curve], others: list[Run]) -> str:
         else f"{len(curves)} {'seeds' if len(seeds) == len(curves) else 'runs'}"
     )
     named = [f"preset {run.preset}"] if run.preset != "none" else []
-    return ", ".join(
-        [run.algorithm.name, *named, *(f"{name} {mine[name]}" for name in differing), count]
-    )
+    learner = f"{run.algorithm.name} on {run.dataset.name}" if run.dataset else run.algorithm.name
+    return ", ".join([learner, *named, *(f"{name} {mine[name]}" for name in differing), count])
 
 
 def line_of(curves: list[Curve], text: str) -> Line:
@@ -158,10 +181,13 @@ def common_steps(curves: list[Curve]) -> np.ndarray:
     )
 
 
-def draw_curves(lines: dict[str, list[Line]]) -> Figure:
-    """Learning curves, a panel for each task."""
+AXES = {"env_steps": "environment steps", "learner_steps": "learner steps"}
+
+
+def draw_curves(lines: Lines) -> Figure:
+    """Learning curves, a panel for each task and clock."""
     figure, panels = panelled(len(lines), 6.4, 4.2)
-    for axes, (task, here) in zip(panels, lines.items(), strict=True):
+    for axes, ((task, clock), here) in zip(panels, lines.items(), strict=True):
         for number, line in enumerate(here):
             colour = COLOURS[number % len(COLOURS)]
             axes.fill_between(line.steps, line.low, line.high, color=colour, alpha=0.2, linewidth=0)
@@ -175,12 +201,12 @@ def draw_curves(lines: dict[str, list[Line]]) -> Figure:
         reach = max(float(line.steps[-1]) for line in here)
         published = (
             [point for point in PUBLISHED[task].curve if point[0] <= 1.05 * reach]
-            if task in PUBLISHED
+            if task in PUBLISHED and clock == "env_steps"
             else []
         )
         mark(axes, published, "UDRL, Srivastava et al. 2019 (digitised)")
         axes.set_xlim(0, 1.05 * reach)
-        label_axes(axes, task, "environment steps", "mean return of an evaluation")
+        label_axes(axes, task, AXES[clock], "mean return of an evaluation")
         axes.xaxis.set_major_formatter(thousands())
     over = {
         "seeds (bootstrap)" if len(line.curves) > 1 else "the episodes of an evaluation"
@@ -202,16 +228,16 @@ def thousands() -> Any:
     return EngFormatter(sep="")
 
 
-def curves_json(lines: dict[str, list[Line]]) -> dict[str, Any]:
-    """The numbers of the learning curves."""
+def curves_json(lines: Lines) -> dict[str, Any]:
+    """The numbers by task; steps are `env_steps` or `learner_steps`, as the runs of a line count."""
 
-    def one(line: Line) -> dict[str, Any]:
+    def one(line: Line, clock: str) -> dict[str, Any]:
         runs = {
             "folders": [str(curve.folder) for curve in line.curves],
             "seeds": [curve.run.seed for curve in line.curves],
         }
         numbers = {
-            "env_steps": line.steps,
+            clock: line.steps,
             "return_mean": line.mean,
             "return_low": line.low,
             "return_high": line.high,
@@ -222,10 +248,10 @@ def curves_json(lines: dict[str, list[Line]]) -> dict[str, Any]:
             **{name: values.tolist() for name, values in numbers.items()},
         }
 
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "tasks": {task: [one(line) for line in here] for task, here in lines.items()},
-    }
+    tasks: dict[str, list[dict[str, Any]]] = {}
+    for (task, clock), here in lines.items():
+        tasks.setdefault(task, []).extend(one(line, clock) for line in here)
+    return {"schema_version": SCHEMA_VERSION, "tasks": tasks}
 
 
 def learning(folders: list[Path], out: Path | None, asked: Nothing) -> None:
@@ -244,11 +270,11 @@ def learning(folders: list[Path], out: Path | None, asked: Nothing) -> None:
     lines = lines_of(curves)
     with matplotlib.rc_context(STYLE):
         write(draw_curves(lines), curves_json(lines), path)
-    for task, here in lines.items():
+    for (task, clock), here in lines.items():
         for line in here:
-            print(
-                f"  {task}: {line.label}: {line.mean[-1]:,.1f} ({line.low[-1]:,.1f} to {line.high[-1]:,.1f}) at {line.steps[-1]:,.0f} steps"
-            )
+            band = f"{line.low[-1]:,.1f} to {line.high[-1]:,.1f}"
+            at = f"{line.steps[-1]:,.0f} {AXES[clock]}"
+            print(f"  {task}: {line.label}: {line.mean[-1]:,.1f} ({band}) at {at}")
 
 
 PICTURE = Picture("learning_curve", "draw learning curves", learning, Nothing, default=True)
