@@ -11,7 +11,14 @@ from collections.abc import Callable
 from textwrap import shorten
 from typing import Any, TypeVar
 
-from bigdm_ray.errors import RunFailed, UserError, full_disk, full_memory, nearest
+from bigdm_ray.errors import (
+    RunFailed,
+    UserError,
+    full_disk,
+    full_memory,
+    nearest,
+    sentence,
+)
 from bigdm_ray.settings import checked, converted, flag
 
 T = TypeVar("T")
@@ -34,10 +41,8 @@ def door(main: Callable[[list[str]], int], arguments: list[str] | None = None) -
     except OSError as error:
         if not full_disk(error):
             raise
-        print(
-            f"error: cannot write {error.filename or 'a file'}: {error.strerror}; free some space, then try again",
-            file=sys.stderr,
-        )
+        what = f"cannot write {error.filename or 'a file'}: {error.strerror}"
+        print(f"error: {sentence(what)}; free some space, then try again", file=sys.stderr)
         return RunFailed.exit_code
     except (MemoryError, RuntimeError) as error:
         if not full_memory(error):

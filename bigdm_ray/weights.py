@@ -29,6 +29,7 @@ from bigdm_ray.envs.task import Signature, find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats import checkpoints, decision_transformer, trajectory_transformer
 from bigdm_ray.formats.dataset import Dataset
+from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.shard import publish
 from bigdm_ray.settings import converted
 from bigdm_ray.training import checkpoint
@@ -268,7 +269,7 @@ def complete(
     }
     if statistics is not None:
         try:
-            given = json.loads(statistics.read_text())
+            given = read_json(statistics)
             arrays = {
                 name: np.array(given[key], np.float32).reshape(found.seen)
                 for name, key in zip(STATISTICS, ("mean", "std"), strict=True)

@@ -138,7 +138,8 @@ def test_a_refused_run_leaves_its_folder_to_the_mended_command(
     ("file", "content", "told"),
     [
         ("run.json", "{", "run.json is not JSON"),
-        ("run.json", "[]", "run.json is not one of this project"),
+        ("run.json", "[]", "run.json is not JSON of this project (an object is expected"),
+        ("run.json", "{}", "run.json is not one of this project"),
         ("weights/best.json", "{", "best.json is broken"),
         ("weights/best.json", '{"command": 3}', "best.json is broken"),
         ("weights/best.json", '{"command": {"desired_return": "high"}}', "best.json is broken"),

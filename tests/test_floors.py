@@ -15,6 +15,7 @@ REPOSITORY = ROOT.parent
 HELPERS = {
     "bigdm_ray",
     "bigdm_ray.errors",
+    "bigdm_ray.jsons",
     "bigdm_ray.settings",
     "bigdm_ray.doors",
 }  # anyone may import these

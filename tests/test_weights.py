@@ -385,7 +385,7 @@ def test_what_cannot_be_taken_is_said_in_one_sentence(tmp_path, capsys):
             "has an array of shape [] for head.linear.weight, but 2 dimensions",
         ),
         ("empty", "hopper", [], "for wpe.weight, but 2 dimensions that are not empty"),
-        ("list", "hopper", [], "config.json holds a list"),
+        ("list", "hopper", [], "config.json (an object is expected where it has a list)"),
         ("good", "hopper", ["--heads", "1"], "--heads is 1, but the config.json of"),
         ("headless", "hopper", [], "has n_head 0, but a whole number from 1 on is expected"),
         ("good", "hoper", [], "unknown task 'hoper'; did you mean 'hopper'"),

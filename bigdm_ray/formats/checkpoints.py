@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from bigdm_ray.errors import UserError
+from bigdm_ray.jsons import read_json
 
 Arrays = dict[str, np.ndarray]
 
@@ -41,12 +41,8 @@ def read(source: Path) -> tuple[Arrays, dict[str, Any]]:
             name: values.float().numpy() if values.is_floating_point() else values.numpy()
             for name, values in load_file(file).items()
         }
-        said = json.loads(config.read_text()) if config.is_file() else {}
-        if not isinstance(said, dict):
-            raise ValueError(
-                f"config.json holds a {type(said).__name__}, not settings by their names"
-            )
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        said = read_json(config) if config.is_file() else {}
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
             f"{source} cannot be read as safetensors with a config.json ({error})"
         ) from None

@@ -20,6 +20,7 @@ from bigdm_ray.envs.task import Leaf, Signature, find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import inside, misfit, spec_of
 from bigdm_ray.formats.checks import refused
+from bigdm_ray.jsons import read_json
 
 if TYPE_CHECKING:
     from bigdm_ray.formats.dataset import Dataset
@@ -228,7 +229,7 @@ def ours(meta: Mapping[str, str], where: str) -> tuple[str, Signature | None]:
     if META not in meta:
         return "", None
     try:
-        told = json.loads(meta[META])
+        told = read_json(meta[META])
         return str(told["task"]), sound_signature(told["signature"], where)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(

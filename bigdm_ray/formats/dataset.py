@@ -29,6 +29,7 @@ from bigdm_ray.envs.task import Signature, find_task
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.base import misfit, vacant
 from bigdm_ray.formats.columns import checked_signature
+from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 from bigdm_ray.replay.rotating import LONGEST, RotatingStore, turn_of
 from bigdm_ray.replay.shard import (
@@ -76,7 +77,7 @@ class Dataset:
         """Read the card. Raises UserError where there is none, or one of a newer version."""
         path = folder / CARD
         try:
-            data: dict[str, Any] = json.loads(path.read_text())
+            data: dict[str, Any] = read_json(path, finite=True)
             version = data.pop("schema_version")
             if version > SCHEMA_VERSION:
                 raise UserError(
@@ -315,7 +316,7 @@ class Writer:
 
     def _resume(self) -> None:
         try:
-            progress = json.loads((self._hidden / PROGRESS).read_text())
+            progress = read_json(self._hidden / PROGRESS)
             same = progress["plan"] == self._plan
             taken, mark = [int(n) for n in progress["taken"]], progress["mark"]
         except (OSError, ValueError, KeyError, TypeError):

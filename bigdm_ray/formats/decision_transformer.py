@@ -6,7 +6,6 @@ stored transposed, between linear embeddings and heads. Arrays by name come in a
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.checkpoints import Arrays
+from bigdm_ray.jsons import read_json
 
 LAYER = {
     "ln_1": "norm1", "attn.c_attn": "qkv", "attn.c_proj": "out", "ln_2": "norm2", "mlp.c_fc": "up", "mlp.c_proj": "down",
@@ -123,7 +123,7 @@ def statistics_beside(source: Path) -> Path | None:
     """The file with mean and deviation of the states that `weights export` wrote beside weights, where it is there."""
     file = (source if source.is_dir() else source.parent) / "statistics.json"
     try:
-        told = json.loads(file.read_text())
+        told = read_json(file)
     except (OSError, ValueError, RecursionError):
         return None
     return file if isinstance(told, dict) and {"mean", "std"} <= set(told) else None
@@ -138,7 +138,7 @@ def beside(source: Path) -> dict[str, float]:
         ("statistics.json", "return_scale", "return_scale"),
     ):
         try:
-            value = json.loads((folder / file).read_text())[key]
+            value = read_json(folder / file)[key]
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if isinstance(value, int | float) and not isinstance(value, bool):

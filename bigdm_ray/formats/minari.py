@@ -52,6 +52,7 @@ from bigdm_ray.formats.spaces import (
     space_to_json,
     unflatten_leaf,
 )
+from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
 METADATA = "metadata.json"
@@ -221,9 +222,7 @@ class MinariFolder(Reader):
 
     def _seed(self, number: int) -> Any:
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            return json.loads(
-                inside(self._data / str(number) / METADATA, self._data).read_text()
-            ).get("seed")
+            return read_json(inside(self._data / str(number) / METADATA, self._data)).get("seed")
         return None
 
     def _episode(
@@ -285,13 +284,13 @@ def _leaf(fields: Fields, group: Any, name: bytes, space: Any, place: str) -> np
 def _metadata(data: Path) -> dict[str, Any]:
     path = inside(data / METADATA, data)
     try:
-        found = json.loads(path.read_text())
+        found: dict[str, Any] = read_json(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); nothing was imported") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({one_line(error)}); nothing was imported") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no JSON object; nothing was imported")
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not JSON of a dataset ({error}); nothing was imported"
+        ) from None
     return found
 
 
@@ -319,7 +318,7 @@ def _environment(meta: dict[str, Any], where: str) -> tuple[str, dict[str, Any] 
     if not text:
         return "", None
     try:
-        spec = json.loads(text) if isinstance(text, str) else text
+        spec = read_json(text) if isinstance(text, str) else text
         outside = (
             {"max_episode_steps": spec["max_episode_steps"]} if "max_episode_steps" in spec else {}
         )

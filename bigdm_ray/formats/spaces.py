@@ -8,7 +8,6 @@ Minari's (minari/serialization.py); reading it makes spaces of gymnasium and not
 from __future__ import annotations
 
 import functools
-import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from bigdm_ray.envs.task import Leaf, Signature, channels_first, find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.checks import Place, refused
+from bigdm_ray.jsons import read_json
 
 if TYPE_CHECKING:
     import gymnasium
@@ -33,7 +33,7 @@ MAX_ELEMENTS = 1 << 28
 def space_from_json(text: str | dict[str, Any], where: str) -> Space:
     """The space that a file describes. Raises UserError for anything else."""
     try:
-        data = json.loads(text) if isinstance(text, str) else text
+        data = read_json(text) if isinstance(text, str) else text
         return _space(data)
     except (
         ValueError,

@@ -64,6 +64,7 @@ from bigdm_ray.formats.spaces import (
     space_to_json,
     unflatten_leaf,
 )
+from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
 ROW_BYTES = 16 << 20
@@ -467,7 +468,7 @@ def _spaces(meta: dict[str, str], source: str) -> tuple[Any, Any] | None:
     if META not in meta:
         return None
     try:
-        told = json.loads(meta[META])["spaces"]
+        told = read_json(meta[META])["spaces"]
         seen, done = told["observations"], told["actions"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(

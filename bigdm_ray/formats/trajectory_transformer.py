@@ -11,7 +11,6 @@ older weights are not told apart, and predict nonsense.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors.numpy import load_file
 
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.checkpoints import PICKLES, Arrays
+from bigdm_ray.jsons import read_json
 
 ORIGINAL = {"ln1": "norm1", "attn.proj": "out", "ln2": "norm2", "mlp.0": "up", "mlp.2": "down"}
 FORK = {
@@ -185,7 +185,7 @@ def thresholds(file: Path) -> np.ndarray:
             f"--bins {file} is a pickle, which may run any code when it is read; make arrays of it with the lines in {PAGE}"
         )
     try:
-        found = load_file(file) if file.suffix == ".safetensors" else json.loads(file.read_text())
+        found = load_file(file) if file.suffix == ".safetensors" else read_json(file)
         out = np.array(found["thresholds"], np.float64)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import pkgutil
 import textwrap
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bigdm_ray.errors import RunFailed, UserError, nearest
 from bigdm_ray.formats.behaviour import OWN_OR_MODES
 from bigdm_ray.formats.dataset import CARD, Dataset
+from bigdm_ray.jsons import read_json
 from bigdm_ray.settings import setting
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.run_folder import Loaded, RunFolder, load, write_json
@@ -148,7 +148,7 @@ def metrics_of(folder: Path) -> list[dict[str, float]]:
     reports: list[dict[str, float]] = []
     for number, line in enumerate([*lines, rest] if rest else lines, 1):
         try:
-            report = json.loads(line)
+            report = read_json(line, object)
         except ValueError as error:
             if number > len(lines) and line.startswith("{"):
                 break

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from bigdm_ray.errors import RunFailed, full_disk
+from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.episode import Episode, EpisodeId
 
 SCHEMA_VERSION = 1
@@ -197,7 +198,7 @@ class Shard:
         try:
             reader = pa.ipc.open_file(data)
             batch = reader.get_batch(0)
-            meta = json.loads(batch.schema.metadata[b"bigdm"])
+            meta = read_json(batch.schema.metadata[b"bigdm"])
             if meta["schema_version"] > SCHEMA_VERSION:
                 raise CorruptShard(
                     f"it has schema version {meta['schema_version']}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray"
@@ -219,7 +220,7 @@ class Shard:
             bool(self.terminated[row]),
             self.ids[row],
             self.task,
-            json.loads(self._scalar("command", row)),
+            read_json(self._scalar("command", row)),
             (int(self.versions[row, 0]), int(self.versions[row, 1])),
             self._scalar("source", row),
             self._scalar("seed", row),

@@ -12,6 +12,7 @@ from typing import Any
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.dataset import CARD, Dataset
+from bigdm_ray.jsons import read_json
 from bigdm_ray.models.parallel import transformers
 from bigdm_ray.replay.shard import publish
 from bigdm_ray.tables.base import Cell, Grid, Scale, twins
@@ -106,7 +107,7 @@ class Shelf:
         if not path.is_file():
             return None, ""
         try:
-            found = sound(json.loads(path.read_text()))
+            found = sound(read_json(path))
             differing = [name for name in asked if found[name] != asked[name]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as save_safetensors
 
 from bigdm_ray.errors import UserError
+from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.episode import EpisodeId
 from bigdm_ray.replay.shard import sync_folder, unwritten
 
@@ -140,14 +141,14 @@ def outlived_shards(folder: Path) -> set[str]:
 
 
 def _shards(path: Path) -> list[str]:
-    names: list[str] = json.loads((path / "state.json").read_text())["shards"]
+    names: list[str] = read_json(path / "state.json")["shards"]
     return names
 
 
 def read(path: Path, identity: dict[str, str]) -> Checkpoint:
     """Read a checkpoint. Raises UserError for one that is torn, of a newer version, or of another algorithm or task."""
     try:
-        state: dict[str, Any] = json.loads((path / "state.json").read_text())
+        state: dict[str, Any] = read_json(path / "state.json")
         arrays = load_file(path / "learner.safetensors")
         if state["schema_version"] > SCHEMA_VERSION:
             raise UserError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import textwrap
 import typing
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError, nearest
 from bigdm_ray.formats.behaviour import MODES
 from bigdm_ray.formats.dataset import Dataset, resolve
+from bigdm_ray.jsons import read_json
 from bigdm_ray.settings import checked, converted, flag, from_json, setting, to_json
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint
@@ -265,11 +265,11 @@ def read_run(path: Path) -> Run:
     """The Run in a run.json (or in the folder that holds one). Raises UserError."""
     file = path / "run.json" if path.is_dir() else path
     try:
-        return run_from_json(json.loads(file.read_text()))
+        return run_from_json(read_json(file))
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
     except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error})") from None
+        raise UserError(f"{file} is not JSON of this project ({error})") from None
 
 
 # --- the command line

@@ -14,6 +14,7 @@ from safetensors.numpy import save as save_safetensors
 from torch import nn
 
 from bigdm_ray.errors import UserError
+from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.shard import publish
 
 SCHEMA_VERSION = 1
@@ -66,8 +67,8 @@ class Weights:
         try:
             arrays = load_safetensors(data)
             size = int.from_bytes(data[:8], "little")
-            meta = json.loads(data[8 : 8 + size]).get("__metadata__", {})
-            incarnation, step = json.loads(meta["version"])
+            meta = read_json(data[8 : 8 + size]).get("__metadata__", {})
+            incarnation, step = read_json(meta["version"], list)
             schema = int(meta["schema_version"])
             version = (int(incarnation), int(step))
         except (SafetensorError, ValueError, KeyError, TypeError) as error:

@@ -24,6 +24,7 @@ from torch import nn
 from bigdm_ray.algorithms.base import Mode, Policy
 from bigdm_ray.envs.task import Signature, Task, find_task
 from bigdm_ray.errors import RunFailed, UserError, full_disk
+from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.shard import publish, unwritten
 from bigdm_ray.settings import to_json
 from bigdm_ray.training.config import Run, acting_as, read_run
@@ -57,7 +58,7 @@ class RunFolder:
     @property
     def loop(self) -> str | None:
         """How the run that the folder holds began: one of LOOPS, or None in a run.json that does not say it."""
-        began: str | None = json.loads((self.path / "run.json").read_text()).get("loop")
+        began: str | None = read_json(self.path / "run.json").get("loop")
         return began
 
     @contextlib.contextmanager
@@ -151,7 +152,7 @@ class RunFolder:
         theirs = read_run(self.path)
         if (best := self.weights("best")).is_file():
             load_command(best)  # it is wanted when the run ends
-        written, task = json.loads((self.path / "run.json").read_text()), find_task(run.task)
+        written, task = read_json(self.path / "run.json"), find_task(run.task)
         began = written.get("loop", LOOPS[exact])
         if began != LOOPS[exact]:
             how = (
@@ -312,7 +313,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
     """The content of a run's summary.json, nothing where it has none yet. Raises UserError."""
     path = RunFolder(folder).summary_file
     try:
-        return dict(json.loads(path.read_text())) if path.is_file() else {}
+        return dict(read_json(path)) if path.is_file() else {}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} is broken ({error}); remove it, and have it written again with `run --resume`"
@@ -332,7 +333,7 @@ def load_score(weights: Path) -> float | None:
 def _beside(weights: Path) -> tuple[dict[str, float], float | None]:
     path = weights.with_suffix(".json")
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
         score = found.get("return_mean")
         return {
             str(name): float(value) for name, value in found["command"].items()
