@@ -10,6 +10,7 @@ import numpy as np
 
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.tables.base import Bar, Grid, Overview, Scale, find_grid
+from bigdm_ray.tables.peers import trust
 from bigdm_ray.tables.shelf import Result, Shelf, value_of
 from bigdm_ray.training.evaluation import stratified_interval
 
@@ -94,7 +95,7 @@ def table(shelf: Shelf, only: list[str] | None = None) -> str:
         "",
         *lines,
     ]
-    return "\n".join(text + spread(grid, found))
+    return "\n".join(text + spread(grid, found) + trust(shelf, cells))
 
 
 def scores(results: list[Result], unit: str, which: str = "last") -> np.ndarray:

@@ -29,23 +29,31 @@ structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.
 d3rlpy.seed(SEED)
 data = d3rlpy.dataset.MDPDataset(**np.load("FILE"))
 layers = d3rlpy.models.VectorEncoderFactory([256, 256])
-cql = d3rlpy.algos.CQLConfig(
-    batch_size=BATCH, actor_learning_rate=1e-4, critic_learning_rate=3e-4, temp_learning_rate=1e-4, alpha_learning_rate=0.0,
-    actor_encoder_factory=layers, critic_encoder_factory=layers, initial_temperature=1.0, initial_alpha=1.0, alpha_threshold=0.0,
-    conservative_weight=5.0, n_action_samples=10, soft_q_backup=False, gamma=0.99, tau=0.005,
-).create()
-cql.build_with_dataset(data)
+learner = LEARNER.create()
+learner.build_with_dataset(data)
+if learner.config.reward_scaler:
+    learner.config.reward_scaler.fit_with_transition_picker(data.episodes, data.transition_picker)
 for line in sys.stdin:
     asked = json.loads(line)
     if isinstance(asked, list):
-        print(json.dumps(cql.predict(np.array(asked, np.float32)).tolist()), flush=True)
+        print(json.dumps(learner.predict(np.array(asked, np.float32)).tolist()), flush=True)
         continue
     cpu, wall = time.process_time(), time.perf_counter()
     for _ in range(asked):
-        cql.update(data.sample_transition_batch(BATCH))
+        learner.update(data.sample_transition_batch(BATCH))
     print(json.dumps([time.process_time() - cpu, time.perf_counter() - wall, d3rlpy.__version__]), flush=True)
 """
 """A Peer that learns for a number of steps, or acts on observations `[n, d]`."""
+CQL = """d3rlpy.algos.CQLConfig(
+    batch_size=BATCH, actor_learning_rate=1e-4, critic_learning_rate=3e-4, temp_learning_rate=1e-4, alpha_learning_rate=0.0,
+    actor_encoder_factory=layers, critic_encoder_factory=layers, initial_temperature=1.0, initial_alpha=1.0, alpha_threshold=0.0,
+    conservative_weight=5.0, n_action_samples=10, soft_q_backup=False, gamma=0.99, tau=0.005,
+)"""
+
+
+def program(learner: str) -> str:
+    """The program of a Peer whose learner is this configuration of d3rlpy."""
+    return PROGRAM.replace("LEARNER", learner)
 
 
 def transitions(folder: Path, file: Path) -> str:
@@ -106,7 +114,10 @@ def main() -> None:
         file = Path(folder) / "data.npz"
         task = transitions(given.dataset, file)
         peer = Peer(
-            given.peer, PROGRAM.replace("FILE", str(file)), SEED=given.seed, BATCH=given.batch_size
+            given.peer,
+            program(CQL).replace("FILE", str(file)),
+            SEED=given.seed,
+            BATCH=given.batch_size,
         )
         turn = given.updates // 5
         for part in range(1, 6):

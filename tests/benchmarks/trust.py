@@ -1,0 +1,116 @@
+"""Peers' own code on our datasets, at the learner steps, batch size and layers of a table's cell.
+
+    python -m tests.benchmarks.trust value-based --peer PEER/bin/python --only hopper --only seed=1
+    python -m bigdm_ray.reproduce value-based --show            prints them as "peer, same data"
+
+PEER is a virtual environment with d3rlpy 2.8.1. What is not named by the cell is as in d3rlpy's own
+reproductions (reproductions/offline/). Each peer plays its most likely actions on our environments; its
+policy is asked through pipes, so it acts with its own code. A finished cell is a small JSON file under
+docs/results/peers, beside the cells that `reproduce` keeps, and is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bigdm_ray.envs import find_task
+from bigdm_ray.replay.shard import publish
+from bigdm_ray.tables.base import Cell, find_grid
+from bigdm_ray.tables.peers import peer_file
+from bigdm_ray.tables.shelf import Shelf
+from tests.benchmarks.common import Peer, header
+from tests.benchmarks.conservative import CQL, program, scored, transitions
+
+IQL = """d3rlpy.algos.IQLConfig(
+    batch_size=BATCH, actor_learning_rate=3e-4, critic_learning_rate=3e-4, weight_temp=3.0, max_weight=100.0,
+    expectile=0.7, actor_encoder_factory=layers, critic_encoder_factory=layers, value_encoder_factory=layers,
+    actor_optim_factory=d3rlpy.optimizers.AdamFactory(lr_scheduler_factory=d3rlpy.optimizers.CosineAnnealingLRFactory(T_max=STEPS)),
+    reward_scaler=d3rlpy.preprocessing.ReturnBasedRewardScaler(multiplier=1000.0),
+)"""
+BCQ = """d3rlpy.algos.BCQConfig(
+    batch_size=BATCH, actor_learning_rate=1e-3, critic_learning_rate=1e-3, imitator_learning_rate=1e-3, lam=0.75,
+    action_flexibility=0.05, n_action_samples=100, actor_encoder_factory=layers, critic_encoder_factory=layers,
+    imitator_encoder_factory=layers,
+)"""
+BEAR = """d3rlpy.algos.BEARConfig(
+    batch_size=BATCH, actor_learning_rate=1e-4, critic_learning_rate=3e-4, imitator_learning_rate=3e-4,
+    alpha_learning_rate=1e-3, temp_learning_rate=0.0, initial_temperature=1e-20, mmd_sigma=20.0,
+    mmd_kernel="laplacian", n_mmd_action_samples=4, alpha_threshold=0.05, n_target_samples=10,
+    n_action_samples=100, warmup_steps=WARM, actor_encoder_factory=layers, critic_encoder_factory=layers,
+    imitator_encoder_factory=layers,
+)"""
+LEARNERS = {"CQL": CQL, "IQL": IQL, "BCQ": BCQ, "BEAR": BEAR}
+
+
+def main() -> None:
+    """Train the peers of the chosen cells that are not there yet, one after another."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table")
+    parser.add_argument("--peer", required=True, help="a Python that has d3rlpy")
+    parser.add_argument("--only", action="append", default=[], help="words of the cells' names")
+    parser.add_argument("--scale", choices=("quick", "paper"), default="quick")
+    parser.add_argument("--data", type=Path, default=Path("datasets"))
+    parser.add_argument("--results", type=Path, default=Path("docs/results"))
+    given = parser.parse_args()
+    header()
+    grid = find_grid(given.table)
+    shelf = Shelf(grid, given.scale, given.data, given.results, Path())
+    for cell in shelf.chosen(given.only):
+        path = peer_file(shelf, cell)
+        if cell.column in LEARNERS and not path.is_file():
+            result = trained(shelf, cell, given.peer)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            publish(path, json.dumps(result, indent=1).encode())
+            print(f"{cell.name}: {result['normalized_score']:.1f}, {result['peer']}", flush=True)
+
+
+def trained(shelf: Shelf, cell: Cell, python: str) -> dict[str, Any]:
+    """What a cell's peer came to: its last policy, over as many episodes as the cell's final evaluation."""
+    run = shelf.run(cell)
+    algorithm: Any = run.algorithm
+    steps, episodes = run.budget.learner_steps, run.evaluations.final_episodes
+    assert steps is not None
+    if tuple(algorithm.hidden) != (256, 256):
+        raise SystemExit(
+            f"{cell.name} has layers of {algorithm.hidden}, but the peer's have 256-256"
+        )
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "data.npz"
+        task = find_task(transitions(shelf.data / cell.target, file))
+        peer = Peer(
+            python,
+            program(LEARNERS[cell.column]).replace("FILE", str(file)),
+            SEED=cell.seed,
+            BATCH=algorithm.batch_size,
+            STEPS=steps,
+            WARM=getattr(algorithm, "warm_start", 0),
+        )
+        cpu, _ = peer.turn(steps)
+        returns = scored(peer, task.name, episodes)
+        peer.close()
+    return {
+        "schema_version": 1,
+        **shelf.asked(cell),
+        "peer": f"d3rlpy {peer.version}",
+        "learner_steps": steps,
+        "batch_size": algorithm.batch_size,
+        "sha256": shelf.sha256(cell),
+        "return_mean": float(returns.mean()),
+        "return_std": float(returns.std(ddof=1)),
+        "return_episodes": episodes,
+        "normalized_score": task.normalized_score(float(returns.mean())),
+        "cpu_s": cpu,
+        "wall_s": time.monotonic() - began,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+if __name__ == "__main__":
+    main()
