@@ -14,6 +14,7 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.reproduce import BEGIN, END, write_docs
 from bigdm_ray.tables.base import SCALES, Grid, find_grid, grids, overviews
 from bigdm_ray.tables.markdown import interquartile_mean, measured, table
+from bigdm_ray.tables.peers import peer_file
 from bigdm_ray.tables.shelf import Shelf
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.evaluation import stratified_interval
@@ -718,6 +719,45 @@ def test_a_bar_is_the_mean_of_its_cells_and_says_how_many_are_there(tmp_path, ca
     )
     assert "| Atari | not run [97.9] | none [107.2] | not run [60.9] |" in printed
     assert not (tmp_path / "dt-overview").exists()
+
+
+def peer_came_to(folder, row, score, seed=1):
+    """A peer's result beside the cell of CQL."""
+    grid = Shelf(find_grid("value-based"), "quick", folder, folder, folder)
+    (cell,) = (c for c in grid.chosen([row, "CQL", f"seed={seed}"]) if c.row == row)
+    told = {"peer": "d3rlpy 2.8.1", "sha256": "0" * 64, "normalized_score": score}
+    spread = {"return_mean": 1000.0, "return_std": 100.0, "return_episodes": 20}
+    peer_file(grid, cell).parent.mkdir(parents=True, exist_ok=True)
+    peer_file(grid, cell).write_text(json.dumps(grid.asked(cell) | told | spread))
+    return grid
+
+
+def test_a_bar_of_bootstrapping_waits_for_a_peer_that_comes_to_the_same(tmp_path):
+    def bar():
+        bars = measured(overviews()["dt-overview"], "quick", tmp_path, tmp_path)
+        return bar_of(bars, "OpenAI Gym", "TD learning")
+
+    for seed, score in ((1, 40.0), (2, 44.0)):
+        finished(tmp_path, "value-based", "quick", "hopper-medium", "CQL", seed, score)
+    assert (bar().mean, bar().state) == (None, "no peer comes to the same")
+    peer_came_to(tmp_path, "hopper-medium", 60.0)
+    shelf = peer_came_to(tmp_path, "hopper-medium", 62.0, seed=2)
+    assert bar().mean is None
+    (line,) = (line for line in table(shelf).splitlines() if "d3rlpy" in line)
+    assert line == (
+        "| hopper-medium, CQL | 42.0 ± 2.0 (2 seeds) "
+        "| 61.0 ± 1.0 (d3rlpy 2.8.1, 2 seeds) | -19.0 | apart |"
+    )
+    peer_came_to(tmp_path, "hopper-medium", 45.0)
+    peer_came_to(tmp_path, "hopper-medium", 46.0, seed=2)
+    assert (bar().mean, bar().state) == (42.0, "1 of 9 cells")
+    assert "| -3.5 | alike |" in table(shelf)
+    finished(tmp_path, "value-based", "quick", "walker2d-medium", "CQL", 1, 50.0)
+    assert bar().mean is None  # a row of ours that no peer was run on
+    peer_came_to(tmp_path, "walker2d-medium", 49.0)
+    peer_file(shelf, shelf.chosen(["walker2d-medium", "CQL", "seed=1"])[0]).write_text("{}")
+    with pytest.raises(UserError, match="is not the result of a peer"):
+        table(shelf)
 
 
 def test_an_overview_leaves_its_picture_and_its_numbers(tmp_path):

@@ -90,6 +90,7 @@ class Bar:
     """One bar of an overview: the mean over `rows` of a method's cells, which are those of `column`, a grid and a column of it.
 
     Without one, this project does not run the method there. `published` is the mean of the published cells.
+    A bar with `peer` is not drawn before a peer's own code has come to the same on the same data (`tables/peers.py`).
     """
 
     domain: str
@@ -97,6 +98,7 @@ class Bar:
     rows: tuple[str, ...]
     column: tuple[str, str] | None
     published: float
+    peer: bool = False
 
 
 @dataclass(frozen=True)

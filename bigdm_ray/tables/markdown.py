@@ -10,7 +10,7 @@ import numpy as np
 
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.tables.base import Bar, Grid, Overview, Scale, find_grid
-from bigdm_ray.tables.peers import trust
+from bigdm_ray.tables.peers import trust, trusted
 from bigdm_ray.tables.shelf import Result, Shelf, value_of
 from bigdm_ray.training.evaluation import stratified_interval
 
@@ -196,6 +196,8 @@ class Measured:
 
     bar: Bar
     scores: dict[str, float]
+    withheld: bool = False
+    """Whether cells are finished, but no peer's own code has come to the same."""
 
     @property
     def mean(self) -> float | None:
@@ -207,6 +209,8 @@ class Measured:
         """How much of the bar is there: nothing to say where it is whole."""
         if self.bar.column is None:
             return "none"
+        if self.withheld:
+            return "no peer comes to the same"
         here, all_of_it = len(self.scores), len(self.bar.rows)
         return (
             "not run" if not here else "" if here == all_of_it else f"{here} of {all_of_it} cells"
@@ -218,9 +222,11 @@ def measured(overview: Overview, scale: Scale, results: Path, data: Path) -> lis
     out = []
     for bar in overview.bars:
         values: dict[str, list[float]] = {}
+        withheld = False
         if bar.column is not None:
             grid = find_grid(bar.column[0])
             shelf = Shelf(grid, scale, data, results, Path())
+            withheld = bar.peer and not trusted(shelf, bar.column[1])
             for cell in grid.cells(scale):
                 result = (
                     shelf.look(cell)[0]
@@ -230,9 +236,8 @@ def measured(overview: Overview, scale: Scale, results: Path, data: Path) -> lis
                 value = None if result is None else value_of(result, grid.unit, "last")
                 if value is not None:
                     values.setdefault(cell.row, []).append(value)
-        out.append(
-            Measured(bar, {row: float(np.mean(values[row])) for row in bar.rows if row in values})
-        )
+        means = {row: float(np.mean(values[row])) for row in bar.rows if row in values}
+        out.append(Measured(bar, {} if withheld else means, withheld and bool(means)))
     return out
 
 
