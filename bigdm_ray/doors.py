@@ -54,6 +54,11 @@ def door(main: Callable[[list[str]], int], arguments: list[str] | None = None) -
         return RunFailed.exit_code
 
 
+def _is_flag(word: str) -> bool:
+    name = word.partition("=")[0]
+    return len(name) > 1 and name[0] == "-" and " " not in name and not _NUMBER.match(word)
+
+
 def apart(arguments: list[str], prefix: str) -> tuple[dict[str, str], list[str]]:
     """The values of the flags that begin with `prefix`, by the rest of their names, and the other words: for flags that are known only once these are parsed.
 
@@ -82,16 +87,48 @@ class Parser(argparse.ArgumentParser):
         """Raise UserError with one sentence; for an unknown flag with the nearest ones."""
         if message.startswith("unrecognized arguments: "):
             word = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
-            known = [
-                option
-                for action in self._actions
-                for option in action.option_strings
-                if option.startswith("--")
-            ]
+            known = [option for option in self._takes() if option.startswith("--")]
             message = (
                 f"unknown argument {word!r}{nearest(word, known) if word.startswith('-') else ''}"
             )
         raise UserError(f"{message} (`{self.prog} --help` explains the arguments)")
+
+    def _commands(self) -> dict[str, Parser]:
+        """The parsers of commands, by name."""
+        named = [action.choices for action in self._actions if isinstance(action.choices, dict)]
+        return {name: parser for choices in named for name, parser in choices.items()}
+
+    def _takes(self) -> dict[str, bool]:
+        """Every flag of this parser and of its commands, and whether a value follows it."""
+        takes = {
+            name: action.nargs != 0 for action in self._actions for name in action.option_strings
+        }
+        for command in self._commands().values():
+            takes |= command._takes()
+        return takes
+
+    def split(self, arguments: list[str], unknown: bool = False) -> tuple[list[str], list[str]]:
+        """The flags, each joined to its value by `=`, and the words that are none, wherever they stood.
+
+        The value may be a negative number or a list that begins with one. `unknown` says whether a
+        value follows a flag that the parser does not know (yet). What stands behind `--` is a word.
+        """
+        takes = self._takes()
+        flags: list[str] = []
+        words: list[str] = []
+        rest = list(arguments)
+        while rest:
+            word = rest.pop(0)
+            if word == "--":
+                words += rest
+                break
+            if not _is_flag(word):
+                words.append(word)
+                continue
+            if takes.get(word, unknown) and "=" not in word and rest and not _is_flag(rest[0]):
+                word = f"{word}={rest.pop(0)}"
+            flags.append(word)
+        return flags, words
 
     def add_settings(self, *kinds: type[Any]) -> None:
         """Add a flag for each field of settings dataclasses; a field that several have gets one."""
@@ -112,19 +149,22 @@ class Parser(argparse.ArgumentParser):
             )
 
     def parse(self, arguments: list[str]) -> argparse.Namespace:
-        """`parse_args`, where the value after a flag may be a negative number or a list that begins with one."""
-        joined: list[str] = []
-        for word in arguments:
-            if (
-                joined
-                and joined[-1].startswith("--")
-                and "=" not in joined[-1]
-                and _NUMBER.match(word)
-            ):
-                joined[-1] += f"={word}"
-            else:
-                joined.append(word)
-        return self.parse_args(joined)
+        """`parse_args` for flags that stand anywhere: before the command and between the words too.
+
+        Raises UserError.
+        """
+        flags, words = self.split(arguments)
+        commands = self._commands()
+        command = [word for word in words[:1] if word in commands]
+        owner = commands[command[0]] if command else self
+        known, names = owner._takes(), [word.partition("=")[0] for word in flags]
+        wrong = [name for name in names if name not in known]
+        if wrong and not {"-h", "--help"} & {*names}:
+            owner.error(f"unrecognized arguments: {wrong[0]}")
+        words = words[len(command) :]
+        if any(map(_is_flag, words)):
+            return self.parse_args([*command, *flags, "--", *words])
+        return self.parse_args([*command, *words, *flags])
 
     @staticmethod
     def settings(kind: type[T], given: argparse.Namespace) -> T:

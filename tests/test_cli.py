@@ -14,6 +14,7 @@ from bigdm_ray import cli
 from bigdm_ray.doors import Parser
 from bigdm_ray.errors import UserError
 from bigdm_ray.settings import setting
+from bigdm_ray.training.config import parse
 
 FOUND = cli.doors()
 SMALL = (
@@ -172,6 +173,115 @@ def test_a_value_may_begin_with_a_minus_sign(parser, text):
     assert parser.parse(["--much", "-3", "--loud", "x"]) == argparse.Namespace(
         folder="x", loud=True, much="-3", list=None, widths=None, layers=None, kind=None
     )
+
+
+def test_flags_stand_anywhere(parser):
+    expected = flags(parser, "x", "--much", "-2", "--loud", "--list", "-1,2")
+    for line in (
+        "--much -2 x --loud --list -1,2",
+        "--much=-2 --loud x --list=-1,2",
+        "--loud --list -1,2 --much -2 x",
+        "--loud --list -1,2 --much -2 -- x",
+    ):
+        assert flags(parser, *line.split()) == expected
+        assert parser.parse(line.split()).loud
+    assert parser.parse(["--loud", "--", "-x"]).folder == "-x"
+
+
+@pytest.fixture
+def commands():
+    made = Parser(prog="prog", allow_abbrev=False)
+    several = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    join = several.add_parser("join", allow_abbrev=False)
+    join.add_argument("parts", nargs="+")
+    join.add_argument("--out", required=True)
+    join.add_argument("--quiet", action="store_true")
+    show = several.add_parser("show", allow_abbrev=False)
+    show.add_argument("parts", nargs="*")
+    show.add_argument("--plot", action="store_true")
+    return made
+
+
+def test_flags_stand_before_a_command_and_between_its_words(commands):
+    expected = argparse.Namespace(command="join", parts=["a", "b"], out="o", quiet=True)
+    for line in (
+        "join a b --out o --quiet",
+        "--out o join --quiet a b",
+        "--quiet --out=o join a b",
+        "join a --out o b --quiet",
+        "--quiet join a --out o b",
+    ):
+        assert commands.parse(line.split()) == expected
+    assert commands.parse(["--plot", "show"]).parts == []
+    assert commands.parse(["show", "a", "--plot", "b"]).parts == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("--out o join a --quit", "'--quit'; did you mean '--quiet'.*`prog join --help`"),
+        ("--plot join a --out o", "unknown argument '--plot'.*`prog join --help`"),
+        ("--out o", "required: COMMAND"),
+        ("--out o jion a", "invalid choice: 'jion'"),
+        ("join a --out", "--out: expected one argument"),
+        ("join a --out --quiet", "--out: expected one argument"),
+    ],
+)
+def test_a_wrong_line_with_a_command_is_told(commands, line, told):
+    with pytest.raises(UserError, match=told):
+        commands.parse(line.split())
+
+
+def test_a_commands_help_may_be_asked_for_anywhere(commands, capsys):
+    for line in ("--help join", "join --help", "--out o join a --help", "--quit join -h"):
+        with pytest.raises(SystemExit) as left:
+            commands.parse(line.split())
+        assert left.value.code == 0 and "prog join" in capsys.readouterr().out
+
+
+def test_flags_of_a_run_stand_anywhere():
+    pairs = [["--algorithm.batch-size", "64"], ["--actors", "4"], ["--quiet"], ["--saves.every=7"]]
+    pairs += [["--algorithm.length-cost", "0"], ["--local"], ["--folder", "f"]]
+    expected = parse(["udrl", "cartpole", *(word for pair in pairs for word in pair)])
+    assert expected.run.machines.actors == 4 and expected.run.algorithm.batch_size == 64
+    assert expected.local and expected.quiet and expected.folder == Path("f")
+    for first in range(len(pairs) + 1):
+        for second in range(first, len(pairs) + 1):
+            line = [*pairs[:first], ["udrl"], *pairs[first:second], ["cartpole"], *pairs[second:]]
+            assert parse([word for pair in line for word in pair]) == expected, line
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("--lcoal udrl cartpole", "'--lcoal'; did you mean '--local'"),
+        ("udrl --lcoal cartpole", "'--lcoal'; did you mean '--local'"),
+        ("--algorithm.hiden 8 udrl cartpole", "did you mean '--algorithm.hidden'"),
+        ("--algorithm.batch-size 64 udlr cartpole", "unknown algorithm 'udlr'"),
+        ("--algorithm.beams 3 udrl cartpole", "unknown argument '--algorithm.beams'"),
+        ("--algorithm.beams 3", "an ALGORITHM and a TASK are expected"),
+        ("udrl --machines.lock-step cartpole", "'cartpole', but true or false is expected"),
+        ("udrl --actors --local cartpole", "expected one argument"),
+        ("udrl --actors -4 cartpole", "--machines.actors is -4, but at least 1"),
+        ("udrl cartpole --actors", "expected one argument"),
+    ],
+)
+def test_a_wrong_line_of_a_run_is_told(line, told):
+    with pytest.raises(UserError) as error:
+        parse(line.split())
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["--help udrl cartpole", "--seed 2 udrl cartpole --help", "udrl --actors 2 -h cartpole"],
+)
+def test_the_help_of_a_run_may_be_asked_for_anywhere(line, capsys):
+    with pytest.raises(SystemExit) as left:
+        parse(line.split())
+    told = capsys.readouterr().out
+    assert left.value.code == 0 and "--algorithm.hidden" in told
+    assert "--algorithm.beams" not in told
 
 
 @pytest.mark.parametrize(

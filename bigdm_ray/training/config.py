@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bigdm_ray.algorithms.base import Algorithm, find_algorithm
+from bigdm_ray.algorithms.base import Algorithm, algorithms, find_algorithm
 from bigdm_ray.baselines.base import Foreign
 from bigdm_ray.doors import Parser
 from bigdm_ray.envs.task import find_task
@@ -170,6 +170,9 @@ class Run:
     machines: Machines = field(default_factory=Machines)
     dataset: Origin | None = None
     start: Start | None = None
+    typed: tuple[str, ...] | None = field(default=None, compare=False)
+    """Paths of the settings that were typed, here or for the run whose --config this took; None of
+    a run that was not made from a command line."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**31:
@@ -332,8 +335,6 @@ def acting_as(algorithm: Algorithm, given: Mapping[str, Any]) -> Algorithm:
 
 def parse(arguments: list[str]) -> Door:
     """`ALGORITHM TASK [flags]` as a Door. Raises UserError; exits 0 after --help."""
-    if arguments and not arguments[0].startswith("-"):
-        find_algorithm(arguments[0])  # an unknown name is told before its flags are
     parser = Parser(
         prog="python -m bigdm_ray.run",
         description="Train a policy and leave a run folder.",
@@ -342,7 +343,7 @@ def parse(arguments: list[str]) -> Door:
         allow_abbrev=False,
         add_help=False,
     )
-    parser.add_argument("algorithm", nargs="?", help=_names_help())
+    parser.add_argument("algorithm", nargs="?", help="one of " + ", ".join(algorithms()))
     parser.add_argument(
         "task",
         nargs="?",
@@ -373,7 +374,14 @@ def parse(arguments: list[str]) -> Door:
         "--config", type=Path, help="start from the settings of another run's run.json"
     )
     parser.add_argument("--seed", default=None, help="seed of everything; default 1")
-    known, _ = parser.parse_known_args([a for a in arguments if a not in ("--help", "-h")])
+    # which flags there are depends on the algorithm, but each setting is followed by a value
+    written, words = parser.split(arguments, unknown=True)
+    known, _ = parser.parse_known_args([*words, *written])
+    if known.algorithm not in algorithms() and not known.help:
+        # a flag that no algorithm has may have taken the algorithm's name for its value
+        for path in {path for other in algorithms().values() for path, *_ in settings_of(other)}:
+            parser.add_argument(*_names(path), dest=path)
+        parser.parse(written)
     kind = find_algorithm(known.algorithm) if known.algorithm else None
     flags: dict[str, tuple[str, Any]] = {}
     dataset = resolve(known.task) if kind and known.task else None
@@ -389,33 +397,30 @@ def parse(arguments: list[str]) -> Door:
         told = (
             "" if shown in (None, ()) else f" (default: {text})"
         )  # what stands for None is said by the help itself
-        names = [flag(path), *(f"--{short}" for short, long in SHORT.items() if long == path)]
         parser.add_argument(
-            *names, dest=path, default=None, metavar="X", help=f"{about}{told}".replace("%", "%%")
+            *_names(path), dest=path, metavar="X", help=f"{about}{told}".replace("%", "%%")
         )
         flags[path] = (path, hint)
-    if "--help" in arguments or "-h" in arguments:
+    if known.help:
         parser.print_help()
         raise SystemExit(0)
     given = parser.parse(arguments)
-    if kind is None or given.task is None:
-        raise UserError(
-            "an ALGORITHM and a TASK are expected, as in: python -m bigdm_ray.run udrl lunarlander"
-        )
     typed = {
         path: converted(hint, getattr(given, path), path)
         for path, hint in flags.values()
         if getattr(given, path) is not None
     }
+    if kind is None or given.task is None:
+        raise UserError(
+            "an ALGORITHM and a TASK are expected, as in: python -m bigdm_ray.run udrl lunarlander"
+        )
     seed = converted(int, given.seed, "seed") if given.seed is not None else None
     run = _made(kind, task, given.preset, given.config, typed, seed, dataset, given.start)
     return Door(run, given.folder, given.resume, given.local, given.quiet)
 
 
-def _names_help() -> str:
-    from bigdm_ray.algorithms.base import algorithms
-
-    return "one of " + ", ".join(algorithms())
+def _names(path: str) -> list[str]:
+    return [flag(path), *(f"--{short}" for short, long in SHORT.items() if long == path)]
 
 
 def preset_of(
@@ -446,20 +451,26 @@ def offline_defaults(kind: type[Algorithm], given: Mapping[str, Any]) -> dict[st
 
 
 def as_begun(run: Run, folder: Path) -> Run:
-    """A run on a dataset as it is resumed: how often it is scored, saved and reported is what it was when it began, where that is not asked for.
+    """A run on a dataset as it is resumed.
 
-    These follow from the budget, which a resume may change. Raises UserError for a run.json that cannot be read.
+    How often it is scored, saved and reported follows from the budget, which a resume may change. So
+    it is what it was when the run began, where it is neither typed nor another than the default. A
+    run.json from before it said what was typed leaves the second alone. Raises UserError for a
+    run.json that cannot be read.
     """
     if run.dataset is None or not (folder / "run.json").is_file():
         return run
     kind, presets = type(run.algorithm), run.algorithm.presets()
     preset = presets.get(run.task, presets.get("*", {})).get(run.preset, {})
-    began, data, kept = read_run(folder).to_json(), run.to_json(), {}
+    before = read_run(folder)
+    typed = () if before.typed is None else run.typed or ()
+    began, data, kept = before.to_json(), run.to_json(), {}
     for path, value in (
         offline_defaults(kind, {"budget.learner_steps": run.budget.learner_steps}) | preset
     ).items():
         owner, _, key = path.partition(".")
-        if key in ("every", "report_every") and data[owner][key] == value:
+        given = path in typed or data[owner][key] != value
+        if key in ("every", "report_every") and not given:
             kept[path] = began[owner][key]
     return _filled(data, kept)
 
@@ -530,6 +541,7 @@ def _made(
     if dataset is not None and config is None:
         values = offline_defaults(kind, values | typed) | values
     data |= {"preset": name} | ({} if seed is None else {"seed": seed})
+    data["typed"] = sorted({*(data["typed"] or ()), *typed, *([] if seed is None else ["seed"])})
     run = _filled(data, values | typed)
     if dataset is not None:
         run = dataclasses.replace(

@@ -12,7 +12,13 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.replay.rotating import RotatingStore, turn_of
 from bigdm_ray.run import default_folder, main, train
 from bigdm_ray.training.checkpoint import saved
-from bigdm_ray.training.config import configure, premature, read_run, still_rising
+from bigdm_ray.training.config import (
+    as_begun,
+    configure,
+    premature,
+    read_run,
+    still_rising,
+)
 from bigdm_ray.training.loop import train_local
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.start import dataset_store, taking_turns
@@ -204,6 +210,28 @@ def test_a_resume_with_more_budget_scores_saves_and_reports_as_the_run_began(
             resume=True,
             local=True,
         )
+
+
+def test_a_setting_that_is_typed_is_asked_for_though_it_equals_the_default(dataset, tmp_path):
+    """Of 60 steps a save every 12 is the default; the run began with one every 8."""
+    folder = tmp_path / "run"
+    train(run_of(dataset, steps=40, flags=SMALL), folder, local=True)
+    typed = json.loads((folder / "run.json").read_text())["typed"]
+    assert "algorithm.hidden" in typed and "budget.learner_steps" in typed
+    assert not {"saves.every", "seed"} & {*typed}
+    run = run_of(dataset, steps=60, flags=SMALL + " --saves.every 12")
+    assert run == run_of(dataset, steps=60, flags=SMALL), "it is the default"
+    with pytest.raises(UserError, match=r"saves\.every is 8, here 12"):
+        train(run, folder, resume=True, local=True)
+    config = f" --config {folder / 'run.json'} --saves.every 8 --seed 1"
+    begun = as_begun(run_of(dataset, steps=60, flags=SMALL + config), folder)
+    assert (begun.saves.every, begun.evaluations.every) == (8, 8)
+    assert {"saves.every", "seed", *typed} == {*begun.typed}
+    old = json.loads((folder / "run.json").read_text())
+    del old["typed"]
+    (folder / "run.json").write_text(json.dumps(old))
+    assert as_begun(run, folder).saves.every == 8, "an old folder leaves a guess"
+    assert read_run(folder).typed is None
 
 
 @pytest.mark.parametrize(
