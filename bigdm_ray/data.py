@@ -25,7 +25,7 @@ import numpy as np
 
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.envs.task import find_task
-from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.errors import UserError
 from bigdm_ray.formats.behaviour import OWN_OR_MODES, Behaviour
 from bigdm_ray.formats.dataset import CARD, Dataset, stamp, totals
 from bigdm_ray.replay.shard import SUFFIX, unwritten
@@ -370,13 +370,7 @@ def store_of(folder: Path) -> Path:
 def verifying(given: argparse.Namespace) -> int:
     """`verify`: print a line for each problem and a summary; the exit code. Raises UserError."""
     store = store_of(given.folder)
-    try:
-        sound, episodes, problems = verify(store)
-    except OSError as error:
-        raise RunFailed(
-            f"cannot set aside {error.filename}: {error.strerror}; verify again where {store} can be written and no run uses it"
-        ) from None
-    aside = len(problems)
+    sound, episodes, problems, aside = verify(store)
     if (store / CARD).is_file():
         problems += card_problems(Dataset.open(store), episodes)
     for problem in problems:

@@ -16,6 +16,8 @@ import pytest
 import bigdm_ray
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.replay import Store
+from bigdm_ray.replay import shard as shards
+from bigdm_ray.replay.shard import Shard
 from bigdm_ray.replay.store import verify
 from bigdm_ray.run import main, stopped
 from bigdm_ray.training import checkpoint
@@ -246,6 +248,37 @@ def test_an_asynchronous_resume_names_damaged_shards_and_counts_what_is_left(
             and re.search(r"without \d+ episodes of its last checkpoint", sentence)
         )
         assert found.living == sound.living and found.counters == sound.counters
+
+
+def test_a_resume_by_an_older_version_is_refused_and_changes_nothing(
+    undamaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever shard is of a newer version: one of the checkpoint, or one that came after it."""
+    from bigdm_ray.distributed.loop import counted
+
+    folder, run = copied(undamaged, tmp_path), run_of("toy-vector", 4000)
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "SCHEMA_VERSION", shards.SCHEMA_VERSION + 1)
+        later = next(iter((folder / "store").glob("*.arrow")))
+        episodes = [Shard.open(later).episode(0)]
+        named = folder / "store" / max(shards_of(folder)[-1])
+        before = named.read_bytes()
+        for path in (folder / "store" / "episodes-0009999.arrow", named):
+            path.write_bytes(shards.encode(episodes))
+            there = sorted(path.name for path in (folder / "store").iterdir())
+            patch.setattr(shards, "SCHEMA_VERSION", shards.SCHEMA_VERSION - 1)
+            for resume in (
+                lambda: train_local(run, folder, resume=True),
+                lambda: counted(run, RunFolder(folder)),
+            ):
+                with pytest.raises(shards.NewerShard, match=rf"{path.name} .*: update bigdm_ray$"):
+                    resume()
+                assert there == sorted(path.name for path in (folder / "store").iterdir())
+            path.unlink()
+            named.write_bytes(before)
+            patch.setattr(shards, "SCHEMA_VERSION", shards.SCHEMA_VERSION + 1)
+    train_local(run, folder, resume=True)
+    same_run(undamaged, folder)
 
 
 def test_what_cannot_be_resumed_is_told(tmp_path: Path) -> None:

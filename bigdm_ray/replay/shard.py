@@ -13,15 +13,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from bigdm_ray.errors import RunFailed, full_disk
+from bigdm_ray.errors import RunFailed, UserError, full_disk
 from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.episode import Episode, EpisodeId
 
@@ -34,6 +37,35 @@ _BLANK = _SEAL + b"0" * 32  # size (16 hex), body CRC (8 hex), footer CRC (8 hex
 
 class CorruptShard(Exception):
     """A file that is not a whole, unchanged shard. The text says what is wrong with it."""
+
+
+class NewerShard(UserError):
+    """A shard of a later version of this project: sound, so it is neither renamed nor unlinked."""
+
+    @staticmethod
+    def of(path: Path, version: int) -> NewerShard:
+        """Of this file and its version."""
+        return NewerShard(
+            f"shard {path} has schema version {version}, newer than the {SCHEMA_VERSION} known "
+            "here: update bigdm_ray"
+        )
+
+
+class ClosedShard(RunFailed):
+    """A shard that cannot be opened now (no memory, no permission, too many open files).
+
+    Nothing is known of its content, so it is neither renamed nor unlinked.
+    """
+
+    @staticmethod
+    def of(path: Path, error: BaseException) -> ClosedShard:
+        """Of this file and what opening it raised."""
+        number = getattr(error, "errno", None)
+        why = os.strerror(number) if number else shorten(str(error) or type(error).__name__, 200)
+        return ClosedShard(
+            f"shard {path} cannot be opened now ({why}); it is left as it is: see to the cause, "
+            "then give the command again (a run goes on with --resume)"
+        )
 
 
 def encode(episodes: list[Episode]) -> bytes:
@@ -184,26 +216,31 @@ class Shard:
 
     @staticmethod
     def open(path: Path, verify: bool = False) -> Shard:
-        """Map a shard. Raises CorruptShard; `verify` reads every byte of it."""
+        """Map a shard; `verify` reads every byte of it.
+
+        Raises CorruptShard, also for what is no file or is not there, NewerShard and ClosedShard.
+        """
         try:
             data = pa.memory_map(str(path)).read_buffer()
-        except (OSError, pa.ArrowInvalid) as error:
-            raise CorruptShard(f"it cannot be opened ({error})") from None
+        except (OSError, MemoryError, pa.ArrowException) as error:
+            if _is_no_file(path):
+                raise CorruptShard(f"it cannot be opened ({error})") from None
+            raise ClosedShard.of(path, error) from None
         return Shard.read(data, path, verify)
 
     @staticmethod
     def read(data: pa.Buffer, path: Path, verify: bool = True) -> Shard:
-        """The shard whose bytes are `data`, to be known as `path`. Raises CorruptShard."""
+        """The shard whose bytes are `data`, to be known as `path`.
+
+        Raises CorruptShard, and NewerShard, which the footer tells before anything else is read.
+        """
         check(memoryview(data), verify)
         try:
             reader = pa.ipc.open_file(data)
-            batch = reader.get_batch(0)
-            meta = read_json(batch.schema.metadata[b"bigdm"])
+            meta = read_json(reader.schema.metadata[b"bigdm"])
             if meta["schema_version"] > SCHEMA_VERSION:
-                raise CorruptShard(
-                    f"it has schema version {meta['schema_version']}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray"
-                )
-            return _mapped(path, len(data), batch, meta)
+                raise NewerShard.of(path, meta["schema_version"])
+            return _mapped(path, len(data), reader.get_batch(0), meta)
         except (pa.ArrowException, KeyError, ValueError, IndexError) as error:
             raise CorruptShard(
                 f"its contents cannot be read ({type(error).__name__}: {error})"
@@ -229,6 +266,23 @@ class Shard:
 
     def _scalar(self, name: str, row: int) -> Any:
         return self.scalars.column(name)[row].as_py()
+
+
+def _is_no_file(path: Path) -> bool:
+    """Whether there is surely nothing at `path` that could be a shard."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+
+
+def refuse_unknown(paths: Iterable[Path]) -> None:
+    """Before these shards are unlinked: raise NewerShard or ClosedShard where one must stay."""
+    for path in paths:
+        with contextlib.suppress(CorruptShard):
+            Shard.open(path)
 
 
 def _mapped(path: Path, nbytes: int, batch: pa.RecordBatch, meta: dict[str, Any]) -> Shard:

@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay import shard as shards
 from bigdm_ray.replay.episode import Episode, EpisodeId
 from bigdm_ray.replay.gather import Flat, bytes_of, gather, joined, leaves_of, sidecar
-from bigdm_ray.replay.shard import CorruptShard, Shard
+from bigdm_ray.replay.shard import ClosedShard, CorruptShard, NewerShard, Shard
 from bigdm_ray.replay.windows import View, Windows
 
 Arrays = dict[str, np.ndarray]
@@ -178,12 +178,14 @@ class Store:
         """Take in the shards of the folder: all, or those named, but none of `leave`, which stay closed until `release` unlinks them.
 
         A torn or foreign file is named in `problems` and, by a writer, set aside as `NAME.corrupt`; the rest loads.
+        Raises NewerShard or ClosedShard before anything is renamed.
         """
         there = sorted(path.name for path in self.folder.glob(f"*{shards.SUFFIX}"))
         self._left = set(leave) & set(there)
-        for name in there if names is None else names:
-            if name not in self._left:
-                self.adopt(name)
+        shards.refuse_unknown(self.folder / name for name in sorted(self._left))
+        wanted = (name for name in (there if names is None else names) if name not in self._left)
+        for name, found in {name: self._found(name) for name in wanted}.items():
+            self._take(name, found)
         used = [
             int(number)
             for name in (*self._shards, *self._left)
@@ -193,13 +195,25 @@ class Store:
         return self
 
     def adopt(self, name: str) -> Table:
-        """Take in one shard that is already on disk; the table of what was new in it (before retention)."""
+        """Take in one shard that is on disk; the table of what was new in it (before retention).
+
+        Raises NewerShard and ClosedShard.
+        """
+        return self._take(name, self._found(name))
+
+    def _found(self, name: str) -> Shard | CorruptShard:
+        if name in self._shards:
+            return self._shards[name]
+        try:
+            return Shard.open(self.folder / name)
+        except CorruptShard as error:
+            return error
+
+    def _take(self, name: str, opened: Shard | CorruptShard) -> Table:
         if name in self._shards:
             return Table()
-        try:
-            opened = Shard.open(self.folder / name)
-        except CorruptShard as error:
-            self._set_aside(name, str(error))
+        if isinstance(opened, CorruptShard):
+            self._set_aside(name, str(opened))
             return Table()
         rows = self._new(opened.ids)
         ids = np.array(opened.ids, np.int64).reshape(-1, 3)[rows]
@@ -567,9 +581,22 @@ class Store:
                     self._where[position, :2] = number, rows[id]
 
 
-def verify(folder: Path) -> tuple[int, int, list[str]]:
-    """Read every byte of every shard; (sound shards, episodes in them, one sentence for each that was set aside)."""
-    sound, episodes, problems = 0, 0, []
+class Verdict(NamedTuple):
+    """What `verify` found."""
+
+    sound: int  # shards
+    episodes: int  # in them
+    problems: list[str]  # one sentence for each shard that is not sound
+    aside: int  # how many of those were set aside; the others are left as they are
+
+
+def verify(folder: Path) -> Verdict:
+    """Read every byte of every shard, and set aside those that are not sound.
+
+    One of a newer version, or that cannot be opened now, is named and left as it is. Raises
+    RunFailed where a shard cannot be renamed.
+    """
+    sound, episodes, aside, problems = 0, 0, 0, list[str]()
     for path in sorted(folder.glob(f"*{shards.SUFFIX}")):
         try:
             opened = Shard.open(path, verify=True)
@@ -577,9 +604,18 @@ def verify(folder: Path) -> tuple[int, int, list[str]]:
                 if problem := opened.episode(row).problem():
                     raise CorruptShard(f"in its episode {opened.ids[row]}, {problem}")
             sound, episodes = sound + 1, episodes + len(opened.ids)
+        except (NewerShard, ClosedShard) as error:
+            problems.append(str(error))
         except CorruptShard as error:
             if not path.exists():  # a run that goes on has let go of it
                 continue
-            path.rename(path.with_name(f"{path.name}.corrupt"))
+            try:
+                path.rename(path.with_name(f"{path.name}.corrupt"))
+            except OSError as failed:
+                raise RunFailed(
+                    f"cannot set aside {path}: {failed.strerror}; "
+                    f"verify again where {folder} can be written and no run uses it"
+                ) from None
+            aside += 1
             problems.append(f"shard {path} is set aside as {path.name}.corrupt: {error}")
-    return sound, episodes, problems
+    return Verdict(sound, episodes, problems, aside)

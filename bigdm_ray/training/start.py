@@ -17,7 +17,7 @@ import numpy as np
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.replay.episode import FOREIGN, EpisodeId
-from bigdm_ray.replay.shard import SUFFIX
+from bigdm_ray.replay.shard import SUFFIX, refuse_unknown
 from bigdm_ray.replay.store import Store, Table
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint, Counters
@@ -54,6 +54,7 @@ def take_over(run: Run, home: RunFolder) -> None:
         raise UserError(
             f"--from {run.start.folder} has no episodes to begin with; one that learned from a dataset or by playing is expected"
         )
+    refuse_unknown(home.store.glob(f"*{SUFFIX}"))
     for left in home.store.glob("*"):  # of a start that was cut short
         left.unlink()
     mine = Store(home.store, run.algorithm.retention(), 0)
@@ -134,11 +135,15 @@ def whole(run: Run, home: RunFolder) -> tuple[Checkpoint | None, list[str]]:
 
 
 def drop_later(home: RunFolder) -> None:
-    """Unlink the shards that no kept checkpoint names: a lock-step run plays their rounds again, bit for bit."""
+    """Unlink the shards that no kept checkpoint names: a lock-step run plays them again.
+
+    Raises NewerShard or ClosedShard, and unlinks nothing, where one of them must stay.
+    """
     named = checkpoint.named_shards(home.checkpoints)
-    for path in home.store.glob(f"*{SUFFIX}"):
-        if path.name not in named:
-            path.unlink()
+    later = [path for path in home.store.glob(f"*{SUFFIX}") if path.name not in named]
+    refuse_unknown(later)
+    for path in later:
+        path.unlink()
 
 
 def lost(table: Table, resumed: Checkpoint) -> int:

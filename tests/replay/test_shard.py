@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import zlib
 from pathlib import Path
 
@@ -17,7 +18,15 @@ from making import episode, same_episode
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay import shard as shards
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
-from bigdm_ray.replay.shard import CorruptShard, Shard, encode, publish
+from bigdm_ray.replay.shard import (
+    ClosedShard,
+    CorruptShard,
+    NewerShard,
+    Shard,
+    encode,
+    publish,
+    refuse_unknown,
+)
 
 
 def written(folder, episodes, name="episodes-0000000.arrow"):
@@ -209,7 +218,7 @@ def test_a_newer_schema_version_is_refused(tmp_path, monkeypatch):
         path.write_bytes(encode([episode(1)]))
         assert Shard.open(path).ids == [(1, 0, 0)]
     with pytest.raises(
-        CorruptShard, match=f"schema version {shards.SCHEMA_VERSION + 1}.*update bigdm_ray"
+        NewerShard, match=f"schema version {shards.SCHEMA_VERSION + 1}.*update bigdm_ray"
     ):
         Shard.open(path)
 
@@ -221,6 +230,29 @@ def test_the_seal_is_a_crc_of_body_and_footer(data):
     size, body, footer = (int(data[at + a : at + b], 16) for a, b in ((0, 16), (16, 24), (24, 32)))
     assert size == len(data) and body == zlib.crc32(data[:start])
     assert footer == zlib.crc32(data[start : at + 24] + b"0" * 8 + data[at + 32 :])
+
+
+# --- shards that are sound, but not to be read here and now
+
+
+def closed(number):
+    def memory_map(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    return memory_map
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EACCES, errno.EMFILE, errno.EIO])
+def test_a_shard_that_cannot_be_opened_now_is_no_corrupt_one(tmp_path, monkeypatch, number):
+    path = written(tmp_path, [episode(1)])
+    monkeypatch.setattr(pa, "memory_map", closed(number))
+    with pytest.raises(ClosedShard) as told:
+        Shard.open(path)
+    assert str(path) in str(told.value) and os.strerror(number) in str(told.value)
+    again = pickle.loads(pickle.dumps(told.value))  # as Ray carries it from an actor
+    assert type(again) is ClosedShard and str(again) == str(told.value)
+    with pytest.raises(ClosedShard):
+        refuse_unknown([tmp_path / "missing.arrow", path])
 
 
 # --- cost

@@ -13,6 +13,7 @@ from making import episode, ids, same_episode, same_windows
 
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay import Retention, Store, Table, View
+from bigdm_ray.replay import shard as shards
 from bigdm_ray.replay import store as stores
 from bigdm_ray.replay.shard import CorruptShard, Shard, encode
 from bigdm_ray.replay.store import verify
@@ -359,6 +360,67 @@ def test_what_is_left_closed_does_not_live_again_and_goes_at_the_next_release(tm
     assert names(tmp_path) == ["episodes-0000002.arrow", "episodes-0000003.arrow"]
 
 
+def newer(folder, count=1):
+    """Shards as a later version of this project may write them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "SCHEMA_VERSION", shards.SCHEMA_VERSION + 1)
+        store = Store(folder).open()
+        for number in range(count):
+            store.add([episode(70 + number)])
+    return store.living_shards()[-count:]
+
+
+def test_nothing_is_renamed_or_unlinked_where_a_shard_is_of_a_newer_version(tmp_path):
+    store = Store(tmp_path)
+    for number in range(3):
+        store.add([episode(number)])
+    torn = tmp_path / "episodes-0000000.arrow"
+    torn.write_bytes(torn.read_bytes()[:-7])
+    (late,) = newer(tmp_path)
+    (tmp_path / "episodes-0000000.arrow.corrupt").rename(torn)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for write in (False, True):
+        for how in ({}, {"names": [*before]}, {"leave": [late]}):
+            with pytest.raises(shards.NewerShard, match=rf"{late} .*: update bigdm_ray$"):
+                Store(tmp_path, write=write).open(**how)
+    with pytest.raises(shards.NewerShard):
+        Store(tmp_path).adopt(late)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    verdict = verify(tmp_path)  # what is torn is set aside; what is newer is named
+    assert (verdict.sound, verdict.aside, len(verdict.problems)) == (2, 1, 2)
+    assert names(tmp_path) == [
+        "episodes-0000000.arrow.corrupt",
+        "episodes-0000001.arrow",
+        "episodes-0000002.arrow",
+        late,
+    ]
+
+
+def test_nothing_is_renamed_where_a_shard_cannot_be_opened_now(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    for number in range(2):
+        store.add([episode(number)])
+    (tmp_path / "episodes-0000000.arrow").write_bytes(b"torn")
+    before = names(tmp_path)
+    real = pa.memory_map
+
+    def memory_map(path):
+        if path.endswith("1.arrow"):
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pa, "memory_map", memory_map)
+        with pytest.raises(shards.ClosedShard, match="Cannot allocate memory"):
+            Store(tmp_path).open()
+        assert names(tmp_path) == before
+        assert [problem.count("cannot be opened now") for problem in verify(tmp_path).problems] == [
+            0,
+            1,
+        ]
+    assert ids(Store(tmp_path).open().table) == [(1, 0, 0)]
+
+
 def test_verify_reads_every_byte(tmp_path):
     store = Store(tmp_path)
     for number in range(4):
@@ -368,15 +430,15 @@ def test_verify_reads_every_byte(tmp_path):
     data[data.index(episode((2, 0, 1)).rewards.tobytes())] ^= 4
     rotten.write_bytes(data)
     (tmp_path / "episodes-0000009.arrow").write_bytes(encode([episode(7, rewards=[np.inf] * 5)]))
-    sound, episodes, problems = verify(tmp_path)
-    assert (sound, episodes, len(problems)) == (3, 6, 2)
+    sound, episodes, problems, aside = verify(tmp_path)
+    assert (sound, episodes, len(problems), aside) == (3, 6, 2, 2)
     assert "episodes-0000002.arrow" in problems[0] and "checksum of its body" in problems[0]
     assert (
         "episodes-0000009.arrow" in problems[1]
         and "its reward at step 0 is not finite" in problems[1]
     )
     assert names(tmp_path)[2] == "episodes-0000002.arrow.corrupt"
-    assert verify(tmp_path) == (3, 6, [])
+    assert verify(tmp_path) == (3, 6, [], 0)
 
 
 # --- compaction
