@@ -316,7 +316,7 @@ class Store:
         self.table, origin = self.table.merged(fresh, self.retention)
         self._where = np.concatenate([self._where, places])[origin]
         self._terminated = np.concatenate([self._terminated, opened.terminated[rows]])[origin]
-        self._annotations = {}
+        self._annotations, self._among = {}, {}
         gone = before + len(rows) - len(self.table)
         if gone:
             self._flat.keep(self._where[self._where[:, 2] >= 0, 2])
@@ -410,7 +410,7 @@ class Store:
     def annotate(self, columns: dict[str, np.ndarray]) -> None:
         """Columns `[steps]` of the living episodes, one after the other as the table has them, for views that name them.
 
-        They hold until an episode comes or goes.
+        They hold until an episode comes or goes (`annotated`).
         """
         steps = int(self.table.lengths.sum())
         for name, values in columns.items():
@@ -420,6 +420,11 @@ class Store:
                 )
         self._annotations, self._among = columns, {}
         self._starts = self.table.ends - self.table.lengths
+
+    def annotated(self, view: View) -> bool:
+        """Whether every annotation that a view names is there and holds."""
+        named = {*view.annotations, *([view.among] if view.among else [])}
+        return named <= self._annotations.keys()
 
     def _fetch(self, view: View, positions: np.ndarray, timesteps: np.ndarray) -> Windows:
         fetch = self._fetch_flat if (self._where[:, 2] >= 0).all() else self._fetch_mixed

@@ -132,12 +132,13 @@ class Learner:
         return Progress(self.step, steps, means, time.perf_counter() - began)
 
     def _prepare(self, stores: dict[str, Store]) -> None:
-        """Whole passes over the data, where they are due."""
+        """Whole passes over the data, where they are due or what they noted holds no longer."""
         due = self.algorithm.fits(self.step)
         if due:
             seed_torch(self.seed, "fit", self.step)
             self.algorithm.fit(self.model, stores, self.step)
-        if due or not self._annotated:
+        view = self.algorithm.view(self.step)
+        if due or not self._annotated or not all(s.annotated(view) for s in stores.values()):
             for task, columns in self.algorithm.annotate(self.model, stores, self.step).items():
                 stores[task].annotate(columns)
             self._annotated = True

@@ -1,5 +1,6 @@
 """Learner: saved and loaded it goes on bit for bit; every draw is named by its step; two ranks equal one; divergence is told."""
 
+import dataclasses
 import os
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from bigdm_ray.algorithms.udrl import Udrl
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.models.parallel import compiled, transformers
-from bigdm_ray.replay import Store
+from bigdm_ray.replay import EpisodeId, Store
 from bigdm_ray.training.learner import Learner, pick_device
 
 TASK = "toy-mixed"
@@ -55,6 +56,22 @@ def test_saved_and_loaded_it_goes_on_bit_for_bit(kind, store):
     assert any(
         not np.array_equal(values, whole.state()[name]) for name, values in fresh.state().items()
     ), "the optimizers' memory matters"
+
+
+@pytest.mark.parametrize("name", ["awr", "rwr", "bail", "tt"])
+def test_what_is_noted_of_episodes_is_noted_anew_where_one_comes(name, tmp_path):
+    """Whatever the step: a new episode in the middle of a turn, too, changes what all are weighted by."""
+    algorithm = small(find_algorithm(name), **({"n_updates_per_iter": 10} if name == "rwr" else {}))
+    store, learner = stored(tmp_path, TASK, 12), learner_of(algorithm)
+    learner.step = 3
+    learner.update({TASK: store}, 4)
+    assert store.annotated(algorithm.view(7))
+    store.add([dataclasses.replace(store.episode(0), id=EpisodeId(1, 0, 0))])
+    assert not store.annotated(algorithm.view(7))
+    assert learner.update({TASK: store}, 1).step == 8
+    (noted,) = algorithm.annotate(learner.model, {TASK: store}, 7).values()
+    for column, values in noted.items():
+        np.testing.assert_array_equal(store._annotations[column], values, err_msg=column)
 
 
 def test_steps_in_one_call_or_in_many_are_the_same(store):

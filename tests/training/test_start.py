@@ -165,3 +165,21 @@ def test_what_does_not_fit_is_said(offline, tmp_path):
             train(run, tmp_path / "run", local=True)
     finally:
         (folder / "gone").rename(folder / "checkpoints")
+
+
+@pytest.mark.parametrize("name", ["awr", "rwr"])
+def test_it_may_begin_in_the_middle_of_a_turn(name, tmp_path):
+    """5 steps of a turn of 10 are behind it, so each round of episodes comes in the middle of one."""
+    dataset_of(tmp_path / "data", "toy-vector", 20)
+    turn = {
+        "awr": "--algorithm.critic-updates 2 --algorithm.actor-updates 8",
+        "rwr": "--algorithm.n-updates-per-iter 10 --algorithm.episodes-per-iteration 5",
+    }[name].split()
+    tiny = ["--algorithm.hidden", "8", "--algorithm.batch-size", "8", *turn, *TINY.split()[-4:]]
+    run = configure(name, str(tmp_path / "data"), [*tiny, "--budget.learner-steps", "5"])
+    train(run, tmp_path / "before", local=True)
+    more = ["--algorithm.samples-per-iteration", "50"] if name == "awr" else []
+    flags = [*more, "--budget.env-steps", "400", *TINY.split()[-4:]]
+    run = configure(name, "toy-vector", ["--from", str(tmp_path / "before"), *flags])
+    done = train(run, tmp_path / "after", local=True)
+    assert done["learner_steps"] > 25 and done["learner_steps"] % 10 == 5
