@@ -59,6 +59,8 @@ class Reader(ABC):
     """An open source."""
 
     said: Said
+    beside: tuple[str, ...] = ()
+    """Names of what was found beside what episodes have, and not read."""
 
     @abstractmethod
     def episodes(self, task: str, signature: Signature, skip: int = 0) -> Iterator[Episode]:

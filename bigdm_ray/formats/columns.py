@@ -118,7 +118,9 @@ def parquet_files(source: str) -> list[Path]:
     path = Path(source)
     if path.is_file() and path.suffix == ".parquet":
         return [path]
-    if path.is_dir() and not (path / "metadata.json").exists() and not (path / "data").is_dir():
+    if path.is_dir() and not any(
+        (folder / "metadata.json").exists() for folder in (path, path / "data")
+    ):
         return [inside(file, path) for file in sorted(path.rglob("*.parquet"))]
     return []
 
@@ -126,12 +128,19 @@ def parquet_files(source: str) -> list[Path]:
 def flat(column: pa.Array, name: str, place: Callable[[int], str]) -> tuple[np.ndarray, np.ndarray]:
     """A list column as its numbers, one after another, and where each row begins: `[numbers]`, `[rows + 1]` int64."""
     values, offsets = column, np.arange(len(column) + 1, dtype=np.int64)
+    depth = 0
     while _is_list(values.type):
         _filled(values, offsets, name, place)
         if pa.types.is_fixed_size_list(values.type):
             inner = np.arange(len(values) + 1, dtype=np.int64) * values.type.list_size
         else:
             inner = values.offsets.to_numpy().astype(np.int64)
+            sizes = np.diff(inner)
+            if depth and (odd := np.flatnonzero(sizes != sizes[:1])).size:
+                k = int(np.searchsorted(offsets, odd[0], side="right")) - 1
+                why = f"it holds lists of {sizes[0]:,} and of {sizes[odd[0]]:,}"
+                raise refused(place(k), name, f"{why} entries, but all must be of one length")
+        depth += 1
         values, offsets = values.flatten(), (inner - inner[0])[offsets]
     if values is column:
         raise refused(place(0), name, f"a list is expected, not {column.type}")

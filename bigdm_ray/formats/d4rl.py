@@ -7,6 +7,12 @@ not known, and D4RL's own `qlearning_dataset` drops the transition; here the las
 limit is dropped, its observation being the last one seen, while a terminated episode keeps its last step and repeats its
 last observation, for the reward of the end must not be lost. Rows after the last end are kept as a truncated episode.
 Source: Fu et al. 2020, arXiv:2004.07219; Farama-Foundation/D4RL, d4rl/__init__.py.
+
+d3rlpy's first layout is the same file with `episode_terminals`, which alone says where episodes end,
+in place of `timeouts`; `terminals` on such a row says that it terminated. `discrete_action` and
+`version` lie beside them. Its own replay buffers flag a terminal on the last two rows, of which the
+first is none. Source: takuseno/d3rlpy 1.1.1, d3rlpy/dataset.pyx (`_to_episodes`, `dump`),
+d3rlpy/online/buffers.py (`append`).
 """
 
 from __future__ import annotations
@@ -23,6 +29,7 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import Format, Reader, Said, step_limit
 from bigdm_ray.formats.checks import followed, refused, truths
 from bigdm_ray.formats.hdf5 import ERRORS, Fields, open_hdf5
+from bigdm_ray.formats.unread import unread
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
 SUFFIXES = (".hdf5", ".h5")
@@ -30,6 +37,10 @@ BLOCK = 1 << 16
 """Steps that are read at once."""
 BLOCK_BYTES = 16 << 20
 TIME_LIMIT = 1000
+NEEDED = ("observations", "actions", "rewards", "terminals")
+CUTS = ("timeouts", "episode_terminals")
+"""Columns that tell where episodes end, of which a file has one at most: D4RL's and d3rlpy's."""
+D3RLPY = ("discrete_action", "version")
 
 
 class Span(NamedTuple):
@@ -47,15 +58,22 @@ class D4rlFile(Reader):
         self._path = path
         with open_hdf5(path) as file:
             fields = Fields()
-            found = {
-                name: fields.high(file.id, name.encode(), str(path))
-                for name in ("observations", "actions", "rewards", "terminals")
-            }
+            found = {name: fields.high(file.id, name.encode(), str(path)) for name in NEEDED}
             found |= {
                 name: fields.high(file.id, name.encode(), str(path))
-                for name in ("timeouts", "next_observations")
+                for name in (*CUTS, "next_observations")
                 if name in file
             }
+            self.beside = unread(file, (*found, *CUTS, *D3RLPY), str(path))
+            if set(CUTS) <= found.keys():
+                why = "it tells where episodes end, and so does 'timeouts'; leave one of them out"
+                raise refused(str(path), "episode_terminals", why)
+            self._picks = None
+            if "discrete_action" in file:
+                told = fields.high(file.id, b"discrete_action", str(path))
+                if told.shape == () and told.dtype.kind in "biu":
+                    self._picks = bool(told[()])
+            self._cut = next((name for name in CUTS if name in found), None)
             for name, dataset in found.items():
                 if dataset.dtype.kind not in "biuf" or not dataset.ndim:
                     raise refused(
@@ -63,7 +81,7 @@ class D4rlFile(Reader):
                         name,
                         f"an array of numbers is expected, not {dataset.dtype}",
                     )
-                if name in ("rewards", "terminals", "timeouts") and dataset.size != len(dataset):
+                if name in ("rewards", "terminals", *CUTS) and dataset.size != len(dataset):
                     raise refused(
                         f"{path}, episode 0",
                         name,
@@ -78,14 +96,11 @@ class D4rlFile(Reader):
             )
             if len(set(rows.values())) > 1:
                 name = min(rows, key=lambda one: rows[one])
-                ends = int(np.count_nonzero(found["terminals"][: rows[name]]))
-                if "timeouts" in found:
-                    ends = int(
-                        np.count_nonzero(
-                            _padded(found["terminals"], rows[name])
-                            | _padded(found["timeouts"], rows[name])
-                        )
-                    )
+                over = _padded(found["terminals"], rows[name])
+                if self._cut is not None:
+                    cut = _padded(found[self._cut], rows[name])
+                    over = cut if self._cut == "episode_terminals" else over | cut
+                ends = int(np.count_nonzero(over))
                 raise refused(
                     f"{path}, episode {ends}",
                     name,
@@ -104,6 +119,13 @@ class D4rlFile(Reader):
         if set(signature.observations) != {""} or set(signature.actions) != {""}:
             raise UserError(
                 f"{self._path} is a dataset of another task: it holds one array of observations, but {task} has dicts; nothing was imported"
+            )
+        picks = signature.actions[""].kind == "discrete"
+        if self._picks not in (None, picks):
+            theirs, mine = ("discrete", "real") if self._picks else ("real", "discrete")
+            raise UserError(
+                f"{self._path} is a dataset of another task: its field 'discrete_action' says "
+                f"that actions are {theirs}, but those of {task} are {mine}; nothing was imported"
             )
         with open_hdf5(self._path) as file:
             group: list[Span] = []
@@ -129,24 +151,41 @@ class D4rlFile(Reader):
                 if kept > skip:
                     yield Span(start, end, terminated)
 
+        doubled = False
         for at in range(0, self._rows, BLOCK):
             terminals = self._flags(file, "terminals", at)
-            stops = (
-                terminals
-                if "timeouts" not in self._names
-                else terminals | self._flags(file, "timeouts", at)
-            )
+            stops = terminals if self._cut is None else self._flags(file, self._cut, at)
+            if self._cut == "timeouts":
+                stops = terminals | stops
+            elif self._cut is not None:
+                doubled = self._early(terminals, stops, at, doubled)
             for stop in np.flatnonzero(stops).tolist():
                 end = at + stop + 1
-                while "timeouts" not in self._names and end - begin > limit:
+                while self._cut is None and end - begin > limit:
                     yield from whole(begin, begin + limit, False)
                     begin += limit
                 yield from whole(begin, end, bool(terminals[stop]))
                 begin = end
+        if doubled:
+            why = "it is set on the last row, where 'episode_terminals' ends no episode"
+            raise refused(f"{self._path}, row {self._rows - 1:,}", "terminals", why)
         while begin < self._rows:
-            end = min(self._rows, begin + limit) if "timeouts" not in self._names else self._rows
+            end = min(self._rows, begin + limit) if self._cut is None else self._rows
             yield from whole(begin, end, False)
             begin = end
+
+    def _early(self, terminals: np.ndarray, stops: np.ndarray, at: int, before: bool) -> bool:
+        """Whether the block's last row is a terminal that ends nothing; `before`: of the row before it.
+
+        Only the row before a terminated end may be one. Raises UserError for any other.
+        """
+        early = np.concatenate([[before], terminals & ~stops])
+        lone = early[:-1] & ~(terminals & stops)
+        if lone.any():
+            row = at + int(np.argmax(lone)) - 1
+            why = "it is set, but 'episode_terminals' ends no episode there or on the next row"
+            raise refused(f"{self._path}, row {row:,}", "terminals", why)
+        return bool(early[-1])
 
     def _flags(self, file: Any, name: str, at: int) -> np.ndarray:
         try:

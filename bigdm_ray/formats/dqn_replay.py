@@ -27,6 +27,7 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import MAX_EPISODE_BYTES, Format, Reader, Said, inside
 from bigdm_ray.formats.checks import refused, truths
 from bigdm_ray.formats.columns import one_line
+from bigdm_ray.formats.unread import unread
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
 BLOCK = 1 << 10
@@ -41,7 +42,11 @@ ERRORS = (OSError, EOFError, ValueError, zlib.error)
 FIELDS = {"observation": "u", "action": "iu", "reward": "fiu", "terminal": "iub"}
 """The arrays of a file, with the kinds of numbers that each may hold."""
 
+OTHERS = ("add_count", "invalid_range")
+"""What Dopamine logs beside them: how many rows there were, and which no batch may begin with."""
+
 _FILE = re.compile(r"\$store\$_observation_ckpt\.(\d{1,6})\.gz")
+_ANY = re.compile(r"(?:\$store\$_)?(\w{1,100})_ckpt\.(\d{1,6})\.gz")
 
 
 class Rows:
@@ -166,6 +171,12 @@ class Replay(Reader):
             )
         )
         self._logs = [Log(folder, number) for number in numbers]
+        names = {
+            found[1]
+            for path in folder.iterdir()
+            if (found := _ANY.fullmatch(path.name)) and int(found[2]) in numbers
+        }
+        self.beside = unread(names, (*FIELDS, *OTHERS), str(folder))
         self._begun: list[tuple[int, Path]] = []  # the first episode of each file that was reached
         opened = self._logs[0].open()
         for one in opened.values():

@@ -98,6 +98,15 @@ class Fields:
                 f"{place}: the group {name.decode()!r} is missing or cannot be read ({one_line(error)}); nothing was imported"
             ) from None
 
+    def names(self, group: Any, place: str) -> list[str]:
+        """What lies in a low-level group. Raises UserError where it cannot be told."""
+        try:
+            return [name.decode(errors="replace") for name in group]
+        except ERRORS as error:
+            raise UserError(
+                f"{place} cannot be read ({one_line(error)}); nothing was imported"
+            ) from None
+
     def read(self, group: Any, name: bytes, place: str) -> np.ndarray:
         """A whole dataset of numbers."""
         found = self.open(group, name, place)

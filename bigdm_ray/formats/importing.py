@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from bigdm_ray.formats.dataset import (
     stamp,
 )
 from bigdm_ray.formats.progress import Progress
+from bigdm_ray.formats.unread import note
 from bigdm_ray.replay.episode import Episode
 
 BATCH_BYTES = 8 << 20
@@ -73,7 +75,11 @@ def import_dataset(
                 bar.advance(sum(episode.length for episode in batch))
             if not _taken(writer, number):
                 raise UserError(f"{reader.said.name} holds no episodes; nothing was imported")
-        return writer.finish(folder.name, _source(readers, steps), _versions(readers, name))
+        made = writer.finish(folder.name, _source(readers, steps), _versions(readers, name))
+    for reader in readers:
+        if reader.beside:
+            print(f"note: {note(reader.said.name, reader.beside)}", file=sys.stderr)
+    return made
 
 
 @contextlib.contextmanager

@@ -52,6 +52,7 @@ from bigdm_ray.formats.spaces import (
     space_to_json,
     unflatten_leaf,
 )
+from bigdm_ray.formats.unread import unread
 from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
@@ -63,6 +64,7 @@ LAYOUT_VERSION = "0.5.3"
 _ID = re.compile(r"(?P<name>(?:\w[\w-]*/)*\w[\w-]*-v\d+)")
 _PIN = re.compile(r"([A-Za-z][\w.-]*)==([\w.+-]+)$")
 _SPACES = ("observations", "actions")
+_FIELDS = (*_SPACES, "rewards", "terminations", "truncations")
 
 
 class MinariFolder(Reader):
@@ -125,6 +127,11 @@ class MinariFolder(Reader):
         """See Reader."""
         return self._from_hdf5(skip) if self._format == "hdf5" else self._from_arrow(skip)
 
+    def _see(self, names: list[str], place: str) -> None:
+        found = unread(names, _FIELDS, place)
+        if not set(found) <= set(self.beside):
+            self.beside = tuple(sorted({*self.beside, *found}))
+
     # --- HDF5
 
     def _hdf5(self) -> Path:
@@ -150,6 +157,7 @@ class MinariFolder(Reader):
             for number in range(skip, self._count):
                 place = self.place(number)
                 group = fields.group(file.id, b"episode_%d" % number, place)
+                self._see(fields.names(group, place), place)
                 arrays = {
                     what: {
                         path: _leaf(fields, group, name, leaf, place) for path, name, leaf in parts
@@ -180,13 +188,10 @@ class MinariFolder(Reader):
         for number in range(skip, self._count):
             place = self.place(number)
             batch = self._batch(number, place)
-            missing = [
-                name
-                for name in (*_SPACES, "rewards", "terminations", "truncations")
-                if name not in batch.schema.names
-            ]
+            missing = [name for name in _FIELDS if name not in batch.schema.names]
             if missing:
                 raise refused(place, missing[0], "there is no such column")
+            self._see(batch.schema.names, place)
             rows = len(batch) - 1
             arrays = {
                 "observations": {

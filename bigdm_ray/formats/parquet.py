@@ -4,8 +4,12 @@
     actions       list  T * size        applied actions; whole numbers from 0 for discrete ones
     rewards       list  T
     terminated, truncated   list<bool> T, true on the last step only, or one bool an episode
+    dones         in their place: either end; truncated after as many steps as the task's limit
     length, policy, mode, sigma, eps, stage, seed, env_id   optional scalars
 
+Observations may be T, as in the Decision Transformer data of Hugging Face's Hub; the first row decides
+for all. The last one is then taken from `next_observations`, or is not known, and what `d4rl` does is
+done here too.
 Leaves of a dict are columns of their own, `observations/arm/joints`. Files that are written here carry the signature in
 their schema's metadata, so any space goes out and comes back; others may tell `obs_dim`, `act_dim`, `n_actions` and
 `env_id` there. Batches of rows are decoded a few MiB at a time, whatever the size of the file's row groups.
@@ -13,6 +17,7 @@ their schema's metadata, so any space goes out and comes back; others may tell `
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +28,9 @@ import pyarrow.parquet as pq
 
 from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.base import Advance, Format, Reader, Said, field_name
+from bigdm_ray.formats.base import Advance, Format, Reader, Said, field_name, step_limit
 from bigdm_ray.formats.behaviour import Behaviour
-from bigdm_ray.formats.checks import ended, kept_seed, refused
+from bigdm_ray.formats.checks import ended, followed, kept_seed, refused
 from bigdm_ray.formats.columns import (
     carried,
     env_id_of,
@@ -40,6 +45,7 @@ from bigdm_ray.formats.columns import (
     told_alike,
 )
 from bigdm_ray.formats.dataset import Dataset, bytes_of
+from bigdm_ray.formats.unread import unread
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
 ROW_BYTES = 16 << 20
@@ -49,6 +55,8 @@ SCALARS = {
     "env_id": "text", "length": "a number",
 }  # fmt: skip
 """Columns beside the lists, and what they hold."""
+FLAGS = ("terminated", "truncated")
+DONES = ("dones", "done")
 
 
 class EpisodeRows(Reader):
@@ -58,7 +66,8 @@ class EpisodeRows(Reader):
         self._files = files
         opened = [open_parquet(path) for path in files]
         self._starts = np.cumsum([0, *(file.metadata.num_rows for file in opened)])
-        self._names = opened[0].schema_arrow.names
+        self._schema = opened[0].schema_arrow
+        self._names = self._schema.names
         meta, told, signature = told_alike(files, opened)
         for path, file in zip(files, opened, strict=True):
             if file.schema_arrow.names != self._names:
@@ -93,16 +102,52 @@ class EpisodeRows(Reader):
         lists = [field_name("observations", p) for p in signature.observations] + [
             field_name("actions", p) for p in signature.actions
         ]
-        for name in (*lists, "rewards", "terminated", "truncated"):
+        done = next((name for name in DONES if name in self._names), "")
+        flags = FLAGS if not done or set(FLAGS) & set(self._names) else ()
+        for name in (*lists, "rewards", *flags):
             if name not in self._names:
                 raise refused(str(self._files[0]), name, "there is no such column")
+        nexts = [field_name("next_observations", p) for p in signature.observations]
+        nexts = nexts if set(nexts) <= set(self._names) else []
+        known = {*lists, *nexts, "rewards", *FLAGS, *SCALARS, done or DONES[0]}
+        self._beside(known)
+        self._limit = step_limit(task)
+        self._flags = (*flags, *([done] if done else []))
+        self._short = self._lacks_the_last(lists[0], next(iter(signature.observations.values())))
+        self._nexts = bool(nexts) and self._short
         columns = [
             *lists,
+            *(nexts if self._short else ()),
             "rewards",
-            "terminated",
-            "truncated",
+            *self._flags,
             *(name for name in SCALARS if name in self._names),
         ]
+        if self._short:  # a row may be no episode, so rows do not count them
+            yield from itertools.islice(self._from(signature, columns, 0), skip, None)
+        else:
+            yield from self._from(signature, columns, skip)
+
+    def _beside(self, known: set[str]) -> None:
+        """Note the columns that are not read; of a row, which is an episode, only lists tell of ends."""
+        schema = self._schema
+        plain = [name for name in schema.names if not pa.types.is_nested(schema.field(name).type)]
+        found = unread(set(schema.names) - set(plain), known, str(self._files[0]))
+        self.beside = tuple(sorted({*found, *plain} - known))
+
+    def _lacks_the_last(self, name: str, leaf: Leaf) -> bool:
+        """Whether the first row has as many observations as rewards, and not one more."""
+        for path in self._files:
+            file = open_parquet(path)
+            with reading(lambda: self.place(0)):
+                for batch in file.iter_batches(batch_size=1, columns=[name, "rewards"]):
+                    if len(batch):
+                        sizes = [
+                            len(flat(batch.column(n), n, self.place)[0]) for n in (name, "rewards")
+                        ]
+                        return sizes[0] == sizes[1] * leaf.size
+        return False
+
+    def _from(self, signature: Signature, columns: list[str], skip: int) -> Iterator[Episode]:
         for path, start in zip(self._files, self._starts.tolist(), strict=False):
             file = open_parquet(path)
             yield from self._file(file, signature, columns, start, max(0, skip - start))
@@ -150,7 +195,7 @@ class EpisodeRows(Reader):
         observations: dict[str, np.ndarray] = {}
         actions: dict[str, np.ndarray] = {}
         for what, leaves, more, out in (
-            ("observations", signature.observations, 1, observations),
+            ("observations", signature.observations, int(not self._short), observations),
             ("actions", signature.actions, 0, actions),
         ):
             for path, leaf in leaves.items():
@@ -160,10 +205,16 @@ class EpisodeRows(Reader):
                 _expect(np.diff(at), lengths + more, leaf, field_name(what, path), place, lengths)
                 out[path] = values.reshape(-1, *leaf.shape)
         terminated = self._ends(batch, offsets, place)
+        after = self._after(batch, observations, signature, offsets, place) if self._nexts else None
         self._same_env(batch, place)
         sources, seeds = _sources(batch), _column(batch, "seed", 0)
         for k, (a, b) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
-            seen = {path: values[a + k : b + k + 1] for path, values in observations.items()}
+            if self._short:
+                seen, b = _closed(observations, after, a, b, bool(terminated[k]))
+            else:
+                seen = {path: values[a + k : b + k + 1] for path, values in observations.items()}
+            if a == b:  # a single step, whose end is not known
+                continue
             done = {path: values[a:b] for path, values in actions.items()}
             yield Episode(
                 seen,
@@ -177,24 +228,58 @@ class EpisodeRows(Reader):
             )
 
     def _ends(self, batch: pa.RecordBatch, offsets: np.ndarray, place: Any) -> np.ndarray:
-        flags = []
-        for name in ("terminated", "truncated"):
-            column = batch.column(name)
-            if pa.types.is_boolean(column.type):
-                one = np.zeros(int(offsets[-1]), bool)
-                one[offsets[1:] - 1] = numbers(column, name, place)
-                flags.append(one)
-                continue
-            values, at = flat(column, name, place)
-            if (wrong := np.flatnonzero(np.diff(at) != np.diff(offsets))).size:
-                k = int(wrong[0])
-                raise refused(
-                    place(k),
-                    name,
-                    f"it has {at[k + 1] - at[k]:,} entries where there are {offsets[k + 1] - offsets[k]:,} rewards",
-                )
-            flags.append(values)
-        return ended(flags[0], flags[1], offsets[1:], place, ("terminated", "truncated"))
+        ends = offsets[1:]
+        found = {name: self._flag(batch, name, offsets, place) for name in self._flags}
+        both = [found[name] for name in FLAGS if name in found]
+        for name in found.keys() - set(FLAGS):
+            over = ended(found[name], found[name], ends, place, (name, name))
+            if not both:
+                return np.asarray(over & (np.diff(offsets) != (self._limit or -1)))
+        return ended(both[0], both[1], ends, place, FLAGS)
+
+    def _flag(
+        self, batch: pa.RecordBatch, name: str, offsets: np.ndarray, place: Any
+    ) -> np.ndarray:
+        """A flag of each step; one an episode is that of its last."""
+        column = batch.column(name)
+        if pa.types.is_boolean(column.type):
+            one = np.zeros(int(offsets[-1]), bool)
+            one[offsets[1:] - 1] = numbers(column, name, place)
+            return one
+        values, at = flat(column, name, place)
+        if (wrong := np.flatnonzero(np.diff(at) != np.diff(offsets))).size:
+            k = int(wrong[0])
+            raise refused(
+                place(k),
+                name,
+                f"it has {at[k + 1] - at[k]:,} entries where there are "
+                f"{offsets[k + 1] - offsets[k]:,} rewards",
+            )
+        return np.asarray(values)
+
+    def _after(
+        self,
+        batch: pa.RecordBatch,
+        observations: dict[str, np.ndarray],
+        signature: Signature,
+        offsets: np.ndarray,
+        place: Any,
+    ) -> dict[str, np.ndarray]:
+        """What was seen after each step, held against what the next step saw."""
+        after, lengths = {}, np.diff(offsets)
+        for path, leaf in signature.observations.items():
+            name = field_name("next_observations", path)
+            values, at = flat(batch.column(name), name, place)
+            _expect(np.diff(at), lengths, leaf, name, place, lengths)
+            after[path] = values.reshape(-1, *leaf.shape)
+            followed(
+                after[path],
+                observations[path],
+                offsets[1:] - 1,
+                name,
+                lambda row: place(int(np.searchsorted(offsets, row, side="right")) - 1),
+            )
+        return after
 
     def _same_env(self, batch: pa.RecordBatch, place: Any) -> None:
         if "env_id" not in batch.schema.names:
@@ -206,6 +291,23 @@ class EpisodeRows(Reader):
                     "env_id",
                     f"a dataset of another task: it says {env_id} where the file is of {self.said.env_id}",
                 )
+
+
+def _closed(
+    observations: dict[str, np.ndarray],
+    after: dict[str, np.ndarray] | None,
+    a: int,
+    b: int,
+    terminated: bool,
+) -> tuple[dict[str, np.ndarray], int]:
+    """Of the rows a to b what was seen, one after them included, and where the steps then end."""
+    if after is None and not terminated:
+        return {path: values[a:b] for path, values in observations.items()}, b - 1
+    last = observations if after is None else after
+    return {
+        path: np.concatenate([values[a:b], last[path][b - 1 : b]])
+        for path, values in observations.items()
+    }, b
 
 
 def _groups(file: pq.ParquetFile, skip: int) -> tuple[list[int], int]:

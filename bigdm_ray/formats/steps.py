@@ -8,8 +8,10 @@ column is missing, that is not known, and what `d4rl` does is done here too. Dic
 columns, each value as the environment gives it (pictures channels last). Other spellings are understood: action, reward,
 terminated, truncated, next_obs, episode_id.
 
-`done` or `dones` in place of `terminateds` means either end: where `truncateds` is set it is that. Where there is no such column,
-an end after exactly as many steps as the task's time limit allows counts as truncated, every other as terminated.
+`done` or `dones` in place of `terminateds` means either end: where `truncateds` is set it is that.
+Where there is no such column, an end after exactly as many steps as the task's time limit allows
+counts as truncated, every other as terminated. Beside `terminateds` it ends episodes too: those that
+did not terminate were cut.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ from bigdm_ray.formats.spaces import (
     space_to_json,
     unflatten_leaf,
 )
+from bigdm_ray.formats.unread import unread
 from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
@@ -141,6 +144,8 @@ class StepRows(Reader):
                 raise UserError(
                     f"{files[0]}, field {name!r}: there is no such column (columns are {', '.join(opened[0].schema_arrow.names)}); nothing was imported"
                 )
+        known = {*self._columns.values(), *(names[0] for names in SPELLINGS.values()), FRAGMENTS}
+        self.beside = unread(opened[0].schema_arrow.names, known, str(files[0]))
         meta, task, signature = told_alike(files, opened)
         self._spaces = _spaces(meta, source)
         self.said = Said(
@@ -328,18 +333,18 @@ class StepRows(Reader):
 
         Of the episode that goes on in this batch `begun` steps lie before it.
         """
-        either = "dones" in self._columns
         truncated = (
             self._flags(batch, "truncateds")
             if "truncateds" in self._columns
             else np.zeros(len(batch), bool)
         )
+        either = self._flags(batch, "dones") if "dones" in self._columns else truncated
         terminated = (
-            self._flags(batch, "dones") & ~truncated
-            if either
-            else self._flags(batch, "terminateds")
+            self._flags(batch, "terminateds")
+            if "terminateds" in self._columns
+            else either & ~truncated
         )
-        over = terminated | truncated
+        over = terminated | truncated | either
         before = False
         if "eps_id" in self._columns:
             before = self._changes(batch.column(self._columns["eps_id"]), over)
@@ -347,7 +352,7 @@ class StepRows(Reader):
         if "t" in self._columns:
             self._check_t(numbers(batch.column("t"), "t", self._here), ends, before)
         terminated = terminated[ends - 1]
-        if either and "truncateds" not in self._columns:
+        if not {"terminateds", "truncateds"} & self._columns.keys():
             lengths = np.diff(ends, prepend=0 if before else -begun)
             terminated = terminated & (lengths != self._limit)
         return ends, terminated, before
@@ -447,8 +452,7 @@ def _spelled(names: list[str]) -> dict[str, str]:
         ours: next((theirs for theirs in spellings if theirs in names), "")
         for ours, spellings in SPELLINGS.items()
     }
-    unused = "dones" if found["terminateds"] else ""
-    return {mine: theirs for mine, theirs in found.items() if theirs and mine != unused}
+    return {mine: theirs for mine, theirs in found.items() if theirs}
 
 
 def _storage(column: pa.Array) -> pa.Array:

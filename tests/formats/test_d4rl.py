@@ -166,3 +166,72 @@ def test_the_files_name_tells_the_task(tmp_path, name):
 def test_a_task_of_dicts_is_refused(tmp_path, episodes):
     with pytest.raises(UserError, match="holds one array of observations, but toy-mixed has dicts"):
         imported(d4rl_file(tmp_path / "s.hdf5", episodes), tmp_path / "set", task="toy-mixed")
+
+
+def d3rlpy_file(path, episodes, doubled=True, **more):
+    """d3rlpy's first layout, as its replay buffers write it: a terminal stands on the last two rows."""
+    flags = np.concatenate(
+        [
+            np.arange(e.length) >= (e.length - 1 - doubled if e.terminated else e.length)
+            for e in episodes
+        ]
+    )
+    ends = np.concatenate([np.arange(e.length) == e.length - 1 for e in episodes])
+    return d4rl_file(
+        path,
+        episodes,
+        next_observations=False,
+        timeouts=False,
+        terminals=flags.astype(np.float32),
+        **{"episode_terminals": ends.astype(np.float32)} | more,
+    )
+
+
+def scalars(path, **values):
+    with h5py.File(path, "a") as file:
+        for name, value in values.items():
+            file[name] = value
+    return path
+
+
+@pytest.mark.parametrize("block", [1, 7, 10_000])
+@pytest.mark.parametrize("doubled", [True, False])
+def test_d3rlpys_first_layout_ends_where_episode_terminals_says(
+    tmp_path, episodes, doubled, block, monkeypatch, capsys
+):
+    monkeypatch.setattr(d4rl, "BLOCK", block)
+    source = scalars(
+        d3rlpy_file(tmp_path / "s.h5", episodes, doubled), discrete_action=False, version="1.0"
+    )
+    found = episodes_of(imported(source, tmp_path / "set", task=TASK))
+    assert [(e.length, e.terminated) for e in found] == [
+        (e.length - (not e.terminated), e.terminated) for e in episodes
+    ]
+    for mine, theirs in zip(found, episodes, strict=True):
+        np.testing.assert_array_equal(mine.rewards, theirs.rewards[: mine.length])
+    assert "not read" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("row", [0, -1])
+@pytest.mark.parametrize("block", [1, 10_000])
+def test_a_terminal_that_ends_nothing_is_refused(tmp_path, episodes, row, block, monkeypatch):
+    monkeypatch.setattr(d4rl, "BLOCK", block)
+    source = d3rlpy_file(tmp_path / "s.h5", episodes)
+    with h5py.File(source, "a") as file:
+        file["terminals"][row] = 1
+        file["episode_terminals"][row] = 0
+    with pytest.raises(UserError, match=r"field 'terminals': it is set.*episode_terminals"):
+        imported(source, tmp_path / "set", task=TASK)
+
+
+def test_discrete_actions_are_not_those_of_a_task_with_real_ones(tmp_path, episodes):
+    source = scalars(d3rlpy_file(tmp_path / "s.h5", episodes), discrete_action=True)
+    with pytest.raises(UserError, match="'discrete_action' says that actions are discrete"):
+        imported(source, tmp_path / "set", task=TASK)
+
+
+def test_two_columns_that_tell_ends_are_refused(tmp_path, episodes):
+    rows = sum(e.length for e in episodes)
+    source = scalars(d3rlpy_file(tmp_path / "s.h5", episodes), timeouts=np.zeros(rows, bool))
+    with pytest.raises(UserError, match="leave one of them out"):
+        imported(source, tmp_path / "set", task=TASK)

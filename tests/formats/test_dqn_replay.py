@@ -241,3 +241,15 @@ def test_another_kind_of_task_is_refused(tmp_path):
         UserError, match="it holds frames of a game, but toy-vector shows something else"
     ):
         taken(log(tmp_path / "logs", 0, ROWS), tmp_path / "set", task="toy-vector")
+
+
+def test_an_array_that_may_tell_of_ends_is_refused_and_others_are_named(tmp_path, capsys):
+    """Dopamine's newer buffers keep the ends that no terminal marks in `episode_end_indices`."""
+    folder = log(tmp_path / "logs", 0, joined(padded((1, 2), (4, 3))), 13)
+    (folder / "invalid_range_ckpt.0.gz").write_bytes(zipped(np.arange(4)))
+    (folder / "$store$_priority_ckpt.0.gz").write_bytes(zipped(np.ones(13)))
+    taken(folder, tmp_path / "set")
+    assert "not read: 'priority'" in capsys.readouterr().err
+    (folder / "episode_end_indices_ckpt.0.gz").write_bytes(zipped(np.array(3)))
+    with pytest.raises(UserError, match=r"field 'episode_end_indices'.*may say where episodes end"):
+        taken(folder, tmp_path / "other")

@@ -248,3 +248,74 @@ def test_another_stage():
     assert at_stage("sac sto sigma 0.5 stage 3", 1) == "sac sto sigma 0.5 stage 1"
     assert at_stage("random", 2) == "random stage 2"
     assert at_stage(at_stage("", 2), 3) == "stage 3"
+
+
+def hub(episodes, limit_done=True, **more):
+    """The Hub's Decision Transformer data: lists in lists, T observations, `dones`."""
+    ends = [(np.arange(e.length) == e.length - 1) & (e.terminated or limit_done) for e in episodes]
+    columns = {
+        "observations": [e.observations[""][:-1].tolist() for e in episodes],
+        "actions": [e.actions[""].tolist() for e in episodes],
+        "rewards": [e.rewards.tolist() for e in episodes],
+        "dones": [end.tolist() for end in ends],
+    }
+    return pa.table(columns | more)
+
+
+@pytest.mark.parametrize("limit_done", [True, False])
+def test_rows_of_the_hub_lose_the_last_step_where_a_limit_cut_them(
+    tmp_path, monkeypatch, limit_done
+):
+    """`done` after as many steps as the limit allows is a cut; so is a row without one."""
+    episodes = [e for e in played(TASK, 80).episodes if not e.terminated or e.length < 9][:8]
+    episodes = [*episodes, next(e for e in played(TASK, 80).episodes if e.terminated)]
+    limit = next(e.length for e in episodes if not e.terminated)
+    episodes = [e for e in episodes if e.terminated or e.length == limit]
+    assert {e.terminated for e in episodes} == {True, False}
+    assert all(e.length != limit for e in episodes if e.terminated)
+    monkeypatch.setattr(parquet, "step_limit", lambda _: limit)
+    pq.write_table(hub(episodes, limit_done), tmp_path / "s.parquet", row_group_size=3)
+    found = episodes_of(imported(tmp_path / "s.parquet", tmp_path / "set", task=TASK))
+    for mine, theirs in zip(found, episodes, strict=True):
+        steps = theirs.length - (not theirs.terminated)
+        assert (mine.length, mine.terminated) == (steps, theirs.terminated)
+        np.testing.assert_array_equal(
+            mine.observations[""][: theirs.length], theirs.observations[""][: theirs.length]
+        )
+        np.testing.assert_array_equal(mine.actions[""], theirs.actions[""][:steps])
+        if theirs.terminated:
+            np.testing.assert_array_equal(mine.observations[""][-1], theirs.observations[""][-2])
+
+
+def test_next_observations_tell_the_last_one(tmp_path, episodes):
+    after = [e.observations[""][1:].tolist() for e in episodes]
+    pq.write_table(hub(episodes, False, next_observations=after), tmp_path / "s.parquet")
+    found = episodes_of(imported(tmp_path / "s.parquet", tmp_path / "set", task=TASK))
+    for mine, theirs in zip(found, episodes, strict=True):
+        same(mine, theirs)
+    after[2][0][0] += 1
+    pq.write_table(hub(episodes, False, next_observations=after), tmp_path / "s.parquet")
+    with pytest.raises(UserError, match=r"episode 2, field 'next_observations'.*next step saw"):
+        imported(tmp_path / "s.parquet", tmp_path / "other", task=TASK)
+
+
+def test_a_single_step_of_unknown_end_is_no_episode_and_is_not_counted(tmp_path, episodes):
+    """An interrupted import skips episodes, not rows."""
+    one = next(e for e in episodes if not e.terminated)
+    columns = hub([one, *episodes], False).to_pydict()
+    columns = {name: [values[0][:1], *values[1:]] for name, values in columns.items()}
+    pq.write_table(pa.table(columns), tmp_path / "s.parquet")
+    reader = parquet.FORMAT.open(str(tmp_path / "s.parquet"))
+    signature = find_task(TASK).signature()
+    whole = list(reader.episodes(TASK, signature))
+    assert len(whole) == len(episodes)
+    rest = list(reader.episodes(TASK, signature, 4))
+    assert [e.id for e in rest] == [e.id for e in whole[4:]]
+
+
+def test_lists_of_unequal_length_in_a_row_are_refused(tmp_path, episodes):
+    rows = [e.observations[""].tolist() for e in episodes]
+    rows[3][1], rows[3][2] = rows[3][1][:2], [*rows[3][2], 0.0]
+    columns = rows_of(episodes) | {"observations": rows}
+    with pytest.raises(UserError, match="episode 3, field 'observations': it holds lists of 3 and"):
+        imported(episode_parquet(tmp_path / "s.parquet", columns), tmp_path / "set", task=TASK)
