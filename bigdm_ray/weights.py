@@ -29,6 +29,7 @@ from bigdm_ray.envs.task import Signature, find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats import checkpoints, decision_transformer, trajectory_transformer
 from bigdm_ray.formats.dataset import Dataset
+from bigdm_ray.formats.exporting import appearing
 from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.shard import publish
 from bigdm_ray.settings import converted
@@ -184,23 +185,29 @@ def import_trajectory(given: argparse.Namespace, found: trajectory_transformer.F
 
 
 def publish_run(folder: Path, run: Run, weights: Weights, target: dict[str, float]) -> None:
-    """Write a run folder that has these weights at learner step 1, before which a run fits what it fits. Raises UserError where the folder is taken."""
-    home = RunFolder(folder).claim(run, False, exact=True)
-    try:
-        for which in ("last", "best"):
-            save_weights(home, which, weights, target, None)
-        learner = {f"model/{name}": values for name, values in weights.arrays.items()}
-        checkpoint.write(
-            home.checkpoints,
-            Counters(learner_step=1),
-            [],
-            0,
-            learner,
-            np.zeros((0, 3), np.int64),
-            run.identity,
-        )
-    finally:
-        home.release()
+    """A run folder that has these weights at learner step 1: whole, or not at all.
+
+    Before that step a run fits what it fits. Raises UserError where the folder is taken, RunFailed
+    where the disk does not take it.
+    """
+    RunFolder(folder).free()
+    with appearing(folder) as hidden:
+        home = RunFolder(hidden).claim(run, False, exact=True)
+        try:
+            for which in ("last", "best"):
+                save_weights(home, which, weights, target, None)
+            learner = {f"model/{name}": values for name, values in weights.arrays.items()}
+            checkpoint.write(
+                home.checkpoints,
+                Counters(learner_step=1),
+                [],
+                0,
+                learner,
+                np.zeros((0, 3), np.int64),
+                run.identity,
+            )
+        finally:
+            home.release()
 
 
 def fetched(source: str) -> Path:
@@ -314,20 +321,20 @@ def exporting(given: argparse.Namespace) -> int:
         arrays, algorithm.heads, algorithm.dropout, algorithm.context
     )
     try:
-        given.folder.mkdir(parents=True, exist_ok=True)
+        given.folder.parent.mkdir(parents=True, exist_ok=True)
+        taken = given.folder.exists() and any(given.folder.iterdir())
     except OSError as error:
         raise UserError(
             f"--folder {given.folder} cannot be made ({error.strerror}); choose another"
         ) from None
-    if any(given.folder.iterdir()):
+    if taken:
         raise UserError(f"--folder {given.folder} is not empty; choose another")
-    publish(given.folder / "model.safetensors", save_safetensors(out, {"format": "pt"}))
-    publish(given.folder / "config.json", json.dumps(config, indent=1).encode())
     named = dict(zip(("mean", "std"), (arrays[name].tolist() for name in STATISTICS), strict=True))
-    publish(
-        given.folder / "statistics.json",
-        json.dumps({**named, "return_scale": algorithm.return_scale}, indent=1).encode(),
-    )
+    statistics = {**named, "return_scale": algorithm.return_scale}
+    with appearing(given.folder) as hidden:
+        publish(hidden / "model.safetensors", save_safetensors(out, {"format": "pt"}))
+        for name, told in (("config.json", config), ("statistics.json", statistics)):
+            publish(hidden / name, json.dumps(told, indent=1).encode())
     print(
         f"{given.folder}: model.safetensors, config.json, and statistics.json (states are standardised, returns scaled by {algorithm.return_scale:g})"
     )

@@ -22,6 +22,7 @@ from bigdm_ray.replay.store import verify
 from bigdm_ray.run import main
 from bigdm_ray.training.learner import pick_device
 from bigdm_ray.training.loop import Session, train_local
+from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder
 
 SMALL = [
@@ -140,6 +141,7 @@ def test_a_refused_run_leaves_its_folder_to_the_mended_command(
         ("run.json", "{", "run.json is not JSON"),
         ("run.json", "[]", "run.json is not JSON of this project (an object is expected"),
         ("run.json", "{}", "run.json is not one of this project"),
+        ("weights/best.safetensors", "torn", "best.safetensors does not hold weights"),
         ("weights/best.json", "{", "best.json is broken"),
         ("weights/best.json", '{"command": 3}', "best.json is broken"),
         ("weights/best.json", '{"command": {"desired_return": "high"}}', "best.json is broken"),
@@ -152,7 +154,7 @@ def test_a_damaged_folder_is_not_resumed(
         bigdm_ray.configure("udrl", "toy-vector", SMALL), False, exact=True
     )
     home.release()
-    home.weights("best").touch()
+    Weights((0, 1), {"w": np.zeros(1)}).save(home.weights("best"))  # as before commands were in it
     (home.path / file).write_text(content)
     assert door(main, ["udrl", "toy-vector", *SMALL, "--folder", str(home.path), "--resume"]) == 2
     error = capsys.readouterr().err

@@ -21,6 +21,7 @@ from bigdm_ray.training.acting import command_of, run_as
 from bigdm_ray.training.config import configure, run_from_json
 from bigdm_ray.training.evaluation import evaluate, evaluate_in_parts
 from bigdm_ray.training.loop import train_local
+from bigdm_ray.training.params import Weights
 from bigdm_ray.training.rollout import _Rows
 from bigdm_ray.training.run_folder import load, write_json
 
@@ -63,9 +64,7 @@ def test_scores_are_those_of_the_evaluation_with_the_runs_command(folder, capsys
     assert report["returns"] == expected.returns.tolist()
     assert report["lengths"] == expected.lengths.tolist()
     assert report["return_mean"] == pytest.approx(np.mean(expected.returns))
-    assert (
-        report["command"] == json.loads((folder / "weights" / "last.json").read_text())["command"]
-    )
+    assert report["command"] == Weights.load(folder / "weights" / "last.safetensors").command
     assert report["version"] == list(loaded.version) and report["weights"] == "last"
     assert report["versions"]["numpy"] == np.__version__
     assert report["device"] == "cpu" and report["rows"] == 7 and not report["partial"]
@@ -363,15 +362,14 @@ def test_mode_defaults_to_the_runs_own(folder):
 
 
 def test_best_weights_come_with_their_own_command(folder):
-    best = folder / "weights" / "best.json"
-    noted = json.loads(best.read_text())
-    noted["command"]["desired_return"] = 1.25
-    best.write_text(json.dumps(noted))
+    best = Weights.load(folder / "weights" / "best.safetensors")
+    noted = (best.command or {}) | {"desired_return": 1.25}
+    dataclasses.replace(best, command=noted).save(folder / "weights" / "best.safetensors")
     assert door(main, [str(folder), "--episodes", "2", "--weights", "best"]) == 0
     report = written(folder)
     assert report["weights"] == "best"
     assert report["command"]["desired_return"] == 1.25
-    assert report["version"] == noted["version"]
+    assert report["version"] == list(best.version)
 
 
 def test_discarded_episodes_are_counted(folder):

@@ -6,9 +6,14 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -278,6 +283,110 @@ def test_a_resume_by_an_older_version_is_refused_and_changes_nothing(
             named.write_bytes(before)
             patch.setattr(shards, "SCHEMA_VERSION", shards.SCHEMA_VERSION + 1)
     train_local(run, folder, resume=True)
+
+
+def changed(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    state = json.loads((path / "state.json").read_text())
+    change(state)
+    (path / "state.json").write_text(json.dumps(state))
+
+
+WRONG: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a path": lambda state: state["shards"].append("../../victim.txt"),
+    "a path to a shard": lambda state: state["shards"].append("../../victim.arrow"),
+    "shards that are a text": lambda state: state.update(shards="episodes-0000000.arrow"),
+    "shards that are numbers": lambda state: state.update(shards=[1]),
+    "a counter that is a text": lambda state: state["counters"].update(round="3"),
+    "a counter that is negative": lambda state: state["counters"].update(env_steps=-1),
+    "a counter that is a list": lambda state: state["counters"].update(learner_step=[3]),
+    "rounds that are texts": lambda state: state["counters"].update(open_rounds=["1"]),
+    "a time that is no number": lambda state: state["counters"].update(wall_s=None),
+    "an integer that is huge": lambda state: state["counters"].update(episodes=10**400),
+    "an unknown counter": lambda state: state["counters"].update(lives=9),
+    "an offset that is negative": lambda state: state.update(metrics_offset=-5),
+    "no counters": lambda state: state.pop("counters"),
+    "an identity that is a list": lambda state: state.update(identity=[]),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_checkpoint_whose_values_are_of_a_wrong_kind_is_one_sentence(
+    wrong: str, undamaged: Path, tmp_path: Path
+) -> None:
+    folder, victims = (
+        copied(undamaged, tmp_path),
+        [tmp_path / f"victim.{e}" for e in ("txt", "arrow")],
+    )
+    for victim in victims:
+        victim.write_text("mine")
+    changed(checkpoint.saved(folder / "checkpoints")[-1], WRONG[wrong])
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(UserError, match=r"cannot be read .*; remove that folder to go on") as told:
+        train_local(run_of("toy-vector", 4000), folder, resume=True)
+    assert "\n" not in str(told.value) and all(v.read_text() == "mine" for v in victims)
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "torn", ["", "{", "[" * 100_000, '{"schema_version": 1, "shards": [".."]}']
+)
+def test_a_torn_older_checkpoint_is_set_aside_and_the_run_goes_on(
+    torn: str, undamaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied(undamaged, tmp_path)
+    older = checkpoint.saved(folder / "checkpoints")[0]
+    (older / "state.json").write_text(torn)
+    train_local(run_of("toy-vector", 4000), folder, resume=True)
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and f"{older} is set aside as {older.name}.corrupt" in told
+    same_run(undamaged, folder)
+
+
+def test_what_killed_writers_left_in_a_run_folder_goes_with_the_resume(
+    undamaged: Path, tmp_path: Path
+) -> None:
+    folder = copied(undamaged, tmp_path)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = [
+        folder / place / f".{name}.{ended.pid}.tmp"
+        for place, name in (
+            (".", "summary.json"), ("weights", "last.safetensors"), ("store", "e-1.arrow"),
+            ("checkpoints", "save-000003"), ("checkpoints", "save-000000.old"),
+        )
+    ]  # fmt: skip
+    for path in left[:3]:
+        path.write_bytes(b"half")
+    for path in left[3:]:
+        path.mkdir()
+        (path / "learner.safetensors").write_bytes(b"half")
+    train_local(run_of("toy-vector", 4000), folder, resume=True)
+    same_run(undamaged, folder)
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_a_folder_with_what_a_killed_beginning_left_is_free(tmp_path: Path) -> None:
+    run, folder = run_of("toy-vector", 1500), tmp_path / "run"
+    (folder / "store").mkdir(parents=True)
+    for name in (".lock", ".store.lock", ".run.json.99999.tmp"):
+        (folder / name).touch()
+    RunFolder(folder).claim(run, resume=False, exact=True).release()
+    assert not list(folder.glob("*.tmp"))
+    for name in ("notes.txt", "store/episodes-0000000.arrow"):
+        other = tmp_path / name.replace("/", "-")
+        (other / name).parent.mkdir(parents=True)
+        (other / name).touch()
+        with pytest.raises(UserError, match="is not empty and holds no run"):
+            RunFolder(other).claim(run, resume=False, exact=True)
+
+
+def test_weights_of_a_run_that_an_older_version_was_killed_in_can_be_gone_on_from(
+    undamaged: Path, tmp_path: Path
+) -> None:
+    folder = copied(undamaged, tmp_path)
+    best = folder / "weights" / "best.safetensors"
+    replace(Weights.load(best), command=None, score=None).save(best)  # its JSON was to come next
+    train_local(run_of("toy-vector", 4000), folder, resume=True)
     same_run(undamaged, folder)
 
 

@@ -95,6 +95,7 @@ def counted(run: Run, home: RunFolder) -> tuple[Checkpoint, list[str]]:
 
     The second value names damaged shards: their episodes are left out.
     """
+    aside = checkpoint.set_torn_aside(home.checkpoints)
     saved = checkpoint.last(home.checkpoints, run.identity)
     base = saved or Checkpoint(Counters(), [], 0, {}, set(), {})
     on_disk = {path.name for path in home.store.glob(f"*{SUFFIX}")}
@@ -117,7 +118,7 @@ def counted(run: Run, home: RunFolder) -> tuple[Checkpoint, list[str]]:
         0,
     )
     counters.open_rounds = []
-    return base, damage
+    return base, aside + damage
 
 
 @dataclass

@@ -14,7 +14,6 @@ import fcntl
 import hashlib
 import json
 import math
-import os
 import shutil
 import struct
 from array import array
@@ -31,6 +30,7 @@ from bigdm_ray.formats.base import misfit, vacant
 from bigdm_ray.formats.columns import checked_signature
 from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
+from bigdm_ray.replay.files import file_name
 from bigdm_ray.replay.rotating import LONGEST, RotatingStore, turn_of
 from bigdm_ray.replay.shard import (
     SUFFIX,
@@ -45,6 +45,7 @@ from bigdm_ray.replay.store import SHARD_BYTES, Store
 
 CARD = "dataset.json"
 PROGRESS = "progress.json"
+LOCK = ".lock"
 SHARD_EPISODES = 1 << 14
 """Episodes in a shard, at most: short ones weigh more as objects than as numbers."""
 SCHEMA_VERSION = 1
@@ -193,16 +194,8 @@ class Dataset:
 
 def sound(dataset: Dataset) -> Dataset:
     """A dataset whose card holds what each of its fields may. Raises ValueError: whoever wrote the card may have written anything."""
+    file_name(dataset.name)
     expected: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
-        "a file's name": (
-            lambda v: (
-                isinstance(v, str)
-                and v not in ("", ".", "..")
-                and not set("/\0") & set(v)
-                and bool(os.fsencode(v))
-            ),
-            ("name",),
-        ),
         "text": (lambda v: isinstance(v, str), ("task", "source", "sha256")),
         "a whole number from 1 up": (lambda v: type(v) is int and v >= 1, ("episodes", "steps")),
         "a finite number": (
@@ -270,6 +263,15 @@ class ContentHash:
 # --- writing
 
 
+def free(folder: Path) -> Path:
+    """`vacant`; and a dataset that is there loses what a writer left that was killed at its end."""
+    if (folder / CARD).is_file() and (folder / PROGRESS).is_file():
+        for left in (LOCK, PROGRESS):
+            with contextlib.suppress(OSError):
+                (folder / left).unlink(missing_ok=True)
+    return vacant(folder)
+
+
 class Writer:
     """Writes a dataset as it streams by: shards of about 64 MiB in the hidden folder `.NAME.importing`, which becomes NAME at the end.
 
@@ -288,7 +290,7 @@ class Writer:
         signature: Signature,
         marked: bool = False,
     ) -> None:
-        self.folder = vacant(folder)
+        self.folder = free(folder)
         self.taken: list[int] = []
         self.lengths = array("q")
         self.mark: Any = None
@@ -302,7 +304,7 @@ class Writer:
         self._hidden = folder.with_name(f".{folder.name}.importing")
         try:
             self._hidden.mkdir(parents=True, exist_ok=True)
-            self._lock = (self._hidden / ".lock").open("w")
+            self._lock = (self._hidden / LOCK).open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
@@ -334,7 +336,7 @@ class Writer:
                 )
                 self._shards, self._pending, self._pending_bytes = 0, [], 0
         for path in self._hidden.iterdir():
-            if path.name not in (*kept, PROGRESS if kept else "", ".lock"):
+            if path.name not in (*kept, PROGRESS if kept else "", LOCK):
                 path.unlink()
 
     def _read_again(self, count: int) -> list[str]:
@@ -423,7 +425,7 @@ class Writer:
                     f"--folder {self.folder} has appeared meanwhile; choose another, or delete it first"
                 )
             self._hidden.rename(self.folder)
-            for left in (PROGRESS, ".lock"):
+            for left in (LOCK, PROGRESS):
                 (self.folder / left).unlink(missing_ok=True)
             sync_folder(self.folder.parent)
         except OSError as error:

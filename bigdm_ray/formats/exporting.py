@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from bigdm_ray.errors import UserError, nearest
 from bigdm_ray.formats.base import formats, vacant
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.progress import Progress
+from bigdm_ray.replay.files import sweep, temporary
 from bigdm_ray.replay.shard import sync_folder, unwritten
 
 
@@ -22,15 +25,34 @@ def export_dataset(dataset: Dataset, to: str, folder: Path, quiet: bool = False)
         raise UserError(
             f"--to is {to!r}, but one of {', '.join(known)} is expected{nearest(to, list(known))}"
         )
-    hidden = vacant(folder).with_name(f".{folder.name}.exporting")
+    with (
+        appearing(vacant(folder)) as hidden,
+        Progress(folder.name, dataset.steps, quiet=quiet) as bar,
+    ):
+        known[to].write(dataset, hidden, bar.advance)
+
+
+@contextlib.contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A hidden folder to write into, which becomes `folder` at the end: all is there, or nothing.
+
+    Where `folder` is there it must be empty. What killed writers of it left goes first. Errors of
+    the disk are RunFailed.
+    """
+    place = folder.resolve()
+    hidden = temporary(place)
     try:
+        sweep(place.parent, place.name)
         shutil.rmtree(hidden, ignore_errors=True)
         hidden.mkdir(parents=True)
-        with Progress(folder.name, dataset.steps, quiet=quiet) as bar:
-            known[to].write(dataset, hidden, bar.advance)
-        hidden.rename(folder)
-        sync_folder(folder.parent)
+        yield hidden
+        for path in (*hidden.rglob("*"), hidden):
+            sync_folder(path)
+        hidden.rename(place)
+        sync_folder(place.parent)
     except OSError as error:
         raise unwritten(folder, error) from None
+    except UserError as error:
+        raise type(error)(str(error).replace(str(hidden), str(folder))) from None
     finally:
         shutil.rmtree(hidden, ignore_errors=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.base import Reader, altered, open_source, task_of, vacant
+from bigdm_ray.formats.base import Reader, altered, open_source, task_of
 from bigdm_ray.formats.behaviour import at_stage
 from bigdm_ray.formats.checks import conform
 from bigdm_ray.formats.columns import one_line
@@ -26,6 +26,7 @@ from bigdm_ray.formats.dataset import (
     Dataset,
     Writer,
     bytes_of,
+    free,
     keeping,
     stamp,
 )
@@ -50,7 +51,7 @@ def import_dataset(
     join two files). With several sources, the number of the source stands as `stage` in the episodes' `source`.
     Raises UserError (nothing is left) or RunFailed (the disk; what was written waits for the same command).
     """
-    vacant(folder)
+    free(folder)
     readers = [open_source(source) for source in sources]
     name, signature = task_of(readers[0].said, task)
     for reader in readers[1:]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from bigdm_ray.replay.episode import Episode
+from bigdm_ray.replay.files import sweep, temporary
 from bigdm_ray.replay.shard import Shard
 from bigdm_ray.replay.windows import View, Windows, merge_stack, stacked_steps
 
@@ -127,14 +128,15 @@ def sidecar(mapped: Shard, name: str) -> np.ndarray:
     made = np.concatenate(
         [derive(name, mapped.rewards[a:b]) for a, b in itertools.pairwise(mapped.offsets)]
     )
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    hidden = temporary(path.with_name(f"{path.name}.{uuid.uuid4().hex}"))
     try:
-        with temporary.open("wb") as file:
+        sweep(path.parent)
+        with hidden.open("wb") as file:
             np.save(file, made)
-        temporary.rename(path)
+        hidden.rename(path)
     except OSError:
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            hidden.unlink()
     return made
 
 

@@ -27,6 +27,7 @@ import pyarrow as pa
 from bigdm_ray.errors import RunFailed, UserError, full_disk
 from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.episode import Episode, EpisodeId
+from bigdm_ray.replay.files import temporary
 
 SCHEMA_VERSION = 1
 SUFFIX = ".arrow"
@@ -162,17 +163,17 @@ def check(data: Any, body: bool) -> None:
 
 def publish(path: Path, data: Any) -> None:
     """Write bytes, sync, rename, sync the folder: the file is there whole, or not at all and RunFailed is raised."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    hidden = temporary(path)
     try:
-        with temporary.open("wb") as file:
+        with hidden.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.rename(path)
+        hidden.rename(path)
         sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            hidden.unlink()
         raise unwritten(path, error) from None
 
 

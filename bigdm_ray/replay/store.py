@@ -22,6 +22,7 @@ import pyarrow as pa
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay import shard as shards
 from bigdm_ray.replay.episode import Episode, EpisodeId
+from bigdm_ray.replay.files import file_name, sweep
 from bigdm_ray.replay.gather import Flat, bytes_of, gather, joined, leaves_of, sidecar
 from bigdm_ray.replay.shard import ClosedShard, CorruptShard, NewerShard, Shard
 from bigdm_ray.replay.windows import View, Windows
@@ -169,8 +170,7 @@ class Store:
         self._serial = itertools.count()
         if write:
             folder.mkdir(parents=True, exist_ok=True)
-            for rubbish in folder.glob(".*.tmp"):
-                rubbish.unlink()
+            sweep(folder, alone=True)
 
     # --- opening and adding
 
@@ -205,9 +205,11 @@ class Store:
         if name in self._shards:
             return self._shards[name]
         try:
-            return Shard.open(self.folder / name)
+            return Shard.open(self.folder / file_name(name, shards.SUFFIX))
         except CorruptShard as error:
             return error
+        except ValueError as error:
+            return CorruptShard(str(error))
 
     def _take(self, name: str, opened: Shard | CorruptShard) -> Table:
         if name in self._shards:
@@ -237,7 +239,12 @@ class Store:
         return np.array(sorted(first.values()), np.int64)
 
     def _set_aside(self, name: str, why: str) -> None:
-        path, aside = self.folder / name, self.folder / f"{name}.corrupt"
+        try:
+            path = self.folder / file_name(name, shards.SUFFIX)
+        except ValueError as error:
+            self.problems.append(f"a shard of {self.folder} is left out: {error}")
+            return
+        aside = path.with_name(f"{name}.corrupt")
         if not path.exists():
             self.problems.append(
                 f"shard {path} is "

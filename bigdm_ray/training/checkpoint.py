@@ -6,10 +6,12 @@ the shards that hold those episodes, and the offset of metrics.jsonl. The last t
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from safetensors.numpy import save as save_safetensors
 from bigdm_ray.errors import UserError
 from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.episode import EpisodeId
-from bigdm_ray.replay.shard import sync_folder, unwritten
+from bigdm_ray.replay.files import file_name, sweep, temporary
+from bigdm_ray.replay.shard import SUFFIX, sync_folder, unwritten
 
 SCHEMA_VERSION = 1
 KEEP = 2
@@ -83,26 +86,35 @@ def write(
         "metrics_offset": metrics_offset,
     }
     final = folder / f"save-{counters.saves:06d}"
-    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
+    hidden = temporary(final)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+        sweep(folder, alone=True)
+        hidden.mkdir()
         _synced(
-            temporary / "learner.safetensors", save_safetensors({**learner, "store/living": living})
+            hidden / "learner.safetensors", save_safetensors({**learner, "store/living": living})
         )
-        _synced(temporary / "state.json", json.dumps(state, indent=1).encode())
-        sync_folder(temporary)
+        _synced(hidden / "state.json", json.dumps(state, indent=1).encode())
+        sync_folder(hidden)
         if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
+            _removed(final)
+        hidden.rename(final)
         sync_folder(folder)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
         raise unwritten(final, error) from None
     for old in saved(folder)[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _removed(old)
     return final
+
+
+def _removed(path: Path) -> None:
+    """Remove a checkpoint, which counts no more before its first file goes: no half of it stays."""
+    hidden = temporary(path.with_name(f"{path.name}.old"))
+    shutil.rmtree(hidden, ignore_errors=True)
+    path.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _synced(path: Path, data: bytes) -> None:
@@ -129,8 +141,30 @@ def set_aside(path: Path) -> None:
     sync_folder(path.parent)
 
 
+def set_torn_aside(folder: Path) -> list[str]:
+    """Set aside each checkpoint but the newest whose state cannot be read; a sentence for each.
+
+    The newest is left to `read`. Raises UserError for one that cannot be opened at all.
+    """
+    told = []
+    for path in saved(folder)[:-1]:
+        try:
+            State.read(path)
+        except ValueError as error:
+            set_aside(path)
+            told.append(f"checkpoint {path} is set aside as {path.name}{ASIDE}: {error}")
+        except OSError as error:
+            raise UserError(
+                f"checkpoint {path} cannot be opened ({error.strerror}); try again"
+            ) from None
+    return told
+
+
 def named_shards(folder: Path) -> set[str]:
-    """The shards that the kept checkpoints name: these must not be unlinked."""
+    """The shards that the kept checkpoints name: these must not be unlinked.
+
+    Raises UserError for a checkpoint that is torn.
+    """
     return set[str]().union(*map(_shards, saved(folder)))
 
 
@@ -141,36 +175,97 @@ def outlived_shards(folder: Path) -> set[str]:
 
 
 def _shards(path: Path) -> list[str]:
-    names: list[str] = read_json(path / "state.json")["shards"]
-    return names
+    try:
+        return State.read(path).shards
+    except (OSError, ValueError) as error:
+        raise _unread(path, error) from None
+
+
+def _unread(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"checkpoint {path} cannot be read ({error}); "
+        "remove that folder to go on from the one before it"
+    )
+
+
+@dataclass(frozen=True)
+class State:
+    """What a state.json says, each value of the kind that it must be."""
+
+    identity: dict[str, str]
+    counters: Counters
+    shards: list[str]
+    metrics_offset: int
+
+    @staticmethod
+    def read(path: Path) -> State:
+        """That of the checkpoint `path`.
+
+        Raises ValueError where it is torn or never was one, UserError for a newer version, and
+        OSError.
+        """
+        try:
+            told = read_json(path / "state.json")
+            if (version := _count(told["schema_version"], "schema_version")) > SCHEMA_VERSION:
+                raise UserError(
+                    f"checkpoint {path} has schema version {version}, newer than the "
+                    f"{SCHEMA_VERSION} known here: update bigdm_ray"
+                )
+            shards = told["shards"]
+            if not isinstance(shards, list):
+                raise ValueError("its shards are not a list")
+            return State(
+                {str(name): str(value) for name, value in told["identity"].items()},
+                _counters(told["counters"]),
+                [file_name(name, SUFFIX) for name in shards],
+                _count(told["metrics_offset"], "metrics_offset"),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def _counters(told: dict[str, Any]) -> Counters:
+    """Counters by their names. Raises ValueError for a name or a value that none of them has."""
+    kinds = {field.name: field.type for field in fields(Counters)}
+    if unknown := sorted(set(told) - set(kinds)):
+        raise ValueError(f"{unknown[0]!r} is no counter known here")
+    for name, value in told.items():
+        if kinds[name] == "int":
+            _count(value, name)
+        elif kinds[name] == "list[int]":
+            if not isinstance(value, list):
+                raise ValueError(f"its {name} is not a list")
+            for one in value:
+                _count(one, name)
+        elif value is None and kinds[name] == "float | None":
+            continue
+        elif type(value) not in (int, float) or not math.isfinite(value):
+            raise ValueError(f"its {name} is not a finite number")
+    return Counters(**told)
+
+
+def _count(value: Any, name: str) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"its {name} is not a whole number from 0 up")
+    return value
 
 
 def read(path: Path, identity: dict[str, str]) -> Checkpoint:
     """Read a checkpoint. Raises UserError for one that is torn, of a newer version, or of another algorithm or task."""
     try:
-        state: dict[str, Any] = read_json(path / "state.json")
+        state = State.read(path)
+        if state.identity != identity:
+            raise UserError(
+                f"checkpoint {path} is of {state.identity}, but this run is {identity}; "
+                "choose another --folder"
+            )
         arrays = load_file(path / "learner.safetensors")
-        if state["schema_version"] > SCHEMA_VERSION:
-            raise UserError(
-                f"checkpoint {path} has schema version {state['schema_version']}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray"
-            )
-        if state["identity"] != identity:
-            raise UserError(
-                f"checkpoint {path} is of {state['identity']}, but this run is {identity}; choose another --folder"
-            )
         living = {EpisodeId(*map(int, row)) for row in arrays.pop("store/living")}
-        return Checkpoint(
-            Counters(**state["counters"]),
-            state["shards"],
-            state["metrics_offset"],
-            arrays,
-            living,
-            state["identity"],
-        )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(
-            f"checkpoint {path} cannot be read ({error}); remove that folder to go on from the one before it"
-        ) from None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, SafetensorError) as error:
+        raise _unread(path, error) from None
+    return Checkpoint(
+        state.counters, state.shards, state.metrics_offset, arrays, living, state.identity
+    )
 
 
 def last(folder: Path, identity: dict[str, str]) -> Checkpoint | None:

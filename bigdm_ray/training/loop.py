@@ -41,7 +41,6 @@ from bigdm_ray.training.player import Player
 from bigdm_ray.training.rollout import Played
 from bigdm_ray.training.run_folder import (
     RunFolder,
-    load_command,
     load_score,
     milestone,
     save_weights,
@@ -413,9 +412,8 @@ class Session:
         if best_path.is_file():
             best = Weights.load(best_path)
             if best.version != weights.version:
-                best_mean = float(
-                    self._final(crew, best, load_command(best_path), 1).returns.mean()
-                )
+                asked = command if best.command is None else best.command
+                best_mean = float(self._final(crew, best, asked, 1).returns.mean())
         else:
             save_weights(self.folder, "best", weights, command, float(score.returns.mean()))
         counters = self.counters

@@ -1,10 +1,17 @@
-"""Weights: a version and `{name: array}`, the form in which they travel and are stored (safetensors)."""
+"""Weights: a version and `{name: array}`, as they travel and are stored (safetensors).
+
+The file's metadata hold the version and, where they are known, the command that the weights were
+scored with and the score that they were kept for: one file, so that no kill parts weights from
+their command. Folders of before have these two in a JSON file beside the weights, which is read
+where the metadata have none.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +33,8 @@ class Weights:
 
     version: tuple[int, int]
     arrays: dict[str, np.ndarray]
+    command: dict[str, float] | None = None  # that they were scored with; None where it is unknown
+    score: float | None = None  # mean return that they were kept for
 
     @staticmethod
     def of(model: nn.Module, version: tuple[int, int]) -> Weights:
@@ -56,27 +65,61 @@ class Weights:
     def save(self, path: Path) -> None:
         """Write them as safetensors, whole or not at all. Raises RunFailed on a full disk."""
         meta = {"schema_version": str(SCHEMA_VERSION), "version": json.dumps(list(self.version))}
+        if self.command is not None:
+            meta |= {"command": json.dumps(self.command), "return_mean": json.dumps(self.score)}
         publish(path, save_safetensors(self.arrays, meta))
+        path.with_suffix(".json").unlink(missing_ok=True)  # of weights that were here before
 
     @staticmethod
     def load(path: Path) -> Weights:
         """Read what `save` wrote. Raises UserError for a missing, torn or foreign file."""
         if not path.is_file():
             raise UserError(f"there are no weights at {path}")
-        data = path.read_bytes()
         try:
+            data = path.read_bytes()
             arrays = load_safetensors(data)
             size = int.from_bytes(data[:8], "little")
             meta = read_json(data[8 : 8 + size]).get("__metadata__", {})
             incarnation, step = read_json(meta["version"], list)
             schema = int(meta["schema_version"])
             version = (int(incarnation), int(step))
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            told = (
+                None
+                if "command" not in meta
+                else _told(read_json(meta["command"]), read_json(meta["return_mean"], object))
+            )
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path} does not hold weights of this project ({error}); use a checkpoint that one of its runs has written"
+                f"{path} does not hold weights of this project ({error}); remove it, and have it "
+                "written again with `run --resume`"
             ) from None
         if schema > SCHEMA_VERSION:
             raise UserError(
                 f"{path} has schema version {schema}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray"
             )
-        return Weights(version, arrays)
+        return Weights(version, arrays, *(_beside(path) if told is None else told))
+
+
+Told = tuple[dict[str, float], float | None]
+"""A command and a mean return."""
+
+
+def _told(command: Any, score: Any) -> Told:
+    """Raises ValueError, TypeError or AttributeError for what is neither."""
+    numbers = {str(name): float(value) for name, value in command.items()}
+    return numbers, None if score is None else float(score)
+
+
+def _beside(weights: Path) -> Told | tuple[None, None]:
+    """What the JSON beside weights of an older version says. Raises UserError for a broken one."""
+    path = weights.with_suffix(".json")
+    if not path.is_file():
+        return None, None
+    try:
+        found = read_json(path)
+        return _told(found["command"], found.get("return_mean"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is broken ({error}); remove it and {weights.name}, and have both written "
+            "again with `run --resume`"
+        ) from None

@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +26,7 @@ from bigdm_ray.algorithms.base import Mode, Policy
 from bigdm_ray.envs.task import Signature, Task, find_task
 from bigdm_ray.errors import RunFailed, UserError, full_disk
 from bigdm_ray.jsons import read_json
+from bigdm_ray.replay.files import ENDING, sweep
 from bigdm_ray.replay.shard import publish, unwritten
 from bigdm_ray.settings import to_json
 from bigdm_ray.training.config import Run, acting_as, read_run
@@ -32,6 +34,8 @@ from bigdm_ray.training.params import Weights
 
 STORE_WAIT_S = 60.0
 """Seconds to wait for an earlier writer of the store: Ray ends the actors of a driver that was killed, but not at once."""
+LOCKS = (".lock", ".store.lock")
+PARTS = ("store", "checkpoints", "weights")
 LOOPS = {True: "lock-step", False: "asynchronous"}
 
 
@@ -73,7 +77,7 @@ class RunFolder:
             yield self
         except UserError:
             if new and not self.begun:
-                shutil.rmtree(self.path, ignore_errors=True)
+                self._undo()
                 if there:
                     self.path.mkdir(exist_ok=True)
             raise
@@ -93,21 +97,14 @@ class RunFolder:
             )
         if resume:
             self._same(run, exact)
-        elif self.path.exists() and (
-            not self.path.is_dir() or any(p.name != ".lock" for p in self.path.iterdir())
-        ):
-            empty = (
-                "is not empty and holds no run; empty it"
-                if self.path.is_dir()
-                else "is a file; remove it"
-            )
-            what = "already holds a run; give --resume to go on with it" if holds_run else empty
-            raise UserError(f"--folder {self.path} {what}, or choose another folder")
+        else:
+            self.vacant()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not holds_run:
+            if not resume:
+                self.vacant()  # another may have begun and ended a run here meanwhile
                 played = {} if run.dataset else {"backend": find_task(run.task).backend}
                 about = {"loop": LOOPS[exact], **played, "versions": versions()}
                 publish(
@@ -116,20 +113,58 @@ class RunFolder:
             for folder in (self.store, self.checkpoints, self.path / "weights"):
                 folder.mkdir(exist_ok=True)
             self.hold_store().close()
+            sweep(self.path)  # pictures and evaluations may be written by others now
+            for folder in (self.store, self.checkpoints, self.path / "weights"):
+                sweep(folder, alone=True)
         except BlockingIOError:
+            self.release()
             raise UserError(
                 f"--folder {self.path} is in use by another process; wait for it to end"
             ) from None
         except OSError as error:
+            self.release()
             if full_disk(error):
                 raise unwritten(self.path, error) from None
             raise UserError(
                 f"--folder {self.path} cannot be written: {error.strerror}; choose another folder"
             ) from None
-        except RunFailed:
+        except UserError:
             self.release()
             raise
         return self
+
+    def _undo(self) -> None:
+        """Remove the folder: run.json after what a run has made, so a kill here is no dead end."""
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name not in ("run.json", *LOCKS):
+                path.unlink(missing_ok=True)
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def free(self) -> None:
+        """`vacant`, and without what killed beginnings left. Raises UserError and OSError."""
+        self.vacant()
+        if self.path.is_dir():
+            for path in self.path.iterdir():
+                if path.is_dir():
+                    path.rmdir()
+                else:
+                    path.unlink()
+
+    def vacant(self) -> None:
+        """Raise UserError unless there is nothing here, or what killed beginnings of runs left."""
+        if (self.path / "run.json").is_file():
+            what = "already holds a run; give --resume to go on with it"
+        elif self.path.is_dir():
+            if all(_left_over(path) for path in self.path.iterdir()):
+                return
+            what = "is not empty and holds no run; empty it"
+        elif self.path.exists() or self.path.is_symlink():
+            what = "is a file; remove it"
+        else:
+            return
+        raise UserError(f"--folder {self.path} {what}, or choose another folder")
 
     def hold_store(self) -> IO[str]:
         """The right to write the store, for as long as the file is open and this process lives. Raises RunFailed where another keeps it."""
@@ -151,7 +186,7 @@ class RunFolder:
         """Refuse to resume another run, or a damaged one; the budget and the machines may change, nothing else."""
         theirs = read_run(self.path)
         if (best := self.weights("best")).is_file():
-            load_command(best)  # it is wanted when the run ends
+            Weights.load(best)  # it is wanted when the run ends
         written, task = read_json(self.path / "run.json"), find_task(run.task)
         began = written.get("loop", LOOPS[exact])
         if began != LOOPS[exact]:
@@ -186,6 +221,13 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json, whole or not at all."""
         publish(self.summary_file, json.dumps(summary, indent=1).encode())
+
+
+def _left_over(path: Path) -> bool:
+    """Whether a killed beginning of a run leaves it: a lock, half a run.json, an empty folder."""
+    if path.name in PARTS and path.is_dir() and not path.is_symlink():
+        return not any(path.iterdir())
+    return path.name in LOCKS or fnmatch(path.name, f".run.json.*{ENDING}")
 
 
 SAME = (
@@ -301,8 +343,7 @@ def load(
     model = run.algorithm.build({task.name: signature})
     weights.into(model)
     model.eval()
-    beside = RunFolder(path).weights(which)
-    command = {"command": load_command(beside)} if beside.with_suffix(".json").is_file() else {}
+    command = {} if weights.command is None else {"command": weights.command}
     changed = {name: to_json(getattr(run.algorithm, name)) for name in acting or ()}
     return Loaded(
         path, run, task, signature, model, summary_of(path) | command, weights.version, changed
@@ -320,47 +361,22 @@ def summary_of(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def load_command(weights: Path) -> dict[str, float]:
-    """The command beside a weights file. Raises UserError."""
-    return _beside(weights)[0]
-
-
 def load_score(weights: Path) -> float | None:
     """The mean return that a weights file was kept for, None where there is no such file. Raises UserError."""
-    return _beside(weights)[1] if weights.is_file() else None
-
-
-def _beside(weights: Path) -> tuple[dict[str, float], float | None]:
-    path = weights.with_suffix(".json")
-    try:
-        found = read_json(path)
-        score = found.get("return_mean")
-        return {
-            str(name): float(value) for name, value in found["command"].items()
-        }, None if score is None else float(score)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is broken ({error}); remove it and {weights.name}, and have both written again with `run --resume`"
-        ) from None
+    return Weights.load(weights).score if weights.is_file() else None
 
 
 def save_weights(
     folder: RunFolder, which: str, weights: Weights, command: dict[str, float], score: float | None
 ) -> None:
-    """Write `weights/WHICH.safetensors` with the command it was scored with beside it. Raises RunFailed."""
-    path = folder.weights(which)
-    weights.save(path)
-    publish(
-        path.with_suffix(".json"),
-        json.dumps(
-            {"version": list(weights.version), "command": command, "return_mean": score}
-        ).encode(),
-    )
+    """Write `weights/WHICH.safetensors` with the command it was scored with. Raises RunFailed."""
+    dataclasses.replace(weights, command=command, score=score).save(folder.weights(which))
 
 
 def write_json(path: Path, data: Any) -> None:
     """Write a JSON file, whole or not at all. Raises RunFailed."""
     try:
+        sweep(path.parent, path.name)
         publish(path, json.dumps(data, indent=1).encode())
     except (RunFailed, OSError) as error:
         cause = error.__context__ if isinstance(error, RunFailed) else error

@@ -112,6 +112,7 @@ def whole(run: Run, home: RunFolder) -> tuple[Checkpoint | None, list[str]]:
 
     Nothing is unlinked. Raises UserError for a checkpoint that cannot be read, RunFailed where episodes of all of them are gone.
     """
+    aside = checkpoint.set_torn_aside(home.checkpoints)
     damage: list[str] = []
     damaged: list[Path] = []
     for path in reversed(checkpoint.saved(home.checkpoints)):
@@ -125,24 +126,30 @@ def whole(run: Run, home: RunFolder) -> tuple[Checkpoint | None, list[str]]:
             continue
         for newer in damaged:
             checkpoint.set_aside(newer)
-        return found, [f"the run goes on from {path.name}, not from {why}" for why in damage]
+        return found, [
+            *aside,
+            *(f"the run goes on from {path.name}, not from {why}" for why in damage),
+        ]
     if damage:
         raise RunFailed(
             f"no checkpoint in {home.checkpoints} is whole ({'; '.join(damage)}): put the shards back from a copy, "
             f"or begin in another --folder; --from {home.path} then takes over the learner and the episodes that are left"
         )
-    return None, []
+    return None, aside
 
 
 def drop_later(home: RunFolder) -> None:
     """Unlink the shards that no kept checkpoint names: a lock-step run plays them again.
 
-    Raises NewerShard or ClosedShard, and unlinks nothing, where one of them must stay.
+    The columns beside them go too. Raises NewerShard or ClosedShard, and unlinks nothing, where
+    one of them must stay.
     """
     named = checkpoint.named_shards(home.checkpoints)
     later = [path for path in home.store.glob(f"*{SUFFIX}") if path.name not in named]
     refuse_unknown(later)
     for path in later:
+        for column in home.store.glob(f".{path.name}.*.npy"):
+            column.unlink(missing_ok=True)
         path.unlink()
 
 

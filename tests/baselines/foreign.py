@@ -49,9 +49,7 @@ def whole(folder, name, steps):
         "run.json",
         "summary.json",
         "weights/last.safetensors",
-        "weights/last.json",
         "weights/best.safetensors",
-        "weights/best.json",
     ):
         assert (folder / part).is_file(), part
     assert list((folder / "tensorboard").iterdir()) and list(

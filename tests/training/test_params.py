@@ -2,6 +2,7 @@
 
 import errno
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,6 +37,33 @@ def test_weights_come_back_bit_for_bit_buffers_included(tmp_path):
     assert all(parameter.requires_grad for parameter in other.parameters())
 
 
+def test_weights_and_their_command_are_one_file(tmp_path):
+    path, command = tmp_path / "w.safetensors", {"desired_return": 0.1, "desired_horizon": 3.0}
+    weights = Weights.of(network(), (0, 1))
+    (tmp_path / "w.json").write_text('{"command": {"desired_return": 7}, "return_mean": 8}')
+    replace(weights, command=command, score=2 / 3).save(path)
+    assert [one.name for one in tmp_path.iterdir()] == ["w.safetensors"]
+    (tmp_path / "w.json").write_text('{"command": {"desired_return": 7}, "return_mean": 8}')
+    loaded = Weights.load(path)
+    assert (loaded.command, loaded.score) == (command, 2 / 3), "what is in the file wins"
+    replace(weights, command={}).save(path)
+    assert (Weights.load(path).command, Weights.load(path).score) == ({}, None)
+
+
+def test_a_command_beside_the_weights_is_read_where_they_have_none(tmp_path):
+    path = tmp_path / "w.safetensors"
+    Weights.of(network(), (0, 1)).save(path)
+    assert (Weights.load(path).command, Weights.load(path).score) == (None, None)
+    (tmp_path / "w.json").write_text(
+        '{"version": [0, 1], "command": {"desired_return": 7}, "return_mean": null}'
+    )
+    assert (Weights.load(path).command, Weights.load(path).score) == ({"desired_return": 7.0}, None)
+    for wrong in ("{", "[]", '{"command": [1]}', '{"command": {"x": "high"}}', "{}"):
+        (tmp_path / "w.json").write_text(wrong)
+        with pytest.raises(UserError, match=r"w\.json is broken"):
+            Weights.load(path)
+
+
 def test_loading_copies(tmp_path):
     weights, net = Weights.of(network(), (0, 1)), network()
     weights.into(net)
@@ -67,6 +95,11 @@ def test_files_that_hold_no_weights_are_told(tmp_path):
         {"schema_version": "1", "version": version}
         for version in ("[1]", "7", "null", '["a", "b"]')
     ] + [{"version": "[0, 1]"}]
+    right = {"schema_version": "1", "version": "[0, 1]"}
+    foreign_metas += [
+        right | {"command": command, "return_mean": score}
+        for command, score in (("[]", "null"), ('{"a": "high"}', "1"), ("{}", '"high"'), ("{", "1"))
+    ] + [right | {"command": "{}"}]
     foreign_files = [save({"a": np.zeros(2)}, meta) for meta in (None, *foreign_metas)]
     for wrong in (b"", data[:20], data[:-8], foreign, b"\x80\x04hello", *foreign_files):
         path.write_bytes(wrong)

@@ -56,6 +56,9 @@ def test_an_asynchronous_resume_does_not_give_up_better_weights_than_its_checkpo
     assert evaluated(at(60.0), 4, 55.0) == (60.0, 2)
     assert evaluated(at(30.0), 5, 51.0) == (51.0, 5)
     assert evaluated(at(30.0), 6, 40.0, exact=True) == (40.0, 6), "lock-step comes to 51 again"
+    Weights((0, 6), {"w": np.zeros(1)}).save(home.weights("best"))
+    assert evaluated(at(30.0), 7, 40.0) == (40.0, 7), "weights of before, killed before their JSON"
+    Weights((0, 6), {"w": np.zeros(1)}).save(home.weights("best"))
     home.weights("best").with_suffix(".json").write_text("{")
     with pytest.raises(UserError, match="remove it"):
         evaluated(at(30.0), 7, 40.0)
