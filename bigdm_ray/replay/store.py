@@ -12,9 +12,9 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,119 +25,15 @@ from bigdm_ray.replay.episode import Episode, EpisodeId
 from bigdm_ray.replay.files import file_name, sweep
 from bigdm_ray.replay.gather import Flat, bytes_of, gather, joined, leaves_of, sidecar
 from bigdm_ray.replay.shard import ClosedShard, CorruptShard, NewerShard, Shard
+from bigdm_ray.replay.table import Receipt, Retention, Table
 from bigdm_ray.replay.windows import View, Windows
+
+__all__ = ["Receipt", "Retention", "Store", "Table", "Verdict", "verify"]
 
 Arrays = dict[str, np.ndarray]
 SHARD_BYTES = 64 << 20
 PREFIX = "episodes-"
 """Of the names that a writer gives to shards; a number follows. Shards of other names are taken in too."""
-
-
-@dataclass(frozen=True)
-class Retention:
-    """Which episodes live on: the `count` best by return, the `count` newest, or all. A tie goes to the newer id.
-
-    `newest` with `steps` keeps the newest that together hold at most so many steps, and at least one.
-    With a `length_cost`, episodes are ranked by their return less that cost for each step beyond `length_allowance`; with a
-    `peers_weight`, plus that many times the mean return of the episodes that the same weights played along with it.
-    """
-
-    keep: Literal["best", "newest", "all"] = "all"
-    count: int = 0
-    length_cost: float = 0.0
-    length_allowance: int = 0
-    steps: int = 0
-    peers_weight: float = 0.0
-
-    def living(self, table: Table) -> np.ndarray:
-        """Positions of the episodes that live on, ascending by id. [m] int64"""
-        if self.keep == "newest" and self.steps:
-            held = np.cumsum(table.lengths[::-1])
-            return np.arange(len(table))[::-1][
-                : max(1, int(np.searchsorted(held, self.steps, side="right")))
-            ][::-1]
-        if self.keep == "all" or len(table) <= self.count:
-            return np.arange(len(table))
-        order = table.ranked(self) if self.keep == "best" else np.arange(len(table))[::-1]
-        return np.sort(order[: self.count])
-
-
-@dataclass(frozen=True)
-class Table:
-    """The living episodes, ascending by id: 48 bytes each, so that a driver can hold millions."""
-
-    ids: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.int64))
-    returns: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float64))
-    lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    peers: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float64))
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    @functools.cached_property
-    def ends(self) -> np.ndarray:
-        """Steps up to and with each episode: `[n]` int64."""
-        return np.cumsum(self.lengths)
-
-    @functools.cached_property
-    def by_return(self) -> np.ndarray:
-        """`ranked` by return: `[n]` int64."""
-        return self.ranked()
-
-    def ranked(self, rule: Retention | None = None) -> np.ndarray:
-        """Positions from the best return, or the best by `rule`, to the worst; a tie goes to the newer id. [n] int64"""
-        merit = self.returns
-        if rule is not None:
-            merit = (
-                merit
-                + rule.peers_weight * self.peers
-                - rule.length_cost * np.maximum(self.lengths - rule.length_allowance, 0)
-            )
-        return np.lexsort((-np.arange(len(self)), -merit))
-
-    def take(self, rows: np.ndarray) -> Table:
-        """The table of these positions."""
-        return Table(self.ids[rows], self.returns[rows], self.lengths[rows], self.peers[rows])
-
-    @staticmethod
-    def joined(tables: Iterable[Table]) -> Table:
-        """The rows of one table after those of another."""
-        return Table(
-            *(
-                np.concatenate(parts)
-                for parts in zip(
-                    *((t.ids, t.returns, t.lengths, t.peers) for t in (Table(), *tables)),
-                    strict=True,
-                )
-            )
-        )
-
-    def merged(self, other: Table, retention: Retention) -> tuple[Table, np.ndarray]:
-        """Both tables under the rule, and where each row came from (positions in self, then in other). Ids must differ."""
-        both = Table.joined((self, other))
-        order = np.lexsort((both.ids[:, 2], both.ids[:, 1], both.ids[:, 0]))
-        both = both.take(order)
-        living = retention.living(both)
-        return both.take(living), order[living]
-
-    @staticmethod
-    def of(episodes: Iterable[Episode]) -> Table:
-        """The table of some episodes, in their order."""
-        listed = list(episodes)
-        return Table(
-            np.array([e.id for e in listed], np.int64).reshape(-1, 3),
-            np.array([e.total_return for e in listed], np.float64),
-            np.array([e.length for e in listed], np.int64),
-            np.array([e.peers for e in listed], np.float64),
-        )
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What `add` acknowledges: the table of the episodes it was given, in their order, and the shards that hold the living ones."""
-
-    added: Table
-    shards: list[str]
 
 
 class Store:
@@ -158,6 +54,7 @@ class Store:
         self._where = np.zeros(
             (0, 3), np.int64
         )  # a row of `table`: shard number, row in it, place in the flat arrays or -1
+        self._floor: tuple[int, int] | None = None  # shard number and row of the table's floor
         self._terminated = np.zeros(0, bool)  # a row of `table`: whether the episode terminated
         self._names: list[str] = []  # shard number -> name
         self._left: set[str] = set()  # shards of the folder that were not to be opened
@@ -231,11 +128,8 @@ class Store:
 
     def _new(self, ids: list[EpisodeId]) -> np.ndarray:
         """Positions of the ids that do not live yet, each id once. [m] int64"""
-        living = self.table.ids
-        rounds = {id.round for id in ids}
-        near = living[np.isin(living[:, 0], list(rounds))] if len(living) else living
-        known = {EpisodeId(*map(int, row)) for row in near}
-        first = {id: i for i, id in reversed(list(enumerate(ids))) if id not in known}
+        lives = self.table.find(np.array(ids, np.int64).reshape(-1, 3)) >= 0
+        first = {id: i for i, id in reversed(list(enumerate(ids))) if not lives[i]}
         return np.array(sorted(first.values()), np.int64)
 
     def _set_aside(self, name: str, why: str) -> None:
@@ -295,13 +189,11 @@ class Store:
 
     def _receipt(self, table: Table) -> Receipt:
         """Where the episodes of `table` live; those that the rule has evicted live nowhere."""
-        given = set(map(tuple, table.ids.tolist()))
-        rows = [
-            i
-            for i in np.flatnonzero(np.isin(self.table.ids[:, 0], table.ids[:, 0]))
-            if tuple(self.table.ids[i].tolist()) in given
-        ]
-        return Receipt(table, sorted({self._names[number] for number in self._where[rows, 0]}))
+        found = self.table.find(table.ids)
+        numbers = set(self._where[found[found >= 0], 0].tolist())
+        if self._floor and (table.ids == self.table.floor).all(1).any():
+            numbers.add(self._floor[0])
+        return Receipt(table, sorted(self._names[number] for number in numbers))
 
     def _next_name(self) -> str:
         name = f"{PREFIX}{next(self._serial):07d}{shards.SUFFIX}"
@@ -319,8 +211,14 @@ class Store:
         places = np.stack(
             [np.full(len(rows), len(self._names) - 1), rows, np.full(len(rows), -1)], 1
         )
-        before = len(self.table)
-        self.table, origin = self.table.merged(fresh, self.retention)
+        older, before = self.table, len(self.table)
+        self.table, origin = older.merged(fresh, self.retention)
+        if self.table.floor is not None and self.table.floor != older.floor:
+            all_ids, all_places = (
+                np.concatenate(pair) for pair in ((older.ids, fresh.ids), (self._where, places))
+            )
+            place = all_places[(all_ids == self.table.floor).all(1)][0]
+            self._floor = int(place[0]), int(place[1])
         self._where = np.concatenate([self._where, places])[origin]
         self._terminated = np.concatenate([self._terminated, opened.terminated[rows]])[origin]
         self._annotations, self._among = {}, {}
@@ -343,6 +241,9 @@ class Store:
     def episode(self, position: int) -> Episode:
         """The episode at a position of the table, its arrays views of the map."""
         number, row, _ = self._where[position]
+        return self._at(number, row)
+
+    def _at(self, number: int, row: int) -> Episode:
         return self._shards[self._names[number]].episode(int(row))
 
     def draw(
@@ -489,8 +390,9 @@ class Store:
     # --- housekeeping
 
     def living_shards(self) -> list[str]:
-        """Names of the shards that hold living episodes."""
-        return [self._names[number] for number in np.unique(self._where[:, 0])]
+        """Names of the shards that hold living episodes, or the table's floor, which the rule needs as well."""
+        numbers = {*self._where[:, 0].tolist(), *([self._floor[0]] if self._floor else [])}
+        return [self._names[number] for number in sorted(numbers)]
 
     @property
     def nbytes(self) -> int:
@@ -499,12 +401,14 @@ class Store:
 
     @property
     def garbage_bytes(self) -> int:
-        """An estimate of the bytes that hold no living episode: a shard's size times its share of dead steps."""
+        """An estimate of the bytes that are not needed: a shard's size times its share of dead steps."""
         living = (
             np.bincount(self._where[:, 0], self.table.lengths, len(self._names))
             if len(self.table)
             else np.zeros(len(self._names))
         )
+        if self._floor:
+            living[self._floor[0]] += self._at(*self._floor).length
         return int(
             sum(
                 s.nbytes * (1 - living[i] / max(1, s.offsets[-1]))
@@ -528,25 +432,27 @@ class Store:
                         f"shard {self.folder / name} has decayed: {error}; `data verify` sets it aside, then --resume goes on without its episodes, "
                         "or in lock-step from an older checkpoint that does not need them"
                     ) from None
-            batch: list[int] = []
-            held = 0
-            for position in range(len(self.table)):
-                batch.append(position)
-                held += bytes_of(self.episode(position))
-                if held >= SHARD_BYTES or position == len(self.table) - 1:
-                    self._rewrite(batch)
-                    batch, held = [], 0
+            needed = self._where[:, :2].tolist() + ([list(self._floor)] if self._floor else [])
+            first, held = 0, 0
+            for position, (number, row) in enumerate(needed):
+                held += bytes_of(self._at(number, row))
+                if held >= SHARD_BYTES or position == len(needed) - 1:
+                    self._rewrite(needed, first, position + 1)
+                    first, held = position + 1, 0
         return self.living_shards()
 
-    def _rewrite(self, positions: list[int]) -> None:
+    def _rewrite(self, needed: list[list[int]], first: int, end: int) -> None:
+        """Write some of the needed episodes anew: the living in the order of the table, then its floor."""
         name = self._next_name()
-        shards.publish(
-            self.folder / name, shards.encode([self.episode(position) for position in positions])
-        )
+        episodes = [self._at(number, row) for number, row in needed[first:end]]
+        shards.publish(self.folder / name, shards.encode(episodes))
         self._shards[name] = Shard.open(self.folder / name)
         self._names.append(name)
-        self._where[positions, 0] = len(self._names) - 1
-        self._where[positions, 1] = np.arange(len(positions))
+        living = min(end, len(self.table))
+        self._where[first:living, 0] = len(self._names) - 1
+        self._where[first:living, 1] = np.arange(living - first)
+        if end > living:
+            self._floor = len(self._names) - 1, end - 1 - first
 
     def release(self, named: set[str]) -> list[str]:
         """Unlink every shard without a living episode that is not `named` by a checkpoint; the names that went.
@@ -573,6 +479,9 @@ class Store:
         renumber = np.array([number.get(name, -1) for name in self._names], np.int64)
         if len(self._where):
             self._where[:, 0] = renumber[self._where[:, 0]]
+        if self._floor:
+            number_now = int(renumber[self._floor[0]])
+            self._floor = (number_now, self._floor[1]) if number_now >= 0 else None
         self._names = keep
         for name in going:
             del self._shards[name]
@@ -582,15 +491,27 @@ class Store:
 
     def follow(self, names: Iterable[str]) -> None:
         """A reader takes over the shards that hold the writer's living episodes now, so that it can forget the old ones."""
-        for name in names:
+        wanted = list(names)
+        late = [name for name in wanted if name not in self._shards]
+        for name in late:
             self.adopt(name)
-            if name not in self._shards:
-                continue
-            number = self._names.index(name)
-            rows = {tuple(id): row for row, id in enumerate(self._shards[name].ids)}
-            for position, id in enumerate(map(tuple, self.table.ids.tolist())):
-                if id in rows:
-                    self._where[position, :2] = number, rows[id]
+        numbers = {name: number for number, name in enumerate(self._names)}
+        named = [numbers[name] for name in wanted if name in numbers]
+        for some in (late, wanted):  # what has moved is in those that are new here, else in any
+            floor = [self._floor[0]] if self._floor else []
+            if np.isin(np.append(self._where[:, 0], floor), named).all():
+                return
+            for number in (numbers[name] for name in some if name in numbers):
+                self._point_to(number)
+
+    def _point_to(self, number: int) -> None:
+        """Have the living episodes of a shard, and the table's floor, drawn from it."""
+        ids = np.array(self._shards[self._names[number]].ids, np.int64).reshape(-1, 3)
+        positions = self.table.find(ids)
+        rows = np.flatnonzero(positions >= 0)
+        self._where[positions[rows], 0], self._where[positions[rows], 1] = number, rows
+        if self._floor and len(row := np.flatnonzero((ids == self.table.floor).all(1))):
+            self._floor = number, int(row[0])
 
 
 class Verdict(NamedTuple):

@@ -1,6 +1,7 @@
 """The store: what is acknowledged lives under the rule, whatever happens between; compaction and readers change nothing."""
 
 import errno
+import itertools
 import os
 import shutil
 
@@ -137,7 +138,10 @@ def test_a_full_disk_fails_the_run_and_leaves_the_store_as_it_was(tmp_path, monk
 def surviving(episodes, rule):
     """The rule in words: rank all, keep the first so many, list them by id."""
     unique = sorted({e.id: e for e in episodes}.values(), key=lambda e: e.id)
-    if rule.keep == "newest":
+    if rule.by_steps:
+        while sum(e.length for e in unique) > rule.steps and len(unique) > 1:
+            unique = unique[1:]
+    elif rule.keep == "newest":
         unique = unique[-rule.count :]
     if rule.keep == "best":
 
@@ -162,17 +166,22 @@ pool = st.lists(
     max_size=14,
 )
 some = {"length_cost": st.sampled_from([0.0, 0.3]), "peers_weight": st.sampled_from([0.0, 2.0])}
-rules = st.builds(
-    Retention, st.sampled_from(["best", "newest"]), st.integers(1, 6), **some
-) | st.just(Retention("all"))
+rules = st.one_of(
+    st.builds(Retention, st.sampled_from(["best", "newest"]), st.integers(1, 6), **some),
+    st.builds(Retention, st.just("newest"), steps=st.integers(1, 14)),
+    st.just(Retention("all")),
+)
 
 
-@settings(max_examples=30)
+@settings(max_examples=40)
 @given(pool, rules, st.data())
 def test_retention_is_a_pure_function_of_what_was_acknowledged(
     tmp_path_factory, rows, rule, choice
 ):
-    """Any order, any parts, opened anew at any moment, added twice: the same episodes live, and draw the same."""
+    """Any order, any parts, opened anew at any moment, added twice: the same episodes live, and draw the same.
+
+    The dead are unlinked at any moment too. A driver that knows receipts alone, and a reader, know the same.
+    """
     of = {}
     for round, group, number, length, reward in rows:
         of.setdefault(
@@ -181,19 +190,30 @@ def test_retention_is_a_pure_function_of_what_was_acknowledged(
         )
     order = choice.draw(st.permutations(list(of.values())))
     folder = tmp_path_factory.mktemp("store")
-    store = Store(folder, rule)
+    store, driver = Store(folder, rule), Table()
+    reader = Store(folder, rule, write=False)
     at = 0
     while at < len(order):
         count = choice.draw(st.integers(1, 5))
         again = choice.draw(st.lists(st.sampled_from(order[: at + 1]), max_size=2))
-        store.add(order[at : at + count] + again)
+        receipt = store.add(order[at : at + count] + again)
         at += count
+        new = driver.find(receipt.added.ids) < 0
+        first = np.unique(receipt.added.ids, axis=0, return_index=True)[1]
+        driver, _ = driver.merged(receipt.added.take(first[new[first]]), rule)
+        for name in receipt.shards:
+            reader.adopt(name)
         if choice.draw(st.booleans()):
             store = Store(folder, rule).open()
         if choice.draw(st.booleans()):
-            store.release({name for name in store.compact() if choice.draw(st.booleans())})
+            living = store.compact()
+            gone = store.release({name for name in living if choice.draw(st.booleans())})
+            reader.follow(living)
+            reader.forget(gone)
+            assert store.garbage_bytes <= store.nbytes / 2
     expected = Table.of(surviving(order, rule))
-    for table in (store.table, Store(folder, rule).open().table):
+    assert not reader.problems
+    for table in (store.table, Store(folder, rule).open().table, driver, reader.table):
         assert ids(table) == ids(expected)
         np.testing.assert_array_equal(table.returns, expected.returns)
         np.testing.assert_array_equal(table.lengths, expected.lengths)
@@ -202,6 +222,7 @@ def test_retention_is_a_pure_function_of_what_was_acknowledged(
         fresh = Store(folder / "fresh", rule, flat_bytes=0)
         fresh.add(surviving(order, rule))
         same_windows(drawn(store), drawn(fresh))
+        same_windows(drawn(reader), drawn(fresh))
     shutil.rmtree(folder)
 
 
@@ -341,23 +362,38 @@ def test_opening_by_name_takes_those_in_only(tmp_path):
 def test_what_is_left_closed_does_not_live_again_and_goes_at_the_next_release(tmp_path):
     rule = Retention("newest", steps=10)
     store = Store(tmp_path, rule)
-    for number, length in enumerate(
-        (1, 5, 8)
-    ):  # the first would fit beside the third, if the second had not lived between them
+    shard = "episodes-000000{}.arrow".format
+    for number, length in enumerate((1, 5, 8)):
         store.add([episode(number, length)])
-    store.release({"episodes-0000000.arrow"})
-    assert ids(Store(tmp_path, rule).open().table) == [(0, 0, 0), (2, 0, 0)]
-    again = Store(tmp_path, rule).open(leave=["episodes-0000000.arrow"])
+    store.release({shard(0)})
+    assert names(tmp_path) == [shard(0), shard(1), shard(2)]
+    again = Store(tmp_path, rule).open(leave=[shard(0)])
     assert ids(again.table) == ids(store.table) == [(2, 0, 0)]
-    assert again.release({"episodes-0000000.arrow"}) == []
+    assert again.release({shard(0)}) == []
     again.add([episode(3, 2)])
-    assert names(tmp_path) == [
-        "episodes-0000000.arrow",
-        "episodes-0000002.arrow",
-        "episodes-0000003.arrow",
-    ]
-    assert again.release(set()) == ["episodes-0000000.arrow"] and again.release(set()) == []
-    assert names(tmp_path) == ["episodes-0000002.arrow", "episodes-0000003.arrow"]
+    assert names(tmp_path) == [shard(0), shard(1), shard(2), shard(3)]
+    assert again.release(set()) == [shard(0)] and again.release(set()) == []
+    assert names(tmp_path) == [shard(1), shard(2), shard(3)]
+
+
+def test_the_newest_that_a_limit_on_steps_has_evicted_stays_on_disk_and_is_compacted(tmp_path):
+    """0 would fit beside 2, had 1 not come between them: while 1 is there, no order revives 0."""
+    rule = Retention("newest", steps=10)
+    for order in itertools.permutations([episode(0, 1), episode(1, 5), episode(2, 8)]):
+        folder = tmp_path / "-".join(str(e.id.round) for e in order)
+        store = Store(folder, rule)
+        for e in order:
+            store.add([e])
+            store.compact()
+            store.release(set())
+            store = Store(folder, rule).open()
+        assert ids(store.table) == [(2, 0, 0)] and store.table.floor == (1, 0, 0)
+    compacted = Store(tmp_path / "compacted", rule)
+    compacted.add([episode(number, 5) for number in range(30)])
+    (name,) = compacted.compact()
+    assert sorted(Shard.open(compacted.folder / name).ids) == [(k, 0, 0) for k in (27, 28, 29)]
+    assert compacted.release(set()) == ["episodes-0000000.arrow"]
+    assert compacted.garbage_bytes == 0 and compacted.compact() == [name]
 
 
 def newer(folder, count=1):
