@@ -5,6 +5,7 @@
     python -m bigdm_ray.reproduce percent-bc --show            print what is there, train nothing
     python -m bigdm_ray.reproduce percent-bc --only hopper     only what the word is in: rows, columns, seed=1
     python -m bigdm_ray.reproduce dt-overview                  a picture of bars, of the finished cells of other tables
+    python -m bigdm_ray.reproduce --tables docs/tables         every table with a finished cell as a page
 
 A cell is one ordinary run; a finished one leaves RESULTS/TABLE/SCALE/CELL.json and is not trained again, nor is a cell of another
 table that is the same run, unless its settings or its dataset are other ones today: then the file is named as outdated and counts as
@@ -148,33 +149,37 @@ def draw_overview(overview: Overview, bars: list[Measured], path: Path) -> None:
         )
 
 
-# --- docs/results.md
-
-BEGIN, END = "<!-- tables of reproduce: made, not written -->", "<!-- end of tables -->"
+# --- docs/tables
 
 
-def write_docs(page: Path, results: Path, data: Path, runs: Path) -> None:
-    """Put every table and overview that has a finished cell between the two marks of the page. Raises UserError where the marks are missing."""
-    text = page.read_text() if page.is_file() else f"{BEGIN}\n{END}\n"
-    if BEGIN not in text or END not in text:
-        raise UserError(f"{page} has no place for tables: it needs the lines {BEGIN!r} and {END!r}")
-    parts = []
+def write_tables(folder: Path, results: Path, data: Path, runs: Path) -> list[Path]:
+    """Write FOLDER/TABLE.md for every table and overview that has a finished cell, each at its scales; the files.
+
+    Raises UserError for a result's file that is broken, RunFailed where a page cannot be written.
+    """
+    texts: dict[str, list[tuple[Scale, str]]] = {}
     for grid in grids().values():
         for scale in SCALES:
             shelf = Shelf(grid, scale, data, results, runs)
             if any(shelf.look(cell)[0] for cell in grid.cells(scale)):
-                parts.append(
-                    f"### `python -m bigdm_ray.reproduce {grid.name} --scale {scale}`\n\n{table(shelf)}\n"
-                )
+                texts.setdefault(grid.name, []).append((scale, table(shelf)))
     for overview in overviews().values():
         for scale in SCALES:
             bars = measured(overview, scale, results, data)
             if any(one.scores for one in bars):
-                parts.append(
-                    f"### `python -m bigdm_ray.reproduce {overview.name} --scale {scale}`\n\n{overview_table(overview, scale, bars)}\n"
-                )
-    before, after = text.split(BEGIN)[0], text.split(END, 1)[1]
-    publish(page, (before + BEGIN + "\n\n" + "\n".join(parts) + "\n" + END + after).encode())
+                text = overview_table(overview, scale, bars)
+                texts.setdefault(overview.name, []).append((scale, text))
+    pages = []
+    for name, parts in texts.items():
+        pages.append(folder / f"{name}.md")
+        sections = [f"## Scale `{scale}`\n\n{text}\n" for scale, text in parts]
+        title = f"# `python -m bigdm_ray.reproduce {name}`\n\n{MADE}\n\n"
+        folder.mkdir(parents=True, exist_ok=True)
+        publish(pages[-1], (title + "\n".join(sections)).encode())
+    return pages
+
+
+MADE = "Made by `python -m bigdm_ray.reproduce --tables docs/tables` from the files of `docs/results/`."
 
 
 def main(arguments: list[str]) -> int:
@@ -237,10 +242,10 @@ def main(arguments: list[str]) -> int:
         "--show", action="store_true", help="print the table as it is, train and draw nothing"
     )
     parser.add_argument(
-        "--page",
+        "--tables",
         type=Path,
-        metavar="FILE",
-        help="also put all tables into this Markdown page, between its two marks",
+        metavar="FOLDER",
+        help="also write every table that has a finished cell there, as TABLE.md",
     )
     given = parser.parse(arguments)
     if given.jobs < 1:
@@ -276,8 +281,8 @@ def main(arguments: list[str]) -> int:
         )
         problems = [] if given.show else fill_missing(shelf, given.only, given.jobs, given.local)
         print(table(shelf, given.only))
-    if given.page:
-        write_docs(given.page, given.results, given.data, given.runs)
+    if given.tables:
+        write_tables(given.tables, given.results, given.data, given.runs)
     return 1 if problems else 0
 
 

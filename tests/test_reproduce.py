@@ -11,7 +11,7 @@ from bigdm_ray import reproduce
 from bigdm_ray.algorithms.base import algorithms
 from bigdm_ray.envs import tasks
 from bigdm_ray.errors import UserError
-from bigdm_ray.reproduce import BEGIN, END, write_docs
+from bigdm_ray.reproduce import write_tables
 from bigdm_ray.tables.base import SCALES, Grid, find_grid, grids, overviews
 from bigdm_ray.tables.markdown import interquartile_mean, measured, table
 from bigdm_ray.tables.peers import peer_file
@@ -574,23 +574,16 @@ def test_an_unknown_table_suggests_the_nearest():
         find_grid("percent-cb")
 
 
-def test_the_tables_go_between_the_marks_of_the_page(shelf, tmp_path, monkeypatch):
-    reproduce.fill_missing(shelf, ["one"], 1, local=True)
+def test_every_table_with_a_finished_cell_is_a_page(shelf, tmp_path, monkeypatch):
+    folders = (tmp_path / "results", tmp_path / "data", tmp_path / "runs")
     monkeypatch.setattr(reproduce, "grids", lambda: {"tiny": GRID})
-    page = tmp_path / "results.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    assert write_tables(tmp_path / "pages", *folders) == []
+    reproduce.fill_missing(shelf, ["one"], 1, local=True)
     for _ in range(2):
-        write_docs(page, tmp_path / "results", tmp_path / "data", tmp_path / "runs")
-    text = page.read_text()
-    assert (
-        text.startswith("before\n")
-        and text.endswith("\nafter\n")
-        and "old" not in text
-        and text.count("A tiny table") == 1
-    )
-    page.write_text("nothing")
-    with pytest.raises(UserError, match="has no place for tables"):
-        write_docs(page, tmp_path / "results", tmp_path / "data", tmp_path / "runs")
+        assert write_tables(tmp_path / "pages", *folders) == [tmp_path / "pages" / "tiny.md"]
+    text = (tmp_path / "pages" / "tiny.md").read_text()
+    assert text.startswith("# `python -m bigdm_ray.reproduce tiny`\n")
+    assert text.count("A tiny table") == 1 and "## Scale `quick`" in text
 
 
 @pytest.mark.parametrize("grid", grids().values(), ids=lambda grid: grid.name)
@@ -763,7 +756,7 @@ def test_a_bar_of_bootstrapping_waits_for_a_peer_that_comes_to_the_same(tmp_path
 def test_an_overview_leaves_its_picture_and_its_numbers(tmp_path):
     assert reproduce.main(["dt-overview", "--data", str(tmp_path), "--results", str(tmp_path)]) == 0
     finished(tmp_path, "dt", "paper", "hopper-medium", "DT", 1, 60.0)
-    page = tmp_path / "page.md"
+    page = tmp_path / "pages" / "dt-overview.md"
     assert (
         reproduce.main(
             [
@@ -774,8 +767,8 @@ def test_an_overview_leaves_its_picture_and_its_numbers(tmp_path):
                 str(tmp_path),
                 "--scale",
                 "paper",
-                "--page",
-                str(page),
+                "--tables",
+                str(page.parent),
             ]
         )
         == 0
@@ -796,7 +789,8 @@ def test_an_overview_leaves_its_picture_and_its_numbers(tmp_path):
     )
     text = page.read_text()
     assert (
-        "reproduce dt-overview --scale paper" in text
+        "reproduce dt-overview`" in text
+        and "## Scale `paper`" in text
         and "60.0 (1 of 9 cells) [74.7]" in text
         and "dt-overview --scale quick" not in text
     )

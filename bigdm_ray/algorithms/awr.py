@@ -7,7 +7,7 @@ Works on a dataset, and online: the same two phases after each `samples_per_iter
 `replay_steps` steps.
 
 Deviations. (1) On a dataset the preset uses Adam, since the official SGD is slow: after 60,000 learner steps on a mixed set of LunarLander
-it returned -49, Adam 181. Where AWR plays, its preset is `paper`, and Adam falls short (docs/results.md). (2) The action bound loss is replaced
+it returned -49, Adam 181. Where AWR plays, its preset is `paper`, and Adam falls short (docs/log.md). (2) The action bound loss is replaced
 by a squashed mean. (3) Observations are standardised anew before each turn, by the stored episodes, until `standardised_steps` learner steps;
 the official code adds up all that was played until so many samples.
 

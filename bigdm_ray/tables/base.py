@@ -50,7 +50,8 @@ class Grid:
     `make(row, column, scale)` gives (algorithm, target, whether that is a dataset, flags), or None for a cell that this project
     cannot run. `published` has (row, column) -> (mean, deviation or None). Averages over rows leave the rows `apart` out; there are none
     without `averages`. `recipe` is how to make a dataset that is missing, with `{name}`, `{folder}` and `{data}` (where datasets are) in it;
-    `recipes` are those of datasets that are made in another way.
+    `recipes` are those of datasets that are made in another way. `headings` are what a column is called at a scale where its
+    cells are something else than its name says.
     """
 
     name: str
@@ -68,11 +69,16 @@ class Grid:
     notes: tuple[str, ...] = ()
     recipe: str = "python -m bigdm_ray.data import SOURCE --folder {folder}"
     recipes: Mapping[str, str] = field(default_factory=dict)
+    headings: Mapping[tuple[Scale, str], str] = field(default_factory=dict)
 
     @property
     def averaged(self) -> tuple[str, ...]:
         """The rows that averages are over."""
         return tuple(row for row in self.rows if row not in self.apart) if self.averages else ()
+
+    def heading(self, column: str, scale: Scale) -> str:
+        """What a column is called at a scale."""
+        return self.headings.get((scale, column), column)
 
     def cells(self, scale: Scale) -> list[Cell]:
         """All runs of a scale, seed by seed, so that a stopped grid has every cell once before any twice."""

@@ -48,7 +48,7 @@ def table(shelf: Shelf, only: list[str] | None = None) -> str:
     columns = [column for column in grid.columns if not only or any(column == c for _, c in asked)]
     offline = any(cell.dataset for cell in cells)
     lines = [
-        f"| {' | '.join(['', *columns, *(['the data'] if offline else [])])} |",
+        f"| {' | '.join(['', *(grid.heading(c, shelf.scale) for c in columns), *(['the data'] if offline else [])])} |",
         f"|{'---|' * (1 + len(columns) + offline)}",
     ]
     for row in rows:
@@ -95,7 +95,7 @@ def table(shelf: Shelf, only: list[str] | None = None) -> str:
         "",
         *lines,
     ]
-    return "\n".join(text + spread(grid, found) + trust(shelf, cells))
+    return "\n".join(text + spread(grid, found, shelf.scale) + trust(shelf, cells))
 
 
 def scores(results: list[Result], unit: str, which: str = "last") -> np.ndarray:
@@ -150,7 +150,7 @@ def _average(grid: Grid, found: dict[tuple[str, str], list[Result]], column: str
     return f"{ours} [{np.mean(known):.1f}]" if len(known) == len(grid.averaged) else ours
 
 
-def spread(grid: Grid, found: dict[tuple[str, str], list[Result]]) -> list[str]:
+def spread(grid: Grid, found: dict[tuple[str, str], list[Result]], scale: Scale) -> list[str]:
     """For each column, over the rows with finished runs: the mean of their means, its 95 % interval over seeds, and the interquartile mean of the runs.
 
     Where rows are not averaged, the same of each cell. The interval is a stratified bootstrap (Agarwal et al. 2021): seeds are resampled within each row,
@@ -163,10 +163,15 @@ def spread(grid: Grid, found: dict[tuple[str, str], list[Result]]) -> list[str]:
     ]
     lines += ["|---|---|---|---|---|---|"]
     if grid.averages:
-        groups = {column: [(row, column) for row in grid.averaged] for column in grid.columns}
+        groups = {
+            grid.heading(column, scale): [(row, column) for row in grid.averaged]
+            for column in grid.columns
+        }
     else:
         groups = {
-            f"{row}, {column}": [(row, column)] for row in grid.rows for column in grid.columns
+            f"{row}, {grid.heading(column, scale)}": [(row, column)]
+            for row in grid.rows
+            for column in grid.columns
         }
     for name, keys in groups.items():
         here = [found[key] for key in keys if key in found]

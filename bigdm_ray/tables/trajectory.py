@@ -5,7 +5,7 @@ from __future__ import annotations
 from bigdm_ray.algorithms.tt import Tt
 from bigdm_ray.tables.base import Grid, Scale
 from bigdm_ray.tables.d4rl import NOT_D4RL, RECIPES, SETS, Made, percent, value_based
-from bigdm_ray.tables.transformers import QUICK_DT, transformer
+from bigdm_ray.tables.transformers import ONE_STEP_HEADINGS, QUICK_DT, transformer
 
 COLUMNS = ("BC", "MBOP", "BRAC", "CQL", "DT", "TT uniform", "TT quantile")
 ROTARY = "TT rotary"
@@ -148,5 +148,6 @@ GRIDS = (
             "TT rotary is a model of our own: quantile bins, rotary positions, windows of as many transitions as a plan sees (at scale quick 2.9 million).",
         ),
         recipes=RECIPES,
+        headings=ONE_STEP_HEADINGS,
     ),
 )
