@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Algorithm, Loss
 from bigdm_ray.envs.task import Leaf, Task
+from bigdm_ray.envs.vector import Step
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.replay.store import Store
 from bigdm_ray.replay.windows import View
@@ -178,12 +179,11 @@ def prefixed(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray
     return {prefix + name: value for name, value in arrays.items()}
 
 
-def sound(failures: dict[int, str], name: str) -> None:
-    """Raise RunFailed where an environment has raised: the libraries cannot discard an episode."""
-    if failures:
-        raise RunFailed(
-            f"an environment failed while {name} played it: {next(iter(failures.values()))}"
-        )
+def sound(step: Step, name: str) -> None:
+    """Raise RunFailed where a row is not sound: the libraries cannot discard an episode."""
+    if not step.sound:
+        why = next(iter(step.problems().values()))
+        raise RunFailed(f"an environment failed while {name} played it: {why}")
 
 
 def spaces_of(leaf: Leaf, unit: bool = False) -> Any:

@@ -510,7 +510,7 @@ def rows_class() -> Any:
         ) -> tuple[np.ndarray, dict[str, Any]]:
             self._over[:] = False
             step = self._env.reset(self._all)
-            sound(step.failures, self._name)
+            sound(step, self._name)
             return step.observations[self._path].copy(), {}
 
         def step(
@@ -531,12 +531,12 @@ def rows_class() -> Any:
                     else from_unit(chosen, self._action)
                 )
                 step = self._env.step(go, {self._action_path: moved})
-                sound(step.failures, self._name)
+                sound(step, self._name)
                 observations[go], rewards[go] = step.observations[self._path], step.rewards
                 terminated[go], truncated[go] = step.terminated, step.truncated & ~step.terminated
             if len(begin):
                 begun = self._env.reset(begin)
-                sound(begun.failures, self._name)
+                sound(begun, self._name)
                 observations[begin] = begun.observations[self._path]
             self._over = terminated | truncated
             return observations, rewards, terminated, truncated, {}

@@ -555,7 +555,7 @@ def playing(env: VectorEnv, algorithm: Sb3, ended: list[tuple[float, int]]) -> A
         def reset(self) -> np.ndarray:
             self._totals[:], self._lengths[:] = 0, 0
             step = env.reset(self._all)
-            sound(step.failures, name)
+            sound(step, name)
             return self._see(self._all, step.observations[path], True)
 
         def step_async(self, actions: np.ndarray) -> None:
@@ -565,7 +565,7 @@ def playing(env: VectorEnv, algorithm: Sb3, ended: list[tuple[float, int]]) -> A
             step = env.step(
                 self._all, {action_path: self._actions.astype(action.dtype, copy=False)}
             )
-            sound(step.failures, name)
+            sound(step, name)
             self._totals += step.rewards
             self._lengths += 1
             observations, done = (
@@ -583,7 +583,7 @@ def playing(env: VectorEnv, algorithm: Sb3, ended: list[tuple[float, int]]) -> A
                 rows = np.flatnonzero(done)
                 self._totals[rows], self._lengths[rows] = 0, 0
                 begun = env.reset(rows)
-                sound(begun.failures, name)
+                sound(begun, name)
                 observations[rows] = self._see(rows, begun.observations[path], True)
             return observations, np.sign(step.rewards) if clip else step.rewards.copy(), done, infos
 

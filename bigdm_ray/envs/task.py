@@ -112,7 +112,7 @@ def leaves(space: gymnasium.Space[Any], path: str = "") -> dict[str, Leaf]:
     if isinstance(space, spaces.Box):
         if space.dtype == np.uint8 and len(space.shape) in (2, 3):
             return {path: Leaf("image", channels_first(space.shape), "uint8")}
-        dtype = str(_leaf_dtype(space))
+        dtype = str(leaf_dtype(space))
         low, high = space.low.reshape(-1), space.high.reshape(-1)
         known = bool(np.isfinite(low).all() and np.isfinite(high).all())
         bounds = (tuple(map(float, low)), tuple(map(float, high))) if known else (None, None)
@@ -137,7 +137,7 @@ def leaves(space: gymnasium.Space[Any], path: str = "") -> dict[str, Leaf]:
     )
 
 
-def _leaf_dtype(box: gymnasium.spaces.Box) -> np.dtype[Any]:
+def leaf_dtype(box: gymnasium.spaces.Box) -> np.dtype[Any]:
     """Floats are float32, truth values uint8 (Arrow would pack them into bits), whole numbers as they are."""
     dtype = np.dtype(box.dtype)
     return np.dtype({"f": "float32", "b": "uint8"}.get(dtype.kind, dtype))
@@ -150,56 +150,6 @@ def channels_first(shape: tuple[int, ...]) -> tuple[int, int, int]:
     if shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4):
         return (shape[2], shape[0], shape[1])
     return (shape[0], shape[1], shape[2])
-
-
-def flatten(space: gymnasium.Space[Any], value: Any, path: str = "") -> dict[str, np.ndarray]:
-    """One value of a gymnasium space as arrays by path, in the shapes and dtypes of `leaves(space)`."""
-    from gymnasium import spaces
-
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        items = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
-        out: dict[str, np.ndarray] = {}
-        for name, child in items:
-            out.update(flatten(child, value[name], f"{path}/{name}" if path else str(name)))
-        return out
-    if isinstance(space, spaces.Box):
-        array = np.asarray(value, _leaf_dtype(space))
-        if space.dtype == np.uint8 and array.ndim in (2, 3):
-            shape = channels_first(space.shape)
-            moved = np.moveaxis(array, -1, 0) if array.ndim == 3 and shape != space.shape else array
-            return {path: moved.reshape(shape)}
-        return {path: array}
-    if isinstance(space, spaces.Discrete):
-        return {path: np.asarray(int(value) - int(space.start), np.int32)}
-    if isinstance(space, spaces.Text):
-        data = str(value).encode()[: 4 * int(space.max_length)]
-        return {path: np.frombuffer(data.ljust(4 * int(space.max_length), b"\0"), np.uint8)}
-    if isinstance(space, spaces.MultiDiscrete):
-        return {path: (np.asarray(value) - space.start).astype(np.int32)}
-    return {path: np.asarray(value, np.int32)}
-
-
-def unflatten(space: gymnasium.Space[Any], arrays: dict[str, np.ndarray], path: str = "") -> Any:
-    """The inverse of `flatten` for actions: a value that `env.step` takes."""
-    from gymnasium import spaces
-
-    def below(name: Any) -> str:
-        return f"{path}/{name}" if path else str(name)
-
-    if isinstance(space, spaces.Dict):
-        return {name: unflatten(child, arrays, below(name)) for name, child in space.spaces.items()}
-    if isinstance(space, spaces.Tuple):
-        return tuple(unflatten(child, arrays, below(i)) for i, child in enumerate(space.spaces))
-    value = arrays[path]
-    if isinstance(space, spaces.Discrete):
-        return int(value) + int(space.start)
-    if isinstance(space, spaces.Text):
-        return bytes(value).rstrip(b"\0").decode(errors="replace")
-    if isinstance(space, spaces.MultiDiscrete):
-        value = value + space.start
-    elif space.dtype == np.uint8 and len(space.shape or ()) == 3 and value.shape != space.shape:
-        value = np.moveaxis(value, 0, -1)  # a picture, channels last
-    return np.asarray(value, space.dtype).reshape(space.shape)
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from bigdm_ray.envs.task import Leaf, Signature, flatten, unflatten
+from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.envs.values import Arrays as Arrays
+from bigdm_ray.envs.values import Misfit, flag_of, named, reader, reward_of, unflatten
 from bigdm_ray.errors import RunFailed
 
 if TYPE_CHECKING:
     import gymnasium
-
-Arrays = dict[str, np.ndarray]
 
 REST_S = 10.0
 """Seconds that an EnvPool's threads are given to come to rest."""
@@ -40,7 +40,31 @@ class Step:
     truncated: np.ndarray
     failures: dict[int, str] = field(
         default_factory=dict
-    )  # position among the m rows -> what it raised
+    )  # position among the m rows -> what it raised, or how what it returned does not fit
+
+    @property
+    def sound(self) -> bool:
+        """Whether no row failed and every number is finite: the cheap question, for each step."""
+        floats = [values for values in self.observations.values() if values.dtype.kind == "f"]
+        return not self.failures and all(
+            bool(np.isfinite(values).all()) for values in (self.rewards, *floats)
+        )
+
+    def problems(self) -> dict[int, str]:
+        """What is wrong with which of the rows, one clause each."""
+        problems = dict(self.failures)
+        for k in np.flatnonzero(~np.isfinite(self.rewards)):
+            problems.setdefault(int(k), f"it paid a reward of {self.rewards[k]}")
+        for path, values in self.observations.items():
+            if values.dtype.kind == "f":
+                flat = values.reshape(len(values), -1)
+                for k in np.flatnonzero(~np.isfinite(flat).all(1)):
+                    got = flat[k][~np.isfinite(flat[k])][0]
+                    problems.setdefault(
+                        int(k),
+                        f"{named(path)} is not finite (it has {got} as {values.dtype})",
+                    )
+        return problems
 
 
 class VectorEnv(Protocol):
@@ -97,7 +121,8 @@ class GymnasiumRows:
 
     Row i is seeded with `seed + i` at its first reset and runs on from there. An environment that raises is
     reported as a failure of its row and made anew before the row's next reset, with a seed that follows from the
-    seed, the row, and how often it has failed: so what follows a failure repeats, too.
+    seed, the row, and how often it has failed: so what follows a failure repeats, too. One whose answer does not fit its
+    spaces fails too, and plays on after its next reset.
     """
 
     def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]], n: int, seed: int) -> None:
@@ -108,6 +133,7 @@ class GymnasiumRows:
         self._observation_space = self._envs[0].observation_space
         self._action_space = self._envs[0].action_space
         self.signature = Signature.of(self._observation_space, self._action_space)
+        self._read = reader(self._observation_space)
 
     def reset(self, rows: np.ndarray) -> Step:
         """See VectorEnv."""
@@ -116,7 +142,10 @@ class GymnasiumRows:
             try:
                 seed, self._seeds[i] = self._seeds[i], None
                 observation, _ = self._envs[i].reset(seed=seed)
-                seen.append(flatten(self._observation_space, observation))
+                seen.append(self._read(observation))
+            except Misfit as error:
+                failures[k] = str(error)
+                seen.append(blank(self.signature.observations))
             except Exception as error:  # noqa: BLE001  (an environment is foreign code: any error is a failure of its row)
                 failures[k] = self._failed(i, error)
                 seen.append(blank(self.signature.observations))
@@ -136,9 +165,13 @@ class GymnasiumRows:
                 self._action_space, {path: values[k] for path, values in actions.items()}
             )
             try:
-                observation, reward, terminated[k], truncated[k], _ = self._envs[i].step(action)
-                rewards[k] = float(reward)
-                seen.append(flatten(self._observation_space, observation))
+                observation, reward, over, cut, _ = self._envs[i].step(action)
+                rewards[k] = reward_of(reward)
+                terminated[k], truncated[k] = flag_of(over, "terminated"), flag_of(cut, "truncated")
+                seen.append(self._read(observation))
+            except Misfit as error:
+                failures[k] = str(error)
+                seen.append(blank(self.signature.observations))
             except Exception as error:  # noqa: BLE001  (as above)
                 failures[k] = self._failed(i, error)
                 seen.append(blank(self.signature.observations))
@@ -217,6 +250,10 @@ class EnvPoolRows:
             observations, _ = self._env.reset(rows.astype(np.int32))
         except (RuntimeError, ValueError) as error:
             return self._failed(len(rows), error)
+        if observations.shape[1:] != self._seen.shape:  # of a pool, they are the same for ever
+            why = f"{named(self._path)} has the shape {observations.shape[1:]}"
+            why += f", but {self._seen.shape} is expected"
+            return self._nothing(len(rows), why)
         return still(len(rows), {self._path: observations.astype(self._seen.dtype, copy=False)})
 
     def step(self, rows: np.ndarray, actions: Arrays) -> Step:
@@ -236,11 +273,13 @@ class EnvPoolRows:
         self._seed = (self._seed + self.n) % 2**31
         self._leave()
         self._make()
-        nothing = {
-            path: np.zeros((m, *leaf.shape), leaf.dtype)
-            for path, leaf in self.signature.observations.items()
-        }
-        return still(m, nothing, dict.fromkeys(range(m), f"{type(error).__name__}: {error}"))
+        return self._nothing(m, f"{type(error).__name__}: {error}")
+
+    def _nothing(self, m: int, why: str) -> Step:
+        """The failure of m rows."""
+        return still(
+            m, stack([blank(self.signature.observations)] * m), dict.fromkeys(range(m), why)
+        )
 
     def reseed(self, seed: int) -> None:
         """EnvPool fixes its seeds when it is made."""

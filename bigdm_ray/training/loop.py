@@ -326,6 +326,7 @@ class Session:
             counters.evaluations + 1, self.clock // self.run.evaluations.every
         )
         self.command = score.command
+        self._missing(score)
         report: Report = {
             "time/env_steps": float(counters.env_steps if at is None else at),
             "time/learner_steps": float(weights.version[1]),
@@ -460,7 +461,15 @@ class Session:
                 for bar in bars:
                     bar.advance(count)
 
-            return crew.score(weights, command, episodes, "final", round, on_end if bars else None)
+            score = crew.score(weights, command, episodes, "final", round, on_end if bars else None)
+        self._missing(score)
+        return score
+
+    def _missing(self, score: Score) -> None:
+        """Tell of episodes that a score is not of: it may be better or worse for want of them."""
+        if score.discarded:
+            whole = len(score.returns) + score.discarded
+            self.note([f"a score lacks {score.discarded} of {whole} episodes: {score.problems[0]}"])
 
     def close(self) -> None:
         """Close the files of the listeners that have any."""

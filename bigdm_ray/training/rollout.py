@@ -116,7 +116,7 @@ class _Rows:
         self._final: dict[int, tuple[Arrays, bool]] = {}
         self._broken: dict[int, str] = {}
         self._calls: list[tuple[float, int]] = []
-        if not _sound(step):
+        if not step.sound:
             self._settle(step)
 
     @property
@@ -146,13 +146,13 @@ class _Rows:
             step.terminated.any()
             or step.truncated.any()
             or len(self._log) >= self._limit
-            or not _sound(step)
+            or not step.sound
         ):
             self._settle(step)
 
     def _settle(self, step: Step) -> None:
         """Note the ends, give their rows to waiting commands, drop the rest."""
-        problems = _problems(step)
+        problems = step.problems()
         if len(self._log) >= self._limit:
             for k in np.flatnonzero(
                 (len(self._log) - self._begun >= LONGEST) & ~step.terminated & ~step.truncated
@@ -206,8 +206,8 @@ class _Rows:
             self._commands = {name: v[keep] for name, v in self._commands.items()}
             self._state = {name: v[keep] for name, v in self._state.items()}
         self._limit = int(self._begun.min(initial=len(self._log))) + LONGEST
-        if fresh is not None and not _sound(fresh):
-            broken = {int(numbers[k]): why for k, why in _problems(fresh).items()}
+        if fresh is not None and not fresh.sound:
+            broken = {int(numbers[k]): why for k, why in fresh.problems().items()}
             self._broken |= broken
             self._replace(np.flatnonzero(np.isin(self._episode, list(broken))))
 
@@ -274,31 +274,6 @@ class _Rows:
             problems,
             calls=self._calls,
         )
-
-
-def _sound(step: Step) -> bool:
-    """Whether no row raised and every number is finite: the cheap question that is asked at each step."""
-    floats = [values for values in step.observations.values() if values.dtype.kind == "f"]
-    return not step.failures and all(
-        bool(np.isfinite(values).all()) for values in (step.rewards, *floats)
-    )
-
-
-def _problems(step: Step) -> dict[int, str]:
-    """What is wrong with which of the rows, one clause each."""
-    problems = dict(step.failures)
-    for k in np.flatnonzero(~np.isfinite(step.rewards)):
-        problems.setdefault(int(k), f"it paid a reward of {step.rewards[k]}")
-    for path, values in step.observations.items():
-        if values.dtype.kind == "f":
-            for k in np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1)):
-                problems.setdefault(
-                    int(k),
-                    f"its observation {path!r} is not finite"
-                    if path
-                    else "its observation is not finite",
-                )
-    return problems
 
 
 class RandomPolicy(Policy):

@@ -8,7 +8,7 @@ from making import played, same_arrays, same_episode
 
 from bigdm_ray.envs import find_task, tasks
 from bigdm_ray.envs.atari import TASKS as ATARI
-from bigdm_ray.envs.task import flatten, unflatten
+from bigdm_ray.envs.values import flatten, unflatten
 from bigdm_ray.envs.vector import EnvPoolRows, GymnasiumRows
 from bigdm_ray.training.rollout import RandomPolicy
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigdm_ray.envs import Signature, find_task, tasks
-from bigdm_ray.envs.task import flatten, leaves, unflatten
+from bigdm_ray.envs.task import leaves
+from bigdm_ray.envs.values import flatten, unflatten
 from bigdm_ray.errors import UserError
 
 shapes = st.lists(st.integers(1, 3), min_size=0, max_size=3).map(tuple)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from making import played
 
 from bigdm_ray.envs import find_task
-from bigdm_ray.envs.task import unflatten
+from bigdm_ray.envs.values import unflatten
 from bigdm_ray.formats.dataset import Writer
 from bigdm_ray.formats.importing import import_dataset
 

@@ -11,7 +11,7 @@ from making import played, same_arrays
 from sources import dataset, edited, episodes_of, imported, minari_folder
 
 from bigdm_ray.envs import find_task
-from bigdm_ray.envs.task import flatten
+from bigdm_ray.envs.values import flatten
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats import minari as door
 from bigdm_ray.formats import spaces as layouts

@@ -32,6 +32,21 @@ def test_answers_that_overtake_each_other_owe_no_step_twice(tmp_path):
     home.release()
 
 
+def test_a_score_that_lacks_episodes_says_so(tmp_path, capsys):
+    run = configure("udrl", "toy-vector")
+    home = RunFolder(tmp_path / "run").claim(run, False, exact=False)
+    session = Session(run, home, [], None, exact=False)
+    for discarded in (0, 3):
+        score = Score(
+            np.ones(5), np.ones(5), {}, discarded=discarded, problems=["it fell"] * discarded
+        )
+        session.evaluated(score, Weights((0, 1), {"a": np.zeros(1, np.float32)}))
+    assert capsys.readouterr().err == "note: a score lacks 3 of 8 episodes: it fell\n"
+    assert session.problems == ["a score lacks 3 of 8 episodes: it fell"]
+    session.close()
+    home.release()
+
+
 def test_an_asynchronous_resume_does_not_give_up_better_weights_than_its_checkpoint_knew(tmp_path):
     run = configure("udrl", "toy-vector")
     home = RunFolder(tmp_path / "run").claim(run, False, exact=False)
