@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bigdm_ray.doors import Parser, door
-from bigdm_ray.envs.task import find_task
+from bigdm_ray.envs.task import Signature, find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.behaviour import OWN_OR_MODES, Behaviour
 from bigdm_ray.formats.dataset import CARD, Dataset, stamp, totals
+from bigdm_ray.formats.verifying import strange_shards
 from bigdm_ray.replay.shard import SUFFIX, unwritten
 from bigdm_ray.replay.store import verify
 
@@ -372,13 +373,28 @@ def verifying(given: argparse.Namespace) -> int:
     store = store_of(given.folder)
     sound, episodes, problems, aside = verify(store)
     if (store / CARD).is_file():
-        problems += card_problems(Dataset.open(store), episodes)
+        dataset = Dataset.open(store)
+        problems += strange_shards(store, dataset.signature) + card_problems(dataset, episodes)
+    elif (signature := played_signature(store.parent)) is not None:
+        problems += strange_shards(store, signature)
     for problem in problems:
         print(problem)
     print(
         f"{store}: {counted(sound, 'sound shard')} with {counted(episodes, 'episode')}, {aside} set aside"
     )
     return 1 if problems else 0
+
+
+def played_signature(folder: Path) -> Signature | None:
+    """What the task of a run shows and takes; None where there is no run, or its task cannot be made."""
+    if not (folder / "run.json").is_file():
+        return None
+    from bigdm_ray.training.config import read_run
+
+    try:
+        return find_task(read_run(folder).task).signature()
+    except UserError:
+        return None
 
 
 def card_problems(dataset: Dataset, episodes: int) -> list[str]:

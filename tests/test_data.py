@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -13,7 +14,9 @@ from bigdm_ray.doors import door
 from bigdm_ray.envs import find_task
 from bigdm_ray.formats.dataset import Dataset, Writer
 from bigdm_ray.replay import Store
+from bigdm_ray.replay.shard import Shard, encode
 from bigdm_ray.run import main as run
+from bigdm_ray.training.config import configure
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder
 
@@ -676,3 +679,54 @@ def test_looking_at_datasets_needs_no_torch(dataset, tmp_path):
     )
     assert done.stdout.splitlines()[-1] == "held []", done.stdout
     assert done.stderr == "", "no bar where there is no terminal"
+
+
+# --- shards against the signature
+
+
+@pytest.mark.parametrize(
+    ("what", "change", "told"),
+    [
+        ("observations", lambda v: v[:, :2], "its observations are float32 [2] where float32 [3]"),
+        ("observations", lambda v: v.astype(np.float64), "are float64 [3] where float32 [3]"),
+        ("actions", lambda v: v + np.int32(7), "its actions have a "),
+        ("actions", lambda v: v - np.int32(7), " where 0 to 2 are expected"),
+    ],
+)
+@pytest.mark.parametrize("of_a_run", [False, True])
+def test_verify_holds_every_shard_against_the_signature(
+    of_a_run, what, change, told, tmp_path, capsys
+):
+    folder = made(tmp_path / "set", "toy-vector", 3).folder
+    (shard,) = folder.glob("*.arrow")
+    if of_a_run:
+        (folder / "dataset.json").unlink()
+        folder = folder.rename(tmp_path / "store")
+        (tmp_path / "run.json").write_text(json.dumps(configure("udrl", "toy-vector").to_json()))
+        shard = folder / shard.name
+        assert call(capsys, "verify", tmp_path)[0] == 0
+    opened = Shard.open(shard)
+    arrays = [getattr(opened.episode(row), what) for row in range(3)]
+    episodes = [
+        dataclasses.replace(
+            opened.episode(row), **{what: {path: change(v) for path, v in arrays[row].items()}}
+        )
+        for row in range(3)
+    ]
+    shard.write_bytes(encode(episodes))
+    code, lines, _ = call(capsys, "verify", tmp_path if of_a_run else folder)
+    assert code == 1 and lines[0].startswith(f"shard {shard}: ") and told in lines[0]
+    assert "1 sound shard with 3 episodes, 0 set aside" in lines[-1]
+    assert shard.is_file(), "it is named, not set aside"
+
+
+def test_verify_names_leaves_that_are_missing(tmp_path, capsys):
+    dataset = made(tmp_path / "set", "toy-mixed", 2)
+    (shard,) = dataset.shards()
+    opened = Shard.open(shard)
+    episodes = [opened.episode(row) for row in range(2)]
+    for one in episodes:
+        del one.observations["eye"]
+    shard.write_bytes(encode(episodes))
+    code, lines, _ = call(capsys, "verify", dataset.folder)
+    assert code == 1 and "its field 'observations/eye' is missing" in lines[0]

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["tensor", "discrete", "image", "text"]
 Backend = Literal["fast", "reference"]
+COLOURS = (1, 3, 4)
+"""How many channels grey pictures, coloured ones, and those with transparency have."""
 
 
 @dataclass(frozen=True)
@@ -144,12 +146,24 @@ def leaf_dtype(box: gymnasium.spaces.Box) -> np.dtype[Any]:
 
 
 def channels_first(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """The `[channels, height, width]` of an image space: a channel axis is 1, 3 or 4 long, else the frame is grey."""
+    """The `[channels, height, width]` of an image space.
+
+    Channels are the first or the last axis: the one that is clearly the shortest, at most half of each
+    other axis; else the one that is 1, 3 or 4 long where the other is not; else, where two neighbours
+    are equal, these are the sides of a square picture and the third axis is the channels; else the
+    first. A space of two axes is a grey picture.
+    """
     if len(shape) == 2:
         return (1, shape[0], shape[1])
-    if shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4):
-        return (shape[2], shape[0], shape[1])
-    return (shape[0], shape[1], shape[2])
+    first, middle, last = shape
+    as_first, as_last = (first, middle, last), (last, first, middle)
+    if 2 * last <= min(first, middle):
+        return as_last
+    if 2 * first <= min(middle, last):
+        return as_first
+    if (first in COLOURS) != (last in COLOURS):
+        return as_first if first in COLOURS else as_last
+    return as_last if first == middle != last else as_first
 
 
 @dataclass(frozen=True)

@@ -375,8 +375,9 @@ def misfit(theirs: Signature, mine: Signature) -> str | None:
     return None
 
 
-def _form(leaf: Leaf) -> tuple[str, int, tuple[int, ...]]:
-    return leaf.kind, leaf.size, leaf.choices
+def _form(leaf: Leaf) -> tuple[str, int | tuple[int, ...], tuple[int, ...]]:
+    """Numbers may be shaped otherwise; a picture whose channels stand elsewhere is another one."""
+    return leaf.kind, leaf.shape if leaf.kind == "image" else leaf.size, leaf.choices
 
 
 def words(leaf: Leaf) -> str:

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigdm_ray.envs import Signature, find_task, tasks
-from bigdm_ray.envs.task import leaves
+from bigdm_ray.envs.task import Leaf, leaves
 from bigdm_ray.envs.values import flatten, unflatten
 from bigdm_ray.errors import UserError
+from bigdm_ray.formats.base import misfit
 
 shapes = st.lists(st.integers(1, 3), min_size=0, max_size=3).map(tuple)
 numbers = st.integers(1, 5)
@@ -124,6 +125,55 @@ def test_a_colour_picture_is_moved_not_reshaped():
     picture[2, 4, 1] = 9
     flat = flatten(spaces.Box(0, 255, (5, 6, 3), np.uint8), picture)[""]
     assert flat.shape == (3, 5, 6) and flat[1, 2, 4] == 9
+
+
+CHANNELS = [
+    ((64, 64), (1, 64, 64)),
+    ((64, 64, 12), (12, 64, 64)),  # the last axis is clearly the shortest
+    ((84, 84, 2), (2, 84, 84)),
+    ((210, 160, 3), (3, 210, 160)),
+    ((7, 7, 3), (3, 7, 7)),
+    ((9, 10, 4), (4, 9, 10)),
+    ((12, 64, 64), (12, 64, 64)),  # so is the first
+    ((2, 84, 84), (2, 84, 84)),
+    ((4, 84, 84), (4, 84, 84)),
+    ((3, 64, 4), (3, 64, 4)),
+    ((5, 6, 3), (3, 5, 6)),  # neither is; one end has the channels of colours
+    ((3, 6, 5), (3, 6, 5)),
+    ((10, 10, 7), (7, 10, 10)),  # nor that; the two equal axes are a square
+    ((10, 10, 12), (12, 10, 10)),
+    ((7, 10, 10), (7, 10, 10)),
+    ((4, 4, 3), (3, 4, 4)),
+    ((3, 4, 4), (3, 4, 4)),
+    ((9, 10, 7), (9, 10, 7)),  # nothing tells: the first
+    ((4, 5, 3), (4, 5, 3)),
+    ((3, 3, 3), (3, 3, 3)),
+]
+
+
+@pytest.mark.parametrize(("shape", "stored"), CHANNELS)
+def test_which_axis_is_the_channels(shape, stored):
+    space = spaces.Box(0, 255, shape, np.uint8)
+    assert leaves(space)[""].shape == stored
+    value = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    flat = flatten(space, value)[""]
+    moved = value.reshape(1, *shape) if len(shape) == 2 else value
+    assert flat.shape == stored
+    np.testing.assert_array_equal(
+        flat, np.moveaxis(moved, -1, 0) if moved.shape != stored else moved
+    )
+    np.testing.assert_array_equal(unflatten(space, {"": flat}), value)
+
+
+def test_pictures_with_their_channels_elsewhere_are_others():
+    """Data whose signature was made when Box(64, 64, 12) had 64 channels are refused, not mixed up."""
+    old, new = (
+        Signature({"": Leaf("image", shape, "uint8")}, {}) for shape in ((64, 64, 12), (12, 64, 64))
+    )
+    assert misfit(old, old) is None
+    assert "image [64, 64, 12] where image [12, 64, 64] is expected" in misfit(old, new)
+    flat, square = (Signature({"": Leaf("tensor", s, "float32")}, {}) for s in ((4,), (2, 2)))
+    assert misfit(flat, square) is None, "numbers may be shaped otherwise"
 
 
 def test_an_observation_of_python_numbers_takes_the_dtype_of_its_leaf():
