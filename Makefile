@@ -5,7 +5,7 @@ MINUTES ?= 5
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: install run test fast lint bench clean
+.PHONY: install run test long fast lint bench clean
 
 install: $(READY)
 
@@ -21,14 +21,18 @@ run: install
 	$(BIN)/python -m bigdm_ray.evaluate $(FOLDER) --weights best --episodes 100 --video
 	$(BIN)/python -m bigdm_ray.plots $(FOLDER)
 
-# What starts Ray has the machine to itself; the rest runs in two processes.
+# What is on Ray has the machine to itself; the rest runs in two processes.
 test: install lint
-	$(BIN)/python -m pytest -n 2 -m "not ray"
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -n 2 -m "not ray and not long"
+	$(BIN)/python -m pytest -m "ray and not long"
 
-# The part without Ray and without long tests.
+# What takes too long for every change.
+long: install
+	$(BIN)/python -m pytest -m long
+
+# The part without Ray and without slow tests.
 fast: install
-	$(BIN)/python -m pytest -n 2 -m "not slow and not ray"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not ray and not long"
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Things that many tests need: made-up episodes, comparisons of episodes and windows, small algorithms, played toys."""
 
 import dataclasses
+import time
 
 import numpy as np
 
@@ -51,6 +52,14 @@ def episode(id, length=5, kind="vector", rewards=None, **more):
     }
     fixed |= {"version": (1, mark), "source": "udrl", "seed": mark + 7, "peers": mark % 7 - 2.5}
     return Episode(id=id, **(fixed | more))
+
+
+def soon(true, seconds=600):
+    """Whether it becomes true, in as many seconds as a machine may need that is busy with others."""
+    until = time.monotonic() + seconds
+    while not (answer := true()) and time.monotonic() < until:
+        time.sleep(0.01)
+    return answer
 
 
 def same_arrays(a, b):

@@ -322,6 +322,7 @@ def test_a_folder_without_permission_is_one_sentence(
     assert "cannot be written" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_nothing_is_half_written(tmp_path: Path) -> None:
     """A limit on the size of files stands for a full disk: writing beyond it fails in the same place."""
     folder = tmp_path / "run"
@@ -338,7 +339,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_half_written(tmp_path: Path)
     ]
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); "
     code = f"{limit}from bigdm_ray.doors import door; from bigdm_ray.run import main; raise SystemExit(door(main, {run!r}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert "free some space" in done.stderr

@@ -97,6 +97,7 @@ def test_parts_are_rollouts_of_their_own(folder):
     )
 
 
+@pytest.mark.slow
 def test_a_planned_run_is_scored_with_as_many_episodes_as_its_own_evaluations(planned, monkeypatch):
     asked = []
     monkeypatch.setattr(
@@ -189,6 +190,7 @@ def same_but(folder, home, **settings):
     return copy
 
 
+@pytest.mark.slow
 def test_settings_that_affect_acting_alone_are_taken_as_flags(planned, tmp_path):
     """As if the run had been trained with them; the run itself keeps its own."""
     folder = shutil.copytree(planned, tmp_path / "run")
@@ -475,6 +477,7 @@ def test_lines_are_drawn_into_a_frame_the_plan_above_the_others():
     assert (out[[4, 6], 6:] == 9).all() and (out[12:] == 9).all()
 
 
+@pytest.mark.slow
 def test_a_video_of_plans_shows_them(planned, tmp_path, monkeypatch):
     shown, frames = {}, []
     monkeypatch.setattr(

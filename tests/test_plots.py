@@ -640,6 +640,7 @@ def test_deviations_are_those_of_all_rows_however_they_come_in_parts():
     assert deviations(parts)[2] == 0
 
 
+@pytest.mark.slow
 def test_the_prediction_picture(tmp_path, capsys):
     from making import dataset_of
 
@@ -779,6 +780,7 @@ def test_the_beams_picture(tmp_path, capsys):
     one_error(capsys, "--axes belongs to other pictures", "--beams")
 
 
+@pytest.mark.slow
 def test_beams_of_a_model_that_is_told_no_goal_are_drawn_where_the_point_is(tmp_path, capsys):
     """Its state begins with the leaf `goal`, which stays where it is, and has the position behind."""
     planner_of_rooms(tmp_path, "--algorithm.goal none --algorithm.goal-steps 0")

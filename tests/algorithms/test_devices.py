@@ -81,11 +81,12 @@ TT = SMALL | {"heads": 2, "window": 3, "context": 3, "bins": 8, "horizon": 3, "b
         ("bc", {"hidden": (16,), "channels": (4,)}, "toy-mixed", ("sample", "mean")),
         ("tt", TT, "toy-continuous", ("plan", "sample", "mean")),
         ("tt", TT | {"objective": "likelihood"}, "toy-vector", ("plan",)),
-        (
+        pytest.param(
             "tt",
             TT | {"objective": "goal", "goal": "last", "k_obs": 0, "k_rew": 0, "expansions": 1},
             "four-rooms",
             ("plan",),
+            marks=pytest.mark.slow,
         ),
         (
             "mbop",

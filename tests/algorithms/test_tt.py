@@ -541,7 +541,7 @@ def test_goals_that_cannot_be_told_are_refused():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_goals_are_reached_after_undirected_data(tmp_path):
     """Random play reaches a fifth of its goals; the model learns from where it went, whatever it was asked for."""
     task = find_task("four-rooms")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from helpers import kill_one, tiny
 from making import dataset_of
 
 import bigdm_ray
-from bigdm_ray.distributed.cluster import cluster
 from bigdm_ray.distributed.evaluation import evaluate_on_actors
 from bigdm_ray.doors import door
 from bigdm_ray.errors import RunFailed
@@ -35,12 +33,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    with cluster(tiny("--actors 3")):
-        yield
-
-
 def report(folder: Path, *flags: str) -> dict[str, Any]:
     """The report of 11 episodes in parts of at most 3, without what a clock decides."""
     assert door(main, [str(folder), "--episodes", "11", "--rows", "3", *flags]) == 0
@@ -52,7 +44,7 @@ def report(folder: Path, *flags: str) -> dict[str, Any]:
 
 
 def test_any_number_of_actors_scores_as_one_process_does(
-    trained: Path, session: None, capsys: pytest.CaptureFixture[str]
+    trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     local = report(trained)
     assert local["episodes"] == 11 and len(set(local["returns"])) > 3
@@ -66,7 +58,7 @@ def test_any_number_of_actors_scores_as_one_process_does(
     assert "note: there are 4 parts of at most 3 episodes" in capsys.readouterr().err
 
 
-def test_plans_on_actors_are_those_of_one_process(session: None, tmp_path: Path) -> None:
+def test_plans_on_actors_are_those_of_one_process(tmp_path: Path) -> None:
     dataset_of(tmp_path / "data", "toy-vector", 20)
     small = "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.bins 12 --algorithm.window 3 --algorithm.context 2"
     flags = f"{small} --algorithm.horizon 2 --algorithm.beams 3 --algorithm.k-act 0 --budget.learner-steps 2 --evaluations.final-episodes 1"
@@ -76,7 +68,7 @@ def test_plans_on_actors_are_those_of_one_process(session: None, tmp_path: Path)
     assert report(tmp_path / "run", "--actors", "2") == local
 
 
-def test_the_parts_of_actors_that_die_are_played_again(trained: Path, session: None) -> None:
+def test_the_parts_of_actors_that_die_are_played_again(trained: Path) -> None:
     loaded, ended, killed = load(trained), [], []
     weights = Weights.load(RunFolder(trained).weights("last"))
     arguments = (loaded.run, weights, loaded.command, [3] * 6, "evaluate", 2, "local")
@@ -95,7 +87,7 @@ def test_the_parts_of_actors_that_die_are_played_again(trained: Path, session: N
     assert [len(part.returns) for part in again] == [3] * 6
 
 
-def test_ctrl_c_leaves_the_parts_that_have_ended(trained: Path, session: None) -> None:
+def test_ctrl_c_leaves_the_parts_that_have_ended(trained: Path) -> None:
     def stop(episodes: int) -> None:
         raise KeyboardInterrupt
 
@@ -107,9 +99,7 @@ def test_ctrl_c_leaves_the_parts_that_have_ended(trained: Path, session: None) -
     assert len(joined([part], loaded.command, stopped=True).returns) == 3
 
 
-def test_environments_that_all_fail_are_told_in_one_sentence(
-    trained: Path, session: None, tmp_path: Path
-) -> None:
+def test_environments_that_all_fail_are_told_in_one_sentence(trained: Path, tmp_path: Path) -> None:
     settings = json.loads((trained / "run.json").read_text()) | {"task": "toy-nan"}
     (tmp_path / "run" / "weights").mkdir(parents=True)
     (tmp_path / "run" / "run.json").write_text(json.dumps(settings))

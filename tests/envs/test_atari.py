@@ -188,6 +188,7 @@ def test_envpool_plays_the_very_games_of_the_reference(name):
     env.close()
 
 
+@pytest.mark.slow
 def test_envpool_too_sticks_where_it_is_told_to():
     """Six rows take the same actions. Idle frames alone make few different games of Breakout, which waits to be served."""
 
@@ -204,7 +205,9 @@ def test_envpool_too_sticks_where_it_is_told_to():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["breakout", "breakout-sticky"])
+@pytest.mark.parametrize(
+    "name", ["breakout", pytest.param("breakout-sticky", marks=pytest.mark.long)]
+)
 def test_random_play_earns_and_lasts_alike_on_both(name):
     """Mean return, length and brightness, 12 episodes each, within four standard errors."""
     fast, slow = (played(name, 12, 5, 4, backend).episodes for backend in BACKENDS)

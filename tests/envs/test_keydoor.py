@@ -178,6 +178,7 @@ def test_who_fetches_the_key_first_always_earns_1(env):
             assert len(way) <= 9 and ends[-1] == (1.0, True) and set(ends[:-1]) == {(0.0, False)}
 
 
+@pytest.mark.slow
 def test_random_play_succeeds_in_2_81_percent_exactly_computed(env):
     """All states of all 120 steps with their probabilities, moved by the environment's own `step`."""
     chance = {

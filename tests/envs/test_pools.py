@@ -1,11 +1,11 @@
 """An EnvPool is let go of when its threads are at rest."""
 
 import threading
-import time
 import weakref
 
 import numpy as np
 import pytest
+from making import soon
 
 from bigdm_ray.envs import find_task, vector
 
@@ -84,11 +84,3 @@ def test_whether_threads_rest_is_what_linux_says_of_them():
     assert soon(lambda: vector.resting(mine)), "it waits"
     wake.set()
     sleeper.join()
-
-
-def soon(true):
-    """Whether it becomes true within some seconds: a thread that was joined ends a little later."""
-    until = time.monotonic() + 10
-    while not true() and time.monotonic() < until:
-        time.sleep(0.01)
-    return true()

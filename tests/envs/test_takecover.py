@@ -4,12 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from making import played
+from making import played, soon
 
 from bigdm_ray.envs import find_task
 from bigdm_ray.envs.vizdoom import TICS, leashed, setpriv
@@ -91,12 +90,10 @@ def test_engines_end_with_a_player_that_is_killed():
     player.kill()
     player.wait()
     player.stdout.close()
-    deadline = time.monotonic() + 10
-    while (left := [pid for pid in engines if running(pid)]) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    for pid in left:
+    ended = soon(lambda: not any(map(running, engines)), 120)
+    for pid in filter(running, engines):
         os.kill(int(pid), signal.SIGKILL)
-    assert not left
+    assert ended
 
 
 def test_where_engines_cannot_be_leashed_they_are_started_as_they_are(tmp_path, monkeypatch):

@@ -3,11 +3,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
-from making import played, same_arrays, same_episode
+from making import played, same_arrays, same_episode, soon
 from sources import dataset, episode_parquet, episodes_of, imported, rows_of
 
 from bigdm_ray.envs import find_task
@@ -322,10 +321,7 @@ def test_a_killed_import_leaves_no_half_dataset_and_goes_on(tmp_path, episodes):
         [sys.executable, "-c", code, str(folder), "slowly"], stdout=subprocess.DEVNULL
     )
     hidden = tmp_path / ".set.importing"
-    for _ in range(600):
-        if len(list(hidden.glob("*.arrow"))) > 4 or process.poll() is not None:
-            break
-        time.sleep(0.05)
+    assert soon(lambda: len(list(hidden.glob("*.arrow"))) > 4 or process.poll() is not None)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it was over before it could be killed"
     assert not folder.exists()

@@ -306,45 +306,33 @@ def test_rllib_reads_what_is_written_and_writes_what_is_read(tmp_path):
     own = dataset(tmp_path / "own", "cartpole", 3)
     export_dataset(own, "steps", tmp_path / "out")
     first = episodes_of(own)[0]
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
+    batch = ray.data.read_parquet(str(tmp_path / "out")).take_batch(4)
+    config = SimpleNamespace(
+        is_multi_agent=False,
+        input_read_schema={},
+        input_compress_columns=[],
+        ignore_final_observation=False,
     )
-    try:
-        batch = ray.data.read_parquet(str(tmp_path / "out")).take_batch(4)
-        config = SimpleNamespace(
-            is_multi_agent=False,
-            input_read_schema={},
-            input_compress_columns=[],
-            ignore_final_observation=False,
+    for k, theirs in enumerate(
+        OfflinePreLearner._map_to_episodes(SimpleNamespace(config=config), batch)["episodes"]
+    ):
+        np.testing.assert_array_equal(theirs.get_observations(), first.observations[""][k : k + 2])
+        assert (
+            theirs.get_actions(0) == first.actions[""][k]
+            and theirs.get_rewards(0) == first.rewards[k]
         )
-        for k, theirs in enumerate(
-            OfflinePreLearner._map_to_episodes(SimpleNamespace(config=config), batch)["episodes"]
-        ):
-            np.testing.assert_array_equal(
-                theirs.get_observations(), first.observations[""][k : k + 2]
-            )
-            assert (
-                theirs.get_actions(0) == first.actions[""][k]
-                and theirs.get_rewards(0) == first.rewards[k]
-            )
-        config = (
-            PPOConfig()
-            .environment("CartPole-v1")
-            .env_runners(num_env_runners=0, batch_mode="complete_episodes")
-            .learners(num_learners=0)
-        )
-        config.offline_data(
-            output=str(tmp_path / "rllib"), output_write_episodes=False, output_compress_columns=[]
-        )
-        runner = OfflineSingleAgentEnvRunner(config=config)
-        recorded = runner.sample(num_episodes=3, random_actions=True)
-        runner.stop()
-    finally:
-        ray.shutdown()
+    config = (
+        PPOConfig()
+        .environment("CartPole-v1")
+        .env_runners(num_env_runners=0, batch_mode="complete_episodes")
+        .learners(num_learners=0)
+    )
+    config.offline_data(
+        output=str(tmp_path / "rllib"), output_write_episodes=False, output_compress_columns=[]
+    )
+    runner = OfflineSingleAgentEnvRunner(config=config)
+    recorded = runner.sample(num_episodes=3, random_actions=True)
+    runner.stop()
     made = episodes_of(import_dataset([str(tmp_path / "rllib")], tmp_path / "set", "cartpole"))
     assert len(made) == 3
     for mine, theirs in zip(made, recorded, strict=True):

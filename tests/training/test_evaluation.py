@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import math
-import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -108,11 +108,20 @@ def test_an_actions_latency_is_its_calls_time_by_the_rows_that_acted():
     assert Score(np.zeros(1), np.ones(1), {}).latency() == {}
 
 
-def test_what_is_timed_is_the_policys_acting_and_every_action_counts():
+def test_what_is_timed_is_the_policys_acting_and_every_action_counts(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(
+        "bigdm_ray.training.rollout.time", SimpleNamespace(perf_counter=lambda: clock[0])
+    )
+
     class Slow(RandomPolicy):
         def act(self, *arguments):
-            time.sleep(0.02)
+            clock[0] += 0.02
             return super().act(*arguments)
+
+        def after(self, *arguments):
+            clock[0] += 1.0
+            return super().after(*arguments)
 
     task = find_task("toy-vector")
     score, plain = (
@@ -120,8 +129,9 @@ def test_what_is_timed_is_the_policys_acting_and_every_action_counts():
         for kind in (Slow, RandomPolicy)
     )
     assert score.acted.sum() == score.lengths.sum() and score.acted.max() == 5
-    assert score.seconds.min() >= 0.02 and score.latency()["act_p50_ms"] >= 20 / 5
-    assert plain.latency()["act_p99_ms"] < 20 / 5
+    np.testing.assert_allclose(score.seconds, 0.02)
+    assert score.latency()["act_p50_ms"] == pytest.approx(20 / 5)
+    assert not plain.seconds.any()
     np.testing.assert_array_equal(score.returns, plain.returns)
 
 

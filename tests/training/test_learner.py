@@ -337,7 +337,7 @@ def test_two_ranks_equal_one_to_rounding(algorithm, tmp_path):
     ]
     train_and_save(algorithm, tmp_path, 0, 1)
     for process in ranks:
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=900)
         assert process.returncode == 0, errors
     one, first, second = (
         dict(np.load(tmp_path / name)) for name in ("1-0.npz", "2-0.npz", "2-1.npz")

@@ -2,11 +2,10 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
-from making import same_episode
+from making import same_episode, soon
 
 from bigdm_ray.algorithms.base import Policy
 from bigdm_ray.envs import find_task
@@ -372,10 +371,7 @@ def test_a_killed_recording_leaves_no_half_dataset_and_goes_on(tmp_path):
     )
     folder, hidden = tmp_path / "set", tmp_path / ".set.importing"
     process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.DEVNULL)
-    for _ in range(1200):
-        if (hidden / "progress.json").is_file() or process.poll() is not None:
-            break
-        time.sleep(0.05)
+    assert soon(lambda: (hidden / "progress.json").is_file() or process.poll() is not None)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it was over before it could be killed"
     assert not folder.exists()
