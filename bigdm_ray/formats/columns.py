@@ -20,6 +20,7 @@ from bigdm_ray.envs.task import Leaf, Signature, find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import inside, misfit, spec_of
 from bigdm_ray.formats.checks import refused
+from bigdm_ray.formats.claims import expect_size, hold, parquet_claim
 from bigdm_ray.jsons import read_json
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ def reading(place: Callable[[], str]) -> Iterator[None]:
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """An open Parquet file, decoded page by page from a memory map. Raises UserError for a torn one."""
+    """An open Parquet file, decoded page by page from a memory map.
+
+    Raises UserError for a torn one, and for one that claims more than its size can hold.
+    """
     try:
         file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
         names = file.schema_arrow.names
@@ -66,6 +70,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         ) from None
     if twice := [name for name in names if names.count(name) > 1]:
         raise refused(str(path), twice[0], "there is more than one such column")
+    hold(parquet_claim(file.metadata), path)
     return file
 
 
@@ -321,8 +326,10 @@ def sound_signature(data: Any, where: str) -> Signature:
 def checked_signature(data: Any) -> Signature:
     """The signature of JSON that anyone may have written. Raises KeyError, TypeError, ValueError or AttributeError where it is none."""
     signature = Signature.from_json(data)
-    for leaf in (*signature.observations.values(), *signature.actions.values()):
-        _sound_leaf(leaf)
+    for leaves in (signature.observations.values(), signature.actions.values()):
+        for leaf in leaves:
+            _sound_leaf(leaf)
+        expect_size(sum(leaf.size for leaf in leaves), len(leaves))
     if not signature.observations or not signature.actions:
         raise ValueError("it has no leaves")
     return signature

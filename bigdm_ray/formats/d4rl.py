@@ -8,10 +8,10 @@ limit is dropped, its observation being the last one seen, while a terminated ep
 last observation, for the reward of the end must not be lost. Rows after the last end are kept as a truncated episode.
 Source: Fu et al. 2020, arXiv:2004.07219; Farama-Foundation/D4RL, d4rl/__init__.py.
 
-d3rlpy's first layout is the same file with `episode_terminals`, which alone says where episodes end,
-in place of `timeouts`; `terminals` on such a row says that it terminated. `discrete_action` and
-`version` lie beside them. Its own replay buffers flag a terminal on the last two rows, of which the
-first is none. Source: takuseno/d3rlpy 1.1.1, d3rlpy/dataset.pyx (`_to_episodes`, `dump`),
+d3rlpy's first layout is the same file with `episode_terminals`, which alone says where episodes
+end, in place of `timeouts`; `terminals` on such a row says that it terminated. `discrete_action`
+and `version` lie beside them. Its own replay buffers flag a terminal on the last two rows, of which
+the first is none. Source: takuseno/d3rlpy 1.1.1, d3rlpy/dataset.pyx (`_to_episodes`, `dump`),
 d3rlpy/online/buffers.py (`append`).
 """
 
@@ -57,7 +57,7 @@ class D4rlFile(Reader):
     def __init__(self, path: Path) -> None:
         self._path = path
         with open_hdf5(path) as file:
-            fields = Fields()
+            fields = Fields(path)
             found = {name: fields.high(file.id, name.encode(), str(path)) for name in NEEDED}
             found |= {
                 name: fields.high(file.id, name.encode(), str(path))
@@ -87,6 +87,8 @@ class D4rlFile(Reader):
                         name,
                         f"one number a row is expected, not an array of shape {list(dataset.shape)}",
                     )
+            for dataset in found.values():
+                fields.claim(int(dataset.size) * dataset.dtype.itemsize)
             self._names = set(found)
             rows = {name: len(dataset) for name, dataset in found.items()}
             self._rows = max(rows.values())
@@ -175,7 +177,7 @@ class D4rlFile(Reader):
             begin = end
 
     def _early(self, terminals: np.ndarray, stops: np.ndarray, at: int, before: bool) -> bool:
-        """Whether the block's last row is a terminal that ends nothing; `before`: of the row before it.
+        """Whether the last row is a terminal that ends nothing; `before`: of the row before.
 
         Only the row before a terminated end may be one. Raises UserError for any other.
         """

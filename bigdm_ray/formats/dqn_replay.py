@@ -14,7 +14,11 @@ Source: Agarwal et al. 2020, arXiv:1907.04543 (google-research/batch_rl); google
 from __future__ import annotations
 
 import gzip
+import io
+import math
 import re
+import tokenize
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,17 +30,32 @@ from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import MAX_EPISODE_BYTES, Format, Reader, Said, inside
 from bigdm_ray.formats.checks import refused, truths
+from bigdm_ray.formats.claims import hold
 from bigdm_ray.formats.columns import one_line
 from bigdm_ray.formats.unread import unread
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
 BLOCK = 1 << 10
-"""Rows that are read at once."""
+BLOCK_BYTES = 64 << 20
+"""Rows that are read at once, at most: so many, or as fit here."""
+HEAD_BYTES = 1 << 14
+"""A header that claims more is refused before it is read."""
 ROW_BYTES = 1 << 20
 """A frame that claims more is refused before memory is asked for."""
 PADDING = 3
 """Rows of zeros before an episode, at most: a stack of four frames without its last."""
-ERRORS = (OSError, EOFError, ValueError, zlib.error)
+ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+    SyntaxError,
+    tokenize.TokenError,
+    zlib.error,
+)
 """What gzip and NumPy raise for a file that is torn somewhere."""
 
 FIELDS = {"observation": "u", "action": "iu", "reward": "fiu", "terminal": "iub"}
@@ -57,13 +76,19 @@ class Rows:
         self._taken = 0
         try:
             self._file = gzip.open(path)
-            version = np.lib.format.read_magic(self._file)
+            magic = self._file.read(8)
+            told = self._file.read(2 if magic[6:7] == b"\x01" else 4)
+            if (size := int.from_bytes(told, "little")) > HEAD_BYTES:
+                raise ValueError(f"its header claims {size:,} bytes")
+            head = io.BytesIO(magic + told + self._file.read(size))
+            version = np.lib.format.read_magic(head)
             read = (
                 np.lib.format.read_array_header_1_0
                 if version == (1, 0)
                 else np.lib.format.read_array_header_2_0
             )
-            self.shape, fortran, self.dtype = read(self._file)
+            with warnings.catch_warnings(action="ignore"):  # of headers that Python 2 has written
+                self.shape, fortran, self.dtype = read(head)
         except ERRORS as error:
             raise UserError(
                 f"{path} is not a gzipped array of NumPy ({one_line(error)}); nothing was imported"
@@ -72,11 +97,14 @@ class Rows:
             raise UserError(
                 f"{path} holds {self.dtype if self.dtype.kind != 'O' else 'objects'}, which it may not; nothing was imported"
             )
-        row = int(np.prod(self.shape[1:], dtype=np.float64)) * self.dtype.itemsize
+        row = math.prod(self.shape[1:]) * self.dtype.itemsize
+        self.block = max(1, min(BLOCK, BLOCK_BYTES // max(1, row)))
         if fortran or min(self.shape, default=0) < 0 or row > ROW_BYTES:
             raise UserError(
                 f"{path} claims the shape {list(self.shape)}{', columns first' if fortran else ''}, which it may not; nothing was imported"
             )
+
+        hold(math.prod(self.shape) * self.dtype.itemsize, path)
 
     def take(self, rows: int) -> np.ndarray:
         """The next rows. Raises UserError where the file breaks off, and after the last row where its checksum is wrong or more follows."""
@@ -232,8 +260,9 @@ class Replay(Reader):
             left = log.rows(opened["reward"].shape[0])
             held: list[dict[str, np.ndarray]] = []
             size, sound, opening = 0, log.number == 0, True
+            rows = min(one.block for one in opened.values())
             while left:
-                block = {name: one.take(min(BLOCK, left)) for name, one in opened.items()}
+                block = {name: one.take(min(rows, left)) for name, one in opened.items()}
                 left -= len(block["reward"])
                 if opening and not sound:
                     sound = _padding(block) > 0

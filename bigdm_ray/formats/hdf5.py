@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import MAX_EPISODE_BYTES, needed
 from bigdm_ray.formats.checks import refused
+from bigdm_ray.formats.claims import hold
 from bigdm_ray.formats.columns import one_line
 
 ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
@@ -43,10 +45,107 @@ def open_hdf5(path: Path) -> Iterator[Any]:
         ) from None
 
 
+class Sheltered:
+    """A new file for h5py, whose errors wait for `check`: from the first on, writes stay in memory.
+
+    HDF5 cannot close a file that it cannot write: on a full disk it dies of SIGSEGV. What it
+    flushes after the first error is little, if the caller asks `check` after each episode.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b", buffering=0)
+        self._at = self._end = 0
+        self._kept: list[tuple[int, bytes]] = []
+        self._error: OSError | None = None
+
+    def check(self) -> None:
+        """Raise the first OSError that a write met, if one did."""
+        if self._error is not None:
+            raise self._error
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move to a byte, counted from the beginning, from here, or from the end."""
+        self._at = offset + (0, self._at, self._end)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        """The byte at hand."""
+        return self._at
+
+    def write(self, data: Any) -> int:
+        """Write all of these bytes, to the file or after an error to memory."""
+        left = memoryview(data).cast("B")
+        size, begin = len(left), self._at
+        if self._error is None:
+            try:
+                self._file.seek(begin)
+                while left:
+                    left = left[self._file.write(left) :]
+            except OSError as error:
+                self._error = error
+        if self._error is not None:
+            self._kept.append((begin, bytes(data)))
+        self._at = begin + size
+        self._end = max(self._end, self._at)
+        return size
+
+    def read(self, size: int) -> bytes:
+        """So many bytes from here on."""
+        self.readinto(out := bytearray(size))
+        return bytes(out)
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what was written, with zeros where nothing was."""
+        out = memoryview(buffer).cast("B")
+        self._file.seek(self._at)
+        found = self._file.readinto(out) or 0
+        out[found:] = bytes(len(out) - found)
+        for begin, data in self._kept:
+            first, last = max(begin, self._at), min(begin + len(data), self._at + len(out))
+            if first < last:
+                out[first - self._at : last - self._at] = data[first - begin : last - begin]
+        self._at += len(out)
+        return len(out)
+
+    def truncate(self, size: int) -> int:
+        """Make the file this long."""
+        self._end = size
+        if self._error is None:
+            try:
+                self._file.truncate(size)
+            except OSError as error:
+                self._error = error
+        return size
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+    def close(self) -> None:
+        """Sync and close the file. Raises OSError where it, or a write before, failed."""
+        try:
+            self.check()
+            os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+
+
+@contextlib.contextmanager
+def new_hdf5(path: Path) -> Iterator[tuple[Any, Sheltered]]:
+    """A new `h5py.File` to write, and what it writes to: ask its `check` often. Raises OSError."""
+    h5py = needed("h5py", "datasets")
+    written = Sheltered(path)
+    try:
+        with h5py.File(written, "w", track_order=True) as file:
+            yield file, written
+    finally:
+        written.close()
+
+
 class Fields:
     """Datasets of groups that look alike (one an episode), read with what the first has told about their types."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        self._path, self._claimed = path, 0
         h5py = needed("h5py", "datasets")
         self._h5py, self._open_dataset, self._open_group, self._hard_link = (
             h5py,
@@ -98,6 +197,11 @@ class Fields:
                 f"{place}: the group {name.decode()!r} is missing or cannot be read ({one_line(error)}); nothing was imported"
             ) from None
 
+    def claim(self, size: int) -> None:
+        """Count bytes that are to be read; UserError where the file cannot hold all of them."""
+        self._claimed += size
+        hold(self._claimed, self._path)
+
     def names(self, group: Any, place: str) -> list[str]:
         """What lies in a low-level group. Raises UserError where it cannot be told."""
         try:
@@ -128,6 +232,7 @@ class Fields:
                     name.decode(errors="replace"),
                     f"it claims the shape {list(shape)}, but {limit}",
                 )
+            self.claim(math.prod(shape) * dtype.itemsize)
             values = np.empty(shape, dtype)
             if values.size:
                 found.read(self._all, self._all, values, known[0])
@@ -166,6 +271,7 @@ class Fields:
         field = name.decode(errors="replace")
         if self._h5py.check_string_dtype(found.dtype) is None or found.ndim != 1:
             raise refused(place, field, f"text is expected, not {found.dtype}")
+        self.claim(found.size * found.dtype.itemsize)
         try:
             return [value.decode("utf-8", errors="replace") for value in found[()]]
         except ERRORS as error:
@@ -178,6 +284,7 @@ class Fields:
         inner = self._h5py.check_vlen_dtype(found.dtype)
         if found.dtype != np.uint8 and inner != np.uint8:
             raise refused(place, field, f"encoded pictures are expected, not {found.dtype}")
+        self.claim(found.size * found.dtype.itemsize)
         try:
             return [bytes(row) for row in found[()]]
         except ERRORS as error:

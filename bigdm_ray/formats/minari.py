@@ -42,7 +42,7 @@ from bigdm_ray.formats.base import (
 from bigdm_ray.formats.checks import ended, kept_seed, refused
 from bigdm_ray.formats.columns import flat, numbers, one_line, open_parquet, reading
 from bigdm_ray.formats.dataset import Dataset
-from bigdm_ray.formats.hdf5 import Fields, open_hdf5
+from bigdm_ray.formats.hdf5 import Fields, new_hdf5, open_hdf5
 from bigdm_ray.formats.spaces import (
     flatten_leaf,
     flatten_texts,
@@ -148,7 +148,7 @@ class MinariFolder(Reader):
             ]
             for what, space in self._spaces.items()
         }
-        fields = Fields()
+        fields = Fields(self._hdf5())
         with open_hdf5(self._hdf5()) as file:
             if len(file) != self._count:
                 raise UserError(
@@ -474,7 +474,7 @@ class Minari(Format):
         data = folder / "data"
         data.mkdir()
         seen, done = layout(dataset.task, dataset.signature)
-        with h5py.File(data / HDF5_FILE, "w", track_order=True) as file:
+        with new_hdf5(data / HDF5_FILE) as (file, written):
             for number, episode in enumerate(dataset.stream()):
                 group = file.create_group(f"episode_{number}", track_order=True)
                 group.attrs.update(
@@ -491,6 +491,7 @@ class Minari(Format):
                 ):
                     group.create_dataset(name, data=values)
                 group.create_group("infos")
+                written.check()
                 advance(episode.length)
         (data / METADATA).write_text(
             json.dumps(_card(dataset, seen, done, (data / HDF5_FILE).stat().st_size))

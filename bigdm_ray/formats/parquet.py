@@ -7,9 +7,9 @@
     dones         in their place: either end; truncated after as many steps as the task's limit
     length, policy, mode, sigma, eps, stage, seed, env_id   optional scalars
 
-Observations may be T, as in the Decision Transformer data of Hugging Face's Hub; the first row decides
-for all. The last one is then taken from `next_observations`, or is not known, and what `d4rl` does is
-done here too.
+Observations may be T, as in the Decision Transformer data of Hugging Face's Hub; the first row
+decides for all. The last one is then taken from `next_observations`, or is not known, and what
+`d4rl` does is done here too.
 Leaves of a dict are columns of their own, `observations/arm/joints`. Files that are written here carry the signature in
 their schema's metadata, so any space goes out and comes back; others may tell `obs_dim`, `act_dim`, `n_actions` and
 `env_id` there. Batches of rows are decoded a few MiB at a time, whatever the size of the file's row groups.
@@ -128,7 +128,7 @@ class EpisodeRows(Reader):
             yield from self._from(signature, columns, skip)
 
     def _beside(self, known: set[str]) -> None:
-        """Note the columns that are not read; of a row, which is an episode, only lists tell of ends."""
+        """Note the columns that are not read; a row is an episode, so only lists tell of ends."""
         schema = self._schema
         plain = [name for name in schema.names if not pa.types.is_nested(schema.field(name).type)]
         found = unread(set(schema.names) - set(plain), known, str(self._files[0]))

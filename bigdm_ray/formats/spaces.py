@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from bigdm_ray.envs.task import Leaf, Signature, channels_first, find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.checks import Place, refused
+from bigdm_ray.formats.claims import expect_size
 from bigdm_ray.jsons import read_json
 
 if TYPE_CHECKING:
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     Space = gymnasium.Space[Any]
 
 Arrays = dict[str, np.ndarray]
-MAX_ELEMENTS = 1 << 28
+MAX_TEXT_BYTES = 256 << 20
+"""Bytes of the texts of a leaf that are made at once, at most; each is padded to the longest."""
 
 
 # --- JSON
@@ -34,6 +37,8 @@ def space_from_json(text: str | dict[str, Any], where: str) -> Space:
     """The space that a file describes. Raises UserError for anything else."""
     try:
         data = read_json(text) if isinstance(text, str) else text
+        sizes = list(_sizes(data))
+        expect_size(sum(sizes), len(sizes))
         return _space(data)
     except (
         ValueError,
@@ -45,8 +50,26 @@ def space_from_json(text: str | dict[str, Any], where: str) -> Space:
         OverflowError,
     ) as error:
         raise UserError(
-            f"{where} describes no space that is known here ({' '.join(str(error).split())[:200]}); nothing was imported"
+            f"{where} describes no space that is known here "
+            f"({' '.join(str(error).split())[:200]}); nothing was imported"
         ) from None
+
+
+def _sizes(data: dict[str, Any]) -> Iterator[int]:
+    """The numbers of each leaf of a space, told before one is made."""
+    kind = data["type"]
+    if kind in ("Dict", "Tuple"):
+        children = data["subspaces"]
+        for child in children.values() if kind == "Dict" else children:
+            yield from _sizes(child)
+    elif kind == "Box":
+        yield math.prod(int(n) for n in data["shape"])
+    elif kind == "MultiBinary":
+        yield math.prod(data["n"]) if isinstance(data["n"], list) else int(data["n"])
+    elif kind == "MultiDiscrete":
+        yield int(np.size(data["nvec"]))
+    else:
+        yield 4 * int(data["max_length"]) if kind == "Text" else 1
 
 
 def _space(data: dict[str, Any]) -> Space:
@@ -59,7 +82,7 @@ def _space(data: dict[str, Any]) -> Space:
         return spaces.Tuple([_space(child) for child in data["subspaces"]])
     if kind == "Box":
         shape, dtype = tuple(int(n) for n in data["shape"]), np.dtype(data["dtype"])
-        if dtype.kind not in "biuf" or math.prod(shape) > MAX_ELEMENTS or min(shape, default=1) < 1:
+        if dtype.kind not in "biuf" or min(shape, default=1) < 1:
             raise ValueError(f"a Box of shape {list(shape)} and dtype {dtype}")
         low, high = (
             np.broadcast_to(np.array(data[name], dtype), shape) for name in ("low", "high")
@@ -252,6 +275,10 @@ def flatten_texts(
     space: gymnasium.spaces.Text, values: list[str], field: str, place: Place
 ) -> np.ndarray:
     """Strings of a Text space as `flatten_leaf` gives them. Raises UserError for one that is longer than the space allows."""
+    if 4 * int(space.max_length) * len(values) > MAX_TEXT_BYTES:
+        why = f"{len(values):,} texts of up to {space.max_length:,} characters"
+        limit = f"{MAX_TEXT_BYTES >> 20} MiB are expected at most"
+        raise refused(place(0), field, f"{why} take more memory than one episode's may: {limit}")
     for k, value in enumerate(values):
         if len(value) > space.max_length:
             raise refused(

@@ -10,8 +10,8 @@ terminated, truncated, next_obs, episode_id.
 
 `done` or `dones` in place of `terminateds` means either end: where `truncateds` is set it is that.
 Where there is no such column, an end after exactly as many steps as the task's time limit allows
-counts as truncated, every other as terminated. Beside `terminateds` it ends episodes too: those that
-did not terminate were cut.
+counts as truncated, every other as terminated. Beside `terminateds` it ends episodes too: those
+that did not terminate were cut.
 """
 
 from __future__ import annotations

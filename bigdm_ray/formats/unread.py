@@ -1,8 +1,8 @@
-"""What a source holds beside what is read of it: named in a note, refused where it may tell of ends.
+"""What a source holds beside what is read: named in a note, refused where it may tell of ends.
 
-A column that no reader knows is mostly of no harm (log-probabilities, positions of a simulator). One
-that marks ends, left out, would give episodes that are none: longer, shorter, or two in one. Its name
-is all that there is to go by.
+A column that no reader knows is mostly of no harm (log-probabilities, positions of a simulator).
+One that marks ends, left out, would give episodes that are none: longer, shorter, or two in one.
+The name is all that there is to go by.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _AMOUNTS = {"return", "returns", "reward", "rewards", "score", "scores", "seed",
 
 
 def tells_ends(name: str) -> bool:
-    """Whether a column of this name could say where episodes end: `is_last`, `traj_ids`, `isDone`."""
+    """Whether a column of this name may say where episodes end: `is_last`, `traj_ids`, `isDone`."""
     plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     words = set(re.findall(r"[a-z]+", plain))
     if words & _AMOUNTS:

@@ -169,7 +169,7 @@ def test_a_task_of_dicts_is_refused(tmp_path, episodes):
 
 
 def d3rlpy_file(path, episodes, doubled=True, **more):
-    """d3rlpy's first layout, as its replay buffers write it: a terminal stands on the last two rows."""
+    """d3rlpy's first layout, as its replay buffers write it: a terminal on the last two rows."""
     flags = np.concatenate(
         [
             np.arange(e.length) >= (e.length - 1 - doubled if e.terminated else e.length)

@@ -62,7 +62,7 @@ def test_what_is_known_is_not_named(tmp_path, episodes, capsys):
 
 @pytest.mark.parametrize("done", ["dones", "done"])
 def test_dones_beside_terminateds_end_episodes_too(tmp_path, episodes, done):
-    """A file without `truncateds` whose `dones` mark either end; without them all is one episode."""
+    """A file without `truncateds` whose `dones` mark either end; without, all is one episode."""
     columns = step_columns(episodes, eps_id=None, truncateds=None)
     ends = [k == e.length - 1 for e in episodes for k in range(e.length)]
     source = episode_parquet(tmp_path / "s.parquet", columns | {done: ends})

@@ -1,0 +1,172 @@
+"""Small files that claim much: refused in one sentence before memory is asked for."""
+
+import gzip
+import io
+import json
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from making import played
+from sources import dataset, edited, episode_parquet, minari_folder, rows_of
+
+from bigdm_ray.errors import UserError
+from bigdm_ray.formats.claims import FLOOR, RATIO, hold, parquet_claim
+from bigdm_ray.formats.dataset import Dataset
+
+TASK = "toy-continuous"
+MANY = 1 << 28
+
+
+@pytest.fixture(scope="module")
+def episodes():
+    return played(TASK, 2).episodes
+
+
+def constant(name, tmp_path, small):
+    """A Parquet file of one row whose list of one column holds very many equal numbers."""
+    values = pa.array(np.zeros(MANY // 8, np.float64))
+    ends = pa.array([0, MANY // 8], pa.int64())
+    columns = {column: pa.array(rows[:1]) for column, rows in small.items()}
+    columns[name] = pa.LargeListArray.from_arrays(ends, values)
+    pq.write_table(pa.table(columns), tmp_path / "s.parquet", compression="zstd")
+    return tmp_path / "s.parquet"
+
+
+def parquet_rows(tmp_path, episodes):
+    return constant("rewards", tmp_path, rows_of(episodes, policy=None, mode=None))
+
+
+def flat_hdf5(tmp_path, episodes):
+    with h5py.File(tmp_path / "s.hdf5", "w") as file:
+        for name, width in (("observations", 3), ("actions", 2)):
+            file.create_dataset(name, (10**8, width), np.float32, chunks=True)
+        for name in ("rewards", "terminals", "timeouts"):
+            file.create_dataset(name, (10**8,), np.float32, chunks=True, compression="gzip")
+    return tmp_path / "s.hdf5"
+
+
+def minari_arrays(tmp_path, episodes):
+    folder = minari_folder(tmp_path / "minari", TASK, episodes)
+    with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
+        del file["episode_1/actions"]
+        file.create_dataset("episode_1/actions", (MANY, 1), np.float32, chunks=True)
+    return folder
+
+
+def minari_space(space):
+    def made(tmp_path, episodes):
+        folder = minari_folder(tmp_path / "minari", TASK, episodes)
+        with edited(folder) as found:
+            found["observation_space"] = json.dumps(space)
+        return folder
+
+    return made
+
+
+def box(*shape):
+    return {"type": "Box", "dtype": "float32", "shape": shape, "low": [-1.0], "high": [1.0]}
+
+
+def replay(tmp_path, episodes, version=(1, 0)):
+    for name in ("observation", "action", "reward", "terminal"):
+        header = io.BytesIO()
+        shape = (1 << 40, 84, 84) if name == "observation" else (1 << 40,)
+        told = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        if name != "terminal":
+            np.lib.format.write_array_header_1_0(header, told)
+        else:  # a header that is said to be 4 GiB long, and is
+            header.write(b"\x93NUMPY\x02\x00\xff\xff\xff\xff")
+        (tmp_path / f"$store$_{name}_ckpt.0.gz").write_bytes(
+            gzip.compress(header.getvalue() + bytes(1 << 20))
+        )
+    return tmp_path
+
+
+def card(tmp_path, episodes):
+    made = dataset(tmp_path / "set", TASK, 2)
+    told = json.loads((made.folder / "dataset.json").read_text())
+    leaf = told["signature"]["observations"][""]
+    told["signature"]["observations"][""] = leaf | {"shape": [MANY], "low": None, "high": None}
+    (made.folder / "dataset.json").write_text(json.dumps(told))
+    return made.folder
+
+
+DICT = {"type": "Dict", "subspaces": {f"leaf{k}": box(1) for k in range(100_000)}}
+BOMBS = {
+    "parquet": (parquet_rows, "claims to hold"),
+    "hdf5": (flat_hdf5, "claims to hold"),
+    "minari-array": (minari_arrays, "claims to hold"),
+    "minari-box": (minari_space(box(MANY)), "268,435,456 numbers, where"),
+    "minari-dict": (minari_space(DICT), "100,000 leaves, where"),
+    "minari-text": (
+        minari_space({"type": "Text", "max_length": 1 << 40, "min_length": 1, "charset": "a"}),
+        "numbers, where",
+    ),
+    "dqn": (replay, "nothing was imported"),
+    "card": (card, "numbers, where"),
+}
+LIMITED = """
+import resource, sys
+from bigdm_ray.data import main
+from bigdm_ray.doors import door
+code = door(main, sys.argv[1:])
+print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_bomb_is_one_sentence_and_takes_no_memory(tmp_path, episodes, kind):
+    make, words = BOMBS[kind]
+    (tmp_path / "source").mkdir()
+    source = make(tmp_path / "source", episodes)
+    size = source.stat().st_size if source.is_file() else 0
+    assert size < 100_000
+    task = "toy-image" if kind == "dqn" else TASK
+    command = ["import", str(source), "--task", task, "--folder", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *command], capture_output=True, text=True, timeout=300
+    )
+    *said, last = done.stderr.strip().splitlines()
+    code, peak = map(int, last.split())
+    assert code == 2 and len(said) == 1 and words in said[0] and len(said[0]) < 1000, done.stderr
+    assert peak * 1024 < 1 << 30
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_limit_is_a_multiple_of_the_size_with_a_floor(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1 << 18))
+    hold(RATIO << 18, path)
+    with pytest.raises(UserError, match="claims to hold 250 MiB of numbers in 262,144 bytes"):
+        hold((RATIO << 18) + 1, path)
+    path.write_bytes(b"")
+    hold(FLOOR, path)
+
+
+def test_what_parquet_claims_is_what_its_numbers_take(tmp_path, episodes):
+    numbers = [e.observations[""].reshape(-1) for e in episodes]
+    flags = [[True] * 3, [False]]
+    path = episode_parquet(tmp_path / "s.parquet", {"x": numbers, "flags": flags, "t": ["a", "b"]})
+    assert parquet_claim(pq.read_metadata(path)) == sum(len(x) for x in numbers) * 4 + 4
+
+
+def test_constant_data_below_the_floor_come_in(tmp_path):
+    """Ten thousand equal steps take next to nothing in a file."""
+    rows = {
+        "observations": [np.zeros(3 * 1001, np.float32)] * 10,
+        "actions": [np.zeros(2 * 1000, np.float32)] * 10,
+        "rewards": [np.zeros(1000, np.float32)] * 10,
+        "terminated": [True] * 10,
+        "truncated": [False] * 10,
+    }
+    path = episode_parquet(tmp_path / "s.parquet", rows)
+    from bigdm_ray.formats.importing import import_dataset
+
+    made = import_dataset([str(path)], tmp_path / "set", TASK)
+    assert parquet_claim(pq.read_metadata(path)) > 20 * path.stat().st_size
+    assert Dataset.open(made.folder).steps == 10_000
