@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bigdm_ray.errors import quoted
+
 LARGEST = 1 << 24
 """Bytes of a JSON file, at most, where its reader does not say another bound."""
 DEEPEST = 64
@@ -60,6 +62,20 @@ def read_json(
     if not isinstance(value, kind):
         raise NotJson(f"{_word(kind)} is expected where it has {_word(type(value))}")
     return value
+
+
+def real(value: Any, what: str, finite: bool = True) -> float:
+    """A number of JSON as float. Raises NotJson for a text, true, null, and (unless told) what is not finite."""
+    if type(value) not in (int, float) or (finite and not math.isfinite(value)):
+        raise NotJson(f"{what} is {quoted(value)}, but a number is expected")
+    return float(value)
+
+
+def reals(value: Any, what: str) -> dict[str, float]:
+    """Numbers of JSON by their names. Raises NotJson for anything else."""
+    if not isinstance(value, dict):
+        raise NotJson(f"{what} is {quoted(value)}, but numbers by their names are expected")
+    return {name: real(number, f"{what} {quoted(name)}") for name, number in value.items()}
 
 
 def _bytes(path: Path, largest: int) -> bytes:

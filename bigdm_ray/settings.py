@@ -12,7 +12,7 @@ import types
 import typing
 from typing import Any, TypeVar
 
-from bigdm_ray.errors import UserError, nearest
+from bigdm_ray.errors import UserError, nearest, quoted
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ def _check_field(value: Any, path: str, meta: typing.Mapping[str, Any]) -> None:
             raise UserError(f"{flag(path)} is {value}, but {''.join(wanted)} is expected")
     if meta["choices"] and value not in meta["choices"]:
         raise UserError(
-            f"{flag(path)} is {value!r}, but one of {', '.join(meta['choices'])} is expected{nearest(str(value), list(meta['choices']))}"
+            f"{flag(path)} is {quoted(value)}, but one of {', '.join(meta['choices'])} is expected{nearest(str(value), list(meta['choices']))}"
         )
 
 
@@ -92,7 +92,7 @@ def from_json(kind: type[T], data: dict[str, Any], prefix: str = "") -> T:
     given: dict[str, Any] = {}
     for name, value in data.items():
         if name not in known:
-            raise UserError(f"unknown setting {prefix}{name!r}{nearest(name, sorted(known))}")
+            raise UserError(f"unknown setting {prefix}{quoted(name)}{nearest(name, sorted(known))}")
         hint = hints[name]
         nested = (
             isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict)
@@ -123,17 +123,22 @@ def converted(hint: Any, value: Any, path: str) -> Any:
             return text in ("true", "1", "yes")
         if hint is int:
             number = float(value)
-            if isinstance(value, bool) or number != int(number):
+            if isinstance(value, bool) or number != int(number) or abs(number) >= 2**63:
                 raise ValueError
             return int(number)
         if hint is float:
             if isinstance(value, bool):
                 raise ValueError
             return float(value)
+        if origin is dict:
+            return {name: converted(arguments[1], item, path) for name, item in value.items()}
         if hint is str or origin is typing.Literal:
+            if not isinstance(value, str | int | float):
+                raise ValueError
             return str(value)
-    except (ValueError, TypeError, OverflowError):
-        raise UserError(f"{flag(path)} is {value!r}, but {type_name(hint)} is expected") from None
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        expected = type_name(hint)
+        raise UserError(f"{flag(path)} is {quoted(value)}, but {expected} is expected") from None
     raise UserError(f"{flag(path)} cannot be set from text")
 
 

@@ -279,6 +279,31 @@ def test_damage_of_the_metrics_is_named(content, told, tmp_path, capsys):
     one_error(capsys, told, "metrics.jsonl is not")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("evaluation/return_mean", "12"),
+        ("evaluation/return_low", None),
+        ("evaluation/return_high", float("nan")),
+        ("time/env_steps", True),
+        ("time/env_steps", "x" * 100_000),
+        ("time/env_steps", [[]]),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+@pytest.mark.parametrize("file", ["metrics.jsonl", "summary.json"])
+def test_a_number_that_is_none_is_named(file, name, value, tmp_path, capsys):
+    folder = made_up(tmp_path / "a", [(1000, 1.0)])
+    ended(folder, {"env_steps": 2000}, 1.0)
+    name = name if file == "metrics.jsonl" else name.partition("/")[2]
+    lines = (folder / file).read_text().splitlines() if file == "metrics.jsonl" else []
+    last = lines[1] if lines else (folder / file).read_text()
+    told = json.dumps(json.loads(last) | {name: value})
+    (folder / file).write_text("\n".join([*lines, told]) + "\n")
+    assert door(main, [str(folder)]) == 2
+    one_error(capsys, f"{file} holds no score of this project", name, "a number is expected")
+
+
 EVALUATIONS = [(100, 268.0), (200, 435.0), (300, 487.4), (400, 366.0), (500, 296.0)]
 
 

@@ -359,6 +359,28 @@ def test_a_result_that_lacks_a_field_is_told(shelf, lost):
         table(shelf)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"return_mean": "7"},
+        {"normalized_score": True},
+        {"best_return_mean": float("nan")},
+        {"dataset": []},
+        {"dataset": {"sha256": "a", "return_mean": [1]}},
+        {"settings": 3},
+        {"settings": {"algorithm": 3}},
+        {"task": {}},
+    ],
+    ids=str,
+)
+def test_a_result_with_a_value_of_another_kind_is_told(shelf, wrong):
+    cell = GRID.cells("quick")[0]
+    write(shelf, cell)
+    shelf.file(cell).write_text(json.dumps(json.loads(shelf.file(cell).read_text()) | wrong))
+    with pytest.raises(UserError, match="is not the result of a cell"):
+        table(shelf)
+
+
 @pytest.mark.parametrize("text", ["{}", "[1]", "7", "{", '{"return_mean": 1}'])
 def test_a_file_that_is_no_result_is_told(shelf, text):
     shelf.results.mkdir(parents=True)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bigdm_ray.errors import UserError
+from bigdm_ray.jsons import NotJson, real
 from bigdm_ray.pictures.base import (
     COLOURS,
     GREY,
@@ -88,8 +89,9 @@ def read_curve(folder: Path) -> Curve | None:
 
     def take(score: dict[str, Any], clock: str, group: str, file: Path) -> None:
         try:
-            points[float(score[clock])] = [float(score[f"{group}{name}"]) for name in SHOWN]
-        except (KeyError, TypeError, ValueError) as error:
+            at = real(score[clock], clock)
+            points[at] = [real(score[f"{group}{name}"], f"{group}{name}") for name in SHOWN]
+        except (KeyError, NotJson) as error:
             raise UserError(f"{file} holds no score of this project ({error})") from None
 
     for report in reports:

@@ -6,7 +6,6 @@ more than `GAP` normalised points and two standard errors is a fault to mend or 
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError
+from bigdm_ray.jsons import read_json, real
 from bigdm_ray.tables.base import Cell
 from bigdm_ray.tables.shelf import Result, Shelf
 
@@ -33,9 +33,9 @@ def peer_result(shelf: Shelf, cell: Cell) -> Result | None:
     if not path.is_file():
         return None
     try:
-        found: Result = dict(json.loads(path.read_text()))
+        found: Result = read_json(path)
         for name in ("normalized_score", "return_std", "return_mean", "return_episodes"):
-            found[name] = float(found[name])
+            found[name] = real(found[name], name)
         same = found["sha256"] == (shelf.sha256(cell) or found["sha256"])
         return found if same and found["flags"] == list(cell.flags) else None
     except (OSError, ValueError, KeyError, TypeError) as error:

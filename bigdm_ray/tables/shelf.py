@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bigdm_ray.envs.task import find_task
-from bigdm_ray.errors import UserError
+from bigdm_ray.errors import UserError, quoted
 from bigdm_ray.formats.dataset import CARD, Dataset
-from bigdm_ray.jsons import read_json
+from bigdm_ray.jsons import read_json, real
 from bigdm_ray.models.parallel import transformers
 from bigdm_ray.replay.shard import publish
 from bigdm_ray.tables.base import Cell, Grid, Scale, twins
@@ -25,14 +25,19 @@ Result = dict[str, Any]
 def sound(found: Any) -> Result:
     """What a result's file holds, its numbers as floats. Raises KeyError, TypeError or ValueError for what is missing or of another kind."""
     result: Result = dict(found)
-    result["return_mean"] = float(result["return_mean"])
+    result["return_mean"] = real(result["return_mean"], "return_mean")
     for name in ("normalized_score", "best_return_mean", "best_normalized_score"):
-        result[name] = None if result[name] is None else float(result[name])
+        result[name] = None if result[name] is None else real(result[name], name)
     if result["dataset"] is not None:
         result["dataset"] = {
             "sha256": str(result["dataset"]["sha256"]),
-            "return_mean": float(result["dataset"]["return_mean"]),
+            "return_mean": real(result["dataset"]["return_mean"], "the dataset's return_mean"),
         }
+    for name, value in result.get("settings", {}).items():
+        if not isinstance(value, dict):
+            raise TypeError(f"its settings of {quoted(name)} are {quoted(value)}")
+    if not isinstance(result.get("task", ""), str):
+        raise TypeError(f"its task is {quoted(result['task'])}")
     return result
 
 
@@ -109,7 +114,7 @@ class Shelf:
         try:
             found = sound(read_json(path))
             differing = [name for name in asked if found[name] != asked[name]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} is not the result of a cell ({error}); remove it to train that cell again"
             ) from None

@@ -251,7 +251,9 @@ def run_from_json(data: Mapping[str, Any]) -> Run:
                 )
             if name in ("dataset", "start"):
                 given[name] = (
-                    None if value is None else {"dataset": Origin, "start": Start}[name](**value)
+                    None
+                    if value is None
+                    else from_json({"dataset": Origin, "start": Start}[name], value, f"{name}.")
                 )
                 continue
             given[name] = (
