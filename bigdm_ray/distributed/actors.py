@@ -8,6 +8,7 @@ every call of this project may be repeated.
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,6 +22,7 @@ from ray.exceptions import (
 )
 
 from bigdm_ray.algorithms.base import Columns
+from bigdm_ray.distributed.session_folder import last_words
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay import shard as shards
 from bigdm_ray.training.config import run_from_json
@@ -81,8 +83,10 @@ class Station:
             return False
         self._deaths += 1
         if self._deaths > MAX_DEATHS:
+            wrote = last_words(Path(ray.get_runtime_context().get_temp_dir()), str(why))
             raise RunFailed(
-                f"the {self.what} died {MAX_DEATHS} times in a row ({_first_line(why)}); see the logs of Ray in /tmp/ray/session_latest/logs"
+                f"the {self.what} died {MAX_DEATHS} times in a row ({_first_line(why)})"
+                + (f"; it wrote last: {wrote}" if wrote else "")
             )
         self.stop()
         self.start()

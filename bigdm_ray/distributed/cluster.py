@@ -1,24 +1,43 @@
 """Ray itself: joined or started, with the settings that it needs before it is imported.
 
-A run starts a Ray of its own on this machine unless it is told an address: a bare `ray.init` would join whatever
-cluster happens to run here. Token authentication is on; actors without a GPU see none; one thread an actor.
+A run starts a Ray of its own on this machine unless it is told an address: a bare `ray.init` would
+join whatever cluster happens to run here. It can be reached from this machine alone, and with its
+token alone. Actors without a GPU see none; one thread an actor.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
+import logging
 import os
+import re
+import secrets
+import signal
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
 import torch
+from ray._private import ray_constants
+from ray._private.authentication.authentication_token_setup import (
+    AuthenticationTokenLoader,
+    Config,
+)
+from ray.exceptions import AuthenticationError
 
+from bigdm_ray.distributed.session_folder import SessionFolder
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.learner import pick_device
 
 START_ATTEMPTS = 3
+TOKEN = (
+    "copy it from ~/.ray/auth_token of a node of the cluster to the same place here, "
+    "or give it in RAY_AUTH_TOKEN"
+)
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -29,11 +48,16 @@ def cluster(run: Run) -> Iterator[Any]:
     if ray.is_initialized():  # inside a Tune trial, or a user's own session
         yield ray
         return
-    _connect(ray, run)
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+    machines = run.machines
+    if machines.address == "local":
+        with own_ray(machines.actors + machines.learners + 1):
+            yield ray
+    else:
+        _join(machines.address)
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 def check_device(run: Run) -> None:
@@ -54,45 +78,145 @@ def check_device(run: Run) -> None:
         )
 
 
-def _connect(ray: Any, run: Run) -> None:
-    machines = run.machines
-    if machines.address != "local":
-        try:
-            ray.init(address=machines.address, log_to_driver=False, logging_level="error")
-        except (ConnectionError, ValueError, RuntimeError) as error:
+def _join(address: str) -> None:
+    expected = "expected is `local`, `auto` on a node of a cluster, or HOST:PORT of its head"
+    _look_again()
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="error")
+    except AuthenticationError:
+        raise UserError(
+            f"--address {address!r} cannot be joined without the token of the cluster; {TOKEN}"
+        ) from None
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if "InvalidAuthToken" in f"{error.__cause__}":
             raise UserError(
-                f"--address {machines.address!r} cannot be joined ({_one_line(error)}); expected is `local`, `auto` on a node of a cluster, "
-                "or HOST:PORT of its head"
+                f"--address {address!r} cannot be joined: the token of this user is not that of "
+                f"the cluster; {TOKEN}"
             ) from None
-        return
-    start_here(machines.actors + machines.learners + 1)
+        raise UserError(
+            f"--address {address!r} cannot be joined ({_one_line(error)}); {expected}"
+        ) from None
 
 
-def start_here(cpus: int) -> None:
-    """Start a Ray on this machine with at least so many (logical) CPUs: what is asked for fits. Raises RunFailed."""
-    cpus = max(os.cpu_count() or 1, cpus)
-    for attempt in range(
-        START_ATTEMPTS
-    ):  # another Ray that starts at the same moment may take the port that this one has picked
+@contextlib.contextmanager
+def own_ray(cpus: int) -> Iterator[None]:
+    """A Ray of this process's own on this machine, with at least so many (logical) CPUs.
+
+    It listens on loopback only, has a token and a folder of its own, and is stopped at the end.
+    Raises RunFailed.
+    """
+    token = {} if _named_token() else {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    with _environment(token):
+        _look_again()
+        folder = _started(max(os.cpu_count() or 1, cpus))
         try:
-            ray.init(
-                address="local",
-                log_to_driver=False,
-                logging_level="error",
-                num_cpus=cpus,
-                include_dashboard=False,
-            )
-            return
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            ray.shutdown()
-            if attempt == START_ATTEMPTS - 1:
+            yield
+        finally:
+            _stop(folder)
+
+
+def _named_token() -> bool:
+    """Whether the user has chosen a token for this process; that of ~/.ray is for clusters."""
+    return "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+
+
+def _started(cpus: int) -> SessionFolder:
+    """The folder of a Ray that runs.
+
+    A busy machine, or a port that another took first, is worth another try.
+    """
+    for attempt in range(1, START_ATTEMPTS + 1):
+        folder = SessionFolder()
+        try:
+            with _alone():
+                ray.init(
+                    address="local",
+                    log_to_driver=False,
+                    logging_level="critical",  # what fails is told once, below
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    _temp_dir=str(folder.path),
+                    _system_config={"enable_metrics_collection": False},
+                )
+            logging.getLogger("ray").setLevel(logging.ERROR)
+            return folder
+        except Exception as error:  # Ray raises a bare one where a process does not come up
+            why = " ".join(filter(None, [_one_line(error), folder.complaint()]))
+            _stop(folder)
+            if attempt == START_ATTEMPTS:
                 raise RunFailed(
-                    f"Ray could not be started on this machine ({_one_line(error)}); --local trains without it"
-                ) from None
+                    f"Ray could not be started on this machine ({why}); --local trains without it"
+                ) from error
+        except BaseException:
+            _stop(folder)
+            raise
+    raise AssertionError
+
+
+@contextlib.contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    """Variables that this process and those that it starts have inside the block."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _look_again() -> None:
+    """Let Ray read again whether there is a token, and which.
+
+    It does so once, with what the environment held when it was imported.
+    """
+    AuthenticationTokenLoader.instance().reset_cache()
+    Config.initialize("")
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """A Ray that starts inside the block has the node 127.0.0.1, and tells its metrics to nobody.
+
+    Ray puts every socket on loopback where its node has that address, which it takes only where it
+    forms no cluster: a constant, read from the environment at import and meant for other systems.
+    The autoscaler and the dashboard serve metrics without a token, unless their port cannot be.
+    """
+    ports = dict.fromkeys(["AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT"], "-1")
+    forms_clusters = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        with _environment(ports | {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}):
+            yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = forms_clusters
+
+
+def _stop(folder: SessionFolder) -> None:
+    """End Ray with all its processes, also those of a start that failed, and remove its folder."""
+    ray.shutdown(wait_for_processes=True)
+    for pid in _below(folder.path):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    folder.remove()
+
+
+def _below(folder: Path) -> list[int]:
+    """The processes whose command lines name `folder`: Ray forgets those of a start that failed."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if f"{folder}/".encode() in entry.read_bytes():
+                found.append(int(entry.parent.name))
+    return found
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    """What went wrong, without the files that Ray goes on to name: they go with its folder."""
+    told = re.split(r"Last \d+ lines|Last connection error|Please check", str(error))[0]
+    return " ".join(told.split())[:300]
 
 
 def learner_options(run: Run) -> dict[str, Any]:
@@ -101,8 +225,15 @@ def learner_options(run: Run) -> dict[str, Any]:
     wants_gpu = device.startswith("cuda") or (
         device == "auto" and ray.cluster_resources().get("GPU", 0) >= run.machines.learners
     )
-    threads = {name: str(run.machines.threads) for name in ONE_THREAD}
-    return {"num_cpus": 1, "num_gpus": 1 if wants_gpu else 0, "runtime_env": {"env_vars": threads}}
+    settings = {name: str(run.machines.threads) for name in ONE_THREAD}
+    if loopback() and sys.platform == "linux":
+        settings["GLOO_SOCKET_IFNAME"] = "lo"
+    return {"num_cpus": 1, "num_gpus": 1 if wants_gpu else 0, "runtime_env": {"env_vars": settings}}
+
+
+def loopback() -> bool:
+    """Whether the Ray that runs is one of this machine alone."""
+    return ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback
 
 
 def cpu_options(num_cpus: float = 1) -> dict[str, Any]:

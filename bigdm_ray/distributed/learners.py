@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import socket
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from bigdm_ray.distributed.actors import DEATHS, MAX_DEATHS
-from bigdm_ray.distributed.cluster import learner_options
+from bigdm_ray.distributed.cluster import learner_options, loopback
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay.store import Store
@@ -37,10 +38,13 @@ class LearnerActor:
     """One rank: a Learner, and a reader of the run's store."""
 
     def address(self) -> str:
-        """HOST:PORT on this node that the group may meet at."""
+        """Where the group may meet: a file where all are on one machine, else a port of this node."""
+        if loopback():
+            kept = Path(ray.get_runtime_context().get_temp_dir())
+            return f"file://{kept / f'meet-{uuid.uuid4().hex}'}"
         with socket.socket() as probe:
             probe.bind(("", 0))
-            return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+            return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
     def setup(
         self, run: dict[str, Any], folder: str, rank: int, world: int, meet: str, incarnation: int
@@ -69,7 +73,7 @@ class LearnerActor:
             backend = "nccl" if self._learner.device.type == "cuda" else "gloo"
             dist.init_process_group(
                 backend,
-                init_method=f"tcp://{meet}",
+                init_method=meet,
                 rank=rank,
                 world_size=world,
                 timeout=datetime.timedelta(seconds=60),

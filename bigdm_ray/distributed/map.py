@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from bigdm_ray.distributed.cluster import ONE_THREAD, start_here
+from bigdm_ray.distributed.cluster import ONE_THREAD, own_ray
 from bigdm_ray.errors import UserError
 
 DEATHS_FORGIVEN = 2
@@ -23,10 +24,7 @@ def side_by_side(
     A job that fails stops no other; of an error that is not meant for users the traceback goes to stderr too. `work` is a
     function of this package: workers import it by name.
     """
-    began = not ray.is_initialized()
-    if began:
-        start_here(at_once)
-    try:
+    with contextlib.nullcontext() if ray.is_initialized() else own_ray(at_once):
         task = ray.remote(
             num_cpus=1, max_retries=DEATHS_FORGIVEN, runtime_env={"env_vars": dict(ONE_THREAD)}
         )(work)
@@ -55,6 +53,3 @@ def side_by_side(
                     None,
                     f"its worker died {DEATHS_FORGIVEN + 1} times ({str(error).strip().splitlines()[0][:200]})",
                 )
-    finally:
-        if began:
-            ray.shutdown()

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import os
 import signal
+import socket
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import bigdm_ray
@@ -56,3 +61,35 @@ def episodes_on_disk(folder: Path) -> Table:
     store = Store(folder, flat_bytes=0, write=False).open()
     assert store.problems == []
     return store.table
+
+
+def listeners(pid: int) -> list[tuple[str, int]]:
+    """The addresses and ports on which `pid` and everything below it wait for TCP connections."""
+    sockets = set()
+    for process in (pid, *descendants(pid)):
+        for link in Path(f"/proc/{process}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                sockets.add(str(link.readlink()))
+    found = []
+    for family, table in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in sockets:
+                words, port = local.split(":")
+                turned = b"".join(
+                    bytes.fromhex(words[at : at + 8])[::-1] for at in range(0, len(words), 8)
+                )
+                address = socket.inet_ntop(family, turned).removeprefix("::ffff:")
+                found.append((address, int(port, 16)))
+    return found
+
+
+def answers(port: int, path: str) -> int:
+    """The status of an HTTP answer without a token; 0 where no HTTP is spoken."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (OSError, http.client.HTTPException):
+        return 0
