@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import uuid
+import zlib
 from collections.abc import Callable
 
 import numpy as np
 
+from bigdm_ray.replay.contents import MALFORMED
 from bigdm_ray.replay.episode import Episode
 from bigdm_ray.replay.files import sweep, temporary
 from bigdm_ray.replay.shard import Shard
@@ -116,15 +119,18 @@ def derive(name: str, rewards: np.ndarray) -> np.ndarray:
 
 
 def sidecar(mapped: Shard, name: str) -> np.ndarray:
-    """A derived column of a whole shard, memory-mapped from a file beside it that is made when it is missing or torn.
+    """A derived column of a whole shard, memory-mapped from a file beside it.
 
-    Any number of processes may make it at once; where the disk does not take it, it stays in memory for this draw.
+    The file ends in a checksum of itself and of the shard; it is made where it is missing, torn, decayed or of another
+    shard. Any number of processes may make it at once; where the disk does not take it, the column stays in memory.
     """
     path = mapped.path.with_name(f".{mapped.path.name}.{name}.npy")
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        loaded: np.ndarray = np.load(path, mmap_mode="r")
-        if loaded.shape == mapped.rewards.shape:
-            return loaded
+    with contextlib.suppress(*MALFORMED):
+        data = path.read_bytes()
+        if bytes(data[-8:]) == _checksum(data[:-8], mapped):
+            loaded: np.ndarray = np.load(path, mmap_mode="r")
+            if loaded.dtype == np.float32 and loaded.shape == mapped.rewards.shape:
+                return loaded
     made = np.concatenate(
         [derive(name, mapped.rewards[a:b]) for a, b in itertools.pairwise(mapped.offsets)]
     )
@@ -132,12 +138,18 @@ def sidecar(mapped: Shard, name: str) -> np.ndarray:
     try:
         sweep(path.parent)
         with hidden.open("wb") as file:
-            np.save(file, made)
+            np.save(kept := io.BytesIO(), made)
+            file.write(kept.getbuffer())
+            file.write(_checksum(kept.getbuffer(), mapped))
         hidden.rename(path)
     except OSError:
         with contextlib.suppress(OSError):
             hidden.unlink()
     return made
+
+
+def _checksum(data: bytes | memoryview, mapped: Shard) -> bytes:
+    return b"%08x" % zlib.crc32(data, mapped.crc)
 
 
 def gather(

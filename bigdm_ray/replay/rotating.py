@@ -38,6 +38,7 @@ class RotatingStore(Store):
     def __init__(self, folder: Path, flat_bytes: int, turn: int = LONGEST) -> None:
         super().__init__(folder, flat_bytes=0, write=False)
         self._limit = flat_bytes
+        self._at_once = 0  # a shard is checked when it is first copied into memory
         self._turn = turn
         self._held: list[int] = []  # slot -> shard number, -1 for none
         self._observations: Arrays = {}  # [slots * the most rows of a shard, ...]
@@ -123,7 +124,7 @@ class RotatingStore(Store):
         return self._order[view]
 
     def _load(self, slot: int, number: int) -> None:
-        shard = self._shards[self._names[number]]
+        shard = self._used(number)
         for other in range(len(self._held)):  # a shard has one place
             if self._held[other] == number:
                 self._held[other] = -1

@@ -2,7 +2,8 @@
 
 Every step leaf is a `large_list<fixed_size_list<dtype>[n]>` column (a plain `large_list<dtype>` for scalars) with the
 episode's scalars beside it; one record batch, uncompressed, so that a draw copies nothing. The footer carries the
-file's size, a CRC-32 of the body and one of the footer itself: opening checks size and footer, `verify` the body too.
+file's size, a CRC-32 of the body and one of the footer itself. Opening checks size, footer and how the batch is put
+together (`contents.py`); whoever uses what is in it checks the body first, once (`check_body`, or `verify` at opening).
 
 A shard appears under its name complete or not at all: written under a temporary name, synced, renamed, the folder
 synced. Nothing here is pickled.
@@ -13,7 +14,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import stat
+import time
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,6 +29,7 @@ import pyarrow as pa
 
 from bigdm_ray.errors import RunFailed, UserError, full_disk
 from bigdm_ray.jsons import read_json
+from bigdm_ray.replay.contents import MALFORMED, check_batch, check_commands
 from bigdm_ray.replay.episode import Episode, EpisodeId
 from bigdm_ray.replay.files import temporary
 
@@ -33,7 +37,14 @@ SCHEMA_VERSION = 1
 SUFFIX = ".arrow"
 _MAGIC = b"ARROW1"
 _SEAL = b"bigdm-seal:"
+_DIGITS = re.compile(rb"[0-9a-f]{32}")
 _BLANK = _SEAL + b"0" * 32  # size (16 hex), body CRC (8 hex), footer CRC (8 hex)
+
+
+_CHECKED: dict[Path, tuple[int, ...]] = {}
+"""Shards whose bodies this process has checked, as the files were then."""
+_SETTLED_NS = 2_000_000_000
+"""Nanoseconds after which a change of a file changes its time for certain."""
 
 
 class CorruptShard(Exception):
@@ -137,21 +148,18 @@ def _footer_start(data: Any) -> int:
     return start
 
 
-def check(data: Any, body: bool) -> None:
-    """Raise CorruptShard unless size and footer (and, with `body`, every byte) are as they were written."""
+def check(data: Any, body: bool) -> int:
+    """Raise CorruptShard unless size and footer (and, with `body`, every byte) are as they were written.
+
+    The checksum of the body.
+    """
     start = _footer_start(data)
     footer = bytearray(data[start:])
     at = footer.find(_SEAL)
-    try:
-        size, crc, footer_crc = (
-            int(footer[at + 11 : at + 27], 16),
-            int(footer[at + 27 : at + 35], 16),
-            int(footer[at + 35 : at + 43], 16),
-        )
-    except ValueError:
-        size, crc, footer_crc = -1, 0, 0
-    if at < 0 or size < 0:
+    digits = bytes(footer[at + 11 : at + 43])
+    if at < 0 or not _DIGITS.fullmatch(digits):
         raise CorruptShard("its footer carries no checksum of this project")
+    size, crc, footer_crc = (int(part, 16) for part in (digits[:16], digits[16:24], digits[24:]))
     footer[at + 35 : at + 43] = b"0" * 8
     if zlib.crc32(footer) != footer_crc:
         raise CorruptShard("the checksum of its footer does not match")
@@ -159,6 +167,7 @@ def check(data: Any, body: bool) -> None:
         raise CorruptShard(f"it is {len(data)} bytes long where {size} were written")
     if body and zlib.crc32(memoryview(data)[:start]) != crc:
         raise CorruptShard("the checksum of its body does not match")
+    return crc
 
 
 def publish(path: Path, data: Any) -> None:
@@ -201,7 +210,8 @@ class Shard:
     """An open shard: memory-mapped columns as numpy views. Opening allocates next to nothing, drawing copies rows only."""
 
     path: Path
-    nbytes: int
+    data: pa.Buffer  # all of the file
+    crc: int  # of its body, as it was written
     task: str
     ids: list[EpisodeId]
     offsets: np.ndarray  # [episodes + 1] int64, in steps
@@ -235,17 +245,36 @@ class Shard:
 
         Raises CorruptShard, and NewerShard, which the footer tells before anything else is read.
         """
-        check(memoryview(data), verify)
+        crc = check(memoryview(data), verify)
         try:
             reader = pa.ipc.open_file(data)
             meta = read_json(reader.schema.metadata[b"bigdm"])
             if meta["schema_version"] > SCHEMA_VERSION:
                 raise NewerShard.of(path, meta["schema_version"])
-            return _mapped(path, len(data), reader.get_batch(0), meta)
-        except (pa.ArrowException, KeyError, ValueError, IndexError) as error:
-            raise CorruptShard(
-                f"its contents cannot be read ({type(error).__name__}: {error})"
-            ) from None
+            if reader.num_record_batches != 1:
+                raise ValueError("it has more than one batch")
+            batch = reader.get_batch(0)
+            check_batch(batch, meta)
+            if verify:
+                check_commands(batch.column("command"))
+            return _mapped(path, data, crc, batch, meta)
+        except MemoryError as error:
+            raise ClosedShard.of(path, error) from None
+        except MALFORMED as error:
+            raise CorruptShard(_unreadable(error)) from None
+
+    def check_body(self) -> None:
+        """Read every byte, where `open` was not told to. Raises CorruptShard."""
+        check(memoryview(self.data), True)
+        try:
+            check_commands(self.scalars.column("command"))
+        except MALFORMED as error:
+            raise CorruptShard(_unreadable(error)) from None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file."""
+        return int(self.data.size)
 
     def episode(self, row: int) -> Episode:
         """One episode; its arrays are read-only views of the map."""
@@ -269,6 +298,37 @@ class Shard:
         return self.scalars.column(name)[row].as_py()
 
 
+def _unreadable(error: BaseException) -> str:
+    return f"its contents cannot be read ({type(error).__name__}: {shorten(str(error), 200)})"
+
+
+def open_once(path: Path) -> Shard:
+    """`Shard.open` that reads every byte, unless this process has done so since the file was changed."""
+    stamp = _stamp(path)
+    opened = Shard.open(path, verify=not stamp or _CHECKED.get(path) != stamp)
+    if stamp and time.time_ns() - max(stamp[2:]) > _SETTLED_NS:
+        _CHECKED[path] = stamp
+    return opened
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What of a file changes whenever it does: empty where it cannot be seen."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def decayed(path: Path, error: CorruptShard) -> RunFailed:
+    """One sentence for decay that is found while a shard is in use."""
+    return RunFailed(
+        f"shard {path} has decayed: {error}; `data verify` sets it aside, then --resume goes on "
+        "without its episodes, or in lock-step from an older checkpoint that does not need them; "
+        "a dataset is to be imported anew"
+    )
+
+
 def _is_no_file(path: Path) -> bool:
     """Whether there is surely nothing at `path` that could be a shard."""
     try:
@@ -279,6 +339,11 @@ def _is_no_file(path: Path) -> bool:
         return False
 
 
+def memory_bytes() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def refuse_unknown(paths: Iterable[Path]) -> None:
     """Before these shards are unlinked: raise NewerShard or ClosedShard where one must stay."""
     for path in paths:
@@ -286,7 +351,9 @@ def refuse_unknown(paths: Iterable[Path]) -> None:
             Shard.open(path)
 
 
-def _mapped(path: Path, nbytes: int, batch: pa.RecordBatch, meta: dict[str, Any]) -> Shard:
+def _mapped(
+    path: Path, data: pa.Buffer, crc: int, batch: pa.RecordBatch, meta: dict[str, Any]
+) -> Shard:
     def leaf(name: str) -> np.ndarray:
         values = batch.column(name).values
         if isinstance(values, pa.FixedSizeListArray):
@@ -302,9 +369,10 @@ def _mapped(path: Path, nbytes: int, batch: pa.RecordBatch, meta: dict[str, Any]
         [batch.column("incarnation").to_numpy(), batch.column("learner_step").to_numpy()], 1
     )
     names = [name for name in meta["shapes"] if name != "rewards"]
-    shard = Shard(
+    return Shard(
         path,
-        nbytes,
+        data,
+        crc,
         meta["task"],
         ids,
         batch.column("rewards").offsets.to_numpy(),
@@ -324,14 +392,3 @@ def _mapped(path: Path, nbytes: int, batch: pa.RecordBatch, meta: dict[str, Any]
         },
         batch,
     )
-    _check_lengths(shard)
-    return shard
-
-
-def _check_lengths(shard: Shard) -> None:
-    steps = int(shard.offsets[-1])
-    rows = len(shard.ids)
-    short = [name for name, values in shard.actions.items() if len(values) != steps]
-    short += [name for name, values in shard.observations.items() if len(values) != steps + rows]
-    if short or len(shard.rewards) != steps:
-        raise CorruptShard("its columns are of unequal length")

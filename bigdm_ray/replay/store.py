@@ -3,7 +3,8 @@
 `add` answers once file and folder are synced: from then on an episode lives under the retention rule whatever dies.
 The rule is a pure function of the episodes' ids and returns, so it is never stored: opening a folder replays it. What
 fits into `flat_bytes` is also kept as one flat array a leaf, from which draws are fastest; the rest is drawn from
-the memory maps. Episodes of other processes' shards are taken in with `adopt`, which reads files and writes none.
+the memory maps. Every byte of a shard is checked once: when it is opened, or, once half of this machine's memory has
+been read so, when it is first drawn from. Episodes of other processes' shards are taken in with `adopt`, which reads files and writes none.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ class Store:
         self._terminated = np.zeros(0, bool)  # a row of `table`: whether the episode terminated
         self._names: list[str] = []  # shard number -> name
         self._left: set[str] = set()  # shards of the folder that were not to be opened
+        self._unread: set[str] = set()  # shards whose bodies are checked at their first use
+        self._at_once = max(flat_bytes, shards.memory_bytes() // 2)
         self._flat = Flat(flat_bytes)
         self._sidecars: dict[tuple[str, str], np.ndarray] = {}
         self._annotations: dict[str, np.ndarray] = {}
@@ -102,7 +105,13 @@ class Store:
         if name in self._shards:
             return self._shards[name]
         try:
-            return Shard.open(self.folder / file_name(name, shards.SUFFIX))
+            path = self.folder / file_name(name, shards.SUFFIX)
+            if self._at_once <= 0:
+                self._unread.add(name)
+                return Shard.open(path)
+            found = shards.open_once(path)
+            self._at_once -= found.nbytes
+            return found
         except CorruptShard as error:
             return error
         except ValueError as error:
@@ -227,9 +236,8 @@ class Store:
             self._flat.keep(self._where[self._where[:, 2] >= 0, 2])
         for position in np.flatnonzero(origin >= before):
             number, row, _ = self._where[position]
-            self._where[position, 2] = self._flat.add(
-                self._shards[self._names[number]].episode(int(row)), self._moved
-            )
+            if self._names[number] not in self._unread:
+                self._where[position, 2] = self._flat.add(self._at(number, row), self._moved)
 
     def _moved(self, old: np.ndarray, new: np.ndarray) -> None:
         """The flat arrays were packed anew: episodes that began at `old` begin at `new` (both ascending)."""
@@ -244,7 +252,18 @@ class Store:
         return self._at(number, row)
 
     def _at(self, number: int, row: int) -> Episode:
-        return self._shards[self._names[number]].episode(int(row))
+        return self._used(number).episode(int(row))
+
+    def _used(self, number: int) -> Shard:
+        """A shard of which steps are read. Raises RunFailed where its body has decayed."""
+        name = self._names[number]
+        if name in self._unread:
+            try:
+                self._shards[name].check_body()
+            except CorruptShard as error:
+                raise shards.decayed(self.folder / name, error) from None
+            self._unread.discard(name)
+        return self._shards[name]
 
     def draw(
         self,
@@ -364,7 +383,7 @@ class Store:
             if number < 0:
                 parts.append((here, self._fetch_flat(view, positions[here], timesteps[here])))
                 continue
-            mapped = self._shards[self._names[number]]
+            mapped = self._used(number)
             row = where[here, 1]
             start = mapped.offsets[row][:, None]
             column = functools.partial(self._sidecar, mapped)
@@ -428,10 +447,7 @@ class Store:
                 try:
                     Shard.open(self.folder / name, verify=True)
                 except CorruptShard as error:
-                    raise RunFailed(
-                        f"shard {self.folder / name} has decayed: {error}; `data verify` sets it aside, then --resume goes on without its episodes, "
-                        "or in lock-step from an older checkpoint that does not need them"
-                    ) from None
+                    raise shards.decayed(self.folder / name, error) from None
             needed = self._where[:, :2].tolist() + ([list(self._floor)] if self._floor else [])
             first, held = 0, 0
             for position, (number, row) in enumerate(needed):
@@ -483,6 +499,7 @@ class Store:
             number_now = int(renumber[self._floor[0]])
             self._floor = (number_now, self._floor[1]) if number_now >= 0 else None
         self._names = keep
+        self._unread -= going
         for name in going:
             del self._shards[name]
         self._sidecars = {

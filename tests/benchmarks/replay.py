@@ -21,6 +21,7 @@ import numpy as np
 
 from bigdm_ray.replay import Episode, EpisodeId, Retention, Store, View
 from bigdm_ray.replay.rotating import RotatingStore
+from bigdm_ray.replay.shard import Shard
 from tests.benchmarks.common import header, measure, row
 
 
@@ -52,6 +53,18 @@ def drawing(store: Store, view: View, batch: int = 64, draws: int = 500) -> Call
         for _ in range(draws):
             store.draw(view, chance, batch)
         return float(batch * draws)
+
+    return work
+
+
+def checking(folder: Path) -> Callable[[], float]:
+    """Bytes of shards whose bodies are checked, as at their first use."""
+    mapped = [Shard.open(path) for path in sorted(folder.glob("*.arrow"))]
+
+    def work() -> float:
+        for shard in mapped:
+            shard.check_body()
+        return float(sum(shard.nbytes for shard in mapped))
 
     return work
 
@@ -145,6 +158,7 @@ if __name__ == "__main__":
             "windows",
             measure(drawing(writer, view)),
         )
+        row("checking a shard's body, once a process", "bytes", measure(checking(folder / "store")))
         row(
             "single steps (UDRL), batch 512, kept flat",
             "windows",

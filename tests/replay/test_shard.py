@@ -154,7 +154,7 @@ def test_a_flipped_byte_is_noticed_or_changes_nothing(data, tmp_path_factory, ch
 
 
 def test_every_bit_of_every_byte_is_guarded(data):
-    """The check alone, over the whole file: a change that passes is the case of a hexadecimal digit of a checksum."""
+    """The check alone, over the whole file: no change passes."""
     passed = []
     for position in range(len(data)):
         for bit in (0x01, 0x20, 0x80):
@@ -165,9 +165,7 @@ def test_every_bit_of_every_byte_is_guarded(data):
                 passed.append((position, bit))
             except CorruptShard:
                 pass
-    for position, bit in passed:
-        assert bit == 0x20 and chr(data[position]) in "abcdef"
-    assert len(passed) <= 32
+    assert not passed
 
 
 @given(st.integers(0, 10_000))

@@ -1,0 +1,98 @@
+"""What a shard's Arrow batch must be before a byte of it is used.
+
+Whoever wrote a file may have written anything, and checksums that match may be forged. Arrow trusts offsets, types and
+counts; numpy's views and pyarrow's conversions trust Arrow: what is wrong there ends in a signal or in another column's
+bytes. So Arrow's own validation comes first (buffers as long as their lengths say, offsets that ascend, text that is
+UTF-8), then the types that the metadata names, and lists whose offsets fit together. It reads no step, so its cost is
+that of the episodes alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from bigdm_ray.errors import quoted
+from bigdm_ray.jsons import read_json
+
+MALFORMED = (
+    pa.ArrowException,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    SyntaxError,
+    RecursionError,
+)
+"""What pyarrow and numpy raise for bytes that are not what they say."""
+SCALARS: dict[str, pa.DataType] = {
+    "round": pa.int64(),
+    "group": pa.int64(),
+    "number": pa.int64(),
+    "terminated": pa.bool_(),
+    "incarnation": pa.int64(),
+    "learner_step": pa.int64(),
+    "source": pa.string(),
+    "seed": pa.int64(),
+    "peers": pa.float64(),
+    "command": pa.string(),
+}
+"""Columns of one value an episode."""
+LATER = {"peers"}
+"""Those that the first shards did not have."""
+
+
+def check_batch(batch: pa.RecordBatch, meta: dict[str, Any]) -> None:
+    """Raise one of MALFORMED unless `batch` is what `meta` and this module say. Reads no values of steps."""
+    batch.validate(full=True)
+    if not batch.num_rows:
+        raise ValueError("it has no episode")
+    if not isinstance(meta["task"], str):
+        raise TypeError(f"its task is {quoted(meta['task'])}, where a text is expected")
+    types = {n: t for n, t in SCALARS.items() if n not in LATER or n in batch.schema.names}
+    types |= {name: _leaf_type(meta, name) for name in meta["shapes"]}
+    for name, kind in types.items():
+        column = batch.column(name)
+        if column.type != kind:
+            raise TypeError(f"its column {name!r} is {column.type}, not {kind}")
+        if column.null_count or column.offset:
+            raise ValueError(f"its column {name!r} has missing values")
+    ends = batch.column("rewards").offsets.to_numpy()
+    if ends[0] != 0 or (np.diff(ends) < 1).any():
+        raise ValueError("an episode has no steps")
+    for name in meta["shapes"]:
+        seen = np.arange(len(ends)) if name.startswith("observations/") else 0
+        _check_list(name, batch.column(name), ends + seen)
+
+
+def _leaf_type(meta: dict[str, Any], name: str) -> pa.DataType:
+    """The type of a step leaf: `large_list<fixed_size_list<dtype>[n]>`, of scalars `large_list<dtype>`."""
+    dtype, shape = np.dtype(meta["dtypes"][name]), meta["shapes"][name]
+    if dtype.kind not in ("f" if name == "rewards" else "iuf"):
+        raise TypeError(f"its column {name!r} is of {dtype}, where numbers are expected")
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        raise TypeError(f"its column {name!r} has the shape {quoted(shape)}")
+    items = pa.from_numpy_dtype(dtype)
+    return pa.large_list(pa.list_(items, int(np.prod(shape, dtype=object))) if shape else items)
+
+
+def _check_list(name: str, column: pa.LargeListArray, offsets: np.ndarray) -> None:
+    """Its episodes begin and end where they must, and no step is missing."""
+    steps = column.values
+    numbers = steps.values if isinstance(steps, pa.FixedSizeListArray) else steps
+    if not np.array_equal(column.offsets.to_numpy(), offsets) or len(steps) != offsets[-1]:
+        raise ValueError("its columns are of unequal length")
+    if steps.null_count or numbers.null_count or steps.offset or numbers.offset:
+        raise ValueError(f"its column {name!r} has missing values")
+
+
+def check_commands(texts: pa.StringArray) -> None:
+    """Raise ValueError unless each is the JSON of numbers by name. Equal ones are read once."""
+    for text in texts.unique().to_pylist():
+        for value in read_json(text).values():
+            if type(value) not in (int, float):
+                raise ValueError(f"a command holds {quoted(value)}, where a number is expected")
