@@ -91,7 +91,8 @@ def actors_of_ray() -> dict[int, str]:
     }
 
 
-RAYS_OWN = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+RAYS_OWN = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_")
+"""What the names of processes begin with that are no actors of a test; `_` those of Ray Data."""
 
 
 def pytest_sessionfinish() -> None:
