@@ -17,7 +17,7 @@ a sound estimate, hence 100 episodes an iteration where the paper has up to 40. 
 exploratory episodes repeats its random numbers from step to step: what pays only if it is done for 25 steps in a row, as
 standing still on the ground, or running from one wall to the other in TakeCover, is never tried by independent draws.
 (6) With `standardise`, numbers among the observations are brought to mean 0 and deviation 1 of the
-warm-up's episodes: in 0..3400 they drown the command, in 1000..1003 nothing of them is seen. It is on
+warm-up's episodes: in 0..3400 they drown the command, in 1000..1003 little of them is seen. It is on
 in the preset of every task that has none of its own; those that are tuned, and the paper, are without.
 
     python -m bigdm_ray.run udrl lunarlander
