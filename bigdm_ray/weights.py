@@ -190,7 +190,7 @@ def publish_run(folder: Path, run: Run, weights: Weights, target: dict[str, floa
     Before that step a run fits what it fits. Raises UserError where the folder is taken, RunFailed
     where the disk does not take it.
     """
-    RunFolder(folder).free()
+    RunFolder(folder).vacant()
     with appearing(folder) as hidden:
         home = RunFolder(hidden).claim(run, False, exact=True)
         try:
@@ -208,6 +208,7 @@ def publish_run(folder: Path, run: Run, weights: Weights, target: dict[str, floa
             )
         finally:
             home.release()
+        RunFolder(folder).free()
 
 
 def fetched(source: str) -> Path:

@@ -6,7 +6,6 @@ start its own, says `@pytest.mark.ray(own=True)`: it finds none, and the next on
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import signal
@@ -42,8 +41,6 @@ settings.register_profile(
 )  # --hypothesis-profile=explore
 settings.load_profile("bigdm")
 
-RAY = contextlib.ExitStack()
-"""Ends the Ray of the tests."""
 RAY_CPUS = 12
 """CPUs of the Ray of the tests, which are but numbers: more than any test asks for."""
 PATIENCE_S = 120.0
@@ -57,15 +54,14 @@ def ray_of_the_tests(request: pytest.FixtureRequest) -> Iterator[None]:
     if marker is None:
         yield
         return
-    from bigdm_ray.distributed.cluster import own_ray
+    from bigdm_ray.distributed.cluster import start_here
 
     ray = sys.modules["ray"]
     own = bool(marker.kwargs.get("own"))
     if own:
-        RAY.close()
+        ray.shutdown()
     elif not ray.is_initialized():
-        RAY.close()  # of a test that has ended it
-        RAY.enter_context(own_ray(RAY_CPUS))
+        start_here(RAY_CPUS)
     yield
     if own or not ray.is_initialized():
         ray.shutdown()
@@ -91,10 +87,10 @@ def actors_of_ray() -> dict[int, str]:
     }
 
 
-RAYS_OWN = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_")
-"""What the names of processes begin with that are no actors of a test; `_` those of Ray Data."""
+RAYS_OWN = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 def pytest_sessionfinish() -> None:
     """End the Ray of the tests."""
-    RAY.close()
+    if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
+        ray.shutdown()

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from bigdm_ray.envs.task import Signature, find_task
-from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.errors import RunFailed, UserError, full_disk
 from bigdm_ray.formats.base import misfit, vacant
 from bigdm_ray.formats.columns import checked_signature
 from bigdm_ray.jsons import read_json
@@ -311,6 +311,8 @@ class Writer:
                 f"--folder {folder} is being written by another process; wait for it to end"
             ) from None
         except OSError as error:
+            if full_disk(error):
+                raise unwritten(folder, error) from None
             raise UserError(
                 f"--folder {folder} cannot be written: {error.strerror}; choose another folder"
             ) from None

@@ -53,6 +53,8 @@ def appearing(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise unwritten(folder, error) from None
     except UserError as error:
+        if str(hidden) not in str(error):
+            raise
         raise type(error)(str(error).replace(str(hidden), str(folder))) from None
     finally:
         shutil.rmtree(hidden, ignore_errors=True)

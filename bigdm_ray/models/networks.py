@@ -8,7 +8,7 @@ with gain sqrt(2), biases zero.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -50,21 +50,11 @@ class Vector(nn.Module):
                 if leaf.kind == "text"
             }
         )
-        self.width = sum(self.width_of(leaf) for leaf in self.leaves.values())
+        self.width = sum(self._width(leaf) for leaf in self.leaves.values())
 
     @staticmethod
-    def width_of(leaf: Leaf) -> int:
-        """Numbers that a leaf becomes."""
+    def _width(leaf: Leaf) -> int:
         return {"tensor": leaf.size, "discrete": sum(leaf.choices), "text": TEXT_WIDTH}[leaf.kind]
-
-    @torch.no_grad()
-    def rows(
-        self, parts: Iterable[dict[str, np.ndarray]], device: torch.device
-    ) -> Iterator[Tensor]:
-        """Observations by leaf, each `[m, ...]`, as vectors `[m, width]`, a part at a time."""
-        for seen in parts:
-            mine = {path: np.array(seen[path]) for path in self.leaves}
-            yield self({path: torch.from_numpy(values).to(device) for path, values in mine.items()})
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Leaves `[..., *shape]` to `[..., width]`."""
@@ -140,7 +130,14 @@ class Encoder(nn.Module):
     def fit(self, parts: Iterable[dict[str, np.ndarray]]) -> None:
         """Fit the standardisation on observations by leaf, each `[m, ...]`."""
         if self.vector.width:
-            self.standardise.fit(self.vector.rows(parts, self.standardise.mean.device))
+            with torch.no_grad():
+                device = self.standardise.mean.device
+                self.standardise.fit(
+                    self.vector(
+                        {p: torch.from_numpy(np.array(v)).to(device) for p, v in seen.items()}
+                    )
+                    for seen in parts
+                )
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Leaves `[..., *shape]` to `[..., width]`."""

@@ -103,10 +103,15 @@ def write(
     except OSError as error:
         shutil.rmtree(hidden, ignore_errors=True)
         raise unwritten(final, error) from None
+    drop_old(folder)
+    return final
+
+
+def drop_old(folder: Path) -> None:
+    """Remove all checkpoints under `folder` but the last two."""
     for old in saved(folder)[:-KEEP]:
         with contextlib.suppress(OSError):
             _removed(old)
-    return final
 
 
 def _removed(path: Path) -> None:

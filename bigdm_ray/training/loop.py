@@ -189,6 +189,7 @@ class Session:
         self._mark = (time.monotonic(), self.counters.env_steps, self.counters.learner_step)
         self.command: dict[str, float] = {}
         self.problems: list[str] = []
+        self._went_on_at = self._place() if resumed else None
 
     def begin(self) -> None:
         """Everybody is in place: the clock of `--budget.minutes` starts."""
@@ -269,6 +270,18 @@ class Session:
     def save_due(self) -> bool:
         """Whether a checkpoint's step count has been passed."""
         return self.clock // self.run.saves.every > self.counters.saves
+
+    def _place(self) -> tuple[int, int, int, int]:
+        counters = self.counters
+        return counters.env_steps, counters.round, counters.learner_step, counters.saves
+
+    def _ended(self) -> bool:
+        """Whether this goes on from the checkpoint of the run's end, and nothing has come since.
+
+        What is due is saved as soon as the clock has passed it, so that one more is the end's.
+        """
+        ahead = self.counters.saves > self.clock // self.run.saves.every
+        return ahead and self._went_on_at == self._place()
 
     # --- what the loop tells
 
@@ -368,10 +381,14 @@ class Session:
             listener(report)
 
     def save(self, crew: Crew) -> tuple[Weights, dict[str, float]]:
-        """Report, then write a checkpoint, and the same weights with their command beside it; these two."""
-        counters, saved = self.counters, []
-        counters.saves = max(counters.saves + 1, self.clock // self.run.saves.every)
-        self.report()
+        """Report, then write a checkpoint, and the same weights with their command; these two.
+
+        Of a run whose end is saved already the weights alone are written.
+        """
+        counters, saved, ended = self.counters, list[Weights](), self._ended()
+        if not ended:
+            counters.saves = max(counters.saves + 1, self.clock // self.run.saves.every)
+            self.report()
 
         def write(step: int, learner: dict[str, np.ndarray], shards: list[str]) -> None:
             counters.learner_step = step
@@ -381,6 +398,9 @@ class Session:
                     {name[6:]: v for name, v in learner.items() if name.startswith("model/")},
                 )
             )
+            if ended:
+                checkpoint.drop_old(self.folder.checkpoints)
+                return
             living = crew.table().ids[: 0 if self.run.dataset else None]
             checkpoint.write(
                 self.folder.checkpoints,

@@ -8,6 +8,7 @@ where the metadata have none.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,8 @@ class Weights:
         if self.command is not None:
             meta |= {"command": json.dumps(self.command), "return_mean": json.dumps(self.score)}
         publish(path, save_safetensors(self.arrays, meta))
-        path.with_suffix(".json").unlink(missing_ok=True)  # of weights that were here before
+        with contextlib.suppress(OSError):  # of weights that an older version has put here
+            path.with_suffix(".json").unlink(missing_ok=True)
 
     @staticmethod
     def load(path: Path) -> Weights:

@@ -135,11 +135,12 @@ class RunFolder:
 
     def _undo(self) -> None:
         """Remove the folder: run.json after what a run has made, so a kill here is no dead end."""
-        for path in self.path.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name not in ("run.json", *LOCKS):
-                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            for path in self.path.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path.name not in ("run.json", *LOCKS):
+                    path.unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
 
     def free(self) -> None:
