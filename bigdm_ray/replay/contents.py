@@ -1,10 +1,11 @@
 """What a shard's Arrow batch must be before a byte of it is used.
 
-Whoever wrote a file may have written anything, and checksums that match may be forged. Arrow trusts offsets, types and
-counts; numpy's views and pyarrow's conversions trust Arrow: what is wrong there ends in a signal or in another column's
-bytes. So Arrow's own validation comes first (buffers as long as their lengths say, offsets that ascend, text that is
-UTF-8), then the types that the metadata names, and lists whose offsets fit together. It reads no step, so its cost is
-that of the episodes alone.
+Whoever wrote a file may have written anything, and checksums that match may be forged. Arrow trusts
+offsets, types and counts; numpy's views and pyarrow's conversions trust Arrow: what is wrong there
+ends in a signal or in another column's bytes. So Arrow's own validation comes first (buffers as
+long as their lengths say, offsets that ascend, text that is UTF-8), then the types that the
+metadata names, and lists whose offsets fit together. It reads no step, so its cost is that of the
+episodes alone.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ LATER = {"peers"}
 
 
 def check_batch(batch: pa.RecordBatch, meta: dict[str, Any]) -> None:
-    """Raise one of MALFORMED unless `batch` is what `meta` and this module say. Reads no values of steps."""
+    """Raise one of MALFORMED unless `batch` is what `meta` and this module say. Reads no steps."""
     batch.validate(full=True)
     if not batch.num_rows:
         raise ValueError("it has no episode")
@@ -70,7 +71,7 @@ def check_batch(batch: pa.RecordBatch, meta: dict[str, Any]) -> None:
 
 
 def _leaf_type(meta: dict[str, Any], name: str) -> pa.DataType:
-    """The type of a step leaf: `large_list<fixed_size_list<dtype>[n]>`, of scalars `large_list<dtype>`."""
+    """The type of a step leaf: `large_list<fixed_size_list<dtype>[n]>`, scalars without `[n]`."""
     dtype, shape = np.dtype(meta["dtypes"][name]), meta["shapes"][name]
     if dtype.kind not in ("f" if name == "rewards" else "iuf"):
         raise TypeError(f"its column {name!r} is of {dtype}, where numbers are expected")

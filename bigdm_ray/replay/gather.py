@@ -121,8 +121,9 @@ def derive(name: str, rewards: np.ndarray) -> np.ndarray:
 def sidecar(mapped: Shard, name: str) -> np.ndarray:
     """A derived column of a whole shard, memory-mapped from a file beside it.
 
-    The file ends in a checksum of itself and of the shard; it is made where it is missing, torn, decayed or of another
-    shard. Any number of processes may make it at once; where the disk does not take it, the column stays in memory.
+    The file ends in a checksum of itself and of the shard; it is made where it is missing, torn,
+    decayed or of another shard. Any number of processes may make it at once; where the disk does
+    not take it, the column stays in memory.
     """
     path = mapped.path.with_name(f".{mapped.path.name}.{name}.npy")
     with contextlib.suppress(*MALFORMED):

@@ -1,9 +1,10 @@
 """Shard: one immutable Arrow IPC file of whole episodes, one row an episode, memory-mapped when read.
 
-Every step leaf is a `large_list<fixed_size_list<dtype>[n]>` column (a plain `large_list<dtype>` for scalars) with the
-episode's scalars beside it; one record batch, uncompressed, so that a draw copies nothing. The footer carries the
-file's size, a CRC-32 of the body and one of the footer itself. Opening checks size, footer and how the batch is put
-together (`contents.py`); whoever uses what is in it checks the body first, once (`check_body`, or `verify` at opening).
+Every step leaf is a `large_list<fixed_size_list<dtype>[n]>` column (a plain `large_list<dtype>` for
+scalars) with the episode's scalars beside it; one record batch, uncompressed, so that a draw copies
+nothing. The footer carries the file's size, a CRC-32 of the body and one of the footer itself.
+Opening checks size, footer and how the batch is put together (`contents.py`); whoever uses what is
+in it checks the body first, once (`check_body`, or `verify` at opening).
 
 A shard appears under its name complete or not at all: written under a temporary name, synced, renamed, the folder
 synced. Nothing here is pickled.
@@ -149,7 +150,7 @@ def _footer_start(data: Any) -> int:
 
 
 def check(data: Any, body: bool) -> int:
-    """Raise CorruptShard unless size and footer (and, with `body`, every byte) are as they were written.
+    """Raise CorruptShard unless size and footer (and, with `body`, every byte) are as written.
 
     The checksum of the body.
     """
@@ -303,7 +304,7 @@ def _unreadable(error: BaseException) -> str:
 
 
 def open_once(path: Path) -> Shard:
-    """`Shard.open` that reads every byte, unless this process has done so since the file was changed."""
+    """`Shard.open` that reads every byte, once a process as long as the file does not change."""
     stamp = _stamp(path)
     opened = Shard.open(path, verify=not stamp or _CHECKED.get(path) != stamp)
     if stamp and time.time_ns() - max(stamp[2:]) > _SETTLED_NS:

@@ -1,10 +1,12 @@
 """Store: an ordered set of shards on disk, the table of its living episodes, and drawing from them.
 
-`add` answers once file and folder are synced: from then on an episode lives under the retention rule whatever dies.
-The rule is a pure function of the episodes' ids and returns, so it is never stored: opening a folder replays it. What
-fits into `flat_bytes` is also kept as one flat array a leaf, from which draws are fastest; the rest is drawn from
-the memory maps. Every byte of a shard is checked once: when it is opened, or, once half of this machine's memory has
-been read so, when it is first drawn from. Episodes of other processes' shards are taken in with `adopt`, which reads files and writes none.
+`add` answers once file and folder are synced: from then on an episode lives under the retention
+rule whatever dies. The rule is a pure function of the episodes' ids and returns, so it is never
+stored: opening a folder replays it. What fits into `flat_bytes` is also kept as one flat array a
+leaf, from which draws are fastest; the rest is drawn from the memory maps. Every byte of a shard is
+checked once: when it is opened, or, once half of this machine's memory has been read so, when it is
+first drawn from. Episodes of other processes' shards are taken in with `adopt`, which reads files
+and writes none.
 """
 
 from __future__ import annotations
@@ -409,7 +411,7 @@ class Store:
     # --- housekeeping
 
     def living_shards(self) -> list[str]:
-        """Names of the shards that hold living episodes, or the table's floor, which the rule needs as well."""
+        """Names of the shards that hold living episodes, or the floor, which the rule needs."""
         numbers = {*self._where[:, 0].tolist(), *([self._floor[0]] if self._floor else [])}
         return [self._names[number] for number in sorted(numbers)]
 
@@ -420,7 +422,7 @@ class Store:
 
     @property
     def garbage_bytes(self) -> int:
-        """An estimate of the bytes that are not needed: a shard's size times its share of dead steps."""
+        """An estimate of the bytes not needed: a shard's size times its share of dead steps."""
         living = (
             np.bincount(self._where[:, 0], self.table.lengths, len(self._names))
             if len(self.table)
@@ -458,7 +460,7 @@ class Store:
         return self.living_shards()
 
     def _rewrite(self, needed: list[list[int]], first: int, end: int) -> None:
-        """Write some of the needed episodes anew: the living in the order of the table, then its floor."""
+        """Write some of the needed episodes anew: the living, then the floor."""
         name = self._next_name()
         episodes = [self._at(number, row) for number, row in needed[first:end]]
         shards.publish(self.folder / name, shards.encode(episodes))

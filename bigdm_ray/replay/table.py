@@ -1,8 +1,9 @@
-"""Table: ids, returns and lengths of the living episodes, and Retention: the rule by which they live.
+"""Table: ids, returns and lengths of the living episodes; Retention: the rule by which they live.
 
-The rule is a function of the set of all episodes that were ever added: of no order, and of nothing beside them. Those
-that it has evicted may be forgotten, for they live under no larger set either. One rule is told more than the living:
-see `Table.floor`. A table costs 48 bytes an episode, so that a driver can hold millions.
+The rule is a function of the set of all episodes that were ever added: of no order, and of nothing
+beside them. Those that it has evicted may be forgotten, for they live under no larger set either.
+One rule is told more than the living: see `Table.floor`. A table costs 48 bytes an episode, so that
+a driver can hold millions.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from bigdm_ray.replay.episode import Episode, EpisodeId
 class Retention:
     """Which episodes live on: the `count` best by return, the `count` newest, or all.
 
-    A tie goes to the newer id. `newest` with `steps` keeps the newest that together hold at most so many steps, and at
-    least one. With a `length_cost`, episodes are ranked by their return less that cost for each step beyond
-    `length_allowance`; with a `peers_weight`, plus that many times the mean return of the episodes that the same
-    weights played along with it.
+    A tie goes to the newer id. `newest` with `steps` keeps the newest that together hold at most so
+    many steps, and at least one. With a `length_cost`, episodes are ranked by their return less
+    that cost for each step beyond `length_allowance`; with a `peers_weight`, plus that many times
+    the mean return of the episodes that the same weights played along with it.
     """
 
     keep: Literal["best", "newest", "all"] = "all"
@@ -62,7 +63,7 @@ class Retention:
 
 
 def _best(merit: np.ndarray, count: int) -> np.ndarray:
-    """Which of `[n]` are the `count` largest (fewer than all), the later of equal ones first: `[n]` bool."""
+    """Which of `[n]` are the `count` largest (fewer than all), later ones first: `[n]` bool."""
     going = len(merit) - count
     edge = np.partition(merit, going - 1)[going - 1]
     lives: np.ndarray = merit >= edge
@@ -74,8 +75,8 @@ def _best(merit: np.ndarray, count: int) -> np.ndarray:
 class Table:
     """The living episodes, ascending by id.
 
-    `floor` is the newest id that a limit on steps has evicted. That limit keeps the newest episodes up to the first
-    that does not fit, so whatever is older lives no more, however late it comes.
+    `floor` is the newest id that a limit on steps has evicted. That limit keeps the newest episodes
+    up to the first that does not fit, so whatever is older lives no more, however late it comes.
     """
 
     ids: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.int64))
@@ -111,7 +112,7 @@ class Table:
         return np.lexsort((-np.arange(len(self)), -merit))
 
     def find(self, ids: np.ndarray) -> np.ndarray:
-        """Where ids `[m, 3]` stand in this table, ascending by id: `[m]` int64, -1 for those that do not."""
+        """Where ids `[m, 3]` stand in this table, ascending by id: `[m]` int64, -1 where not."""
         if not len(self):
             return np.full(len(ids), -1)
         places = np.minimum(_places(self.ids, ids), len(self) - 1)
@@ -133,9 +134,10 @@ class Table:
         )
 
     def merged(self, other: Table, retention: Retention) -> tuple[Table, np.ndarray]:
-        """Both tables under the rule, and where each row came from: positions in self, then in other.
+        """Both tables under the rule, and where each row came from: positions in self, then other.
 
-        Ids must differ. Costs a copy of the table; where the other is in no order or not newer, its sorting too.
+        Ids must differ. Costs a copy of the table; where the other is in no order or not newer, its
+        sorting too.
         """
         fresh = _ascending(other.ids)
         places = _places(self.ids, other.ids[fresh])
@@ -175,7 +177,7 @@ def _ascending(ids: np.ndarray) -> np.ndarray:
 
 
 def _places(ids: np.ndarray, wanted: np.ndarray, after: bool = False) -> np.ndarray:
-    """`numpy.searchsorted` for ids: before which of `ids [n, 3]`, ascending, each of `wanted [m, 3]` belongs: `[m]`."""
+    """`numpy.searchsorted` for ids: where in `ids [n, 3]`, ascending, `wanted [m, 3]` belong."""
     low, high = np.zeros(len(wanted), np.int64), np.full(len(wanted), len(ids))
     if not len(ids) or not len(wanted):
         return low
@@ -201,10 +203,10 @@ def _less(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What `add` acknowledges: the table of the episodes it was given, in their order, and their shards.
+    """What `add` acknowledges: the table of the episodes it was given, in their order; shards.
 
-    Those are the shards of the episodes that live, and of the one that is the table's floor: a reader that takes them in
-    has the same table.
+    The shards are those of the episodes that live, and of the one that is the table's floor: a
+    reader that takes them in has the same table.
     """
 
     added: Table

@@ -1,7 +1,7 @@
-"""Shards that decayed or were forged: told in one sentence, at the first use at the latest, and never by a signal.
+"""Shards that decayed or were forged end in one sentence, at their first use at the latest.
 
-Flips are made in a process of their own, which a signal would end. Every 211th bit is flipped here; all that a day
-allows with `FLIP_EVERY=1 python -m pytest tests/replay/test_decay.py`.
+Flips are made in a process of their own, which a signal would end. Every 211th bit is flipped here;
+all that a day allows with `FLIP_EVERY=1 python -m pytest tests/replay/test_decay.py`.
 """
 
 import json
@@ -67,7 +67,7 @@ def verified(path):
 
 
 def flipped(data, folder, use, forge):
-    """What `use` says of a shard of which each EVERYth bit was flipped; `signal N` where it died, `raised X`."""
+    """What `use` says of a shard of which each EVERYth bit was flipped; or `signal`, `raised`."""
     said, bits = [], range(0, 8 * len(data), EVERY)
     while len(said) < len(bits):
         reading, writing = os.pipe()
@@ -119,7 +119,7 @@ def test_no_flipped_bit_is_accepted(kind, use, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("use", [resumed, rotated, verified])
 def test_a_forged_shard_ends_in_a_sentence_or_is_another_sound_one(kind, use, tmp_path):
-    """With checksums made right there is nothing to tell a changed number by; but no signal, and no traceback."""
+    """There is nothing to tell a changed number by; but there is no signal and no traceback."""
     said = flipped(encode(some(kind)), tmp_path, use, forge=True)
     kinds = Counter(text.split(" ")[0] for text in said)
     assert set(kinds) <= {"shard", "accepted"}, [

@@ -178,9 +178,10 @@ rules = st.one_of(
 def test_retention_is_a_pure_function_of_what_was_acknowledged(
     tmp_path_factory, rows, rule, choice
 ):
-    """Any order, any parts, opened anew at any moment, added twice: the same episodes live, and draw the same.
+    """Any order, any parts, opened anew at any moment, added twice: the same episodes live.
 
-    The dead are unlinked at any moment too. A driver that knows receipts alone, and a reader, know the same.
+    The dead are unlinked at any moment too. A driver that knows receipts alone, and a reader, know
+    the same.
     """
     of = {}
     for round, group, number, length, reward in rows:

@@ -60,7 +60,7 @@ def test_saved_and_loaded_it_goes_on_bit_for_bit(kind, store):
 
 @pytest.mark.parametrize("name", ["awr", "rwr", "bail", "tt"])
 def test_what_is_noted_of_episodes_is_noted_anew_where_one_comes(name, tmp_path):
-    """Whatever the step: a new episode in the middle of a turn, too, changes what all are weighted by."""
+    """A new episode in the middle of a turn, too, changes what all are weighted by."""
     algorithm = small(find_algorithm(name), **({"n_updates_per_iter": 10} if name == "rwr" else {}))
     store, learner = stored(tmp_path, TASK, 12), learner_of(algorithm)
     learner.step = 3

@@ -169,7 +169,7 @@ def test_what_does_not_fit_is_said(offline, tmp_path):
 
 @pytest.mark.parametrize("name", ["awr", "rwr"])
 def test_it_may_begin_in_the_middle_of_a_turn(name, tmp_path):
-    """5 steps of a turn of 10 are behind it, so each round of episodes comes in the middle of one."""
+    """5 steps of a turn of 10 are behind it, so each round of episodes comes within one."""
     dataset_of(tmp_path / "data", "toy-vector", 20)
     turn = {
         "awr": "--algorithm.critic-updates 2 --algorithm.actor-updates 8",
