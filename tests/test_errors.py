@@ -234,6 +234,7 @@ def test_a_run_that_has_begun_keeps_its_folder(
     assert verify(tmp_path / "run" / "store")[0]
 
 
+@pytest.mark.slow
 def test_environments_that_raise_are_counted_and_the_run_goes_on(tmp_path: Path) -> None:
     run = bigdm_ray.configure("udrl", "toy-broken", SMALL)
     summary = train_local(run, tmp_path / "run")
@@ -251,6 +252,7 @@ def test_a_run_whose_environments_all_fail_ends(
     assert "brought no whole episode in 3 rounds" in error and "paid a reward of nan" in error
 
 
+@pytest.mark.slow
 def test_a_diverging_loss_names_the_learning_rate(tmp_path: Path) -> None:
     from bigdm_ray.training.learner import Learner
 

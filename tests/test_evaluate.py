@@ -240,6 +240,7 @@ def test_settings_that_affect_acting_alone_are_taken_as_flags(planned, tmp_path)
     assert (folder / "run.json").read_text() == (planned / "run.json").read_text()
 
 
+@pytest.mark.slow
 def test_acting_settings_reach_search_video_and_actors(planned, tmp_path, monkeypatch):
     loaded = load(planned, acting={"horizon": 2, "beams": 3, "expansions": 4})
     search = loaded.policy("plan")._planner.search
@@ -496,6 +497,7 @@ def test_a_video_of_plans_shows_them(planned, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("observed", [0, 2])
+@pytest.mark.slow
 def test_a_plan_is_drawn_where_the_point_is_by_a_model_that_is_told_no_goal(
     observed, tmp_path, monkeypatch
 ):
@@ -605,6 +607,7 @@ def test_a_terminal_shows_that_filming_goes_on(folder, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_video_of_plans_has_no_more_episodes_than_were_asked_for(planned, tmp_path, monkeypatch):
     folder, asked = shutil.copytree(planned, tmp_path / "run"), []
     monkeypatch.setattr("bigdm_ray.evaluate.require_video", lambda: None)

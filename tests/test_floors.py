@@ -191,6 +191,7 @@ def test_how_a_policy_may_act_is_written_once():
     ] == ["formats/behaviour.py"]
 
 
+@pytest.mark.slow
 def test_a_local_run_never_imports_ray(tmp_path):
     code = (
         "import bigdm_ray.training.loop\n"

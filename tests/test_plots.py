@@ -764,6 +764,7 @@ def planner_of_rooms(tmp_path, goal):
     train_local(configure("tt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_beams_picture(tmp_path, capsys):
     planner_of_rooms(tmp_path, "--algorithm.goal later")
     assert (

@@ -113,6 +113,7 @@ def test_killed_before_the_first_checkpoint_begins_anew(tmp_path: Path) -> None:
     assert numbers(tmp_path / "whole") == numbers(tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_checkpoints_keep_two_and_only_named_shards_stay(tmp_path: Path) -> None:
     run = run_of("toy-vector", 6000)
     train_local(run, tmp_path)
@@ -165,6 +166,7 @@ def same_run(undamaged: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["torn", "decayed and verified"])
+@pytest.mark.slow
 def test_a_damaged_shard_of_the_newest_checkpoint_sends_the_run_back_to_the_one_before(
     damage: str, undamaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,8 +22,10 @@ TASKS = [name for name in tasks() if name.startswith("toy-")] + [
 ]
 LEARNT = [
     "toy-vector",
-    "toy-continuous",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("toy-image", "toy-mixed")),
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("toy-continuous", "toy-image", "toy-mixed")
+    ),
 ]
 every = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 

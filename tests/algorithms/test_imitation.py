@@ -321,6 +321,7 @@ def test_the_weighted_forms_also_learn_from_what_they_play(name, tmp_path):
     assert summary["env_steps"] >= 1500 and summary["learner_steps"] >= 30
 
 
+@pytest.mark.slow
 def test_cloning_recovers_what_a_task_pays_for(tmp_path):
     """Episodes of the best 5 % of random play on a toy, cloned, return more than the data."""
     dataset = dataset_of(tmp_path / "data", count=800)

@@ -21,6 +21,7 @@ def test_heads_of_an_odd_width_have_no_pairs_to_turn():
         )
 
 
+@pytest.mark.slow
 def test_a_rotary_run_learns_plans_and_is_loaded(tmp_path):
     dataset = dataset_of(tmp_path / "toys")
     flags = "--algorithm.positions rotary --algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.bins 12 --algorithm.window 4"

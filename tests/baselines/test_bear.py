@@ -106,6 +106,7 @@ def test_the_multiplier_grows_where_the_constraint_is_broken_and_shrinks_where_i
     assert learner.model.multiplier.log.item() == LOG_MULTIPLIER_RANGE[1 if grows else 0]
 
 
+@pytest.mark.slow
 def test_the_warm_start_brings_the_policy_to_the_data(tmp_path):
     learner, stores = made(Bear, tmp_path, warm_start=10**6, policy_learning_rate=3e-3)
     with torch.no_grad():

@@ -293,6 +293,7 @@ def test_it_learns_and_leaves_an_ordinary_run_folder(text, steps, tmp_path):
 @pytest.mark.parametrize(
     ("name", "task"), [("a2c", "toy-vector"), ("dqn", "toy-vector"), ("sb3-ppo", "toy-image")]
 )
+@pytest.mark.slow
 def test_a_run_is_taken_up_again(name, task, tmp_path):
     small = [
         "--algorithm.hidden",

@@ -146,7 +146,10 @@ def test_a_killed_driver_resumes_without_losing_an_episode(
         if not count:
             assert len(on_disk[0]) and checkpoint.saved(folder / "checkpoints") == []
         command += [] if "--resume" in command else ["--resume"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    for _ in range(3):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+        if "Ray could not be started" not in done.stderr:  # on a machine that others load
+            break
     assert done.returncode == 0, done.stderr
     run = tiny(flags)
     summary = json.loads((folder / "summary.json").read_text())

@@ -79,6 +79,7 @@ def test_starts_differ_by_row_and_by_seed(backend):
     assert first.std() > 10, "a picture, not one colour"
 
 
+@pytest.mark.slow
 def test_without_sticky_actions_the_console_knows_no_chance():
     """The same start and the same actions, another seed: the same game. With sticky actions it is another one."""
 

@@ -122,7 +122,10 @@ def test_rows_that_are_not_stepped_stay_still(name, backend):
     alone.close()
 
 
-@pytest.mark.parametrize(("name", "backend"), marked(BOTH, ["takecover", *OTHER_GAMES], LONG_GAMES))
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    marked(BOTH, ["takecover", "ant", "halfcheetah", "breakout", *OTHER_GAMES], LONG_GAMES),
+)
 def test_the_same_seed_plays_the_same_episodes(name, backend):
     count = 1 if name in ATARI else 3 if name == "takecover" else 5
     first, again = (played(name, count, 21, 3, backend) for _ in range(2))

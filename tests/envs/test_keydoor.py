@@ -209,6 +209,7 @@ def test_random_play_succeeds_in_2_81_percent_exactly_computed(env):
     )
 
 
+@pytest.mark.slow
 def test_random_play_succeeds_in_2_81_percent_of_a_sample(count=6000):
     episodes = played("key-to-door", count, 1, 1000).episodes
     returns = np.array([e.total_return for e in episodes])

@@ -179,6 +179,8 @@ PLANS = [
 ]
 
 
+LENGTHS = [*(pytest.param(m, marks=pytest.mark.slow) for m in (0, 1)), 5]
+"""Transitions before the plan; in the fast part more than the context."""
 LIKELY = [
     {"horizon": 2},
     {"k_act": 0, "k_obs": 0, "k_rew": 0, "horizon": 2, "beams": 4},
@@ -189,7 +191,7 @@ LIKELY = [
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("m", [0, 1, 5])
+@pytest.mark.parametrize("m", LENGTHS)
 @pytest.mark.parametrize("kind", PLANS, ids=str)
 def test_a_plan_is_that_of_the_plain_algorithm(kind, m):
     p = planner(network(m), **kind)
@@ -204,7 +206,7 @@ def test_a_plan_is_that_of_the_plain_algorithm(kind, m):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("m", [0, 1, 5])
+@pytest.mark.parametrize("m", LENGTHS)
 @pytest.mark.parametrize("kind", LIKELY, ids=str)
 def test_the_most_likely_continuation_is_that_of_the_plain_algorithm(kind, m):
     p = planner(network(m + 10), **kind)
@@ -216,7 +218,7 @@ def test_the_most_likely_continuation_is_that_of_the_plain_algorithm(kind, m):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("m", [0, 1, 5])
+@pytest.mark.parametrize("m", LENGTHS)
 @pytest.mark.parametrize("kind", PLANS, ids=str)
 def test_a_plan_that_keeps_what_it_computed_is_that_of_the_plain_algorithm_without_a_crop(kind, m):
     """With rotary positions: what the plan begins behind is cut to the context, then nothing leaves the view."""
@@ -271,7 +273,7 @@ def test_a_search_over_everything_finds_the_most_likely_of_all():
 
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
 @pytest.mark.parametrize("kind", [{}, {"k_obs": 0}, {"k_act": 1, "expansions": 3}])
-@pytest.mark.parametrize("at_once", [256, 12])
+@pytest.mark.parametrize("at_once", [pytest.param(256, marks=pytest.mark.slow), 12])
 def test_many_environments_are_planned_as_each_alone(kind, at_once, positions, monkeypatch):
     monkeypatch.setattr(beam, "BEAMS_ON_CPU", at_once)
     p = planner(network(2, positions=positions), **kind)

@@ -62,7 +62,10 @@ def test_the_dataset_travels_into_run_json_and_the_summary(dataset, tmp_path):
     assert {40, 80} <= set(steps) and steps == sorted(steps)
 
 
-@pytest.mark.parametrize("algorithm", ["bc", "awr", "rwr", "bail"])
+@pytest.mark.parametrize(
+    "algorithm",
+    ["bc", *(pytest.param(name, marks=pytest.mark.slow) for name in ("awr", "rwr", "bail"))],
+)
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(algorithm, dataset, tmp_path):
     more = {
         "awr": " --algorithm.critic-updates 7 --algorithm.actor-updates 16",

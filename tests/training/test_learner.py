@@ -262,6 +262,7 @@ def test_what_has_no_transformer_has_no_mixed_precision():
 
 
 @pytest.mark.parametrize("name", ["dt", "tt"])
+@pytest.mark.slow
 def test_a_learner_in_bfloat16_multiplies_in_it_and_keeps_everything_else_in_float32(name, store):
     algorithm = small(find_algorithm(name))
     plain, other = learner_of(algorithm), learner_of(algorithm, precision="bf16")

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from bigdm_ray.training.one_step import train_one_step
@@ -20,6 +21,7 @@ def linear_system(n, seed, choices):
     return [torch.from_numpy(part.astype(np.float32)) for part in (states, actions, following)]
 
 
+@pytest.mark.slow
 def test_a_known_linear_system_is_learned():
     for choices in ([0], [0, 3]):
         states, actions, following = linear_system(4000, 1, choices)

@@ -111,6 +111,7 @@ def test_its_first_step_is_the_next_one_of_the_learner(offline, tmp_path):
     assert float(learner["optimizer/adamw/0/step"]) == counters.learner_step
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_the_uninterrupted_one(offline, tmp_path):
     folder, _ = offline
     flags = ["--from", str(folder), *ONLINE.split()]
