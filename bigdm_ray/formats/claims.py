@@ -8,11 +8,13 @@ at most. Small files may hold what is constant, so a floor holds for them.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from bigdm_ray.errors import UserError
+from bigdm_ray.formats.footer import claimed_values
 
 RATIO = 1000
 """Bytes in memory for one in the file, at most."""
@@ -37,14 +39,25 @@ def hold(claimed: int, path: Path) -> None:
         )
 
 
-def parquet_claim(metadata: pq.FileMetaData) -> int:
-    """Bytes that the numbers of a Parquet file take in memory, by its footer; text is left out."""
+def parquet_claim(path: Path, metadata: pq.FileMetaData) -> int:
+    """Bytes that the numbers of a Parquet file take in memory, by its footer; text is left out.
+
+    Raises ValueError for a broken footer.
+    """
     schema = metadata.schema
     widths = [_WIDTHS.get(schema.column(k).physical_type, 0) for k in range(len(schema))]
-    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    found = path.stat()
     return sum(
-        widths[k] * group.column(k).num_values for group in groups for k in range(len(schema))
+        width * count
+        for counts in _values(path, found.st_size, found.st_mtime_ns)
+        for width, count in zip(widths, counts, strict=True)
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _values(path: Path, size: int, mtime_ns: int) -> list[list[int]]:
+    """What the footer says, once for each state of a file."""
+    return claimed_values(path)
 
 
 def expect_size(elements: int, leaves: int) -> None:

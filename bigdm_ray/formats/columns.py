@@ -64,13 +64,14 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
         names = file.schema_arrow.names
+        claimed = parquet_claim(path, file.metadata)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(
             f"{path} is not a whole Parquet file ({one_line(error)}); nothing was imported"
         ) from None
     if twice := [name for name in names if names.count(name) > 1]:
         raise refused(str(path), twice[0], "there is more than one such column")
-    hold(parquet_claim(file.metadata), path)
+    hold(claimed, path)
     return file
 
 

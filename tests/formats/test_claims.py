@@ -1,5 +1,6 @@
 """Small files that claim much: refused in one sentence before memory is asked for."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -17,6 +18,7 @@ from sources import dataset, edited, episode_parquet, minari_folder, rows_of
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.claims import FLOOR, RATIO, hold, parquet_claim
 from bigdm_ray.formats.dataset import Dataset
+from bigdm_ray.formats.footer import claimed_values
 
 TASK = "toy-continuous"
 MANY = 1 << 28
@@ -152,7 +154,36 @@ def test_what_parquet_claims_is_what_its_numbers_take(tmp_path, episodes):
     numbers = [e.observations[""].reshape(-1) for e in episodes]
     flags = [[True] * 3, [False]]
     path = episode_parquet(tmp_path / "s.parquet", {"x": numbers, "flags": flags, "t": ["a", "b"]})
-    assert parquet_claim(pq.read_metadata(path)) == sum(len(x) for x in numbers) * 4 + 4
+    assert parquet_claim(path, pq.read_metadata(path)) == sum(len(x) for x in numbers) * 4 + 4
+
+
+@pytest.mark.parametrize("group", [1, 7, 10_000])
+def test_a_footer_is_read_as_pyarrow_reads_it(tmp_path, group):
+    rows = rows_of(played(TASK, 20).episodes)
+    path = episode_parquet(tmp_path / "s.parquet", rows, {"a": "b" * 300}, row_group_size=group)
+    told = pq.read_metadata(path)
+    groups = [told.row_group(k) for k in range(told.num_row_groups)]
+    assert claimed_values(path) == [
+        [one.column(k).num_values for k in range(told.num_columns)] for one in groups
+    ]
+
+
+def test_a_broken_footer_is_an_error_of_one_kind(tmp_path, episodes):
+    """Whatever bytes it has; pyarrow dies where statistics are broken, so it is not asked."""
+    path = episode_parquet(tmp_path / "s.parquet", rows_of(episodes))
+    data = path.read_bytes()
+    begin = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    chance = np.random.default_rng(1)
+    for at in range(begin, len(data), 5):
+        spoilt = bytearray(data)
+        spoilt[at] ^= 1 << int(chance.integers(8))
+        path.write_bytes(spoilt)
+        with contextlib.suppress(ValueError):
+            claimed_values(path)
+    for cut in range(len(data) - 12, len(data)):
+        path.write_bytes(data[:cut])
+        with pytest.raises(ValueError, match="footer"):
+            claimed_values(path)
 
 
 def test_constant_data_below_the_floor_come_in(tmp_path):
@@ -168,5 +199,5 @@ def test_constant_data_below_the_floor_come_in(tmp_path):
     from bigdm_ray.formats.importing import import_dataset
 
     made = import_dataset([str(path)], tmp_path / "set", TASK)
-    assert parquet_claim(pq.read_metadata(path)) > 20 * path.stat().st_size
+    assert parquet_claim(path, pq.read_metadata(path)) > 20 * path.stat().st_size
     assert Dataset.open(made.folder).steps == 10_000
