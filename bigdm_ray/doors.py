@@ -11,6 +11,7 @@ from collections.abc import Callable
 from textwrap import shorten
 from typing import Any, TypeVar
 
+from bigdm_ray import stopping
 from bigdm_ray.errors import (
     RunFailed,
     UserError,
@@ -26,15 +27,23 @@ _NUMBER = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
 
 
 def door(main: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
-    """Run a door's main; print `error: ...` for a UserError, or for want of disk or memory wherever it was met, and return the exit code."""
+    """Run a door's main, which signals can stop (`stopping.py`); the exit code.
+
+    Prints `error: ...` for a UserError, or for want of disk or memory wherever it was met.
+    """
+    with stopping.heeded():
+        return _told(main, sys.argv[1:] if arguments is None else arguments)
+
+
+def _told(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     try:
-        return main(sys.argv[1:] if arguments is None else arguments)
+        return main(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        return 130
+        return stopping.code()
     except BrokenPipeError:
         sys.stderr.close()
         return 1

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from bigdm_ray import stopping
 from bigdm_ray.algorithms.dt import Dt
 from bigdm_ray.algorithms.tt import Beams, TrajectoryModel, TtPolicy
 from bigdm_ray.doors import Parser, apart, door
@@ -374,7 +375,7 @@ def main(arguments: list[str]) -> int:
         )
         write_json(file, report | {"video_returns": returns})
         print(f"video: {video}, returns {', '.join(f'{value:,.1f}' for value in returns)}")
-    return 130 if report["partial"] else 0
+    return stopping.code() if report["partial"] else 0
 
 
 if __name__ == "__main__":

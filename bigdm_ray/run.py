@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bigdm_ray import stopping
 from bigdm_ray.baselines.base import Foreign
 from bigdm_ray.doors import door
 from bigdm_ray.envs.task import find_task
@@ -72,7 +73,7 @@ def default_folder(run: Run) -> Path:
 
 
 def stopped(folder: Path) -> str:
-    """What Ctrl-C has left, and what --resume makes of it, in one sentence."""
+    """What a signal to stop has left, and what --resume makes of it, in one sentence."""
     home = RunFolder(folder)
     if checkpoint.saved(home.checkpoints):
         return f"stopped; --folder {folder} --resume goes on from the last checkpoint"
@@ -106,7 +107,7 @@ def main(arguments: list[str]) -> int:
         summary = train(run, folder, terminal, resume=asked.resume, local=asked.local)
     except KeyboardInterrupt:
         print(stopped(folder), file=sys.stderr)
-        return 130
+        return stopping.code()
     finally:
         if terminal is not None:
             terminal.close()

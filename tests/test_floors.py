@@ -18,6 +18,7 @@ HELPERS = {
     "bigdm_ray.jsons",
     "bigdm_ray.settings",
     "bigdm_ray.doors",
+    "bigdm_ray.stopping",
 }  # anyone may import these
 FLOORS = [
     {"envs", "replay"},

@@ -1,25 +1,21 @@
 """Stations: actors that are made, set up, called, and made anew when they die.
 
-An actor's constructor does nothing, so it cannot throw (Ray never retries one); its real set-up is a method. What a
-station is set up with is small and travels by value. Calls in flight when an actor dies are for its owner to repeat:
-every call of this project may be repeated.
+An actor's constructor does nothing, so it cannot throw (Ray never retries one); its real set-up is
+a method. What a station is set up with is small and travels by value. Calls in flight when an actor
+dies are for its owner to repeat: every call of this project may be repeated. An object that is lost
+on its way (`fault`) is not the callee's death: the call is made again, after what it carried.
 """
 
 from __future__ import annotations
 
+import enum
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from ray.exceptions import (
-    ActorDiedError,
-    ActorUnavailableError,
-    ObjectLostError,
-    OwnerDiedError,
-    RayActorError,
-)
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from bigdm_ray.algorithms.base import Columns
 from bigdm_ray.distributed.session_folder import last_words
@@ -30,11 +26,31 @@ from bigdm_ray.training.evaluation import Evaluator, Score
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.player import Player
 
-DEATHS = (ActorDiedError, ActorUnavailableError, RayActorError, ObjectLostError, OwnerDiedError)
-"""What Ray raises where a call was lost with a process, not with the program."""
+
+class Fault(enum.Enum):
+    """What became of a call that no program failed."""
+
+    DEATH = "the process that was called is gone"
+    ARGUMENT = "what it was called with is gone, with the machine that held it; the callee is well"
+    RESULT = "its answer is gone, with the machine that held it"
+
+
+def fault(error: BaseException) -> Fault | None:
+    """What the error of a call says of the machines; None where it says something of the program.
+
+    Ray wraps what is raised where a call runs, and an argument that cannot be fetched is raised
+    there: as the loss of the object, or as the death of the actor that should have made it.
+    """
+    if isinstance(error, RayTaskError):
+        gone = isinstance(error.cause, ObjectLostError | RayActorError)
+        return Fault.ARGUMENT if gone else None
+    if isinstance(error, RayActorError | OutOfMemoryError):  # the latter: Ray killed it
+        return Fault.DEATH
+    return Fault.RESULT if isinstance(error, ObjectLostError) else None
+
 
 MAX_DEATHS = 20
-"""Deaths in a row, without a call answered between them, after which a run gives up."""
+"""Deaths and losses in a row, without a call answered between, after which a run gives up."""
 
 
 class Station:
@@ -48,7 +64,7 @@ class Station:
         self._options = options
         self._setup = setup
         self.generation = -1
-        self._deaths = 0
+        self._faults = 0
         self.handle: Any = None
         self.ready: Any = None
         self.start()
@@ -66,51 +82,63 @@ class Station:
             try:
                 ray.get(self.ready)
                 return
-            except DEATHS as error:
-                self.died(generation, error)
+            except RayError as error:
+                self.failed(generation, error)
 
     def call(self, method: str, *arguments: Any, returns: int = 1) -> Any:
         """Call a method; its reference, or a list of them."""
         return getattr(self.handle, method).options(num_returns=returns).remote(*arguments)
 
     def answered(self) -> None:
-        """A call has been answered: earlier deaths are forgiven."""
-        self._deaths = 0
+        """A call has been answered: earlier faults are forgiven."""
+        self._faults = 0
 
-    def died(self, generation: int, why: BaseException) -> bool:
-        """Make the actor anew if it is still that generation; whether this was done. Raises RunFailed after too many."""
-        if generation != self.generation:
-            return False
-        self._deaths += 1
-        if self._deaths > MAX_DEATHS:
-            wrote = last_words(Path(ray.get_runtime_context().get_temp_dir()), str(why))
-            raise RunFailed(
-                f"the {self.what} died {MAX_DEATHS} times in a row ({_first_line(why)})"
-                + (f"; it wrote last: {wrote}" if wrote else "")
-            )
-        self.stop()
-        self.start()
-        return True
+    def failed(self, generation: int, error: BaseException) -> Fault:
+        """See to it that a call which failed can be made again; what became of it.
+
+        A dead actor is made anew, if it is still that generation. Raises an error of the program as
+        it is, and RunFailed after too many faults in a row.
+        """
+        what = fault(error)
+        if what is None:
+            raise error
+        if what is Fault.DEATH and generation != self.generation:
+            return what
+        self._faults += 1
+        if self._faults > MAX_DEATHS:
+            raise RunFailed(given_up(self.what, what, error))
+        if what is Fault.DEATH:
+            self.stop()
+            self.start()
+        return what
 
     def stop(self) -> None:
         """Kill the actor."""
         ray.kill(self.handle)
 
     def insist(self, method: str, *arguments: Any) -> Any:
-        """Call until it is answered, making the actor anew as often as it dies; the answer."""
+        """Call until it is answered, making the actor anew as often as it dies; the answer.
+
+        For arguments that travel by value: a lost one is sent again.
+        """
         while True:
             generation = self.generation
             try:
                 answer = ray.get(self.call(method, *arguments))
-            except DEATHS as error:
-                self.died(generation, error)
+            except RayError as error:
+                self.failed(generation, error)
             else:
                 self.answered()
                 return answer
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def given_up(who: str, what: Fault, error: BaseException) -> str:
+    """Why a run ends after so many faults in a row, in one sentence."""
+    why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    fate = "died" if what is Fault.DEATH else "lost what it was sent or what it answered"
+    wrote = last_words(Path(ray.get_runtime_context().get_temp_dir()), str(error))
+    last = f"; it wrote last: {wrote}" if wrote else ""
+    return f"the {who} {fate} {MAX_DEATHS} times in a row ({why}){last}"
 
 
 @ray.remote

@@ -28,7 +28,9 @@ from ray._private.authentication.authentication_token_setup import (
 )
 from ray.exceptions import AuthenticationError
 
+from bigdm_ray import stopping
 from bigdm_ray.distributed.session_folder import SessionFolder
+from bigdm_ray.distributed.watch import shut_down, watched
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.learner import pick_device
@@ -82,7 +84,8 @@ def _join(address: str) -> None:
     expected = "expected is `local`, `auto` on a node of a cluster, or HOST:PORT of its head"
     _look_again()
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="error")
+        with stopping.kept():
+            ray.init(address=address, log_to_driver=False, logging_level="error")
     except AuthenticationError:
         raise UserError(
             f"--address {address!r} cannot be joined without the token of the cluster; {TOKEN}"
@@ -110,7 +113,8 @@ def own_ray(cpus: int) -> Iterator[None]:
         _look_again()
         folder = _started(max(os.cpu_count() or 1, cpus))
         try:
-            yield
+            with watched():
+                yield
         finally:
             _stop(folder)
 
@@ -128,7 +132,7 @@ def _started(cpus: int) -> SessionFolder:
     for attempt in range(1, START_ATTEMPTS + 1):
         folder = SessionFolder()
         try:
-            with _alone():
+            with stopping.kept(), _alone():
                 ray.init(
                     address="local",
                     log_to_driver=False,
@@ -196,7 +200,7 @@ def _alone() -> Iterator[None]:
 
 def _stop(folder: SessionFolder) -> None:
     """End Ray with all its processes, also those of a start that failed, and remove its folder."""
-    ray.shutdown(wait_for_processes=True)
+    shut_down()
     for pid in _below(folder.path):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

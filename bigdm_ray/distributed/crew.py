@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ObjectLostError, RayError
 
 from bigdm_ray.algorithms.base import Columns
-from bigdm_ray.distributed.actors import DEATHS, EvaluatorActor, PlayerActor, Station
+from bigdm_ray.distributed.actors import EvaluatorActor, Fault, PlayerActor, Station
 from bigdm_ray.distributed.cluster import cpu_options
 from bigdm_ray.distributed.learners import Learners, Moves
 from bigdm_ray.distributed.replay import ReplayActor
@@ -77,20 +77,29 @@ class RayCrew:
         self._run = run
         self._incarnation = incarnation
         self._rolled_back = rolled_back
-        settings = run.to_json()
-        where = str(folder.resolve())
-        self.evaluator = Station("evaluator", EvaluatorActor, cpu_options(0), (settings,))
         self.players: list[Station] = []
         self._replay: Station | None = None  # a dataset has no writer: learners map it themselves
+        self._evaluator: Station | None = None
+        self.learners = Learners(run, folder.resolve(), incarnation)
+        try:
+            self._begin(folder.resolve(), resumed)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, folder: Path, resumed: Checkpoint | None) -> None:
+        """Make all actors and wait until they stand."""
+        run, settings = self._run, self._run.to_json()
+        self._evaluator = Station("evaluator", EvaluatorActor, cpu_options(0), (settings,))
         if run.dataset is None:
-            self.players = [
-                Station("rollout actor", PlayerActor, cpu_options(), (settings,))
-                for _ in range(run.machines.actors)
-            ]
-            self._replay = Station("replay actor", ReplayActor, cpu_options(0), (settings, where))
+            for _ in range(run.machines.actors):
+                player = Station("rollout actor", PlayerActor, cpu_options(), (settings,))
+                self.players.append(player)
+            where = (settings, str(folder))
+            self._replay = Station("replay actor", ReplayActor, cpu_options(0), where)
         for station in self._stations():
             station.settle()
-        self.learners = Learners(run, Path(where), incarnation)
+        self.learners.start()
         self.living: Table = (
             self.replay.insist("table") if self._replay else dataset_store(run).table
         )
@@ -102,7 +111,14 @@ class RayCrew:
         self._refresh()
 
     def _stations(self) -> list[Station]:
-        return [*self.players, self.evaluator, *([self._replay] if self._replay else [])]
+        stations = [*self.players, self._evaluator, self._replay]
+        return [station for station in stations if station is not None]
+
+    @property
+    def evaluator(self) -> Station:
+        """The evaluator."""
+        assert self._evaluator is not None
+        return self._evaluator
 
     @property
     def replay(self) -> Station:
@@ -131,30 +147,44 @@ class RayCrew:
         if progress.step >= self._step:
             self._step, self._weights_ref = progress.step, weights_ref
 
-    def learners_lost(self, generation: int, error: BaseException) -> None:
-        """Make the learners anew, unless that is done; they know nothing, so they are told all. Raises what is no death."""
+    def learners_lost(self, generation: int, error: BaseException, answers: list[Any]) -> None:
+        """Make the learners anew, unless that is done, and have their weights. Raises what is none.
+
+        `answers` are references to what each rank has made of the call that failed.
+        """
+        if self._mended(generation, error, answers):
+            self._refresh()
+
+    def _mended(self, generation: int, error: BaseException, answers: list[Any]) -> bool:
+        """Whether the learners had to be made anew; they know nothing then, so are told all."""
+        error = self.learners.verdict(error, answers)
         if not self.learners.is_death(error):
             raise error
-        if self.learners.died(generation, error):
-            self._ledger.restart(self._all_shards())
-            self._step = self.learners.step
-            self._refresh()
-            self._rolled_back(self._step, self.learners.incarnation)
+        if not self.learners.died(generation, error):
+            return False
+        self._ledger.restart(self._all_shards())
+        self._step = self.learners.step
+        self._rolled_back(self._step, self.learners.incarnation)
+        return True
 
     def _refresh(self) -> None:
         """Have the newest weights at hand, from an update of no steps that also takes in all shards."""
         while True:
             generation = self.learners.generation
-            refs = self.learners.update(self.moves(), 0)
+            weights, *progress = self.learners.update(self.moves(), 0)
             try:
-                ray.get(refs[1:])
-                self._weights_ref = refs[0]
-                return
+                ray.get(progress)
             except RayError as error:
-                if not self.learners.is_death(error):
-                    raise
-                self.learners.died(generation, error)
-                self._ledger.restart(self._all_shards())
+                self._mended(generation, error, progress)
+            else:
+                self._weights_ref = weights
+                return
+
+    def renewed(self, weights: Any) -> Any:
+        """A reference to weights in place of one whose weights are gone: the newest."""
+        if weights is self._weights_ref:
+            self._refresh()
+        return self._weights_ref
 
     @property
     def weights_ref(self) -> Any:
@@ -170,27 +200,44 @@ class RayCrew:
             for g in range(self._run.groups)
             if self._run.share(count, g).stop > self._run.share(count, g).start
         ]
-        calls = {
-            group: self.submit(round, group, saves, commands, self._run.share(count, group), random)
-            for group in groups
-        }
-        parts = []
-        for group in groups:
-            while True:
-                station, generation, refs = calls[group]
-                try:
-                    summary = ray.get(refs[1])
-                    station.answered()
-                    parts.append((refs[0], summary))
-                    break
-                except DEATHS as error:
-                    station.died(generation, error)
-                    calls[group] = self.submit(
-                        round, group, saves, commands, self._run.share(count, group), random
-                    )
-        receipt: Receipt = self.replay.insist("add", *(data for data, _ in parts))
+        shares = {group: self._run.share(count, group) for group in groups}
+        parts: list[tuple[Any, dict[str, Any]]] = []
+        while True:
+            parts = parts or self._played(round, saves, commands, shares, random)
+            generation = self.replay.generation
+            try:
+                receipt: Receipt = ray.get(self.replay.call("add", *(data for data, _ in parts)))
+                break
+            except RayError as error:
+                if self.replay.failed(generation, error) is Fault.ARGUMENT:
+                    parts = []
+        self.replay.answered()
         self.stored(receipt)
         return as_round(receipt, [summary for _, summary in parts])
+
+    def _played(
+        self, round: int, saves: int, commands: Columns, shares: dict[int, slice], random: bool
+    ) -> list[tuple[Any, dict[str, Any]]]:
+        """For each group a reference to its episodes, and their summary."""
+
+        def submit(group: int) -> tuple[Any, Station, int, list[Any]]:
+            call = self.submit(round, group, saves, commands, shares[group], random)
+            return self._weights_ref, *call
+
+        calls = {group: submit(group) for group in shares}
+        parts = []
+        for group in shares:
+            while True:
+                weights, station, generation, (data, summary) = calls[group]
+                try:
+                    parts.append((data, ray.get(summary)))
+                    station.answered()
+                    break
+                except RayError as error:
+                    if station.failed(generation, error) is Fault.ARGUMENT:
+                        self.renewed(weights)
+                    calls[group] = submit(group)
+        return parts
 
     def submit(
         self, round: int, group: int, saves: int, commands: Columns, share: slice, random: bool
@@ -212,12 +259,12 @@ class RayCrew:
         progress = Progress(self._step)
         while self._step < target:
             generation = self.learners.generation
-            refs = self.learners.update(self.moves(), target - self._step)
+            weights, *answers = self.learners.update(self.moves(), target - self._step)
             try:
-                progress = ray.get(refs[1:])[0]
-                self.learned(progress, refs[0])
+                progress = ray.get(answers)[0]
+                self.learned(progress, weights)
             except RayError as error:
-                self.learners_lost(generation, error)
+                self.learners_lost(generation, error, answers)
         return progress
 
     def table(self) -> Table:
@@ -226,8 +273,13 @@ class RayCrew:
 
     def weights(self) -> Weights:
         """See Crew."""
-        weights: Weights = ray.get(self._weights_ref)
-        return weights
+        while True:
+            reference = self._weights_ref
+            try:
+                weights: Weights = ray.get(reference)
+                return weights
+            except ObjectLostError:
+                self.renewed(reference)
 
     def score(
         self,
@@ -252,7 +304,7 @@ class RayCrew:
                 step, state = self.learners.state()
                 break
             except RayError as error:
-                self.learners_lost(generation, error)
+                self.learners_lost(generation, error, [])
         self._step = step
         if self._replay is None:
             write(step, state, [])
@@ -262,9 +314,10 @@ class RayCrew:
         self._ledger.saved(names, self.replay.insist("release"))
 
     def close(self) -> None:
-        """Let Ray end the actors with the run."""
+        """End all actors: the Ray that they live in may be its user's, and go on."""
         for station in self._stations():
             station.stop()
+        self.learners.stop()
 
 
 def as_round(receipt: Receipt, summaries: list[dict[str, Any]]) -> Round:

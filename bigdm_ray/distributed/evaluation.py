@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-from bigdm_ray.distributed.actors import DEATHS, EvaluatorActor, Station
+from bigdm_ray.distributed.actors import EvaluatorActor, Fault, Station
 from bigdm_ray.distributed.cluster import cluster, cpu_options
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.training.config import Machines, Run
@@ -29,7 +29,8 @@ def evaluate_on_actors(
 ) -> list[Score]:
     """Play parts of so many episodes each with the seed and the mode of `run`; their scores in the order of the parts.
 
-    A part whose actor dies is played again. `on_end` hears of how many episodes a part that has ended was. Ctrl-C leaves out what has not ended.
+    A part whose actor dies, or whose answer is lost, is played again. `on_end` hears of how many
+    episodes a part that has ended was. Ctrl-C leaves out what has not ended.
     Raises UserError and RunFailed.
     """
     crew = dataclasses.replace(
@@ -43,12 +44,12 @@ def evaluate_on_actors(
     )
     scores: dict[int, Score] = {}
     with cluster(crew):
-        stations = [
-            Station("evaluator", EvaluatorActor, cpu_options(), (crew.to_json(),))
-            for _ in range(crew.machines.actors)
-        ]
+        stations: list[Station] = []
         try:
-            _play(stations, ray.put(weights), command, parts, purpose, scores, on_end)
+            for _ in range(crew.machines.actors):
+                setup = (crew.to_json(),)
+                stations.append(Station("evaluator", EvaluatorActor, cpu_options(), setup))
+            _play(stations, weights, command, parts, purpose, scores, on_end)
         except KeyboardInterrupt:
             pass
         except RayTaskError as error:
@@ -65,7 +66,7 @@ def evaluate_on_actors(
 
 def _play(
     stations: list[Station],
-    weights: Any,
+    weights: Weights,
     command: dict[str, float],
     parts: list[int],
     purpose: str,
@@ -73,6 +74,7 @@ def _play(
     on_end: Callable[[int], None],
 ) -> None:
     """Fill `scores`, by the numbers of the parts, as they end."""
+    shared = ray.put(weights)
     waiting = list(range(len(parts)))[::-1]
     running: dict[Any, tuple[Station, int, int | None]] = {
         s.ready: (s, s.generation, None) for s in stations
@@ -82,10 +84,12 @@ def _play(
         station, generation, number = running.pop(ref)
         try:
             answer = ray.get(ref)
-        except DEATHS as error:
+        except RayError as error:
+            what = station.failed(generation, error)
+            if what is Fault.ARGUMENT:
+                shared = ray.put(weights)
             if number is not None:
                 waiting.append(number)
-            station.died(generation, error)
             running[station.ready] = station, station.generation, None
             continue
         if number is not None:
@@ -94,7 +98,7 @@ def _play(
             on_end(parts[number])
         if waiting:
             number = waiting.pop()
-            running[station.call("part", weights, command, parts[number], purpose, number)] = (
+            running[station.call("part", shared, command, parts[number], purpose, number)] = (
                 station,
                 station.generation,
                 number,

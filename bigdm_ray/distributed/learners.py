@@ -1,7 +1,8 @@
 """The learners: one actor a rank, joined by torch.distributed (NCCL on GPUs, gloo on CPUs), that fail and return together.
 
-Every rank maps all shards, draws the same rows and fetches its share. When a rank dies all are made anew and go back
-to the last checkpoint; the steps since then are owed again.
+Every rank maps all shards, draws the same rows and fetches its share. When a rank dies all are made
+anew and go back to the last checkpoint; the steps since then are owed again. An error of the program
+is no death: the rank leaves the group, so that the others do not wait for it, and the run ends.
 """
 
 from __future__ import annotations
@@ -10,21 +11,22 @@ import datetime
 import socket
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
 import torch
 import torch.distributed as dist
+from ray.exceptions import RayError, RayTaskError
 
-from bigdm_ray.distributed.actors import DEATHS, MAX_DEATHS
+from bigdm_ray.distributed.actors import MAX_DEATHS, Fault, fault, given_up
 from bigdm_ray.distributed.cluster import learner_options, loopback
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay.store import Store
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import Run, run_from_json
-from bigdm_ray.training.learner import Learner, Progress
+from bigdm_ray.training.learner import Learner, PeerLost, Progress
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder
 from bigdm_ray.training.start import dataset_store
@@ -36,6 +38,8 @@ Moves = tuple[list[str], list[str], list[str]]
 @ray.remote
 class LearnerActor:
     """One rank: a Learner, and a reader of the run's store."""
+
+    _failed: BaseException | None = None
 
     def address(self) -> str:
         """Where the group may meet: a file where all are on one machine, else a port of this node."""
@@ -71,13 +75,16 @@ class LearnerActor:
         )
         if world > 1:
             backend = "nccl" if self._learner.device.type == "cuda" else "gloo"
-            dist.init_process_group(
-                backend,
-                init_method=meet,
-                rank=rank,
-                world_size=world,
-                timeout=datetime.timedelta(seconds=60),
-            )
+            try:
+                dist.init_process_group(
+                    backend,
+                    init_method=meet,
+                    rank=rank,
+                    world_size=world,
+                    timeout=datetime.timedelta(seconds=60),
+                )
+            except dist.DistError as error:  # one has died, or the port was taken since
+                raise PeerLost(f"the learners have not met at {meet}: {error}") from None
         flat = settings.saves.flat_mib << 20
         self._store = (
             dataset_store(settings)
@@ -93,6 +100,17 @@ class LearnerActor:
 
     def update(self, moves: Moves, steps: int) -> tuple[Weights | None, Progress]:
         """Take in shards, then take learner steps; (rank 0's weights, progress)."""
+        if self._failed is not None:
+            raise self._failed
+        try:
+            return self._update(moves, steps)
+        except BaseException as error:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+                self._failed = error  # what waits behind this call fails in the same way
+            raise
+
+    def _update(self, moves: Moves, steps: int) -> tuple[Weights | None, Progress]:
         taken, moved, gone = moves
         for name in taken:
             self._store.adopt(name)
@@ -113,7 +131,7 @@ class LearnerActor:
 
 
 class Learners:
-    """The group, seen from the driver."""
+    """The group, seen from the driver. There are no ranks before `start`."""
 
     def __init__(self, run: Run, folder: Path, incarnation: int) -> None:
         self._run = run
@@ -123,7 +141,6 @@ class Learners:
         self._deaths = 0
         self.step = 0
         self._ranks: list[Any] = []
-        self.start()
 
     def start(self) -> None:
         """Make all ranks; returns when they have met and stand at the last checkpoint's step (`step`)."""
@@ -132,7 +149,8 @@ class Learners:
         world = run.machines.learners
         while True:
             actor: Any = LearnerActor
-            self._ranks = [actor.options(max_restarts=0, **options).remote() for _ in range(world)]
+            for _ in range(world):
+                self._ranks.append(actor.options(max_restarts=0, **options).remote())
             try:
                 meet = ray.get(self._ranks[0].address.remote()) if world > 1 else ""
                 settings = run.to_json()
@@ -142,17 +160,22 @@ class Learners:
                 ]
                 self.step = ray.get(ready)[0]
                 return
-            except DEATHS as error:
+            except RayError as error:
+                if not self.is_death(error):
+                    raise
                 self._bury(error)
 
     def _bury(self, why: BaseException) -> None:
         self._deaths += 1
         if self._deaths > MAX_DEATHS:
-            raise RunFailed(
-                f"the learner died {MAX_DEATHS} times in a row ({str(why).splitlines()[0][:200]})"
-            )
+            raise RunFailed(given_up("learner", Fault.DEATH, why))
+        self.stop()
+
+    def stop(self) -> None:
+        """Kill all ranks."""
         for rank in self._ranks:
             ray.kill(rank)
+        self._ranks = []
 
     def update(self, moves: Moves, steps: int) -> list[Any]:
         """References to rank 0's weights and to each rank's progress."""
@@ -178,12 +201,25 @@ class Learners:
         self.start()
         return True
 
-    def is_death(self, error: BaseException) -> bool:
-        """Whether an error of a call means that a rank is gone (its peers then fail in their collective)."""
-        if isinstance(error, DEATHS):
-            return True
-        return (
-            self._run.machines.learners > 1
-            and isinstance(error, RuntimeError | dist.DistBackendError)
-            and not isinstance(error, RunFailed)
-        )
+    def verdict(self, error: BaseException, answers: list[Any]) -> BaseException:
+        """The error that counts of an update that has ended in `error`: the program's before all.
+
+        Where one rank fails, its peers fail in their collective: what they say tells nothing.
+        """
+        if isinstance(error, RayTaskError) and isinstance(error.cause, PeerLost):
+            for answer in answers:
+                try:
+                    ray.get(answer)
+                except RayError as other:
+                    if not self.is_death(other):
+                        return cast(BaseException, other)
+        return error
+
+    @staticmethod
+    def is_death(error: BaseException) -> bool:
+        """Whether an error of a call means that a rank is gone, or something that it was to have.
+
+        All ranks are made anew then: where one has not answered, the others have stopped half-way.
+        """
+        lost = isinstance(error, RayTaskError) and isinstance(error.cause, PeerLost)
+        return lost or fault(error) is not None

@@ -3,7 +3,8 @@
 The driver hands out work and reads summaries of a few hundred bytes; episodes and weights pass it by as references.
 It decides how many learner steps are owed, so there is no rate limiter that could deadlock: at most two calls in
 flight for a rollout actor and for the learners, and no rollout starts while more steps are owed than the weights may
-be stale. A call that died with its actor is made again; the learner's steps since its checkpoint are owed again.
+be stale. A call that died with its actor is made again, a round whose episodes are lost is played
+again; the learner's steps since its checkpoint are owed again.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
+from bigdm_ray import stopping
 from bigdm_ray.algorithms.base import Columns
-from bigdm_ray.distributed.actors import DEATHS, Station
+from bigdm_ray.distributed.actors import Fault
 from bigdm_ray.distributed.cluster import cluster
 from bigdm_ray.distributed.crew import RayCrew, as_round
-from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.errors import RunFailed, UserError, full_disk, full_memory
 from bigdm_ray.replay.shard import SUFFIX
 from bigdm_ray.replay.store import Store
 from bigdm_ray.training import checkpoint
@@ -46,11 +48,15 @@ def train_on_ray(
             with cluster(run):
                 return _train(run, folder, home, resume, listeners or [])
         except RayTaskError as error:
-            if isinstance(
-                error.cause, UserError
-            ):  # what an actor raised, without the traceback that Ray adds
+            if meant(error.cause):  # without the traceback that Ray adds
                 raise error.cause from None
             raise
+
+
+def meant(cause: BaseException) -> bool:
+    """Whether what an actor raised is for the user: a mistake, want of disk or memory."""
+    full = (isinstance(cause, OSError) and full_disk(cause)) or full_memory(cause)
+    return full or isinstance(cause, UserError)
 
 
 def in_lock_step(run: Run) -> bool:
@@ -156,21 +162,25 @@ class Driver:
         self.session.rolled_back(step, incarnation)
 
     def drive(self, crew: RayCrew) -> None:
-        """Until the budget is spent: hand out, wait, read."""
+        """Until the budget is spent: hand out, wait, read. A signal to stop has it save first."""
         self.crew = crew
         session = self.session
         session.begin()
-        while not session.spent():
-            self._hand_out()
-            if not self._jobs:
-                raise RunFailed(
-                    "nothing is left to do, although the budget is not spent: the learner owes no steps and no rollout may start"
-                )
-            self._settle(timeout=1.0)
-            if session.save_due():
+        with stopping.held() as asked:
+            while not session.spent() and not asked():
+                self._hand_out()
+                if not self._jobs:
+                    raise RunFailed(
+                        "nothing is left to do, although the budget is not spent: the learner owes "
+                        "no steps and no rollout may start"
+                    )
+                self._settle(timeout=1.0)
+                if session.save_due():
+                    self._save()
+                elif session.report_due():
+                    session.report({"play/in_flight": float(sum(self._playing.values()))})
+            if asked():
                 self._save()
-            elif session.report_due():
-                session.report({"play/in_flight": float(sum(self._playing.values()))})
         self._drain()
 
     def _settle(self, timeout: float) -> None:
@@ -254,29 +264,40 @@ class Driver:
     def _submit_play(
         self, round: int, group: int, commands: Columns, share: slice, random: bool
     ) -> None:
+        weights = self.crew.weights_ref
         station, generation, (data, summary) = self.crew.submit(
             round, group, self.session.counters.saves, commands, share, random
         )
 
-        def lost(error: BaseException) -> None:
-            self._revive(station, generation, error)
+        def again() -> None:
             self._submit_play(round, group, commands, share, random)
+
+        def lost(error: BaseException) -> None:
+            if station.failed(generation, error) is Fault.ARGUMENT:
+                self.crew.renewed(weights)
+            again()
 
         def done(answer: list[Any]) -> None:
             station.answered()
             self._playing[group] -= 1
-            self._store(round, data, answer[0], share.stop - share.start)
+            self._store(group, data, answer[0], share.stop - share.start, again)
 
         self._jobs[summary] = Job([summary], done, lost, round=round)
 
-    def _store(self, round: int, data: Any, summary: dict[str, Any], count: int) -> None:
+    def _store(
+        self, group: int, data: Any, summary: dict[str, Any], count: int, again: Callable[[], None]
+    ) -> None:
+        """Store what a group has played; `again` plays it once more where it is lost on the way."""
         station = self.crew.replay
         generation = station.generation
         ref = station.call("add", data) if summary["episodes"] else station.call("add")
 
         def lost(error: BaseException) -> None:
-            self._revive(station, generation, error)
-            self._store(round, data, summary, count)
+            if station.failed(generation, error) is Fault.ARGUMENT:
+                self._playing[group] += 1
+                again()
+            else:
+                self._store(group, data, summary, count, again)
 
         def done(answer: list[Any]) -> None:
             station.answered()
@@ -286,13 +307,7 @@ class Driver:
             self.session.played(as_round(answer[0], [summary]))
             self._evaluate_if_due()
 
-        self._jobs[ref] = Job([ref], done, lost, round=round)
-
-    @staticmethod
-    def _revive(station: Station, generation: int, error: BaseException) -> None:
-        if not isinstance(error, DEATHS):
-            raise error
-        station.died(generation, error)
+        self._jobs[ref] = Job([ref], done, lost, round=summary["round"])
 
     def _start_learning(self) -> None:
         while self._learning < IN_FLIGHT:
@@ -311,7 +326,7 @@ class Driver:
         self._owed_in_flight += steps
 
         def lost(error: BaseException) -> None:
-            self.crew.learners_lost(generation, error)
+            self.crew.learners_lost(generation, error, progress)
 
         def done(answer: list[Any]) -> None:
             self._learning -= 1
@@ -343,12 +358,18 @@ class Driver:
         )
 
         def lost(error: BaseException) -> None:
-            self._revive(station, generation, error)
-            self._score(weights, command, number, at)
+            gone = station.failed(generation, error) is Fault.ARGUMENT
+            fresh = self.crew.renewed(weights) if gone else weights
+            self._score(fresh, command, number, at)
 
         def done(answer: list[Any]) -> None:
+            try:
+                scored = ray.get(weights)
+            except ObjectLostError:  # they might be the best, and cannot be kept
+                self._score(self.crew.renewed(weights), command, number, at)
+                return
             station.answered()
             self._evaluating = False
-            self.session.evaluated(answer[0], ray.get(weights), at)
+            self.session.evaluated(answer[0], scored, at)
 
         self._jobs[ref] = Job([ref], done, lost)

@@ -30,26 +30,25 @@ def side_by_side(
         )(work)
         waiting = list(enumerate(jobs))[::-1]
         running: dict[Any, int] = {}
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                number, job = waiting.pop()
-                running[task.remote(*job)] = number
-            (ready,), _ = ray.wait(list(running), num_returns=1)
-            number = running.pop(ready)
-            try:
-                yield number, ray.get(ready), ""
-            except RayTaskError as error:
-                meant = isinstance(error.cause, UserError)
-                if not meant:
-                    print(error, file=sys.stderr)
-                yield (
-                    number,
-                    None,
-                    str(error.cause) if meant else f"{type(error.cause).__name__}: {error.cause}",
-                )
-            except RayError as error:
-                yield (
-                    number,
-                    None,
-                    f"its worker died {DEATHS_FORGIVEN + 1} times ({str(error).strip().splitlines()[0][:200]})",
-                )
+        try:
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    number, job = waiting.pop()
+                    running[task.remote(*job)] = number
+                (ready,), _ = ray.wait(list(running), num_returns=1)
+                number = running.pop(ready)
+                try:
+                    yield number, ray.get(ready), ""
+                except RayTaskError as error:
+                    why, cause = str(error.cause), type(error.cause).__name__
+                    if not isinstance(error.cause, UserError):
+                        print(error, file=sys.stderr)
+                        why = f"{cause}: {why}"
+                    yield number, None, why
+                except RayError as error:
+                    died = f"its worker died {DEATHS_FORGIVEN + 1} times"
+                    yield number, None, f"{died} ({str(error).strip().splitlines()[0][:200]})"
+        finally:
+            for reference in running:  # there are some where the caller has stopped
+                with contextlib.suppress(RayError):
+                    ray.cancel(reference, force=True)

@@ -47,6 +47,10 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+class PeerLost(RuntimeError):
+    """Another rank of the group is gone, or has left it: the step could not be taken."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """What a call of `update` did: the learner step it reached, how many it took, and means of the metrics over them."""
@@ -191,7 +195,12 @@ class Learner:
         flat = torch.cat(
             [g.reshape(-1) for g in gradients] + [torch.stack([weight, *metrics.values()]).float()]
         )
-        dist.all_reduce(flat)
+        try:
+            dist.all_reduce(flat)
+        except RuntimeError as error:  # gloo has no class for a connection that is gone
+            if full_memory(error):
+                raise
+            raise PeerLost(f"a learner cannot reach another one: {error}") from None
         used = len(flat) - 1 - len(metrics)
         total = flat[used]
         for parameter, part in zip(

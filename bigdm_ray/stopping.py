@@ -1,0 +1,145 @@
+"""Signals that ask a command to stop, each in the one way of Ctrl-C.
+
+Ctrl-C itself, SIGTERM (Slurm, Kubernetes, notices of spot machines, `timeout`) and SIGHUP (a
+terminal that closes) raise KeyboardInterrupt in the main thread, and `code` is what the process
+shall end with. Passages whose steps belong together are `held`: they are told, and end at a place
+of their own choice. A second signal ends the process at once. Commands install this (`doors.py`); a
+program that imports the package keeps its own handlers.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+ONE_REQUEST_S = 0.5
+"""Signals within so many seconds are one request: `timeout` and terminals send several."""
+
+
+class _State:
+    """What has come so far. There is one: signals are the process's."""
+
+    installed = False
+    number: int | None = None
+    at = 0.0
+    held = 0
+    broken = False
+
+
+def code() -> int:
+    """The exit code of a process that was stopped: 128 and the number of the signal."""
+    return 128 + (_State.number or signal.SIGINT)
+
+
+def in_force() -> bool:
+    """Whether a command heeds signals."""
+    return _State.installed
+
+
+def asked() -> bool:
+    """Whether one has come."""
+    return _State.installed and _State.number is not None
+
+
+@contextlib.contextmanager
+def heeded() -> Iterator[None]:
+    """Heed the signals in here. One that is ignored, as SIGHUP is below nohup, stays so.
+
+    Without effect in another thread than the main one, and where it is in effect already.
+    """
+    if _State.installed or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    _State.installed, _State.number = True, None
+    try:
+        _install()
+        yield
+    finally:
+        _State.installed = False
+        for number, handler in before.items():
+            if handler is not None:  # None is one that was not installed from Python
+                signal.signal(number, handler)
+
+
+def _install() -> None:
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _come)
+
+
+def _come(number: int, frame: FrameType | None) -> None:
+    now = time.monotonic()
+    if _State.broken:
+        _State.broken = False
+        raise KeyboardInterrupt
+    if _State.number is None:
+        _State.number, _State.at = number, now
+        if number == signal.SIGHUP:
+            _without_terminal()
+        if not _State.held:
+            raise KeyboardInterrupt
+        os.write(2, b"stopping: what is under way is saved first; a second signal stops at once\n")
+    elif now - _State.at > ONE_REQUEST_S:
+        os._exit(code())
+
+
+def _without_terminal() -> None:
+    """Where the terminal is gone, what is still to be told goes nowhere, instead of failing."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[Callable[[], bool]]:
+    """In here a signal only changes the answer of the function, and is raised at the end.
+
+    Without effect (the answer stays False) where no command heeds signals.
+    """
+    _State.held += 1
+    try:
+        yield asked
+    finally:
+        _State.held -= 1
+    if asked() and not _State.held:
+        raise KeyboardInterrupt
+
+
+def break_off() -> None:
+    """From another thread: raise KeyboardInterrupt in the main one, also where it is held."""
+    _State.broken = _State.installed
+    _thread.interrupt_main()
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Around the start of Ray, which takes SIGTERM for itself: it is as before.
+
+    The processes that are started in here hear nothing of SIGHUP: a terminal that closes would end
+    them while what is under way is still being saved.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    except SystemExit as end:
+        if not _State.installed or end.code != signal.SIGTERM:
+            raise
+        _State.number, _State.at = signal.SIGTERM, time.monotonic()
+        raise KeyboardInterrupt from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if _State.installed and threading.current_thread() is threading.main_thread():
+            _install()
