@@ -1,8 +1,9 @@
 """The learners: one actor a rank, joined by torch.distributed (NCCL on GPUs, gloo on CPUs), that fail and return together.
 
 Every rank maps all shards, draws the same rows and fetches its share. When a rank dies all are made
-anew and go back to the last checkpoint; the steps since then are owed again. An error of the program
-is no death: the rank leaves the group, so that the others do not wait for it, and the run ends.
+anew and go back to the last checkpoint; the steps since then are owed again. An error of the
+program is no death: the rank leaves the group, so that the others do not wait for it, and the run
+ends.
 """
 
 from __future__ import annotations
