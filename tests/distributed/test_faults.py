@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from helpers import descendants, kill_one, tiny
 import bigdm_ray
 from bigdm_ray.distributed import learners as groups
 from bigdm_ray.distributed.actors import Fault, Station, fault
-from bigdm_ray.distributed.cluster import cluster
 from bigdm_ray.distributed.crew import RayCrew
 from bigdm_ray.distributed.learners import LearnerActor
 from bigdm_ray.distributed.loop import train_on_ray
@@ -29,12 +27,6 @@ import ray  # after bigdm_ray.distributed, which sets what Ray reads when it is 
 from ray import exceptions
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    with cluster(tiny("--actors 2 --learners 2")):
-        yield
 
 
 def wrapped(cause: Exception) -> BaseException:
@@ -85,7 +77,7 @@ def lost_object() -> Any:
 
 @pytest.mark.parametrize("lock_step", ["true", "false"])
 def test_a_lost_object_is_not_its_callees_death(
-    lock_step: str, session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lock_step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """First episodes on their way to the replay actor, then weights on theirs to a player."""
     calls: list[tuple[int, int]] = []
@@ -142,7 +134,7 @@ TWO = "--learners 2 --evaluations.every 100000 --algorithm.n-updates-per-iter 20
 
 @pytest.mark.parametrize("lock_step", ["true", "false"])
 def test_an_error_of_the_program_on_one_of_two_ranks_ends_the_run(
-    lock_step: str, session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lock_step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(groups, "LearnerActor", ray.remote(Wrong))
@@ -157,7 +149,7 @@ def test_an_error_of_the_program_on_one_of_two_ranks_ends_the_run(
     assert deaths == []
 
 
-def test_a_run_outlives_one_of_two_ranks(session: None, tmp_path: Path) -> None:
+def test_a_run_outlives_one_of_two_ranks(tmp_path: Path) -> None:
     killed: list[bool] = []
 
     def strike(report: dict[str, float]) -> None:
@@ -174,9 +166,7 @@ def test_a_run_outlives_one_of_two_ranks(session: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["done", "wrong", "stopped"])
-def test_no_actor_outlives_its_run_in_a_session_of_the_users(
-    how: str, session: None, tmp_path: Path
-) -> None:
+def test_no_actor_outlives_its_run_in_a_session_of_the_users(how: str, tmp_path: Path) -> None:
     def end(report: dict[str, float]) -> None:
         if how == "wrong":
             raise ValueError("a listener's own")
