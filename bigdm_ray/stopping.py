@@ -119,9 +119,13 @@ def held() -> Iterator[Callable[[], bool]]:
 
 
 def break_off() -> None:
-    """From another thread: raise KeyboardInterrupt in the main one, also where it is held."""
-    _State.broken = _State.installed
-    _thread.interrupt_main()
+    """From another thread: raise KeyboardInterrupt in the main one, also where it is held.
+
+    Not every signal will do: below nohup and in the background of a script some are ignored.
+    """
+    heard = [number for number in SIGNALS if signal.getsignal(number) == _come]
+    _State.broken = bool(heard)
+    _thread.interrupt_main(heard[0] if heard else signal.SIGINT)
 
 
 @contextlib.contextmanager

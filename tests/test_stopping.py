@@ -190,10 +190,14 @@ def test_a_run_that_is_terminated_tells_how_it_goes_on(tmp_path: Path) -> None:
     assert "Traceback" not in told
 
 
-def test_a_thread_breaks_off_what_is_held() -> None:
-    """As the watch over Ray does; no signal has come, so the exit code is not one of a signal."""
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_thread_breaks_off_what_is_held(ignored: bool) -> None:
+    """As the watch over Ray does, also in the background of a script, where Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if ignored else None
     with stopping.heeded(), pytest.raises(KeyboardInterrupt), stopping.held() as asked:
         threading.Timer(0.2, stopping.break_off).start()
         time.sleep(10)
         pytest.fail("it was not broken off")
-    assert not asked()
+    if ignored:
+        signal.signal(signal.SIGINT, before)
+    assert not asked(), "no signal has come"
