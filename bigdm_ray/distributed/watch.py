@@ -11,9 +11,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -33,6 +35,7 @@ class _Watch(threading.Thread):
         super().__init__(name="watch over Ray", daemon=True)
         self.dead = ""
         self._node: Any = ray._private.worker._global_node
+        self._raylet = self._node.all_processes["raylet"][0].process.pid
         self._interrupts = threading.current_thread() is threading.main_thread()
         self._over = threading.Event()
         self._looking = threading.Lock()
@@ -53,12 +56,26 @@ class _Watch(threading.Thread):
             if self.dead:
                 for _, process in self._node.live_processes():
                     process.kill()
+                _kill_children(self._raylet)
             return bool(self.dead)
 
     def end(self) -> None:
         """Look no more."""
         self._over.set()
         self.join()
+
+
+def _kill_children(raylet: int) -> None:
+    """End the workers and agents of a raylet, which has died: some would wait for it for ever.
+
+    They have other titles than command lines, and no parent any more; the raylet's number is in
+    their environment.
+    """
+    mark = f"RAY_RAYLET_PID={raylet}".encode()
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if mark in environment.read_bytes().split(b"\0"):
+                os.kill(int(environment.parent.name), signal.SIGKILL)
 
 
 @contextlib.contextmanager
