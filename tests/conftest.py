@@ -6,6 +6,7 @@ start its own, says `@pytest.mark.ray(own=True)`: it finds none, and the next on
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -41,6 +42,8 @@ settings.register_profile(
 )  # --hypothesis-profile=explore
 settings.load_profile("bigdm")
 
+RAY = contextlib.ExitStack()
+"""Ends the Ray of the tests."""
 RAY_CPUS = 12
 """CPUs of the Ray of the tests, which are but numbers: more than any test asks for."""
 PATIENCE_S = 120.0
@@ -54,14 +57,15 @@ def ray_of_the_tests(request: pytest.FixtureRequest) -> Iterator[None]:
     if marker is None:
         yield
         return
-    from bigdm_ray.distributed.cluster import start_here
+    from bigdm_ray.distributed.cluster import own_ray
 
     ray = sys.modules["ray"]
     own = bool(marker.kwargs.get("own"))
     if own:
-        ray.shutdown()
+        RAY.close()
     elif not ray.is_initialized():
-        start_here(RAY_CPUS)
+        RAY.close()  # of a test that has ended it
+        RAY.enter_context(own_ray(RAY_CPUS))
     yield
     if own or not ray.is_initialized():
         ray.shutdown()
@@ -87,10 +91,10 @@ def actors_of_ray() -> dict[int, str]:
     }
 
 
-RAYS_OWN = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+RAYS_OWN = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_")
+"""What the names of processes begin with that are no actors of a test; `_` those of Ray Data."""
 
 
 def pytest_sessionfinish() -> None:
     """End the Ray of the tests."""
-    if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
-        ray.shutdown()
+    RAY.close()

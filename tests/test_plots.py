@@ -198,7 +198,7 @@ def test_the_papers_points_are_drawn_as_far_as_the_run_went(tmp_path):
     ]
     assert published.get_xydata().tolist() == [[1e6, 1.5], [2e6, 50.0], [3e6, 77.0]]
     assert published.get_linestyle() == "None"
-    assert [line.get_label() for line in toy.lines] == ["udrl, seed 1"]
+    assert [line.get_label() for line in toy.lines] == ["udrl, preset default, seed 1"]
     assert (lander.get_title(), toy.get_title()) == ("lunarlander", "toy-vector")
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import bigdm_ray
+from bigdm_ray.doors import door
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.replay import Store
 from bigdm_ray.replay import shard as shards
@@ -26,7 +27,7 @@ from bigdm_ray.replay.shard import Shard
 from bigdm_ray.replay.store import verify
 from bigdm_ray.run import main, stopped
 from bigdm_ray.training import checkpoint
-from bigdm_ray.training.config import Run
+from bigdm_ray.training.config import Run, read_run
 from bigdm_ray.training.loop import Round, Session, train_local
 from bigdm_ray.training.metrics import Report
 from bigdm_ray.training.params import Weights
@@ -64,9 +65,11 @@ def numbers(folder: Path) -> list[dict[str, float]]:
     ]
 
 
-@pytest.mark.parametrize("task", ["toy-vector", "lunarlander"])
+@pytest.mark.parametrize(
+    "task", ["toy-vector", pytest.param("lunarlander", marks=pytest.mark.slow)]
+)
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(task: str, tmp_path: Path) -> None:
-    pace = {"toy-vector": 1, "lunarlander": 8}[task]
+    pace = {"toy-vector": 1, "lunarlander": 4}[task]
     flags = (
         FLAGS.replace("1500", str(1500 * pace))
         .replace("1000", str(1000 * pace))
@@ -499,3 +502,22 @@ def test_a_finished_run_that_is_resumed_comes_to_the_same_and_adds_nothing(
         json.loads((path / "summary.json").read_text()) for path in (undamaged / "whole", folder)
     ]
     assert summaries[0]["return_mean"] == summaries[1]["return_mean"]
+
+
+def test_a_run_from_before_its_preset_said_more_goes_on_as_it_began(tmp_path: Path) -> None:
+    """Its run.json knows of no standardisation; the preset of its task has it today."""
+    folder = tmp_path / "run"
+    flags = ["--algorithm.warm-up-episodes", "5", "--algorithm.hidden", "8"]
+    flags += ["--algorithm.n-updates-per-iter", "2", "--evaluations.final-episodes", "2"]
+    words = ["udrl", "toy-vector", "--local", "--quiet", "--folder", str(folder), *flags]
+    begun = ["--preset", "none", "--budget.env-steps", "60"]
+    assert door(main, [*words, *begun]) == 0
+    before = json.loads((folder / "run.json").read_text())
+    assert before["algorithm"].pop("standardise") is False
+    (folder / "run.json").write_text(json.dumps(before))
+    longer = [*words, "--resume", "--budget.env-steps", "400"]
+    assert door(main, [*longer, "--algorithm.standardise", "true"]) == 2, "that is another run"
+    assert door(main, longer) == 0
+    assert not read_run(folder).algorithm.standardise
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["env_steps"] >= 400

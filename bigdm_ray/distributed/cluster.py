@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +109,7 @@ def own_ray(cpus: int) -> Iterator[None]:
     It listens on loopback only, has a token and a folder of its own, and is stopped at the end.
     Raises RunFailed.
     """
+    _check_loopback()
     token = {} if _named_token() else {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with _environment(token):
         _look_again()
@@ -117,6 +119,18 @@ def own_ray(cpus: int) -> Iterator[None]:
                 yield
         finally:
             _stop(folder)
+
+
+def _check_loopback() -> None:
+    """Raise RunFailed where this machine does not reach itself: Ray would wait for minutes."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as here:
+            socket.create_connection(here.getsockname(), timeout=30).close()
+    except OSError as error:
+        raise RunFailed(
+            f"Ray needs 127.0.0.1, which cannot be reached here ({error.strerror or error}); "
+            "bring it up (ip link set lo up); --local trains without Ray"
+        ) from None
 
 
 def _named_token() -> bool:

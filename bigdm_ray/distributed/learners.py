@@ -43,7 +43,7 @@ class LearnerActor:
     _failed: BaseException | None = None
 
     def address(self) -> str:
-        """Where the group may meet: a file where all are on one machine, else a port of this node."""
+        """Where the group may meet: a file for ranks of one machine, else a port of this node."""
         if loopback():
             kept = Path(ray.get_runtime_context().get_temp_dir())
             return f"file://{kept / f'meet-{uuid.uuid4().hex}'}"

@@ -8,7 +8,7 @@ with gain sqrt(2), biases zero.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -50,11 +50,21 @@ class Vector(nn.Module):
                 if leaf.kind == "text"
             }
         )
-        self.width = sum(self._width(leaf) for leaf in self.leaves.values())
+        self.width = sum(self.width_of(leaf) for leaf in self.leaves.values())
 
     @staticmethod
-    def _width(leaf: Leaf) -> int:
+    def width_of(leaf: Leaf) -> int:
+        """Numbers that a leaf becomes."""
         return {"tensor": leaf.size, "discrete": sum(leaf.choices), "text": TEXT_WIDTH}[leaf.kind]
+
+    @torch.no_grad()
+    def rows(
+        self, parts: Iterable[dict[str, np.ndarray]], device: torch.device
+    ) -> Iterator[Tensor]:
+        """Observations by leaf, each `[m, ...]`, as vectors `[m, width]`, a part at a time."""
+        for seen in parts:
+            mine = {path: np.array(seen[path]) for path in self.leaves}
+            yield self({path: torch.from_numpy(values).to(device) for path, values in mine.items()})
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Leaves `[..., *shape]` to `[..., width]`."""
@@ -130,14 +140,7 @@ class Encoder(nn.Module):
     def fit(self, parts: Iterable[dict[str, np.ndarray]]) -> None:
         """Fit the standardisation on observations by leaf, each `[m, ...]`."""
         if self.vector.width:
-            with torch.no_grad():
-                device = self.standardise.mean.device
-                self.standardise.fit(
-                    self.vector(
-                        {p: torch.from_numpy(np.array(v)).to(device) for p, v in seen.items()}
-                    )
-                    for seen in parts
-                )
+            self.standardise.fit(self.vector.rows(parts, self.standardise.mean.device))
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Leaves `[..., *shape]` to `[..., width]`."""

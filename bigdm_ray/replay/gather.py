@@ -33,10 +33,20 @@ class Flat:
         self.actions: Arrays = {}
         self.rewards = np.zeros(0, np.float32)
         self._derived: Arrays = {}
-        self._starts: np.ndarray = np.zeros(0, np.int64)  # of living episodes, ascending
-        self._slots: np.ndarray = np.zeros(0, np.int64)
+        self._spans: np.ndarray = np.zeros(
+            (16, 2), np.int64
+        )  # start and slots, doubled as it fills
+        self._living = 0  # rows of it that count: the living episodes, ascending by start
         self._end = 0
         self._slot_bytes = 0
+
+    @property
+    def _starts(self) -> np.ndarray:
+        return self._spans[: self._living, 0]
+
+    @property
+    def _slots(self) -> np.ndarray:
+        return self._spans[: self._living, 1]
 
     def add(self, episode: Episode, moved: Callable[[np.ndarray, np.ndarray], None]) -> int:
         """Copy an episode in; where it begins, or -1 where the limit leaves no room. `moved` hears of repacking."""
@@ -61,14 +71,17 @@ class Flat:
         self.rewards[start : self._end - 1] = episode.rewards
         for name, column in self._derived.items():
             column[start : self._end - 1] = derive(name, episode.rewards)
-        self._starts = np.append(self._starts, start)
-        self._slots = np.append(self._slots, slots)
+        if self._living == len(self._spans):
+            self._spans = np.concatenate([self._spans, np.zeros_like(self._spans)])
+        self._spans[self._living] = start, slots
+        self._living += 1
         return start
 
     def keep(self, starts: np.ndarray) -> None:
         """Only episodes that begin at these slots still live."""
-        alive = np.isin(self._starts, starts)
-        self._starts, self._slots = self._starts[alive], self._slots[alive]
+        alive = np.flatnonzero(np.isin(self._starts, starts))
+        self._spans[: len(alive)] = self._spans[alive]
+        self._living = len(alive)
 
     def _pack(
         self, capacity: int, like: Episode, moved: Callable[[np.ndarray, np.ndarray], None]
@@ -93,8 +106,8 @@ class Flat:
         self.actions = {path: packed(self.actions.get(path), v) for path, v in like.actions.items()}
         self.rewards = packed(self.rewards, like.rewards)
         self._derived = {name: packed(v, like.rewards) for name, v in self._derived.items()}
-        old, ends = self._starts, np.cumsum(self._slots)
-        self._starts, self._end = ends - self._slots, len(index)
+        old, self._end = self._starts.copy(), len(index)
+        self._spans[: self._living, 0] = np.cumsum(self._slots) - self._slots
         moved(old, self._starts)
 
     def column(self, name: str) -> np.ndarray:

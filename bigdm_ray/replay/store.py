@@ -73,6 +73,9 @@ class Store:
         if write:
             folder.mkdir(parents=True, exist_ok=True)
             sweep(folder, alone=True)
+            for name, columns in self._sidecar_files().items():
+                if not (folder / name).exists():  # it was set aside or dropped
+                    _unlink(columns)
 
     # --- opening and adding
 
@@ -207,12 +210,15 @@ class Store:
         return Receipt(table, sorted(self._names[number] for number in numbers))
 
     def _next_name(self) -> str:
-        name = f"{PREFIX}{next(self._serial):07d}{shards.SUFFIX}"
-        for left in self.folder.glob(
-            f".{name}.*.npy"
-        ):  # columns of a shard of this name that was set aside or dropped
-            left.unlink(missing_ok=True)
-        return name
+        return f"{PREFIX}{next(self._serial):07d}{shards.SUFFIX}"
+
+    def _sidecar_files(self) -> dict[str, list[Path]]:
+        """The sidecars in the folder by the names of their shards."""
+        files: dict[str, list[Path]] = {}
+        for path in self.folder.glob(f".*{shards.SUFFIX}.*.npy"):
+            shard = path.name[1 : path.name.index(shards.SUFFIX)] + shards.SUFFIX
+            files.setdefault(shard, []).append(path)
+        return files
 
     def _merge(self, opened: Shard, rows: np.ndarray, fresh: Table) -> None:
         self._shards[opened.path.name] = opened
@@ -481,11 +487,10 @@ class Store:
         gone = [name for name in (*self._names, *sorted(self._left)) if name not in kept]
         self.forget(gone)
         self._left -= set(gone)
-        for name in gone:
-            for path in (self.folder / name, *self.folder.glob(f".{name}.*.npy")):
-                with contextlib.suppress(FileNotFoundError):
-                    path.unlink()
         if gone:
+            columns = self._sidecar_files()
+            for name in gone:
+                _unlink([self.folder / name, *columns.get(name, [])])
             shards.sync_folder(self.folder)
         return gone
 
@@ -531,6 +536,11 @@ class Store:
         self._where[positions[rows], 0], self._where[positions[rows], 1] = number, rows
         if self._floor and len(row := np.flatnonzero((ids == self.table.floor).all(1))):
             self._floor = number, int(row[0])
+
+
+def _unlink(paths: list[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 class Verdict(NamedTuple):

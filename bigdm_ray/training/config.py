@@ -453,14 +453,18 @@ def offline_defaults(kind: type[Algorithm], given: Mapping[str, Any]) -> dict[st
 
 
 def as_begun(run: Run, folder: Path) -> Run:
-    """A run on a dataset as it is resumed.
+    """A run as it is resumed.
 
-    How often it is scored, saved and reported follows from the budget, which a resume may change. So
-    it is what it was when the run began, where it is neither typed nor another than the default. A
-    run.json from before it said what was typed leaves the second alone. Raises UserError for a
-    run.json that cannot be read.
+    A hyperparameter that its run.json does not know, being older, is what was done before there was
+    such a one: its default, whatever a preset says of it today. On a dataset, how often it is scored,
+    saved and reported follows from the budget, which a resume may change. So it is what it was when
+    the run began. Both hold where they are neither typed nor another than the default. A run.json from
+    before it said what was typed leaves the second alone. Raises UserError for one that cannot be read.
     """
-    if run.dataset is None or not (folder / "run.json").is_file():
+    if not (folder / "run.json").is_file():
+        return run
+    run = _without_later(run, folder / "run.json")
+    if run.dataset is None:
         return run
     kind, presets = type(run.algorithm), run.algorithm.presets()
     preset = presets.get(run.task, presets.get("*", {})).get(run.preset, {})
@@ -475,6 +479,17 @@ def as_begun(run: Run, folder: Path) -> Run:
         if key in ("every", "report_every") and not given:
             kept[path] = began[owner][key]
     return _filled(data, kept)
+
+
+def _without_later(run: Run, file: Path) -> Run:
+    """The run without those settings of its preset that its run.json is too old to know."""
+    before, known = read_run(file), read_json(file)["algorithm"]
+    if before.algorithm.name != run.algorithm.name:
+        return run
+    began = to_json(before.algorithm)
+    later = {f"algorithm.{name}": value for name, value in began.items() if name not in known}
+    kept = {path: value for path, value in later.items() if path not in (run.typed or ())}
+    return _filled(run.to_json(), kept) if kept else run
 
 
 FINE_TUNING = {

@@ -1,5 +1,7 @@
 """Upside-Down RL against its paper: commands, Algorithm 1's counts, the gate, trailing segments, and obedience on a toy."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -358,3 +360,79 @@ def test_rollouts_of_lunarlander_may_lag_by_three_iterations():
         configure("udrl", "lunarlander", ["--preset", "paper"]).machines.max_staleness
         == Machines().max_staleness
     )
+
+
+# --- observations that are not near 1
+
+
+def test_tasks_without_a_tuned_preset_standardise_and_the_others_are_as_they_were():
+    for task in ("toy-vector", "cartpole", "gymnasium:Acrobot-v1", "hopper"):
+        assert configure("udrl", task).algorithm.standardise
+    for task in ("lunarlander", "lunarlander-sparse", "lunarlander-continuous", "takecover"):
+        for preset in ("default", "paper") if task != "lunarlander-continuous" else ("default",):
+            assert not configure("udrl", task, ["--preset", preset]).algorithm.standardise
+    assert not Udrl().standardise, "what a run.json from before it means"
+    plain, more = (
+        model_of(small(Udrl, standardise=on), VECTOR).state_dict() for on in (False, True)
+    )
+    assert set(more) - set(plain) == {"standardise.mean", "standardise.std"}
+    assert all(torch.equal(plain[name], more[name]) for name in plain)
+    assert model_of(small(Udrl, standardise=True), IMAGE).standardise is None
+
+
+def test_what_is_standardised_are_the_numbers_by_the_episodes_before_learning(tmp_path):
+    store = stored(tmp_path, "toy-mixed", 12)
+    algorithm = small(Udrl, standardise=True)
+    learner = Learner(algorithm, {"toy-mixed": find_task("toy-mixed").signature()}, 1)
+    learner.update({"toy-mixed": store}, 1)
+    vector, scale = learner.model.vector, learner.model.standardise
+    where, at = {}, 0
+    for path, leaf in vector.leaves.items():
+        where[path] = slice(at, at := at + vector.width_of(leaf))
+    assert list(where) == ["body/joints", "body/mode", "flags", "mission"]
+    joints = np.concatenate(
+        [e.observations["body/joints"][:-1] for e in map(store.episode, range(12))]
+    )
+    np.testing.assert_allclose(scale.mean[where["body/joints"]], joints.mean(0), atol=1e-5)
+    np.testing.assert_allclose(scale.std[where["body/joints"]][:2], joints.std(0)[:2], rtol=1e-5)
+    assert joints.std(0)[2] == 0 and scale.std[where["body/joints"]][2] == 1, "it never changed"
+    for path in ("body/mode", "flags", "mission"):
+        assert (scale.mean[where[path]] == 0).all() and (scale.std[where[path]] == 1).all()
+    before = scale.mean.clone()
+    store.add(played("toy-mixed", 3, seed=5).episodes)
+    learner.update({"toy-mixed": store}, 3)
+    assert torch.equal(before, scale.mean), "taken once"
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 3400), (1000, 1003)])
+def test_it_learns_from_observations_far_from_1(low, high, tmp_path):
+    """Asked for 1, it copies what it is shown, if that is standardised; else it cannot tell."""
+    chance, store = np.random.default_rng(0), Store(tmp_path)
+
+    def shown(targets):
+        element = low + targets * (high - low) / 2
+        return np.stack([element, np.full(len(targets), low)], 1).astype(np.float32)
+
+    episodes = []
+    for number in range(300):
+        target, action = chance.integers(0, 3, 2), chance.integers(0, 3, 1, np.int32)
+        made = episode((0, 0, number), 1, rewards=np.float32(target[:1] == action))
+        leaves = {"observations": {"": shown(target)}, "actions": {"": action}}
+        episodes.append(dataclasses.replace(made, **leaves))
+    store.add(episodes)
+    signature = Signature({"": Leaf("tensor", (2,), "float32")}, DISCRETE)
+    asked = {name: np.ones(300, np.float32) for name in ("desired_return", "desired_horizon")}
+    targets, right = np.arange(300) % 3, {}
+    for on in (True, False):
+        algorithm = small(
+            Udrl, standardise=on, return_scale=1.0, horizon_scale=1.0, learning_rate=1e-2
+        )
+        learner = Learner(algorithm, {"made-up": signature}, 1)
+        learner.update({"made-up": store}, 200)
+        policy = algorithm.policy(learner.model.eval(), "mean")
+        nothing = np.zeros((300, 1), np.float32)
+        acted, _ = policy.act(
+            {}, {"": shown(targets)}, nothing[:, 0], asked, np.ones(300, bool), nothing
+        )
+        right[on] = float((acted[""] == targets).mean())
+    assert right[True] > 0.9 and right[False] < 0.7, right

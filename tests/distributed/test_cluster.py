@@ -15,6 +15,7 @@ import torch
 from helpers import tiny
 from ray.exceptions import AuthenticationError
 
+from bigdm_ray.distributed import cluster as cluster_module
 from bigdm_ray.distributed import session_folder
 from bigdm_ray.distributed.cluster import START_ATTEMPTS, cluster
 from bigdm_ray.distributed.loop import train_on_ray
@@ -96,6 +97,7 @@ def test_a_ray_that_does_not_come_up_is_tried_again_then_told_and_the_run_folder
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = []
+    monkeypatch.setattr(cluster_module, "_look_again", lambda: None)  # another Ray may run here
 
     def times_out(**settings: object) -> None:
         logs = Path(str(settings["_temp_dir"]), "session_1", "logs")
@@ -138,6 +140,7 @@ def test_a_cluster_that_turns_us_away_is_named(
             raise ConnectionError("Failed to connect") from RuntimeError("InvalidAuthToken: ...")
         raise AuthenticationError("no authentication token was found")
 
+    monkeypatch.setattr(cluster_module, "_look_again", lambda: None)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuses)
     told = r"--address 'head:6379' cannot be joined.*token.*~/.ray/auth_token"
@@ -188,7 +191,7 @@ print(json.dumps({"left": os.path.exists(folder), "token": "RAY_AUTH_TOKEN" in o
 
 
 @pytest.mark.slow
-@pytest.mark.ray
+@pytest.mark.ray(own=True)
 def test_a_ray_of_ones_own_is_closed_to_others_and_needs_neither_home_nor_a_short_tmpdir(
     tmp_path: Path,
 ) -> None:

@@ -298,6 +298,37 @@ def test_a_writer_clears_what_a_crash_left_half_written(tmp_path):
     assert len(Store(tmp_path).open().table) == 2
 
 
+def test_adding_does_not_look_through_the_folder(tmp_path, monkeypatch):
+    """Its cost must not grow with the files that wait for a save."""
+    store = Store(tmp_path)
+
+    def listed(*_):
+        raise AssertionError("the folder was listed")
+
+    for how in ("glob", "iterdir"):
+        monkeypatch.setattr(type(tmp_path), how, listed)
+    monkeypatch.setattr(os, "listdir", listed)
+    monkeypatch.setattr(os, "scandir", listed)
+    for number in range(3):
+        store.add([episode(number)])
+    assert len(store.table) == 3
+
+
+def test_a_writer_removes_the_sidecars_of_shards_that_are_gone(tmp_path):
+    for number in range(3):
+        Store(tmp_path).open().add([episode(number)])
+    reader = Store(tmp_path, flat_bytes=0, write=False).open()
+    drawn(reader)
+    made = sorted(path.name for path in tmp_path.glob(".*.npy"))
+    assert len(made) == 3 * len(VIEW.columns)
+    (tmp_path / "episodes-0000001.arrow").unlink()
+    Store(tmp_path, write=False).open()
+    assert sorted(path.name for path in tmp_path.glob(".*.npy")) == made
+    Store(tmp_path)
+    left = sorted(path.name for path in tmp_path.glob(".*.npy"))
+    assert left == [name for name in made if "0000001" not in name]
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -618,6 +649,27 @@ def test_a_late_reader_adopts_what_it_missed(tmp_path):
     newcomer.follow(compacted)
     writer.release(set())
     same_windows(drawn(writer), drawn(newcomer))
+
+
+def test_following_looks_into_the_shards_that_are_new_alone(tmp_path, monkeypatch):
+    rule = Retention("best", 4)
+    writer, reader = churned(tmp_path, rule), Store(tmp_path, rule, write=False).open()
+    looked = []
+    point_to = Store._point_to
+    monkeypatch.setattr(
+        Store,
+        "_point_to",
+        lambda store, number: (looked.append(store._names[number]), point_to(store, number)),
+    )
+    reader.follow(writer.living_shards())
+    assert looked == []
+    compacted = writer.compact()
+    reader.follow(compacted)
+    assert looked == compacted == reader.living_shards()
+    looked.clear()
+    reader.follow([name for name in names(tmp_path) if name not in compacted])  # and back again
+    assert looked and not set(compacted) & set(reader.living_shards())
+    same_windows(drawn(writer), drawn(reader))
 
 
 def test_adopting_tells_what_was_new_and_adopts_once(tmp_path):

@@ -232,7 +232,7 @@ def same_to_rounding(mine, theirs, atol):
         np.testing.assert_allclose(mine[name], theirs[name], atol=0.01, err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_learner_equals_a_plain_one_to_rounding_and_saves_what_it_saves(store):
     plain, other = (
         learner_of(small(find_algorithm("dt"))),
@@ -315,7 +315,7 @@ def train_and_save(name, folder, rank, world):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["udrl", "dt"])
+@pytest.mark.parametrize("algorithm", ["dt", pytest.param("udrl", marks=pytest.mark.long)])
 def test_two_ranks_equal_one_to_rounding(algorithm, tmp_path):
     """The same batch in all, split unevenly; two processes over gloo. The two end with the same bits."""
     stored(tmp_path / "store", TASK, 40)
