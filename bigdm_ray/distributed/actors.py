@@ -27,6 +27,10 @@ from bigdm_ray.training.params import Weights
 from bigdm_ray.training.player import Player
 
 
+DEATHS = (RayActorError, OutOfMemoryError)
+"""What Ray raises where the process that was called is gone; with the latter Ray has ended it."""
+
+
 class Fault(enum.Enum):
     """What became of a call that no program failed."""
 
@@ -44,7 +48,7 @@ def fault(error: BaseException) -> Fault | None:
     if isinstance(error, RayTaskError):
         gone = isinstance(error.cause, ObjectLostError | RayActorError)
         return Fault.ARGUMENT if gone else None
-    if isinstance(error, RayActorError | OutOfMemoryError):  # the latter: Ray killed it
+    if isinstance(error, DEATHS):
         return Fault.DEATH
     return Fault.RESULT if isinstance(error, ObjectLostError) else None
 

@@ -55,6 +55,8 @@ SCALARS = {
     "env_id": "text", "length": "a number",
 }  # fmt: skip
 """Columns beside the lists, and what they hold."""
+FOLLOWS = "return"
+"""A column that says nothing that the rewards do not say."""
 FLAGS = ("terminated", "truncated")
 DONES = ("dones", "done")
 
@@ -109,7 +111,7 @@ class EpisodeRows(Reader):
                 raise refused(str(self._files[0]), name, "there is no such column")
         nexts = [field_name("next_observations", p) for p in signature.observations]
         nexts = nexts if set(nexts) <= set(self._names) else []
-        known = {*lists, *nexts, "rewards", *FLAGS, *SCALARS, done or DONES[0]}
+        known = {*lists, *nexts, "rewards", *FLAGS, *SCALARS, FOLLOWS, done or DONES[0]}
         self._beside(known)
         self._limit = step_limit(task)
         self._flags = (*flags, *([done] if done else []))
@@ -431,7 +433,7 @@ def _schema(dataset: Dataset) -> pa.Schema:
         ("truncated", pa.large_list(pa.bool_())),
     ]
     fields += [
-        ("return", pa.float64()),
+        (FOLLOWS, pa.float64()),
         ("length", pa.int32()),
         ("policy", pa.string()),
         ("mode", pa.string()),
@@ -453,7 +455,7 @@ def _table(batch: list[Episode], schema: pa.Schema, dataset: Dataset) -> pa.Tabl
         "rewards": _lists([e.rewards for e in batch]),
         "terminated": _lists([terminated for terminated, _ in ends]),
         "truncated": _lists([truncated for _, truncated in ends]),
-        "return": [e.total_return for e in batch],
+        FOLLOWS: [e.total_return for e in batch],
         "length": [e.length for e in batch],
         **{
             name: [getattr(one, name) for one in done_by]
