@@ -26,7 +26,6 @@ from bigdm_ray.training.evaluation import Evaluator, Score
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.player import Player
 
-
 DEATHS = (RayActorError, OutOfMemoryError)
 """What Ray raises where the process that was called is gone; with the latter Ray has ended it."""
 
