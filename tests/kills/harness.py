@@ -39,7 +39,7 @@ from bigdm_ray.doors import door  # noqa: E402
 from bigdm_ray.formats import dataset, importing  # noqa: E402
 from bigdm_ray.formats.exporting import export_dataset  # noqa: E402
 from bigdm_ray.replay import Store  # noqa: E402
-from bigdm_ray.training import recording  # noqa: E402
+from bigdm_ray.training import checkpoint, recording  # noqa: E402
 from bigdm_ray.training.config import configure, read_run  # noqa: E402
 from bigdm_ray.training.loop import train_local  # noqa: E402
 from bigdm_ray.training.params import Weights  # noqa: E402
@@ -83,9 +83,14 @@ def files(out: Path) -> dict[str, Any]:
 def named(out: Path) -> list[str]:
     """The names of what is in a run folder, folders too.
 
-    Not counted are event files, one a process, and columns that are made where they are missing.
+    Not counted are event files, one a process, columns that are made where they are missing, and
+    shards that something needs: which episodes lie together depends on when they were compacted.
     """
-    names = [str(path.relative_to(out)) for path in out.rglob("*")]
+    run = read_run(out)
+    living = Store(out / "store", run.algorithm.retention(), write=False).open().living_shards()
+    shards = sorted(path.name for path in (out / "store").glob("*.arrow"))
+    needed = {*living, *checkpoint.named_shards(out / "checkpoints"), *shards[-1:]}
+    names = [str(path.relative_to(out)) for path in out.rglob("*") if path.name not in needed]
     return sorted(n for n in names if not n.startswith("tensorboard/") and not n.endswith(".npy"))
 
 
