@@ -59,6 +59,8 @@ SMALL = [
             "--budget.env-steps is -5, but at least 1 is expected",
         ),
         ("udrl toy-vector --budget.env-steps 1.5", "but an integer is expected"),
+        ("udrl toy-vector --budget.env-steps 1e30", "but an integer is expected"),
+        ("udrl toy-vector --machines.threads 100000", "at most 512 is expected"),
         ("udrl toy-vector --actors 0", "--machines.actors is 0, but at least 1 is expected"),
         (
             "udrl toy-vector --algorithm.hidden ,",

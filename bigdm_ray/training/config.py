@@ -143,7 +143,7 @@ class Machines:
         "learner steps that may be owed when a rollout starts, so that its weights are not far behind",
         low=1,
     )
-    threads: int = setting(1, "torch threads of the learner", low=1)
+    threads: int = setting(1, "torch threads of the learner", low=1, high=512)
     precision: str = setting(
         "float32",
         "what the learner's transformer computes in; its weights are float32",

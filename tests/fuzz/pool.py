@@ -156,14 +156,14 @@ class _Child:
     def _death(self, status: int) -> Outcome:
         index = self._share[self._done]
         code = os.waitstatus_to_exitcode(status)
-        name = signal.Signals(-code).name if code < 0 else ""
-        if code >= 0:
+        name = signal.Signals(-code).name if code < 0 else f"exit {code}"
+        noted = self._folder / "mutation"
+        if not noted.is_file():
             raise RuntimeError((self._folder / "said").read_text(errors="replace"))
         hang = name in ("SIGALRM", "SIGPROF")
         words = self._folder / "said"
         text = words.read_text(errors="replace")[-600:] if words.is_file() else ""
-        noted = self._folder / "mutation"
-        what = noted.read_text() if noted.is_file() else ""
+        what = noted.read_text()
         command = self._kind.command(index).name
         return Outcome(
             self._kind.name,
