@@ -70,7 +70,7 @@ def begun(body: str, before: Callable[[], object] | None = None) -> subprocess.P
 def test_every_signal_ends_a_command_with_one_word_and_its_own_exit_code(number: int) -> None:
     process = begun(SLEEP)
     process.send_signal(number)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=600)
     assert (process.returncode, told) == (128 + number, "stopped\n")
 
 
@@ -82,14 +82,14 @@ def test_a_second_signal_ends_it_at_once_and_two_in_a_moment_are_one() -> None:
     time.sleep(stopping.ONE_REQUEST_S)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=600)
     assert (process.returncode, told) == (143, "")
 
 
 def test_what_belongs_together_is_done_before_a_stop() -> None:
     process = begun(HELD)
     process.send_signal(signal.SIGTERM)
-    out, told = process.communicate(timeout=60)
+    out, told = process.communicate(timeout=600)
     assert (process.returncode, out) == (143, "saved\n")
     assert told.splitlines()[1:] == ["stopped"]
     assert told.startswith("stopping: ")
@@ -121,7 +121,7 @@ def test_a_terminal_that_closes_is_a_hangup_and_what_is_printed_then_does_no_har
     while b"here" not in shown:
         shown += os.read(ours, 100)
     os.close(ours)
-    assert process.wait(timeout=60) == 129
+    assert process.wait(timeout=600) == 129
     assert (tmp_path / "saved").is_file()
 
 
@@ -131,7 +131,7 @@ def test_below_nohup_a_hangup_is_ignored() -> None:
     time.sleep(0.3)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=600)
     assert (process.returncode, told) == (143, "stopped\n")
 
 
@@ -184,7 +184,7 @@ def test_a_run_that_is_terminated_tells_how_it_goes_on(tmp_path: Path) -> None:
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=600)
     assert process.returncode == 143
     assert told.splitlines()[-1].startswith("stopped; ")
     assert "Traceback" not in told

@@ -180,7 +180,7 @@ with own_ray(2):
     import subprocess
     stranger = {k: v for k, v in os.environ.items() if k != "RAY_AUTH_TOKEN"}
     refused = subprocess.run(client, env=stranger | {"RAY_AUTH_MODE": "disabled"},
-                             capture_output=True, text=True, timeout=120).stderr
+                             capture_output=True, text=True, timeout=600).stderr
     print(json.dumps({
         "listeners": found, "folder": folder, "mode": os.stat(folder).st_mode & 0o777, "told": told,
         "metrics": [status for _, port in found if (status := answers(port, "/metrics"))],
@@ -202,7 +202,7 @@ def test_a_ray_of_ones_own_is_closed_to_others_and_needs_neither_home_nor_a_shor
     env |= {"TMPDIR": str(long_folder(tmp_path)), "HOME": str(home)}
     env["PYTHONPATH"] = os.pathsep.join(sys.path)
     done = subprocess.run(
-        [sys.executable, "-c", ALONE], env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", ALONE], env=env, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     during, after = map(json.loads, done.stdout.splitlines()[-2:])

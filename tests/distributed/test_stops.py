@@ -54,7 +54,7 @@ class Command:
 
     def ended(self) -> tuple[int, list[str]]:
         """Its exit code and what it has told. Fails where something else is printed or a process stays."""
-        out, told = self.process.communicate(timeout=120)
+        out, told = self.process.communicate(timeout=600)
         assert not [word for word in NOISE if word in out + told], out + told
         deadline = time.monotonic() + 60
         while (left := self._left()) and time.monotonic() < deadline:
