@@ -3,7 +3,9 @@
     import bigdm_ray
     run = bigdm_ray.configure("udrl", "lunarlander", ["--budget.env-steps", "1000000"])
     summary = bigdm_ray.train(run, local=True)       # trains, and leaves a run folder
-    loaded = bigdm_ray.load(summary["folder"])       # its Run, its model with the weights, its policy
+    policy = bigdm_ray.load(summary["folder"]).act() # acts in your own gymnasium loop:
+    action = policy(observation, reward)             # one value in, one out; memory inside
+    policy.reset(desired_return=200)                 # before the next episode
 
 The names are imported when they are first used, so `import bigdm_ray` costs nothing.
 """
@@ -11,9 +13,10 @@ The names are imported when they are first used, so `import bigdm_ray` costs not
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Loaded", "Run", "__version__", "configure", "load", "train"]
+__all__ = ["Agent", "Loaded", "Run", "__version__", "configure", "load", "train"]
 
 _HOMES = {
+    "Agent": "bigdm_ray.training.agent",
     "Run": "bigdm_ray.training.config",
     "configure": "bigdm_ray.training.config",
     "Loaded": "bigdm_ray.training.run_folder",

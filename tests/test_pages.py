@@ -13,6 +13,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 FOR_USERS = (
     "README.md",
     "docs/reference.md",
+    "docs/acting.md",
     "docs/datasets.md",
     "docs/decision_transformer.md",
     "docs/trajectory_transformer.md",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -30,31 +31,40 @@ def report_head(loaded: Loaded, weights: str, mode: str, seed: int) -> dict[str,
 def command_of(
     loaded: Loaded, desired_return: float | None = None, desired_horizon: float | None = None
 ) -> dict[str, float]:
-    """The run's own command with what is asked for put in its place. Raises UserError where the policy takes no such command."""
+    """`command_from` of the two that flags ask for."""
+    asked = {"desired_return": desired_return, "desired_horizon": desired_horizon}
+    return command_from(loaded, {name: v for name, v in asked.items() if v is not None})
+
+
+def command_from(
+    loaded: Loaded, asked: Mapping[str, float], spelt: Callable[[str], str] = flag
+) -> dict[str, float]:
+    """The run's own command with what is asked for put in its place.
+
+    `spelt` is how messages name a part of it. Raises UserError where the policy takes no such
+    command, or where a part of it is neither asked for nor lies beside the weights.
+    """
     algorithm, own = loaded.run.algorithm, loaded.command
-    asked = {
-        name: v
-        for name, v in (("desired_return", desired_return), ("desired_horizon", desired_horizon))
-        if v is not None
-    }
     refused = [name for name in asked if name not in algorithm.commands]
     if refused:
         raise UserError(
-            f"the {algorithm.name} policy of {loaded.folder} takes no {refused[0].replace('_', ' ')}; leave {flag(refused[0])} out"
+            f"the {algorithm.name} policy of {loaded.folder} takes no "
+            f"{refused[0].replace('_', ' ')}; leave {spelt(refused[0])} out"
         )
+    wanted = dict(asked)
     if (
-        desired_return is not None
-        and desired_horizon is None
+        "desired_return" in asked
+        and "desired_horizon" not in asked
         and getattr(algorithm, "horizon_equals_return", False)
     ):
-        asked["desired_horizon"] = max(1.0, float(round(desired_return)))
+        wanted["desired_horizon"] = max(1.0, float(round(asked["desired_return"])))
     if missing := [
-        flag(name) for name in algorithm.commands if name not in own and name not in asked
+        spelt(name) for name in algorithm.commands if name not in own and name not in wanted
     ]:
         raise UserError(
             f"{loaded.folder} holds no command beside its weights; give {' and '.join(missing)}"
         )
-    return {**own, **asked}
+    return {**own, **wanted}
 
 
 def run_as(loaded: Loaded, mode: str, cached: bool | None = None) -> Run:

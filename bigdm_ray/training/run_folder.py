@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -31,6 +31,9 @@ from bigdm_ray.replay.shard import publish, unwritten
 from bigdm_ray.settings import to_json
 from bigdm_ray.training.config import Run, acting_as, read_run
 from bigdm_ray.training.params import Weights
+
+if TYPE_CHECKING:
+    from bigdm_ray.training.agent import Agent
 
 STORE_WAIT_S = 60.0
 """Seconds to wait for an earlier writer of the store: Ray ends the actors of a driver that was killed, but not at once."""
@@ -311,6 +314,24 @@ class Loaded:
     def policy(self, mode: Mode = "sample") -> Policy:
         """How the network acts."""
         return self.run.algorithm.policy(self.model, mode)
+
+    def act(
+        self,
+        n: int | None = None,
+        *,
+        mode: Mode | Literal["own"] = "own",
+        seed: int | None = None,
+        device: str = "cpu",
+    ) -> Agent:
+        """How it acts in one's own loop: `action = policy(observation, reward)`; see Agent.
+
+        Values are those of one gymnasium environment; with `n`, those of a vector environment of n.
+        `mode` is sample, mean, plan, or own: as in the run's own evaluations. `seed` is that of the
+        chance in actions, by default the run's. `device`: auto, cpu, cuda or cuda:N.
+        """
+        from bigdm_ray.training.agent import Agent
+
+        return Agent(self, n, mode, seed, device)
 
     @property
     def command(self) -> dict[str, float]:
