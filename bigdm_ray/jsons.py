@@ -71,13 +71,6 @@ def real(value: Any, what: str, finite: bool = True) -> float:
     return float(value)
 
 
-def reals(value: Any, what: str) -> dict[str, float]:
-    """Numbers of JSON by their names. Raises NotJson for anything else."""
-    if not isinstance(value, dict):
-        raise NotJson(f"{what} is {quoted(value)}, but numbers by their names are expected")
-    return {name: real(number, f"{what} {quoted(name)}") for name, number in value.items()}
-
-
 def _bytes(path: Path, largest: int) -> bytes:
     with path.open("rb") as file:
         return file.read(largest + 1)

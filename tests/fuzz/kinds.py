@@ -70,6 +70,7 @@ class Kind:
     patterns: tuple[str, ...]  # of the files that are mutated
     opens: tuple[Command, ...]
     sealed: bool = False
+    forged: bool = False  # checksums are made right again
     why: str = NO_SUM  # a change may come in
 
     def files(self, folder: Path) -> list[Path]:
@@ -501,6 +502,14 @@ KINDS = {
             ("run/store/*.arrow",),
             (*(STORE, VERIFY, RESTORE) * 5, RESUME),
             sealed=True,
+        ),
+        Kind(
+            "forged",
+            make_run,
+            ("run/store/*.arrow",),
+            (STORE, VERIFY, RESTORE),
+            forged=True,
+            why="its checksums are made right again",
         ),
         Kind(
             "checkpoints",

@@ -24,10 +24,10 @@ VICTIM = "victim.txt"
 """A file beside the sample that no reader may touch, whatever name a file tells it."""
 
 
-def mutated(path: Path, chance: Chance) -> str:
-    """Change a file in place; what was done to it, in words."""
+def mutated(path: Path, chance: Chance, forged: bool = False) -> str:
+    """Change a file in place, and with `forged` its checksums too; what was done to it, in words."""
     data = path.read_bytes()
-    inner = INNER.get("".join(path.suffixes[-1:]))
+    inner = of_seal if forged else INNER.get("".join(path.suffixes[-1:]))
     if inner is not None and chance.random() < 0.6:
         try:
             data, what = inner(data, chance)
@@ -378,10 +378,13 @@ def of_hdf5(data: bytes, chance: Chance) -> tuple[bytes, str]:
 
 
 def of_seal(data: bytes, chance: Chance) -> tuple[bytes, str]:
-    """A shard changed and sealed again, as a forger would."""
+    """A shard changed and sealed again, as a forger would; ValueError where no seal is left."""
     inner, what = of_bytes(data, chance)
     out = bytearray(inner)
-    start = shard._footer_start(out)
+    try:
+        start = shard._footer_start(out)
+    except shard.CorruptShard as error:
+        raise ValueError(str(error)) from None
     at = out.index(shard._SEAL, start)
     out[at + 11 : at + 43] = b"0" * 32
     return shard._sealed(out), f"sealed again: {what}"

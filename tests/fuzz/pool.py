@@ -235,7 +235,7 @@ def _opened(
     for victim in victims:
         victim.write_text("whole")
     if chance is not None:
-        what = mutated(targets[int(chance.integers(len(targets)))], chance)
+        what = mutated(targets[int(chance.integers(len(targets)))], chance, kind.forged)
         (folder / "mutation").write_text(what)
     sys.stdout.flush()  # what the case before has left
     os.truncate(1, 0)

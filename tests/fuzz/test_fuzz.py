@@ -24,6 +24,7 @@ from tests.fuzz.pool import FAULTS, run, scratch
 
 COUNTS = {
     "shards": 32,
+    "forged": 32,
     "checkpoints": 12,
     "runs": 15,
     "weights": 12,
