@@ -6,6 +6,8 @@
     python -m bigdm_ray.plots runs/dt-key-to-door-1000-1 --attention             which earlier steps a transformer looks at
     python -m bigdm_ray.plots runs/tt-hopper-medium-1 --prediction               trajectories that a model predicts against the real ones
     python -m bigdm_ray.plots runs/tt-four-rooms-1 --beams                       the beams of some plans, over two elements of the state
+    python -m bigdm_ray.plots runs/bcq-hopper-medium-1 --extrapolation  what critics promise, what follows
+    python -m bigdm_ray.plots runs/rwr-hopper-medium-1 --weighting      what each step of the data counts
 
 The pictures are the files of `pictures/`, which say what each of them shows. Each has its numbers beside it as JSON; both go into
 plots/ of the first FOLDER.
@@ -53,7 +55,7 @@ def main(arguments: list[str]) -> int:
     known = pictures()
     parser = Parser(
         prog="python -m bigdm_ray.plots",
-        description="Draw learning curves, obedience to commands, attention, predicted trajectories, or the beams of plans.",
+        description="Draw learning curves of runs, or the picture that a flag names.",
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from bigdm_ray.algorithms.base import Columns, Loss, Prelude
 from bigdm_ray.algorithms.bc import Actor, Imitation, acted_on, only_task, steps_of
 from bigdm_ray.envs.task import Signature
+from bigdm_ray.errors import UserError
 from bigdm_ray.models.networks import Encoder
 from bigdm_ray.replay.returns import continued, episode_groups
 from bigdm_ray.replay.store import Store
@@ -154,6 +155,16 @@ class Bail(Imitation):
                 for task, store in stores.items()
             }
         return {task: self._selection(model.envelope, store) for task, store in stores.items()}
+
+    def weights(self, model: nn.Module, store: Store, step: int) -> np.ndarray:
+        """See Imitation; the progressive variant selects as it does in a batch, but of all steps."""
+        assert isinstance(model, ActorEnvelope)
+        if not self.progressive and step < self.envelope_steps:
+            raise UserError(
+                f"bail has selected nothing after {step:,} learner steps, for the envelope takes "
+                f"the first {self.envelope_steps:,}; train it longer"
+            )
+        return self._selection(model.envelope, store)["selected"].astype(np.float64)
 
     @torch.no_grad()
     def _selection(self, envelope: Envelope, store: Store) -> Columns:

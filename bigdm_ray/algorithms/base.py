@@ -68,6 +68,15 @@ class Persistence:
     every: int = 1
 
 
+class Judge(NamedTuple):
+    """What a network thinks of actions, in rewards."""
+
+    values: Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
+    """Q(s, a) `[n]` of observations and actions by leaf `[n, ...]`; where there are two critics, the
+    smaller of them."""
+    discount: float
+
+
 class Prelude(NamedTuple):
     """What a run on a dataset does before its policy learns what the method is about."""
 
@@ -203,6 +212,20 @@ class Algorithm(ABC):
     @abstractmethod
     def policy(self, model: nn.Module, mode: Mode) -> Policy:
         """How `model` acts. Raises UserError for a mode that the algorithm does not have."""
+
+    def judge(
+        self,
+        model: nn.Module,
+        store: Store | None,
+        kept: Callable[[], Mapping[str, np.ndarray]],
+    ) -> Judge | None:
+        """What the method thinks of actions; None where nothing of it judges them.
+
+        `store` holds the dataset, where the run had one and it is at hand; `kept` gives the arrays
+        of the run's last checkpoint, for critics that do not act. Raises UserError where either is
+        needed and missing.
+        """
+        return None
 
     def update(
         self,

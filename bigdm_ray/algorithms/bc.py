@@ -100,6 +100,21 @@ class Imitation(Algorithm):
         """See Algorithm."""
         return self.batch_size
 
+    def weights(self, model: nn.Module, store: Store, step: int) -> np.ndarray:
+        """m(s, a): what each step of the store counts at a learner step, `[steps]` float64 from 0 up.
+
+        In the order of the table; what all of them are multiplied by means nothing. Raises
+        UserError where it is not settled yet.
+        """
+        view, table = self.view(step), store.table
+        columns = self.annotate(model, {"": store}, step).get("", {})
+        drawn = np.zeros(len(table))
+        drawn[view.eligible(table)] = 1.0
+        weights: np.ndarray = np.repeat(drawn, table.lengths)
+        if view.among:
+            weights = weights * (columns[view.among] > 0)
+        return weights * columns["weight"] if "weight" in view.annotations else weights
+
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """Adam."""
         return {"adam": torch.optim.Adam(model.parameters(), lr=self.learning_rate, fused=True)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -209,6 +210,24 @@ def layers_of(*modules: nn.Module, log_std: Tensor | None = None) -> dict[str, n
         for part in ("weight", "bias")
     }
     return out if log_std is None else {"log_std": log_std.detach().cpu().numpy().copy()} | out
+
+
+def stacked(arrays: Mapping[str, np.ndarray], *prefixes: str) -> nn.Sequential:
+    """The linear layers that a library's modules of these prefixes hold, ReLU between them.
+
+    `arrays` are parameters by name; within a prefix the layers follow the order of their names.
+    """
+    layers: list[nn.Module] = []
+    for prefix in prefixes:
+        names = [n for n in arrays if n.startswith(prefix) and n.endswith(".weight")]
+        for name in sorted(names, key=lambda n: (len(n), n)):  # 10 comes after 8
+            weight, bias = arrays[name], arrays[name.removesuffix("weight") + "bias"]
+            layer = nn.Linear(weight.shape[1], weight.shape[0])
+            layer.load_state_dict(
+                {"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)}
+            )
+            layers += [layer, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 def pictures_of(module: nn.Module) -> dict[str, np.ndarray]:

@@ -11,15 +11,16 @@ stops at terminations only, not at time limits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
-from bigdm_ray.algorithms.base import Memoryless, Mode, Policy, leaves_of
+from bigdm_ray.algorithms.base import Judge, Memoryless, Mode, Policy, leaves_of
 from bigdm_ray.algorithms.bc import acted_on, only_task
 from bigdm_ray.baselines.base import Baseline, follow
 from bigdm_ray.baselines.offline import descend, frozen
@@ -114,6 +115,22 @@ class Dcql(Baseline):
         assert isinstance(model, DcqlModel)
         model.online.encoder.fit(acted_on(stores))
         model.target.load_state_dict(model.online.state_dict())
+
+    def judge(
+        self,
+        model: nn.Module,
+        store: Store | None,
+        kept: Callable[[], Mapping[str, np.ndarray]],
+    ) -> Judge:
+        """See Algorithm."""
+        assert isinstance(model, DcqlModel)
+
+        def values(seen: dict[str, Tensor], acted: dict[str, Tensor]) -> Tensor:
+            taken = acted[model.path].reshape(-1, 1).long()
+            chosen: Tensor = model.online(seen).gather(1, taken)[:, 0]
+            return chosen
+
+        return Judge(values, self.discount)
 
     def update(
         self,

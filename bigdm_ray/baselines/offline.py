@@ -7,16 +7,18 @@ of them read vectors and act with bounded continuous actions; the networks see a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Memoryless, Policy
+from bigdm_ray.algorithms.base import Judge, Memoryless, Policy
 from bigdm_ray.baselines.base import Baseline
 from bigdm_ray.models.continuous import Ensemble, Spaces
+from bigdm_ray.replay.store import Store
 from bigdm_ray.replay.windows import View
 from bigdm_ray.settings import setting
 
@@ -128,6 +130,20 @@ class OfflineBaseline(Baseline):
         fit = ((values - targets) ** 2).mean(1).sum()
         descend(fit, optimizer)
         return {"loss": fit, "value": values.mean(), "target": targets.mean()}
+
+    def judge(
+        self,
+        model: nn.Module,
+        store: Store | None,
+        kept: Callable[[], Mapping[str, np.ndarray]],
+    ) -> Judge:
+        """See Algorithm."""
+        spaces, critics = model.get_submodule("spaces"), model.get_submodule("critics")
+        assert isinstance(spaces, Spaces) and isinstance(critics, Critics)
+        return Judge(
+            lambda seen, acted: critics.both(spaces.see(seen), spaces.pack(acted)).amin(0),
+            self.discount,
+        )
 
     def adam(self, network: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
         """Adam for the parameters of `network` that are trained."""

@@ -11,7 +11,7 @@ actions are for PPO and MARWIL. Neither observations nor rewards are normalised,
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Mode, Policy, Prelude, own_flags
-from bigdm_ray.baselines.actor import Actor, ActorPolicy, layers_of, plain_leaves
-from bigdm_ray.baselines.base import Bench, Foreign
+from bigdm_ray.algorithms.base import Judge, Mode, Policy, Prelude, own_flags
+from bigdm_ray.baselines.actor import Actor, ActorPolicy, layers_of, plain_leaves, stacked
+from bigdm_ray.baselines.base import Bench, Foreign, below, to_unit
 from bigdm_ray.envs.task import Signature
+from bigdm_ray.errors import UserError
 from bigdm_ray.replay.returns import discounted, episode_groups
 from bigdm_ray.replay.store import Store
 from bigdm_ray.replay.windows import View
@@ -105,6 +106,8 @@ class Gaussian(Rllib):
 class Squashed(Rllib):
     """ReLU layers to a Gaussian squashed by tanh; two critics of action and observation."""
 
+    gamma: float
+
     def module(self, config: Any) -> Any:
         """The class of the RLModule that learns; RLlib's own for its AlgorithmConfig."""
         return config.get_default_rl_module_spec().module_class
@@ -127,6 +130,31 @@ class Squashed(Rllib):
     def exported(self, module: Any) -> dict[str, np.ndarray]:
         """See Rllib."""
         return layers_of(module.pi_encoder, module.pi)
+
+    def judge(
+        self,
+        model: nn.Module,
+        store: Store | None,
+        kept: Callable[[], Mapping[str, np.ndarray]],
+    ) -> Judge:
+        """See Algorithm: RLlib's critics, out of the checkpoint."""
+        assert isinstance(model, Actor)
+        arrays, scale = below(dict(kept()), "foreign/module/"), 1.0
+        if isinstance(self, Studying):
+            if store is None:
+                raise UserError(
+                    f"what {self.name} multiplies rewards by comes from its dataset, which does "
+                    "not lie where the run found it; put it there"
+                )
+            scale = self.reward_scale(store)
+        critics = [stacked(arrays, f"{name}_encoder.", f"{name}.") for name in ("qf", "qf_twin")]
+
+        def values(seen: dict[str, Tensor], acted: dict[str, Tensor]) -> Tensor:
+            packed = torch.from_numpy(to_unit(acted[model.action_path].numpy(), model.action))
+            rows = torch.cat([seen[model.path].float(), packed], -1)
+            return torch.minimum(*(critic(rows)[:, 0] for critic in critics)) / scale
+
+        return Judge(values, self.gamma)
 
 
 class Tempered(Squashed):

@@ -16,7 +16,7 @@ import torch
 
 from bigdm_ray.algorithms.dt import DecisionTransformer, Dt
 from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.pictures.base import Picture, Sweep, panelled, pictured
+from bigdm_ray.pictures.base import Picture, Sweep, panelled, pictured, told_returns
 from bigdm_ray.training.acting import command_of, policy_of
 from bigdm_ray.training.evaluation import constant, play
 from bigdm_ray.training.run_folder import Loaded, versions
@@ -54,16 +54,13 @@ def look(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
         )
     best = max(played.episodes, key=lambda episode: episode.total_return)
     last = slice(max(0, best.length - context), best.length)
-    asking, told = {name: np.full(1, value, np.float32) for name, value in command.items()}, []
-    for reward in best.rewards:
-        told.append(asking["desired_return"][0])
-        asking = policy.after(asking, np.full(1, reward, np.float32), loaded.task.max_return)
+    told = told_returns(policy, command, best.rewards, loaded.task.max_return)
     seen, acted = (
         {p: torch.from_numpy(np.array(v[last]))[None] for p, v in leaves.items()}
         for leaves in (best.observations, best.actions)
     )
     times = torch.arange(last.start, last.stop)[None]
-    shown = (seen, acted, torch.from_numpy(np.array(told[last], np.float32))[None], times)
+    shown = (seen, acted, torch.from_numpy(told[last])[None], times)
     with torch.no_grad():
         found = model.attention(*shown)
         predicted = (

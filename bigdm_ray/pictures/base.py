@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
+from bigdm_ray.algorithms.base import Policy
 from bigdm_ray.errors import RunFailed, UserError, nearest
 from bigdm_ray.formats.behaviour import OWN_OR_MODES
 from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.jsons import read_json
 from bigdm_ray.settings import setting
 from bigdm_ray.training.config import Run
+from bigdm_ray.training.evaluation import constant
 from bigdm_ray.training.run_folder import Loaded, RunFolder, load, write_json
 
 if TYPE_CHECKING:
@@ -168,6 +172,33 @@ def dataset_of(run: Run) -> Dataset | None:
     if run.dataset is None or not (Path(run.dataset.folder) / CARD).is_file():
         return None
     return Dataset.open(Path(run.dataset.folder))
+
+
+def dataset_needed(loaded: Loaded, else_: str) -> Dataset:
+    """The dataset that a run learned from. Raises UserError: it has none, so `else_`, or it is gone."""
+    found, named = dataset_of(loaded.run), loaded.run.dataset
+    if named is None:
+        raise UserError(
+            f"{loaded.folder} names no dataset that it learned from, as neither imported weights "
+            f"nor runs that play do, so {else_}"
+        )
+    if found is None:
+        raise UserError(
+            f"the dataset that {loaded.folder} learned from does not lie at {named.folder} any "
+            "more; put it there"
+        )
+    return found
+
+
+def told_returns(
+    policy: Policy, command: dict[str, float], rewards: np.ndarray, max_return: float | None
+) -> np.ndarray:
+    """The return that a policy was told to achieve at each step `[T]` float32 of an episode."""
+    asking, told = constant(command, 1), []
+    for reward in rewards:
+        told.append(asking["desired_return"][0])
+        asking = policy.after(asking, np.full(1, reward, np.float32), max_return)
+    return np.array(told, np.float32)
 
 
 def panelled(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:

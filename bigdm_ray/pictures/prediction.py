@@ -20,7 +20,15 @@ from torch import Tensor
 from bigdm_ray.algorithms.tt import TrajectoryModel, Tt
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.one_step import OneStep
-from bigdm_ray.pictures.base import COLOURS, GREY, Asked, Picture, dataset_of, label_axes, pictured
+from bigdm_ray.pictures.base import (
+    COLOURS,
+    GREY,
+    Asked,
+    Picture,
+    dataset_needed,
+    label_axes,
+    pictured,
+)
 from bigdm_ray.planning.beam import Planner
 from bigdm_ray.replay.store import Store
 from bigdm_ray.settings import setting
@@ -110,20 +118,12 @@ def predict(loaded: Loaded, asked: Predicting) -> dict[str, Any]:
     error of a prediction that nothing moves, `one_step_error` of the one-step model, None where it is left out. Raises UserError for a run that
     is no tt run, or whose dataset is gone.
     """
-    model, algorithm, dataset = loaded.model, loaded.run.algorithm, dataset_of(loaded.run)
+    model, algorithm = loaded.model, loaded.run.algorithm
     if not isinstance(model, TrajectoryModel) or not isinstance(algorithm, Tt):
         raise UserError(
             f"the {algorithm.name} policy of {loaded.folder} predicts no states to draw; a tt run is expected"
         )
-    if dataset is None:
-        if loaded.run.dataset is None:
-            raise UserError(
-                f"{loaded.folder} names no dataset that it learned from, as imported weights do not, so there is nothing to compare predictions with"
-            )
-        raise UserError(
-            f"the dataset that {loaded.folder} learned from does not lie at {loaded.run.dataset.folder} any more; put it there"
-        )
-    store = dataset.store()
+    store = dataset_needed(loaded, "there is nothing to compare predictions with").store()
     seed = loaded.run.seed if asked.seed is None else asked.seed
     steps = min(STEPS, int(store.table.lengths.max()))
     chance = np.random.default_rng(seed)

@@ -10,6 +10,7 @@ from making import same_arrays
 
 import bigdm_ray.distributed  # noqa: F401  (settles how Ray is imported, before RLlib does it)
 from bigdm_ray.baselines.actor import plain_leaves
+from bigdm_ray.baselines.base import prefixed, to_unit
 from bigdm_ray.baselines.rllib import MODULE, Cql, Iql, Marwil, Ppo, Sac
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
@@ -138,6 +139,33 @@ def test_our_network_does_what_the_librarys_does(name, task, trainers):
         torch.tanh(distribution.loc) if name in ("sac", "cql") else distribution.loc.clamp(-1, 1)
     )
     np.testing.assert_allclose(done[action_path], expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sac", "cql", "iql"])
+def test_the_critics_of_a_checkpoint_judge_as_the_librarys_do(name, trainers, folders):
+    """The smaller of the two, in rewards before they were scaled, of actions in the task's units."""
+    task = "toy-continuous"
+    algorithm = SMALL[name] if name != "iql" else Iql(**FAST, batch_size=128, return_range=50.0)
+    trainer = trainers(name, task, algorithm=algorithm)
+    store = Dataset.open(folders[task]).store() if name in STUDYING else None
+    judge = algorithm.judge(
+        built(algorithm, task, trainer), store, lambda: prefixed("foreign/", trainer.state())
+    )
+    path, seen, action_path, action = plain_leaves(find_task(task).signature(), name)
+    observations, actions = torch.randn(16, seen.size), torch.rand(16, action.size) * 2 - 1
+    batch = {"obs": observations, "actions": torch.from_numpy(to_unit(actions.numpy(), action))}
+    module, values = trainer.module, []
+    for encoder, head in ((module.qf_encoder, module.qf), (module.qf_twin_encoder, module.qf_twin)):
+        values.append(head(encoder(batch)["encoder_out"])[:, 0])
+    scale = 1.0 if name != "iql" else 50.0 / np.ptp(store.table.returns)
+    torch.testing.assert_close(
+        judge.values({path: observations}, {action_path: actions}),
+        torch.minimum(*values) / scale,
+    )
+    assert judge.discount == FAST["gamma"]
+    if name == "iql":
+        with pytest.raises(UserError, match="what iql multiplies rewards by comes from its data"):
+            algorithm.judge(built(algorithm, task, trainer), None, trainer.state)
 
 
 @every
