@@ -1,7 +1,7 @@
 """bigdm_ray: policies trained by supervised learning on whole episodes and told at run time what to achieve.
 
     import bigdm_ray
-    run = bigdm_ray.configure("udrl", "lunarlander", ["--budget.env-steps", "1000000"])
+    run = bigdm_ray.configure("udrl", "lunarlander", budget={"env_steps": 1_000_000}, seed=2)
     summary = bigdm_ray.train(run, local=True)       # trains, and leaves a run folder
     policy = bigdm_ray.load(summary["folder"]).act() # acts in your own gymnasium loop:
     action = policy(observation, reward)             # one value in, one out; memory inside

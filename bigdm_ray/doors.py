@@ -119,7 +119,7 @@ class Parser(argparse.ArgumentParser):
     def split(self, arguments: list[str], unknown: bool = False) -> tuple[list[str], list[str]]:
         """The flags, each joined to its value by `=`, and the words that are none, wherever they stood.
 
-        The value may be a negative number or a list that begins with one. `unknown` says whether a
+        Underscores in names are as good as hyphens. The value may be a negative number or a list that begins with one. `unknown` says whether a
         value follows a flag that the parser does not know (yet). What stands behind `--` is a word.
         """
         takes = self._takes()
@@ -134,6 +134,9 @@ class Parser(argparse.ArgumentParser):
             if not _is_flag(word):
                 words.append(word)
                 continue
+            name, equals, value = word.partition("=")
+            if (hyphened := name.replace("_", "-")) in takes:  # underscores are as good
+                word = hyphened + equals + value
             if takes.get(word, unknown) and "=" not in word and rest and not _is_flag(rest[0]):
                 word = f"{word}={rest.pop(0)}"
             flags.append(word)

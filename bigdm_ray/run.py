@@ -33,6 +33,8 @@ def train(
 ) -> dict[str, Any]:
     """Train `run` and return its summary (also in FOLDER/summary.json); `report` hears every report.
 
+    Where `report` returns True, the run ends as if its budget ended there: with a checkpoint, final
+    scores and a summary that says `"stopped": true`. `resume` goes on from it.
     Through Ray by default, in this process with `local`. Raises UserError, and RunFailed where the world stops a run.
     """
     path = Path(folder) if folder is not None else default_folder(run)

@@ -1,17 +1,19 @@
 """Run: everything that decides a run, made once and never written to; and how a command line becomes one.
 
 Flags are the paths of the fields (`--algorithm.learning-rate`), so whatever a dataclass declares can be typed, is
-explained by `--help` with its default, and stands in `run.json`. What comes later wins: the defaults, `--config FILE`,
-the preset of (algorithm, task), which with a `--config` must be named, and the flags.
+explained by `--help` with its default, and stands in `run.json`. What comes later wins: the defaults, the run.json of
+`--config`, the preset of (algorithm, task), which with such a `--config` must be named, the YAML file of `--config`, and
+the flags.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import textwrap
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from bigdm_ray.algorithms.base import Algorithm, algorithms, find_algorithm
 from bigdm_ray.baselines.base import Foreign
 from bigdm_ray.doors import Parser
 from bigdm_ray.envs.task import find_task
-from bigdm_ray.errors import UserError, nearest
+from bigdm_ray.errors import UserError, nearest, quoted
 from bigdm_ray.formats.behaviour import MODES
 from bigdm_ray.formats.dataset import Dataset, resolve
 from bigdm_ray.jsons import read_json
@@ -30,11 +32,25 @@ from bigdm_ray.training.checkpoint import Checkpoint
 
 SCHEMA_VERSION = 1
 SHORT = {
+    "lr": "algorithm.learning_rate",
+    "batch-size": "algorithm.batch_size",
+    "hidden": "algorithm.hidden",
+    "width": "algorithm.width",
+    "layers": "algorithm.layers",
+    "context": "algorithm.context",
+    "env-steps": "budget.env_steps",
+    "learner-steps": "budget.learner_steps",
+    "minutes": "budget.minutes",
     "actors": "machines.actors",
     "learners": "machines.learners",
     "device": "machines.device",
     "address": "machines.address",
 }
+"""Short names of flags, of those algorithms that have such a setting; `--help` shows them."""
+STEPS = {False: "budget.env_steps", True: "budget.learner_steps"}
+"""What `--steps` stands for: what the budget is counted in, by whether the run is on a dataset."""
+YAML = (".yaml", ".yml")
+"""How the names of files end that hold settings; any other `--config` is a run.json."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +171,10 @@ class Machines:
     )
 
 
+SETTINGS = ("budget", "rollouts", "evaluations", "saves", "machines")
+"""The groups of a run's settings beside the algorithm's."""
+
+
 @dataclass(frozen=True)
 class Run:
     """Algorithm, task, seed and settings. The folder is not part of it: a run may be moved."""
@@ -180,7 +200,7 @@ class Run:
                 f"--seed is {self.seed}, but an integer from 0 to 2147483647 is expected"
             )
         checked(self.algorithm, "algorithm.")
-        for name in ("budget", "rollouts", "evaluations", "saves", "machines"):
+        for name in SETTINGS:
             checked(getattr(self, name), f"{name}.")
 
     @property
@@ -373,24 +393,31 @@ def parse(arguments: list[str]) -> Door:
         help="go on from the learner and the best episodes of another run folder",
     )
     parser.add_argument(
-        "--config", type=Path, help="start from the settings of another run's run.json"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="start from the settings of another run's run.json, or of a YAML file, which may "
+        "name ALGORITHM and TASK too",
     )
     parser.add_argument("--seed", default=None, help="seed of everything; default 1")
     # which flags there are depends on the algorithm, but each setting is followed by a value
     written, words = parser.split(arguments, unknown=True)
     known, _ = parser.parse_known_args([*words, *written])
+    file = Written()
+    if known.config is not None and known.config.suffix in YAML:
+        file = read_yaml(known.config)
+    known.algorithm, known.task = known.algorithm or file.algorithm, known.task or file.task
     if known.algorithm not in algorithms() and not known.help:
         # a flag that no algorithm has may have taken the algorithm's name for its value
         for path in {path for other in algorithms().values() for path, *_ in settings_of(other)}:
-            parser.add_argument(*_names(path), dest=path)
+            parser.add_argument(*_names(path, False), dest=path)
         parser.parse(written)
     kind = find_algorithm(known.algorithm) if known.algorithm else None
     flags: dict[str, tuple[str, Any]] = {}
     dataset = resolve(known.task) if kind and known.task else None
     task = dataset.task if dataset else known.task
-    defaults = (
-        preset_of(kind, task, known.preset, plays=dataset is None)[1] if kind and task else {}
-    )
+    preset = known.preset or file.preset
+    defaults = preset_of(kind, task, preset, plays=dataset is None)[1] if kind and task else {}
     if kind and dataset:
         defaults = offline_defaults(kind, defaults) | defaults
     for path, hint, default, about in settings_of(kind) if kind else ():
@@ -400,7 +427,10 @@ def parse(arguments: list[str]) -> Door:
             "" if shown in (None, ()) else f" (default: {text})"
         )  # what stands for None is said by the help itself
         parser.add_argument(
-            *_names(path), dest=path, metavar="X", help=f"{about}{told}".replace("%", "%%")
+            *_names(path, dataset is not None),
+            dest=path,
+            metavar="X",
+            help=f"{about}{told}".replace("%", "%%"),
         )
         flags[path] = (path, hint)
     if known.help:
@@ -412,17 +442,111 @@ def parse(arguments: list[str]) -> Door:
         for path, hint in flags.values()
         if getattr(given, path) is not None
     }
-    if kind is None or given.task is None:
+    if kind is None or known.task is None:
         raise UserError(
             "an ALGORITHM and a TASK are expected, as in: python -m bigdm_ray.run udrl lunarlander"
         )
-    seed = converted(int, given.seed, "seed") if given.seed is not None else None
-    run = _made(kind, task, given.preset, given.config, typed, seed, dataset, given.start)
+    typed = file.typed(kind) | typed
+    seed = given.seed if given.seed is not None else file.seed
+    seed = converted(int, seed, "seed") if seed is not None else None
+    config = None if file.path else given.config
+    start = given.start or (Path(file.start) if file.start else None)
+    run = _made(kind, task, preset, config, typed, seed, dataset, start)
     return Door(run, given.folder, given.resume, given.local, given.quiet)
 
 
-def _names(path: str) -> list[str]:
-    return [flag(path), *(f"--{short}" for short, long in SHORT.items() if long == path)]
+def _names(path: str, offline: bool) -> list[str]:
+    """How a setting may be typed. `--steps` is that of the run's clock."""
+    short = [name for name, long in SHORT.items() if long == path]
+    return [
+        flag(path),
+        *(f"--{name}" for name in (*short, *(["steps"] * (path == STEPS[offline])))),
+    ]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a YAML file says of a run: as if its lines were typed before the flags."""
+
+    path: Path | None = None
+    algorithm: str | None = None
+    task: str | None = None
+    preset: str | None = None
+    seed: Any = None
+    start: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def typed(self, kind: type[Algorithm]) -> dict[str, Any]:
+        """The settings by path, each with its type. Raises UserError for what `kind` has not."""
+        if self.path is None:
+            return {}
+        if self.algorithm not in (None, kind.name):
+            raise UserError(
+                f"--config {self.path} is of algorithm {self.algorithm!r}, not of {kind.name!r}"
+            )
+        hints = {path: hint for path, hint, *_ in settings_of(kind)}
+        for path in self.settings:
+            if path not in hints:
+                near = nearest(path, list(hints))
+                raise UserError(f"{self.path} has the unknown setting {path!r}{near}")
+        try:
+            return {path: converted(hints[path], v, path) for path, v in self.settings.items()}
+        except UserError as error:
+            raise UserError(f"in {self.path} {error}") from None
+
+
+def read_yaml(path: Path) -> Written:
+    """A YAML file of settings, nested as a run.json is; what it leaves out has its default.
+
+    Beside the groups of settings it may hold `task`, `preset`, `seed`, `from`, and `algorithm` as a
+    name or as a group with a `name`. Raises UserError.
+    """
+    import yaml
+
+    try:
+        text = path.read_text()
+        data, twice = yaml.safe_load(text), _twice(yaml.compose(text, yaml.SafeLoader))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not YAML ({error})") from None
+    if twice is not None:
+        raise UserError(f"{path} says {twice!r} twice; leave one out")
+    words = ("algorithm", "task", "preset", "seed", "from")
+    if not isinstance(data, dict):
+        raise UserError(
+            f"{path} holds no settings; lines such as `budget: {{minutes: 5}}` are expected"
+        )
+    given: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    for name, value in data.items():
+        if name not in (*words, *SETTINGS):
+            near = nearest(str(name), [*words, *SETTINGS])
+            raise UserError(f"{path} has the unknown setting {quoted(name)}{near}")
+        if name in SETTINGS or isinstance(value, dict):
+            if not isinstance(value, dict) or name not in ("algorithm", *SETTINGS):
+                wanted = "a group of settings" if name in SETTINGS else "one value"
+                raise UserError(f"in {path} {name} is {quoted(value)}, but {wanted} is expected")
+            inner = {str(key).replace("-", "_"): item for key, item in value.items()}
+            if name == "algorithm":
+                given[name] = inner.pop("name", None)
+            settings |= {f"{name}.{key}": item for key, item in inner.items()}
+        elif value is not None:
+            given[name] = value if name == "seed" else str(value)
+    start = given.pop("from", None)
+    return Written(path, start=start, settings=settings, **given)
+
+
+def _twice(node: Any) -> str | None:
+    """A name that a group of a YAML document has twice, of which the first would be lost."""
+    seen = set[str]()
+    for key, value in node.value if getattr(node, "id", "") == "mapping" else ():
+        if key.value in seen:
+            return str(key.value)
+        seen.add(str(key.value))
+        if (inner := _twice(value)) is not None:
+            return inner
+    return None
 
 
 def preset_of(
@@ -665,9 +789,44 @@ def origin_of(dataset: Dataset) -> dict[str, Any]:
     return {"folder": str(dataset.folder.resolve()), **named}
 
 
-def configure(algorithm: str, task: str, flags: list[str] | None = None) -> Run:
-    """The Run that `python -m bigdm_ray.run ALGORITHM TASK FLAGS` trains. Raises UserError."""
-    return parse([algorithm, task, *(flags or [])]).run
+def configure(
+    name: str | None = None,
+    task: str | None = None,
+    /,
+    flags: Sequence[str] | None = None,
+    *,
+    algorithm: Mapping[str, Any] | None = None,
+    budget: Mapping[str, Any] | None = None,
+    rollouts: Mapping[str, Any] | None = None,
+    evaluations: Mapping[str, Any] | None = None,
+    saves: Mapping[str, Any] | None = None,
+    machines: Mapping[str, Any] | None = None,
+    preset: str | None = None,
+    seed: int | None = None,
+    config: str | os.PathLike[str] | None = None,
+    start: str | os.PathLike[str] | None = None,
+) -> Run:
+    """The Run that `python -m bigdm_ray.run NAME TASK FLAGS` trains.
+
+    Settings may also be given as values: `configure("udrl", "cartpole", budget={"minutes": 5},
+    algorithm={"learning_rate": 1e-3}, seed=2)`, which stand behind the flags, so they win. `config`
+    is a run.json or a YAML file (which may name algorithm and task), `start` the folder that
+    `--from` names. Raises UserError, which names a setting as the flag that it is.
+    """
+    groups = {"algorithm": algorithm, "budget": budget, "rollouts": rollouts, "saves": saves}
+    groups |= {"evaluations": evaluations, "machines": machines}
+    given = {"preset": preset, "seed": seed, "config": config, "from": start}
+    words = [f"--{key}={_word(value)}" for key, value in given.items() if value is not None]
+    for group, values in groups.items():
+        words += [f"{flag(f'{group}.{key}')}={_word(v)}" for key, v in (values or {}).items()]
+    return parse([*(word for word in (name, task) if word), *(flags or ()), *words]).run
+
+
+def _word(value: Any) -> str:
+    """A value as it is typed."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def foreign_run(

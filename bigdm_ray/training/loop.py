@@ -190,6 +190,7 @@ class Session:
         self.command: dict[str, float] = {}
         self.problems: list[str] = []
         self._went_on_at = self._place() if resumed else None
+        self._stopped = False
 
     def begin(self) -> None:
         """Everybody is in place: the clock of `--budget.minutes` starts."""
@@ -203,7 +204,10 @@ class Session:
     # --- what the loop asks
 
     def spent(self) -> bool:
-        """Whether the budget is used up."""
+        """Whether the budget is used up, or a listener has stopped the run."""
+        return self._stopped or self._used_up()
+
+    def _used_up(self) -> bool:
         budget, counters = self.run.budget, self.counters
         if self.clock >= self.run.total:
             return True
@@ -377,8 +381,10 @@ class Session:
         self._tell(report | self._means.take() | (extra or {}))
 
     def _tell(self, report: Report) -> None:
+        """Tell every listener. One that answers True stops the run, as if its budget ended now."""
         for listener in self._listeners:
-            listener(report)
+            answer = listener(report)
+            self._stopped |= isinstance(answer, bool | np.bool_) and bool(answer)
 
     def save(self, crew: Crew) -> tuple[Weights, dict[str, float]]:
         """Report, then write a checkpoint, and the same weights with their command; these two.
@@ -425,6 +431,7 @@ class Session:
             raise RunFailed(
                 "the budget was spent before a single episode was stored; give --budget.minutes or --budget.env-steps more"
             )
+        stopped = self._stopped and not self._used_up()
         weights, command = self.save(crew)
         score = self._final(crew, weights, command, 0)
         last = score.summary(self.task)
@@ -460,6 +467,7 @@ class Session:
             "rollout_env_steps_per_s": counters.env_steps / max(counters.play_s, 1e-9),
             "learner_steps_per_s": counters.learned / max(counters.learn_s, 1e-9),
             "incarnation": counters.incarnation,
+            "stopped": stopped,
             "problems": self.problems,
             "versions": versions(),
         }

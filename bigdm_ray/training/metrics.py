@@ -21,7 +21,8 @@ from bigdm_ray.formats.progress import Progress
 from bigdm_ray.replay.shard import unwritten
 
 Report = dict[str, float]
-Listener = Callable[[Report], None]
+Listener = Callable[[Report], bool | None]
+"""Hears every report; where it answers True, the run ends there (see `train`)."""
 
 
 class Means:
