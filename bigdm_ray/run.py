@@ -15,9 +15,19 @@ from bigdm_ray import stopping
 from bigdm_ray.baselines.base import Foreign
 from bigdm_ray.doors import door
 from bigdm_ray.envs.task import find_task
+from bigdm_ray.errors import UserError
+from bigdm_ray.pictures.base import metrics_of
 from bigdm_ray.replay.shard import SUFFIX
 from bigdm_ray.training import checkpoint
-from bigdm_ray.training.config import Run, as_begun, described, parse, premature, still_rising
+from bigdm_ray.training.config import (
+    Run,
+    as_begun,
+    described,
+    parse,
+    premature,
+    read_run,
+    still_rising,
+)
 from bigdm_ray.training.metrics import Listener, Terminal
 from bigdm_ray.training.run_folder import LOOPS, RunFolder
 from bigdm_ray.training.start import taking_turns
@@ -77,8 +87,9 @@ def default_folder(run: Run) -> Path:
 def stopped(folder: Path) -> str:
     """What a signal to stop has left, and what --resume makes of it, in one sentence."""
     home = RunFolder(folder)
-    if checkpoint.saved(home.checkpoints):
-        return f"stopped; --folder {folder} --resume goes on from the last checkpoint"
+    if saved := checkpoint.saved(home.checkpoints):
+        goes_on = f"stopped; --folder {folder} --resume goes on from the last checkpoint"
+        return goes_on + _since(folder, saved[-1])
     if not (folder / "run.json").is_file():
         return "stopped before the run began"
     kept = (
@@ -87,6 +98,21 @@ def stopped(folder: Path) -> str:
         else ""
     )
     return f"stopped before the first checkpoint; --folder {folder} --resume begins anew{kept}"
+
+
+def _since(folder: Path, saved: Path) -> str:
+    """Where a checkpoint stands, and how far the run had come by its last report if that is later."""
+    run = read_run(folder)
+    try:
+        counters = checkpoint.State.read(saved).counters
+        come = max((int(report.get(run.clock, 0)) for report in metrics_of(folder)), default=0)
+    except (OSError, ValueError, UserError):  # the resume will tell
+        return ""
+    at, unit = (
+        (counters.learner_step, "learner") if run.dataset else (counters.env_steps, "environment")
+    )
+    later = f"; the last report was at {come:,}" if come > at else ""
+    return f", at {unit} step {at:,}{later}"
 
 
 def main(arguments: list[str]) -> int:

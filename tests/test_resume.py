@@ -472,11 +472,31 @@ def test_ctrl_c_promises_what_resume_does(
     (folder / "run.json").write_text(json.dumps(run_json))
     at = 1500
     assert main([*flags, "--resume"]) == 130
-    assert (
-        capsys.readouterr().err
-        == f"stopped; --folder {folder} --resume goes on from the last checkpoint\n"
+    told = capsys.readouterr().err
+    goes_on = f"stopped; --folder {folder} --resume goes on from the last checkpoint"
+    found = re.fullmatch(
+        rf"{re.escape(goes_on)}, at environment step ([\d,]+); the last report was at ([\d,]+)\n",
+        told,
     )
+    assert found is not None, told
+    counters = checkpoint.State.read(checkpoint.saved(folder / "checkpoints")[-1]).counters
+    assert found[1] == f"{counters.env_steps:,}" and int(found[2].replace(",", "")) > 1000
     assert stopped(tmp_path / "none") == "stopped before the run began"
+
+
+def test_ctrl_c_before_the_beginning_leaves_the_folder_free(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(session: Session) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "begin", interrupted)
+    words = (
+        f"udrl toy-vector {FLAGS} --budget.env-steps 1000 --local --quiet --folder {tmp_path}/run"
+    )
+    assert main(words.split()) == 130
+    assert capsys.readouterr().err == "stopped before the run began\n"
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_extended_budget_goes_on_from_a_finished_run(tmp_path: Path) -> None:

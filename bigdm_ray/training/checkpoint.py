@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as save_safetensors
 
 from bigdm_ray.errors import UserError
-from bigdm_ray.jsons import read_json
+from bigdm_ray.jsons import read_json, real
 from bigdm_ray.replay.episode import EpisodeId
 from bigdm_ray.replay.files import file_name, sweep, temporary
 from bigdm_ray.replay.shard import SUFFIX, sync_folder, unwritten
@@ -66,6 +66,8 @@ class Checkpoint:
     learner: dict[str, np.ndarray]
     living: set[EpisodeId]
     identity: dict[str, str]
+    means: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """Sums and counts since the last report. There are some where a run was stopped between two."""
 
 
 def write(
@@ -76,6 +78,7 @@ def write(
     learner: dict[str, np.ndarray],
     living: np.ndarray,
     identity: dict[str, str],
+    means: dict[str, tuple[float, int]] | None = None,
 ) -> Path:
     """Save under `folder`, then drop all but the last two. Raises RunFailed on a full disk, the older ones untouched."""
     state = {
@@ -84,6 +87,7 @@ def write(
         "counters": asdict(counters),
         "shards": shards,
         "metrics_offset": metrics_offset,
+        "means": means or {},
     }
     final = folder / f"save-{counters.saves:06d}"
     hidden = temporary(final)
@@ -201,6 +205,7 @@ class State:
     counters: Counters
     shards: list[str]
     metrics_offset: int
+    means: dict[str, tuple[float, int]]
 
     @staticmethod
     def read(path: Path) -> State:
@@ -224,6 +229,7 @@ class State:
                 _counters(told["counters"]),
                 [file_name(name, SUFFIX) for name in shards],
                 _count(told["metrics_offset"], "metrics_offset"),
+                {str(name): _mean(one, name) for name, one in told.get("means", {}).items()},
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from None
@@ -249,6 +255,12 @@ def _counters(told: dict[str, Any]) -> Counters:
     return Counters(**told)
 
 
+def _mean(value: Any, name: str) -> tuple[float, int]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError(f"its {name} is not a sum and a count")
+    return real(value[0], f"its {name}"), _count(value[1], name)
+
+
 def _count(value: Any, name: str) -> int:
     if type(value) is not int or value < 0:
         raise ValueError(f"its {name} is not a whole number from 0 up")
@@ -269,7 +281,13 @@ def read(path: Path, identity: dict[str, str]) -> Checkpoint:
     except (OSError, ValueError, KeyError, TypeError, OverflowError, SafetensorError) as error:
         raise _unread(path, error) from None
     return Checkpoint(
-        state.counters, state.shards, state.metrics_offset, arrays, living, state.identity
+        state.counters,
+        state.shards,
+        state.metrics_offset,
+        arrays,
+        living,
+        state.identity,
+        state.means,
     )
 
 

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from bigdm_ray import stopping
 from bigdm_ray.algorithms.base import Columns
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import RunFailed
@@ -115,40 +116,39 @@ def loop(session: Session, crew: Crew) -> None:
                 counters.round, counters.saves, commands, count, random=not counters.learner_step
             )
         )
-        if session.evaluation_due():
-            command = run.algorithm.evaluation_command(crew.table())
-            weights = crew.weights()
-            session.evaluated(
-                crew.score(
-                    weights, command, run.evaluations.episodes, "validation", counters.evaluations
-                ),
-                weights,
-            )
-        if session.save_due():
-            session.save(crew)
-        elif session.report_due():
-            session.report()
+        attend(session, crew)
     session.learned(crew.learn(session.owed(crew.table())))
 
 
 def study(session: Session, crew: Crew) -> None:
-    """Train on a dataset until the budget is spent: the same loop, with nothing to play and all steps owed at once."""
+    """Train on a dataset: the same loop, with nothing to play and all steps owed at once.
+
+    A signal to stop has it save where it stands: a resume from there comes to the same bit for bit.
+    """
     session.begin()
-    while not session.spent():
-        session.learned(crew.learn(session.stride()))
-        if session.evaluation_due():
-            command = session.run.algorithm.evaluation_command(crew.table())
-            weights, evaluations = crew.weights(), session.run.evaluations
-            session.evaluated(
-                crew.score(
-                    weights,
-                    command,
-                    evaluations.episodes,
-                    "validation",
-                    session.counters.evaluations,
-                ),
-                weights,
-            )
+    try:
+        if session.cut_short:
+            attend(session, crew)
+        while not session.spent():
+            with stopping.held():
+                session.learned(crew.learn(session.stride()))
+            attend(session, crew)
+    except KeyboardInterrupt:
+        if stopping.asked():
+            session.save_between(crew)
+        raise
+
+
+def attend(session: Session, crew: Crew) -> None:
+    """Evaluate, save and report where it is due."""
+    run, counters = session.run, session.counters
+    if session.evaluation_due():
+        command, weights = run.algorithm.evaluation_command(crew.table()), crew.weights()
+        episodes, number = run.evaluations.episodes, counters.evaluations
+        score = crew.score(weights, command, episodes, "validation", number)
+        with stopping.held():
+            session.evaluated(score, weights)
+    with stopping.held():
         if session.save_due():
             session.save(crew)
         elif session.report_due():
@@ -183,7 +183,9 @@ class Session:
             )
         self.lines = JsonLines(folder.metrics, resumed.metrics_offset if resumed else 0)
         self._listeners: list[Listener] = [self.lines, *listeners]
-        self._means = Means()
+        self._means = Means(resumed.means if resumed and exact else None)
+        self.cut_short = bool(resumed and resumed.means)
+        """Whether its checkpoint was written between two reports: what was due may be so still."""
         self._began = time.monotonic()
         self._before = self.counters.wall_s
         self._mark = (time.monotonic(), self.counters.env_steps, self.counters.learner_step)
@@ -391,38 +393,46 @@ class Session:
 
         Of a run whose end is saved already the weights alone are written.
         """
-        counters, saved, ended = self.counters, list[Weights](), self._ended()
+        counters, ended = self.counters, self._ended()
         if not ended:
             counters.saves = max(counters.saves + 1, self.clock // self.run.saves.every)
             self.report()
 
+        weights, command = self._write(crew, new=not ended)
+        if self.run.saves.milestones:
+            save_weights(self.folder, milestone(self.clock), weights, command, None)
+        return weights, command
+
+    def save_between(self, crew: Crew) -> None:
+        """Write a checkpoint as if nothing had been: no report, and in place of the last one."""
+        self.counters.wall_s = self._before + time.monotonic() - self._began
+        self._write(crew, new=True)
+
+    def _write(self, crew: Crew, new: bool) -> tuple[Weights, dict[str, float]]:
+        """Write a checkpoint if it is `new`, and the same weights with their command; these two."""
+        counters, saved = self.counters, list[Weights]()
+
         def write(step: int, learner: dict[str, np.ndarray], shards: list[str]) -> None:
             counters.learner_step = step
-            saved.append(
-                Weights(
-                    (counters.incarnation, step),
-                    {name[6:]: v for name, v in learner.items() if name.startswith("model/")},
-                )
-            )
-            if ended:
+            arrays = {name[6:]: v for name, v in learner.items() if name.startswith("model/")}
+            saved.append(Weights((counters.incarnation, step), arrays))
+            if not new:
                 checkpoint.drop_old(self.folder.checkpoints)
                 return
-            living = crew.table().ids[: 0 if self.run.dataset else None]
             checkpoint.write(
                 self.folder.checkpoints,
                 counters,
                 shards,
                 self.lines.offset,
                 learner,
-                living,
+                crew.table().ids[: 0 if self.run.dataset else None],
                 self.run.identity,
+                self._means.state(),
             )
 
         crew.save(write)
         command = self.run.algorithm.evaluation_command(crew.table()) if len(crew.table()) else {}
         save_weights(self.folder, "last", saved[0], command, None)
-        if self.run.saves.milestones:
-            save_weights(self.folder, milestone(self.clock), saved[0], command, None)
         return saved[0], command
 
     def finish(self, crew: Crew) -> dict[str, Any]:

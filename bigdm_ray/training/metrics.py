@@ -28,9 +28,15 @@ Listener = Callable[[Report], bool | None]
 class Means:
     """Sums and counts between two reports; `take` gives the means and forgets them."""
 
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
+    def __init__(self, begun: dict[str, tuple[float, int]] | None = None) -> None:
+        """Go on from the `state` of another."""
+        begun = begun or {}
+        self._sums = {name: total for name, (total, _) in begun.items()}
+        self._counts = {name: count for name, (_, count) in begun.items()}
+
+    def state(self) -> dict[str, tuple[float, int]]:
+        """Sum and count by name."""
+        return {name: (total, self._counts[name]) for name, total in self._sums.items()}
 
     def add(self, metrics: dict[str, float], weight: int = 1) -> None:
         """Add means over `weight` things."""

@@ -70,15 +70,17 @@ class RunFolder:
 
     @contextlib.contextmanager
     def claimed(self, run: Run, resume: bool, exact: bool) -> Iterator[RunFolder]:
-        """`claim`, and `release` at the end. Where an error ends a new run before it has `begun`, its folder is as it was before.
+        """`claim`, and `release` at the end.
 
-        So a command that was refused for its device or a missing package can be given again for the same folder, once it is mended.
+        A new run that an error or a signal ends before it has `begun` leaves its folder as it was.
+        So its command can be given again for the same folder, once what it was refused for (a device,
+        a missing package) is mended.
         """
         there, new = self.path.exists(), not (self.path / "run.json").is_file()
         self.claim(run, resume, exact)
         try:
             yield self
-        except UserError:
+        except (UserError, KeyboardInterrupt):
             if new and not self.begun:
                 self._undo()
                 if there:

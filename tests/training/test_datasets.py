@@ -1,17 +1,20 @@
 """Runs on datasets: resumed they equal the uninterrupted one; what does not fit is told in one sentence."""
 
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
 from making import dataset_of
 
+from bigdm_ray import stopping
 from bigdm_ray.doors import door
 from bigdm_ray.errors import UserError
 from bigdm_ray.replay.rotating import RotatingStore, turn_of
 from bigdm_ray.run import default_folder, main, train
-from bigdm_ray.training.checkpoint import saved
+from bigdm_ray.training.checkpoint import read, saved
 from bigdm_ray.training.config import (
     as_begun,
     configure,
@@ -19,7 +22,7 @@ from bigdm_ray.training.config import (
     read_run,
     still_rising,
 )
-from bigdm_ray.training.loop import train_local
+from bigdm_ray.training.loop import LocalCrew, train_local
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.start import dataset_store, taking_turns
 
@@ -91,6 +94,48 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(algorithm, datas
     assert whole.version == cut.version
     for name, values in whole.arrays.items():
         np.testing.assert_array_equal(values, cut.arrays[name], err_msg=name)
+
+
+@pytest.mark.parametrize(("verb", "step"), [("learn", 17), ("learn", 60), ("score", 40)])
+def test_a_run_that_is_told_to_stop_saves_and_resumes_bit_for_bit(
+    verb, step, dataset, tmp_path, monkeypatch
+):
+    """Between two reports, where everything is due, and within an evaluation, which is made again."""
+    run = run_of(dataset)
+    train_local(run, tmp_path / "whole")
+    do, told = getattr(LocalCrew, verb), list[bool]()
+
+    def doing(crew, *arguments):
+        if not told and crew.learner.step + (arguments[0] if verb == "learn" else 0) >= step:
+            told.append(True)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return do(crew, *arguments)
+
+    monkeypatch.setattr(LocalCrew, verb, doing)
+    with pytest.raises(KeyboardInterrupt), stopping.heeded():
+        train_local(run, tmp_path / "cut")
+    at = -(-step // 10) * 10  # learner steps are taken ten at a time, up to the next report
+    assert (
+        read(saved(tmp_path / "cut" / "checkpoints")[-1], run.identity).counters.learner_step == at
+    )
+    assert Weights.load(tmp_path / "cut" / "weights" / "last.safetensors").version == (0, at)
+    train_local(run, tmp_path / "cut", resume=True)
+    for name in ("last", "best"):
+        one, two = (
+            Weights.load(tmp_path / folder / "weights" / f"{name}.safetensors")
+            for folder in ("whole", "cut")
+        )
+        assert one.version == two.version
+        for leaf, values in one.arrays.items():
+            np.testing.assert_array_equal(values, two.arrays[leaf], err_msg=leaf)
+    reports = [
+        [
+            {k: v for k, v in json.loads(line).items() if not k.endswith(("_per_s", "_s", "_ms"))}
+            for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()
+        ]
+        for folder in ("whole", "cut")
+    ]
+    assert reports[0] == reports[1]
 
 
 def test_udrl_learns_from_a_dataset_too(dataset, tmp_path):
