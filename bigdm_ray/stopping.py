@@ -130,12 +130,7 @@ def break_off() -> None:
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """Around the start of Ray, which takes SIGTERM for itself: it is as before.
-
-    The processes that are started in here hear nothing of SIGHUP: a terminal that closes would end
-    them while what is under way is still being saved.
-    """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    """Around the start of Ray, which takes SIGTERM for itself: it is as before."""
     try:
         yield
     except SystemExit as end:
@@ -144,6 +139,5 @@ def kept() -> Iterator[None]:
         _State.number, _State.at = signal.SIGTERM, time.monotonic()
         raise KeyboardInterrupt from None
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if _State.installed and threading.current_thread() is threading.main_thread():
             _install()

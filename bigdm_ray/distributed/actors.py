@@ -79,11 +79,16 @@ class Station:
         self.ready = self.handle.setup.remote(*self._setup)
 
     def settle(self) -> None:
-        """Wait for the set-up, which raises here what it could not do."""
+        """Wait for the set-up, which raises here what it could not do.
+
+        Deaths until then count for nothing: the random streams of what is played go by generation,
+        and a busy machine that loses a process at its start shall not change a lock-step run.
+        """
         while True:
             generation = self.generation
             try:
                 ray.get(self.ready)
+                self.generation = 0
                 return
             except RayError as error:
                 self.failed(generation, error)

@@ -8,6 +8,7 @@ token alone. Actors without a GPU see none; one thread an actor.
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import logging
 import os
@@ -15,6 +16,7 @@ import re
 import secrets
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Any
 
 import ray
 import torch
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray._private.authentication.authentication_token_setup import (
     AuthenticationTokenLoader,
     Config,
@@ -115,7 +117,7 @@ def own_ray(cpus: int) -> Iterator[None]:
         _look_again()
         folder = _started(max(os.cpu_count() or 1, cpus))
         try:
-            with watched():
+            with watched(folder.remove):
                 yield
         finally:
             _stop(folder)
@@ -146,7 +148,7 @@ def _started(cpus: int) -> SessionFolder:
     for attempt in range(1, START_ATTEMPTS + 1):
         folder = SessionFolder()
         try:
-            with stopping.kept(), _alone():
+            with stopping.kept(), _alone(), _apart():
                 ray.init(
                     address="local",
                     log_to_driver=False,
@@ -210,6 +212,21 @@ def _alone() -> Iterator[None]:
             yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = forms_clusters
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """The processes of a Ray that starts inside the block are no part of this one's process group.
+
+    A signal to the group (a terminal's, `timeout`'s, `kill -- -PGID`) would end them while what is
+    under way is still being saved. They end with this process all the same: Linux sees to it.
+    """
+    popen = services.ConsolePopen
+    services.ConsolePopen = functools.partial(subprocess.Popen, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
 
 
 def _stop(folder: SessionFolder) -> None:

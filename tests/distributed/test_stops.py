@@ -35,6 +35,7 @@ class Command:
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | dict([self._mark.split("=")]),
+            process_group=0,
         )
 
     def waits_for(self, ready: Callable[[], object]) -> None:
@@ -89,12 +90,13 @@ def begun(tmp_path: Path) -> Iterator[Command]:
 
 
 def test_a_terminated_run_saves_and_leaves_no_process(begun: Command) -> None:
+    """Also where the signal is for its process group, as those of `timeout` and of terminals are."""
     begun.waits_for(begun.has_stored)
-    begun.process.send_signal(signal.SIGTERM)
+    os.killpg(begun.process.pid, signal.SIGTERM)
     code, told = begun.ended()
     assert code == 143
     assert told[-1].startswith("stopped; ")
-    assert told[-1].endswith("--resume goes on from the last checkpoint")
+    assert "--resume goes on from the last checkpoint, at environment step " in told[-1]
     assert len(checkpoint.saved(begun.folder / "checkpoints")) == 1
     assert (begun.folder / "weights" / "last.safetensors").is_file()
 
@@ -105,6 +107,7 @@ def test_a_run_that_is_terminated_while_ray_starts_leaves_no_process(begun: Comm
     begun.process.send_signal(signal.SIGTERM)
     code, told = begun.ended()
     assert (code, told[-1]) == (143, "stopped before the run began")
+    assert not begun.folder.exists(), "the same command can be given again"
 
 
 @pytest.mark.parametrize("part", ["raylet", pytest.param("gcs_server", marks=pytest.mark.long)])
@@ -124,7 +127,7 @@ def test_a_run_whose_ray_died_is_resumed(begun: Command) -> None:
     os.kill(begun.part("raylet"), signal.SIGKILL)
     begun.ended()
     stored = len(list((begun.folder / "store").glob("*.arrow")))
-    again = Command(begun.folder, "--budget.env-steps", "3000", "--resume")
+    again = Command(begun.folder, *LONG, "--budget.env-steps", "3000", "--resume")
     code, _ = again.ended()
     assert code == 0
     summary = json.loads((begun.folder / "summary.json").read_text())
