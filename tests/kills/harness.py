@@ -3,6 +3,7 @@
     python tests/kills/harness.py CASE ...           every step of these cases (default: of all)
     python tests/kills/harness.py CASE --points 5    five of its steps
     python tests/kills/harness.py CASE --full-disk   the disk is full from a step on: no kill
+    python tests/kills/harness.py CASE --stop        SIGTERM in place of SIGKILL
 
 A command runs in a fork of this process, in which all that it imports is there already. Its steps
 on the file system are counted: files opened to write, written and closed, synced, renamed, removed,
@@ -33,7 +34,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import h5py  # noqa: E402  (after the environment is set)
 import numpy as np  # noqa: E402
 from making import dataset_of  # noqa: E402
-from steps import forked  # noqa: E402
+from steps import How, forked  # noqa: E402
 
 from bigdm_ray.doors import door  # noqa: E402
 from bigdm_ray.formats import dataset, importing  # noqa: E402
@@ -176,7 +177,7 @@ def prepare(inputs: Path) -> None:
     assert weights_door(["export", str(inputs / "dt"), "--folder", str(inputs / "theirs")]) == 0
 
 
-def check(name: str, root: Path, points: int, full: bool) -> dict[str, Any]:
+def check(name: str, root: Path, points: int, how: How) -> dict[str, Any]:
     """Every step (or `points` of them) of a case: how many, and what has failed."""
     case, inputs, log = CASES[name], root / "inputs", root / "log"
 
@@ -198,12 +199,16 @@ def check(name: str, root: Path, points: int, full: bool) -> dict[str, Any]:
     failed = []
     for at in struck_at:
         out = place()
-        struck = forked(lambda out=out: case.run(inputs, out), log, at, full)
+        struck = forked(lambda out=out: case.run(inputs, out), log, at, how)
         problem = ""
-        if full and (struck.code not in (0, 1) or "Traceback" in struck.said):
+        if how == "full" and (struck.code not in (0, 1) or "Traceback" in struck.said):
             problem = f"the full disk was told as {struck.said[-1500:]!r}"
-        if not full and struck.code not in (-signal.SIGKILL, 0):
+        if how == "kill" and struck.code not in (-signal.SIGKILL, 0):
             problem = f"it was not killed, but ended {struck.code}: {struck.said[-1500:]!r}"
+        if how == "stop" and (
+            struck.code not in (128 + signal.SIGTERM, 0) or "Traceback" in struck.said
+        ):
+            problem = f"the signal ended it with {struck.code}: {struck.said[-1500:]!r}"
         left = sorted(str(path.relative_to(out.parent)) for path in out.parent.rglob("*"))
         again = forked(lambda out=out: case.run(inputs, out), log)
         if not problem and again.code and not (again.code == 2 and THERE.search(again.said)):
@@ -239,12 +244,14 @@ def main() -> int:
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--points", type=int, default=0, help="steps of each case (default: all)")
     parser.add_argument("--full-disk", action="store_true", help="a full disk in place of a kill")
+    parser.add_argument("--stop", action="store_true", help="SIGTERM in place of a kill")
     given = parser.parse_args()
+    how: How = "full" if given.full_disk else "stop" if given.stop else "kill"
     code = 0
     with tempfile.TemporaryDirectory() as root:
         prepare(Path(root) / "inputs")
         for name in given.cases or CASES:
-            report = check(name, Path(root), given.points, given.full_disk)
+            report = check(name, Path(root), given.points, how)
             print(json.dumps({"case": name} | report), flush=True)
             code |= bool(report["failed"])
     return code

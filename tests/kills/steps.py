@@ -14,10 +14,11 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 CALLS = ("rename", "replace", "fsync", "mkdir", "unlink", "remove", "rmdir", "link", "truncate")
 """Functions of `os` that are a step each."""
+How = Literal["kill", "stop", "full"]
 ROOM = ("open", "write", "fsync", "mkdir", "made by a library")
 """Kinds of steps that a full disk fails."""
 
@@ -25,16 +26,18 @@ ROOM = ("open", "write", "fsync", "mkdir", "made by a library")
 class Steps:
     """Counts steps; what happens at the step `at` and after it is `strike`'s business."""
 
-    def __init__(self, at: int, strike: Callable[[str, int], None]) -> None:
+    def __init__(self, at: int, strike: Callable[[str, int], None], torn: bool = True) -> None:
+        """With `torn` a write is struck when half of it is done, else before it, as it may go on."""
         self.count = 0
-        self._at, self._strike = at, strike
+        self._at, self._strike, self._torn = at, strike, torn
 
     def __call__(self, kind: str, half: Callable[[], object] = lambda: None) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
         self.count += 1
         if self._at and self.count >= self._at:
-            half()
+            if self._torn:
+                half()
             self._strike(kind, self.count)
 
 
@@ -128,10 +131,10 @@ class Ended:
     steps: int
 
 
-def forked(run: Callable[[], int], log: Path, at: int | None = None, full: bool = False) -> Ended:
-    """`run` in a fork: without hooks, or killed at a step (0: at none).
+def forked(run: Callable[[], int], log: Path, at: int | None = None, how: How = "kill") -> Ended:
+    """`run` in a fork: without hooks, or struck at a step (0: at none).
 
-    With `full` the disk is full from that step on, in place of the kill.
+    It is killed there, or is sent SIGTERM, or its disk is full from that step on.
     """
     reading, writing = os.pipe()
     process = os.fork()
@@ -152,12 +155,14 @@ def forked(run: Callable[[], int], log: Path, at: int | None = None, full: bool 
         )
 
         def strike(kind: str, count: int) -> None:
-            if not full:
+            if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            elif kind in ROOM:
+            elif how == "stop" and count == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            elif how == "full" and kind in ROOM:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        steps = Steps(at or 0, strike)
+        steps = Steps(at or 0, strike, torn=how != "stop")
         if at is not None:
             hook(steps)
         code = run()

@@ -42,9 +42,21 @@ def test_the_same_command_after_a_full_disk_comes_to_the_same():
     assert len(found) == len(FULL) and all(report["killed"] == 3 for report in found)
 
 
+@pytest.mark.slow
+def test_the_same_command_after_a_signal_to_stop_comes_to_the_same():
+    found = reports("--points", "3", "--stop")
+    assert len(found) == 11 and all(report["killed"] == 3 for report in found)
+
+
 @pytest.mark.long
 def test_every_step_may_be_the_last():
     for report in reports():
+        assert report["killed"] == report["steps"] > 5
+
+
+@pytest.mark.long
+def test_a_signal_to_stop_may_come_at_every_step():
+    for report in reports("--stop"):
         assert report["killed"] == report["steps"] > 5
 
 
