@@ -11,7 +11,8 @@ from bigdm_ray.algorithms.base import algorithms
 from bigdm_ray.baselines.base import Foreign
 from bigdm_ray.errors import UserError
 from bigdm_ray.settings import flag
-from bigdm_ray.training.config import SHORT, STEPS, configure, parse, settings_of
+from bigdm_ray.training.config import configure, parse, settings_of
+from bigdm_ray.training.config.command_line import SHORT, STEPS
 
 
 def words(text, algorithm="udrl", task="cartpole"):

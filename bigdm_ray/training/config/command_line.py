@@ -1,0 +1,204 @@
+"""The command line: `ALGORITHM TASK [flags]` as a Run, and the same said in Python.
+
+What comes later wins: the defaults, the run.json of `--config`, the preset of (algorithm, task),
+which with such a `--config` must be named, the YAML file of `--config`, and the flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigdm_ray.algorithms.base import algorithms, find_algorithm
+from bigdm_ray.doors import Parser
+from bigdm_ray.errors import UserError
+from bigdm_ray.formats.dataset import resolve
+from bigdm_ray.settings import converted, flag
+from bigdm_ray.training.config.files import YAML, Written, read_yaml
+from bigdm_ray.training.config.presets import made, offline_defaults, preset_of
+from bigdm_ray.training.config.values import Run, settings_of
+
+SHORT = {
+    "lr": "algorithm.learning_rate",
+    "batch-size": "algorithm.batch_size",
+    "hidden": "algorithm.hidden",
+    "width": "algorithm.width",
+    "layers": "algorithm.layers",
+    "context": "algorithm.context",
+    "env-steps": "budget.env_steps",
+    "learner-steps": "budget.learner_steps",
+    "minutes": "budget.minutes",
+    "actors": "machines.actors",
+    "learners": "machines.learners",
+    "device": "machines.device",
+    "address": "machines.address",
+}
+"""Short names of flags, of those algorithms that have such a setting; `--help` shows them."""
+
+
+STEPS = {False: "budget.env_steps", True: "budget.learner_steps"}
+"""What `--steps` stands for: what the budget is counted in, by whether the run is on a dataset."""
+
+
+@dataclass(frozen=True)
+class Door:
+    """What `run` was asked to do beside the Run itself."""
+
+    run: Run
+    folder: Path | None
+    resume: bool
+    local: bool
+    quiet: bool
+
+
+def parse(arguments: list[str]) -> Door:
+    """`ALGORITHM TASK [flags]` as a Door. Raises UserError; exits 0 after --help."""
+    parser = Parser(
+        prog="python -m bigdm_ray.run",
+        description="Train a policy and leave a run folder.",
+        epilog="`python -m bigdm_ray.run ALGORITHM TASK --help` also lists every hyperparameter with its default for that task.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("algorithm", nargs="?", help="one of " + ", ".join(algorithms()))
+    parser.add_argument(
+        "task",
+        nargs="?",
+        help="a short name (lunarlander), gymnasium:ID, my_module:MyEnv-v0; or a dataset: its folder, or a Minari id",
+    )
+    parser.add_argument("--help", "-h", action="store_true", help="show this and exit")
+    parser.add_argument("--folder", type=Path, help="run folder; default: runs/ALGORITHM-TASK-SEED")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --folder from its last checkpoint",
+    )
+    parser.add_argument("--local", action="store_true", help="one process, without Ray")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the summary")
+    parser.add_argument(
+        "--preset",
+        default=None,
+        help="named settings for this task: default, paper; `none` for the bare defaults",
+    )
+    parser.add_argument(
+        "--from",
+        dest="start",
+        type=Path,
+        metavar="RUN",
+        help="go on from the learner and the best episodes of another run folder",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="start from the settings of another run's run.json, or of a YAML file, which may "
+        "name ALGORITHM and TASK too",
+    )
+    parser.add_argument("--seed", default=None, help="seed of everything; default 1")
+    # which flags there are depends on the algorithm, but each setting is followed by a value
+    written, words = parser.split(arguments, unknown=True)
+    known, _ = parser.parse_known_args([*words, *written])
+    file = Written()
+    if known.config is not None and known.config.suffix in YAML:
+        file = read_yaml(known.config)
+    known.algorithm, known.task = known.algorithm or file.algorithm, known.task or file.task
+    if known.algorithm not in algorithms() and not known.help:
+        # a flag that no algorithm has may have taken the algorithm's name for its value
+        for path in {path for other in algorithms().values() for path, *_ in settings_of(other)}:
+            parser.add_argument(*_names(path, False), dest=path)
+        parser.parse(written)
+    kind = find_algorithm(known.algorithm) if known.algorithm else None
+    flags: dict[str, tuple[str, Any]] = {}
+    dataset = resolve(known.task) if kind and known.task else None
+    task = dataset.task if dataset else known.task
+    preset = known.preset or file.preset
+    defaults = preset_of(kind, task, preset, plays=dataset is None)[1] if kind and task else {}
+    if kind and dataset:
+        defaults = offline_defaults(kind, defaults) | defaults
+    for path, hint, default, about in settings_of(kind) if kind else ():
+        shown = defaults.get(path, default)
+        text = ",".join(map(str, shown)) if isinstance(shown, tuple) else shown
+        told = (
+            "" if shown in (None, ()) else f" (default: {text})"
+        )  # what stands for None is said by the help itself
+        parser.add_argument(
+            *_names(path, dataset is not None),
+            dest=path,
+            metavar="X",
+            help=f"{about}{told}".replace("%", "%%"),
+        )
+        flags[path] = (path, hint)
+    if known.help:
+        parser.print_help()
+        raise SystemExit(0)
+    given = parser.parse(arguments)
+    typed = {
+        path: converted(hint, getattr(given, path), path)
+        for path, hint in flags.values()
+        if getattr(given, path) is not None
+    }
+    if kind is None or known.task is None:
+        raise UserError(
+            "an ALGORITHM and a TASK are expected, as in: python -m bigdm_ray.run udrl lunarlander"
+        )
+    typed = file.typed(kind) | typed
+    seed = given.seed if given.seed is not None else file.seed
+    seed = converted(int, seed, "seed") if seed is not None else None
+    config = None if file.path else given.config
+    start = given.start or (Path(file.start) if file.start else None)
+    run = made(kind, task, preset, config, typed, seed, dataset, start)
+    return Door(run, given.folder, given.resume, given.local, given.quiet)
+
+
+def _names(path: str, offline: bool) -> list[str]:
+    """How a setting may be typed. `--steps` is that of the run's clock."""
+    short = [name for name, long in SHORT.items() if long == path]
+    return [
+        flag(path),
+        *(f"--{name}" for name in (*short, *(["steps"] * (path == STEPS[offline])))),
+    ]
+
+
+def configure(
+    name: str | None = None,
+    task: str | None = None,
+    /,
+    flags: Sequence[str] | None = None,
+    *,
+    algorithm: Mapping[str, Any] | None = None,
+    budget: Mapping[str, Any] | None = None,
+    rollouts: Mapping[str, Any] | None = None,
+    evaluations: Mapping[str, Any] | None = None,
+    saves: Mapping[str, Any] | None = None,
+    machines: Mapping[str, Any] | None = None,
+    preset: str | None = None,
+    seed: int | None = None,
+    config: str | os.PathLike[str] | None = None,
+    start: str | os.PathLike[str] | None = None,
+) -> Run:
+    """The Run that `python -m bigdm_ray.run NAME TASK FLAGS` trains.
+
+    Settings may also be given as values: `configure("udrl", "cartpole", budget={"minutes": 5},
+    algorithm={"learning_rate": 1e-3}, seed=2)`, which stand behind the flags, so they win. `config`
+    is a run.json or a YAML file (which may name algorithm and task), `start` the folder that
+    `--from` names. Raises UserError, which names a setting as the flag that it is.
+    """
+    groups = {"algorithm": algorithm, "budget": budget, "rollouts": rollouts, "saves": saves}
+    groups |= {"evaluations": evaluations, "machines": machines}
+    given = {"preset": preset, "seed": seed, "config": config, "from": start}
+    words = [f"--{key}={_word(value)}" for key, value in given.items() if value is not None]
+    for group, values in groups.items():
+        words += [f"{flag(f'{group}.{key}')}={_word(v)}" for key, v in (values or {}).items()]
+    return parse([*(word for word in (name, task) if word), *(flags or ()), *words]).run
+
+
+def _word(value: Any) -> str:
+    """A value as it is typed."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

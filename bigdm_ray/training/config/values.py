@@ -1,0 +1,269 @@
+"""Values: everything that decides a run, as frozen dataclasses, made once and never written to.
+
+Each flag is the path of a field (`--algorithm.learning-rate`), so whatever a dataclass declares can
+be typed, is explained by `--help` with its default, and stands in `run.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bigdm_ray.algorithms.base import Algorithm
+from bigdm_ray.errors import UserError, nearest
+from bigdm_ray.formats.behaviour import MODES
+from bigdm_ray.settings import checked, converted, flag, setting, to_json
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The dataset that a run learns from: where it lies, and what it was when the run began."""
+
+    folder: str
+    name: str
+    sha256: str
+    source: str
+    episodes: int
+    steps: int
+    return_mean: float
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Start:
+    """The run that another one starts from: where it lies, and where it stood."""
+
+    folder: str
+    algorithm: str
+    learner_step: int
+    dataset: str | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a run ends: at the first of these."""
+
+    env_steps: int = setting(10_000_000, "environment steps, warm-up included", low=1)
+    learner_steps: int | None = setting(None, "learner steps", low=1)
+    minutes: float | None = setting(
+        None, "minutes of wall time since the run (or its resume) began", above=0
+    )
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """How episodes are played. Groups and environments decide what is played, actors only where."""
+
+    groups: int | None = setting(
+        None, "vector environments that share a round's episodes; default: one an actor", low=1
+    )
+    environments: int = setting(
+        32, "environments in a group, at most as many as it plays episodes a round", low=1
+    )
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """How often and how long the policy is scored, on gymnasium's environments."""
+
+    every: int = setting(
+        250_000,
+        "environment steps between evaluations; learner steps for a run on a dataset",
+        low=1,
+    )
+    episodes: int = setting(20, "episodes of each", low=1)
+    final_episodes: int = setting(
+        100, "episodes of the last one, and of the re-score of the best weights", low=1
+    )
+    mode: str = setting("sample", "how the policy acts", choices=MODES)
+
+
+@dataclass(frozen=True)
+class Saves:
+    """Checkpoints and reports."""
+
+    every: int = setting(
+        500_000,
+        "environment steps between checkpoints; learner steps for a run on a dataset",
+        low=1,
+    )
+    report_every: int = setting(
+        20_000,
+        "environment steps between lines of metrics; learner steps for a run on a dataset",
+        low=1,
+    )
+    flat_mib: int = setting(
+        2048,
+        "MiB of episodes that are kept in memory for drawing; the rest is drawn from the maps, of a dataset in turns",
+        low=0,
+    )
+    milestones: bool = setting(
+        False,
+        "whether the weights of every checkpoint are kept, for `data record RUN --weights milestones`",
+    )
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Where the parts stand."""
+
+    actors: int = setting(1, "rollout actors (--actors)", low=1, high=10_000)
+    learners: int = setting(1, "data-parallel learner ranks (--learners)", low=1, high=1_024)
+    device: str = setting("auto", "where the learner trains: auto, cpu, cuda or cuda:N (--device)")
+    address: str = setting(
+        "local", "Ray cluster to join; `local` starts one on this machine (--address)"
+    )
+    lock_step: bool = setting(
+        False, "play, store and learn in turn, equal to --local bit for bit; else side by side"
+    )
+    max_staleness: int = setting(
+        200,
+        "learner steps that may be owed when a rollout starts, so that its weights are not far behind",
+        low=1,
+    )
+    threads: int = setting(1, "torch threads of the learner", low=1, high=512)
+    precision: str = setting(
+        "float32",
+        "what the learner's transformer computes in; its weights are float32",
+        choices=("float32", "bf16"),
+    )
+    compile: bool = setting(
+        False,
+        "have torch.compile compile the learner's transformer; equal to rounding where nothing is dropped out",
+    )
+
+
+SETTINGS = ("budget", "rollouts", "evaluations", "saves", "machines")
+"""The groups of a run's settings beside the algorithm's."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Algorithm, task, seed and settings. The folder is not part of it: a run may be moved."""
+
+    algorithm: Algorithm
+    task: str
+    preset: str = "default"
+    seed: int = 1
+    budget: Budget = field(default_factory=Budget)
+    rollouts: Rollouts = field(default_factory=Rollouts)
+    evaluations: Evaluations = field(default_factory=Evaluations)
+    saves: Saves = field(default_factory=Saves)
+    machines: Machines = field(default_factory=Machines)
+    dataset: Origin | None = None
+    start: Start | None = None
+    typed: tuple[str, ...] | None = field(default=None, compare=False)
+    """Paths of the settings that were typed, here or for the run whose --config this took; None of
+    a run that was not made from a command line."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**31:
+            raise UserError(
+                f"--seed is {self.seed}, but an integer from 0 to 2147483647 is expected"
+            )
+        checked(self.algorithm, "algorithm.")
+        for name in SETTINGS:
+            checked(getattr(self, name), f"{name}.")
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint of this run must be of."""
+        return {"algorithm": self.algorithm.name, "task": self.task}
+
+    @property
+    def clock(self) -> str:
+        """What the budget, evaluations, saves and reports are counted in."""
+        return "time/learner_steps" if self.dataset else "time/env_steps"
+
+    @property
+    def learner_budget(self) -> int:
+        """Learner steps of a run on a dataset."""
+        return self.budget.learner_steps or self.algorithm.offline_steps
+
+    @property
+    def total(self) -> int:
+        """The whole budget, in what `clock` counts."""
+        return self.learner_budget if self.dataset else self.budget.env_steps
+
+    @property
+    def groups(self) -> int:
+        """Vector environments that share a round."""
+        return self.rollouts.groups or self.machines.actors
+
+    def share(self, count: int, group: int) -> slice:
+        """Which of a round's `count` commands a group plays."""
+        return slice(group * count // self.groups, (group + 1) * count // self.groups)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of run.json; `run_from_json` reads it back."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "algorithm": {"name": self.algorithm.name, **to_json(self.algorithm)},
+            **{
+                f.name: to_json(getattr(self, f.name))
+                for f in dataclasses.fields(self)
+                if f.name != "algorithm"
+            },
+        }
+
+
+def settings_of(kind: type[Algorithm]) -> Iterator[tuple[str, Any, Any, str]]:
+    """Path, type, default and help of every flag of a run of this algorithm, in the order of the dataclasses."""
+    for prefix, owner in [
+        ("algorithm", kind),
+        *((f.name, typing.get_type_hints(Run)[f.name]) for f in dataclasses.fields(Run)),
+    ]:
+        if not dataclasses.is_dataclass(owner) or owner is Algorithm:
+            continue
+        hints = typing.get_type_hints(owner)
+        for f in dataclasses.fields(owner):
+            if "help" in f.metadata:
+                choices = f" ({', '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
+                yield f"{prefix}.{f.name}", hints[f.name], f.default, f.metadata["help"] + choices
+
+
+def acting_as(algorithm: Algorithm, given: Mapping[str, Any]) -> Algorithm:
+    """A trained algorithm with other values, as text too, of settings that affect acting alone. Raises UserError for another setting, and one out of range."""
+    may = [flag(f"algorithm.{name}") for name in algorithm.acting]
+    hints = typing.get_type_hints(type(algorithm))
+    known = {f.name for f in dataclasses.fields(algorithm)}
+    for name in given:
+        path = f"algorithm.{name}"
+        if name not in known:
+            raise UserError(
+                f"{algorithm.name} has no setting {flag(path)}{nearest(flag(path), may)}"
+            )
+        if name not in algorithm.acting:
+            rest = (
+                f"those that affect acting alone are {', '.join(may)}"
+                if may
+                else f"{algorithm.name} has none that affect acting alone"
+            )
+            raise UserError(f"{flag(path)} was settled when the run was trained; {rest}")
+    made = dataclasses.replace(
+        algorithm,
+        **{
+            name: converted(hints[name], value, f"algorithm.{name}")
+            for name, value in given.items()
+        },
+    )
+    checked(made, "algorithm.")
+    return made
+
+
+def described(run: Run) -> str:
+    """One line that says what is about to be trained."""
+    budget = (
+        f"{run.learner_budget:,} learner steps on {run.dataset.name}"
+        if run.dataset
+        else f"{run.budget.env_steps:,} environment steps"
+    )
+    return textwrap.shorten(
+        f"{run.algorithm.name} on {run.task}, preset {run.preset}, seed {run.seed}, {budget}", 120
+    )
