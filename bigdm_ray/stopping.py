@@ -125,7 +125,11 @@ def break_off() -> None:
     """
     heard = [number for number in SIGNALS if signal.getsignal(number) == _come]
     _State.broken = bool(heard)
-    _thread.interrupt_main(heard[0] if heard else signal.SIGINT)
+    main = threading.main_thread().ident
+    if heard and main is not None:
+        signal.pthread_kill(main, heard[0])  # this wakes it from a wait, too
+    else:
+        _thread.interrupt_main()
 
 
 @contextlib.contextmanager

@@ -22,6 +22,11 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # 15 starves on a machine tha
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("MPLBACKEND", "Agg")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# in the background of a script these are ignored, and so would be by the commands that tests stop
 sys.path[:0] = [
     str(Path(__file__).parent),
     str(Path(__file__).parent / "distributed"),

@@ -196,7 +196,7 @@ def test_a_thread_breaks_off_what_is_held(ignored: bool) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN) if ignored else None
     with stopping.heeded(), pytest.raises(KeyboardInterrupt), stopping.held() as asked:
         threading.Timer(0.2, stopping.break_off).start()
-        time.sleep(10)
+        time.sleep(60)  # from which it is woken
         pytest.fail("it was not broken off")
     if ignored:
         signal.signal(signal.SIGINT, before)
