@@ -180,7 +180,7 @@ def test_a_run_that_is_terminated_tells_how_it_goes_on(tmp_path: Path) -> None:
     flags = f"udrl toy-vector {TINY} --budget.env-steps 1000000 --saves.every 500 --local"
     command = [sys.executable, "-m", "bigdm_ray.run", *flags.split(), "--folder", str(folder)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not list(folder.glob("checkpoints/*")):
+    while not list(folder.glob("checkpoints/save-*")):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
