@@ -1,5 +1,7 @@
 """`load(...).act()`: a policy in one's own gymnasium loop does what `evaluate` does."""
 
+import dataclasses
+
 import gymnasium
 import numpy as np
 import pytest
@@ -287,6 +289,28 @@ def test_a_policy_without_command_and_memory_needs_no_reward(stores):
         assert policy(np.zeros(3, np.float32)) in (0, 1, 2)
     with pytest.raises(UserError, match="takes no 'desired_return'; it takes no command"):
         policy.reset(desired_return=1)
+
+
+def test_spaces_of_ones_own_environment(folder):
+    """Of a run whose environment cannot be made: the network says what fits."""
+    loaded = load(folder)
+    missing = dataclasses.replace(loaded.task, needs=("no_such_package",), extra="more")
+    loaded = dataclasses.replace(loaded, task=missing)
+    with pytest.raises(UserError, match=r"no_such_package.*or give those of your own environment"):
+        loaded.act()
+    box = spaces.Box(-9, 9, (4,), np.float64)
+    policy = loaded.act(n=2, spaces=(box, spaces.Discrete(2, start=7)))
+    assert set(policy(np.zeros((2, 4))).tolist()) <= {7, 8}
+    for pair, told in (
+        ((spaces.Box(-9, 9, (5,)), spaces.Discrete(2)), r"tensor \(5,\), but tensor \(4,\) is"),
+        (
+            (spaces.Dict({"a": box}), spaces.Discrete(2)),
+            r"have nothing, but tensor \(4,\) is expec",
+        ),
+        ((box, spaces.Discrete(3)), r"of actions they have discrete \(3,\), but discrete \(2,\)"),
+    ):
+        with pytest.raises(UserError, match=told):
+            loaded.act(spaces=pair)
 
 
 SPACE = spaces.Dict(

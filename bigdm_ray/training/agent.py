@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bigdm_ray.algorithms.base import Columns, Mode, device_of
+from bigdm_ray.envs import Signature
 from bigdm_ray.envs.batches import rows_reader, values_of
 from bigdm_ray.envs.values import Misfit, kind, reward_of
 from bigdm_ray.errors import UserError, nearest, quoted
@@ -37,6 +38,7 @@ class Agent:
         mode: Mode | Literal["own"] = "own",
         seed: int | None = None,
         device: str = "cpu",
+        spaces: tuple[Any, Any] | None = None,
     ) -> None:
         if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
             raise UserError(f"n is {quoted(n)}, but a number of environments is expected, or None")
@@ -55,11 +57,10 @@ class Agent:
         self._policy = run.algorithm.policy(model, run.evaluations.mode)  # type: ignore[arg-type]
         self._loaded, self._n, self._count = loaded, n, n or 1
         self._chance = rng(seed, "evaluate", 0)
-        loaded.task.require()
-        env = loaded.task.env(None)
-        self._action_space = env.action_space
-        self._read = rows_reader(env.observation_space, n)
-        env.close()
+        seen, self._action_space = (
+            _own_spaces(loaded) if spaces is None else fitting(loaded, spaces)
+        )
+        self._read = rows_reader(seen, n)
         self._state = self._policy.start(self._count)
         self._remembers = bool(self._state or run.algorithm.commands)
         self._first = np.ones(self._count, bool)
@@ -185,3 +186,41 @@ class Agent:
         if not np.isfinite(rewards).all():
             raise Misfit(f"its reward is {rewards[~np.isfinite(rewards)][0]}")
         return rewards
+
+
+def _own_spaces(loaded: Loaded) -> tuple[Any, Any]:
+    """The spaces of the run's task. Raises UserError where its environment cannot be made here."""
+    try:
+        loaded.task.require()
+        env = loaded.task.env(None)
+    except UserError as error:
+        give = "act(spaces=(env.observation_space, env.action_space))"
+        raise UserError(f"{error}; or give those of your own environment: {give}") from None
+    env.close()
+    return env.observation_space, env.action_space
+
+
+def fitting(loaded: Loaded, spaces: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Observation and action space, if the network reads and writes such values; bounds may differ.
+
+    Raises UserError.
+    """
+    given, known = Signature.of(*spaces), loaded.signature
+    for what in ("observations", "actions"):
+        here, there = (
+            {path: (leaf.kind, leaf.shape, leaf.choices) for path, leaf in leaves.items()}
+            for leaves in (getattr(given, what), getattr(known, what))
+        )
+        for path in [*there, *here]:
+            if here.get(path) != there.get(path):
+                mine, own = (_said(leaves.get(path)) for leaves in (here, there))
+                leaf = f" {path!r}" if path else ""
+                raise UserError(
+                    f"the spaces given do not fit {loaded.folder}: of {what}{leaf} they have {mine}, "
+                    f"but {own} is expected"
+                )
+    return spaces
+
+
+def _said(leaf: tuple[Any, ...] | None) -> str:
+    return "nothing" if leaf is None else " ".join(str(part) for part in leaf if part != ())

@@ -324,16 +324,18 @@ class Loaded:
         mode: Mode | Literal["own"] = "own",
         seed: int | None = None,
         device: str = "cpu",
+        spaces: tuple[Any, Any] | None = None,
     ) -> Agent:
         """How it acts in one's own loop: `action = policy(observation, reward)`; see Agent.
 
         Values are those of one gymnasium environment; with `n`, those of a vector environment of n.
         `mode` is sample, mean, plan, or own: as in the run's own evaluations. `seed` is that of the
-        chance in actions, by default the run's. `device`: auto, cpu, cuda or cuda:N.
+        chance in actions, by default the run's. `device`: auto, cpu, cuda or cuda:N. `spaces` are
+        observation and action space of one environment, by default those of the run's task.
         """
         from bigdm_ray.training.agent import Agent
 
-        return Agent(self, n, mode, seed, device)
+        return Agent(self, n, mode, seed, device, spaces)
 
     @property
     def command(self) -> dict[str, float]:
