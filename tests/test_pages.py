@@ -20,6 +20,7 @@ FOR_USERS = (
     "docs/baselines.md",
     "docs/offline_baselines.md",
     "docs/results.md",
+    "docs/lecture.md",
 )
 PRIVATE = re.compile(
     r"\b(houses?|floors?|crew|stations?|bench)\b|(?<!key.to.)(?<!the )doors?\b", re.I

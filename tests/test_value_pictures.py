@@ -21,6 +21,7 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.pictures.base import Sweep, told_returns
 from bigdm_ray.pictures.extrapolation import UNKNOWN, compare, followed, predicted
+from bigdm_ray.pictures.obedience import draw_obedience
 from bigdm_ray.pictures.weighting import Weighing, draw_weights, weigh
 from bigdm_ray.plots import main
 from bigdm_ray.replay import Episode, EpisodeId
@@ -283,3 +284,19 @@ def test_a_run_that_plays_has_no_dataset_to_weigh(home):
     playing = types.SimpleNamespace(**{**vars(loaded), "run": run})
     with pytest.raises(UserError, match="nor runs that play do, so there are no steps to weigh"):
         weigh(playing, Weighing())
+
+
+# --- obedience
+
+
+def test_runs_of_one_task_obey_on_one_scale():
+    def of(task, obtained):
+        points = [
+            {"desired_return": d, "return_mean": r, "return_std": 0.0, "return_episodes": 1}
+            for d, r in zip((0.0, 50.0, 100.0), obtained, strict=True)
+        ]
+        return {"algorithm": "dt", "task": task, "run_seed": 1, "points": points}
+
+    sweeps = [of("a", (0, 50, 100)), of("b", (0, 5, 9)), of("a", (-200, 50, 700))]
+    one, other, same = (axes.get_ylim() for axes in draw_obedience(sweeps).axes)
+    assert one == same and one[0] < -200 and one[1] > 700 and other[1] < 200

@@ -172,6 +172,11 @@ def draw_obedience(sweeps: list[dict[str, Any]]) -> Figure:
             "desired return",
             "return obtained",
         )
+    for task in {here["task"] for here in sweeps}:  # panels of one task have one scale
+        same = [axes for axes, here in zip(panels, sweeps, strict=True) if here["task"] == task]
+        ends = [axes.get_ylim() for axes in same]
+        for axes in same:
+            axes.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
     return figure
 
 
