@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,7 +73,10 @@ def open_door(arguments: list[str]) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The console script; its exit code."""
+    """The console script; its exit code. Modules of the folder at hand are found, as `python -m` finds them."""
+    here = str(Path.cwd())
+    if not sys.flags.safe_path and here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
     return door(open_door, arguments)
 
 

@@ -7,6 +7,7 @@ python -m bigdm_ray.run udrl lunarlander --help                every flag with i
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def _train_foreign(
 def default_folder(run: Run) -> Path:
     """runs/ALGORITHM-TASK-SEED (the dataset's name where there is one), for presets other than the default with their name."""
     preset = "" if run.preset in ("default", "none") else f"-{run.preset}"
-    task = (run.dataset.name if run.dataset else run.task).replace(":", "-").replace("/", "-")
+    task = re.sub(r"[:/?&\[\]{},\"']+", "-", run.dataset.name if run.dataset else run.task)
     return Path("runs") / f"{run.algorithm.name}-{task}{preset}-{run.seed}"
 
 

@@ -16,6 +16,7 @@ HELPERS = {
     "bigdm_ray",
     "bigdm_ray.errors",
     "bigdm_ray.jsons",
+    "bigdm_ray.plugins",
     "bigdm_ray.settings",
     "bigdm_ray.doors",
     "bigdm_ray.stopping",

@@ -14,6 +14,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError, nearest
 from bigdm_ray.formats.behaviour import Mode as Mode
+from bigdm_ray.plugins import plugins
 from bigdm_ray.replay.store import Retention, Store, Table
 from bigdm_ray.replay.windows import View, Windows
 
@@ -340,16 +342,29 @@ def own_flags(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def algorithms(folders: tuple[str, ...] = FOLDERS) -> dict[str, type[Algorithm]]:
-    """Every algorithm of these folders by name. A file is found by being there; one that holds several has `ALGORITHMS`."""
+    """Every algorithm of these folders, and without a choice of them of installed packages, by name.
+
+    A file is found by being there; one that holds several has `ALGORITHMS`. Raises UserError for a
+    package whose algorithms cannot be had.
+    """
     found: dict[str, type[Algorithm]] = {}
     for folder in folders:
         package = importlib.import_module(f"bigdm_ray.{folder}")
         for _, name, _ in pkgutil.iter_modules(package.__path__):
-            module = importlib.import_module(f"bigdm_ray.{folder}.{name}")
-            for kind in getattr(module, "ALGORITHMS", (getattr(module, "ALGORITHM", None),)):
-                if kind is not None:
-                    found[kind.name] = kind
+            found |= _held(importlib.import_module(f"bigdm_ray.{folder}.{name}"))
+    for place, module in plugins("bigdm_ray.algorithms").items() if folders == FOLDERS else ():
+        own = _held(module)
+        if twice := found.keys() & own.keys():
+            raise UserError(
+                f"{place} has an algorithm {min(twice)!r}, which there is already; rename it"
+            )
+        found |= own
     return dict(sorted(found.items()))
+
+
+def _held(module: ModuleType) -> dict[str, type[Algorithm]]:
+    kinds = getattr(module, "ALGORITHMS", (getattr(module, "ALGORITHM", None),))
+    return {kind.name: kind for kind in kinds if kind is not None}
 
 
 def find_algorithm(name: str) -> type[Algorithm]:

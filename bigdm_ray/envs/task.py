@@ -2,7 +2,9 @@
 
 A suite is a file of this folder with a `TASKS` dict of short name -> Task; heavy imports stand inside the functions
 that make environments, so that looking at the list costs nothing. `find_task` understands a short name
-(`lunarlander`), `gymnasium:ID`, and `my_module:MyEnv-v0`, gymnasium's own way to import before making.
+(`lunarlander`), `gymnasium:ID`, and `my_module:MyEnv-v0`, gymnasium's own way to import before making; the latter
+two with arguments, `gymnasium:ID?key=value&other=value` (`envs/arguments.py`). Suites of installed packages are found
+by their entry points in the group `bigdm_ray.envs`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from bigdm_ray.envs import arguments
 from bigdm_ray.errors import UserError, nearest
+from bigdm_ray.plugins import plugins
 
 if TYPE_CHECKING:
     import gymnasium
@@ -273,10 +277,18 @@ def _signature(task: Task) -> Signature:
 
 @functools.lru_cache(maxsize=1)
 def tasks() -> dict[str, Task]:
-    """Every short name of every suite in this folder, sorted. A suite file is found by being there."""
+    """Every short name of every suite in this folder and in installed packages, sorted.
+
+    A suite file is found by being there. Raises UserError for a package whose suite cannot be had.
+    """
     found: dict[str, Task] = {}
     for module in sorted(name for _, name, _ in _suite_modules()):
         found.update(getattr(importlib.import_module(module), "TASKS", {}))
+    for place, module in plugins("bigdm_ray.envs").items():
+        own = getattr(module, "TASKS", {})
+        if twice := found.keys() & own.keys():
+            raise UserError(f"{place} has a task {min(twice)!r}, which there is already; rename it")
+        found.update(own)
     return dict(sorted(found.items()))
 
 
@@ -287,33 +299,46 @@ def _suite_modules() -> Iterator[tuple[Any, str, bool]]:
 
 
 def find_task(name: str) -> Task:
-    """The task of a short name, of `gymnasium:ID`, or of `my_module:MyEnv-v0`. Raises UserError."""
+    """The task of a short name, of `gymnasium:ID`, or of `my_module:MyEnv-v0`, these with arguments or without.
+
+    Raises UserError. Arguments are typed when an environment is made, which raises it too.
+    """
     known = tasks()
     if name in known:
         return known[name]
-    if ":" not in name:
+    base, given = arguments.split(name)
+    if ":" not in base:
+        if base in known:
+            raise UserError(
+                f"task {base!r} takes no arguments; name its environment, as in 'gymnasium:ID?key=value'"
+            )
         raise UserError(
             f"unknown task {name!r}{nearest(name, list(known))} (any gymnasium id works as 'gymnasium:ID', your own as 'my_module:MyEnv-v0')"
         )
-    module, _, env_id = name.partition(":")
+    module, _, env_id = base.partition(":")
     if not all(part.isidentifier() for part in module.split(".")) or (
         ":" in env_id and module != "gymnasium"
     ):
         raise UserError(
             f"task {name!r} is not understood; a short name, 'gymnasium:ID' or 'my_module:MyEnv-v0' is expected"
         )
-    gymnasium_id = env_id if module == "gymnasium" else name
+    gymnasium_id = env_id if module == "gymnasium" else base
 
     def env(render_mode: str | None) -> gymnasium.Env[Any, Any]:
         import gymnasium
 
         try:
-            more: dict[str, Any] = (
-                {} if render_mode is None else {"render_mode": render_mode}
-            )  # a constructor may not know the word
+            more: dict[str, Any] = {}
+            if given:
+                importlib.import_module(module)
+                more = arguments.typed(given, env_id)
+            if render_mode is not None:  # a constructor may not know the word
+                more["render_mode"] = render_mode
             return gymnasium.make(gymnasium_id, **more)
+        except UserError:
+            raise
         except Exception as error:  # noqa: BLE001  (a module and a constructor are foreign code, which may raise anything)
-            raise UserError(
+            raise arguments.unexpected(error, given, env_id) or UserError(
                 f"cannot make the environment {name!r}: {_unmade(error, env_id)}"
             ) from None
 

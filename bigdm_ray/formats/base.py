@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bigdm_ray.envs import arguments
 from bigdm_ray.envs.task import Leaf, Signature, Task, find_task, tasks
 from bigdm_ray.errors import UserError
 from bigdm_ray.replay.episode import Episode
@@ -32,6 +33,9 @@ Advance = Callable[[int], None]
 
 MAX_EPISODE_BYTES = 2 << 30
 """A field of an episode that claims more is refused before memory is asked for."""
+
+WRAPPERS = "additional_wrappers"
+"""How gymnasium calls the wrappers of a description; never made from one."""
 
 MAX_WORDS = 200
 """Characters of arguments in a message or on a card, at most."""
@@ -153,13 +157,11 @@ def inside(path: Path, folder: Path) -> Path:
 def task_of(said: Said, asked: str | None) -> tuple[str, Signature]:
     """The task of a source, and its signature: the task's own where it can be made, else the file's.
 
-    Without `asked` the short name of the very environment that the source names is taken, else `gymnasium:ID`. Raises
-    UserError where the source says nothing, is of another task than asked, or does not look like its task, and where its
-    environment was made with arguments that no task has: scores would come from another one, which only `asked` can want.
+    Without `asked` the short name of the very environment that the source names is taken, else `gymnasium:ID`, with the
+    arguments that it tells. Raises UserError where the source says nothing, is of another task than asked, or does not look
+    like its task, and where its environment cannot be had so: scores would come from another one, which only `asked` can want.
     """
-    written = said.task in tasks() or (
-        said.task.startswith("gymnasium:") and _ENV_ID.fullmatch(said.task.partition(":")[2])
-    )
+    written = _written(said.task)
     if written and asked in (None, said.task):
         asked = said.task
     elif written:
@@ -208,12 +210,49 @@ def _guess(said: Said) -> str:
             )
             if fits:
                 return task.name
-    if changed := altered(said):
-        raise UserError(
-            f"{said.name} is of {said.env_id} made with arguments ({changed}), for which there is no task; "
-            "name the task with --task TASK to score on another; nothing was imported"
-        )
-    return f"gymnasium:{said.env_id}"
+    return _modified(said, told) if (told := differences(said)) else f"gymnasium:{said.env_id}"
+
+
+def _written(task: str) -> bool:
+    """Whether a file may name this task: a short name, or a gymnasium id with arguments that lead nowhere."""
+    if task in tasks():
+        return True
+    try:
+        base, given = arguments.split(task)
+        env_id = base.removeprefix("gymnasium:")
+        if base == env_id or not _ENV_ID.fullmatch(env_id):
+            return False
+        return not given or arguments.plain(arguments.typed(given, env_id))
+    except UserError:
+        return False
+
+
+def _modified(said: Said, told: dict[str, Any]) -> str:
+    """The task of the very environment that a source tells, made with arguments. Raises UserError where there is none."""
+    import gymnasium
+
+    why = ""
+    if said.env_id not in gymnasium.registry:
+        why = "it is not registered here"
+    elif WRAPPERS in told:
+        why = "its wrappers are code, which no file brings along"
+    elif not arguments.plain(told):
+        why = "only numbers, truth values and plain words are taken from a file"
+    else:
+        name = arguments.joined(f"gymnasium:{said.env_id}", told)
+        try:
+            env = find_task(name).env(None)
+            env.close()
+        except UserError as error:
+            why = str(error)
+        else:
+            if not differences(said, name):
+                return name
+            why = "made anew with them it has others"
+    raise UserError(
+        f"{said.name} is of {said.env_id} made with arguments ({_in_words(told)}), for which there "
+        f"is no task ({why}); name the task with --task TASK to score on another; nothing was imported"
+    )
 
 
 def _base(env_id: str) -> str:
@@ -247,14 +286,23 @@ def _same_environment(said: Said, task: Task) -> bool:
 
 
 def altered(said: Said, task: str = "") -> str:
-    """Arguments of a source's environment that are not those of the task, in words; without a task not those that its id alone stands for.
+    """`differences` in words, for a card or a message; empty where there are none."""
+    return _in_words(differences(said, task))
+
+
+def _in_words(told: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in told.items())[:MAX_WORDS]
+
+
+def differences(said: Said, task: str = "") -> dict[str, Any]:
+    """Arguments of a source's environment that are not those of the task; without a task not those that its id alone stands for.
 
     Empty where it tells none.
     """
     import gymnasium
 
     if said.env_kwargs is None:
-        return ""
+        return {}
     theirs = gymnasium.registry.get(said.env_id)
     mine = spec_of(find_task(task)) if task else None
     usual = (
@@ -263,10 +311,9 @@ def altered(said: Said, task: str = "") -> str:
         else _arguments(said.env_id, {})
     )
     told = _arguments(said.env_id, said.env_kwargs)
-    different = {
+    return {
         name: value for name, value in told.items() if name not in usual or value != usual[name]
     }
-    return ", ".join(f"{name}={value!r}" for name, value in different.items())[:MAX_WORDS]
 
 
 def _arguments(env_id: str, told: dict[str, Any]) -> dict[str, Any]:
@@ -275,7 +322,7 @@ def _arguments(env_id: str, told: dict[str, Any]) -> dict[str, Any]:
     known = {
         name: value
         for name, value in told.items()
-        if name in usual or (value not in (None, []) and (usual or name != "max_episode_steps"))
+        if name in usual or (value not in (None, []) and (usual or name != arguments.LIMIT))
     }
     return {name: _plain(value) for name, value in (usual | known).items() if name != "render_mode"}
 
@@ -286,8 +333,8 @@ def _arguments_of(spec: Any) -> dict[str, Any]:
 
 def _outside(spec: Any) -> dict[str, Any]:
     return {
-        "max_episode_steps": spec.max_episode_steps,
-        "additional_wrappers": [wrapper.name for wrapper in spec.additional_wrappers],
+        arguments.LIMIT: spec.max_episode_steps,
+        WRAPPERS: [wrapper.name for wrapper in spec.additional_wrappers],
     }
 
 
@@ -295,25 +342,14 @@ def _outside(spec: Any) -> dict[str, Any]:
 def _defaults(env_id: str) -> dict[str, Any]:
     """The arguments that an id alone stands for: those of its registration, else of its constructor; empty where it is not registered here."""
     import gymnasium
-    from gymnasium.envs.registration import load_env_creator
 
     spec = gymnasium.registry.get(env_id)
     if spec is None:
         return {}
     try:
-        made_by = (
-            load_env_creator(spec.entry_point)
-            if isinstance(spec.entry_point, str)
-            else spec.entry_point
-        )
+        made_by = arguments.maker(spec)
         parameters = inspect.signature(made_by).parameters.values() if made_by else ()
-    except (
-        ImportError,
-        AttributeError,
-        TypeError,
-        ValueError,
-        gymnasium.error.Error,
-    ):  # what a constructor imports may be missing
+    except (TypeError, ValueError):
         parameters = ()
     usual = {one.name: one.default for one in parameters if one.default is not one.empty}
     return usual | spec.kwargs | _outside(spec)
@@ -331,7 +367,11 @@ def _kin(said: Said, task: Task) -> bool:
     if task.wrap is not None:  # its rewards are others
         return False
     mine = spec_of(task)
-    ids = [task.name, task.name.partition(":")[2], *([] if mine is None else [mine.id])]
+    ids = [
+        task.name,
+        arguments.split(task.name)[0].partition(":")[2],
+        *([] if mine is None else [mine.id]),
+    ]
     return _alike(task.name, said.env_id) or _base(said.env_id) in [_base(id) for id in ids]
 
 

@@ -6,7 +6,7 @@ import sys
 import gymnasium
 import pytest
 
-from bigdm_ray.envs import find_task, tasks
+from bigdm_ray.envs import arguments, find_task, tasks
 from bigdm_ray.errors import UserError
 
 
@@ -120,6 +120,77 @@ def test_ones_own_module_is_imported_and_made(tmp_path, monkeypatch):
         env = find_task(f"my_own_envs:{name}").make(1, 0)
         assert env.signature.observations[""].shape == (4,)
         env.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("LunarLander-v3?gravity=-3&enable_wind=true", {"gravity": -3.0, "enable_wind": True}),
+        ("CartPole-v1?sutton_barto_reward=1", {"sutton_barto_reward": True}),
+        ("FrozenLake-v1?map_name=8x8", {"map_name": "8x8"}),
+        ('FrozenLake-v1?desc=["SF","FG"]', {"map_name": "4x4", "desc": ["SF", "FG"]}),
+        ("Hopper-v5?healthy_z_range=[0.5,2]", {"healthy_z_range": (0.5, 2)}),
+    ],
+)
+def test_arguments_are_typed_by_the_constructor(name, kwargs):
+    task = find_task(f"gymnasium:{name}")
+    assert task.name == f"gymnasium:{name}", "run.json and datasets name it so"
+    env = task.env(None)
+    assert env.spec.kwargs == kwargs
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("LunarLander-v3?gravty=-3", "LunarLander-v3 takes no argument 'gravty'; did you mean"),
+        ("Hopper-v5?frame_skp=2", "takes no argument 'frame_skp'; did you mean 'frame_skip'?"),
+        ("LunarLander-v3?gravity=abc", "gravity is 'abc', but a number is expected"),
+        ("LunarLander-v3?enable_wind=2", "enable_wind is '2', but true or false is expected"),
+        ("LunarLander-v3?gravity=3", "gravity (current value: 3.0) must be between -12 and 0"),
+        ("CartPole-v1?max_episode_steps=0", "a whole number from 1 up, or none, is expected"),
+        ("CartPole-v1?render_mode=human", "leave it out"),
+        ("CartPoll-v1?x=1", "CartPole"),
+        ("CartPole-v1?", "KEY=VALUE"),
+        ("CartPole-v1?a=1&a=2", "twice"),
+    ],
+)
+def test_arguments_that_cannot_be_had_are_one_sentence(name, says):
+    with pytest.raises(UserError) as told:
+        find_task(f"gymnasium:{name}").make(1, 0)
+    assert says in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_short_name_takes_no_arguments():
+    with pytest.raises(UserError, match="'cartpole' takes no arguments; name its environment"):
+        find_task("cartpole?sutton_barto_reward=true")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [8, "8", "8x8", "a&b=c d?%26#", "true", True, None, "none", '"q"', [1, {"a": "b"}], 0.5],
+)
+def test_a_name_with_arguments_can_be_taken_apart(value):
+    base, given = arguments.split(arguments.joined("gymnasium:Open-v0", {"x": value}))
+    assert base == "gymnasium:Open-v0"
+    assert arguments.typed(given, "Unregistered-v0") == {"x": value}
+
+
+def test_arguments_reach_ones_own_environment_with_postponed_annotations(tmp_path, monkeypatch):
+    (tmp_path / "my_typed_envs.py").write_text(
+        "from __future__ import annotations\nimport gymnasium\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "class Typed(CartPoleEnv):\n"
+        "    def __init__(self, length: float | None = None, name: str = '', steps: int = 3):\n"
+        "        super().__init__()\n        self.told = length, name, steps\n"
+        "gymnasium.register('Typed-v0', Typed, max_episode_steps=7)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    env = find_task("my_typed_envs:Typed-v0?length=2&name=12&steps=4").env(None)
+    assert env.unwrapped.told == (2.0, "12", 4) and isinstance(env.unwrapped.told[0], float)
+    assert find_task("my_typed_envs:Typed-v0?length=none").env(None).unwrapped.told[0] is None
+    with pytest.raises(UserError, match=r"steps is '1.5', but a whole number is expected"):
+        find_task("my_typed_envs:Typed-v0?steps=1.5").env(None)
 
 
 def test_a_missing_package_names_the_extra_that_brings_it():

@@ -100,42 +100,72 @@ def test_arguments_of_the_environment_tell_the_task(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("env_id", "arguments", "task", "words"),
+    ("env_id", "arguments", "task", "named"),
     [
         ("LunarLander-v3", {"gravity": -3.0}, "lunarlander", "gravity=-3.0"),
         (
             "LunarLander-v3",
             {"gravity": -3.0, "enable_wind": True, "continuous": True},
             "lunarlander-continuous",
-            "gravity=-3.0, enable_wind=True",
+            "continuous=true&enable_wind=true&gravity=-3.0",
         ),
         ("CartPole-v1", {"max_episode_steps": 50}, "cartpole", "max_episode_steps=50"),
-        ("CartPole-v1", {"sutton_barto_reward": True}, "cartpole", "sutton_barto_reward=True"),
-        (
-            "CartPole-v1",
-            {"sutton_barto_reward": True},
-            "gymnasium:CartPole-v1",
-            "sutton_barto_reward=True",
-        ),
+        ("CartPole-v1", {"sutton_barto_reward": True}, "cartpole", "sutton_barto_reward=true"),
     ],
 )
-def test_a_modified_environment_is_no_task(tmp_path, env_id, arguments, task, words):
-    """Its scores would come from the unmodified one; who asks for that has it on the card."""
+def test_a_modified_environment_is_the_task_with_its_arguments(
+    tmp_path, env_id, arguments, task, named
+):
+    """It is scored on that very environment; who asks for another has the difference on the card."""
     env = gymnasium.make(env_id, **arguments)
     folder = minari_folder(tmp_path / "minari", task, played(task, 2).episodes, env=env)
     env.close()
-    with pytest.raises(
-        UserError,
-        match=rf"is of {env_id} made with arguments \(.*{words}.*\), for which there is no task; name the task with --task TASK",
-    ):
+    made = imported(folder, tmp_path / "set")
+    assert made.task == f"gymnasium:{env_id}?{named}"
+    assert "environment_arguments" not in made.versions
+    again = find_task(made.task).env(None)
+    assert again.spec.kwargs | {"render_mode": None} == env.spec.kwargs | {"render_mode": None}
+    assert again.spec.max_episode_steps == env.spec.max_episode_steps
+    again.close()
+    for to in ("minari", "parquet", "steps"):
+        export_dataset(made, to, tmp_path / f"out-{to}")
+        back = imported(tmp_path / f"out-{to}", tmp_path / f"back-{to}")
+        assert (back.task, back.sha256) == (made.task, made.sha256)
+    other = imported(folder, tmp_path / "other", task=task)
+    words = other.versions["environment_arguments"]
+    assert other.task == task and all(name in words for name in arguments if name != "continuous")
+    assert imported(tmp_path / "other", tmp_path / "o2").versions["environment_arguments"] == words
+
+
+@pytest.mark.parametrize(
+    ("env_id", "task", "kwargs", "why"),
+    [
+        ("LunarLander-v3", "lunarlander", {"gravity": 7.0}, "must be between -12 and 0"),
+        ("LunarLander-v3", "lunarlander", {"colour": 7}, "takes no argument 'colour'"),
+        ("Hopper-v5", "hopper", {"xml_file": "own"}, "only numbers, truth values and plain words"),
+        ("FrozenLake-v1", "cartpole", {"map_name": "../x"}, "only numbers, truth values"),
+        ("FrozenLake-v1", "cartpole", {"map_name": "os.path"}, "only numbers, truth values"),
+    ],
+)
+def test_what_cannot_be_had_so_is_told(tmp_path, env_id, task, kwargs, why):
+    folder = minari_folder(tmp_path / "minari", task, played(task, 1).episodes)
+    with edited(folder) as meta:
+        meta["env_spec"] = json.dumps(
+            {"id": env_id, "kwargs": kwargs, "entry_point": "os:getcwd", "additional_wrappers": []}
+        )
+    with pytest.raises(UserError) as told:
         imported(folder, tmp_path / "set")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["minari"]
-    made = imported(folder, tmp_path / "set", task=task)
-    assert made.task == task and made.versions["environment"] == env_id
-    assert made.versions["environment_arguments"] == words
-    assert imported(tmp_path / "set", tmp_path / "again").versions["environment_arguments"] == words
-    export_dataset(made, "parquet", tmp_path / "out")
-    assert imported(tmp_path / "out", tmp_path / "back").versions["environment_arguments"] == words
+    assert "for which there is no task" in str(told.value) and why in str(told.value)
+
+
+def test_a_file_names_no_task_whose_arguments_lead_anywhere(tmp_path):
+    made = dataset(tmp_path / "own", "cartpole", 2)
+    for task in ("gymnasium:Hopper-v5?xml_file=/x.xml", "json:CartPole-v1?a=1", "json:CartPole-v1"):
+        (tmp_path / "own" / "dataset.json").write_text(
+            json.dumps(made.to_json() | {"task": task}), "utf-8"
+        )
+        with pytest.raises(UserError, match="no code is imported because a file names it"):
+            imported(tmp_path / "own", tmp_path / "set")
 
 
 @pytest.mark.parametrize(
