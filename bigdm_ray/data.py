@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import math
 import sys
@@ -224,7 +225,10 @@ def card(dataset: Dataset) -> str:
 def score(dataset: Dataset) -> str:
     """The normalised score of the mean return, in words."""
     try:
-        found = find_task(dataset.task).normalized_score(dataset.return_mean)
+        task = find_task(dataset.task)
+        references = task.reference_returns or dataset.reference_returns
+        task = dataclasses.replace(task, reference_returns=references)
+        found = task.normalized_score(dataset.return_mean)
     except UserError:
         return "the task is not known here"
     return "none for this task" if found is None else f"{found:.1f}"
@@ -490,7 +494,7 @@ def parser() -> Parser:
         joins.add_argument(
             "--task",
             metavar="TASK",
-            help="the task of the episodes, where the source does not say it",
+            help="the task of the episodes, where the source does not say it; `none`: no environment",
         )
         joins.add_argument(
             "--steps",

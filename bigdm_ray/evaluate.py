@@ -113,6 +113,7 @@ def score(loaded: Loaded, asked: Asked) -> dict[str, Any]:
         raise UserError(
             f"--device is {asked.device!r}, but actors act on CPUs; leave --actors out, or --device"
         )
+    loaded.task.require()
     device = pick_device(asked.device)
     loaded.model.to(device)
     policy, mode = policy_of(loaded, asked.mode, asked.cached)

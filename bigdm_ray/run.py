@@ -116,6 +116,20 @@ def _since(folder: Path, saved: Path) -> str:
     return f", at {unit} step {at:,}{later}"
 
 
+def unscored(run: Run) -> str | None:
+    """That nothing is scored, in one sentence; None where there is an environment."""
+    if find_task(run.task).plays:
+        return None
+    return "there is no environment: losses are reported (metrics.jsonl), and nothing is scored"
+
+
+def ending(summary: dict[str, Any]) -> str:
+    """The closing line of a run that has no score."""
+    losses = ", ".join(f"{name} {value:.4g}" for name, value in summary["losses"].items())
+    steps = f"{summary['learner_steps']:,} learner steps, {summary['wall_s']:.0f} s"
+    return f"no score, for want of an environment; last {losses or 'losses: none'}; {steps}"
+
+
 def main(arguments: list[str]) -> int:
     """The door."""
     asked = parse(arguments)
@@ -126,7 +140,7 @@ def main(arguments: list[str]) -> int:
     if run.dataset is None and (slow := find_task(run.task).slow()):
         print(f"note: {slow}", file=sys.stderr)
     remark = None if run.dataset else run.algorithm.remark(find_task(run.task).signature())
-    for note in (remark, premature(run), still_rising(run), taking_turns(run)):
+    for note in (remark, premature(run), still_rising(run), taking_turns(run), unscored(run)):
         if note is not None:
             print(f"note: {note}", file=sys.stderr)
     terminal = (
@@ -140,6 +154,10 @@ def main(arguments: list[str]) -> int:
     finally:
         if terminal is not None:
             terminal.close()
+    if "return_mean" not in summary:
+        print(ending(summary))
+        print(f"summary: {folder / 'summary.json'}")
+        return 0
     scores = summary["normalized_score"], summary["best_normalized_score"]
     score = (
         "" if None in scores else "normalised score {:.1f}, best weights {:.1f}; ".format(*scores)

@@ -22,11 +22,10 @@ from ray.exceptions import RayError, RayTaskError
 
 from bigdm_ray.distributed.actors import MAX_DEATHS, Fault, fault, given_up
 from bigdm_ray.distributed.cluster import learner_options, loopback
-from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay.store import Store
 from bigdm_ray.training import checkpoint
-from bigdm_ray.training.config import Run, run_from_json
+from bigdm_ray.training.config import Run, run_from_json, task_for
 from bigdm_ray.training.learner import Learner, PeerLost, Progress
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder
@@ -62,7 +61,7 @@ class LearnerActor:
         home = RunFolder(Path(folder))
         machines, signatures = (
             settings.machines,
-            {settings.task: find_task(settings.task).signature()},
+            {settings.task: task_for(settings).signature()},
         )
         self._learner = Learner(
             settings.algorithm,

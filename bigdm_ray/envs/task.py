@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 
 Kind = Literal["tensor", "discrete", "image", "text"]
 Backend = Literal["fast", "reference"]
+NONE = "none"
+"""The task of a dataset without an environment."""
+UNPLAYED = (
+    "there is no environment (the task is 'none', as its dataset was imported): nothing can be "
+    "played or scored; import the dataset again with --task TASK where there is one"
+)
 COLOURS = (1, 3, 4)
 """How many channels grey pictures, coloured ones, and those with transparency have."""
 
@@ -197,9 +203,17 @@ class Task:
     fast_needs: tuple[
         str, ...
     ] = ()  # modules that `fast` imports; where one is missing, the reference plays
+    seen: Signature | None = None  # what its arrays look like, where no environment tells
+
+    @property
+    def plays(self) -> bool:
+        """Whether there is an environment."""
+        return self.name != NONE
 
     def require(self) -> None:
-        """Raise UserError, naming the extra that helps, where a module that this task needs is missing."""
+        """Raise UserError where there is no environment, or, naming the extra that helps, a module is missing."""
+        if not self.plays:
+            raise UserError(UNPLAYED)
         for module in self.needs:
             try:
                 importlib.import_module(module)
@@ -230,7 +244,7 @@ class Task:
 
     def signature(self) -> Signature:
         """What the arrays of this task look like (makes one environment, once a process)."""
-        return _signature(self)
+        return _signature(self) if self.seen is None else self.seen
 
     def make(self, n: int, seed: int, backend: Backend = "fast") -> VectorEnv:
         """`n` environments, row i seeded with `seed + i`; the `fast` ones where they can be had. Raises UserError where a package is missing."""
@@ -284,8 +298,8 @@ def tasks() -> dict[str, Task]:
     found: dict[str, Task] = {}
     for module in sorted(name for _, name, _ in _suite_modules()):
         found.update(getattr(importlib.import_module(module), "TASKS", {}))
-    for place, module in plugins("bigdm_ray.envs").items():
-        own = getattr(module, "TASKS", {})
+    for place, plugin in plugins("bigdm_ray.envs").items():
+        own = getattr(plugin, "TASKS", {})
         if twice := found.keys() & own.keys():
             raise UserError(f"{place} has a task {min(twice)!r}, which there is already; rename it")
         found.update(own)
@@ -306,6 +320,8 @@ def find_task(name: str) -> Task:
     known = tasks()
     if name in known:
         return known[name]
+    if name == NONE:
+        return Task(NONE, _unplayed, about="episodes of a dataset, without an environment")
     base, given = arguments.split(name)
     if ":" not in base:
         if base in known:
@@ -343,6 +359,10 @@ def find_task(name: str) -> Task:
             ) from None
 
     return Task(name=name, env=env, about="an environment registered with gymnasium")
+
+
+def _unplayed(render_mode: str | None) -> gymnasium.Env[Any, Any]:
+    raise UserError(UNPLAYED)
 
 
 def _unmade(error: Exception, env_id: str) -> str:

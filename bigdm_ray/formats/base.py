@@ -15,13 +15,14 @@ import json
 import pkgutil
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bigdm_ray.envs import arguments
-from bigdm_ray.envs.task import Leaf, Signature, Task, find_task, tasks
+from bigdm_ray.envs.task import NONE, Leaf, Signature, Task, find_task, tasks
 from bigdm_ray.errors import UserError
 from bigdm_ray.replay.episode import Episode
 
@@ -57,12 +58,17 @@ class Said:
     steps: int | None = None
     task: str = ""  # of a file that this project has written
     likely: str = ""  # the task that its name speaks of
+    reference_returns: tuple[float, float] | None = None  # random, expert
 
 
 class Reader(ABC):
     """An open source."""
 
     said: Said
+    taken: Mapping[str, str] = MappingProxyType({})
+    """Which of its columns were taken for what."""
+    notes: tuple[str, ...] = ()
+    """What is to be told of an import, a sentence each."""
     beside: tuple[str, ...] = ()
     """Names of what was found beside what episodes have, and not read."""
 
@@ -72,6 +78,10 @@ class Reader(ABC):
 
         Leaves are named and shaped as in `signature`; dtypes and values are the file's own. Raises UserError.
         """
+
+    def looks(self) -> Signature | None:
+        """What its arrays look like where `said` tells no signature; None where the layout leaves it open. Raises UserError."""
+        return None
 
     @abstractmethod
     def files(self) -> list[Path]:
@@ -154,14 +164,25 @@ def inside(path: Path, folder: Path) -> Path:
 # --- which task
 
 
-def task_of(said: Said, asked: str | None) -> tuple[str, Signature]:
+def task_of(
+    said: Said, asked: str | None, looks: Callable[[], Signature | None] = lambda: None
+) -> tuple[str, Signature]:
     """The task of a source, and its signature: the task's own where it can be made, else the file's.
+
+    Of `none`, which is asked for or of a dataset that was imported so, it is what the file tells, else what it `looks` like.
 
     Without `asked` the short name of the very environment that the source names is taken, else `gymnasium:ID`, with the
     arguments that it tells. Raises UserError where the source says nothing, is of another task than asked, or does not look
     like its task, and where its environment cannot be had so: scores would come from another one, which only `asked` can want.
     """
-    written = _written(said.task)
+    if NONE in (asked, said.task) and asked in (None, NONE):
+        if (signature := said.signature or looks()) is None:
+            raise UserError(
+                f"{said.name} does not tell what its observations and actions look like, so that an "
+                "environment must; name one with --task TASK"
+            )
+        return NONE, signature
+    written = said.task != NONE and _written(said.task)
     if written and asked in (None, said.task):
         asked = said.task
     elif written:
@@ -175,7 +196,8 @@ def task_of(said: Said, asked: str | None) -> tuple[str, Signature]:
         )
     elif not said.env_id and asked is None:
         raise UserError(
-            f"{said.name} does not say which environment it is of; name the task with --task TASK"
+            f"{said.name} does not say which environment it is of; name the task with --task TASK, "
+            "or have none with --task none: it then trains without scores"
         )
     if said.env_id and not written and not _ENV_ID.fullmatch(said.env_id):
         raise UserError(

@@ -168,6 +168,23 @@ def is_plain(kind: pa.DataType) -> bool:
     return _is_number(kind) or bool(pa.types.is_boolean(kind))
 
 
+def parts_of(kind: pa.DataType, name: str) -> list[str] | None:
+    """The fields of structs in structs that `name` (`arm/joints`) leads through; names may hold slashes themselves.
+
+    None where there are none such.
+    """
+    if pa.types.is_struct(kind) and {field.name for field in kind} == {"data", "shape"}:
+        return None  # a tensor of Ray Data
+    for field in kind if pa.types.is_struct(kind) else ():
+        if field.name == name:
+            return [name]
+        if name.startswith(f"{field.name}/"):
+            rest = parts_of(field.type, name[len(field.name) + 1 :])
+            if rest is not None:
+                return [field.name, *rest]
+    return None
+
+
 def _is_list(kind: pa.DataType) -> bool:
     return bool(
         pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
@@ -315,9 +332,9 @@ def _plain_signature(meta: Mapping[str, str], where: str) -> Signature | None:
 
 
 def sound_signature(data: Any, where: str) -> Signature:
-    """The signature of a file's JSON. Raises UserError where it is none."""
+    """The signature of a file's JSON, or of its text. Raises UserError where it is none."""
     try:
-        return checked_signature(data)
+        return checked_signature(read_json(data) if isinstance(data, str) else data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{where} carries a broken signature ({one_line(error)}); nothing was imported"

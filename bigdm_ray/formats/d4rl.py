@@ -29,6 +29,7 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import Format, Reader, Said, step_limit
 from bigdm_ray.formats.checks import followed, refused, truths
 from bigdm_ray.formats.hdf5 import ERRORS, Fields, open_hdf5
+from bigdm_ray.formats.looks import Acted, guessed, moved, seen_leaf
 from bigdm_ray.formats.unread import unread
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
@@ -116,6 +117,15 @@ class D4rlFile(Reader):
         """See Reader."""
         return [self._path]
 
+    def looks(self) -> Signature | None:
+        """See Reader."""
+        acted = Acted(self._picks)
+        with open_hdf5(self._path) as file:
+            seen = seen_leaf(file["observations"][:1])
+            for at in range(0, self._rows, BLOCK):
+                acted.add(np.asarray(file["actions"][at : at + BLOCK]))
+        return guessed({"": seen}, [("", acted)])
+
     def episodes(self, task: str, signature: Signature, skip: int = 0) -> Iterator[Episode]:
         """See Reader."""
         if set(signature.observations) != {""} or set(signature.actions) != {""}:
@@ -129,6 +139,7 @@ class D4rlFile(Reader):
                 f"{self._path} is a dataset of another task: its field 'discrete_action' says "
                 f"that actions are {theirs}, but those of {task} are {mine}; nothing was imported"
             )
+        self._leaf = signature.observations[""]
         with open_hdf5(self._path) as file:
             group: list[Span] = []
             number, size = skip, 0
@@ -206,12 +217,14 @@ class D4rlFile(Reader):
             name: self._slice(file, name, first, last, number)
             for name in ("observations", "actions", "rewards")
         }
+        fields["observations"] = moved(fields["observations"], self._leaf)
         after = (
             self._slice(file, "next_observations", first, last, number)
             if "next_observations" in self._names
             else None
         )
         if after is not None:
+            after = moved(after, self._leaf)
             lasts = np.array([span.end - first - 1 for span in spans])
             followed(
                 after,

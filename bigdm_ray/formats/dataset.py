@@ -72,6 +72,9 @@ class Dataset:
     versions: dict[str, str] = field(
         default_factory=dict
     )  # of what the environment was made of when the episodes were recorded
+    reference_returns: tuple[float, float] | None = (
+        None  # random, expert; where its file tells them
+    )
 
     @staticmethod
     def open(folder: Path) -> Dataset:
@@ -86,7 +89,12 @@ class Dataset:
                 )
             return sound(
                 Dataset(
-                    folder=folder, **(data | {"signature": checked_signature(data["signature"])})
+                    folder=folder,
+                    **data
+                    | {
+                        "signature": checked_signature(data["signature"]),
+                        "reference_returns": references(data.get("reference_returns")),
+                    },
                 )
             )
         except OSError as error:
@@ -190,6 +198,16 @@ class Dataset:
         for episode in self.stream():
             made.add(episode)
         return made.hexdigest()
+
+
+def references(value: Any) -> tuple[float, float] | None:
+    """Returns of a random and of an expert policy that a file tells; None where it tells none that differ."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return None
+    if not all(type(one) in (int, float) and math.isfinite(one) for one in value):
+        return None
+    low, high = map(float, value)
+    return (low, high) if low < high else None
 
 
 def sound(dataset: Dataset) -> Dataset:
@@ -401,7 +419,13 @@ class Writer:
             json.dumps({"plan": self._plan, "taken": self.taken, "mark": self.mark}).encode(),
         )
 
-    def finish(self, name: str, source: str, versions: dict[str, str]) -> Dataset:
+    def finish(
+        self,
+        name: str,
+        source: str,
+        versions: dict[str, str],
+        reference_returns: tuple[float, float] | None = None,
+    ) -> Dataset:
         """Write the last shard and the card, and let the folder appear. Raises UserError where there was no episode."""
         if not self.lengths:
             raise UserError(f"{source} holds no episodes; nothing was imported")
@@ -419,6 +443,7 @@ class Writer:
             steps=sum(self.lengths),
             **totals(returns),
             versions=versions,
+            reference_returns=reference_returns,
         )
         publish(self._hidden / CARD, json.dumps(dataset.to_json(), indent=1).encode())
         try:

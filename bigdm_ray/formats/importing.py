@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bigdm_ray.envs.task import Signature
+from bigdm_ray.envs.task import NONE, Leaf, Signature
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.base import Reader, altered, open_source, task_of
+from bigdm_ray.formats.base import Reader, altered, open_source, task_of, words
 from bigdm_ray.formats.behaviour import at_stage
 from bigdm_ray.formats.checks import conform
 from bigdm_ray.formats.columns import one_line
@@ -53,9 +53,12 @@ def import_dataset(
     """
     free(folder)
     readers = [open_source(source) for source in sources]
-    name, signature = task_of(readers[0].said, task)
+    name, signature = task_of(readers[0].said, task, readers[0].looks)
     for reader in readers[1:]:
-        if (other := task_of(reader.said, task)[0]) != name:
+        other, theirs = task_of(reader.said, task, reader.looks)
+        if name == other == NONE:
+            signature = _widened(signature, theirs, readers[0], reader)
+        if other != name:
             raise UserError(
                 f"{reader.said.name} is a dataset of another task: {other}, while {readers[0].said.name} is of {name}; nothing was imported"
             )
@@ -76,11 +79,49 @@ def import_dataset(
                 bar.advance(sum(episode.length for episode in batch))
             if not _taken(writer, number):
                 raise UserError(f"{reader.said.name} holds no episodes; nothing was imported")
-        made = writer.finish(folder.name, _source(readers, steps), _versions(readers, name))
+        made = writer.finish(
+            folder.name, _source(readers, steps), _versions(readers, name), _references(readers)
+        )
     for reader in readers:
         if reader.beside:
             print(f"note: {note(reader.said.name, reader.beside)}", file=sys.stderr)
     return made
+
+
+def _widened(mine: Signature, theirs: Signature, first: Reader, other: Reader) -> Signature:
+    """What holds the episodes of both, where no environment tells. Raises UserError where nothing does."""
+
+    def wider(a: Leaf, b: Leaf) -> Leaf:
+        if a.kind != b.kind or a.shape != b.shape or a.dtype != b.dtype:
+            raise UserError(
+                f"{other.said.name} does not look like {first.said.name}: {words(b)} where "
+                f"{words(a)} is expected; nothing was imported"
+            )
+        bounds = [
+            None if x is None or y is None else tuple(map(pick, x, y))
+            for x, y, pick in ((a.low, b.low, min), (a.high, b.high, max))
+        ]
+        choices = tuple(map(max, a.choices, b.choices))
+        return dataclasses.replace(a, low=bounds[0], high=bounds[1], choices=choices)
+
+    sides = []
+    for what, here, there in (
+        ("observations", mine.observations, theirs.observations),
+        ("actions", mine.actions, theirs.actions),
+    ):
+        if here.keys() != there.keys():
+            raise UserError(
+                f"{other.said.name} does not look like {first.said.name}: its {what} have other "
+                "leaves; nothing was imported"
+            )
+        sides.append({path: wider(leaf, there[path]) for path, leaf in here.items()})
+    return Signature(*sides)
+
+
+def _references(readers: list[Reader]) -> tuple[float, float] | None:
+    """The reference returns that the sources tell; None where they tell none, or several."""
+    told = {reader.said.reference_returns for reader in readers} - {None}
+    return told.pop() if len(told) == 1 else None
 
 
 @contextlib.contextmanager

@@ -40,8 +40,15 @@ from bigdm_ray.formats.base import (
     spec_of,
 )
 from bigdm_ray.formats.checks import ended, kept_seed, refused
-from bigdm_ray.formats.columns import flat, numbers, one_line, open_parquet, reading
-from bigdm_ray.formats.dataset import Dataset
+from bigdm_ray.formats.columns import (
+    flat,
+    numbers,
+    one_line,
+    open_parquet,
+    parts_of,
+    reading,
+)
+from bigdm_ray.formats.dataset import Dataset, references
 from bigdm_ray.formats.hdf5 import Fields, new_hdf5, open_hdf5
 from bigdm_ray.formats.spaces import (
     flatten_leaf,
@@ -64,6 +71,8 @@ LAYOUT_VERSION = "0.5.3"
 _ID = re.compile(r"(?P<name>(?:\w[\w-]*/)*\w[\w-]*-v\d+)")
 _PIN = re.compile(r"([A-Za-z][\w.-]*)==([\w.+-]+)$")
 _SPACES = ("observations", "actions")
+_REFERENCES = ("ref_min_score", "ref_max_score")
+"""Returns of a random and of an expert policy (minari/dataset/minari_dataset.py, `get_normalized_score`)."""
 _FIELDS = (*_SPACES, "rewards", "terminations", "truncations")
 
 
@@ -108,7 +117,17 @@ class MinariFolder(Reader):
         self._policy = str(self._meta.get("algorithm_name") or self._meta.get("dataset_id") or "")
         signature = Signature.of(self._spaces["observations"], self._spaces["actions"])
         task = str(self._meta.get("bigdm_task", ""))
-        self.said = Said(source, env_id, kwargs, signature, versions, self._count, steps, task)
+        self.said = Said(
+            source,
+            env_id,
+            kwargs,
+            signature,
+            versions,
+            self._count,
+            steps,
+            task,
+            reference_returns=references([self._meta.get(name) for name in _REFERENCES]),
+        )
 
     def files(self) -> list[Path]:
         """See Reader."""
@@ -374,10 +393,12 @@ def _column(column: pa.Array, what: str, name: str, space: Any, place: str) -> n
     def here(_: int) -> str:
         return place
 
-    for part in name.split("/") if name else []:
-        if not pa.types.is_struct(column.type) or column.type.get_field_index(part) < 0:
-            raise refused(place, field, "there is no such field")
-        column = column.field(part) if not column.offset else pa.compute.struct_field(column, part)
+    parts = parts_of(column.type, name) if name else []
+    if parts is None:
+        raise refused(place, field, "there is no such field")
+    for part in parts:
+        at = [part]
+        column = column.field(part) if not column.offset else pa.compute.struct_field(column, at)
     if isinstance(space, spaces.Text):
         if not pa.types.is_string(column.type) or column.null_count:
             raise refused(place, field, f"text is expected, not {column.type}")
@@ -526,6 +547,8 @@ def _card(dataset: Dataset, seen: Any, done: Any, size: int) -> dict[str, Any]:
         "algorithm_name": dataset.source,
         "bigdm_task": dataset.task,
     }
+    if dataset.reference_returns is not None:
+        card |= dict(zip(_REFERENCES, dataset.reference_returns, strict=True))
     spec = _spec_json(dataset.task)
     return card | ({"env_spec": spec} if spec else {})
 

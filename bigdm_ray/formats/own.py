@@ -30,6 +30,7 @@ class OwnDataset(Reader):
             found.episodes,
             found.steps,
             found.task,
+            reference_returns=found.reference_returns,
         )
 
     def files(self) -> list[Path]:

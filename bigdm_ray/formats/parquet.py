@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bigdm_ray.envs.task import Leaf, Signature
@@ -45,6 +46,7 @@ from bigdm_ray.formats.columns import (
     told_alike,
 )
 from bigdm_ray.formats.dataset import Dataset, bytes_of
+from bigdm_ray.formats.looks import Acted, guessed, seen_leaf
 from bigdm_ray.formats.unread import unread
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
@@ -128,6 +130,60 @@ class EpisodeRows(Reader):
             yield from itertools.islice(self._from(signature, columns, 0), skip, None)
         else:
             yield from self._from(signature, columns, skip)
+
+    def looks(self) -> Signature | None:
+        """See Reader. Lists that are flat tell a width by how many rewards they belong to."""
+        seen: dict[str, Leaf] = {}
+        acted: dict[str, Acted] = {}
+        names = {
+            what: [one for one in self._names if one.partition("/")[0] == what]
+            for what in ("observations", "actions")
+        }
+        columns = [*names["observations"], *names["actions"], "rewards"]
+        if "rewards" not in self._names or not all(names.values()):
+            return None
+        for path in self._files:
+            file = open_parquet(path)
+            groups = list(range(file.metadata.num_row_groups))
+            with reading(lambda: self.place(0)):
+                each = rows_at_once(file, columns, groups, ROW_BYTES, 1024) if groups else 1
+                for batch in file.iter_batches(batch_size=each, columns=columns):
+                    steps = np.diff(flat(batch.column("rewards"), "rewards", self.place)[1])
+                    for name in names["observations"] if len(batch) else ():
+                        values, width = self._per_step(batch, name, steps, (1, 0))
+                        leaf = seen_leaf(values.reshape(-1, *width)[:1])
+                        seen.setdefault(name.partition("/")[2], leaf)
+                    for name in names["actions"]:
+                        values, width = self._per_step(batch, name, steps, (0,))
+                        part = acted.setdefault(name.partition("/")[2], Acted())
+                        part.add(values.reshape(-1, *width))
+        return guessed(seen, acted.items()) if seen else None
+
+    def _per_step(
+        self, batch: pa.RecordBatch, name: str, steps: np.ndarray, more: tuple[int, ...]
+    ) -> tuple[np.ndarray, tuple[int, ...]]:
+        """The numbers of a list column, and the shape of a step's, of which a row has one for each reward, or `more`."""
+        column = batch.column(name)
+        values, at = flat(column, name, self.place)
+        if pa.types.is_nested(column.type.value_type):
+            entries = pc.list_value_length(column).to_numpy(zero_copy_only=False)
+            more = tuple(extra for extra in more if (entries == steps + extra).all())
+        fits: list[tuple[int, ...]] = []
+        for extra in more if len(steps) and steps.all() else ():
+            width, rest = np.divmod(np.diff(at), steps + extra)
+            if width[0] and not rest.any() and (width == width[0]).all():
+                plain = width[0] == 1 and not pa.types.is_nested(column.type.value_type)
+                fits.append(() if plain and len(more) == 1 else (int(width[0]),))
+        if len(fits) == 1:
+            return values, fits[0]
+        could = " or ".join(f"{shape[0]} numbers a step" for shape in fits if shape)
+        raise refused(
+            self.place(0),
+            name,
+            f"its lists could hold {could}: write lists of lists, or name the task with --task TASK"
+            if fits
+            else "its lists do not hold equally many numbers for each of their rewards",
+        )
 
     def _beside(self, known: set[str]) -> None:
         """Note the columns that are not read; a row is an episode, so only lists tell of ends."""

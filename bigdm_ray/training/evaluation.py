@@ -14,10 +14,10 @@ from typing import cast
 import numpy as np
 
 from bigdm_ray.algorithms.base import Columns, Mode, Policy
-from bigdm_ray.envs.task import Task, find_task
+from bigdm_ray.envs.task import Task
 from bigdm_ray.envs.vector import VectorEnv
 from bigdm_ray.errors import RunFailed
-from bigdm_ray.training.config import Run
+from bigdm_ray.training.config import Run, task_for
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.rollout import Origin, Played, rollout
 from bigdm_ray.training.streams import derived_seed, rng
@@ -108,7 +108,7 @@ class Evaluator:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._task = find_task(run.task)
+        self._task = task_for(run)
         self._model = run.algorithm.build({self._task.name: self._task.signature()})
         self._model.eval()
         self._policy = run.algorithm.policy(self._model, cast(Mode, run.evaluations.mode))

@@ -79,6 +79,11 @@ def check(run: Run) -> Foreign:
             raise UserError(
                 f"{algorithm.name} is trained by {algorithm.library}, but --machines.{name} is {str(given).lower()}; leave it out"
             )
+    if not find_task(run.task).plays:
+        raise UserError(
+            f"{algorithm.name} is trained by {algorithm.library}, which asks an environment what it "
+            "sees and does, but the dataset has none; take an algorithm of our own, such as bc"
+        )
     algorithm.require()
     algorithm.policy(
         algorithm.build({run.task: find_task(run.task).signature()}),

@@ -27,13 +27,12 @@ import torch
 
 from bigdm_ray import stopping
 from bigdm_ray.algorithms.base import Columns
-from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay.store import Store, Table
 from bigdm_ray.settings import to_json
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint, Counters
-from bigdm_ray.training.config import Run
+from bigdm_ray.training.config import Run, task_for
 from bigdm_ray.training.evaluation import Evaluator, Score
 from bigdm_ray.training.learner import Learner, Progress
 from bigdm_ray.training.metrics import JsonLines, Listener, Means, Report, TensorBoard
@@ -45,6 +44,7 @@ from bigdm_ray.training.run_folder import (
     load_score,
     milestone,
     save_weights,
+    summary_of,
     versions,
 )
 from bigdm_ray.training.start import check_living, dataset_store, drop_later, take_over, whole
@@ -167,7 +167,7 @@ class Session:
         exact: bool,
     ) -> None:
         self.run = run
-        self.task = find_task(run.task)
+        self.task = task_for(run)
         self.folder = folder
         self.counters = resumed.counters if resumed else Counters()
         if resumed and not exact:
@@ -191,6 +191,7 @@ class Session:
         self._mark = (time.monotonic(), self.counters.env_steps, self.counters.learner_step)
         self.command: dict[str, float] = {}
         self.problems: list[str] = []
+        self._losses: Report = {}
         self._went_on_at = self._place() if resumed else None
         self._stopped = False
 
@@ -265,7 +266,8 @@ class Session:
     def evaluation_due(self) -> bool:
         """Whether an evaluation's step count has been passed."""
         return (
-            self.counters.learner_step > 0
+            self.task.plays
+            and self.counters.learner_step > 0
             and self.clock // self.run.evaluations.every > self.counters.evaluations
         )
 
@@ -380,7 +382,10 @@ class Session:
             "time/env_steps_per_s": (counters.env_steps - steps) / elapsed,
             "time/learner_steps_per_s": (counters.learner_step - learned) / elapsed,
         }
-        self._tell(report | self._means.take() | (extra or {}))
+        means = self._means.take()
+        losses = {name: value for name, value in means.items() if name.startswith("train/")}
+        self._losses = losses or self._losses
+        self._tell(report | means | (extra or {}))
 
     def _tell(self, report: Report) -> None:
         """Tell every listener. One that answers True stops the run, as if its budget ended now."""
@@ -436,24 +441,21 @@ class Session:
         return saved[0], command
 
     def finish(self, crew: Crew) -> dict[str, Any]:
-        """Save, score the last and the best weights on fresh seeds, and write the summary. Raises RunFailed without episodes."""
+        """Save, score the last and the best weights on fresh seeds, and write the summary. Raises RunFailed without episodes.
+
+        Where there is no environment the losses stand in place of scores.
+        """
         if not self.counters.episodes and self.run.dataset is None:
             raise RunFailed(
                 "the budget was spent before a single episode was stored; give --budget.minutes or --budget.env-steps more"
             )
         stopped = self._stopped and not self._used_up()
         weights, command = self.save(crew)
-        score = self._final(crew, weights, command, 0)
-        last = score.summary(self.task)
-        best_mean = float(score.returns.mean())
-        best_path = self.folder.weights("best")
-        if best_path.is_file():
-            best = Weights.load(best_path)
-            if best.version != weights.version:
-                asked = command if best.command is None else best.command
-                best_mean = float(self._final(crew, best, asked, 1).returns.mean())
+        if self.task.plays:
+            scores = self._scores(crew, weights, command)
         else:
-            save_weights(self.folder, "best", weights, command, float(score.returns.mean()))
+            before = summary_of(self.folder.path).get("losses", {})
+            scores = {"losses": self._losses or before}
         counters = self.counters
         counters.wall_s = self._before + time.monotonic() - self._began
         summary = {
@@ -465,10 +467,7 @@ class Session:
             "learner_steps": counters.learner_step,
             "episodes": counters.episodes,
             "episodes_discarded": counters.discarded,
-            **last,
-            **score.latency(),
-            "best_return_mean": best_mean,
-            "best_normalized_score": self.task.normalized_score(float(best_mean)),
+            **scores,
             "dataset": to_json(self.run.dataset),
             "start": to_json(self.run.start),
             "command": command,
@@ -483,6 +482,26 @@ class Session:
         }
         self.folder.write_summary(summary)
         return summary
+
+    def _scores(self, crew: Crew, weights: Weights, command: dict[str, float]) -> dict[str, Any]:
+        """What the summary says of the last weights, and of the best."""
+        score = self._final(crew, weights, command, 0)
+        last = score.summary(self.task)
+        best_mean = float(score.returns.mean())
+        best_path = self.folder.weights("best")
+        if best_path.is_file():
+            best = Weights.load(best_path)
+            if best.version != weights.version:
+                asked = command if best.command is None else best.command
+                best_mean = float(self._final(crew, best, asked, 1).returns.mean())
+        else:
+            save_weights(self.folder, "best", weights, command, float(score.returns.mean()))
+        return {
+            **last,
+            **score.latency(),
+            "best_return_mean": best_mean,
+            "best_normalized_score": self.task.normalized_score(float(best_mean)),
+        }
 
     def _final(self, crew: Crew, weights: Weights, command: dict[str, float], round: int) -> Score:
         """A score on fresh seeds. Listeners that `watch`, as a terminal does, are shown how many of its episodes have ended."""
@@ -522,7 +541,7 @@ class LocalCrew:
     def __init__(self, run: Run, folder: RunFolder, resumed: Checkpoint | None) -> None:
         torch.set_num_threads(run.machines.threads)
         self._run = run
-        task = find_task(run.task)
+        task = task_for(run)
         self._folder = folder
         flat = run.saves.flat_mib << 20
         self.store = (

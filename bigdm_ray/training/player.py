@@ -9,9 +9,8 @@ from __future__ import annotations
 import time
 
 from bigdm_ray.algorithms.base import Columns, Persistence
-from bigdm_ray.envs.task import find_task
 from bigdm_ray.envs.vector import VectorEnv
-from bigdm_ray.training.config import Run
+from bigdm_ray.training.config import Run, task_for
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.rollout import Origin, Played, RandomPolicy, rollout
 from bigdm_ray.training.streams import derived_seed, rng
@@ -22,7 +21,7 @@ class Player:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._task = find_task(run.task)
+        self._task = task_for(run)
         self._signature = self._task.signature()
         self._model = run.algorithm.build({self._task.name: self._signature})
         self._model.eval()

@@ -160,6 +160,7 @@ def record(
     RunFailed: where no episode can be played to its end nothing is left; what a full disk or Ctrl-C interrupts waits for the same call.
     """
     task = asked[0].task
+    task.require()
     writer = Writer(folder, _plan(asked, source), task.name, task.signature(), marked=True)
     place = Place(**(writer.mark or {}))
     problems: list[str] = []

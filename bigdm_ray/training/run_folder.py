@@ -29,7 +29,7 @@ from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.files import ENDING, sweep
 from bigdm_ray.replay.shard import publish, unwritten
 from bigdm_ray.settings import to_json
-from bigdm_ray.training.config import Run, acting_as, read_run
+from bigdm_ray.training.config import Run, acting_as, read_run, task_for
 from bigdm_ray.training.params import Weights
 
 if TYPE_CHECKING:
@@ -363,7 +363,7 @@ def load(
     run = read_run(path)
     if acting:
         run = dataclasses.replace(run, algorithm=acting_as(run.algorithm, acting))
-    task = find_task(run.task)
+    task = task_for(run)
     weights = Weights.load(RunFolder(path).weights(which))
     signature = task.signature()
     model = run.algorithm.build({task.name: signature})

@@ -7,7 +7,7 @@ from sources import dataset, episode_parquet, episodes_of, imported, step_column
 
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats import steps
+from bigdm_ray.formats import rows, steps
 from bigdm_ray.formats.base import step_limit
 from bigdm_ray.formats.exporting import export_dataset
 from bigdm_ray.formats.importing import import_dataset
@@ -44,9 +44,9 @@ def test_a_new_id_ends_an_episode_that_has_no_flag(tmp_path, episodes):
     """As RLlib cuts fragments: what broke off is truncated."""
     total = sum(e.length for e in episodes)
     columns = step_columns(episodes, terminateds=[False] * total, truncateds=[False] * total)
-    for rows in (5, 10_000):
-        folder = tmp_path / str(rows)
-        source = episode_parquet(tmp_path / f"{rows}.parquet", columns, row_group_size=rows)
+    for size in (5, 10_000):
+        folder = tmp_path / str(size)
+        source = episode_parquet(tmp_path / f"{size}.parquet", columns, row_group_size=size)
         found = episodes_of(imported(source, folder, task=TASK))
         assert [e.length for e in found] == [e.length for e in episodes] and not any(
             e.terminated for e in found
@@ -117,7 +117,7 @@ def test_done_alone_is_a_time_limit_at_the_limit_only(tmp_path, monkeypatch, row
     monkeypatch.setattr(steps, "ROW_BYTES", row_bytes)
     carts = played("cartpole", 40).episodes
     limit = max(e.length for e in carts)
-    monkeypatch.setattr(steps, "step_limit", lambda task: {"cartpole": limit}[task])
+    monkeypatch.setattr(rows, "step_limit", lambda task: {"cartpole": limit}[task])
     longest = next(e for e in carts if e.length == limit)
     mixed = [
         *[e for e in carts if e.length < limit][:2],
@@ -231,7 +231,7 @@ def test_ids_of_fragments_are_no_ids_of_episodes(tmp_path, episodes):
 
 
 def test_rows_without_an_end_are_refused_before_the_memory_is_gone(tmp_path, episodes, monkeypatch):
-    monkeypatch.setattr(steps, "MAX_EPISODE_BYTES", 500)
+    monkeypatch.setattr(rows, "MAX_EPISODE_BYTES", 500)
     monkeypatch.setattr(steps, "ROW_BYTES", 100)
     total = sum(e.length for e in episodes)
     columns = step_columns(

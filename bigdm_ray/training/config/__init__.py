@@ -17,6 +17,7 @@ from bigdm_ray.training.config.presets import (
     premature,
     preset_of,
     still_rising,
+    task_for,
 )
 from bigdm_ray.training.config.values import (
     Budget,
@@ -58,4 +59,5 @@ __all__ = [
     "run_from_json",
     "settings_of",
     "still_rising",
+    "task_for",
 ]

@@ -7,15 +7,17 @@ the settings of the run that it resumes, starts from, or takes for its `--config
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bigdm_ray.algorithms.base import Algorithm
 from bigdm_ray.baselines.base import Foreign
-from bigdm_ray.envs.task import find_task
+from bigdm_ray.envs.task import NONE, UNPLAYED, Task, find_task
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.dataset import Dataset
+from bigdm_ray.formats.columns import sound_signature
+from bigdm_ray.formats.dataset import Dataset, references
 from bigdm_ray.jsons import read_json
 from bigdm_ray.settings import flag, to_json
 from bigdm_ray.training import checkpoint
@@ -117,6 +119,8 @@ def made(
         if dataset is None and kind.offline and ":" not in task:
             raise UserError(f"{error}; nor is there a folder {task} with a dataset") from None
         raise
+    if dataset is None and task == NONE:
+        raise UserError(f"{UNPLAYED}; a run takes the dataset's folder")
     if start is not None and not kind.online:
         raise UserError(
             f"--from goes on by playing, but {kind.name} learns from datasets alone and cannot go on from another run; leave --from out"
@@ -254,7 +258,25 @@ def origin_of(dataset: Dataset) -> dict[str, Any]:
         name: getattr(dataset, name)
         for name in ("name", "sha256", "source", "episodes", "steps", "return_mean", "versions")
     }
-    return {"folder": str(dataset.folder.resolve()), **named}
+    told: dict[str, Any] = {"reference_returns": dataset.reference_returns}
+    if dataset.task == NONE:
+        told["signature"] = json.dumps(dataset.signature.to_json())
+    return {"folder": str(dataset.folder.resolve()), **named, **told}
+
+
+def task_for(run: Run) -> Task:
+    """The task of a run, with what its dataset tells where the task itself is silent.
+
+    These are the arrays, where there is no environment, and returns for the normalised score.
+    """
+    task, told = find_task(run.task), run.dataset
+    if told is None:
+        return task
+    if not task.plays:
+        return dataclasses.replace(task, seen=sound_signature(told.signature, "run.json"))
+    if task.reference_returns is None and told.reference_returns is not None:
+        return dataclasses.replace(task, reference_returns=references(told.reference_returns))
+    return task
 
 
 def foreign_run(

@@ -33,6 +33,8 @@ class Origin:
     steps: int
     return_mean: float
     versions: dict[str, str] = field(default_factory=dict)
+    signature: str | None = None  # JSON of what its arrays look like, where no environment tells
+    reference_returns: tuple[float, ...] | None = None  # that its file tells: random, expert
 
 
 @dataclass(frozen=True)
