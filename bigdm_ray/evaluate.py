@@ -44,6 +44,7 @@ from bigdm_ray.training.params import Weights
 from bigdm_ray.training.rollout import Origin, rollout
 from bigdm_ray.training.run_folder import Loaded, load, versions, write_json
 from bigdm_ray.training.streams import derived_seed, rng
+from bigdm_ray.training.zoo import results
 
 SCHEMA_VERSION = 1
 VIDEO_EPISODES = 3
@@ -339,7 +340,7 @@ def main(arguments: list[str]) -> int:
         description="Score a trained policy on gymnasium's environments.",
         allow_abbrev=False,
     )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="a run folder")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="a run folder, or zoo:NAME")
     parser.add_settings(Asked)
     parser.add_argument(
         "--video",
@@ -362,7 +363,8 @@ def main(arguments: list[str]) -> int:
     loaded = load(given.folder, asked.weights, acting)
     report = score(loaded, asked)
     print(table(report))
-    file, video = given.folder / "evaluation.json", given.folder / "video.mp4"
+    home = results(given.folder)
+    file, video = home / "evaluation.json", home / "video.mp4"
     write_json(file, report)  # before the video, which may fail or be stopped
     print(f"evaluation: {file}")
     if given.video and not report["partial"]:

@@ -1,6 +1,7 @@
 """`load(...).act()`: a policy in one's own gymnasium loop does what `evaluate` does."""
 
 import dataclasses
+import shutil
 
 import gymnasium
 import numpy as np
@@ -13,11 +14,14 @@ import bigdm_ray
 from bigdm_ray.algorithms.base import algorithms, find_algorithm
 from bigdm_ray.algorithms.udrl import Udrl
 from bigdm_ray.baselines.base import Foreign
+from bigdm_ray.doors import door
 from bigdm_ray.envs import find_task
 from bigdm_ray.envs.batches import rows_reader, values_of
 from bigdm_ray.envs.values import Misfit, flatten
 from bigdm_ray.errors import UserError
+from bigdm_ray.evaluate import main
 from bigdm_ray.replay import Store
+from bigdm_ray.training import zoo
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.evaluation import constant, evaluate, play
 from bigdm_ray.training.params import Weights
@@ -340,3 +344,23 @@ def test_values_of_every_space_come_back(n):
     del value["eye"]
     with pytest.raises(Misfit, match="its observation 'eye' is missing"):
         rows_reader(SPACE, n)(value)
+
+
+def test_a_policy_of_the_zoo_is_opened_by_its_name(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(zoo, "HOME", tmp_path / "shipped")
+    with pytest.raises(UserError, match="unknown policy 'zoo:pole'; this installation has none"):
+        load("zoo:pole")
+    (tmp_path / "shipped").mkdir()
+    shipped = tmp_path / "shipped" / "udrl-cartpole"
+    shutil.copytree(folder, shipped, ignore=shutil.ignore_patterns("shipped"))
+    before = sorted(shipped.rglob("*"))
+    for name in ("udrl-cartpol", "../shipped/udrl-cartpole", ""):
+        with pytest.raises(UserError, match=f"unknown policy 'zoo:{name}'"):
+            load(f"zoo:{name}")
+    assert load("zoo:udrl-cartpole", "best").act().command["desired_return"] == 7.0
+    assert door(main, ["zoo:udrl-cartpole", "--episodes", "2"]) == 0
+    assert (tmp_path / "runs" / "zoo-udrl-cartpole" / "evaluation.json").is_file()
+    assert sorted(shipped.rglob("*")) == before
+    assert door(main, ["zoo:udrl"]) == 2
+    assert capsys.readouterr().err.endswith("known: udrl-cartpole\n")

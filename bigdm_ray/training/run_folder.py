@@ -31,6 +31,7 @@ from bigdm_ray.replay.shard import publish, unwritten
 from bigdm_ray.settings import to_json
 from bigdm_ray.training.config import Run, acting_as, read_run, task_for
 from bigdm_ray.training.params import Weights
+from bigdm_ray.training.zoo import located
 
 if TYPE_CHECKING:
     from bigdm_ray.training.agent import Agent
@@ -352,12 +353,14 @@ def milestone(clock: int) -> str:
 def load(
     folder: str | os.PathLike[str], which: str = "last", acting: Mapping[str, Any] | None = None
 ) -> Loaded:
-    """Open a run folder: `bigdm_ray.load(FOLDER)`. `which` weights: `last`, `best`, or a milestone's.
+    """Open a run folder, or a policy that is shipped: `bigdm_ray.load(FOLDER)`, `load("zoo:NAME")`.
+
+    `which` weights: `last`, `best`, or a milestone's.
 
     `acting` are settings of the algorithm, by name, that stand in place of the run's own: `{"horizon": 5}`. They must be such as affect acting alone
     (`Algorithm.acting`), and go together with the others. Raises UserError.
     """
-    path = Path(folder)
+    path = located(folder)
     if not (path / "run.json").is_file():
         raise UserError(f"there is no run in {path}: it holds no run.json")
     run = read_run(path)
