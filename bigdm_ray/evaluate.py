@@ -35,7 +35,7 @@ from bigdm_ray.doors import Parser, apart, door
 from bigdm_ray.envs.task import Task
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.behaviour import OWN_OR_MODES
-from bigdm_ray.formats.progress import Progress
+from bigdm_ray.progress import Progress
 from bigdm_ray.settings import setting
 from bigdm_ray.training.acting import command_of, policy_of, report_head, run_as
 from bigdm_ray.training.evaluation import ROWS, constant, evaluate_in_parts, joined, parts_of

@@ -85,6 +85,23 @@ def default_folder(run: Run) -> Path:
     return Path("runs") / f"{run.algorithm.name}-{task}{preset}-{run.seed}"
 
 
+def intent(run: Run, folder: Path, local: bool) -> str:
+    """What a run is about to do, and where it will be, for its header."""
+    if run.dataset is not None:
+        does = (
+            f"learns from {run.dataset.episodes:,} episodes of {run.dataset.name}, plays to score"
+        )
+    else:
+        does = f"plays {run.task} from {'its start' if run.start else 'nothing'} and learns from it"
+    machines = run.machines
+    where = "in this process"
+    if not local:
+        where = (
+            f"on Ray ({machines.address}), actors {machines.actors}, learners {machines.learners}"
+        )
+    return f"{does}, {where}; saved in {folder}; Ctrl-C stops it, --resume goes on"
+
+
 def stopped(folder: Path) -> str:
     """What a signal to stop has left, and what --resume makes of it, in one sentence."""
     home = RunFolder(folder)
@@ -136,16 +153,22 @@ def main(arguments: list[str]) -> int:
     run = asked.run
     folder = asked.folder or default_folder(run)
     if not asked.quiet:
-        print(f"{described(run)}; folder {folder}", file=sys.stderr)
+        print(f"{described(run)}\n{intent(run, folder, asked.local)}", file=sys.stderr)
     if run.dataset is None and (slow := find_task(run.task).slow()):
         print(f"note: {slow}", file=sys.stderr)
     remark = None if run.dataset else run.algorithm.remark(find_task(run.task).signature())
     for note in (remark, premature(run), still_rising(run), taking_turns(run), unscored(run)):
         if note is not None:
             print(f"note: {note}", file=sys.stderr)
-    terminal = (
-        None if asked.quiet else Terminal(run.total, clock=run.clock, minutes=run.budget.minutes)
-    )
+    terminal = None
+    if not asked.quiet:
+        terminal = Terminal(
+            run.total,
+            clock=run.clock,
+            minutes=run.budget.minutes,
+            learner_steps=run.budget.learner_steps,
+            doing="starting" if asked.local else "starting Ray",
+        )
     try:
         summary = train(run, folder, terminal, resume=asked.resume, local=asked.local)
     except KeyboardInterrupt:
@@ -158,19 +181,35 @@ def main(arguments: list[str]) -> int:
         print(ending(summary))
         print(f"summary: {folder / 'summary.json'}")
         return 0
-    scores = summary["normalized_score"], summary["best_normalized_score"]
-    score = (
-        "" if None in scores else "normalised score {:.1f}, best weights {:.1f}; ".format(*scores)
-    )
-    print(
-        f"return {summary['return_mean']:.1f} +- {summary['return_std']:.1f} over {summary['return_episodes']} episodes "
-        f"({summary['return_low']:.1f}..{summary['return_high']:.1f} is the mean's 95 % interval), best weights {summary['best_return_mean']:.1f}; {score}"
-        f"{summary['env_steps']:,} environment steps, {summary['learner_steps']:,} learner steps, {summary['wall_s']:.0f} s"
-    )
+    print(closing(summary))
     print(f"summary: {folder / 'summary.json'}")
     for problem in summary["problems"][-3:]:
         print(f"note: {problem}", file=sys.stderr)
     return 0
+
+
+def closing(summary: dict[str, Any]) -> str:
+    """A run's closing line, from its summary."""
+    scores = summary["normalized_score"], summary["best_normalized_score"]
+    score = (
+        "" if None in scores else "normalised score {:.1f}, best weights {:.1f}; ".format(*scores)
+    )
+    asked = summary["command"].get("desired_return")
+    low, high = summary["return_low"], summary["return_high"]
+    return (
+        f"return {summary['return_mean']:.1f} +- {summary['return_std']:.1f} "
+        f"over {summary['return_episodes']} episodes{told(asked)} "
+        f"({low:.1f}..{high:.1f} is the mean's 95 % interval), "
+        f"best weights {summary['best_return_mean']:.1f}"
+        f"{told(summary.get('best_command', {}).get('desired_return'))}; {score}"
+        f"{summary['env_steps']:,} environment steps, "
+        f"{summary['learner_steps']:,} learner steps, {summary['wall_s']:.0f} s"
+    )
+
+
+def told(asked: float | None) -> str:
+    """What was asked for, behind a return."""
+    return "" if asked is None else f", asked for {asked:.1f}"
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ HELPERS = {
     "bigdm_ray.settings",
     "bigdm_ray.doors",
     "bigdm_ray.stopping",
+    "bigdm_ray.progress",
 }  # anyone may import these
 FLOORS = [
     {"envs", "replay"},

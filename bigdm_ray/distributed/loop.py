@@ -81,13 +81,14 @@ def _train(
         end.callback(session.close)
         session.note(damage)
         driver = Driver(session)
-        crew = RayCrew(
-            run,
-            folder,
-            resumed if exact else None,
-            session.counters.incarnation,
-            driver.rolled_back,
-        )
+        with session.now.busy("starting actors and learners"):
+            crew = RayCrew(
+                run,
+                folder,
+                resumed if exact else None,
+                session.counters.incarnation,
+                driver.rolled_back,
+            )
         end.callback(crew.close)
         if exact:
             (study if run.dataset else loop)(session, crew)
@@ -198,7 +199,7 @@ class Driver:
         """Store what is being played, then take the learner steps that are still owed."""
         while self._jobs:
             self._settle(timeout=1.0)
-        self.session.learned(self.crew.learn(self._owed()))
+        self.session.learn(self.crew, self._owed())
         self.session.counters.round, self.session.counters.open_rounds = self._next_round, []
 
     def _save(self) -> None:

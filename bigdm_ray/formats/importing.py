@@ -30,8 +30,8 @@ from bigdm_ray.formats.dataset import (
     keeping,
     stamp,
 )
-from bigdm_ray.formats.progress import Progress
 from bigdm_ray.formats.unread import note
+from bigdm_ray.progress import Progress
 from bigdm_ray.replay.episode import Episode
 
 BATCH_BYTES = 8 << 20

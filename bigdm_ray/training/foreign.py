@@ -94,22 +94,10 @@ def check(run: Run) -> Foreign:
 
 def drive(session: Session, crew: ForeignCrew) -> None:
     """Train until the budget is spent."""
-    run = session.run
     session.begin()
     while not session.spent():
         crew.turn(session)
-        if session.evaluation_due():
-            weights = crew.weights()
-            session.evaluated(
-                crew.score(
-                    weights,
-                    {},
-                    run.evaluations.episodes,
-                    "validation",
-                    session.counters.evaluations,
-                ),
-                weights,
-            )
+        session.evaluate_if_due(crew)
         if session.save_due():
             session.save(crew)
         elif session.report_due():
@@ -138,7 +126,8 @@ class ForeignCrew:
     def turn(self, session: Session) -> None:
         """Let the library train a little, and count what it did."""
         began = time.perf_counter()
-        turn = self._trainer.step(session.stride(self._stride))
+        with session.now.busy(session.run.algorithm.name):
+            turn = self._trainer.step(session.stride(self._stride))
         busy_s = time.perf_counter() - began
         counters = session.counters
         session.learned(
@@ -160,6 +149,7 @@ class ForeignCrew:
         else:  # no episode has ended, and none needs to
             counters.env_steps += turn.env_steps
             counters.play_s += busy_s
+            session.seen()
 
     def table(self) -> Table:
         """See Crew. The library keeps its episodes to itself."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -106,8 +107,16 @@ class Learner:
         if world > 1 and algorithm.own_update:
             raise UserError(f"{algorithm.name} trains on one learner; leave --learners out")
 
-    def update(self, stores: dict[str, Store], steps: int) -> Progress:
-        """Take `steps` learner steps on windows of the stores. Raises RunFailed when the loss is no longer finite, or memory runs out."""
+    def update(
+        self,
+        stores: dict[str, Store],
+        steps: int,
+        on_step: Callable[[], None] | None = None,
+    ) -> Progress:
+        """Take `steps` learner steps on windows of the stores; `on_step` is called after each.
+
+        Raises RunFailed when the loss is no longer finite, or memory runs out.
+        """
         began = time.perf_counter()
         totals: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
@@ -127,6 +136,8 @@ class Learner:
                 totals[name] = totals[name] + value if name in totals else value
                 counts[name] = counts.get(name, 0) + 1
             self.step += 1
+            if on_step is not None:
+                on_step()
         means = {name: float(value) / counts[name] for name, value in totals.items()}
         if bad := [name for name, value in means.items() if not math.isfinite(value)]:
             raise RunFailed(

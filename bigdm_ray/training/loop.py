@@ -15,7 +15,6 @@ asynchronous one of `distributed/loop.py` share: counters, what is due, reports,
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ import torch
 from bigdm_ray import stopping
 from bigdm_ray.algorithms.base import Columns
 from bigdm_ray.errors import RunFailed
+from bigdm_ray.progress import say
 from bigdm_ray.replay.store import Store, Table
 from bigdm_ray.settings import to_json
 from bigdm_ray.training import checkpoint
@@ -35,7 +35,7 @@ from bigdm_ray.training.checkpoint import Checkpoint, Counters
 from bigdm_ray.training.config import Run, task_for
 from bigdm_ray.training.evaluation import Evaluator, Score
 from bigdm_ray.training.learner import Learner, Progress
-from bigdm_ray.training.metrics import JsonLines, Listener, Means, Report, TensorBoard
+from bigdm_ray.training.metrics import JsonLines, Listener, Means, Now, Report, TensorBoard
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.player import Player
 from bigdm_ray.training.rollout import Played
@@ -50,6 +50,8 @@ from bigdm_ray.training.run_folder import (
 from bigdm_ray.training.start import check_living, dataset_store, drop_later, take_over, whole
 from bigdm_ray.training.streams import rng
 
+FEWEST = 3
+"""Evaluations before the final one that a run has, however short its budget, unless its flags say how often."""
 BARREN_ROUNDS = 3
 """Rounds in a row without one sound episode after which a run ends."""
 
@@ -104,20 +106,27 @@ def loop(session: Session, crew: Crew) -> None:
     run, counters = session.run, session.counters
     session.begin()
     if counters.round == 0 and run.algorithm.warm_up():
-        session.played(crew.play(0, 0, {}, run.algorithm.warm_up(), random=True))
+        count = run.algorithm.warm_up()
+        with session.now.busy("warm-up: random episode", count):
+            session.played(crew.play(0, 0, {}, count, random=True))
     while not session.spent():
-        session.learned(crew.learn(session.owed(crew.table())))
+        session.learn(crew, session.owed(crew.table()))
         if session.spent():
             break
         count = run.algorithm.per_iteration()
         commands = session.ask(crew.table(), counters.round, count)
-        session.played(
-            crew.play(
-                counters.round, counters.saves, commands, count, random=not counters.learner_step
+        with session.now.busy("playing episode", count):
+            session.played(
+                crew.play(
+                    counters.round,
+                    counters.saves,
+                    commands,
+                    count,
+                    random=not counters.learner_step,
+                )
             )
-        )
         attend(session, crew)
-    session.learned(crew.learn(session.owed(crew.table())))
+    session.learn(crew, session.owed(crew.table()))
 
 
 def study(session: Session, crew: Crew) -> None:
@@ -131,7 +140,7 @@ def study(session: Session, crew: Crew) -> None:
             attend(session, crew)
         while not session.spent():
             with stopping.held():
-                session.learned(crew.learn(session.stride()))
+                session.learn(crew, session.stride())
             attend(session, crew)
     except KeyboardInterrupt:
         if stopping.asked():
@@ -141,13 +150,7 @@ def study(session: Session, crew: Crew) -> None:
 
 def attend(session: Session, crew: Crew) -> None:
     """Evaluate, save and report where it is due."""
-    run, counters = session.run, session.counters
-    if session.evaluation_due():
-        command, weights = run.algorithm.evaluation_command(crew.table()), crew.weights()
-        episodes, number = run.evaluations.episodes, counters.evaluations
-        score = crew.score(weights, command, episodes, "validation", number)
-        with stopping.held():
-            session.evaluated(score, weights)
+    session.evaluate_if_due(crew)
     with stopping.held():
         if session.save_due():
             session.save(crew)
@@ -183,6 +186,11 @@ class Session:
             )
         self.lines = JsonLines(folder.metrics, resumed.metrics_offset if resumed else 0)
         self._listeners: list[Listener] = [self.lines, *listeners]
+        self.now = Now()
+        self.seen()
+        for listener in listeners:
+            if callable(watch := getattr(listener, "watch", None)):
+                watch(self.now)
         self._means = Means(resumed.means if resumed and exact else None)
         self.cut_short = bool(resumed and resumed.means)
         """Whether its checkpoint was written between two reports: what was due may be so still."""
@@ -198,6 +206,7 @@ class Session:
     def begin(self) -> None:
         """Everybody is in place: the clock of `--budget.minutes` starts."""
         self.folder.begun = True
+        self.now.doing = ""
         self._began = time.monotonic()
         self._mark = (self._began, self.counters.env_steps, self.counters.learner_step)
         for listener in self._listeners:
@@ -208,18 +217,7 @@ class Session:
 
     def spent(self) -> bool:
         """Whether the budget is used up, or a listener has stopped the run."""
-        return self._stopped or self._used_up()
-
-    def _used_up(self) -> bool:
-        budget, counters = self.run.budget, self.counters
-        if self.clock >= self.run.total:
-            return True
-        if (
-            budget.learner_steps is not None
-            and counters.learner_step - counters.began_at >= budget.learner_steps
-        ):
-            return True
-        return budget.minutes is not None and time.monotonic() - self._began >= 60 * budget.minutes
+        return self._stopped or self.share() >= 1
 
     def owed(self, table: Table) -> int:
         """Learner steps that are owed now and that the budget allows."""
@@ -264,12 +262,26 @@ class Session:
         return commands
 
     def evaluation_due(self) -> bool:
-        """Whether an evaluation's step count has been passed."""
-        return (
-            self.task.plays
-            and self.counters.learner_step > 0
-            and self.clock // self.run.evaluations.every > self.counters.evaluations
-        )
+        """Whether an evaluation's step count has been passed.
+
+        Where that was not typed, a budget of any kind that is shorter has FEWEST of them too.
+        """
+        if not self.task.plays or not self.counters.learner_step:
+            return False
+        due = self.clock // self.run.evaluations.every
+        if "evaluations.every" not in (self.run.typed or ()):
+            due = max(due, min(FEWEST, int(self.share() * (FEWEST + 1))))
+        return due > self.counters.evaluations
+
+    def share(self) -> float:
+        """The share of the budget that is spent: of the one that is nearest to its end."""
+        budget, counters = self.run.budget, self.counters
+        shares = [self.clock / self.run.total]
+        if budget.learner_steps is not None:
+            shares.append((counters.learner_step - counters.began_at) / budget.learner_steps)
+        if budget.minutes is not None:
+            shares.append((time.monotonic() - self._began) / (60 * budget.minutes))
+        return max(shares)
 
     def report_due(self) -> bool:
         """Whether a report's step count has been passed."""
@@ -290,6 +302,29 @@ class Session:
         """
         ahead = self.counters.saves > self.clock // self.run.saves.every
         return ahead and self._went_on_at == self._place()
+
+    def learn(self, crew: Crew, steps: int) -> None:
+        """Have the crew take learner steps, and note them."""
+        with self.now.busy("learner step", steps):
+            self.learned(crew.learn(steps))
+
+    def evaluate_if_due(self, crew: Crew) -> None:
+        """Have the crew score the weights, where that is due."""
+        if not self.evaluation_due():
+            return
+        weights, episodes = crew.weights(), self.run.evaluations.episodes
+        command = self.run.algorithm.evaluation_command(crew.table())
+        number = self.counters.evaluations
+        with self.now.busy("evaluation: episode", episodes):
+            score = crew.score(weights, command, episodes, "validation", number, self.now.advance)
+        with stopping.held():
+            self.evaluated(score, weights)
+
+    def seen(self) -> None:
+        """Show the counters to those who look between two reports."""
+        now, counters = self.now, self.counters
+        now.env_steps, now.episodes = counters.env_steps, counters.episodes
+        now.learner_steps = counters.learner_step
 
     # --- what the loop tells
 
@@ -320,6 +355,9 @@ class Session:
                 "play/staleness": float(max(0, staleness)),
             }
             self._means.add(means, len(round.added))
+            self.now.played = means["play/return_mean"]
+            self.now.staleness = int(means["play/staleness"])
+        self.seen()
 
     def learned(self, progress: Progress) -> None:
         """Note where the learner stands. Answers of calls in flight may come in any order; only `rolled_back` takes steps back."""
@@ -328,11 +366,12 @@ class Session:
         self.counters.learned += progress.steps
         if progress.steps:
             self._means.add(progress.metrics, progress.steps)
+        self.seen()
 
     def note(self, problems: list[str]) -> None:
         """Tell of what is wrong and does not end the run: at once on standard error, and in the summary."""
         for problem in problems:
-            print(f"note: {problem}", file=sys.stderr)
+            say(f"note: {problem}")
         self.problems = (self.problems + problems)[-100:]
 
     def rolled_back(self, step: int, incarnation: int) -> None:
@@ -435,7 +474,8 @@ class Session:
                 self._means.state(),
             )
 
-        crew.save(write)
+        with self.now.busy("saving"):
+            crew.save(write)
         command = self.run.algorithm.evaluation_command(crew.table()) if len(crew.table()) else {}
         save_weights(self.folder, "last", saved[0], command, None)
         return saved[0], command
@@ -449,7 +489,7 @@ class Session:
             raise RunFailed(
                 "the budget was spent before a single episode was stored; give --budget.minutes or --budget.env-steps more"
             )
-        stopped = self._stopped and not self._used_up()
+        stopped = self._stopped and not self.share() >= 1
         weights, command = self.save(crew)
         if self.task.plays:
             scores = self._scores(crew, weights, command)
@@ -487,38 +527,29 @@ class Session:
         """What the summary says of the last weights, and of the best."""
         score = self._final(crew, weights, command, 0)
         last = score.summary(self.task)
-        best_mean = float(score.returns.mean())
+        best_mean, best_command = float(score.returns.mean()), command
         best_path = self.folder.weights("best")
         if best_path.is_file():
             best = Weights.load(best_path)
             if best.version != weights.version:
-                asked = command if best.command is None else best.command
-                best_mean = float(self._final(crew, best, asked, 1).returns.mean())
+                best_command = command if best.command is None else best.command
+                best_mean = float(self._final(crew, best, best_command, 1).returns.mean())
         else:
             save_weights(self.folder, "best", weights, command, float(score.returns.mean()))
         return {
             **last,
             **score.latency(),
             "best_return_mean": best_mean,
+            "best_command": best_command,
             "best_normalized_score": self.task.normalized_score(float(best_mean)),
         }
 
     def _final(self, crew: Crew, weights: Weights, command: dict[str, float], round: int) -> Score:
-        """A score on fresh seeds. Listeners that `watch`, as a terminal does, are shown how many of its episodes have ended."""
+        """A score on fresh seeds."""
         episodes = self.run.evaluations.final_episodes
-        watches = [watch for to in self._listeners if callable(watch := getattr(to, "watch", None))]
-        with contextlib.ExitStack() as end:
-            bars = [
-                end.enter_context(bar)
-                for watch in watches
-                if (bar := watch("final evaluation", episodes)) is not None
-            ]
-
-            def on_end(count: int) -> None:
-                for bar in bars:
-                    bar.advance(count)
-
-            score = crew.score(weights, command, episodes, "final", round, on_end if bars else None)
+        which = "the last weights" if round == 0 else "the best weights"
+        with self.now.busy(f"final evaluation of {which}: episode", episodes):
+            score = crew.score(weights, command, episodes, "final", round, self.now.advance)
         self._missing(score)
         return score
 
@@ -538,9 +569,12 @@ class Session:
 class LocalCrew:
     """Every verb in this process: no Ray."""
 
-    def __init__(self, run: Run, folder: RunFolder, resumed: Checkpoint | None) -> None:
+    def __init__(
+        self, run: Run, folder: RunFolder, resumed: Checkpoint | None, now: Now | None = None
+    ) -> None:
         torch.set_num_threads(run.machines.threads)
         self._run = run
+        self._now = now or Now()
         task = task_for(run)
         self._folder = folder
         flat = run.saves.flat_mib << 20
@@ -584,6 +618,7 @@ class LocalCrew:
                         (saves, self._incarnation, 0),
                         mine,
                         share.stop - share.start,
+                        self._now.advance,
                     )
                 )
         receipt = self.store.add([episode for part in parts for episode in part.episodes])
@@ -592,7 +627,7 @@ class LocalCrew:
 
     def learn(self, steps: int) -> Progress:
         """See Crew."""
-        return self.learner.update({self._run.task: self.store}, steps)
+        return self.learner.update({self._run.task: self.store}, steps, self._now.advance)
 
     def table(self) -> Table:
         """See Crew."""
@@ -658,7 +693,7 @@ def train_local(
         )
         end.callback(session.close)
         session.note(damage)
-        crew = LocalCrew(run, home, resumed)
+        crew = LocalCrew(run, home, resumed, session.now)
         end.callback(crew.close)
         (study if run.dataset else loop)(session, crew)
         return session.finish(crew) | {"folder": str(folder)}

@@ -8,16 +8,18 @@ Names: `train/` losses, `play/` episodes that training played, `evaluation/` sco
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from bigdm_ray.formats.progress import Progress
+from bigdm_ray.progress import Live, Status, ahead, say, span
 from bigdm_ray.replay.shard import unwritten
 
 Report = dict[str, float]
@@ -134,10 +136,40 @@ class TensorBoard:
             raise unwritten(self._folder, error) from None
 
 
-class Terminal:
-    """Progress on one line of a terminal; silent where standard error is not one. Evaluations stay on screen.
+@dataclass
+class Now:
+    """What a run is doing at this moment, for those who look at it between two reports."""
 
-    `budget` is what `clock` counts up to, `minutes` the wall time from `begin` on; the bar is of the one that is nearer to its end.
+    doing: str = "starting"
+    done: int = 0
+    total: int = 0
+    env_steps: int = 0
+    learner_steps: int = 0
+    episodes: int = 0
+    played: float | None = None  # mean return of the episodes that were stored last
+    staleness: int = 0
+
+    def advance(self, count: int = 1) -> None:
+        """So much more of what it is doing is done."""
+        self.done += count
+
+    @contextlib.contextmanager
+    def busy(self, doing: str, total: int = 0) -> Iterator[None]:
+        """Inside the block it does this, `total` times where that is known."""
+        before = self.doing, self.done, self.total
+        self.doing, self.done, self.total = doing, 0, total
+        try:
+            yield
+        finally:
+            self.doing, self.done, self.total = before
+
+
+class Terminal:
+    """A run's progress on standard error: a bar on a terminal, elsewhere a line every ten seconds.
+
+    Evaluations stay on screen. `budget` is what `clock` counts up to, `minutes` the wall time from
+    `begin` on, `learner_steps` a budget of learner steps; the bar is of the one nearest its end.
+    `doing` is said until the run begins.
     """
 
     def __init__(
@@ -146,64 +178,78 @@ class Terminal:
         stream: IO[str] | None = None,
         clock: str = "time/env_steps",
         minutes: float | None = None,
+        learner_steps: int | None = None,
+        doing: str = "starting",
     ) -> None:
-        self._budget = budget
+        self._clock = clock.removeprefix("time/")
+        self._budgets = {self._clock: budget}
+        if learner_steps is not None:
+            self._budgets.setdefault("learner_steps", learner_steps)
         self._minutes = minutes
-        self._began = time.monotonic()
-        self._clock = clock
         self._stream = stream or sys.stderr
-        self._alive = self._stream.isatty()
+        self._now = Now(doing)
+        self._at_first = Now()
+        self._opened = time.monotonic()
+        self._began: float | None = None
+        self._live = Live(self.status, stream=self._stream)
+
+    def watch(self, now: Now) -> None:
+        """Look at this from now on."""
+        now.doing = self._now.doing
+        self._now, self._at_first = now, dataclasses.replace(now)
 
     def begin(self) -> None:
         """The clock of the minutes starts."""
+        self._at_first = dataclasses.replace(self._now)
         self._began = time.monotonic()
 
     def __call__(self, report: Report) -> None:
-        """Redraw the line; print an evaluation above it."""
-        if not self._alive:
+        """Print an evaluation above the bar; other reports need no line of their own."""
+        if "evaluation/return_mean" not in report:
             return
-        steps = report[self._clock]
-        if "evaluation/return_mean" in report:
-            text = f"evaluation at {steps:>11,.0f} steps: return {report['evaluation/return_mean']:8.1f} +- {report['evaluation/return_std']:.1f}"
-            if "evaluation/normalized_score" in report:
-                text += f", normalised score {report['evaluation/normalized_score']:.1f}"
-            self._stream.write(f"\r\x1b[K{text}\n")
-        else:
-            done = steps / self._budget
-            width = 24
-            rate = report.get(f"{self._clock}_per_s", 0.0)
-            left = max(0.0, (self._budget - steps) / rate) if rate else 0.0
-            if self._minutes is not None:
-                passed, whole = time.monotonic() - self._began, 60 * self._minutes
-                done, left = (
-                    max(done, passed / whole),
-                    max(0.0, min(left if rate else whole, whole - passed)),
-                )
-            done = min(1.0, done)
-            bar = "#" * int(width * done)
-            played = (
-                f"return {report['play/return_mean']:7.1f}  "
-                if "play/return_mean" in report
-                else ""
-            )
-            text = (
-                f"[{bar:<{width}}] {100 * done:3.0f} %  {steps / 1e6:.2f}M steps  {rate / 1e3:.1f}k/s  {played}"
-                f"loss {report.get('train/loss', 0.0):.3f}  about {left / 60:.0f} min left"
-            )
-            self._stream.write(f"\r\x1b[K{text}")
-        self._stream.flush()
+        steps, mean = report[f"time/{self._clock}"], report["evaluation/return_mean"]
+        told = f"{steps:>11,.0f} {self._clock.replace('_', ' ')}"
+        text = f"evaluation at {told}: return {mean:8.1f} +- {report['evaluation/return_std']:.1f}"
+        if "evaluation/desired_return" in report:
+            text += f", asked {report['evaluation/desired_return']:.1f}"
+        if "evaluation/normalized_score" in report:
+            text += f", normalised score {report['evaluation/normalized_score']:.1f}"
+        say(text, self._stream)
 
-    def watch(self, label: str, episodes: int) -> Progress | None:
-        """A bar for episodes that are played when training is over, which stays on screen; None where there is no terminal."""
-        if not self._alive:
-            return None
-        self.close()
-        bar = Progress(label, episodes, stream=self._stream, units="episodes")
-        bar.advance(0)
-        return bar
+    def status(self) -> Status:
+        """How the run stands: the share of its budget, and the text beside it."""
+        now, began = self._now, self._began
+        passed = time.monotonic() - (self._opened if began is None else began)
+        doing = now.doing
+        if now.total:
+            doing += f" {now.done:,} of {now.total:,}"
+        if began is None:
+            return Status(f"{doing}, {span(passed)}")
+        share, left = self._share(now, passed)
+        parts = [
+            f"{now.env_steps:,} steps" if self._clock == "env_steps" else "",
+            f"{now.episodes:,} episodes" if self._clock == "env_steps" else "",
+            f"{now.learner_steps:,} learner steps" if "learner_steps" in self._budgets else "",
+            "" if now.played is None else f"return {now.played:.1f}",
+            f"staleness {now.staleness}" if now.staleness else "",
+            span(passed) + ("" if self._minutes is None else f" of {span(60 * self._minutes)}"),
+            "" if left is None or share >= 1 else f"{ahead(left)} left",
+            doing,
+        ]
+        return Status(", ".join(filter(None, parts)), share)
+
+    def _share(self, now: Now, passed: float) -> tuple[float, float | None]:
+        """The share of the budget that is spent, and the seconds that are left where that can be told."""
+        whole = 60 * self._minutes if self._minutes is not None else None
+        share, left = (0.0, None) if whole is None else (passed / whole, max(0.0, whole - passed))
+        for name, budget in self._budgets.items():
+            here, first = getattr(now, name), getattr(self._at_first, name)
+            share = max(share, here / budget)
+            if here > first:
+                ends = max(0, budget - here) * passed / (here - first)
+                left = ends if left is None else min(left, ends)
+        return min(1.0, share), left
 
     def close(self) -> None:
         """Leave the progress line."""
-        if self._alive:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
+        self._live.close()

@@ -7,6 +7,7 @@ interrupted or not: that is how a resumed run meets the same environments althou
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from bigdm_ray.algorithms.base import Columns, Persistence
 from bigdm_ray.envs.vector import VectorEnv
@@ -39,10 +40,11 @@ class Player:
         era: tuple[int, int, int],
         commands: Columns,
         count: int,
+        on_end: Callable[[int], None] | None = None,
     ) -> Played:
         """Play `count` episodes of a round in a group's environments, at random where there are no weights.
 
-        `era` is (save index, incarnation of the run, attempt): environments are made anew where it changes.
+        `on_end`: see `rollout`. `era` is (save index, incarnation of the run, attempt): environments are made anew where it changes.
         """
         began = time.perf_counter()
         if weights is not None and weights.version != self._version:
@@ -62,6 +64,7 @@ class Player:
             rng(self._run.seed, "play", round, group),
             origin,
             persistence=persistence,
+            on_end=on_end,
         )
         self.busy_s += time.perf_counter() - began
         return played

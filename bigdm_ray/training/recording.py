@@ -24,8 +24,8 @@ from bigdm_ray.envs.vector import Arrays
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.base import spec_of
 from bigdm_ray.formats.dataset import Dataset, Writer, keeping
-from bigdm_ray.formats.progress import Progress
 from bigdm_ray.models.heads import normals
+from bigdm_ray.progress import Progress
 from bigdm_ray.replay.episode import Episode
 from bigdm_ray.training.evaluation import constant
 from bigdm_ray.training.rollout import Origin, RandomPolicy, rollout

@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from bigdm_ray.formats.base import formats, open_source
 from bigdm_ray.formats.checks import conform
 from bigdm_ray.formats.dataset import Dataset, Writer
 from bigdm_ray.formats.importing import import_dataset
-from bigdm_ray.formats.progress import Progress
+from bigdm_ray.progress import Progress
 from bigdm_ray.replay import shard
 
 TASK = "toy-continuous"
@@ -334,36 +335,22 @@ def test_a_killed_import_leaves_no_half_dataset_and_goes_on(tmp_path, episodes):
 # --- the bar
 
 
-class Terminal:
-    def __init__(self, tty):
-        self.tty, self.text = tty, ""
-
-    def isatty(self):
-        return self.tty
-
-    def write(self, text):
-        self.text += text
-
-    def flush(self):
-        pass
-
-
-def test_the_bar_is_for_terminals_only():
+def test_the_bar_is_left_on_a_terminal_and_a_pipe_hears_of_long_work_alone():
     for tty, quiet, shown in ((True, False, True), (False, False, False), (True, True, False)):
-        stream = Terminal(tty)
+        stream = io.StringIO()
+        stream.isatty = lambda tty=tty: tty
         with Progress("set", 1000, 100, quiet, stream) as bar:
             bar.advance(400)
-        assert bool(stream.text) is shown
+        assert bool(stream.getvalue()) is shown
         if shown:
-            assert (
-                "set: [############            ] 500 of 1,000 steps" in stream.text
-                and stream.text.endswith("\n")
-            )
-    assert Progress("set", 1000, 100).line(2.0).endswith("of 1,000 steps, 0 a second")
+            assert " 50 %|" in stream.getvalue()
+            assert "set: 500 of 1,000 steps" in stream.getvalue()
+            assert stream.getvalue().endswith("\n")
+    assert Progress("set", 1000, 100).line(2.0).endswith("of 1,000 steps, 0 a second, 0:02")
     bar = Progress("set", 1000, 100)
     bar.advance(300)
-    assert bar.line(2.0).endswith("150 a second, 4 s left")
-    assert Progress("set").line(1.0) == "set: 0 steps, 0 a second"
+    assert bar.line(2.0).endswith("150 a second, 4 s left, 0:02")
+    assert Progress("set").line(1.0) == "set: 0 steps, 0 a second, 0:01"
     slow = Progress("task", 4, units="episodes")
     slow.advance(1)
-    assert slow.line(90.0).endswith("1 of 4 episodes, one in 90 s, 270 s left")
+    assert slow.line(90.0).endswith("1 of 4 episodes, one in 90 s, 4 min left, 1:30")

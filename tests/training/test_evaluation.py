@@ -181,7 +181,8 @@ def test_bootstrap_intervals_cover_the_mean_and_shrink_with_the_sample():
 def test_a_terminal_shows_the_normalised_score_where_there_is_one(score, says):
     stream = io.StringIO()
     stream.isatty = lambda: True
-    Terminal(1000, stream)(
+    terminal = Terminal(1000, stream)
+    terminal(
         {
             "time/env_steps": 500.0,
             "evaluation/return_mean": 0.7,
@@ -189,4 +190,5 @@ def test_a_terminal_shows_the_normalised_score_where_there_is_one(score, says):
             **score,
         }
     )
-    assert stream.getvalue().strip().endswith(f"return      0.7 +- 0.4{says}")
+    terminal.close()
+    assert f"return      0.7 +- 0.4{says}\n" in stream.getvalue()

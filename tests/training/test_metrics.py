@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import re
 import struct
 import threading
@@ -12,10 +13,13 @@ import pytest
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
+from bigdm_ray import progress
 from bigdm_ray.doors import door
 from bigdm_ray.errors import RunFailed
+from bigdm_ray.progress import span
 from bigdm_ray.run import main
 from bigdm_ray.training import metrics
+from bigdm_ray.training.loop import FEWEST
 from bigdm_ray.training.metrics import TensorBoard, Terminal
 
 TINY = "--local --quiet --budget.env-steps 300 --algorithm.hidden 8 --algorithm.batch-size 16 --algorithm.n-updates-per-iter 2"
@@ -89,100 +93,108 @@ def stream(tty):
 @pytest.mark.parametrize(
     ("minutes", "passed_s", "steps", "percent", "left"),
     [
-        (None, 999.0, 250.0, 25, 5),  # 750 steps at 2.5 a second
-        (None, 999.0, 1050.0, 100, 0),
-        (10.0, 240.0, 250.0, 40, 5),  # the steps are spent first
-        (5.0, 240.0, 250.0, 80, 1),
-        (5.0, 315.0, 250.0, 100, 0),
-        (0.1, 315.0, 2000.0, 100, 0),
+        (None, 100.0, 250, 25, "5 min"),  # 750 steps at 2.5 a second
+        (None, 999.0, 900, 90, "111 s"),
+        (10.0, 240.0, 250, 40, "6 min"),
+        (10.0, 100.0, 500, 50, "100 s"),  # the steps are spent first
+        (100.0, 60.0, 0, 1, "99 min"),
     ],
 )
 def test_the_bar_is_of_the_budget_that_ends_first(
     minutes, passed_s, steps, percent, left, monkeypatch
 ):
-    now = 1000.0
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now)
-    terminal = Terminal(1000, shown := stream(True), minutes=minutes)
-    now = 2000.0  # everybody is in place
+    clock = 1000.0
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: clock)
+    terminal = Terminal(1000, stream(False), minutes=minutes)
+    terminal.close()
+    now = metrics.Now()
+    terminal.watch(now)
+    assert terminal.status().text == "starting, 0:00" and terminal.status().share is None
+    now.doing = ""
+    clock = 2000.0  # everybody is in place
     terminal.begin()
-    now += passed_s
-    terminal({"time/env_steps": steps, "time/env_steps_per_s": 2.5})
-    assert f"] {percent:3d} % " in shown.getvalue() and shown.getvalue().endswith(
-        f" about {left} min left"
-    )
-    assert shown.getvalue().count("#") == int(24 * percent / 100)
+    clock += passed_s
+    now.env_steps, now.episodes, now.played, now.staleness = steps, 7, 1.25, 3
+    status = terminal.status()
+    assert round(100 * status.share) == percent
+    assert f"{left} left" in status.text
+    of = "" if minutes is None else f" of {span(60 * minutes)}"
+    shown = f"{steps:,} steps, 7 episodes, return 1.2, staleness 3, {span(passed_s)}{of}, "
+    assert status.text.startswith(shown)
+    with now.busy("learner step", 20):
+        now.advance()
+        assert terminal.status().text.endswith("left, learner step 1 of 20")
+    assert now.doing == ""
+    now.env_steps = 1000
+    with now.busy("final evaluation: episode", 7):
+        assert terminal.status().text.endswith(
+            f"{span(passed_s)}{of}, final evaluation: episode 0 of 7"
+        )
+
+
+def test_a_terminal_sees_it_move_and_a_pipe_sees_lines(tmp_path, monkeypatch):
+    """Also inside one long call; evaluations and notes stay whole above the bar."""
+    monkeypatch.setattr(progress, "DRAW_S", 0.01)
+    monkeypatch.setattr(progress, "FIRST_S", 0.01)
+    monkeypatch.setattr(progress, "LINE_S", 0.01)
+    for tty in (True, False):
+        shown, drawn = stream(tty), threading.Event()
+        now = metrics.Now("starting Ray")
+        terminal = Terminal(1000, shown)
+        terminal.watch(now)
+        terminal.begin()
+        with now.busy("learner step", 9):
+            for step in range(9):
+                now.advance()
+                while f"learner step {step + 1} of 9" not in shown.getvalue():
+                    assert not drawn.wait(0.01)
+        score = {"evaluation/return_mean": 0.7, "evaluation/return_std": 0.4}
+        terminal({"time/env_steps": 500.0, **score, "evaluation/desired_return": 0.9})
+        terminal.close()
+        terminal.close()
+        words = "evaluation at         500 env steps: return      0.7 +- 0.4, asked 0.9\n"
+        assert words in shown.getvalue()
+        assert ("\r" in shown.getvalue()) is tty
+        if not tty:
+            lines = shown.getvalue().splitlines()
+            assert all(re.match(r"evaluation|\d+ %, |starting", line) for line in lines)
 
 
 def test_the_minutes_of_the_bar_are_those_of_the_run(tmp_path, monkeypatch):
     """`--budget.minutes` reaches the bar, whose clock starts with the run's."""
     shown, began = stream(True), []
     monkeypatch.setattr("sys.stderr", shown)
-    monkeypatch.setattr(Terminal, "begin", lambda _: began.append(1))
+    monkeypatch.setattr(progress, "DRAW_S", 0.01)
+    begin = Terminal.begin
+    monkeypatch.setattr(Terminal, "begin", lambda self: (began.append(1), begin(self)))
     words = [word for word in TINY.split() if word != "--quiet"]
-    arguments = [
-        "udrl",
-        "toy-vector",
-        *words,
-        "--budget.env-steps",
-        "10000000",
-        "--budget.minutes",
-        "0.02",
-        "--saves.report-every",
-        "20",
-    ]
-    assert door(main, [*arguments, "--folder", str(tmp_path / "run")]) == 0
+    given = ["--budget.env-steps", "10000000", "--budget.minutes", "0.02"]
+    arguments = ["udrl", "toy-vector", *words, *given, "--folder", str(tmp_path / "run")]
+    assert door(main, arguments) == 0
     percents = [int(text) for text in re.findall(r"(\d+) %", shown.getvalue())]
     assert percents == sorted(percents) and percents[-1] == 100 and began == [1]
+    assert "0.02 minutes, at most 10,000,000 environment steps" in shown.getvalue()
+    assert "plays toy-vector from nothing" in shown.getvalue()
 
 
-def test_a_terminal_sees_the_final_evaluation_going_on(tmp_path, monkeypatch):
-    """Nobody else is asked to watch, and a terminal that is none shows nothing."""
-    monkeypatch.setattr("bigdm_ray.formats.progress.EVERY_S", 0.0)
-    monkeypatch.setattr("sys.stderr", shown := stream(True))
-    words = [word for word in TINY.split() if word != "--quiet"]
-    assert (
-        door(
-            main,
-            [
-                "udrl",
-                "toy-vector",
-                *words,
-                "--evaluations.final-episodes",
-                "7",
-                "--folder",
-                str(tmp_path / "run"),
-            ],
-        )
-        == 0
-    )
-    counts = [
-        int(text)
-        for text in re.findall(r"final evaluation: .*?(\d+) of 7 episodes", shown.getvalue())
-    ]
-    assert counts[0] == 0 and counts[-1] == 7 and counts == sorted(counts) and len(set(counts)) > 2
-    assert Terminal(1000, stream(False)).watch("final evaluation", 7) is None
+def test_a_quiet_run_says_nothing_on_the_way(tmp_path, capsys):
+    given = ["--saves.report-every", "20", "--folder", str(tmp_path / "run")]
+    assert door(main, ["udrl", "toy-vector", *TINY.split(), *given]) == 0
+    assert capsys.readouterr().err == ""
 
 
-def test_it_is_quiet_where_standard_error_is_no_terminal(tmp_path, capsys):
-    terminal = Terminal(1000, shown := stream(False))
-    terminal({"time/env_steps": 500.0})
-    terminal({"time/env_steps": 500.0, "evaluation/return_mean": 0.7, "evaluation/return_std": 0.4})
-    terminal.close()
-    assert shown.getvalue() == ""
-    words = [word for word in TINY.split() if word != "--quiet"]
-    assert (
-        door(
-            main,
-            [
-                "udrl",
-                "toy-vector",
-                *words,
-                "--saves.report-every",
-                "20",
-                "--folder",
-                str(tmp_path / "run"),
-            ],
-        )
-        == 0
-    )
-    assert re.fullmatch(r"udrl on toy-vector, [^\n\r\x1b]*\n", capsys.readouterr().err)
+def test_a_short_run_has_some_evaluations_on_its_curve(tmp_path, capsys):
+    """Also where the preset evaluates after more steps than there are; and says what it asked for."""
+    folder = tmp_path / "run"
+    given = ["--budget.env-steps", "1000", "--folder", str(folder)]
+    assert door(main, ["udrl", "toy-vector", *TINY.split(), *given]) == 0
+    reports = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    at = [one["time/env_steps"] for one in reports if "evaluation/return_mean" in one]
+    assert FEWEST - 1 <= len(at) <= FEWEST and at[0] >= 250 and at[-1] < 1000
+    summary = json.loads((folder / "summary.json").read_text())
+    asked = summary["command"]["desired_return"]
+    assert f"over 2 episodes, asked for {asked:.1f} (" in capsys.readouterr().out
+    assert summary["best_command"]["desired_return"] > 0
+    again = ["--evaluations.every", "1000000", "--folder", str(tmp_path / "other")]
+    assert door(main, ["udrl", "toy-vector", *TINY.split(), *again]) == 0
+    assert "evaluation/return_mean" not in (tmp_path / "other" / "metrics.jsonl").read_text()

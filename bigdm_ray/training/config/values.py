@@ -266,6 +266,10 @@ def described(run: Run) -> str:
         if run.dataset
         else f"{run.budget.env_steps:,} environment steps"
     )
+    if run.dataset is None and run.budget.learner_steps is not None:
+        budget += f" or {run.budget.learner_steps:,} learner steps"
+    if run.budget.minutes is not None:
+        budget = f"{run.budget.minutes:g} minutes, at most {budget}"
     return textwrap.shorten(
         f"{run.algorithm.name} on {run.task}, preset {run.preset}, seed {run.seed}, {budget}", 120
     )
