@@ -15,7 +15,7 @@ from bigdm_ray.algorithms.base import algorithms, find_algorithm
 from bigdm_ray.algorithms.udrl import Udrl
 from bigdm_ray.baselines.base import Foreign
 from bigdm_ray.doors import door
-from bigdm_ray.envs import find_task
+from bigdm_ray.envs import Signature, find_task
 from bigdm_ray.envs.batches import rows_reader, values_of
 from bigdm_ray.envs.values import Misfit, flatten
 from bigdm_ray.errors import UserError
@@ -306,15 +306,27 @@ def test_spaces_of_ones_own_environment(folder):
     policy = loaded.act(n=2, spaces=(box, spaces.Discrete(2, start=7)))
     assert set(policy(np.zeros((2, 4))).tolist()) <= {7, 8}
     for pair, told in (
-        ((spaces.Box(-9, 9, (5,)), spaces.Discrete(2)), r"tensor \(5,\), but tensor \(4,\) is"),
+        (
+            (spaces.Box(-9, 9, (5,)), spaces.Discrete(2)),
+            "they have tensor of 5, but tensor of 4 is expected",
+        ),
         (
             (spaces.Dict({"a": box}), spaces.Discrete(2)),
-            r"have nothing, but tensor \(4,\) is expec",
+            "they have nothing, but tensor of 4 is expected",
         ),
-        ((box, spaces.Discrete(3)), r"of actions they have discrete \(3,\), but discrete \(2,\)"),
+        ((box, spaces.Discrete(3)), r"of actions they have discrete of 1 with \(3,\) choices, but"),
     ):
         with pytest.raises(UserError, match=told):
             loaded.act(spaces=pair)
+    wide = Signature(
+        {"": dataclasses.replace(loaded.signature.observations[""], shape=(2, 2))},
+        {"": dataclasses.replace(loaded.signature.actions[""], shape=(1,))},
+    )
+    model = loaded.run.algorithm.build({"cartpole": wide})
+    policy = dataclasses.replace(loaded, signature=wide, model=model).act(
+        spaces=(box, spaces.Discrete(2))
+    )
+    assert policy(np.zeros(4)) in (0, 1)
 
 
 SPACE = spaces.Dict(

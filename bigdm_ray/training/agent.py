@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bigdm_ray.algorithms.base import Columns, Mode, device_of
-from bigdm_ray.envs import Signature
+from bigdm_ray.envs import Leaf, Signature
 from bigdm_ray.envs.batches import rows_reader, values_of
 from bigdm_ray.envs.values import Misfit, kind, reward_of
 from bigdm_ray.errors import UserError, nearest, quoted
@@ -61,6 +61,7 @@ class Agent:
             _own_spaces(loaded) if spaces is None else fitting(loaded, spaces)
         )
         self._read = rows_reader(seen, n)
+        self._shapes = loaded.signature.observations, Signature.of(seen, self._action_space).actions
         self._state = self._policy.start(self._count)
         self._remembers = bool(self._state or run.algorithm.commands)
         self._first = np.ones(self._count, bool)
@@ -114,7 +115,7 @@ class Agent:
         ignored. Raises UserError for values that do not fit, and has then changed nothing.
         """
         try:
-            seen = self._read(observation)
+            seen = _shaped(self._read(observation), self._shapes[0])
             rewards = self._rewards(reward)
         except Misfit as error:
             raise UserError(
@@ -136,7 +137,7 @@ class Agent:
             self._state, seen, rewards, self._commands, self._first, chance
         )
         self._first = np.zeros(self._count, bool)
-        return values_of(self._action_space, actions, self._n)
+        return values_of(self._action_space, _shaped(actions, self._shapes[1]), self._n)
 
     @property
     def _whose(self) -> str:
@@ -201,14 +202,15 @@ def _own_spaces(loaded: Loaded) -> tuple[Any, Any]:
 
 
 def fitting(loaded: Loaded, spaces: tuple[Any, Any]) -> tuple[Any, Any]:
-    """Observation and action space, if the network reads and writes such values; bounds may differ.
+    """Observation and action space, if the network reads and writes such values. Raises UserError.
 
-    Raises UserError.
+    Bounds may differ, and so may shapes of the same size but of pictures: a dataset without an
+    environment may hold its only action as `[T, 1]`.
     """
     given, known = Signature.of(*spaces), loaded.signature
     for what in ("observations", "actions"):
         here, there = (
-            {path: (leaf.kind, leaf.shape, leaf.choices) for path, leaf in leaves.items()}
+            {path: _told(leaf) for path, leaf in leaves.items()}
             for leaves in (getattr(given, what), getattr(known, what))
         )
         for path in [*there, *here]:
@@ -222,5 +224,18 @@ def fitting(loaded: Loaded, spaces: tuple[Any, Any]) -> tuple[Any, Any]:
     return spaces
 
 
+def _shaped(arrays: Columns, leaves: Mapping[str, Leaf]) -> Columns:
+    """Rows of leaves in their shapes, which may be others of the same size."""
+    return {path: v.reshape(len(v), *leaves[path].shape) for path, v in arrays.items()}
+
+
+def _told(leaf: Leaf) -> tuple[Any, ...]:
+    return leaf.kind, leaf.shape if leaf.kind == "image" else leaf.size, leaf.choices
+
+
 def _said(leaf: tuple[Any, ...] | None) -> str:
-    return "nothing" if leaf is None else " ".join(str(part) for part in leaf if part != ())
+    """A leaf in words: its kind, its size (a picture's shape), its choices."""
+    if leaf is None:
+        return "nothing"
+    kind, size, choices = leaf
+    return f"{kind} of {size}" + (f" with {choices} choices" if choices else "")
