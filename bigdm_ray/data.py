@@ -1,6 +1,6 @@
 """Datasets and stored episodes: `python -m bigdm_ray.data COMMAND ...`.
 
-    import SOURCE... --folder DATASET         from Minari (minari:mujoco/hopper/medium-v0, or a folder), D4RL HDF5, episode and step Parquet, DQN replays
+    import SOURCE... --folder DATASET         from Minari (minari:mujoco/hopper/medium-v0, or a folder), D4RL, d3rlpy, npz, Parquet, LeRobot, RLlib, DQN
     export DATASET --to minari|parquet|steps --folder OUT
     record RUN --folder DATASET --episodes 100 --action-noise 0.1      play a trained run; --random TASK plays at random
     record RUN --folder DATASET --steps 100000 --weights milestones    from poor to good: every stage of its training

@@ -119,7 +119,10 @@ def leaves(space: gymnasium.Space[Any], path: str = "") -> dict[str, Leaf]:
     if children:
         out: dict[str, Leaf] = {}
         for name, child in children.items():
-            out.update(leaves(child, f"{path}/{name}" if path else name))
+            inner = leaves(child, f"{path}/{name}" if path else name)
+            if twice := out.keys() & inner.keys():
+                raise UserError(f"the space {space} has two leaves {min(twice)!r}; rename one")
+            out.update(inner)
         return dict(sorted(out.items()))
     if isinstance(space, spaces.Box):
         if space.dtype == np.uint8 and len(space.shape) in (2, 3):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,9 +109,7 @@ def expect_types(path: Path, schema: pa.Schema, expected: Mapping[str, str]) -> 
 PROBE_ROWS = 8
 
 
-def rows_at_once(
-    file: pq.ParquetFile, names: list[str], groups: list[int], wanted: int, most: int
-) -> int:
+def rows_at_once(file: Any, names: list[str], groups: list[int], wanted: int, most: int) -> int:
     """How many rows decode to about `wanted` bytes, judged by the first few: what they take in the file may be a thousandth of it."""
     for batch in file.iter_batches(batch_size=PROBE_ROWS, row_groups=groups, columns=names):
         if len(batch):
@@ -275,7 +273,7 @@ def said_versions(meta: Mapping[str, str]) -> dict[str, str]:
 
 
 def told_alike(
-    files: list[Path], opened: list[pq.ParquetFile]
+    files: list[Path], opened: Iterable[pq.ParquetFile]
 ) -> tuple[dict[str, str], str, Signature | None]:
     """What the first file's metadata tell, and its task and signature: empty and None where they are silent.
 

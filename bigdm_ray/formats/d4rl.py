@@ -17,7 +17,9 @@ d3rlpy/online/buffers.py (`append`).
 
 from __future__ import annotations
 
+import contextlib
 import re
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +32,7 @@ from bigdm_ray.formats.base import Format, Reader, Said, step_limit
 from bigdm_ray.formats.checks import followed, refused, truths
 from bigdm_ray.formats.hdf5 import ERRORS, Fields, open_hdf5
 from bigdm_ray.formats.looks import Acted, guessed, moved, seen_leaf
+from bigdm_ray.formats.spellings import missing, spelled
 from bigdm_ray.formats.unread import unread
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
@@ -38,6 +41,16 @@ BLOCK = 1 << 16
 """Steps that are read at once."""
 BLOCK_BYTES = 16 << 20
 TIME_LIMIT = 1000
+TABLE = {
+    "observations": "observations",
+    "actions": "actions",
+    "rewards": "rewards",
+    "terminals": "terminated",
+    "dones": "dones",
+    "timeouts": "truncated",
+    "next_observations": "next_observations",
+}
+"""D4RL's names, and what the table of spellings calls them."""
 NEEDED = ("observations", "actions", "rewards", "terminals")
 CUTS = ("timeouts", "episode_terminals")
 """Columns that tell where episodes end, of which a file has one at most: D4RL's and d3rlpy's."""
@@ -52,66 +65,74 @@ class Span(NamedTuple):
     terminated: bool
 
 
-class D4rlFile(Reader):
-    """One file."""
+class FlatArrays(Reader):
+    """One file with an array for each field, of all episodes, one row a step."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with open_hdf5(path) as file:
-            fields = Fields(path)
-            found = {name: fields.high(file.id, name.encode(), str(path)) for name in NEEDED}
-            found |= {
-                name: fields.high(file.id, name.encode(), str(path))
-                for name in (*CUTS, "next_observations")
-                if name in file
+        with self._opened() as (found, names, told):
+            self._names = set(found)
+            self.taken = {
+                TABLE[name]: self._found.name(TABLE[name]) for name in found if name in TABLE
             }
-            self.beside = unread(file, (*found, *CUTS, *D3RLPY), str(path))
+            for name in NEEDED:
+                if name not in found and not (name == "terminals" and "dones" in found):
+                    raise refused(str(path), name, missing(self._found, TABLE[name]))
+            self.beside = unread(names, (*self._found.names, *TABLE, *CUTS, *D3RLPY), str(path))
             if set(CUTS) <= found.keys():
                 why = "it tells where episodes end, and so does 'timeouts'; leave one of them out"
                 raise refused(str(path), "episode_terminals", why)
-            self._picks = None
-            if "discrete_action" in file:
-                told = fields.high(file.id, b"discrete_action", str(path))
-                if told.shape == () and told.dtype.kind in "biu":
-                    self._picks = bool(told[()])
+            self._picks = told
             self._cut = next((name for name in CUTS if name in found), None)
-            for name, dataset in found.items():
-                if dataset.dtype.kind not in "biuf" or not dataset.ndim:
-                    raise refused(
-                        f"{path}, episode 0",
-                        name,
-                        f"an array of numbers is expected, not {dataset.dtype}",
-                    )
-                if name in ("rewards", "terminals", *CUTS) and dataset.size != len(dataset):
-                    raise refused(
-                        f"{path}, episode 0",
-                        name,
-                        f"one number a row is expected, not an array of shape {list(dataset.shape)}",
-                    )
-            for dataset in found.values():
-                fields.claim(int(dataset.size) * dataset.dtype.itemsize)
-            self._names = set(found)
-            rows = {name: len(dataset) for name, dataset in found.items()}
+            for name, values in found.items():
+                if values.dtype.kind not in "biuf" or not values.ndim:
+                    why = f"an array of numbers is expected, not {values.dtype}"
+                    raise refused(f"{path}, episode 0", self._theirs(name), why)
+                if name in ("rewards", "terminals", "dones", *CUTS) and values.size != len(values):
+                    shape = list(values.shape)
+                    why = f"one number a row is expected, not an array of shape {shape}"
+                    raise refused(f"{path}, episode 0", self._theirs(name), why)
+            rows = {name: len(values) for name, values in found.items()}
             self._rows = max(rows.values())
             self._row_bytes = sum(
-                dataset.dtype.itemsize * int(np.prod(dataset.shape[1:], dtype=np.int64))
-                for dataset in found.values()
+                values.dtype.itemsize * int(np.prod(values.shape[1:], dtype=np.int64))
+                for values in found.values()
             )
             if len(set(rows.values())) > 1:
                 name = min(rows, key=lambda one: rows[one])
-                over = _padded(found["terminals"], rows[name])
+                over = _padded(found["terminals" if "terminals" in found else "dones"], rows[name])
                 if self._cut is not None:
                     cut = _padded(found[self._cut], rows[name])
                     over = cut if self._cut == "episode_terminals" else over | cut
                 ends = int(np.count_nonzero(over))
-                raise refused(
-                    f"{path}, episode {ends}",
-                    name,
-                    f"the file holds {rows[name]:,} rows of it where it holds {self._rows:,} of others",
-                )
+                why = f"the file holds {rows[name]:,} rows of it where it holds {self._rows:,} of others"
+                raise refused(f"{path}, episode {ends}", self._theirs(name), why)
         word = re.split(r"[-_.]", path.name.lower())[0]
         likely = word if word in tasks() else ""
         self.said = Said(str(path), likely, steps=self._rows, likely=likely)
+
+    @abstractmethod
+    def _opened(
+        self,
+    ) -> contextlib.AbstractContextManager[tuple[dict[str, Any], list[str], bool | None]]:
+        """The arrays by D4RL's names, all names of the file, and whether it tells that actions are choices."""
+
+    def _spelled(self, names: list[str]) -> dict[str, str]:
+        """The names that a file has for D4RL's."""
+        self._found = spelled(names, TABLE.values(), {what: name for name, what in TABLE.items()})
+        own = {
+            name: self._found.plain[what]
+            for name, what in TABLE.items()
+            if what in self._found.plain
+        }
+        if "terminals" in own:
+            own.pop("dones", None)
+        return own | (
+            {"episode_terminals": "episode_terminals"} if "episode_terminals" in names else {}
+        )
+
+    def _theirs(self, name: str) -> str:
+        return self._found.name(TABLE[name]) if name in TABLE else name
 
     def files(self) -> list[Path]:
         """See Reader."""
@@ -120,8 +141,8 @@ class D4rlFile(Reader):
     def looks(self) -> Signature | None:
         """See Reader."""
         acted = Acted(self._picks)
-        with open_hdf5(self._path) as file:
-            seen = seen_leaf(file["observations"][:1])
+        with self._opened() as (file, _, _):
+            seen = seen_leaf(np.asarray(file["observations"][:1]))
             for at in range(0, self._rows, BLOCK):
                 acted.add(np.asarray(file["actions"][at : at + BLOCK]))
         return guessed({"": seen}, [("", acted)])
@@ -140,7 +161,7 @@ class D4rlFile(Reader):
                 f"that actions are {theirs}, but those of {task} are {mine}; nothing was imported"
             )
         self._leaf = signature.observations[""]
-        with open_hdf5(self._path) as file:
+        with self._opened() as (file, _, _):
             group: list[Span] = []
             number, size = skip, 0
             for span in self._spans(file, step_limit(task) or TIME_LIMIT, skip):
@@ -165,8 +186,9 @@ class D4rlFile(Reader):
                     yield Span(start, end, terminated)
 
         doubled = False
+        either = "terminals" not in self._names
         for at in range(0, self._rows, BLOCK):
-            terminals = self._flags(file, "terminals", at)
+            terminals = self._flags(file, "dones" if either else "terminals", at)
             stops = terminals if self._cut is None else self._flags(file, self._cut, at)
             if self._cut == "timeouts":
                 stops = terminals | stops
@@ -177,7 +199,9 @@ class D4rlFile(Reader):
                 while self._cut is None and end - begin > limit:
                     yield from whole(begin, begin + limit, False)
                     begin += limit
-                yield from whole(begin, end, bool(terminals[stop]))
+                cut = either and self._cut is None and end - begin == limit
+                cut |= either and self._cut is not None and bool(self._stopped(file, at + stop))
+                yield from whole(begin, end, bool(terminals[stop]) and not cut)
                 begin = end
         if doubled:
             why = "it is set on the last row, where 'episode_terminals' ends no episode"
@@ -186,6 +210,9 @@ class D4rlFile(Reader):
             end = min(self._rows, begin + limit) if self._cut is None else self._rows
             yield from whole(begin, end, False)
             begin = end
+
+    def _stopped(self, file: Any, row: int) -> Any:
+        return self._cut == "timeouts" and np.asarray(file["timeouts"][row]).reshape(-1)[0]
 
     def _early(self, terminals: np.ndarray, stops: np.ndarray, at: int, before: bool) -> bool:
         """Whether the last row is a terminal that ends nothing; `before`: of the row before.
@@ -202,14 +229,14 @@ class D4rlFile(Reader):
 
     def _flags(self, file: Any, name: str, at: int) -> np.ndarray:
         try:
-            values = file[name][at : at + BLOCK].reshape(-1)
+            values = np.asarray(file[name][at : at + BLOCK]).reshape(-1)
         except ERRORS as error:
             raise refused(
                 f"{self._path}, in rows {at:,} to {at + BLOCK:,}",
-                name,
+                self._theirs(name),
                 f"it cannot be read ({' '.join(str(error).split())})",
             ) from None
-        return truths(values, name, lambda k: f"{self._path}, row {at + k:,}")
+        return truths(values, self._theirs(name), lambda k: f"{self._path}, row {at + k:,}")
 
     def _read(self, file: Any, spans: list[Span], number: int) -> Iterator[Episode]:
         first, last = spans[0].start, spans[-1].end
@@ -257,7 +284,7 @@ class D4rlFile(Reader):
         except ERRORS as error:
             raise refused(
                 f"{self.place(number)} or a later one",
-                name,
+                self._theirs(name),
                 f"it cannot be read ({' '.join(str(error).split())})",
             ) from None
 
@@ -266,6 +293,26 @@ def _padded(flags: Any, rows: int) -> np.ndarray:
     out = np.zeros(rows, bool)
     out[: len(flags)] = flags[:rows]
     return out
+
+
+class D4rlFile(FlatArrays):
+    """An HDF5 file."""
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[tuple[dict[str, Any], list[str], bool | None]]:
+        with open_hdf5(self._path) as file:
+            fields, picks = Fields(self._path), None
+            found = {
+                ours: fields.high(file.id, theirs.encode(), str(self._path))
+                for ours, theirs in self._spelled(list(file)).items()
+            }
+            for values in found.values():
+                fields.claim(int(values.size) * values.dtype.itemsize)
+            if "discrete_action" in file:
+                told = fields.high(file.id, b"discrete_action", str(self._path))
+                if told.shape == () and told.dtype.kind in "biu":
+                    picks = bool(told[()])
+            yield found, list(file), picks
 
 
 class D4rl(Format):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ from bigdm_ray.replay.episode import Episode
 
 BATCH_BYTES = 8 << 20
 BATCH_EPISODES = 1024
+_FIELD = re.compile(r"field '(\w+)")
 
 
 def import_dataset(
@@ -83,6 +85,8 @@ def import_dataset(
             folder.name, _source(readers, steps), _versions(readers, name), _references(readers)
         )
     for reader in readers:
+        for told in reader.notes:
+            print(f"note: {told}", file=sys.stderr)
         if reader.beside:
             print(f"note: {note(reader.said.name, reader.beside)}", file=sys.stderr)
     return made
@@ -165,7 +169,14 @@ def _batches(
 
 
 def _checked(batch: list[Episode], signature: Signature, reader: Reader) -> list[Episode]:
-    return conform(batch, signature, lambda k: reader.place(batch[k].id.number))
+    try:
+        return conform(batch, signature, lambda k: reader.place(batch[k].id.number))
+    except UserError as error:
+        found = _FIELD.search(str(error))
+        what = found[1] if found else ""
+        if (name := reader.taken.get(what, what)) == what:
+            raise
+        raise UserError(f"{error} ({what} were taken from {name!r})") from None
 
 
 def _plan(

@@ -495,6 +495,11 @@ class Minari(Format):
         data = folder / "data"
         data.mkdir()
         seen, done = layout(dataset.task, dataset.signature)
+        for paths in (dataset.signature.observations, dataset.signature.actions):
+            if inner := [a for a in paths for b in paths if a.startswith(f"{b}/")]:
+                raise UserError(
+                    f"HDF5 has no place for {inner[0]!r} below another leaf; export to parquet"
+                )
         with new_hdf5(data / HDF5_FILE) as (file, written):
             for number, episode in enumerate(dataset.stream()):
                 group = file.create_group(f"episode_{number}", track_order=True)

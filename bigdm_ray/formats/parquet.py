@@ -18,7 +18,7 @@ their schema's metadata, so any space goes out and comes back; others may tell `
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from bigdm_ray.formats.columns import (
 )
 from bigdm_ray.formats.dataset import Dataset, bytes_of
 from bigdm_ray.formats.looks import Acted, guessed, seen_leaf
+from bigdm_ray.formats.spellings import spelled
 from bigdm_ray.formats.unread import unread
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
@@ -63,6 +64,40 @@ FLAGS = ("terminated", "truncated")
 DONES = ("dones", "done")
 
 
+TABLE = (
+    "observations",
+    "actions",
+    "rewards",
+    "next_observations",
+    "terminated",
+    "truncated",
+    "dones",
+)
+"""What may be called otherwise (`spellings.py`)."""
+
+
+def _own_names(names: list[str]) -> dict[str, str]:
+    """Columns of a file, by what they are called here, where they are called otherwise."""
+    found = spelled(names, TABLE, {what: what for what in TABLE}).plain
+    return {what: name for what, name in found.items() if name != what and name not in DONES}
+
+
+class _Named:
+    """A Parquet file whose columns go by our names."""
+
+    def __init__(self, path: Path, theirs: Mapping[str, str]) -> None:
+        self._file, self._theirs = open_parquet(path), theirs
+        self._ours = {name: what for what, name in theirs.items()}
+        self.metadata = self._file.metadata
+        self.names = [self._ours.get(name, name) for name in self._file.schema_arrow.names]
+
+    def iter_batches(self, *, columns: list[str], **more: Any) -> Iterator[pa.RecordBatch]:
+        """Like pyarrow's."""
+        asked = [self._theirs.get(name, name) for name in columns]
+        for batch in self._file.iter_batches(columns=asked, **more):
+            yield batch.rename_columns([self._ours.get(name, name) for name in batch.schema.names])
+
+
 class EpisodeRows(Reader):
     """Files of episode rows, read one after another."""
 
@@ -71,10 +106,11 @@ class EpisodeRows(Reader):
         opened = [open_parquet(path) for path in files]
         self._starts = np.cumsum([0, *(file.metadata.num_rows for file in opened)])
         self._schema = opened[0].schema_arrow
-        self._names = self._schema.names
+        self.taken = _own_names(self._schema.names)
+        self._names = _Named(files[0], self.taken).names
         meta, told, signature = told_alike(files, opened)
         for path, file in zip(files, opened, strict=True):
-            if file.schema_arrow.names != self._names:
+            if file.schema_arrow.names != self._schema.names:
                 raise UserError(f"{path} has other columns than {files[0]}; nothing was imported")
             expect_types(path, file.schema_arrow, SCALARS)
         with reading(lambda: source):
@@ -143,7 +179,7 @@ class EpisodeRows(Reader):
         if "rewards" not in self._names or not all(names.values()):
             return None
         for path in self._files:
-            file = open_parquet(path)
+            file = _Named(path, self.taken)
             groups = list(range(file.metadata.num_row_groups))
             with reading(lambda: self.place(0)):
                 each = rows_at_once(file, columns, groups, ROW_BYTES, 1024) if groups else 1
@@ -187,15 +223,15 @@ class EpisodeRows(Reader):
 
     def _beside(self, known: set[str]) -> None:
         """Note the columns that are not read; a row is an episode, so only lists tell of ends."""
-        schema = self._schema
-        plain = [name for name in schema.names if not pa.types.is_nested(schema.field(name).type)]
-        found = unread(set(schema.names) - set(plain), known, str(self._files[0]))
+        kinds = dict(zip(self._names, self._schema.types, strict=True))
+        plain = [name for name, kind in kinds.items() if not pa.types.is_nested(kind)]
+        found = unread(set(kinds) - set(plain), known, str(self._files[0]))
         self.beside = tuple(sorted({*found, *plain} - known))
 
     def _lacks_the_last(self, name: str, leaf: Leaf) -> bool:
         """Whether the first row has as many observations as rewards, and not one more."""
         for path in self._files:
-            file = open_parquet(path)
+            file = _Named(path, self.taken)
             with reading(lambda: self.place(0)):
                 for batch in file.iter_batches(batch_size=1, columns=[name, "rewards"]):
                     if len(batch):
@@ -207,11 +243,11 @@ class EpisodeRows(Reader):
 
     def _from(self, signature: Signature, columns: list[str], skip: int) -> Iterator[Episode]:
         for path, start in zip(self._files, self._starts.tolist(), strict=False):
-            file = open_parquet(path)
+            file = _Named(path, self.taken)
             yield from self._file(file, signature, columns, start, max(0, skip - start))
 
     def _file(
-        self, file: pq.ParquetFile, signature: Signature, columns: list[str], start: int, skip: int
+        self, file: _Named, signature: Signature, columns: list[str], start: int, skip: int
     ) -> Iterator[Episode]:
         number = start
         with reading(lambda: f"{self.place(number)} or a later one"):
@@ -368,7 +404,7 @@ def _closed(
     }, b
 
 
-def _groups(file: pq.ParquetFile, skip: int) -> tuple[list[int], int]:
+def _groups(file: _Named, skip: int) -> tuple[list[int], int]:
     """The row groups from the one on that holds row `skip`, and the rows before them."""
     starts = np.cumsum(
         [
@@ -441,10 +477,13 @@ class EpisodeParquet(Format):
     def recognises(self, source: str) -> bool:
         """See Format."""
         files = parquet_files(source)
-        return bool(files) and any(
-            name.partition("/")[0] == "observations"
-            for name in open_parquet(files[0]).schema_arrow.names
-        )
+        if not files:
+            return False
+        schema = open_parquet(files[0]).schema_arrow
+        rewards = spelled(schema.names).plain.get("rewards")
+        rows = rewards is not None and pa.types.is_nested(schema.field(rewards).type)
+        leaves = any(name.partition("/")[0] == "observations" for name in schema.names)
+        return rows or (leaves and rewards is None)
 
     def open(self, source: str) -> Reader:
         """See Format."""

@@ -300,8 +300,9 @@ class StepRows(Reader):
         if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
             why = f"numbers are expected, not {column.type} ({self.packed})"
             raise refused(self._here(), field, why)
-        if isinstance(space, spaces.Discrete) and not pa.types.is_nested(column.type):
-            return flatten_leaf(space, numbers(column, field, self._here))
+        if math.prod(space.shape or ()) == 1 and not pa.types.is_nested(column.type):
+            values = numbers(column, field, self._here)
+            return flatten_leaf(space, values.reshape(-1, *(space.shape or ())))
         values, offsets = flat(column, field, self._here)
         width = math.prod(space.shape or ())
         found = np.diff(offsets)

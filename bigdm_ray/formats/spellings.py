@@ -53,7 +53,7 @@ class Found:
     def name(self, what: str) -> str:
         """What messages call a column: its own name, or the first to the last of them."""
         if what in self.cut:
-            return f"{self.cut[what][0]} to {self.cut[what][-1]}"
+            return " to ".join(dict.fromkeys((self.cut[what][0], self.cut[what][-1])))
         return self.plain.get(what, what)
 
     def __str__(self) -> str:

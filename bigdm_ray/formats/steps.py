@@ -64,16 +64,16 @@ class ParquetSteps(StepRows):
         found: Found | None = None,
         known: tuple[str, ...] = (),
     ) -> None:
-        opened = [open_parquet(path) for path in files]
-        names = opened[0].schema_arrow.names
-        for path, file in zip(files, opened, strict=True):
+        names = open_parquet(files[0]).schema_arrow.names
+        super().__init__(files, found or spelled(names), names, known)
+        ids, rows = {self._found.plain.get("episode", ""): "text or a whole number"}, 0
+        for path in files:  # one is open at a time: a recording may have thousands
+            file = open_parquet(path)
             if spelled(file.schema_arrow.names) != spelled(names):
                 raise UserError(f"{path} has other columns than {files[0]}; nothing was imported")
-        super().__init__(files, found or spelled(names), names, known)
-        for path, file in zip(files, opened, strict=True):
-            ids = {self._found.plain.get("episode", ""): "text or a whole number"}
             expect_types(path, file.schema_arrow, ids)
-        meta, task, signature = told_alike(files, opened)
+            rows += file.metadata.num_rows
+        meta, task, signature = told_alike(files, (open_parquet(path) for path in files))
         self._spaces = _spaces(meta, source)
         self.said = Said(
             source,
@@ -82,7 +82,7 @@ class ParquetSteps(StepRows):
             signature,
             said_versions(meta),
             None,
-            sum(f.metadata.num_rows for f in opened),
+            rows,
             task,
         )
 

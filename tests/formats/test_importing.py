@@ -45,7 +45,8 @@ def left(folder):
 
 
 def test_every_format_is_found_by_being_there():
-    assert set(formats()) == {"d4rl", "dataset", "dqn-replay", "minari", "parquet", "steps"}
+    names = "d3rlpy d4rl dataset dqn-replay lerobot minari npz parquet rllib-json steps"
+    assert set(formats()) == set(names.split())
     assert {name for name, made in formats().items() if made.writes} == {
         "minari",
         "parquet",
