@@ -23,6 +23,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ONE_REQUEST_S = 0.5
 """Signals within so many seconds are one request: `timeout` and terminals send several."""
 
+IMPORT_S = 0.05
+"""Seconds between two looks whether an import has ended."""
+
 
 class _State:
     """What has come so far. There is one: signals are the process's."""
@@ -32,6 +35,7 @@ class _State:
     at = 0.0
     held = 0
     broken = False
+    again = False
 
 
 def code() -> int:
@@ -81,15 +85,54 @@ def _come(number: int, frame: FrameType | None) -> None:
     if _State.broken:
         _State.broken = False
         raise KeyboardInterrupt
-    if _State.number is None:
+    if _State.again:
+        _State.again = False
+        _interrupt(frame)
+    elif _State.number is None:
         _State.number, _State.at = number, now
         if number == signal.SIGHUP:
             _without_terminal()
-        if not _State.held:
-            raise KeyboardInterrupt
-        os.write(2, b"stopping: what is under way is saved first; a second signal stops at once\n")
+        if _State.held:
+            os.write(
+                2, b"stopping: what is under way is saved first; a second signal stops at once\n"
+            )
+        _interrupt(frame)
     elif now - _State.at > ONE_REQUEST_S:
         os._exit(code())
+
+
+def _interrupt(frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, unless it is held; within an import a little later.
+
+    Compiled modules take one for the failure of their import, and the command would go on.
+    """
+    if _State.held:
+        return
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            threading.Timer(IMPORT_S, _come_again).start()
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _come_again() -> None:
+    if _State.installed:
+        _State.again = True
+        _reach_main()
+
+
+def _reach_main() -> None:
+    """Call the handler in the main thread, by a signal that ends what it waits for.
+
+    Not every signal will do: below nohup and in the background of a script some are ignored.
+    """
+    heard = [number for number in SIGNALS if signal.getsignal(number) == _come]
+    _State.broken &= bool(heard)
+    if heard:
+        signal.pthread_kill(threading.main_thread().ident or 0, heard[0])
+    else:
+        _thread.interrupt_main(signal.SIGINT)
 
 
 def _without_terminal() -> None:
@@ -119,17 +162,9 @@ def held() -> Iterator[Callable[[], bool]]:
 
 
 def break_off() -> None:
-    """From another thread: raise KeyboardInterrupt in the main one, also where it is held.
-
-    Not every signal will do: below nohup and in the background of a script some are ignored.
-    """
-    heard = [number for number in SIGNALS if signal.getsignal(number) == _come]
-    _State.broken = bool(heard)
-    main = threading.main_thread().ident
-    if heard and main is not None:
-        signal.pthread_kill(main, heard[0])  # this wakes it from a wait, too
-    else:
-        _thread.interrupt_main()
+    """From another thread: raise KeyboardInterrupt in the main one, also where it is held."""
+    _State.broken = True
+    _reach_main()
 
 
 @contextlib.contextmanager

@@ -74,6 +74,32 @@ def test_every_signal_ends_a_command_with_one_word_and_its_own_exit_code(number:
     assert (process.returncode, told) == (128 + number, "stopped\n")
 
 
+def test_a_module_that_swallows_what_its_import_meets_does_not_swallow_a_signal(
+    tmp_path: Path,
+) -> None:
+    """As compiled ones do: they turn KeyboardInterrupt into an ImportError of their own."""
+    (tmp_path / "greedy.py").write_text(
+        "import time\n"
+        "try:\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(2)\n"
+        "except BaseException:\n"
+        "    raise ImportError('initialization failed') from None\n"
+    )
+    body = f"""
+    sys.path.insert(0, {str(tmp_path)!r})
+    try:
+        import greedy
+    except ImportError:
+        pass
+    time.sleep(60)
+"""
+    process = begun(body)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (143, "stopped\n")
+
+
 def test_a_second_signal_ends_it_at_once_and_two_in_a_moment_are_one() -> None:
     process = begun(SLOW_TO_END)
     process.send_signal(signal.SIGTERM)
