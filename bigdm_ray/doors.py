@@ -8,6 +8,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from textwrap import shorten
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from bigdm_ray.errors import (
     UserError,
     full_disk,
     full_memory,
+    near_names,
     nearest,
     sentence,
 )
@@ -89,17 +91,30 @@ def apart(arguments: list[str], prefix: str) -> tuple[dict[str, str], list[str]]
     return found, others
 
 
+def as_called(prog: str) -> str:
+    """`python -m bigdm_ray.DOOR` as the user has called it: `bigdm DOOR` by the console script."""
+    called = Path(sys.argv[0] if sys.argv else "")
+    if called.name == "bigdm":
+        return prog.replace("python -m bigdm_ray.", "bigdm ", 1)
+    if called.name == "__main__.py" and called.parent.name == "bigdm_ray":
+        return prog.replace("python -m bigdm_ray.", "python -m bigdm_ray ", 1)
+    return prog
+
+
 class Parser(argparse.ArgumentParser):
     """argparse for doors: a mistake is a UserError, and flags come from a settings dataclass that checks their values."""
+
+    def __init__(self, *, prog: str, **options: Any) -> None:
+        """As argparse; `prog` says how the door is called where nothing better is known."""
+        super().__init__(prog=as_called(prog), **options)
 
     def error(self, message: str) -> typing.NoReturn:
         """Raise UserError with one sentence; for an unknown flag with the nearest ones."""
         if message.startswith("unrecognized arguments: "):
             word = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
             known = [option for option in self._takes() if option.startswith("--")]
-            message = (
-                f"unknown argument {word!r}{nearest(word, known) if word.startswith('-') else ''}"
-            )
+            near = near_names(word, known) if word.startswith("-") else []
+            message = f"unknown argument {word!r}{nearest(word, near)}"
         raise UserError(f"{message} (`{self.prog} --help` explains the arguments)")
 
     def _commands(self) -> dict[str, Parser]:

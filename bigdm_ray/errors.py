@@ -7,8 +7,10 @@ has written: `quoted` shows the beginning of a value, and no sentence is longer 
 """
 
 import errno
+import json
 import reprlib
 from typing import Any
+from urllib.parse import unquote
 
 LISTED = 60
 """Names that a message lists, at most."""
@@ -86,12 +88,77 @@ def full_memory(error: BaseException) -> bool:
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """`"; did you mean 'x'?"` with the known names nearest to `word`, or the list of them where none is near; of a long list the first ones."""
-    import difflib
+    """`"; did you mean 'x'?"` with the names that are near `word`: misspelt, or short for (`--lr`).
 
-    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    Where none is near, the list of a few known names, or nothing where they are many.
+    """
+    near = near_names(word, known)
     if near:
         return "; did you mean " + " or ".join(repr(name) for name in near) + "?"
-    shown = sorted(known)[: None if len(known) <= LISTED else LISTED // 5]
-    more = f" and {len(known) - len(shown):,} more" if len(shown) < len(known) else ""
-    return f"; known: {', '.join(shown)}{more}" if known else ""
+    if len(known) > LISTED:
+        return ""
+    return f"; known: {', '.join(sorted(known))}" if known else ""
+
+
+def near_names(word: str, known: list[str]) -> list[str]:
+    """At most three of the names, those that `word` may stand for, the nearest first."""
+    import difflib
+
+    plain = _plain(word)
+    ends: dict[str, list[str]] = {}
+    for name in known:
+        ends.setdefault(_plain(name.rpartition(".")[2]), []).append(name)
+    short = plain.removeprefix("no-")
+    meant = ABBREVIATED.get(short, short)
+    if meant in ends:  # its own name, without what stands before it
+        return ends[meant][:3]
+    initials = {"".join(part[:1] for part in end.split("-")): end for end in ends if "-" in end}
+    if 1 < len(short) <= 3 and short in initials:
+        return ends[initials[short]][:3]
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.72)
+    if not near and "." not in word:
+        close = difflib.get_close_matches(plain, list(ends), n=3, cutoff=0.75)
+        near = [name for end in close for name in ends[end]][:3]
+    if not near:
+        near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
+    return near
+
+
+def _plain(word: str) -> str:
+    return word.lstrip("-").replace("_", "-").lower()
+
+
+ABBREVIATED = {
+    "lr": "learning-rate",
+    "bs": "batch-size",
+    "batch": "batch-size",
+    "epochs": "learner-steps",
+    "total-timesteps": "env-steps",
+    "timesteps": "env-steps",
+    "max-steps": "env-steps",
+    "num-workers": "actors",
+    "workers": "actors",
+    "n-envs": "environments",
+    "num-envs": "environments",
+    "output": "folder",
+    "output-dir": "folder",
+    "gpu": "device",
+    "verbose": "quiet",
+}
+"""What other tools call our settings."""
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra of this package in the way in which it was installed itself."""
+    from importlib import metadata
+
+    try:
+        told = metadata.distribution("bigdm-ray").read_text("direct_url.json")
+        where = json.loads(told) if told else {}
+    except (metadata.PackageNotFoundError, ValueError):
+        where = {}
+    url = str(where.get("url", ""))
+    if "dir_info" in where and url.startswith("file://"):
+        editable = "-e " if where["dir_info"].get("editable") else ""
+        return f"pip install {editable}'{unquote(url.removeprefix('file://'))}[{extra}]'"
+    return f"pip install 'bigdm-ray[{extra}]{f' @ {url}' if url else ''}'"

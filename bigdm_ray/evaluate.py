@@ -3,6 +3,7 @@
     python -m bigdm_ray.evaluate runs/udrl-lunarlander-1                         100 episodes, commanded as the run's own evaluation
     python -m bigdm_ray.evaluate runs/udrl-lunarlander-1 --desired-return 100    ask for another return
     python -m bigdm_ray.evaluate runs/udrl-lunarlander-1 --weights best --video
+    python -m bigdm_ray.evaluate runs/udrl-cartpole-1 runs/udrl-cartpole-2       several runs, and their scores in one table
     python -m bigdm_ray.evaluate runs/tt-hopper-medium-1 --mode plan --actors 8 --rows 1      on 8 actors of Ray
     python -m bigdm_ray.evaluate runs/tt-hopper-medium-1 --mode plan --algorithm.horizon 5    a setting that affects acting alone
 
@@ -33,10 +34,11 @@ from bigdm_ray.algorithms.dt import Dt
 from bigdm_ray.algorithms.tt import Beams, TrajectoryModel, TtPolicy
 from bigdm_ray.doors import Parser, apart, door
 from bigdm_ray.envs.task import Task
-from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.errors import RunFailed, UserError, install
 from bigdm_ray.formats.behaviour import OWN_OR_MODES
 from bigdm_ray.progress import Progress
 from bigdm_ray.settings import setting
+from bigdm_ray.tables.runs import aligned, markdown, row
 from bigdm_ray.training.acting import command_of, policy_of, report_head, run_as
 from bigdm_ray.training.evaluation import ROWS, constant, evaluate_in_parts, joined, parts_of
 from bigdm_ray.training.learner import pick_device
@@ -210,7 +212,7 @@ def require_video() -> None:
             importlib.import_module(module)
         except ImportError as error:
             raise UserError(
-                f"--video needs the package {module!r} ({error}); install it with: pip install 'bigdm-ray[video]'"
+                f"--video needs the package {module!r} ({error}); install it with: {install('video')}"
             ) from None
 
 
@@ -340,7 +342,13 @@ def main(arguments: list[str]) -> int:
         description="Score a trained policy on gymnasium's environments.",
         allow_abbrev=False,
     )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="a run folder, or zoo:NAME")
+    parser.add_argument(
+        "folders",
+        metavar="FOLDER",
+        type=Path,
+        nargs="+",
+        help="a run folder, or zoo:NAME; of several the scores end in one table, a row each",
+    )
     parser.add_settings(Asked)
     parser.add_argument(
         "--video",
@@ -360,25 +368,33 @@ def main(arguments: list[str]) -> int:
     asked = parser.settings(Asked, given)
     if given.video:
         require_video()
-    loaded = load(given.folder, asked.weights, acting)
-    report = score(loaded, asked)
-    print(table(report))
-    home = results(given.folder)
-    file, video = home / "evaluation.json", home / "video.mp4"
+    reports: list[tuple[Path, dict[str, Any]]] = []
+    for folder in given.folders:
+        loaded = load(folder, asked.weights, acting)
+        report = score(loaded, asked)
+        reports.append((folder, report))
+        print(table(report))
+        leave(loaded, report, results(folder), given.video)
+        if report["partial"]:
+            break
+    if len(given.folders) > 1:
+        rows = [row(folder, report) for folder, report in reports]
+        print(aligned(rows) if sys.stdout.isatty() else markdown(rows))
+    return stopping.code() if reports[-1][1]["partial"] else 0
+
+
+def leave(loaded: Loaded, report: dict[str, Any], home: Path, video: bool) -> None:
+    """Write HOME/evaluation.json, then the video, where one is wanted and nothing stopped the playing."""
+    file, path = home / "evaluation.json", home / "video.mp4"
     write_json(file, report)  # before the video, which may fail or be stopped
     print(f"evaluation: {file}")
-    if given.video and not report["partial"]:
-        returns = record(
-            loaded,
-            report,
-            video,
-            min(VIDEO_EPISODES, report["episodes_asked"])
-            if report["mode"] == "plan"
-            else VIDEO_EPISODES,
-        )
-        write_json(file, report | {"video_returns": returns})
-        print(f"video: {video}, returns {', '.join(f'{value:,.1f}' for value in returns)}")
-    return stopping.code() if report["partial"] else 0
+    if not video or report["partial"]:
+        return
+    planned = report["mode"] == "plan"
+    episodes = min(VIDEO_EPISODES, report["episodes_asked"]) if planned else VIDEO_EPISODES
+    returns = record(loaded, report, path, episodes)
+    write_json(file, report | {"video_returns": returns})
+    print(f"video: {path}, returns {', '.join(f'{value:,.1f}' for value in returns)}")
 
 
 if __name__ == "__main__":

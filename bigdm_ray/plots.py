@@ -10,7 +10,11 @@
     python -m bigdm_ray.plots runs/rwr-hopper-medium-1 --weighting      what each step of the data counts
 
 The pictures are the files of `pictures/`, which say what each of them shows. Each has its numbers beside it as JSON; both go into
-plots/ of the first FOLDER.
+plots/ of the first FOLDER. In a notebook, or one's own program, the same pictures are figures of matplotlib:
+
+    from bigdm_ray import plots
+    plots.curves("runs/udrl-cartpole-1", "runs/udrl-cartpole-2")
+    plots.obedience("runs/udrl-cartpole-1", returns=(100.0, 200.0, 500.0))
 """
 
 from __future__ import annotations
@@ -18,11 +22,47 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from bigdm_ray.doors import Parser, door
-from bigdm_ray.errors import UserError
-from bigdm_ray.pictures.base import Picture, pictures
-from bigdm_ray.settings import flag
+from bigdm_ray.errors import UserError, nearest
+from bigdm_ray.pictures.base import Picture, kept, pictures
+from bigdm_ray.settings import checked, flag
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def figure(picture: str, *folders: str | Path, **settings: Any) -> Figure:
+    """A picture of run folders as a matplotlib figure, for notebooks; no file is written.
+
+    `picture` is a name of `pictures()`, `settings` are its flags: `figure("obedience", folder,
+    returns=(0.0, 100.0))`. Raises UserError for an unknown one and what the picture raises.
+    """
+    known = pictures()
+    if picture not in known:
+        raise UserError(f"unknown picture {picture!r}{nearest(picture, list(known))}")
+    kind = known[picture].settings
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if wrong := sorted(settings.keys() - fields):
+        raise UserError(
+            f"the picture {picture} has no {wrong[0]!r}{nearest(wrong[0], sorted(fields))}"
+        )
+    asked = kind(**settings)
+    checked(asked, "")
+    with kept() as figures:
+        known[picture].draw([Path(folder) for folder in folders], None, asked)
+    return figures[0]
+
+
+def curves(*folders: str | Path) -> Figure:
+    """Learning curves of run folders as a matplotlib figure. Raises UserError where there are none."""
+    return figure("learning_curve", *folders)
+
+
+def obedience(*folders: str | Path, **settings: Any) -> Figure:
+    """Asked return against the return obtained as a matplotlib figure; plays. See `figure`."""
+    return figure("obedience", *folders, **settings)
 
 
 def wanted(given: argparse.Namespace, known: dict[str, Picture]) -> Picture:

@@ -7,8 +7,11 @@ python -m bigdm_ray.run udrl lunarlander --help                every flag with i
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,12 @@ from bigdm_ray import stopping
 from bigdm_ray.baselines.base import Foreign
 from bigdm_ray.doors import door
 from bigdm_ray.envs.task import find_task
-from bigdm_ray.errors import UserError
+from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.pictures.base import metrics_of
 from bigdm_ray.replay.shard import SUFFIX
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import (
+    Door,
     Run,
     as_begun,
     described,
@@ -48,7 +52,13 @@ def train(
     scores and a summary that says `"stopped": true`. `resume` goes on from it.
     Through Ray by default, in this process with `local`. Raises UserError, and RunFailed where the world stops a run.
     """
-    path = Path(folder) if folder is not None else default_folder(run)
+    with home(run, folder, resume) as path:
+        return _train(run, path, report, resume, local)
+
+
+def _train(
+    run: Run, path: Path, report: Listener | None, resume: bool, local: bool
+) -> dict[str, Any]:
     run = as_begun(run, path) if resume else run
     listeners = [report] if report is not None else []
     if isinstance(run.algorithm, Foreign):
@@ -83,6 +93,47 @@ def default_folder(run: Run) -> Path:
     preset = "" if run.preset in ("default", "none") else f"-{run.preset}"
     task = re.sub(r"[:/?&\[\]{},\"']+", "-", run.dataset.name if run.dataset else run.task)
     return Path("runs") / f"{run.algorithm.name}-{task}{preset}-{run.seed}"
+
+
+@contextlib.contextmanager
+def home(run: Run, folder: str | Path | None, resume: bool) -> Iterator[Path]:
+    """Where a run is saved: the folder that was named, else the default one.
+
+    Where that is taken, the first of FOLDER-run2, FOLDER-run3, ... that is not, made at once, so that
+    runs which begin together take turns; with `resume` the last of them that is there. One that was
+    made here and is empty in the end goes.
+    """
+    if folder is not None:
+        yield Path(folder)
+        return
+    first = default_folder(run)
+    later = (first.with_name(f"{first.name}-run{number}") for number in itertools.count(2))
+    path = first
+    if resume:
+        yield [first, *itertools.takewhile(Path.exists, later)][-1]
+        return
+    new = not first.parent.exists()
+    try:
+        first.parent.mkdir(parents=True, exist_ok=True)
+        while not _made(path):
+            path = next(later)
+    except OSError as error:
+        raise RunFailed(f"cannot make {path}: {error.strerror}; choose another --folder") from None
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(OSError):  # it is not empty, as it should be
+            path.rmdir()
+            if new:
+                path.parent.rmdir()
+
+
+def _made(path: Path) -> bool:
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def intent(run: Run, folder: Path, local: bool) -> str:
@@ -150,8 +201,12 @@ def ending(summary: dict[str, Any]) -> str:
 def main(arguments: list[str]) -> int:
     """The door."""
     asked = parse(arguments)
+    with home(asked.run, asked.folder, asked.resume) as folder:
+        return _main(asked, folder)
+
+
+def _main(asked: Door, folder: Path) -> int:
     run = asked.run
-    folder = asked.folder or default_folder(run)
     if not asked.quiet:
         print(f"{described(run)}\n{intent(run, folder, asked.local)}", file=sys.stderr)
     if run.dataset is None and (slow := find_task(run.task).slow()):

@@ -26,7 +26,7 @@ from bigdm_ray.algorithms.dt import DecisionTransformer, Dt
 from bigdm_ray.algorithms.tt import TrajectoryModel, Tt
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.envs.task import Signature, find_task
-from bigdm_ray.errors import UserError
+from bigdm_ray.errors import UserError, install
 from bigdm_ray.formats import checkpoints, decision_transformer, trajectory_transformer
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.exporting import appearing
@@ -220,7 +220,7 @@ def fetched(source: str) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError:
         raise UserError(
-            "hf: sources need the package huggingface_hub; install it with: pip install 'bigdm-ray[datasets]'"
+            f"hf: sources need the package huggingface_hub; install it with: {install('datasets')}"
         ) from None
     name = source.removeprefix("hf:")
     try:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import pytest
 
 import bigdm_ray
 from bigdm_ray import cli
-from bigdm_ray.doors import Parser
-from bigdm_ray.errors import UserError
+from bigdm_ray.doors import Parser, door
+from bigdm_ray.errors import UserError, install, near_names
+from bigdm_ray.run import home
+from bigdm_ray.run import main as run
 from bigdm_ray.settings import setting
-from bigdm_ray.training.config import parse
+from bigdm_ray.training.config import configure, parse
 
 FOUND = cli.doors()
 SMALL = (
@@ -129,7 +132,7 @@ def test_train_evaluate_draw_and_verify_through_the_script(tmp_path, capsys):
     assert (tmp_path / "run" / "plots" / "learning_curve.png").is_file()
     told = capsys.readouterr().out
     assert "set aside" in told and re.search(
-        r"best weights [\d.]+(, asked for [\d.]+)?; normalised score -?[\d.]+, best weights", told
+        r"best weights [\d.]+, asked for [\d.]+; normalised score -?[\d.]+, best weights", told
     )
 
 
@@ -307,3 +310,89 @@ def test_a_wrong_flag_is_a_users_mistake(parser, arguments, words):
 
 def test_percent_signs_are_printed(parser):
     assert "in % of all" in parser.format_help()
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--learnrate", "--algorithm.learning-rate"),
+        ("--bs", "--algorithm.batch-size"),
+        ("--env-stepps", "--budget.env-steps"),
+        ("--learning_rate", "--algorithm.learning-rate"),
+        ("--timesteps", "--budget.env-steps"),
+        ("--qwzk", None),
+        ("--teapot", None),
+    ],
+)
+def test_names_are_suggested_where_they_are_near_alone(word, meant):
+    known = ["--algorithm.learning-rate", "--algorithm.batch-size", "--budget.env-steps"]
+    known += ["--evaluations.every", "--folder", "--quiet", "--machines.device"]
+    assert near_names(word, known)[:1] == ([] if meant is None else [meant])
+    assert near_names("--lr", known) == ["--algorithm.learning-rate"]
+
+
+def test_a_flag_near_nothing_is_told_without_a_list(capsys):
+    assert door(run, ["udrl", "toy-vector", "--qwzk", "1"]) == 2
+    assert capsys.readouterr().err == (
+        "error: unknown argument '--qwzk' (`python -m bigdm_ray.run --help` explains the arguments)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("called", "prog"),
+    [
+        ("/usr/bin/bigdm", "bigdm run"),
+        ("/x/bigdm_ray/__main__.py", "python -m bigdm_ray run"),
+        ("/x/bigdm_ray/run.py", "python -m bigdm_ray.run"),
+    ],
+)
+def test_help_says_the_name_that_it_was_called_by(called, prog, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [called, "run", "--help"])
+    with pytest.raises(SystemExit):
+        run(["--help"])
+    assert capsys.readouterr().out.startswith(f"usage: {prog} [")
+
+
+@pytest.mark.parametrize(
+    ("told", "command"),
+    [
+        (None, "pip install 'bigdm-ray[box2d]'"),
+        (
+            {"url": "file:///home/me/bigdm%20ray", "dir_info": {"editable": True}},
+            "pip install -e '/home/me/bigdm ray[box2d]'",
+        ),
+        ({"url": "file:///a/b", "dir_info": {}}, "pip install '/a/b[box2d]'"),
+        ({"url": "https://x/y.whl"}, "pip install 'bigdm-ray[box2d] @ https://x/y.whl'"),
+    ],
+)
+def test_an_extra_is_installed_as_the_package_was(told, command, monkeypatch):
+    class Distribution:
+        @staticmethod
+        def read_text(name):
+            return None if told is None else json.dumps(told)
+
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: Distribution)
+    assert install("box2d") == command
+
+
+def test_the_default_folder_numbers_itself(tmp_path, monkeypatch):
+    """Also where runs begin together; a resume goes on with the last, and what stayed empty goes."""
+    monkeypatch.chdir(tmp_path)
+    made = configure("udrl", "toy-vector")
+
+    def begun(_):
+        with home(made, None, False) as path:
+            (path / "run.json").write_text("{}")
+            return str(path)
+
+    with ThreadPoolExecutor(4) as pool:
+        paths = sorted(pool.map(begun, range(4)))
+    first = "runs/udrl-toy-vector-1"
+    assert paths == [first, f"{first}-run2", f"{first}-run3", f"{first}-run4"]
+    with home(made, None, True) as path:
+        assert str(path) == f"{first}-run4"
+    with home(made, None, False) as path:
+        assert path.is_dir() and str(path) == f"{first}-run5"
+    assert not path.exists()
+    with home(made, "mine", False) as path:
+        assert str(path) == "mine" and not path.exists()

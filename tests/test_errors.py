@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import bigdm_ray
 from bigdm_ray.doors import door
 from bigdm_ray.envs.task import Task, find_task
 from bigdm_ray.envs.vector import GymnasiumRows
-from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.errors import RunFailed, UserError, install
 from bigdm_ray.replay.store import verify
 from bigdm_ray.run import main
 from bigdm_ray.training.learner import pick_device
@@ -104,14 +105,14 @@ def test_a_missing_package_names_the_extra_that_installs_it(
 
     task = find_task("takecover")
     missing = Task(task.name, task.env, extra=task.extra, needs=("no_such_package",))
-    with pytest.raises(UserError, match=r"pip install 'bigdm-ray\[vizdoom\]'"):
+    with pytest.raises(UserError, match=re.escape(install("vizdoom"))):
         missing.require()
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ("takecover", "pip install 'bigdm-ray[vizdoom]'"),
+        ("takecover", install("vizdoom")),
         ("gymnasium:NoSuch-v0", "cannot make the environment"),
         ("toy-vector --device foo", "cuda:N is expected"),
         ("toy-vector --evaluations.mode plan", "udrl has no planner"),
@@ -194,15 +195,11 @@ def test_without_envpool_gymnasium_plays_and_the_run_stays_with_it(
             code == 0
             and error.count("\n") == 1
             and error.startswith("note: ")
-            and "pip install 'bigdm-ray[fast]'" in error
+            and install("fast") in error
         )
         assert backend("slow") == "reference"
         code, error = trained("fast", "--resume")
-        assert (
-            code == 2
-            and "'envpool' is missing here" in error
-            and "pip install 'bigdm-ray[fast]'" in error
-        )
+        assert code == 2 and "'envpool' is missing here" in error and install("fast") in error
         assert trained("slow", "--resume")[0] == 0
         for task in ("lunarlander", "hopper", "pong"):
             assert find_task(task).backend == "reference"

@@ -15,7 +15,7 @@ import pytest
 from bigdm_ray.algorithms.base import algorithms
 from bigdm_ray.algorithms.udrl import Udrl
 from bigdm_ray.doors import door
-from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.errors import RunFailed, UserError, install
 from bigdm_ray.evaluate import BOLD, FAINT, Asked, drawn_into, film, main, record, score, table
 from bigdm_ray.training.acting import command_of, run_as
 from bigdm_ray.training.config import configure, run_from_json
@@ -565,7 +565,7 @@ def test_a_missing_video_package_is_told_before_anything_is_played(
 ):
     monkeypatch.setitem(sys.modules, module, None)
     assert door(main, [str(folder), "--video"]) == 2
-    one_error(capsys, module, "pip install 'bigdm-ray[video]'")
+    one_error(capsys, module, install("video"))
     assert not (folder / "evaluation.json").exists()
 
 

@@ -407,12 +407,16 @@ class Udrl(Algorithm):
             "replay_size": 500,
         }
         running |= {"peers_weight": 5.0, "hold": 0.9, "held_every": 1}
+        # few episodes are kept and asked for, so that commands rise quickly in a short run
+        untuned: dict[str, Any] = {"standardise": True, "batch_size": 256, "last_few": 10}
+        untuned |= {"replay_size": 100, "episodes_per_iteration": 10, "n_updates_per_iter": 50}
+        untuned |= {"hold": 0.9, "held_every": 5}
         return {
             "lunarlander": {"default": own_flags(landing) | loose, "paper": own_flags(paper)},
             "lunarlander-sparse": {"default": own_flags(landing), "paper": own_flags(paper)},
             "lunarlander-continuous": {"default": own_flags(landing)},
             "takecover": {"default": own_flags(running) | loose, "paper": own_flags(doom)},
-            "*": {"default": own_flags({"standardise": True})},
+            "*": {"default": own_flags(untuned)},
         }
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bigdm_ray.algorithms.base import Algorithm, Loss
 from bigdm_ray.envs.task import Leaf, Task
 from bigdm_ray.envs.vector import Step
-from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.errors import RunFailed, UserError, install
 from bigdm_ray.replay.store import Store
 from bigdm_ray.replay.windows import View
 
@@ -123,7 +123,7 @@ class Foreign(Algorithm):
             except ImportError as error:
                 raise UserError(
                     f"{self.name} is trained by {self.library}, and the package {module!r} is missing ({error}); install it with: "
-                    "pip install 'bigdm-ray[baselines]'"
+                    f"{install('baselines')}"
                 ) from None
 
     def view(self, step: int = 0) -> View:

@@ -31,9 +31,10 @@ from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint, Counters
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.loop import Session, loop, study
-from bigdm_ray.training.metrics import Listener, TensorBoard
+from bigdm_ray.training.metrics import Listener
 from bigdm_ray.training.run_folder import RunFolder
 from bigdm_ray.training.start import drop_later, lost, take_over, whole
+from bigdm_ray.training.trackers import writers
 
 IN_FLIGHT = 2
 """Calls that wait at a rollout actor or at the learners, at most: one runs, the next one is there when it ends."""
@@ -75,9 +76,7 @@ def _train(
     if exact:
         drop_later(home)
     with contextlib.ExitStack() as end:
-        session = Session(
-            run, home, [TensorBoard(folder / "tensorboard", run.clock), *listeners], resumed, exact
-        )
+        session = Session(run, home, [*writers(run, folder), *listeners], resumed, exact)
         end.callback(session.close)
         session.note(damage)
         driver = Driver(session)

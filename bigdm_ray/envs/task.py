@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bigdm_ray.envs import arguments
-from bigdm_ray.errors import UserError, nearest
+from bigdm_ray.errors import UserError, install, nearest
 from bigdm_ray.plugins import plugins
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ class Task:
                 importlib.import_module(module)
             except ImportError as error:
                 raise UserError(
-                    f"task {self.name!r} needs the package {module!r} ({error}); install it with: pip install 'bigdm-ray[{self.extra}]'"
+                    f"task {self.name!r} needs the package {module!r} ({error}); install it with: {install(self.extra)}"
                 ) from None
 
     def missing(self) -> str | None:
@@ -238,7 +238,7 @@ class Task:
         """One sentence that `fast` cannot play here, naming the extra that helps; None where it can."""
         if (module := self.missing()) is None:
             return None
-        return f"gymnasium's environments play {self.name}, slowly, for want of the package {module!r}; install it with: pip install 'bigdm-ray[{self.extra}]'"
+        return f"gymnasium's environments play {self.name}, slowly, for want of the package {module!r}; install it with: {install(self.extra)}"
 
     @property
     def backend(self) -> Backend:
@@ -377,7 +377,7 @@ def _unmade(error: Exception, env_id: str) -> str:
         helps = {module: task.extra for task in tasks().values() for module in task.needs}
         missing = next((module for module in helps if re.search(rf"\b{module}\b", text)), None)
         return (
-            f"it needs the package {missing!r}; install it with: pip install 'bigdm-ray[{helps[missing]}]'"
+            f"it needs the package {missing!r}; install it with: {install(helps[missing])}"
             if missing
             else text
         )

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigdm_ray.envs import arguments
 from bigdm_ray.envs.task import NONE, Leaf, Signature, Task, find_task, tasks
-from bigdm_ray.errors import UserError
+from bigdm_ray.errors import UserError, install
 from bigdm_ray.replay.episode import Episode
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def needed(module: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"this format needs the package {module!r} ({error}); install it with: pip install 'bigdm-ray[{extra}]'"
+            f"this format needs the package {module!r} ({error}); install it with: {install(extra)}"
         ) from None
 
 

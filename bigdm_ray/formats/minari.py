@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from bigdm_ray.envs.task import Signature, find_task
-from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.errors import RunFailed, UserError, install
 from bigdm_ray.formats.base import (
     Advance,
     Format,
@@ -449,7 +449,7 @@ def download(name: str) -> Path:
             minari.download_dataset(name)
     except ImportError as error:
         raise UserError(
-            f"Minari lacks a package to download {name} with ({one_line(error)}); install: pip install 'bigdm-ray[datasets]'"
+            f"Minari lacks a package to download {name} with ({one_line(error)}); install: {install('datasets')}"
         ) from None
     except ValueError as error:
         raise UserError(f"Minari cannot download {name}: {one_line(error)}") from None

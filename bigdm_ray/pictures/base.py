@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import pkgutil
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -239,6 +242,8 @@ def label_axes(axes: Axes, title: str, x: str, y: str) -> None:
 def target(out: Path | None, first: Path, name: str) -> Path:
     """The picture's file: --out itself where it ends as a picture does, NAME.png in it, or in plots/ of the first folder. Raises UserError."""
     kinds = [".png", ".pdf", ".svg"]
+    if _KEPT.get() is not None:
+        return first
     folder = out or first / "plots"
     path = folder / f"{name}.png"
     if out is not None and out.suffix and not out.is_dir():
@@ -256,8 +261,29 @@ def target(out: Path | None, first: Path, name: str) -> Path:
     return path
 
 
+_KEPT: ContextVar[list[Figure] | None] = ContextVar("kept", default=None)
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[list[Figure]]:
+    """Inside the block pictures are not written, and nothing is printed of them: they are in this list."""
+    figures: list[Figure] = []
+    token = _KEPT.set(figures)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield figures
+    finally:
+        _KEPT.reset(token)
+
+
 def write(figure: Figure, numbers: dict[str, Any], path: Path) -> None:
-    """Write the picture, and its numbers beside it as JSON. Raises RunFailed."""
+    """Write the picture, and its numbers beside it as JSON. Raises RunFailed.
+
+    Inside `kept` it is kept as it is, and nothing is written.
+    """
+    if (figures := _KEPT.get()) is not None:
+        figures.append(figure)
+        return
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:

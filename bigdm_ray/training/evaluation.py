@@ -63,14 +63,17 @@ class Score:
         )
 
     def summary(self, task: Task) -> dict[str, float | int | None]:
-        """Mean, standard deviation (of the episodes), 95 % interval of the mean, and the normalised score."""
+        """Mean, standard deviation (of the episodes), 95 % interval of the mean, and the normalised score.
+
+        The interval is bootstrapped: where returns have a limit that many reach, it does not pass it.
+        """
         mean = float(self.returns.mean())
-        half = 1.96 * float(self.returns.std()) / math.sqrt(len(self.returns))
+        low, high = bootstrap_interval(self.returns)
         return {
             "return_mean": mean,
             "return_std": float(self.returns.std()),
-            "return_low": mean - half,
-            "return_high": mean + half,
+            "return_low": min(float(low), mean),
+            "return_high": max(float(high), mean),
             "return_min": float(self.returns.min()),
             "return_max": float(self.returns.max()),
             "length_mean": float(self.lengths.mean()),

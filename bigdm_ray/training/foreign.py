@@ -27,11 +27,12 @@ from bigdm_ray.training.config import Run
 from bigdm_ray.training.evaluation import Evaluator, Score
 from bigdm_ray.training.learner import Progress, pick_device
 from bigdm_ray.training.loop import Round, Session
-from bigdm_ray.training.metrics import Listener, TensorBoard
+from bigdm_ray.training.metrics import Listener
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder
 from bigdm_ray.training.start import dataset_store
 from bigdm_ray.training.streams import derived_seed, seed_torch
+from bigdm_ray.training.trackers import writers
 
 
 def train_foreign(
@@ -48,7 +49,7 @@ def train_foreign(
         session = Session(
             run,
             home,
-            [TensorBoard(folder / "tensorboard", run.clock), *(listeners or [])],
+            [*writers(run, folder), *(listeners or [])],
             resumed,
             exact=False,
         )

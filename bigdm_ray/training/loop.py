@@ -35,7 +35,7 @@ from bigdm_ray.training.checkpoint import Checkpoint, Counters
 from bigdm_ray.training.config import Run, task_for
 from bigdm_ray.training.evaluation import Evaluator, Score
 from bigdm_ray.training.learner import Learner, Progress
-from bigdm_ray.training.metrics import JsonLines, Listener, Means, Now, Report, TensorBoard
+from bigdm_ray.training.metrics import JsonLines, Listener, Means, Now, Report
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.player import Player
 from bigdm_ray.training.rollout import Played
@@ -49,6 +49,7 @@ from bigdm_ray.training.run_folder import (
 )
 from bigdm_ray.training.start import check_living, dataset_store, drop_later, take_over, whole
 from bigdm_ray.training.streams import rng
+from bigdm_ray.training.trackers import writers
 
 FEWEST = 3
 """Evaluations before the final one that a run has, however short its budget, unless its flags say how often."""
@@ -687,7 +688,7 @@ def train_local(
         session = Session(
             run,
             home,
-            [TensorBoard(folder / "tensorboard", run.clock), *(listeners or [])],
+            [*writers(run, folder), *(listeners or [])],
             resumed,
             exact=True,
         )

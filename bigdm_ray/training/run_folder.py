@@ -24,7 +24,7 @@ from torch import nn
 
 from bigdm_ray.algorithms.base import Mode, Policy
 from bigdm_ray.envs.task import Signature, Task, find_task
-from bigdm_ray.errors import RunFailed, UserError, full_disk
+from bigdm_ray.errors import RunFailed, UserError, full_disk, install
 from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.files import ENDING, sweep
 from bigdm_ray.replay.shard import publish, unwritten
@@ -209,7 +209,7 @@ class RunFolder:
             run.dataset is None
             and (backend := written.get("backend", task.backend)) != task.backend
         ):
-            why = f"on the fast environments, whose package {task.missing()!r} is missing here; install it with: pip install 'bigdm-ray[{task.extra}]'"
+            why = f"on the fast environments, whose package {task.missing()!r} is missing here; install it with: {install(task.extra)}"
             if backend == "reference":
                 uninstall = "".join(f"uninstall {package}, or " for package in task.fast_needs)
                 why = f"on gymnasium's environments, but the fast ones would play here; {uninstall}begin anew in another folder"

@@ -83,12 +83,20 @@ def as_begun(run: Run, folder: Path) -> Run:
 
 
 def _without_later(run: Run, file: Path) -> Run:
-    """The run without those settings of its preset that its run.json is too old to know."""
+    """The run with the preset that it began with: without settings that its run.json is too old to
+    know, and with the values that its preset had then, where they were not typed.
+    """
     before, known = read_run(file), read_json(file)["algorithm"]
     if before.algorithm.name != run.algorithm.name:
         return run
     began = to_json(before.algorithm)
     later = {f"algorithm.{name}": value for name, value in began.items() if name not in known}
+    presets = type(run.algorithm).presets()
+    preset = presets.get(run.task, presets.get("*", {})).get(run.preset, {})
+    if before.typed is not None and before.preset == run.preset:
+        for path in preset.keys() - {*before.typed}:
+            owner, _, name = path.partition(".")
+            later |= {path: began[name]} if owner == "algorithm" else {}
     kept = {path: value for path, value in later.items() if path not in (run.typed or ())}
     return filled(run.to_json(), kept) if kept else run
 

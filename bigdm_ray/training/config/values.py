@@ -109,6 +109,10 @@ class Saves:
         False,
         "whether the weights of every checkpoint are kept, for `data record RUN --weights milestones`",
     )
+    wandb: str | None = setting(None, "project of Weights & Biases that is told the reports too")
+    mlflow: str | None = setting(
+        None, "tracking URI of MLflow, or a folder, that is told the reports too"
+    )
 
 
 @dataclass(frozen=True)
