@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bigdm_ray.envs.task import UNPLAYED, find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.jsons import NotJson, real
 from bigdm_ray.pictures.base import (
@@ -85,6 +86,8 @@ def read_curve(folder: Path) -> Curve | None:
     """
     reports = metrics_of(folder)
     run, files = read_run(folder), RunFolder(folder)
+    if not find_task(run.task).plays:
+        raise UserError(f"{folder} has no scores to draw: {UNPLAYED}")
     points: dict[float, list[float]] = {}  # a later score at the same step is the one that counts
 
     def take(score: dict[str, Any], clock: str, group: str, file: Path) -> None:

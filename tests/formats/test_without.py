@@ -7,7 +7,7 @@ import pytest
 from making import played
 from sources import d4rl_file, dataset, edited, episode_parquet, imported, minari_folder, rows_of
 
-from bigdm_ray import evaluate, run
+from bigdm_ray import evaluate, plots, run
 from bigdm_ray.data import card
 from bigdm_ray.data import main as data
 from bigdm_ray.envs import find_task
@@ -102,6 +102,7 @@ def test_training_reports_losses_and_no_score(tmp_path, capsys, algorithm, flags
     assert load(tmp_path / "run").version[1] == 12
     for refused in (
         lambda: evaluate.main([str(tmp_path / "run")]),
+        lambda: plots.main([str(tmp_path / "run")]),
         lambda: data(
             ["record", str(tmp_path / "run"), "--episodes", "1", "--folder", str(tmp_path / "rec")]
         ),
