@@ -255,6 +255,7 @@ def test_an_answer_that_is_not_true_stops_nothing(tmp_path):
     assert summary["env_steps"] >= 300 and not summary["stopped"]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_an_asynchronous_run_is_stopped_too_and_a_resume_goes_on(tmp_path):
     run = configure("udrl", "toy-vector", budget={"env_steps": 2000}, **TINY)
