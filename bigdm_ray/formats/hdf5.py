@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from bigdm_ray import stopping
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import MAX_EPISODE_BYTES, needed
 from bigdm_ray.formats.checks import refused
@@ -59,9 +60,11 @@ class Sheltered:
         self._error: OSError | None = None
 
     def check(self) -> None:
-        """Raise the first OSError that a write met, if one did."""
+        """Raise the first OSError that a write met, or KeyboardInterrupt, if a signal has come."""
         if self._error is not None:
             raise self._error
+        if stopping.asked():
+            raise KeyboardInterrupt
 
     def seek(self, offset: int, whence: int = 0) -> int:
         """Move to a byte, counted from the beginning, from here, or from the end."""
@@ -131,14 +134,18 @@ class Sheltered:
 
 @contextlib.contextmanager
 def new_hdf5(path: Path) -> Iterator[tuple[Any, Sheltered]]:
-    """A new `h5py.File` to write, and what it writes to: ask its `check` often. Raises OSError."""
+    """A new `h5py.File` to write, and what it writes to: ask its `check` often. Raises OSError.
+
+    Signals are held: HDF5 takes what they raise in a write for a failed one, and cannot close then.
+    """
     h5py = needed("h5py", "datasets")
-    written = Sheltered(path)
-    try:
-        with h5py.File(written, "w", track_order=True) as file:
-            yield file, written
-    finally:
-        written.close()
+    with stopping.held():
+        written = Sheltered(path)
+        try:
+            with h5py.File(written, "w", track_order=True) as file:
+                yield file, written
+        finally:
+            written.close()
 
 
 class Fields:
