@@ -30,6 +30,7 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.formats.behaviour import OWN_OR_MODES, Behaviour
 from bigdm_ray.formats.dataset import CARD, Dataset, stamp, totals
 from bigdm_ray.formats.verifying import strange_shards
+from bigdm_ray.progress import Progress
 from bigdm_ray.replay.shard import SUFFIX, unwritten
 from bigdm_ray.replay.store import verify
 
@@ -375,7 +376,8 @@ def store_of(folder: Path) -> Path:
 def verifying(given: argparse.Namespace) -> int:
     """`verify`: print a line for each problem and a summary; the exit code. Raises UserError."""
     store = store_of(given.folder)
-    sound, episodes, problems, aside = verify(store)
+    with Progress(f"verifying {store}", units=""):
+        sound, episodes, problems, aside = verify(store)
     if (store / CARD).is_file():
         dataset = Dataset.open(store)
         problems += strange_shards(store, dataset.signature) + card_problems(dataset, episodes)

@@ -26,6 +26,7 @@ from typing import Any, cast
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.dataset import Dataset
+from bigdm_ray.progress import Progress, say
 from bigdm_ray.replay.shard import publish
 from bigdm_ray.tables.base import SCALES, Cell, Overview, Scale, find_grid, grids, overviews
 from bigdm_ray.tables.markdown import Measured, measured, overview_table, table
@@ -50,21 +51,30 @@ def train_cell(asked: dict[str, Any], folder: str) -> dict[str, Any]:
 
 
 def fill(shelf: Shelf, cells: list[Cell], jobs: int, local: bool) -> list[str]:
-    """Train cells; one sentence for each that failed. A failure stops no other cell."""
-    problems = []
+    """Train cells, and show how many have ended; one sentence for each that failed.
+
+    A failure stops no other cell.
+    """
+    problems: list[str] = []
+    with Progress(f"{shelf.grid.name}, scale {shelf.scale}", len(cells), units="cells") as bar:
+        _fill(shelf, cells, jobs, local, problems, bar)
+    return problems
+
+
+def _fill(
+    shelf: Shelf, cells: list[Cell], jobs: int, local: bool, problems: list[str], bar: Progress
+) -> None:
 
     def done(cell: Cell, run: Run, summary: dict[str, Any] | None, why: str = "") -> None:
+        bar.advance(1)
         if summary is None:
             problems.append(f"{cell.row}, {cell.column}, seed {cell.seed}: {why}")
-            print(f"failed: {problems[-1]}", file=sys.stderr)
+            say(f"failed: {problems[-1]}")
             return
         result = shelf.keep(cell, run, summary)
         score = value_of(result, shelf.grid.unit, "last")
         told = f"return {result['return_mean']:.1f}" if score is None else f"{score:.1f}"
-        print(
-            f"{cell.row}, {cell.column}, seed {cell.seed}: {told} ({result['wall_s']:.0f} s)",
-            file=sys.stderr,
-        )
+        say(f"{cell.row}, {cell.column}, seed {cell.seed}: {told} ({result['wall_s']:.0f} s)")
 
     work = [(cell, shelf.run(cell), str(shelf.folder(cell).resolve())) for cell in cells]
     if local:
@@ -76,14 +86,13 @@ def fill(shelf: Shelf, cells: list[Cell], jobs: int, local: bool) -> list[str]:
             except Exception as error:  # noqa: BLE001  (whatever broke, the other cells can be trained)
                 traceback.print_exc()
                 done(cell, run, None, f"{type(error).__name__}: {error}")
-        return problems
+        return
     from bigdm_ray.distributed.map import side_by_side
 
     for number, summary, why in side_by_side(
         train_cell, [(run.to_json(), folder) for _, run, folder in work], jobs
     ):
         done(*work[number][:2], summary, why)
-    return problems
 
 
 def draw_overview(overview: Overview, bars: list[Measured], path: Path) -> None:

@@ -7,7 +7,6 @@ chosen by; a row before it sees the steps that the picture begins with, where th
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ import torch
 from bigdm_ray.algorithms.dt import DecisionTransformer, Dt
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.pictures.base import Picture, Sweep, panelled, pictured, told_returns
+from bigdm_ray.progress import say
 from bigdm_ray.training.acting import command_of, policy_of
 from bigdm_ray.training.evaluation import constant, play
 from bigdm_ray.training.run_folder import Loaded, versions
@@ -44,7 +44,7 @@ def look(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
         )
     context = algorithm.acting_context or algorithm.context
     command = command_of(loaded, asked.returns[0] if asked.returns else None)
-    print(f"playing {asked.episodes:,} episodes of {loaded.run.task}", file=sys.stderr)
+    say(f"playing {asked.episodes:,} episodes of {loaded.run.task}")
     played = play(
         policy, loaded.task, constant(command, asked.episodes), asked.episodes, seed, "attention", 0
     )

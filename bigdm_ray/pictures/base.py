@@ -20,6 +20,7 @@ from bigdm_ray.errors import RunFailed, UserError, nearest
 from bigdm_ray.formats.behaviour import OWN_OR_MODES
 from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.jsons import read_json
+from bigdm_ray.progress import Progress
 from bigdm_ray.settings import setting
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.evaluation import constant
@@ -312,7 +313,10 @@ def pictured(
 
     runs = [load(folder, asked.weights) for folder in folders]
     path = target(out, folders[0], name)
-    found = [of(loaded, asked) for loaded in runs]
+    found = []
+    for folder, loaded in zip(folders, runs, strict=True):
+        with Progress(f"{name} of {folder}", units=""):
+            found.append(of(loaded, asked))
     with matplotlib.rc_context(STYLE):
         write(draw(found), {"schema_version": SCHEMA_VERSION, key: found}, path)
     return found

@@ -12,7 +12,6 @@ Where a time limit cut an episode off, its return is known in part: its last ste
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from bigdm_ray.pictures.base import (
     pictured,
     told_returns,
 )
+from bigdm_ray.progress import say
 from bigdm_ray.replay.episode import Episode
 from bigdm_ray.replay.returns import discounted
 from bigdm_ray.replay.windows import View
@@ -189,7 +189,7 @@ def compare(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
             f"the critic of {loaded.folder} reads stacks of pictures, which this picture does not "
             "make; give a run with --algorithm.frame-stack 1"
         )
-    print(f"playing {asked.episodes:,} episodes of {run.task}", file=sys.stderr)
+    say(f"playing {asked.episodes:,} episodes of {run.task}")
     commands = constant(command, asked.episodes)
     played = play(policy, loaded.task, commands, asked.episodes, seed, "extrapolation", 0)
     if not played.episodes:

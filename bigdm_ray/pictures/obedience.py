@@ -6,7 +6,6 @@ Grey markers are the values of that paper; a dotted line is the best return of t
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from bigdm_ray.pictures.base import (
     panelled,
     pictured,
 )
+from bigdm_ray.progress import say
 from bigdm_ray.training.acting import command_of, policy_of, report_head
 from bigdm_ray.training.config import read_run
 from bigdm_ray.training.evaluation import play
@@ -75,7 +75,7 @@ def sweep(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
         )
         for name in commands[0]
     }
-    print(f"playing {count:,} episodes of {loaded.run.task}", file=sys.stderr)
+    say(f"playing {count:,} episodes of {loaded.run.task}")
     played = play(policy, loaded.task, columns, count, seed, "obedience", 0)
     obtained: list[list[float]] = [[] for _ in commands]
     for episode in played.episodes:

@@ -7,7 +7,6 @@ a one-step model, which is trained for the picture on the same dataset (`trainin
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from bigdm_ray.pictures.base import (
     pictured,
 )
 from bigdm_ray.planning.beam import Planner
+from bigdm_ray.progress import say
 from bigdm_ray.replay.store import Store
 from bigdm_ray.settings import setting
 from bigdm_ray.training.one_step import train_one_step
@@ -172,10 +172,7 @@ def predict(loaded: Loaded, asked: Predicting) -> dict[str, Any]:
     truth = real[:, 1:].numpy()
     simple = None
     if asked.one_step:
-        print(
-            f"training a one-step model on {int(store.table.lengths.sum()):,} steps",
-            file=sys.stderr,
-        )
+        say(f"training a one-step model on {int(store.table.lengths.sum()):,} steps")
         simple = (
             one_step_of(model, store, asked.one_step, seed)
             .follow(real[:, 0], torch.stack(actions))

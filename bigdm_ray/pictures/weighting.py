@@ -9,7 +9,6 @@ by that return. Weights are scaled to a mean of 1 over the dataset.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from bigdm_ray.pictures.base import (
     panelled,
     pictured,
 )
+from bigdm_ray.progress import say
 from bigdm_ray.replay.returns import discounted, episode_groups
 from bigdm_ray.settings import setting
 from bigdm_ray.tokens.bins import Elements
@@ -75,7 +75,7 @@ def weigh(loaded: Loaded, asked: Weighing) -> dict[str, Any]:
             f"--element is {asked.element}, but the state of {run.task} has the elements "
             f"0 to {elements.width - 1}"
         )
-    print(f"weighing {dataset.steps:,} steps for {loaded.folder}", file=sys.stderr)
+    say(f"weighing {dataset.steps:,} steps for {loaded.folder}")
     weights = algorithm.weights(loaded.model, store, loaded.version[1])
     if not weights.any():
         raise UserError(f"no step of {dataset.folder} counts for {loaded.folder}")
