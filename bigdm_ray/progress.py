@@ -83,10 +83,15 @@ class Live:
         if quiet:
             return
         if animated(self._stream):
+            first = self._status()
             self._bar = _Bar(
-                total=1.0, file=self._stream, dynamic_ncols=True, leave=False, bar_format=" "
+                total=1.0,
+                initial=_within(first.share),
+                file=self._stream,
+                dynamic_ncols=True,
+                leave=False,
+                bar_format=_format(first),
             )
-            self.draw()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
         self._thread.start()
 
@@ -99,11 +104,8 @@ class Live:
             self._stream.flush()
             self._lines += 1
             return
-        text = status.text.replace("{", "{{").replace("}", "}}")
-        if status.share is not None:
-            self._bar.n = min(1.0, max(0.0, status.share))
-            text = f"{{percentage:3.0f}} %|{{bar:{WIDTH}}}| {text}"
-        self._bar.bar_format = text
+        self._bar.n = _within(status.share)
+        self._bar.bar_format = _format(status)
         self._bar.refresh()
 
     def _run(self) -> None:
@@ -126,6 +128,18 @@ class Live:
             if self._bar is not None:
                 self._bar.leave = leave
                 self._bar.close()
+
+
+def _within(share: float | None) -> float:
+    return min(1.0, max(0.0, share or 0.0))
+
+
+def _format(status: Status) -> str:
+    """What tqdm is to draw."""
+    text = status.text.replace("{", "{{").replace("}", "}}")
+    if status.share is None:
+        return text
+    return f"{{percentage:3.0f}} %|{{bar:{WIDTH}}}| {text}"
 
 
 class Progress:
