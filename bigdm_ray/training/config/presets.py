@@ -93,8 +93,8 @@ def _without_later(run: Run, file: Path) -> Run:
     later = {f"algorithm.{name}": value for name, value in began.items() if name not in known}
     presets = type(run.algorithm).presets()
     preset = presets.get(run.task, presets.get("*", {})).get(run.preset, {})
-    if before.typed is not None and before.preset == run.preset:
-        for path in preset.keys() - {*before.typed}:
+    if before.preset in (run.preset, "none"):
+        for path in preset.keys() - {*(before.typed or ())}:
             owner, _, name = path.partition(".")
             later |= {path: began[name]} if owner == "algorithm" else {}
     kept = {path: value for path, value in later.items() if path not in (run.typed or ())}
