@@ -278,10 +278,11 @@ def complete(
     if statistics is not None:
         try:
             given = read_json(statistics)
-            arrays = {
-                name: np.array(given[key], np.float32).reshape(found.seen)
-                for name, key in zip(STATISTICS, ("mean", "std"), strict=True)
-            }
+            with np.errstate(over="ignore"):  # told below, as not finite
+                arrays = {
+                    name: np.array(given[key], np.float32).reshape(found.seen)
+                    for name, key in zip(STATISTICS, ("mean", "std"), strict=True)
+                }
             if not all(np.isfinite(values).all() for values in arrays.values()):
                 raise ValueError("not all are finite")
         except (OSError, ValueError, KeyError, TypeError) as error:

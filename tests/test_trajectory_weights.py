@@ -218,6 +218,7 @@ def test_what_cannot_be_taken_is_said_in_one_sentence(tmp_path, bins, capsys):
     more = {
         "short.json": json.dumps({"thresholds": spread(bins=BINS - 1).tolist()}), "torn.json": "{", "ragged.json": '{"thresholds": [[1, 2], [1]]}',
         "falling.json": json.dumps({"thresholds": (-spread()).tolist()}), "bins.pkl": "x",
+        "far.json": json.dumps({"thresholds": (spread() * 1e300).tolist()}),
     }  # fmt: skip
     for name, text in more.items():
         (tmp_path / name).write_text(text)
@@ -296,6 +297,7 @@ def test_what_cannot_be_taken_is_said_in_one_sentence(tmp_path, bins, capsys):
             'is not {"thresholds": [[...], ...]}',
         ),
         ("good.safetensors", "hopper", tmp_path / "falling.json", [], "in ascending order"),
+        ("good.safetensors", "hopper", tmp_path / "far.json", [], "rows of finite numbers"),
         (
             "good.safetensors",
             "hopper",

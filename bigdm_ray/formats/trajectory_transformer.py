@@ -191,7 +191,8 @@ def thresholds(file: Path) -> np.ndarray:
         raise UserError(
             f'--bins {file} is not {{"thresholds": [[...], ...]}}, as JSON or safetensors, a row for each dimension ({error})'
         ) from None
-    if out.ndim != 2 or not np.isfinite(out).all() or (np.diff(out) < 0).any():
+    furthest = np.finfo(np.float32).max  # beyond, they would be infinite as this project's edges
+    if out.ndim != 2 or not (np.abs(out) <= furthest).all() or (np.diff(out) < 0).any():
         raise UserError(
             f"--bins {file} holds thresholds that are not rows of finite numbers in ascending order, a row for each dimension"
         )
