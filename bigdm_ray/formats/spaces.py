@@ -84,9 +84,10 @@ def _space(data: dict[str, Any]) -> Space:
         shape, dtype = tuple(int(n) for n in data["shape"]), np.dtype(data["dtype"])
         if dtype.kind not in "biuf" or min(shape, default=1) < 1:
             raise ValueError(f"a Box of shape {list(shape)} and dtype {dtype}")
-        low, high = (
-            np.broadcast_to(np.array(data[name], dtype), shape) for name in ("low", "high")
-        )
+        with np.errstate(over="ignore"):  # what the type does not hold is infinite
+            low, high = (
+                np.broadcast_to(np.array(data[name], dtype), shape) for name in ("low", "high")
+            )
         return spaces.Box(low.copy(), high.copy(), shape, dtype.type)
     if kind == "Discrete":
         return spaces.Discrete(int(data["n"]), start=int(data.get("start", 0)))

@@ -251,7 +251,25 @@ class Learner:
                 kind, *rest = name.split("/")
                 if kind == "optimizer" and rest[0] == which:
                     slots.setdefault(int(rest[1]), {})[rest[2]] = torch.from_numpy(np.array(value))
+            _check_slots(which, optimizer, slots)
             whole = optimizer.state_dict()
             optimizer.load_state_dict({"state": slots, "param_groups": whole["param_groups"]})
         self.step = step
         self._annotated = False
+
+
+def _check_slots(
+    which: str, optimizer: torch.optim.Optimizer, slots: dict[int, dict[str, Tensor]]
+) -> None:
+    """Raise UserError unless all parameters have the same slots, each a scalar or of their shape."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    fit = len({frozenset(slot) for slot in slots.values()}) <= 1 and all(
+        0 <= index < len(parameters) and (not value.ndim or value.shape == parameters[index].shape)
+        for index, slot in slots.items()
+        for value in slot.values()
+    )
+    if not fit:
+        raise UserError(
+            f"the state of the optimizer {which!r} does not fit the network: it is damaged, or "
+            "belongs to another algorithm, task or size; remove that checkpoint"
+        )

@@ -90,7 +90,14 @@ class Weights:
                 if "command" not in meta
                 else _told(read_json(meta["command"]), read_json(meta["return_mean"], object))
             )
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (
+            OSError,
+            SafetensorError,
+            ValueError,
+            KeyError,
+            TypeError,
+            OverflowError,  # a version that is infinite
+        ) as error:
             raise UserError(
                 f"{path} does not hold weights of this project ({error}); remove it, and have it "
                 "written again with `run --resume`"

@@ -361,3 +361,20 @@ def test_the_ranks_draw_one_batch_between_them(store):
         np.testing.assert_array_equal(
             values, np.concatenate([part[name] for part in parts]), err_msg=name
         )
+
+
+@pytest.mark.parametrize("damage", ["renamed", "of another shape", "of no parameter"])
+def test_the_state_of_an_optimizer_that_does_not_fit_is_refused(store, damage):
+    learner = learner_of()
+    learner.update({TASK: store}, 1)
+    state = learner.state()
+    name = next(key for key in state if key.endswith("/exp_avg"))
+    which = name.split("/")[1]
+    if damage == "renamed":
+        state[f"{name}_other"] = state.pop(name)
+    elif damage == "of another shape":
+        state[name] = state[name][..., :1]
+    else:
+        state[f"optimizer/{which}/999/exp_avg"] = state[name]
+    with pytest.raises(UserError, match="does not fit the network"):
+        learner.load(state, 1)
