@@ -347,7 +347,7 @@ def main(arguments: list[str]) -> int:
         metavar="FOLDER",
         type=Path,
         nargs="+",
-        help="a run folder, or zoo:NAME; of several the scores end in one table, a row each",
+        help="a run folder; of several the scores end in one table, a row each",
     )
     parser.add_settings(Asked)
     parser.add_argument(

@@ -353,7 +353,7 @@ def milestone(clock: int) -> str:
 def load(
     folder: str | os.PathLike[str], which: str = "last", acting: Mapping[str, Any] | None = None
 ) -> Loaded:
-    """Open a run folder, or a policy that is shipped: `bigdm_ray.load(FOLDER)`, `load("zoo:NAME")`.
+    """Open a run folder: `bigdm_ray.load(FOLDER)`, or a policy of the zoo, which has none yet.
 
     `which` weights: `last`, `best`, or a milestone's.
 

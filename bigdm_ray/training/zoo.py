@@ -1,6 +1,6 @@
-"""Zoo: trained policies that the package ships. `zoo:NAME` stands for a run folder that is opened to act.
+"""Zoo: trained policies in the package. `zoo:NAME` stands for a run folder that is opened to act.
 
-Each is a folder of `bigdm_ray/zoo/`: a run.json, a summary.json, and weights, without episodes and
+None is shipped yet. Each is a folder of `bigdm_ray/zoo/`: a run.json, a summary.json, and weights, without episodes and
 checkpoints. The package may lie where nothing can be written, so what is made of a policy goes to
 `runs/zoo-NAME`.
 """
