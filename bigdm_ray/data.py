@@ -28,8 +28,9 @@ from bigdm_ray.doors import Parser, door
 from bigdm_ray.envs.task import Signature, find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.behaviour import OWN_OR_MODES, Behaviour
-from bigdm_ray.formats.dataset import CARD, Dataset, stamp, totals
+from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.formats.verifying import strange_shards
+from bigdm_ray.formats.writer import stamp, totals
 from bigdm_ray.progress import Progress
 from bigdm_ray.replay.shard import SUFFIX, unwritten
 from bigdm_ray.replay.store import verify

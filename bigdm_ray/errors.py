@@ -162,3 +162,8 @@ def install(extra: str) -> str:
         editable = "-e " if where["dir_info"].get("editable") else ""
         return f"pip install {editable}'{unquote(url.removeprefix('file://'))}[{extra}]'"
     return f"pip install 'bigdm-ray[{extra}]{f' @ {url}' if url else ''}'"
+
+
+def one_line(error: Exception) -> str:
+    """The text of an error on one line."""
+    return " ".join(str(error).split())[:300]

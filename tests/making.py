@@ -184,7 +184,7 @@ def small(kind, **more):
 
 def dataset_of(folder, task="toy-vector", count=60, seed=1):
     """A dataset of random episodes."""
-    from bigdm_ray.formats.dataset import Writer
+    from bigdm_ray.formats.writer import Writer
 
     writer = Writer(folder, {"made": seed}, task, find_task(task).signature())
     writer.add(played(task, count, seed).episodes)

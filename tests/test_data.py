@@ -12,7 +12,8 @@ from making import episode, played
 from bigdm_ray.data import histogram, main, parser, played_by, plot
 from bigdm_ray.doors import door
 from bigdm_ray.envs import find_task
-from bigdm_ray.formats.dataset import Dataset, Writer
+from bigdm_ray.formats.dataset import Dataset
+from bigdm_ray.formats.writer import Writer
 from bigdm_ray.replay import Store
 from bigdm_ray.replay.shard import Shard, encode
 from bigdm_ray.run import main as run

@@ -14,7 +14,7 @@ import numpy as np
 
 from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.base import field_name
+from bigdm_ray.formats.signatures import field_name
 from bigdm_ray.replay.episode import Episode
 
 TOLERANCE = 1e-6

@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bigdm_ray.envs.task import Leaf, Signature, find_task
-from bigdm_ray.errors import UserError
-from bigdm_ray.formats.base import inside, misfit, spec_of
+from bigdm_ray.errors import UserError, one_line
+from bigdm_ray.formats.base import inside
 from bigdm_ray.formats.checks import refused
-from bigdm_ray.formats.claims import expect_size, hold, parquet_claim
+from bigdm_ray.formats.claims import hold, parquet_claim
+from bigdm_ray.formats.dataset import Dataset
+from bigdm_ray.formats.signatures import misfit, sound_signature
+from bigdm_ray.formats.tasks import spec_of
 from bigdm_ray.jsons import read_json
-
-if TYPE_CHECKING:
-    from bigdm_ray.formats.dataset import Dataset
 
 META = "bigdm"
 """Key of the schema's metadata under which files that are written here carry their task and signature."""
@@ -196,11 +195,6 @@ def _filled(values: pa.Array, offsets: np.ndarray, name: str, place: Callable[[i
         raise refused(place(k), name, "a value is missing (null)")
 
 
-def one_line(error: Exception) -> str:
-    """The text of an error on one line."""
-    return " ".join(str(error).split())[:300]
-
-
 # --- metadata
 
 
@@ -327,38 +321,3 @@ def _plain_signature(meta: Mapping[str, str], where: str) -> Signature | None:
         raise UserError(
             f"{where} tells obs_dim {meta['obs_dim']!r}, act_dim {meta['act_dim']!r}, n_actions {meta['n_actions']!r}, where whole numbers are expected"
         ) from None
-
-
-def sound_signature(data: Any, where: str) -> Signature:
-    """The signature of a file's JSON, or of its text. Raises UserError where it is none."""
-    try:
-        return checked_signature(read_json(data) if isinstance(data, str) else data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{where} carries a broken signature ({one_line(error)}); nothing was imported"
-        ) from None
-
-
-def checked_signature(data: Any) -> Signature:
-    """The signature of JSON that anyone may have written. Raises KeyError, TypeError, ValueError or AttributeError where it is none."""
-    signature = Signature.from_json(data)
-    for leaves in (signature.observations.values(), signature.actions.values()):
-        for leaf in leaves:
-            _sound_leaf(leaf)
-        expect_size(sum(leaf.size for leaf in leaves), len(leaves))
-    if not signature.observations or not signature.actions:
-        raise ValueError("it has no leaves")
-    return signature
-
-
-def _sound_leaf(leaf: Leaf) -> None:
-    whole = all(isinstance(n, int) and n > 0 for n in (*leaf.shape, *leaf.choices))
-    kinds = {"tensor": "fiu", "discrete": "i", "image": "u", "text": "u"}
-    elements = math.prod(leaf.shape)
-    bounds = all(
-        bound is None or (len(bound) == elements and all(type(n) in (int, float) for n in bound))
-        for bound in (leaf.low, leaf.high)
-    )
-    picked = len(leaf.choices) == (elements if leaf.kind == "discrete" else 0)
-    if not (whole and bounds and picked and np.dtype(leaf.dtype).kind in kinds[leaf.kind]):
-        raise ValueError(f"the leaf {leaf}")

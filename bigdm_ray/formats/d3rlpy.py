@@ -18,11 +18,12 @@ import numpy as np
 
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.base import Format, Reader, Said, field_name
+from bigdm_ray.formats.base import Format, Reader, Said
 from bigdm_ray.formats.checks import refused, truths
 from bigdm_ray.formats.d4rl import SUFFIXES
 from bigdm_ray.formats.hdf5 import Fields, open_hdf5
 from bigdm_ray.formats.looks import Acted, guessed, moved, seen_leaf
+from bigdm_ray.formats.signatures import field_name
 from bigdm_ray.formats.unread import unread
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 

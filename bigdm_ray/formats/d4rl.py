@@ -28,11 +28,12 @@ import numpy as np
 
 from bigdm_ray.envs.task import Signature, tasks
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.base import Format, Reader, Said, step_limit
+from bigdm_ray.formats.base import Format, Reader, Said
 from bigdm_ray.formats.checks import followed, refused, truths
 from bigdm_ray.formats.hdf5 import ERRORS, Fields, open_hdf5
 from bigdm_ray.formats.looks import Acted, guessed, moved, seen_leaf
 from bigdm_ray.formats.spellings import missing, spelled
+from bigdm_ray.formats.tasks import step_limit
 from bigdm_ray.formats.unread import unread
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 

@@ -27,11 +27,10 @@ import numpy as np
 
 from bigdm_ray.envs.atari import TASKS
 from bigdm_ray.envs.task import Signature
-from bigdm_ray.errors import UserError
+from bigdm_ray.errors import UserError, one_line
 from bigdm_ray.formats.base import MAX_EPISODE_BYTES, Format, Reader, Said, inside
 from bigdm_ray.formats.checks import refused, truths
 from bigdm_ray.formats.claims import hold
-from bigdm_ray.formats.columns import one_line
 from bigdm_ray.formats.unread import unread
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bigdm_ray.errors import UserError, nearest
-from bigdm_ray.formats.base import formats, vacant
+from bigdm_ray.formats.base import formats
 from bigdm_ray.formats.dataset import Dataset
+from bigdm_ray.formats.writer import vacant
 from bigdm_ray.progress import Progress
 from bigdm_ray.replay.files import sweep, temporary
 from bigdm_ray.replay.shard import sync_folder, unwritten

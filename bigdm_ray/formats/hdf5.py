@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 
 from bigdm_ray import stopping
-from bigdm_ray.errors import UserError
+from bigdm_ray.errors import UserError, one_line
 from bigdm_ray.formats.base import MAX_EPISODE_BYTES, needed
 from bigdm_ray.formats.checks import refused
 from bigdm_ray.formats.claims import hold
-from bigdm_ray.formats.columns import one_line
 
 ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 """What h5py raises for a file that is torn somewhere."""

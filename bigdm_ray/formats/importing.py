@@ -16,22 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from bigdm_ray.envs.task import NONE, Leaf, Signature
-from bigdm_ray.errors import UserError
-from bigdm_ray.formats.base import Reader, altered, open_source, task_of, words
+from bigdm_ray.errors import UserError, one_line
+from bigdm_ray.formats.base import Reader, open_source
 from bigdm_ray.formats.behaviour import at_stage
 from bigdm_ray.formats.checks import conform
-from bigdm_ray.formats.columns import one_line
-from bigdm_ray.formats.dataset import (
-    SCHEMA_VERSION,
-    WRONG_VALUES,
-    Dataset,
-    Writer,
-    bytes_of,
-    free,
-    keeping,
-    stamp,
-)
+from bigdm_ray.formats.dataset import SCHEMA_VERSION, Dataset
+from bigdm_ray.formats.signatures import words
+from bigdm_ray.formats.tasks import altered, task_of
 from bigdm_ray.formats.unread import note
+from bigdm_ray.formats.writer import WRONG_VALUES, Writer, bytes_of, free, keeping, stamp
 from bigdm_ray.progress import Progress
 from bigdm_ray.replay.episode import Episode
 

@@ -28,28 +28,13 @@ import pyarrow as pa
 import pyarrow.compute
 
 from bigdm_ray.envs.task import Signature, find_task
-from bigdm_ray.errors import RunFailed, UserError, install
-from bigdm_ray.formats.base import (
-    Advance,
-    Format,
-    Reader,
-    Said,
-    field_name,
-    inside,
-    needed,
-    spec_of,
-)
+from bigdm_ray.errors import RunFailed, UserError, install, one_line
+from bigdm_ray.formats.base import Advance, Format, Reader, Said, inside, needed
 from bigdm_ray.formats.checks import ended, kept_seed, refused
-from bigdm_ray.formats.columns import (
-    flat,
-    numbers,
-    one_line,
-    open_parquet,
-    parts_of,
-    reading,
-)
+from bigdm_ray.formats.columns import flat, numbers, open_parquet, parts_of, reading
 from bigdm_ray.formats.dataset import Dataset, references
 from bigdm_ray.formats.hdf5 import Fields, new_hdf5, open_hdf5
+from bigdm_ray.formats.signatures import field_name
 from bigdm_ray.formats.spaces import (
     flatten_leaf,
     flatten_texts,
@@ -59,6 +44,7 @@ from bigdm_ray.formats.spaces import (
     space_to_json,
     unflatten_leaf,
 )
+from bigdm_ray.formats.tasks import spec_of
 from bigdm_ray.formats.unread import unread
 from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId

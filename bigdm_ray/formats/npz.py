@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as header
 
-from bigdm_ray.errors import UserError
+from bigdm_ray.errors import UserError, one_line
 from bigdm_ray.formats.base import Format, Reader
 from bigdm_ray.formats.claims import hold
-from bigdm_ray.formats.columns import one_line
 from bigdm_ray.formats.d4rl import FlatArrays
 from bigdm_ray.formats.hdf5 import ERRORS
 

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.base import Advance, Format, Reader, Said, field_name, step_limit
+from bigdm_ray.formats.base import Advance, Format, Reader, Said
 from bigdm_ray.formats.behaviour import Behaviour
 from bigdm_ray.formats.checks import ended, followed, kept_seed, refused
 from bigdm_ray.formats.columns import (
@@ -45,10 +45,13 @@ from bigdm_ray.formats.columns import (
     said_versions,
     told_alike,
 )
-from bigdm_ray.formats.dataset import Dataset, bytes_of
+from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.looks import Acted, guessed, seen_leaf
+from bigdm_ray.formats.signatures import field_name
 from bigdm_ray.formats.spellings import spelled
+from bigdm_ray.formats.tasks import step_limit
 from bigdm_ray.formats.unread import unread
+from bigdm_ray.formats.writer import bytes_of
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
 ROW_BYTES = 16 << 20

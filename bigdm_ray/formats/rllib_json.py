@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bigdm_ray.errors import UserError
+from bigdm_ray.errors import UserError, one_line
 from bigdm_ray.formats.base import Format, Reader, Said, inside
 from bigdm_ray.formats.checks import refused
-from bigdm_ray.formats.columns import one_line
 from bigdm_ray.formats.rows import StepRows
 from bigdm_ray.formats.spellings import spelled
 

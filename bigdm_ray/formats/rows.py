@@ -26,17 +26,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bigdm_ray.envs.task import Leaf, Signature
-from bigdm_ray.formats.base import (
-    MAX_EPISODE_BYTES,
-    Reader,
-    field_name,
-    step_limit,
-)
+from bigdm_ray.formats.base import MAX_EPISODE_BYTES, Reader
 from bigdm_ray.formats.checks import followed, refused, truths
 from bigdm_ray.formats.columns import flat, is_plain, numbers, parts_of, reading
 from bigdm_ray.formats.looks import Acted, guessed, seen_leaf
+from bigdm_ray.formats.signatures import field_name
 from bigdm_ray.formats.spaces import flatten_leaf, flatten_texts, layout, leaf_spaces
 from bigdm_ray.formats.spellings import SPELLINGS, Found, joined, missing
+from bigdm_ray.formats.tasks import step_limit
 from bigdm_ray.formats.unread import unread
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 

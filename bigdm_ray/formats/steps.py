@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bigdm_ray.errors import UserError
+from bigdm_ray.errors import UserError, one_line
 from bigdm_ray.formats.base import (
     Advance,
     Format,
@@ -28,7 +28,6 @@ from bigdm_ray.formats.columns import (
     META,
     carried,
     expect_types,
-    one_line,
     open_parquet,
     parquet_files,
     rows_at_once,

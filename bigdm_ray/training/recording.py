@@ -22,8 +22,9 @@ from bigdm_ray.algorithms.base import Columns, Policy, State
 from bigdm_ray.envs.task import Leaf, Signature, Task
 from bigdm_ray.envs.vector import Arrays
 from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.formats.base import spec_of
-from bigdm_ray.formats.dataset import Dataset, Writer, keeping
+from bigdm_ray.formats.dataset import Dataset
+from bigdm_ray.formats.tasks import spec_of
+from bigdm_ray.formats.writer import Writer, keeping
 from bigdm_ray.models.heads import normals
 from bigdm_ray.progress import Progress
 from bigdm_ray.replay.episode import Episode

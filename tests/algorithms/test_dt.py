@@ -17,7 +17,7 @@ from bigdm_ray.envs import find_task
 from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.evaluate import main
-from bigdm_ray.formats.dataset import Writer
+from bigdm_ray.formats.writer import Writer
 from bigdm_ray.models.continuous import SquashedHead, squashed_log_prob
 from bigdm_ray.models.lamb import Lamb
 from bigdm_ray.replay import Store

@@ -7,7 +7,7 @@ from making import played
 from bigdm_ray.baselines.base import Bench
 from bigdm_ray.envs import find_task
 from bigdm_ray.evaluate import main as evaluate
-from bigdm_ray.formats.dataset import Writer
+from bigdm_ray.formats.writer import Writer
 from bigdm_ray.run import main as run
 from bigdm_ray.training.run_folder import load
 

@@ -12,7 +12,7 @@ from bigdm_ray.baselines.mbop import Mbop
 from bigdm_ray.baselines.offline import Transitions, descend, soft_clipped
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.dataset import Writer
+from bigdm_ray.formats.writer import Writer
 from bigdm_ray.run import main
 from bigdm_ray.training.params import Weights
 

@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bigdm_ray.envs.task import Leaf, Signature
-from bigdm_ray.formats.dataset import Writer
 from bigdm_ray.formats.exporting import export_dataset
 from bigdm_ray.formats.importing import import_dataset
+from bigdm_ray.formats.writer import Writer
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 from tests.benchmarks.common import header, measure, row
 from tests.benchmarks.memory import anonymous_mib

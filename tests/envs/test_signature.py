@@ -12,7 +12,7 @@ from bigdm_ray.envs import Signature, find_task, tasks
 from bigdm_ray.envs.task import Leaf, leaves
 from bigdm_ray.envs.values import flatten, unflatten
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.base import misfit
+from bigdm_ray.formats.signatures import misfit
 
 shapes = st.lists(st.integers(1, 3), min_size=0, max_size=3).map(tuple)
 numbers = st.integers(1, 5)

@@ -13,8 +13,8 @@ from making import played
 
 from bigdm_ray.envs import find_task
 from bigdm_ray.envs.values import unflatten
-from bigdm_ray.formats.dataset import Writer
 from bigdm_ray.formats.importing import import_dataset
+from bigdm_ray.formats.writer import Writer
 
 
 def dataset(

@@ -9,8 +9,9 @@ import pytest
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats import dqn_replay
-from bigdm_ray.formats.base import Said, task_of
+from bigdm_ray.formats.base import Said
 from bigdm_ray.formats.importing import import_dataset
+from bigdm_ray.formats.tasks import task_of
 
 TASK = "toy-image"
 

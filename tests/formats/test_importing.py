@@ -12,11 +12,12 @@ from sources import dataset, episode_parquet, episodes_of, imported, rows_of
 
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.formats import dataset as datasets
+from bigdm_ray.formats import writer as writing
 from bigdm_ray.formats.base import formats, open_source
 from bigdm_ray.formats.checks import conform
-from bigdm_ray.formats.dataset import Dataset, Writer
+from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.importing import import_dataset
+from bigdm_ray.formats.writer import Writer
 from bigdm_ray.progress import Progress
 from bigdm_ray.replay import shard
 
@@ -36,7 +37,7 @@ def source(tmp_path, episodes):
 @pytest.fixture
 def small_shards(monkeypatch):
     """About four episodes a shard."""
-    monkeypatch.setattr(datasets, "SHARD_BYTES", 1000)
+    monkeypatch.setattr(writing, "SHARD_BYTES", 1000)
 
 
 def left(folder):
@@ -99,7 +100,7 @@ def test_the_hash_is_that_of_the_episodes_not_of_the_shards(
     tmp_path, source, episodes, monkeypatch
 ):
     one = imported(source, tmp_path / "one", task=TASK)
-    monkeypatch.setattr(datasets, "SHARD_BYTES", 700)
+    monkeypatch.setattr(writing, "SHARD_BYTES", 700)
     many = imported(source, tmp_path / "many", task=TASK)
     assert len(one.shards()) == 1 and len(many.shards()) > 5
     assert one.sha256 == many.sha256
@@ -209,7 +210,7 @@ def interrupt_after(monkeypatch, count):
         if sum(name.endswith(".arrow") for name in written) == count + 1:
             raise Interrupted
 
-    monkeypatch.setattr(datasets, "publish", publish)
+    monkeypatch.setattr(writing, "publish", publish)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
@@ -300,7 +301,7 @@ def test_a_full_disk_is_one_sentence_and_the_import_can_go_on(
         shard.publish(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(datasets, "publish", full)
+        patch.setattr(writing, "publish", full)
         with pytest.raises(RunFailed, match="No space left"):
             imported(source, tmp_path / "set", task=TASK)
     assert not (tmp_path / "set").exists() and left(tmp_path / "set") == [".set.importing"]
@@ -312,10 +313,10 @@ def test_a_killed_import_leaves_no_half_dataset_and_goes_on(tmp_path, episodes):
     many = [episodes[i % 20] for i in range(4000)]
     source = episode_parquet(tmp_path / "source.parquet", rows_of(many), row_group_size=100)
     code = (
-        "import sys, time; from bigdm_ray.formats import dataset; dataset.SHARD_BYTES = 20_000; from bigdm_ray.data import main\n"
-        "whole = dataset.publish\n"
+        "import sys, time; from bigdm_ray.formats import writer; writer.SHARD_BYTES = 20_000; from bigdm_ray.data import main\n"
+        "whole = writer.publish\n"
         "def slowly(path, data): whole(path, data); time.sleep(0.05)\n"
-        "dataset.publish = slowly if len(sys.argv) > 2 else whole\n"
+        "writer.publish = slowly if len(sys.argv) > 2 else whole\n"
         f"main(['import', {str(source)!r}, '--task', '{TASK}', '--folder', sys.argv[1]])"
     )
     folder = tmp_path / "set"

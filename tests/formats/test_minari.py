@@ -15,9 +15,9 @@ from bigdm_ray.envs.values import flatten
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats import minari as door
 from bigdm_ray.formats import spaces as layouts
-from bigdm_ray.formats.dataset import resolve
 from bigdm_ray.formats.exporting import export_dataset
 from bigdm_ray.formats.importing import import_dataset
+from bigdm_ray.formats.resolving import resolve
 
 TASKS = ["toy-continuous", "toy-vector", "toy-image", "toy-mixed", "cartpole"]
 

@@ -8,9 +8,9 @@ from sources import dataset, episode_parquet, episodes_of, imported, step_column
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats import rows, steps
-from bigdm_ray.formats.base import step_limit
 from bigdm_ray.formats.exporting import export_dataset
 from bigdm_ray.formats.importing import import_dataset
+from bigdm_ray.formats.tasks import step_limit
 
 TASK = "toy-continuous"
 

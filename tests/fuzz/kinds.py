@@ -312,12 +312,12 @@ def make_d4rl(folder: Path) -> None:
 
 def make_progress(folder: Path) -> None:
     """An import that was killed with three shards written, and its source."""
-    from bigdm_ray.formats import dataset
+    from bigdm_ray.formats import writer
 
     make_d4rl(folder)
     if (pid := os.fork()) == 0:
-        dataset.SHARD_EPISODES = 2
-        dataset.Writer.finish = lambda *_: os._exit(0)  # type: ignore[method-assign]
+        writer.SHARD_EPISODES = 2
+        writer.Writer.finish = lambda *_: os._exit(0)  # type: ignore[method-assign]
         go_on(folder)
         os._exit(1)
     assert os.waitpid(pid, 0)[1] == 0 and len(list(folder.glob(".set.importing/*.arrow"))) == 3

@@ -37,7 +37,8 @@ from making import dataset_of  # noqa: E402
 from steps import How, forked  # noqa: E402
 
 from bigdm_ray.doors import door  # noqa: E402
-from bigdm_ray.formats import dataset, importing  # noqa: E402
+from bigdm_ray.formats import importing, writer  # noqa: E402
+from bigdm_ray.formats.dataset import Dataset  # noqa: E402
 from bigdm_ray.formats.exporting import export_dataset  # noqa: E402
 from bigdm_ray.replay import Store  # noqa: E402
 from bigdm_ray.training import checkpoint, recording  # noqa: E402
@@ -161,11 +162,11 @@ CUT = 110
 
 def prepare(inputs: Path) -> None:
     """What the cases read; small shards and frequent saves, so that there is much to interrupt."""
-    dataset.SHARD_EPISODES, importing.BATCH_EPISODES = 8, 5
+    writer.SHARD_EPISODES, importing.BATCH_EPISODES = 8, 5
     recording.STRETCH_STEPS, recording.SAVE_EVERY_S, recording.ROWS = 100, 0.0, 4
     dataset_of(inputs / "data", "toy-vector", 20)
     dataset_of(inputs / "more", "toy-vector", 12, seed=2)
-    export_dataset(dataset.Dataset.open(inputs / "data"), "minari", inputs / "minari", quiet=True)
+    export_dataset(Dataset.open(inputs / "data"), "minari", inputs / "minari", quiet=True)
     dataset_of(inputs / "hopper", "hopper", 2)
     flags = (
         "--algorithm.width 8 --algorithm.layers 1 --algorithm.context 3 --budget.learner-steps 2 "

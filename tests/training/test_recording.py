@@ -10,7 +10,7 @@ from making import same_episode, soon
 from bigdm_ray.algorithms.base import Policy
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.formats import dataset as datasets
+from bigdm_ray.formats import writer as writing
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.importing import import_dataset
 from bigdm_ray.training import recording as recordings
@@ -213,7 +213,7 @@ def short(monkeypatch):
     """A round or two a stretch, each saved; about six episodes a shard."""
     monkeypatch.setattr(recordings, "STRETCH_STEPS", 60)
     monkeypatch.setattr(recordings, "SAVE_EVERY_S", 0.0)
-    monkeypatch.setattr(datasets, "SHARD_EPISODES", 6)
+    monkeypatch.setattr(writing, "SHARD_EPISODES", 6)
 
 
 def interrupt_at(monkeypatch, round, recording=0, played=None):

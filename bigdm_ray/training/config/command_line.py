@@ -16,7 +16,7 @@ from typing import Any
 from bigdm_ray.algorithms.base import algorithms, find_algorithm
 from bigdm_ray.doors import Parser
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.dataset import resolve
+from bigdm_ray.formats.resolving import resolve
 from bigdm_ray.settings import converted, flag
 from bigdm_ray.training.config.files import YAML, Written, read_yaml
 from bigdm_ray.training.config.presets import made, offline_defaults, preset_of

@@ -16,8 +16,8 @@ from bigdm_ray.algorithms.base import Algorithm
 from bigdm_ray.baselines.base import Foreign
 from bigdm_ray.envs.task import NONE, UNPLAYED, Task, find_task
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.columns import sound_signature
 from bigdm_ray.formats.dataset import Dataset, references
+from bigdm_ray.formats.signatures import sound_signature
 from bigdm_ray.jsons import read_json
 from bigdm_ray.settings import flag, to_json
 from bigdm_ray.training import checkpoint
