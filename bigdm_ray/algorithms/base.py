@@ -352,8 +352,8 @@ def algorithms(folders: tuple[str, ...] = FOLDERS) -> dict[str, type[Algorithm]]
         package = importlib.import_module(f"bigdm_ray.{folder}")
         for _, name, _ in pkgutil.iter_modules(package.__path__):
             found |= _held(importlib.import_module(f"bigdm_ray.{folder}.{name}"))
-    for place, module in plugins("bigdm_ray.algorithms").items() if folders == FOLDERS else ():
-        own = _held(module)
+    for place, plugin in plugins("bigdm_ray.algorithms").items() if folders == FOLDERS else ():
+        own = _held(plugin.module)
         if twice := found.keys() & own.keys():
             raise UserError(
                 f"{place} has an algorithm {min(twice)!r}, which there is already; rename it"

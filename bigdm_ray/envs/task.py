@@ -1,8 +1,8 @@
 """Task and Signature: what an environment is called, how it is made, and what its arrays look like.
 
 A suite is a file of this folder with a `TASKS` dict of short name -> Task; heavy imports stand inside the functions
-that make environments, so that looking at the list costs nothing. `find_task` understands a short name
-(`lunarlander`), `gymnasium:ID`, and `my_module:MyEnv-v0`, gymnasium's own way to import before making; the latter
+that make environments, so that looking at the list costs nothing. A task is called `suite/task` (`box2d/lunarlander`),
+and by its short name alone where no two suites share it. `find_task` understands both, `gymnasium:ID`, and `my_module:MyEnv-v0`, gymnasium's own way to import before making; the latter
 two with arguments, `gymnasium:ID?key=value&other=value` (`envs/arguments.py`). Suites of installed packages are found
 by their entry points in the group `bigdm_ray.envs`.
 """
@@ -16,6 +16,7 @@ import math
 import pkgutil
 import re
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,6 +208,12 @@ class Task:
         str, ...
     ] = ()  # modules that `fast` imports; where one is missing, the reference plays
     seen: Signature | None = None  # what its arrays look like, where no environment tells
+    suite: str = ""  # the suite that lists it; `tasks` fills it in
+
+    @property
+    def full_name(self) -> str:
+        """`suite/task`, where a suite lists it."""
+        return f"{self.suite}/{self.name.rpartition('/')[2]}" if self.suite else self.name
 
     @property
     def plays(self) -> bool:
@@ -294,19 +301,47 @@ def _signature(task: Task) -> Signature:
 
 @functools.lru_cache(maxsize=1)
 def tasks() -> dict[str, Task]:
-    """Every short name of every suite in this folder and in installed packages, sorted.
+    """Every task of every suite in this folder and in installed packages by its name, sorted.
 
-    A suite file is found by being there. Raises UserError for a package whose suite cannot be had.
+    The name is the short one, or `suite/task` where several suites have a task of that name. A
+    suite file is found by being there. Raises UserError for a package whose suite cannot be had.
     """
-    found: dict[str, Task] = {}
+    suites: dict[str, dict[str, Task]] = {}
     for module in sorted(name for _, name, _ in _suite_modules()):
-        found.update(getattr(importlib.import_module(module), "TASKS", {}))
-    for place, plugin in plugins("bigdm_ray.envs").items():
-        own = getattr(plugin, "TASKS", {})
-        if twice := found.keys() & own.keys():
-            raise UserError(f"{place} has a task {min(twice)!r}, which there is already; rename it")
-        found.update(own)
+        own = getattr(importlib.import_module(module), "TASKS", {})
+        suites[module.rpartition(".")[2]] = dict(own)
+    for place, (suite, plugin) in plugins("bigdm_ray.envs").items():
+        own, there = getattr(plugin, "TASKS", {}), suites.setdefault(suite, {})
+        if twice := there.keys() & own.keys():
+            raise UserError(
+                f"{place} has a task '{suite}/{min(twice)}', which there is already; rename it"
+            )
+        there.update(own)
+    owners = Counter(name for own in suites.values() for name in own)
+    found = {}
+    for suite, own in suites.items():
+        for short, task in own.items():
+            name = short if owners[short] == 1 else f"{suite}/{short}"
+            found[name] = dataclasses.replace(task, name=name, suite=suite)
     return dict(sorted(found.items()))
+
+
+def listed(name: str) -> Task | None:
+    """The task of a suite by its short name or as `suite/task`; None where no suite lists it.
+
+    Raises UserError for a short name that several suites share.
+    """
+    known = tasks()
+    suite, _, short = name.rpartition("/")
+    if name in known:
+        return known[name]
+    if suite and short in known and known[short].suite == suite:
+        return known[short]
+    if twins := [one for one, task in known.items() if one == f"{task.suite}/{name}"]:
+        raise UserError(
+            f"task {name!r} may be {' or '.join(map(repr, twins))}; give the one that is meant"
+        )
+    return None
 
 
 def _suite_modules() -> Iterator[tuple[Any, str, bool]]:
@@ -315,24 +350,36 @@ def _suite_modules() -> Iterator[tuple[Any, str, bool]]:
         yield finder, f"bigdm_ray.envs.{name}", is_package
 
 
+def called(name: str) -> str:
+    """The name that a task has here, of any of its names; what is not known stays as it is."""
+    try:
+        found = listed(name)
+    except UserError:  # its short name alone, which several suites share
+        return name
+    return name if found is None else found.name
+
+
 def find_task(name: str) -> Task:
-    """The task of a short name, of `gymnasium:ID`, or of `my_module:MyEnv-v0`, these with arguments or without.
+    """The task of a short name, of `suite/task`, of `gymnasium:ID`, or of `my_module:MyEnv-v0`.
+
+    The latter two are with arguments or without. A task that a suite lists has one name, however it was asked for.
 
     Raises UserError. Arguments are typed when an environment is made, which raises it too.
     """
-    known = tasks()
-    if name in known:
-        return known[name]
+    if (found := listed(name)) is not None:
+        return found
     if name == NONE:
         return Task(NONE, _unplayed, about="episodes of a dataset, without an environment")
     base, given = arguments.split(name)
     if ":" not in base:
-        if base in known:
+        if listed(base) is not None:
             raise UserError(
                 f"task {base!r} takes no arguments; name its environment, as in 'gymnasium:ID?key=value'"
             )
+        full = "/" in name
+        known = [task.full_name if full else task.name for task in tasks().values()]
         raise UserError(
-            f"unknown task {name!r}{nearest(name, list(known))} (any gymnasium id works as 'gymnasium:ID', your own as 'my_module:MyEnv-v0')"
+            f"unknown task {name!r}{nearest(name, known)} (any gymnasium id works as 'gymnasium:ID', your own as 'my_module:MyEnv-v0')"
         )
     module, _, env_id = base.partition(":")
     if not all(part.isidentifier() for part in module.split(".")) or (

@@ -8,6 +8,7 @@ cut into shards. `writer.py` writes one.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from bigdm_ray.envs.task import Signature, find_task
+from bigdm_ray.envs.task import Signature, called, find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.signatures import checked_signature, misfit
 from bigdm_ray.jsons import read_json
@@ -71,7 +72,7 @@ class Dataset:
                 raise UserError(
                     f"{path} has schema version {version}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray"
                 )
-            return sound(
+            made = sound(
                 Dataset(
                     folder=folder,
                     **data
@@ -81,6 +82,7 @@ class Dataset:
                     },
                 )
             )
+            return dataclasses.replace(made, task=called(made.task))
         except OSError as error:
             raise UserError(
                 f"{folder} is not a dataset ({CARD}: {error.strerror}); make one with: python -m bigdm_ray.data import SOURCE --folder {folder}"

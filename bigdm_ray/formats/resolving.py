@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bigdm_ray.envs.task import tasks
 from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.formats.importing import import_dataset
 from bigdm_ray.formats.minari import dataset_id
@@ -12,10 +13,15 @@ from bigdm_ray.formats.minari import dataset_id
 def resolve(text: str) -> Dataset | None:
     """The dataset that a TASK names: the path of a folder, or `minari:ID`, which is imported into ./datasets at its first use.
 
-    None for anything else. Raises UserError for a folder that holds none, and RunFailed where a download fails.
+    None for anything else, `suite/task` among it. Raises UserError for a folder that holds none, and RunFailed where a download fails.
     """
     if text.startswith("minari:"):
         folder = Path("datasets") / str(dataset_id(text)).replace("/", "-")
         return Dataset.open(folder) if (folder / CARD).is_file() else import_dataset([text], folder)
     folder = Path(text)
-    return Dataset.open(folder) if folder.is_dir() or ("/" in text and ":" not in text) else None
+    if folder.is_dir():
+        return Dataset.open(folder)
+    suite, slash, _ = text.partition("/")
+    if not slash or ":" in text or suite in {task.suite for task in tasks().values()}:
+        return None
+    return Dataset.open(folder)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bigdm_ray.envs import arguments
-from bigdm_ray.envs.task import NONE, Signature, Task, find_task, tasks
+from bigdm_ray.envs.task import NONE, Signature, Task, called, find_task, listed, tasks
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import Said
 from bigdm_ray.formats.signatures import misfit
@@ -49,7 +49,7 @@ def task_of(
             )
         return NONE, signature
     written = said.task != NONE and _written(said.task)
-    if written and asked in (None, said.task):
+    if written and (asked is None or called(asked) == called(said.task)):
         asked = said.task
     elif written:
         raise UserError(
@@ -103,9 +103,9 @@ def _guess(said: Said) -> str:
 
 def _written(task: str) -> bool:
     """Whether a file may name this task: a short name, or a gymnasium id with arguments that lead nowhere."""
-    if task in tasks():
-        return True
     try:
+        if listed(task) is not None:
+            return True
         base, given = arguments.split(task)
         env_id = base.removeprefix("gymnasium:")
         if base == env_id or not _ENV_ID.fullmatch(env_id):

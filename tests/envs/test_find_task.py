@@ -3,12 +3,15 @@
 import dataclasses
 import re
 import sys
+from types import SimpleNamespace
 
 import gymnasium
 import pytest
 
-from bigdm_ray.envs import arguments, find_task, tasks
+from bigdm_ray.envs import Task, arguments, find_task, tasks
+from bigdm_ray.envs.task import called
 from bigdm_ray.errors import UserError, install
+from bigdm_ray.plugins import Plugin, plugins
 
 
 def test_short_names_are_found_sorted_and_called_what_they_are():
@@ -24,6 +27,35 @@ def test_short_names_are_found_sorted_and_called_what_they_are():
 def test_an_unknown_name_suggests_the_nearest(wrong):
     with pytest.raises(UserError, match=r"did you mean .*'lunarlander'"):
         find_task(wrong)
+
+
+def test_a_task_is_found_as_suite_and_task_too():
+    for name, task in tasks().items():
+        assert (
+            find_task(f"{task.suite}/{name}") is task and task.full_name == f"{task.suite}/{name}"
+        )
+    with pytest.raises(UserError, match="did you mean 'box2d/lunarlander'"):
+        find_task("box2d/lunarlandr")
+    with pytest.raises(UserError, match="unknown task 'toys/lunarlander'"):
+        find_task("toys/lunarlander")
+
+
+def test_a_short_name_of_two_suites_is_an_error_that_names_both(monkeypatch):
+    there = plugins("bigdm_ray.envs")
+    mine = SimpleNamespace(TASKS={"cartpole": Task("cartpole", find_task("acrobot").env)})
+    tasks.cache_clear()
+    try:
+        monkeypatch.setattr(
+            "bigdm_ray.envs.task.plugins", lambda group: there | {"here": Plugin("mine", mine)}
+        )
+        with pytest.raises(UserError, match="may be 'classic/cartpole' or 'mine/cartpole'"):
+            find_task("cartpole")
+        for name in ("classic/cartpole", "mine/cartpole"):
+            assert find_task(name).name == find_task(name).full_name == name
+        assert called("cartpole") == "cartpole" and called("classic/acrobot") == "acrobot"
+        assert find_task("mine/cartpole").signature() == find_task("acrobot").signature()
+    finally:
+        tasks.cache_clear()
 
 
 def test_a_name_near_nothing_lists_what_is_known():
