@@ -19,8 +19,8 @@ _HOMES = {
     "Agent": "bigdm_ray.training.agent",
     "Run": "bigdm_ray.training.config",
     "configure": "bigdm_ray.training.config",
-    "Loaded": "bigdm_ray.training.run_folder",
-    "load": "bigdm_ray.training.run_folder",
+    "Loaded": "bigdm_ray.training.loaded",
+    "load": "bigdm_ray.training.loaded",
     "train": "bigdm_ray.run",
 }
 

@@ -152,8 +152,9 @@ def played_by(
 ) -> Recording:
     """What is to be recorded of a run with these weights."""
     from bigdm_ray.training.acting import command_of, policy_of
+    from bigdm_ray.training.loaded import load
     from bigdm_ray.training.recording import ROWS, NoisyPolicy, Recording
-    from bigdm_ray.training.run_folder import RunFolder, load
+    from bigdm_ray.training.run_folder import RunFolder
 
     loaded = load(given.run, weights)
     policy, mode = policy_of(loaded, given.mode or "own")

@@ -42,9 +42,10 @@ from bigdm_ray.tables.runs import aligned, markdown, row
 from bigdm_ray.training.acting import command_of, policy_of, report_head, run_as
 from bigdm_ray.training.evaluation import ROWS, constant, evaluate_in_parts, joined, parts_of
 from bigdm_ray.training.learner import pick_device
+from bigdm_ray.training.loaded import Loaded, load
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.rollout import Origin, rollout
-from bigdm_ray.training.run_folder import Loaded, load, versions, write_json
+from bigdm_ray.training.run_folder import versions, write_json
 from bigdm_ray.training.streams import derived_seed, rng
 from bigdm_ray.training.zoo import results
 

@@ -36,8 +36,9 @@ from bigdm_ray.settings import converted
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Counters
 from bigdm_ray.training.config import Run, foreign_run, origin_of, run_from_json
+from bigdm_ray.training.loaded import load
 from bigdm_ray.training.params import Weights
-from bigdm_ray.training.run_folder import RunFolder, load, save_weights
+from bigdm_ray.training.run_folder import RunFolder, save_weights
 
 FOR = {
     "data": "dt",

@@ -24,8 +24,9 @@ from bigdm_ray.replay import Store
 from bigdm_ray.training import zoo
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.evaluation import constant, evaluate, play
+from bigdm_ray.training.loaded import Loaded, load
 from bigdm_ray.training.params import Weights
-from bigdm_ray.training.run_folder import Loaded, RunFolder, load, save_weights, write_json
+from bigdm_ray.training.run_folder import RunFolder, save_weights, write_json
 from bigdm_ray.training.streams import derived_seed
 
 COMMAND = {"desired_return": 7.0, "desired_horizon": 9.0}

@@ -20,10 +20,11 @@ from bigdm_ray.evaluate import BOLD, FAINT, Asked, drawn_into, film, main, recor
 from bigdm_ray.training.acting import command_of, run_as
 from bigdm_ray.training.config import configure, run_from_json
 from bigdm_ray.training.evaluation import evaluate, evaluate_in_parts
+from bigdm_ray.training.loaded import load
 from bigdm_ray.training.loop import train_local
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.rollout import _Rows
-from bigdm_ray.training.run_folder import load, write_json
+from bigdm_ray.training.run_folder import write_json
 
 FLAGS = (
     "--seed 3 --budget.env-steps 600 --algorithm.hidden 16 --algorithm.batch-size 32 --algorithm.n-updates-per-iter 5 "

@@ -134,7 +134,7 @@ def test_a_file_keeps_to_its_floor(path):
         ("models", "from bigdm_ray.run import train", False),
         ("training", "from bigdm_ray.distributed.loop import x", False),
         ("pictures", "from bigdm_ray.evaluate import x", False),
-        ("pictures", "from bigdm_ray.training.run_folder import load", True),
+        ("pictures", "from bigdm_ray.training.loaded import load", True),
         ("replay", "from bigdm_ray.errors import UserError", True),
         ("training", "from bigdm_ray import __version__", True),
         ("algorithms", "from bigdm_ray.algorithms.base import Algorithm", True),

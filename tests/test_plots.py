@@ -22,8 +22,8 @@ from bigdm_ray.tokens.bins import Elements
 from bigdm_ray.training.acting import command_of
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.evaluation import bootstrap_interval, constant, play
+from bigdm_ray.training.loaded import load
 from bigdm_ray.training.loop import train_local
-from bigdm_ray.training.run_folder import load
 
 FLAGS = (
     "--seed 3 --budget.env-steps 1500 --algorithm.hidden 32 --algorithm.batch-size 64 --algorithm.n-updates-per-iter 30 --algorithm.learning-rate 0.02 "

@@ -27,8 +27,8 @@ from bigdm_ray.plots import main
 from bigdm_ray.replay import Episode, EpisodeId
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.evaluation import constant, play
+from bigdm_ray.training.loaded import load
 from bigdm_ray.training.loop import train_local
-from bigdm_ray.training.run_folder import load
 
 TASK = "toy-continuous"
 SIGNATURE = find_task(TASK).signature()

@@ -19,7 +19,8 @@ from bigdm_ray.pictures.base import Picture, Sweep, panelled, pictured, told_ret
 from bigdm_ray.progress import say
 from bigdm_ray.training.acting import command_of, policy_of
 from bigdm_ray.training.evaluation import constant, play
-from bigdm_ray.training.run_folder import Loaded, versions
+from bigdm_ray.training.loaded import Loaded
+from bigdm_ray.training.run_folder import versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

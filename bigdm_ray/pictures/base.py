@@ -24,7 +24,8 @@ from bigdm_ray.progress import Progress
 from bigdm_ray.settings import setting
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.evaluation import constant
-from bigdm_ray.training.run_folder import Loaded, RunFolder, load, write_json
+from bigdm_ray.training.loaded import Loaded, load
+from bigdm_ray.training.run_folder import RunFolder, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,7 +21,8 @@ from bigdm_ray.pictures.base import COLOURS, GREY, Numbers, Opened, Picture, pan
 from bigdm_ray.settings import setting
 from bigdm_ray.tokens.bins import Elements
 from bigdm_ray.training.evaluation import constant, play
-from bigdm_ray.training.run_folder import Loaded, versions
+from bigdm_ray.training.loaded import Loaded
+from bigdm_ray.training.run_folder import versions
 from bigdm_ray.training.streams import rng
 
 if TYPE_CHECKING:

@@ -41,7 +41,8 @@ from bigdm_ray.replay.windows import View
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.acting import command_of, policy_of, report_head
 from bigdm_ray.training.evaluation import constant, play
-from bigdm_ray.training.run_folder import Loaded, RunFolder, versions
+from bigdm_ray.training.loaded import Loaded
+from bigdm_ray.training.run_folder import RunFolder, versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

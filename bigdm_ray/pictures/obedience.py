@@ -30,7 +30,8 @@ from bigdm_ray.progress import say
 from bigdm_ray.training.acting import command_of, policy_of, report_head
 from bigdm_ray.training.config import read_run
 from bigdm_ray.training.evaluation import play
-from bigdm_ray.training.run_folder import Loaded, versions
+from bigdm_ray.training.loaded import Loaded
+from bigdm_ray.training.run_folder import versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -32,8 +32,9 @@ from bigdm_ray.planning.beam import Planner
 from bigdm_ray.progress import say
 from bigdm_ray.replay.store import Store
 from bigdm_ray.settings import setting
+from bigdm_ray.training.loaded import Loaded
 from bigdm_ray.training.one_step import train_one_step
-from bigdm_ray.training.run_folder import Loaded, versions
+from bigdm_ray.training.run_folder import versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -31,7 +31,8 @@ from bigdm_ray.progress import say
 from bigdm_ray.replay.returns import discounted, episode_groups
 from bigdm_ray.settings import setting
 from bigdm_ray.tokens.bins import Elements
-from bigdm_ray.training.run_folder import Loaded, versions
+from bigdm_ray.training.loaded import Loaded
+from bigdm_ray.training.run_folder import versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,12 +7,11 @@ them into arrays. The same View with the same table and the same random stream a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from bigdm_ray.replay.store import Table
+from bigdm_ray.replay.table import Table
 
 DERIVED = ("returns_to_go", "episode_return", "steps_remaining")
 

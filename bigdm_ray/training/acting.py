@@ -1,22 +1,50 @@
-"""How a loaded run is made to act: with which command, and in which mode."""
+"""A trained run, and how it is made to act: with which command, and in which mode."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from bigdm_ray.algorithms.base import Mode, Policy
 from bigdm_ray.algorithms.dt import Dt
+from bigdm_ray.envs.task import Signature, Task
 from bigdm_ray.errors import UserError
 from bigdm_ray.settings import flag
 from bigdm_ray.training.config import Run
-from bigdm_ray.training.run_folder import Loaded
 
 
-def report_head(loaded: Loaded, weights: str, mode: str, seed: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class TrainedRun:
+    """A trained run: its settings, its network with the weights, and how its policy acts."""
+
+    folder: Path
+    run: Run
+    task: Task
+    signature: Signature
+    model: nn.Module
+    summary: dict[str, Any]
+    version: tuple[int, int]
+    acting: dict[str, Any] = field(default_factory=dict)
+    """The settings of `run` that are not those it was trained with: some that affect acting alone."""
+
+    def policy(self, mode: Mode = "sample") -> Policy:
+        """How the network acts."""
+        return self.run.algorithm.policy(self.model, mode)
+
+    @property
+    def command(self) -> dict[str, float]:
+        """The command that the run's own evaluations used last."""
+        command: dict[str, float] = self.summary.get("command", {})
+        return command
+
+
+def report_head(loaded: TrainedRun, weights: str, mode: str, seed: int) -> dict[str, Any]:
     """What every report of played episodes begins with: who played, with which weights, how."""
     run = loaded.run
     who = {
@@ -29,7 +57,7 @@ def report_head(loaded: Loaded, weights: str, mode: str, seed: int) -> dict[str,
 
 
 def command_of(
-    loaded: Loaded, desired_return: float | None = None, desired_horizon: float | None = None
+    loaded: TrainedRun, desired_return: float | None = None, desired_horizon: float | None = None
 ) -> dict[str, float]:
     """`command_from` of the two that flags ask for."""
     asked = {"desired_return": desired_return, "desired_horizon": desired_horizon}
@@ -37,7 +65,7 @@ def command_of(
 
 
 def command_from(
-    loaded: Loaded, asked: Mapping[str, float], spelt: Callable[[str], str] = flag
+    loaded: TrainedRun, asked: Mapping[str, float], spelt: Callable[[str], str] = flag
 ) -> dict[str, float]:
     """The run's own command with what is asked for put in its place.
 
@@ -67,7 +95,7 @@ def command_from(
     return {**own, **wanted}
 
 
-def run_as(loaded: Loaded, mode: str, cached: bool | None = None) -> Run:
+def run_as(loaded: TrainedRun, mode: str, cached: bool | None = None) -> Run:
     """The run with this mode in its evaluations (`own`: its own), and this cache. Raises UserError for a cache that the algorithm lacks."""
     run = loaded.run
     if cached is not None:
@@ -83,7 +111,7 @@ def run_as(loaded: Loaded, mode: str, cached: bool | None = None) -> Run:
     )
 
 
-def policy_of(loaded: Loaded, mode: str, cached: bool | None = None) -> tuple[Policy, str]:
+def policy_of(loaded: TrainedRun, mode: str, cached: bool | None = None) -> tuple[Policy, str]:
     """How the network acts, and the mode with `own` resolved. Raises UserError for a mode or a cache that the algorithm lacks."""
     run = run_as(loaded, mode, cached)
     torch.set_num_threads(run.machines.threads)

@@ -22,9 +22,8 @@ from bigdm_ray.envs.batches import rows_reader, values_of
 from bigdm_ray.envs.values import Misfit, kind, reward_of
 from bigdm_ray.errors import UserError, nearest, quoted
 from bigdm_ray.formats.behaviour import OWN_OR_MODES
-from bigdm_ray.training.acting import command_from, run_as
+from bigdm_ray.training.acting import TrainedRun, command_from, run_as
 from bigdm_ray.training.learner import pick_device
-from bigdm_ray.training.run_folder import Loaded
 from bigdm_ray.training.streams import rng
 
 
@@ -33,7 +32,7 @@ class Agent:
 
     def __init__(
         self,
-        loaded: Loaded,
+        loaded: TrainedRun,
         n: int | None = None,
         mode: Mode | Literal["own"] = "own",
         seed: int | None = None,
@@ -189,7 +188,7 @@ class Agent:
         return rewards
 
 
-def _own_spaces(loaded: Loaded) -> tuple[Any, Any]:
+def _own_spaces(loaded: TrainedRun) -> tuple[Any, Any]:
     """The spaces of the run's task. Raises UserError where its environment cannot be made here."""
     try:
         loaded.task.require()
@@ -201,7 +200,7 @@ def _own_spaces(loaded: Loaded) -> tuple[Any, Any]:
     return env.observation_space, env.action_space
 
 
-def fitting(loaded: Loaded, spaces: tuple[Any, Any]) -> tuple[Any, Any]:
+def fitting(loaded: TrainedRun, spaces: tuple[Any, Any]) -> tuple[Any, Any]:
     """Observation and action space, if the network reads and writes such values. Raises UserError.
 
     Bounds may differ, and so may shapes of the same size but of pictures: a dataset without an

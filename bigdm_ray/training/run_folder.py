@@ -9,32 +9,22 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, Any
 
-from torch import nn
-
-from bigdm_ray.algorithms.base import Mode, Policy
-from bigdm_ray.envs.task import Signature, Task, find_task
+from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import RunFailed, UserError, full_disk, install
 from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.files import ENDING, sweep
 from bigdm_ray.replay.shard import publish, unwritten
-from bigdm_ray.settings import to_json
-from bigdm_ray.training.config import Run, acting_as, read_run, task_for
+from bigdm_ray.training.config import Run, read_run
 from bigdm_ray.training.params import Weights
-from bigdm_ray.training.zoo import located
-
-if TYPE_CHECKING:
-    from bigdm_ray.training.agent import Agent
 
 STORE_WAIT_S = 60.0
 """Seconds to wait for an earlier writer of the store: Ray ends the actors of a driver that was killed, but not at once."""
@@ -300,83 +290,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A trained run: its settings, its network with the weights, and how it acts."""
-
-    folder: Path
-    run: Run
-    task: Task
-    signature: Signature
-    model: nn.Module
-    summary: dict[str, Any]
-    version: tuple[int, int]
-    acting: dict[str, Any] = field(default_factory=dict)
-    """The settings of `run` that are not those it was trained with: some that affect acting alone."""
-
-    def policy(self, mode: Mode = "sample") -> Policy:
-        """How the network acts."""
-        return self.run.algorithm.policy(self.model, mode)
-
-    def act(
-        self,
-        n: int | None = None,
-        *,
-        mode: Mode | Literal["own"] = "own",
-        seed: int | None = None,
-        device: str = "cpu",
-        spaces: tuple[Any, Any] | None = None,
-    ) -> Agent:
-        """How it acts in one's own loop: `action = policy(observation, reward)`; see Agent.
-
-        Values are those of one gymnasium environment; with `n`, those of a vector environment of n.
-        `mode` is sample, mean, plan, or own: as in the run's own evaluations. `seed` is that of the
-        chance in actions, by default the run's. `device`: auto, cpu, cuda or cuda:N. `spaces` are
-        observation and action space of one environment, by default those of the run's task.
-        """
-        from bigdm_ray.training.agent import Agent
-
-        return Agent(self, n, mode, seed, device, spaces)
-
-    @property
-    def command(self) -> dict[str, float]:
-        """The command that the run's own evaluations used last."""
-        command: dict[str, float] = self.summary.get("command", {})
-        return command
-
-
 def milestone(clock: int) -> str:
     """The name of the weights that are kept at a number of environment steps, or of learner steps on a dataset."""
     return f"step-{clock:012d}"
-
-
-def load(
-    folder: str | os.PathLike[str], which: str = "last", acting: Mapping[str, Any] | None = None
-) -> Loaded:
-    """Open a run folder: `bigdm_ray.load(FOLDER)`, or a policy of the zoo, which has none yet.
-
-    `which` weights: `last`, `best`, or a milestone's.
-
-    `acting` are settings of the algorithm, by name, that stand in place of the run's own: `{"horizon": 5}`. They must be such as affect acting alone
-    (`Algorithm.acting`), and go together with the others. Raises UserError.
-    """
-    path = located(folder)
-    if not (path / "run.json").is_file():
-        raise UserError(f"there is no run in {path}: it holds no run.json")
-    run = read_run(path)
-    if acting:
-        run = dataclasses.replace(run, algorithm=acting_as(run.algorithm, acting))
-    task = task_for(run)
-    weights = Weights.load(RunFolder(path).weights(which))
-    signature = task.signature()
-    model = run.algorithm.build({task.name: signature})
-    weights.into(model)
-    model.eval()
-    command = {} if weights.command is None else {"command": weights.command}
-    changed = {name: to_json(getattr(run.algorithm, name)) for name in acting or ()}
-    return Loaded(
-        path, run, task, signature, model, summary_of(path) | command, weights.version, changed
-    )
 
 
 def summary_of(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from bigdm_ray.envs import find_task
 from bigdm_ray.evaluate import main as evaluate
 from bigdm_ray.formats.writer import Writer
 from bigdm_ray.run import main as run
-from bigdm_ray.training.run_folder import load
+from bigdm_ray.training.loaded import load
 
 FEW = ["--quiet", "--evaluations.episodes", "2", "--evaluations.final-episodes", "4"]
 

@@ -300,7 +300,7 @@ def evaluating(folder: Path | None, episodes: int) -> None:
     from bigdm_ray.envs import find_task
     from bigdm_ray.training.acting import policy_of
     from bigdm_ray.training.evaluation import ROWS, evaluate
-    from bigdm_ray.training.run_folder import load
+    from bigdm_ray.training.loaded import load
 
     task, command = find_task("hopper"), {"desired_return": 3600.0}
     torch.manual_seed(0)

@@ -17,9 +17,10 @@ from bigdm_ray.doors import door
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.evaluate import main
 from bigdm_ray.training.evaluation import evaluate_in_parts, joined
+from bigdm_ray.training.loaded import load
 from bigdm_ray.training.loop import train_local
 from bigdm_ray.training.params import Weights
-from bigdm_ray.training.run_folder import RunFolder, load
+from bigdm_ray.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.ray
 

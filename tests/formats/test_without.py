@@ -14,7 +14,7 @@ from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.exporting import export_dataset
-from bigdm_ray.training.run_folder import load
+from bigdm_ray.training.loaded import load
 
 QUICK = [
     "--local",

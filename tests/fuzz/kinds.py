@@ -19,9 +19,10 @@ from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.pictures.curves import read_curve
 from bigdm_ray.replay import Retention, Store
 from bigdm_ray.training.config import configure
+from bigdm_ray.training.loaded import load
 from bigdm_ray.training.loop import LocalCrew, Session
 from bigdm_ray.training.params import Weights
-from bigdm_ray.training.run_folder import RunFolder, load
+from bigdm_ray.training.run_folder import RunFolder
 from bigdm_ray.training.start import drop_later, whole
 
 SMALL = [

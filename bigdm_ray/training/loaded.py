@@ -1,0 +1,71 @@
+"""Opening a run folder: the trained run, ready to act in somebody's own loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bigdm_ray.algorithms.base import Mode
+from bigdm_ray.errors import UserError
+from bigdm_ray.settings import to_json
+from bigdm_ray.training.acting import TrainedRun
+from bigdm_ray.training.agent import Agent
+from bigdm_ray.training.config import acting_as, read_run, task_for
+from bigdm_ray.training.params import Weights
+from bigdm_ray.training.run_folder import RunFolder, summary_of
+from bigdm_ray.training.zoo import located
+
+
+@dataclass(frozen=True)
+class Loaded(TrainedRun):
+    """A trained run that `load` opened."""
+
+    def act(
+        self,
+        n: int | None = None,
+        *,
+        mode: Mode | Literal["own"] = "own",
+        seed: int | None = None,
+        device: str = "cpu",
+        spaces: tuple[Any, Any] | None = None,
+    ) -> Agent:
+        """How it acts in one's own loop: `action = policy(observation, reward)`; see Agent.
+
+        Values are those of one gymnasium environment; with `n`, those of a vector environment of n.
+        `mode` is sample, mean, plan, or own: as in the run's own evaluations. `seed` is that of the
+        chance in actions, by default the run's. `device`: auto, cpu, cuda or cuda:N. `spaces` are
+        observation and action space of one environment, by default those of the run's task.
+        """
+        return Agent(self, n, mode, seed, device, spaces)
+
+
+def load(
+    folder: str | os.PathLike[str], which: str = "last", acting: Mapping[str, Any] | None = None
+) -> Loaded:
+    """Open a run folder: `bigdm_ray.load(FOLDER)`, or a policy of the zoo, which has none yet.
+
+    `which` weights: `last`, `best`, or a milestone's.
+
+    `acting` are settings of the algorithm, by name, that stand in place of the run's own: `{"horizon": 5}`. They must be such as affect acting alone
+    (`Algorithm.acting`), and go together with the others. Raises UserError.
+    """
+    path = located(folder)
+    if not (path / "run.json").is_file():
+        raise UserError(f"there is no run in {path}: it holds no run.json")
+    run = read_run(path)
+    if acting:
+        run = dataclasses.replace(run, algorithm=acting_as(run.algorithm, acting))
+    task = task_for(run)
+    weights = Weights.load(RunFolder(path).weights(which))
+    signature = task.signature()
+    model = run.algorithm.build({task.name: signature})
+    weights.into(model)
+    model.eval()
+    command = {} if weights.command is None else {"command": weights.command}
+    changed = {name: to_json(getattr(run.algorithm, name)) for name in acting or ()}
+    return Loaded(
+        path, run, task, signature, model, summary_of(path) | command, weights.version, changed
+    )
