@@ -198,6 +198,10 @@ class Algorithm(ABC):
     def view(self, step: int = 0) -> View:
         """What is drawn for a learner step."""
 
+    def views(self, signatures: Mapping[str, Signature], step: int) -> dict[str, View]:
+        """What is drawn for a learner step of each task: `view`, unless their windows differ."""
+        return dict.fromkeys(signatures, self.view(step))
+
     @property
     @abstractmethod
     def batch(self) -> int:
@@ -258,7 +262,11 @@ class Algorithm(ABC):
         return {}
 
     def collate(self, windows: Mapping[str, Windows]) -> Batch:
-        """Windows of each task as one batch. The default takes those of the only task as they are."""
+        """Windows of each task as one batch. The default takes those of the only task as they are.
+
+        Of several tasks, those that give no window to this batch are missing, and windows of a
+        learner rank may have no rows.
+        """
         (only,) = windows.values()
         batch = {f"observations/{path}": v for path, v in only.observations.items()}
         batch |= {f"actions/{path}": v for path, v in only.actions.items()}

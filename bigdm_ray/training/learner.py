@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +20,7 @@ from bigdm_ray.algorithms.base import Algorithm, Batch
 from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import RunFailed, UserError, full_memory
 from bigdm_ray.models.parallel import compiled, mixed
+from bigdm_ray.replay.mixture import Mixture, Source
 from bigdm_ray.replay.store import Store
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.streams import rng, seed_torch
@@ -75,8 +76,12 @@ class Learner:
         world: int = 1,
         compile: bool = False,
         precision: str = "float32",
+        mixture: Mixture | None = None,
     ) -> None:
+        """`mixture` says how often each source is drawn from; without it all are drawn from alike."""
         self.algorithm = algorithm
+        self._signatures = signatures
+        self._mixture = mixture
         self.seed = seed
         self.rank, self.world = rank, world
         self.device = pick_device(device)
@@ -109,11 +114,11 @@ class Learner:
 
     def update(
         self,
-        stores: dict[str, Store],
+        sources: Mapping[str, Source],
         steps: int,
         on_step: Callable[[], None] | None = None,
     ) -> Progress:
-        """Take `steps` learner steps on windows of the stores; `on_step` is called after each.
+        """Take `steps` learner steps on windows of the sources; `on_step` is called after each.
 
         Raises RunFailed when the loss is no longer finite, or memory runs out.
         """
@@ -121,10 +126,10 @@ class Learner:
         totals: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         for _ in range(steps):
-            self._prepare(stores)
+            self._prepare(sources)
             seed_torch(self.seed, "dropout", self.step, self.rank)
             try:
-                metrics = self._step(self._draw(stores))
+                metrics = self._step(self._draw(sources))
             except RuntimeError as error:
                 if full_memory(error):
                     raise RunFailed(
@@ -146,25 +151,30 @@ class Learner:
             )
         return Progress(self.step, steps, means, time.perf_counter() - began)
 
-    def _prepare(self, stores: dict[str, Store]) -> None:
+    def _prepare(self, sources: Mapping[str, Source]) -> None:
         """Whole passes over the data, where they are due or what they noted holds no longer."""
+        stores = {name: source for name, source in sources.items() if isinstance(source, Store)}
         due = self.algorithm.fits(self.step)
         if due:
             seed_torch(self.seed, "fit", self.step)
             self.algorithm.fit(self.model, stores, self.step)
-        view = self.algorithm.view(self.step)
-        if due or not self._annotated or not all(s.annotated(view) for s in stores.values()):
-            for task, columns in self.algorithm.annotate(self.model, stores, self.step).items():
-                stores[task].annotate(columns)
+        views = self.algorithm.views(self._signatures, self.step)
+        if (
+            due
+            or not self._annotated
+            or not all(store.annotated(views[name]) for name, store in stores.items())
+        ):
+            for name, columns in self.algorithm.annotate(self.model, stores, self.step).items():
+                stores[name].annotate(columns)
             self._annotated = True
 
-    def _draw(self, stores: dict[str, Store]) -> Batch:
+    def _draw(self, sources: Mapping[str, Source]) -> Batch:
+        mixture = self._mixture or Mixture.even(sources)
+        views = self.algorithm.views(self._signatures, self.step)
         chance = rng(self.seed, "draw", self.step)
-        view = self.algorithm.view(self.step)
-        windows = {
-            task: store.draw(view, chance, self.algorithm.batch, self.rank, self.world, self.step)
-            for task, store in stores.items()
-        }
+        windows = mixture.draw(
+            sources, views, chance, self.algorithm.batch, self.rank, self.world, self.step
+        )
         return self.algorithm.collate(windows)
 
     def _step(self, batch: Batch) -> dict[str, Tensor]:
