@@ -12,7 +12,7 @@ import importlib
 import itertools
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
@@ -25,6 +25,7 @@ from bigdm_ray.envs.task import Signature
 from bigdm_ray.errors import UserError, nearest
 from bigdm_ray.formats.behaviour import Mode as Mode
 from bigdm_ray.plugins import plugins
+from bigdm_ray.replay.episode import Episode
 from bigdm_ray.replay.store import Retention, Store, Table
 from bigdm_ray.replay.windows import View, Windows
 
@@ -34,8 +35,12 @@ Columns = dict[str, np.ndarray]
 Batch = dict[str, np.ndarray]
 """What a loss reads: arrays by name; leaves are `observations/PATH` and `actions/PATH`."""
 
-State = dict[str, np.ndarray]
-"""A policy's memory: arrays whose first axis is the row, so that rows can be taken and put."""
+State = dict[str, Any]
+"""A policy's memory by name: numpy arrays, or tensors on the policy's device, whose first axis is the
+row. Rows of it are taken (`take`) and put (`put`), and so they join and leave."""
+
+Prompts = Sequence[Episode | None]
+"""What each row is shown before it acts: a demonstration, or nothing."""
 
 FOLDERS = ("algorithms", "baselines")
 """Where algorithms are found."""
@@ -90,15 +95,49 @@ class Prelude(NamedTuple):
     """What the policy is at its end; nothing where it is untrained."""
 
 
+@torch.inference_mode()
+def take(state: State, rows: np.ndarray) -> State:
+    """Copies of these rows `[m]` (indices) of a memory; tensors stay on their device."""
+    return {
+        name: values.index_select(0, torch.from_numpy(rows).to(values.device))
+        if isinstance(values, Tensor)
+        else values[rows]
+        for name, values in state.items()
+    }
+
+
+@torch.inference_mode()
+def put(state: State, rows: np.ndarray, part: State) -> None:
+    """Write `part`, a memory of m rows, over these rows `[m]` (indices) of `state`, in place."""
+    for name, values in state.items():
+        if isinstance(values, Tensor):
+            values.index_copy_(0, torch.from_numpy(rows).to(values.device), part[name])
+        else:
+            values[rows] = part[name]
+
+
 class Policy(ABC):
-    """How a model acts, n rows at a time. The caller holds the memory; all chance comes from `uniforms`."""
+    """How a model acts, n rows at a time. The caller holds the memory; all chance comes from `uniforms`.
+
+    Rows are independent of each other: a memory of many rows may act for some of them at a time
+    (`take`, `act`, `put`), and a new row is put where one has left.
+    """
 
     uniforms: int
     """Random numbers a row uses per step."""
 
-    @abstractmethod
-    def start(self, n: int) -> State:
-        """Empty memory of n rows."""
+    def start(self, n: int, prompts: Prompts | None = None) -> State:
+        """Memory of n rows before their first step, of what each was shown in `prompts`, if anything.
+
+        Raises UserError for a prompt that the policy cannot read; by default it reads none.
+        """
+        if prompts is not None and any(prompt is not None for prompt in prompts):
+            raise UserError("this policy takes no prompt; leave it out")
+        return self.empty(n)
+
+    def empty(self, n: int) -> State:
+        """Empty memory of n rows: none by default."""
+        return {}
 
     @abstractmethod
     def act(
@@ -113,7 +152,8 @@ class Policy(ABC):
         """Actions by leaf `[n, ...]` and the new memory.
 
         `rewards [n]` are of the step before; where `first [n]` is set the row's memory is dropped and its reward
-        ignored. `commands` are those of this step, `uniforms [n, k]` lie in [0, 1).
+        ignored. `commands` are those of this step, `uniforms [n, k]` lie in [0, 1). The memory that is given is used up:
+        what is not copied before (`take`) may be written over. Nothing else that is given changes.
         """
 
     def after(self, commands: Columns, rewards: np.ndarray, max_return: float | None) -> Columns:
@@ -150,10 +190,6 @@ class Memoryless(Policy):
         self._device = device_of(model)
         self._choose = choose
         self.uniforms = uniforms
-
-    def start(self, n: int) -> State:
-        """See Policy: nothing is remembered."""
-        return {}
 
     @torch.inference_mode()
     def act(
@@ -216,8 +252,11 @@ class Algorithm(ABC):
         """The loss of one batch of windows `[B, K, ...]`."""
 
     @abstractmethod
-    def policy(self, model: nn.Module, mode: Mode) -> Policy:
-        """How `model` acts. Raises UserError for a mode that the algorithm does not have."""
+    def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
+        """How `model` acts in a task of this signature, which a model of one task need not be told.
+
+        Raises UserError for a mode that the algorithm does not have.
+        """
 
     def judge(
         self,

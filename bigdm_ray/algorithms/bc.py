@@ -119,7 +119,7 @@ class Imitation(Algorithm):
         """Adam."""
         return {"adam": torch.optim.Adam(model.parameters(), lr=self.learning_rate, fused=True)}
 
-    def policy(self, model: nn.Module, mode: Mode) -> Policy:
+    def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
         """`sample` draws from the head (its mean, where it is trained on the squared error), `mean` takes the most likely action."""
         if mode == "plan":
             raise UserError(f"{self.name} has no planner; its modes are sample and mean")

@@ -232,14 +232,14 @@ class DtPolicy(Policy):
         }
         self._stack = stack
 
-    def start(self, n: int) -> State:
+    def empty(self, n: int) -> State:
         """See Policy. Memory is the tokens of the window (the newest step last), how many steps it holds, and the time."""
         frames = {
             f"frames/{path}": np.zeros((n, self._stack, *leaf.shape), np.uint8)
             for path, leaf in self._frames.items()
         }
         return frames | {
-            "tokens": np.zeros((n, TOKENS * self.context, self.width), np.float32),
+            "tokens": torch.zeros(n, TOKENS * self.context, self.width, device=self.device),
             "count": np.zeros(n, np.int64),
             "time": np.zeros(n, np.int64),
         }
@@ -296,13 +296,13 @@ class DtPolicy(Policy):
         count = state["count"]
         window = torch.cat(
             [
-                self._tensor(state["tokens"])[:, TOKENS:],
+                state["tokens"][:, TOKENS:],
                 tokens,
                 tokens.new_zeros(len(tokens), 1, self.width),
             ],
             1,
         )
-        state["tokens"] = window.cpu().numpy()
+        state["tokens"] = window
         most = int(count.max())
         held = window[:, window.shape[1] - TOKENS * most : -1]
         if self.model.place is not None:
@@ -328,7 +328,7 @@ class DtPolicy(Policy):
 
     def remember(self, state: State, token: Tensor) -> None:
         """Note the action's token `[n, width]` in the memory, which is this step's own."""
-        state["tokens"][:, -1] = token.cpu().numpy()
+        state["tokens"][:, -1] = token
 
 
 class CachedPolicy(DtPolicy):
@@ -337,23 +337,22 @@ class CachedPolicy(DtPolicy):
     Equal to DtPolicy until the window slides; from then on tokens remember what has left the window, which training never showed.
     """
 
-    def start(self, n: int) -> State:
+    def empty(self, n: int) -> State:
         """See Policy. Memory is a ring of keys and values, the last action's token, how many steps are held, and the time."""
         cache = self.model.transformer.empty(n, TOKENS * self.context)
-        state = super().start(n)
+        state = super().empty(n)
         del state["tokens"]
-        state["action"] = np.zeros((n, self.width), np.float32)
         return state | {
-            "keys": cache.keys.transpose(0, 1).cpu().numpy(),
-            "values": cache.values.transpose(0, 1).cpu().numpy(),
+            "action": torch.zeros(n, self.width, device=self.device),
+            "keys": cache.keys.transpose(0, 1).contiguous(),
+            "values": cache.values.transpose(0, 1).contiguous(),
         }
 
     def read(self, state: State, tokens: Tensor) -> Tensor:
-        """See DtPolicy."""
+        """See DtPolicy. Keys and values of what is new are written into the memory that was given."""
         slots = TOKENS * self.context
-        state |= {name: state[name].copy() for name in ("keys", "values")}
-        cache = Cache(*(self._tensor(state[name]).transpose(0, 1) for name in ("keys", "values")))
-        new = torch.cat([self._tensor(state["action"])[:, None], tokens], 1)
+        cache = Cache(*(state[name].transpose(0, 1) for name in ("keys", "values")))
+        new = torch.cat([state["action"][:, None], tokens], 1)
         time = self._tensor(state["time"])[:, None]
         index = TOKENS * time + torch.arange(
             -1, 2, device=self.device
@@ -368,15 +367,11 @@ class CachedPolicy(DtPolicy):
             held[:, None, :] == index[..., None]
         )  # the token before the first looks at itself alone
         out: Tensor = self.model.transformer.scatter(new, cache, index % slots, look)[:, -1]
-        state |= {
-            "keys": cache.keys.transpose(0, 1).cpu().numpy(),
-            "values": cache.values.transpose(0, 1).cpu().numpy(),
-        }
         return out
 
     def remember(self, state: State, token: Tensor) -> None:
         """See DtPolicy."""
-        state["action"] = token.cpu().numpy()
+        state["action"] = token
 
 
 @dataclass(frozen=True)
@@ -634,7 +629,7 @@ class Dt(Algorithm):
         )
         return max(0.1, 0.5 * (1 + math.cos(math.pi * share)))
 
-    def policy(self, model: nn.Module, mode: Mode) -> Policy:
+    def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
         """`sample` draws from the head (its mean, where it is trained on the squared error), `mean` takes the most likely action."""
         assert isinstance(model, DecisionTransformer)
         if mode == "plan":

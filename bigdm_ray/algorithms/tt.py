@@ -202,10 +202,12 @@ class TtPolicy(Policy):
         self._kept = settings.context - 1
         self.uniforms = 2 if mode == "plan" else model.acted.width
 
-    def start(self, n: int) -> State:
-        """See Policy."""
+    def empty(self, n: int) -> State:
+        """See Policy. Memory is the tokens of past transitions, and how many of them there are."""
+        shape = n, self._kept, self._model.net.dims
+        device = self._model.bins.edges.device
         return {
-            "past": np.zeros((n, self._kept, self._model.net.dims), np.int16),
+            "past": torch.zeros(shape, dtype=torch.int16, device=device),
             "held": np.zeros(n, np.int64),
         }
 
@@ -223,7 +225,7 @@ class TtPolicy(Policy):
         model, bins = self._model, self._model.bins
         device, seen, dims = bins.edges.device, model.seen.width, model.net.dims
         held = np.where(first, 0, state["held"])
-        past = torch.from_numpy(state["past"].astype(np.int64)).to(device)
+        past = state["past"].long()
         past[:, -1, dims - 2] = bins.encode(
             torch.from_numpy(rewards)[:, None].to(device), slice(dims - 2, dims - 1)
         )[:, 0]
@@ -249,10 +251,7 @@ class TtPolicy(Policy):
             1,
         )
         past = torch.cat([past[:, 1:], transition[:, None]], 1)
-        memory = {
-            "past": past.cpu().numpy().astype(np.int16),
-            "held": np.minimum(held + 1, self._kept),
-        }
+        memory = {"past": past.short(), "held": np.minimum(held + 1, self._kept)}
         return {
             path: values.cpu().numpy() for path, values in model.acted.values(numbers).items()
         }, memory
@@ -641,7 +640,7 @@ class Tt(Algorithm):
         progress = min(1.0, (step - warm_up) / decay)
         return max(0.1, 0.5 * (1 + math.cos(math.pi * progress)))
 
-    def policy(self, model: nn.Module, mode: Mode) -> Policy:
+    def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
         """`plan` searches; `sample` draws the next action's tokens from the model, `mean` takes the most likely ones."""
         assert isinstance(model, TrajectoryModel)
         return TtPolicy(model, self, mode)

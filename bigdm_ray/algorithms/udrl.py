@@ -138,7 +138,7 @@ class UdrlPolicy(Policy):
         self._frames = {path: leaf for path, leaf in model.images.leaves.items() if stack > 1}
         self.uniforms = model.head.uniforms
 
-    def start(self, n: int) -> State:
+    def empty(self, n: int) -> State:
         """See Policy. Memory is the last frames of each image leaf."""
         return {
             path: np.zeros((n, self._stack, *leaf.shape), np.uint8)
@@ -285,7 +285,7 @@ class Udrl(Algorithm):
         negative = -(model.head.log_prob(parameters, actions) * mask).sum()
         return Loss(negative, mask.sum(), {"train/loss": negative.detach()})
 
-    def policy(self, model: nn.Module, mode: Mode) -> Policy:
+    def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
         """`sample` is the paper's; `mean` takes the most likely action."""
         assert isinstance(model, BehaviourFunction)
         if mode == "plan":

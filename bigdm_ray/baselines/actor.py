@@ -258,7 +258,7 @@ class ActorPolicy(Memoryless):
             model, self._act, {"logits": 1, "values": 2}.get(model.way, model.action.size)
         )
 
-    def start(self, n: int) -> State:
+    def empty(self, n: int) -> State:
         """See Policy."""
         return (
             {}

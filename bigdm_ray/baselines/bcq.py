@@ -162,7 +162,7 @@ class Bcq(OfflineBaseline):
         metrics |= {"autoencoder_loss": encoding, "policy_value": -improvement}
         return {f"train/{name}": value.detach() for name, value in metrics.items()}
 
-    def policy(self, model: nn.Module, mode: Mode) -> Policy:
+    def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
         """`sample` is the paper's: the best of n generated actions. Raises UserError for other modes."""
         assert isinstance(model, BcqModel)
         if mode != "sample":

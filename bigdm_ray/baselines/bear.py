@@ -211,7 +211,7 @@ class Bear(OfflineBaseline):
         ).clamp(-0.5, 0.5)
         return mmd(imitated, raw, self.sigma, self.kernel), raw
 
-    def policy(self, model: nn.Module, mode: Mode) -> Policy:
+    def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
         """`sample`: of some samples of the policy the one that Q1 likes best, as in the official code; `mean`: the squashed mean."""
         assert isinstance(model, BearModel)
         if mode == "plan":

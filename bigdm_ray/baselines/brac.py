@@ -154,7 +154,7 @@ class Brac(OfflineBaseline):
         follow(model.critics.target, model.critics.online, self.follow_rate)
         return {f"train/{name}": value.detach() for name, value in metrics.items()}
 
-    def policy(self, model: nn.Module, mode: Mode) -> Policy:
+    def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
         """`mean`: the squashed mean, which the official code is scored with; `sample`: a sample."""
         assert isinstance(model, BracModel)
         if mode == "plan":

@@ -163,7 +163,7 @@ class Dcql(Baseline):
             "train/value": chosen.mean().detach(),
         }
 
-    def policy(self, model: nn.Module, mode: Mode) -> Policy:
+    def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
         """The action of the highest value, in `sample` and `mean` alike."""
         assert isinstance(model, DcqlModel)
         if mode == "plan":

@@ -109,7 +109,7 @@ class MbopPolicy(Policy):
         self._device = device_of(model)
         self.uniforms = 2
 
-    def start(self, n: int) -> State:
+    def empty(self, n: int) -> State:
         """See Policy. The plan before the first is zero: the middle of the actions' range (algorithm 1)."""
         return {"plan": np.zeros((n, self._settings.horizon, self._model.spaces.acted), np.float32)}
 
@@ -346,7 +346,7 @@ class Mbop(Algorithm):
         parts = {f"train/{name}": (error.detach() * weight).sum() for name, error in errors.items()}
         return Loss(total, weight.sum(), {"train/loss": total.detach(), **parts})
 
-    def policy(self, model: nn.Module, mode: Mode) -> Policy:
+    def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
         """`sample` and `plan` are the paper's planner; `mean` acts on the behaviour ensemble alone (Acme's horizon of 0)."""
         assert isinstance(model, MbopModel)
         return MbopPolicy(model, self, plans=mode != "mean")

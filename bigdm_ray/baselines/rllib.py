@@ -63,7 +63,7 @@ class Rllib(Foreign):
         """What a learner of RLlib holds beside its module and its optimizers."""
         return {}
 
-    def policy(self, model: nn.Module, mode: Mode) -> Policy:
+    def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
         """See Algorithm."""
         return ActorPolicy(model, mode)
 

@@ -161,7 +161,7 @@ class ActorCritic(Sb3):
             sight=self.sight,
         )
 
-    def policy(self, model: nn.Module, mode: Mode) -> Policy:
+    def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
         """See Algorithm."""
         return ActorPolicy(model, mode)
 
@@ -358,7 +358,7 @@ class Dqn(Sb3):
         (signature,) = signatures.values()
         return Actor(signature, self.name, self.hidden, "relu", "values", sight=self.sight)
 
-    def policy(self, model: nn.Module, mode: Mode) -> Policy:
+    def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
         """See Algorithm."""
         return ActorPolicy(model, mode, self.exploration_final)
 

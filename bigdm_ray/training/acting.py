@@ -35,7 +35,7 @@ class TrainedRun:
 
     def policy(self, mode: Mode = "sample") -> Policy:
         """How the network acts."""
-        return self.run.algorithm.policy(self.model, mode)
+        return self.run.algorithm.policy(self.model, mode, self.signature)
 
     @property
     def command(self) -> dict[str, float]:
@@ -116,5 +116,5 @@ def policy_of(loaded: TrainedRun, mode: str, cached: bool | None = None) -> tupl
     run = run_as(loaded, mode, cached)
     torch.set_num_threads(run.machines.threads)
     return run.algorithm.policy(
-        loaded.model, cast(Mode, run.evaluations.mode)
+        loaded.model, cast(Mode, run.evaluations.mode), loaded.signature
     ), run.evaluations.mode

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -53,7 +53,9 @@ class Agent:
         if device_of(model) != where:
             model = copy.deepcopy(model).to(where)  # others may act with the one that was loaded
         run = run_as(loaded, mode)
-        self._policy = run.algorithm.policy(model, run.evaluations.mode)  # type: ignore[arg-type]
+        self._policy = run.algorithm.policy(
+            model, cast(Mode, run.evaluations.mode), loaded.signature
+        )
         self._loaded, self._n, self._count = loaded, n, n or 1
         self._chance = rng(seed, "evaluate", 0)
         seen, self._action_space = (

@@ -112,9 +112,12 @@ class Evaluator:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._task = task_for(run)
-        self._model = run.algorithm.build({self._task.name: self._task.signature()})
+        signature = self._task.signature()
+        self._model = run.algorithm.build({self._task.name: signature})
         self._model.eval()
-        self._policy = run.algorithm.policy(self._model, cast(Mode, run.evaluations.mode))
+        self._policy = run.algorithm.policy(
+            self._model, cast(Mode, run.evaluations.mode), signature
+        )
         self._env: VectorEnv | None = None
 
     def score(

@@ -86,9 +86,9 @@ def check(run: Run) -> Foreign:
             "sees and does, but the dataset has none; take an algorithm of our own, such as bc"
         )
     algorithm.require()
+    signature = find_task(run.task).signature()
     algorithm.policy(
-        algorithm.build({run.task: find_task(run.task).signature()}),
-        cast(Mode, run.evaluations.mode),
+        algorithm.build({run.task: signature}), cast(Mode, run.evaluations.mode), signature
     )
     return algorithm
 

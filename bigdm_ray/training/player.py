@@ -26,7 +26,7 @@ class Player:
         self._signature = self._task.signature()
         self._model = run.algorithm.build({self._task.name: self._signature})
         self._model.eval()
-        self._policy = run.algorithm.policy(self._model, "sample")
+        self._policy = run.algorithm.policy(self._model, "sample", self._signature)
         self._random = RandomPolicy(self._signature)
         self._version: tuple[int, int] | None = None
         self._envs: dict[int, tuple[tuple[int, int, int], int, VectorEnv]] = {}

@@ -61,7 +61,7 @@ class NoisyPolicy(Policy):
             )
         self.uniforms = inner.uniforms + 1 + self._random.uniforms + sum(self._sizes.values())
 
-    def start(self, n: int) -> State:
+    def empty(self, n: int) -> State:
         """See Policy."""
         return self._inner.start(n)
 

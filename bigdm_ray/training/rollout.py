@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from bigdm_ray.algorithms.base import Columns, Persistence, Policy, State
+from bigdm_ray.algorithms.base import Columns, Persistence, Policy, State, take
 from bigdm_ray.envs.task import Leaf, Signature
 from bigdm_ray.envs.vector import Arrays, Step, VectorEnv
 from bigdm_ray.replay.episode import Episode, EpisodeId
@@ -204,7 +204,7 @@ class _Rows:
             self._rewards, self._first = self._rewards[keep], self._first[keep]
             self._observations = {path: v[keep] for path, v in self._observations.items()}
             self._commands = {name: v[keep] for name, v in self._commands.items()}
-            self._state = {name: v[keep] for name, v in self._state.items()}
+            self._state = take(self._state, np.flatnonzero(keep))
         self._limit = int(self._begun.min(initial=len(self._log))) + LONGEST
         if fresh is not None and not fresh.sound:
             broken = {int(numbers[k]): why for k, why in fresh.problems().items()}
@@ -285,10 +285,6 @@ class RandomPolicy(Policy):
     def __init__(self, signature: Signature) -> None:
         self._leaves = signature.actions
         self.uniforms = sum(leaf.size for leaf in self._leaves.values())
-
-    def start(self, n: int) -> State:
-        """See Policy: no memory."""
-        return {}
 
     def act(
         self,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from making import SMALL, played, same_arrays, small
 
-from bigdm_ray.algorithms.base import Policy, algorithms, find_algorithm
+from bigdm_ray.algorithms.base import Policy, algorithms, find_algorithm, put, take
 from bigdm_ray.envs import find_task, tasks
 from bigdm_ray.errors import UserError
 from bigdm_ray.replay import Retention, Store
@@ -350,11 +350,58 @@ def test_rows_of_memory_can_be_taken_and_put(kind, task):
     whole, _ = play.act(policy, range(5))
     _, state = play.act(policy, range(5), range(3))
     rows = [4, 0, 3]
-    rest, _ = play.act(
-        policy, rows, range(3, 6), {name: values[rows] for name, values in state.items()}
-    )
+    rest, _ = play.act(policy, rows, range(3, 6), take(state, np.array(rows)))
     for t in range(3):
         close_actions(rest[t], {path: values[rows] for path, values in whole[3 + t].items()})
+
+
+@every
+@pytest.mark.parametrize("task", ["toy-image", "toy-mixed", "toy-continuous"])
+def test_rows_join_leave_and_act_some_at_a_time_in_one_memory(kind, task):
+    """A server's tick: who has asked acts, in any order; whoever comes gets a place that is free."""
+    algorithm, model = built(kind, task, frame_stack=3)
+    cached = "cached" in {field.name for field in dataclasses.fields(kind)}
+    more = [dataclasses.replace(algorithm, **{"cached": True})] if cached else []
+    for acting in [algorithm, *more]:
+        policy = acting.policy(model, "mean", find_task(task).signature())
+        play = Play(task, policy, 5)
+        play.first[1:] = False
+        alone = [play.act(policy, [row])[0] for row in range(5)]
+        memory, place, told = policy.start(3), {}, [0] * 5
+        for tick in ([0, 1], [1], [2, 0], [1, 2, 0], [3], [2, 3], [3, 2, 4], [4, 3]):
+            for row in tick:  # place 0 is given to row 3 once row 0 has left, and so on
+                if row not in place:
+                    place[row] = row % 3
+                    put(memory, np.array([row % 3]), policy.start(1))
+            rows = np.array([place[row] for row in tick])
+            given = [
+                {name: np.stack([group[told[row]][name][row] for row in tick]) for name in group[0]}
+                for group in (play.seen, play.commands)
+            ]
+            rest = [
+                np.stack([values[told[row], row] for row in tick])
+                for values in (play.rewards, play.first, play.uniforms)
+            ]
+            actions, part = policy.act(
+                take(memory, rows), given[0], rest[0], given[1], rest[1], rest[2]
+            )
+            put(memory, rows, part)
+            for k, row in enumerate(tick):
+                close_actions(
+                    {path: values[k : k + 1] for path, values in actions.items()},
+                    alone[row][told[row]],
+                )
+                told[row] += 1
+
+
+@every
+def test_a_prompt_that_a_policy_cannot_read_is_refused(kind):
+    algorithm, model = built(kind, "toy-mixed")
+    policy = algorithm.policy(model, "mean")
+    (episode,) = played("toy-mixed", 1).episodes
+    assert policy.start(2, [None, None]).keys() == policy.start(2).keys()
+    with pytest.raises(UserError, match="takes no prompt"):
+        policy.start(2, [None, episode])
 
 
 @every
@@ -384,9 +431,7 @@ def test_acting_changes_nothing_that_it_was_given(kind, task):
         for group in (play.seen[t], play.commands[t])
     ]
     state = policy.start(3)
-    before = {name: values.copy() for name, values in state.items()}
-    first, _ = play.act(policy, range(3), state=state)
-    same_arrays(state, before)
+    first, _ = play.act(policy, range(3), state=take(state, np.arange(3)))
     for copy, group in zip(
         copies,
         [group for t in range(play.steps) for group in (play.seen[t], play.commands[t])],
