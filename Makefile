@@ -21,10 +21,10 @@ run: install
 	$(BIN)/python -m bigdm_ray.evaluate $(FOLDER) --weights best --episodes 100 --video
 	$(BIN)/python -m bigdm_ray.plots $(FOLDER)
 
-# What is on Ray has the machine to itself; the rest runs in two processes.
+# What is on Ray comes last: each of the two processes has a Ray of its own, which its tests join.
 test: install lint
 	$(BIN)/python -m pytest -n 2 -m "not ray and not long"
-	$(BIN)/python -m pytest -m "ray and not long"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "ray and not long"
 
 # What takes too long for every change.
 long: install

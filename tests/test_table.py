@@ -90,6 +90,8 @@ def test_trackers_hear_the_reports(tmp_path, monkeypatch, capsys):
     for name in ("set_tracking_uri", "set_experiment", "start_run", "log_params"):
         setattr(mlflow, name, noted(name))
     mlflow.log_metrics, mlflow.end_run = noted("log_metrics"), noted("end_run")
+    wandb.Error, wandb.Settings = RuntimeError, dict
+    mlflow.MlflowException = type("MlflowException", (Exception,), {})
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     given = ["--saves.wandb", "mine", "--saves.mlflow", "file:x", "--folder", str(tmp_path / "a")]
@@ -103,8 +105,23 @@ def test_trackers_hear_the_reports(tmp_path, monkeypatch, capsys):
     assert len(logged) == len(lines) and any("evaluation/return_mean" in one for one in logged)
     steps = [named["step"] for name, _, named in calls if name == "log_metrics"]
     assert steps == sorted(steps) and np.isfinite([*logged[0].values()]).all()
-    monkeypatch.setitem(sys.modules, "wandb", None)
     capsys.readouterr()
+
+    def refused(*given, **named):
+        raise mlflow.MlflowException("no such\nstore")
+
+    mlflow.log_metrics = refused
+    given = ["--saves.mlflow", "file:x", "--folder", str(tmp_path / "c")]
+    assert door(main, ["udrl", "toy-vector", *TINY.split(), *given]) == 0
+    told = capsys.readouterr().err
+    assert told.count("note: --saves.mlflow is told nothing more (no such store)") == 1
+    mlflow.set_experiment = refused
+    given = ["--saves.mlflow", "file:x", "--folder", str(tmp_path / "d")]
+    assert door(main, ["udrl", "toy-vector", *TINY.split(), *given]) == 2
+    error = capsys.readouterr().err
+    assert "--saves.mlflow 'file:x' cannot be used: no such store; " in error
+    assert error.count("\n") == 1 and not (tmp_path / "d").exists()
+    monkeypatch.setitem(sys.modules, "wandb", None)
     given = ["--saves.wandb", "mine", "--folder", str(tmp_path / "b")]
     assert door(main, ["udrl", "toy-vector", *TINY.split(), *given]) == 2
     error = capsys.readouterr().err

@@ -1,82 +1,117 @@
 """Trackers: the reports of a run told to Weights & Biases or MLflow, where its flags name one.
 
-Their packages are imported when they are asked for. What a tracker cannot take ends its listening
-with a note, not the run.
+Their packages are imported when they are asked for. A tracker that cannot begin ends the command
+with one sentence; what it cannot take later ends its listening with a note, not the run.
 """
 
 from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bigdm_ray.errors import UserError
+from bigdm_ray.errors import UserError, sentence, shortened
+from bigdm_ray.progress import say
 from bigdm_ray.settings import flag
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.metrics import Listener, Report, TensorBoard
 
 
+class Told(NamedTuple):
+    """How a tracker that has begun is told of a run."""
+
+    report: Callable[[Report], object]
+    end: Callable[[], object]
+
+
+@dataclass
+class Tracker:
+    """A listener whose package may fail at any report, as a service that is not reached does."""
+
+    path: str
+    """Of the setting that names it."""
+    errors: tuple[type[Exception], ...]
+    told: Told | None
+
+    def __call__(self, report: Report) -> None:
+        """Pass on the finite numbers of a report; its clock is among them."""
+        finite = {name: value for name, value in report.items() if math.isfinite(value)}
+        if self.told is not None:
+            self._tried(self.told.report, finite)
+
+    def close(self) -> None:
+        """Have it send what is left."""
+        if self.told is not None:
+            self._tried(self.told.end)
+
+    def _tried(self, act: Callable[..., object], *given: Any) -> None:
+        try:
+            act(*given)
+        except self.errors as error:
+            self.told = None
+            say(f"note: {flag(self.path)} is told nothing more ({_why(error)})")
+
+
 def writers(run: Run, folder: Path) -> list[Listener]:
-    """TensorBoard's files, and the trackers that the run's flags name. Raises UserError for a missing package."""
-    found: list[Listener] = [TensorBoard(folder / "tensorboard", run.clock)]
-    if run.saves.wandb is not None:
-        found.append(Wandb(run, folder, run.saves.wandb))
-    if run.saves.mlflow is not None:
-        found.append(Mlflow(run, folder, run.saves.mlflow))
-    return found
+    """TensorBoard's files, and the trackers that the run's flags name.
 
-
-def _imported(name: str, path: str) -> Any:
+    Raises UserError for a package that is missing, and for a tracker that cannot begin.
+    """
+    trackers: list[Tracker] = []
     try:
-        return importlib.import_module(name)
+        for name, begin in (("wandb", _wandb), ("mlflow", _mlflow)):
+            value = getattr(run.saves, name)
+            if value is not None:
+                trackers.append(_tracker(name, begin, run, folder, value))
+    except UserError:
+        for tracker in trackers:  # they write to the folder, which a refused run leaves as it was
+            tracker.close()
+        raise
+    return [TensorBoard(folder / "tensorboard", run.clock), *trackers]
+
+
+def _tracker(
+    name: str, begin: Callable[[Any, Run, Path, str], Told], run: Run, folder: Path, value: str
+) -> Tracker:
+    path = f"saves.{name}"
+    try:
+        package = importlib.import_module(name)
     except ImportError as error:
         raise UserError(
             f"{flag(path)} needs the package {name!r} ({error}); install it with: "
             f"pip install {name}, or leave the flag out"
         ) from None
+    own: type[Exception] = package.Error if name == "wandb" else package.MlflowException
+    errors = (own, OSError, ValueError)
+    try:
+        return Tracker(path, errors, begin(package, run, folder, value))
+    except errors as error:
+        raise UserError(
+            f"{flag(path)} {value!r} cannot be used: {_why(error)}; mend that, or leave the flag out"
+        ) from None
 
 
-def _finite(report: Report) -> Report:
-    return {name: value for name, value in report.items() if math.isfinite(value)}
+def _why(error: Exception) -> str:
+    return shortened(sentence(error), 300) or type(error).__name__
 
 
-class Wandb:
-    """A run of Weights & Biases; where it cannot be reached WANDB_MODE=offline keeps it on disk."""
-
-    def __init__(self, run: Run, folder: Path, project: str) -> None:
-        self._clock = run.clock
-        wandb = _imported("wandb", "saves.wandb")
-        self._run = wandb.init(
-            project=project, name=folder.name, dir=str(folder), config=run.to_json()
-        )
-
-    def __call__(self, report: Report) -> None:
-        """Log the report; its clock is among its numbers."""
-        self._run.log(_finite(report))
-
-    def close(self) -> None:
-        """Upload what is left."""
-        self._run.finish()
+def _wandb(wandb: Any, run: Run, folder: Path, project: str) -> Told:
+    """Where Weights & Biases cannot be reached, WANDB_MODE=offline keeps the reports on disk."""
+    settings = wandb.Settings(silent=True)
+    begun = wandb.init(
+        project=project, name=folder.name, dir=str(folder), config=run.to_json(), settings=settings
+    )
+    return Told(begun.log, begun.finish)
 
 
-class Mlflow:
-    """A run of MLflow at a tracking URI; a folder is one too."""
-
-    def __init__(self, run: Run, folder: Path, uri: str) -> None:
-        self._clock = run.clock
-        self._mlflow = _imported("mlflow", "saves.mlflow")
-        self._mlflow.set_tracking_uri(uri)
-        self._mlflow.set_experiment(f"{run.algorithm.name}-{run.task}")
-        self._mlflow.start_run(run_name=folder.name)
-        self._mlflow.log_params(
-            {"algorithm": run.algorithm.name, "task": run.task, "seed": run.seed}
-        )
-
-    def __call__(self, report: Report) -> None:
-        """Log the report at its clock."""
-        self._mlflow.log_metrics(_finite(report), step=int(report[self._clock]))
-
-    def close(self) -> None:
-        """End the run there."""
-        self._mlflow.end_run()
+def _mlflow(mlflow: Any, run: Run, folder: Path, uri: str) -> Told:
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_experiment(f"{run.algorithm.name}-{run.task}")
+    mlflow.start_run(run_name=folder.name)
+    mlflow.log_params({"algorithm": run.algorithm.name, "task": run.task, "seed": run.seed})
+    return Told(
+        lambda report: mlflow.log_metrics(report, step=int(report[run.clock])), mlflow.end_run
+    )

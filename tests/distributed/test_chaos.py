@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import TINY, episodes_on_disk, kill_one, tiny
+from helpers import TINY, descendants, episodes_on_disk, kill_one, tiny
 
 import bigdm_ray
 from bigdm_ray.distributed.crew import RayCrew
@@ -175,3 +181,69 @@ def test_a_killed_driver_resumes_without_losing_an_episode(
     loaded = bigdm_ray.load(folder)
     assert loaded.version == (summary["incarnation"], summary["learner_steps"])
     assert summary["incarnation"] == (0 if lock_step == "true" else len(saves))
+
+
+@contextlib.contextmanager
+def node(*flags: str) -> Iterator[subprocess.Popen[str]]:
+    """A node of a Ray cluster, started as its user would, and killed with all below it at the end."""
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--block", *flags]
+    command += ["--node-ip-address", "127.0.0.1", "--num-cpus", "4", "--disable-usage-stats"]
+    command += ["--min-worker-port", "0", "--max-worker-port", "0"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        told = iter(process.stdout.readline, "")
+        assert any("Ray runtime started" in line for line in told), "the node did not start"
+        yield process
+    finally:
+        for pid in (*descendants(process.pid), process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.ray(own=True)
+@pytest.mark.long
+def test_a_lost_node_costs_nothing_that_was_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node with a rollout actor goes, and whatever it held of shards on their way."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    monkeypatch.setenv("RAY_health_check_period_ms", "200")
+    monkeypatch.setenv("RAY_health_check_initial_delay_ms", "1000")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    where = tempfile.mkdtemp(dir="/tmp")  # what is longer does not fit into the names of sockets
+    head = ("--head", "--port", address.split(":")[1], "--temp-dir", where)
+    flags = "--budget.env-steps 4000 --saves.every 1000 --evaluations.every 2000 --actors 2"
+    run = tiny(f"{flags} --address {address}")
+    receipts: list[Receipt] = []
+    stored = RayCrew.stored
+    players: list[int] = []
+    with node(*head, "--include-dashboard", "false"), node("--address", address) as second:
+
+        def noted(self: RayCrew, receipt: Receipt) -> None:
+            receipts.append(receipt)
+            stored(self, receipt)
+            if len(receipts) == 4:
+                below = descendants(second.pid)
+                players.extend(p for p in below if below[p].startswith("ray::PlayerActor"))
+                for pid in (*below, second.pid):
+                    os.kill(pid, signal.SIGKILL)
+
+        monkeypatch.setattr(RayCrew, "stored", noted)
+        summary = train_on_ray(run, tmp_path / "run")
+    shutil.rmtree(where)
+    assert players, "no rollout actor was on the node that was lost"
+    assert summary["env_steps"] >= 4000
+    assert summary["learner_steps"] == run.algorithm.owed(summary["env_steps"], summary["episodes"])
+    acknowledged = Table.joined(receipt.added for receipt in receipts)
+    assert summary["episodes"] == len(acknowledged)
+    check(run, tmp_path / "run", acknowledged)

@@ -111,7 +111,8 @@ class Saves:
     )
     wandb: str | None = setting(None, "project of Weights & Biases that is told the reports too")
     mlflow: str | None = setting(
-        None, "tracking URI of MLflow, or a folder, that is told the reports too"
+        None,
+        "tracking URI of MLflow that is told the reports too: sqlite:///FILE, http://HOST:PORT",
     )
 
 
