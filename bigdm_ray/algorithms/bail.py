@@ -66,8 +66,14 @@ class ActorEnvelope(nn.Module):
 
 
 def ratio(returns: Tensor, values: Tensor) -> Tensor:
-    """G / V, where V below 1 counts as exp(V - 1), so that it is positive (Chen et al., code of the progressive variant; see the module)."""
-    return returns / torch.where(values < 1, torch.exp(torch.clamp(values, max=1) - 1), values)
+    """G / V in float64, where V below 1 counts as exp(V - 1), so that it is positive.
+
+    (Chen et al., code of the progressive variant; see the module.) Values below -600 count as
+    that, so that the ratio is finite.
+    """
+    values = values.double()
+    positive = torch.where(values < 1, torch.exp(torch.clamp(values, -600, 1) - 1), values)
+    return returns.double() / positive
 
 
 @dataclass(frozen=True)

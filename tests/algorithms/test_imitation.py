@@ -309,6 +309,14 @@ def test_weights_below_one_keep_the_ratio_positive():
     np.testing.assert_allclose(got.numpy(), [0.5, 2 / np.exp(-4), -1 / np.exp(-1)], rtol=1e-5)
 
 
+def test_ratios_of_very_negative_returns_are_finite_and_go_by_envelope_and_return():
+    """Rewards of -10 a step: exp(V - 1) underflows in float32, and so nothing could be selected."""
+    values = torch.tensor([-500.0, -500.0, -200.0, -1000.0])
+    got = ratio(torch.tensor([-600.0, -550.0, -900.0, -1000.0]), values)
+    assert torch.isfinite(got).all()
+    assert got.argsort(descending=True).tolist() == [2, 1, 0, 3]
+
+
 @pytest.mark.parametrize("name", ["awr", "rwr"])
 def test_the_weighted_forms_also_learn_from_what_they_play(name, tmp_path):
     flags = "--budget.env-steps 1500 --algorithm.hidden 16 --algorithm.batch-size 32 --evaluations.episodes 4 --evaluations.final-episodes 4"
