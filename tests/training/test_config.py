@@ -258,8 +258,10 @@ def test_an_answer_that_is_not_true_stops_nothing(tmp_path):
 @pytest.mark.slow
 @pytest.mark.ray
 def test_an_asynchronous_run_is_stopped_too_and_a_resume_goes_on(tmp_path):
-    run = configure("udrl", "toy-vector", budget={"env_steps": 2000}, **TINY)
+    run = configure("udrl", "toy-vector", budget={"env_steps": 100_000}, **TINY)
     summary = bigdm_ray.train(run, tmp_path / "run", lambda report: True)
-    assert summary["stopped"] and 100 <= summary["env_steps"] < 2000
+    played = summary["env_steps"]
+    assert summary["stopped"] and 100 <= played < 100_000
+    run = dataclasses.replace(run, budget=dataclasses.replace(run.budget, env_steps=played + 500))
     again = bigdm_ray.train(run, tmp_path / "run", resume=True)
-    assert again["env_steps"] >= 2000 and not again["stopped"]
+    assert again["env_steps"] >= played + 500 and not again["stopped"]
