@@ -1,79 +1,74 @@
-"""The console script `bigdm`.
+"""The console script `bigdm`: one parser, whose subcommands are the doors.
 
     bigdm run udrl lunarlander        the same as python -m bigdm_ray.run udrl lunarlander
     bigdm --help                      every door with a line about it
 
-A door is a file of this package that ends with `raise SystemExit(door(main))`; it is found by being there. Its line in the
-help is the beginning of its docstring, read without importing it, so `bigdm --help` imports neither torch nor ray.
+A door has a parser of its own, which may need torch to know its flags; it is imported when it is
+opened, so that `bigdm --help` imports nothing heavy.
 """
 
 from __future__ import annotations
 
-import ast
 import importlib
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from bigdm_ray import __version__
-from bigdm_ray.doors import door
+from bigdm_ray.doors import Parser, door
 from bigdm_ray.errors import UserError, nearest
 
-_END = re.compile(r"^ +raise SystemExit\(door\(main\)\)$", re.MULTILINE)
+DOORS = {
+    "data": "Datasets and stored episodes",
+    "evaluate": "Score a trained policy",
+    "plots": "Draw a run's learning curve and how well it obeys",
+    "reproduce": "Fill a published table",
+    "run": "Train a policy",
+    "table": "Compare runs",
+    "weights": "Weights of others, in and out",
+}
+"""The modules of this package with a `main`, and what each is for."""
 
 
-def doors() -> dict[str, str]:
-    """Every door by name, sorted, with a few words about it."""
-    found: dict[str, str] = {}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        source = path.read_text()
-        if _END.search(source):
-            about = ast.get_docstring(ast.parse(source)) or ""
-            found[path.stem] = about.partition("\n")[0].partition(":")[0].rstrip(".")
-    return found
-
-
-def usage() -> str:
-    """What `bigdm --help` prints."""
-    known = doors()
-    width = max(map(len, known))
-    lines = [f"  {name:<{width}}  {about}" for name, about in known.items()]
-    return "\n".join(
-        [
-            "usage: bigdm DOOR [arguments]",
-            "",
-            *lines,
-            "",
-            "`bigdm DOOR --help` explains a door; `bigdm --version` names the version.",
-        ]
+def parser() -> Parser:
+    """The parser of the words up to the name of a door."""
+    made = Parser(
+        prog="bigdm",
+        usage="bigdm DOOR [arguments]",
+        epilog="`bigdm DOOR --help` explains a door.",
+        allow_abbrev=False,
     )
+    version = f"bigdm_ray {__version__}"
+    made.add_argument("-V", "--version", action="version", version=version, help="name the version")
+    doors = made.add_subparsers(title="doors", metavar="DOOR")
+    for name, about in DOORS.items():
+        doors.add_parser(name, help=about, prog=f"bigdm {name}")
+    return made
 
 
 def open_door(arguments: list[str]) -> int:
-    """Import the door that the first argument names and give it the others. Raises UserError for an unknown one."""
-    name = arguments[0] if arguments else None
-    if name in ("--help", "-h"):
-        print(usage())
-        return 0
-    if name == "--version":
-        print(f"bigdm_ray {__version__}")
-        return 0
-    known = doors()
-    if name is None:
-        raise UserError(
-            f"a door is expected, one of {', '.join(known)}; `bigdm --help` explains them"
-        )
-    if name not in known:
-        raise UserError(
-            f"unknown door {name!r}{nearest(name, list(known))} (`bigdm --help` lists them)"
-        )
+    """Import the door that the first argument names and give it the others.
+
+    Raises UserError for an unknown one.
+    """
+    if not arguments:
+        known = ", ".join(DOORS)
+        raise UserError(f"a door is expected, one of {known}; `bigdm --help` explains them")
+    name = arguments[0]
+    if name not in DOORS and not name.startswith("-"):
+        near = nearest(name, list(DOORS))
+        raise UserError(f"unknown door {name!r}{near} (`bigdm --help` lists them)")
+    if name not in DOORS:
+        parser().parse(arguments)
     main: Callable[[list[str]], int] = importlib.import_module(f"bigdm_ray.{name}").main
     return main(arguments[1:])
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The console script; its exit code. Modules of the folder at hand are found, as `python -m` finds them."""
+    """The console script; its exit code.
+
+    Modules of the folder at hand are found, as `python -m` finds them.
+    """
     here = str(Path.cwd())
     if not sys.flags.safe_path and here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)

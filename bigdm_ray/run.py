@@ -20,7 +20,6 @@ from bigdm_ray.baselines.base import Foreign
 from bigdm_ray.doors import door
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.pictures.base import metrics_of
 from bigdm_ray.replay.shard import SUFFIX
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import (
@@ -34,7 +33,7 @@ from bigdm_ray.training.config import (
     still_rising,
 )
 from bigdm_ray.training.metrics import Listener, Terminal
-from bigdm_ray.training.run_folder import LOOPS, RunFolder
+from bigdm_ray.training.run_folder import LOOPS, RunFolder, metrics_of
 from bigdm_ray.training.start import taking_turns
 
 

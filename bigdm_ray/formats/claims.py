@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING
 
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.footer import claimed_values
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 RATIO = 1000
 """Bytes in memory for one in the file, at most."""

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from bigdm_ray.envs.task import tasks
 from bigdm_ray.formats.dataset import CARD, Dataset
-from bigdm_ray.formats.importing import import_dataset
-from bigdm_ray.formats.minari import dataset_id
 
 
 def resolve(text: str) -> Dataset | None:
@@ -16,6 +14,10 @@ def resolve(text: str) -> Dataset | None:
     None for anything else, `suite/task` among it. Raises UserError for a folder that holds none, and RunFailed where a download fails.
     """
     if text.startswith("minari:"):
+        # here, so that the help of a door reads no format
+        from bigdm_ray.formats.importing import import_dataset
+        from bigdm_ray.formats.minari import dataset_id
+
         folder = Path("datasets") / str(dataset_id(text)).replace("/", "-")
         return Dataset.open(folder) if (folder / CARD).is_file() else import_dataset([text], folder)
     folder = Path(text)

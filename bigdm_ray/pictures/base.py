@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import io
 import pkgutil
-import textwrap
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,13 +18,12 @@ from bigdm_ray.algorithms.base import Policy
 from bigdm_ray.errors import RunFailed, UserError, nearest
 from bigdm_ray.formats.behaviour import OWN_OR_MODES
 from bigdm_ray.formats.dataset import CARD, Dataset
-from bigdm_ray.jsons import read_json
 from bigdm_ray.progress import Progress
 from bigdm_ray.settings import setting
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.evaluation import constant
 from bigdm_ray.training.loaded import Loaded, load
-from bigdm_ray.training.run_folder import RunFolder, write_json
+from bigdm_ray.training.run_folder import write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -146,30 +144,6 @@ def pictures() -> dict[str, Picture]:
     return {
         picture.name: picture for picture in sorted(found, key=lambda picture: str(picture.name))
     }
-
-
-def metrics_of(folder: Path) -> list[dict[str, float]]:
-    """The reports of a run's metrics.jsonl; a last line that is still being written is left out. Raises UserError."""
-    if not (folder / "run.json").is_file():
-        raise UserError(f"there is no run in {folder}: it holds no run.json")
-    path = RunFolder(folder).metrics
-    *lines, rest = path.read_text(errors="replace").split("\n") if path.is_file() else [""]
-    reports: list[dict[str, float]] = []
-    for number, line in enumerate([*lines, rest] if rest else lines, 1):
-        try:
-            report = read_json(line, object)
-        except ValueError as error:
-            if number > len(lines) and line.startswith("{"):
-                break
-            raise UserError(
-                f"line {number} of {path} is not JSON ({error}); remove it and try again"
-            ) from None
-        if not isinstance(report, dict):
-            raise UserError(
-                f"line {number} of {path} is not a report ({textwrap.shorten(line, 40)}); remove it and try again"
-            )
-        reports.append(report)
-    return reports
 
 
 def dataset_of(run: Run) -> Dataset | None:

@@ -32,7 +32,6 @@ from bigdm_ray.pictures.base import (
     Picture,
     label_axes,
     mark,
-    metrics_of,
     panelled,
     target,
     write,
@@ -40,7 +39,7 @@ from bigdm_ray.pictures.base import (
 from bigdm_ray.settings import to_json
 from bigdm_ray.training.config import Run, read_run
 from bigdm_ray.training.evaluation import bootstrap_interval
-from bigdm_ray.training.run_folder import RunFolder, summary_of
+from bigdm_ray.training.run_folder import RunFolder, metrics_of, summary_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,7 +22,6 @@ from bigdm_ray.pictures.base import (
     dataset_of,
     label_axes,
     mark,
-    metrics_of,
     panelled,
     pictured,
 )
@@ -31,7 +30,7 @@ from bigdm_ray.training.acting import command_of, policy_of, report_head
 from bigdm_ray.training.config import read_run
 from bigdm_ray.training.evaluation import play
 from bigdm_ray.training.loaded import Loaded
-from bigdm_ray.training.run_folder import versions
+from bigdm_ray.training.run_folder import metrics_of, versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

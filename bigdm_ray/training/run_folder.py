@@ -11,6 +11,7 @@ import fcntl
 import json
 import platform
 import shutil
+import textwrap
 import time
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -328,3 +329,27 @@ def write_json(path: Path, data: Any) -> None:
         raise RunFailed(
             f"cannot write {path}: {getattr(cause, 'strerror', error)}; make its folder writable or free some space"
         ) from None
+
+
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    """The reports of a run's metrics.jsonl; a last line that is still being written is left out. Raises UserError."""
+    if not (folder / "run.json").is_file():
+        raise UserError(f"there is no run in {folder}: it holds no run.json")
+    path = RunFolder(folder).metrics
+    *lines, rest = path.read_text(errors="replace").split("\n") if path.is_file() else [""]
+    reports: list[dict[str, float]] = []
+    for number, line in enumerate([*lines, rest] if rest else lines, 1):
+        try:
+            report = read_json(line, object)
+        except ValueError as error:
+            if number > len(lines) and line.startswith("{"):
+                break
+            raise UserError(
+                f"line {number} of {path} is not JSON ({error}); remove it and try again"
+            ) from None
+        if not isinstance(report, dict):
+            raise UserError(
+                f"line {number} of {path} is not a report ({textwrap.shorten(line, 40)}); remove it and try again"
+            )
+        reports.append(report)
+    return reports
