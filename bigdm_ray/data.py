@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bigdm_ray.doors import Parser, door
-from bigdm_ray.envs.task import Signature, find_task
+from bigdm_ray.envs.signature import Signature
+from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.behaviour import OWN_OR_MODES, Behaviour
 from bigdm_ray.formats.dataset import CARD, Dataset

@@ -25,7 +25,8 @@ from bigdm_ray.algorithms.base import own_flags
 from bigdm_ray.algorithms.dt import DecisionTransformer, Dt
 from bigdm_ray.algorithms.tt import TrajectoryModel, Tt
 from bigdm_ray.doors import Parser, door
-from bigdm_ray.envs.task import Signature, find_task
+from bigdm_ray.envs.signature import Signature
+from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError, install
 from bigdm_ray.formats import checkpoints, decision_transformer, trajectory_transformer
 from bigdm_ray.formats.dataset import Dataset

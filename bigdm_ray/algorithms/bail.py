@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Columns, Loss, Prelude
 from bigdm_ray.algorithms.bc import Actor, Imitation, acted_on, only_task, steps_of
-from bigdm_ray.envs.task import Signature
+from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.networks import Encoder
 from bigdm_ray.replay.returns import continued, episode_groups

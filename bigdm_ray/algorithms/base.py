@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.envs.task import Signature
+from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError, nearest
 from bigdm_ray.formats.behaviour import Mode as Mode
 from bigdm_ray.plugins import plugins

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Algorithm, Loss, Memoryless, Mode, Policy, leaves_of
-from bigdm_ray.envs.task import Signature
+from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.heads import ActionHead
 from bigdm_ray.models.networks import Encoder

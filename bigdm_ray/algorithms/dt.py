@@ -41,7 +41,7 @@ from bigdm_ray.algorithms.base import (
     own_flags,
 )
 from bigdm_ray.algorithms.bc import acted_on, only_task
-from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.continuous import SquashedHead
 from bigdm_ray.models.heads import ActionHead

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Columns, Loss
 from bigdm_ray.algorithms.bc import Actor, Imitation, acted_on, only_task, steps_of
-from bigdm_ray.envs.task import Signature
+from bigdm_ray.envs.signature import Signature
 from bigdm_ray.replay.returns import discounted, episode_groups, normalised_weights
 from bigdm_ray.replay.store import Retention, Store
 from bigdm_ray.replay.windows import View

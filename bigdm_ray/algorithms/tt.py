@@ -53,7 +53,7 @@ from bigdm_ray.algorithms.base import (
     own_flags,
 )
 from bigdm_ray.algorithms.bc import only_task
-from bigdm_ray.envs.task import Signature
+from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.trajectory import TrajectoryTransformer
 from bigdm_ray.planning.beam import Fan, Planner, Search

@@ -47,7 +47,7 @@ from bigdm_ray.algorithms.base import (
     own_flags,
 )
 from bigdm_ray.algorithms.bc import acted_on
-from bigdm_ray.envs.task import Signature
+from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.heads import ActionHead
 from bigdm_ray.models.networks import Images, Standardise, Vector, mlp, orthogonal

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Columns, Memoryless, Mode, State
-from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.heads import normals
 from bigdm_ray.replay.windows import merge_stack, push_frame

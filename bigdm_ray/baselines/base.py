@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Algorithm, Loss
-from bigdm_ray.envs.task import Leaf, Task
+from bigdm_ray.envs.signature import Leaf
+from bigdm_ray.envs.task import Task
 from bigdm_ray.envs.vector import Step
 from bigdm_ray.errors import RunFailed, UserError, install
 from bigdm_ray.replay.store import Store

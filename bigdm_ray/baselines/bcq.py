@@ -34,7 +34,7 @@ from bigdm_ray.baselines.offline import (
     repeated,
     soft_clipped,
 )
-from bigdm_ray.envs.task import Signature
+from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.autoencoder import Autoencoder
 from bigdm_ray.models.continuous import Spaces

@@ -24,7 +24,7 @@ from bigdm_ray.algorithms.base import Judge, Memoryless, Mode, Policy, leaves_of
 from bigdm_ray.algorithms.bc import acted_on, only_task
 from bigdm_ray.baselines.base import Baseline, follow
 from bigdm_ray.baselines.offline import descend, frozen
-from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.networks import Encoder
 from bigdm_ray.replay.store import Store

@@ -36,7 +36,7 @@ from bigdm_ray.algorithms.base import (
     device_of,
     own_flags,
 )
-from bigdm_ray.envs.task import Signature
+from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.continuous import Ensemble, Spaces
 from bigdm_ray.models.networks import Standardise

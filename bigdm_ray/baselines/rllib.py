@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bigdm_ray.algorithms.base import Judge, Mode, Policy, Prelude, own_flags
 from bigdm_ray.baselines.actor import Actor, ActorPolicy, layers_of, plain_leaves, stacked
 from bigdm_ray.baselines.base import Bench, Foreign, below, to_unit
-from bigdm_ray.envs.task import Signature
+from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.replay.returns import discounted, episode_groups
 from bigdm_ray.replay.store import Store

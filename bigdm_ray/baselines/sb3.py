@@ -46,7 +46,7 @@ from bigdm_ray.baselines.base import (
     sound,
     spaces_of,
 )
-from bigdm_ray.envs.task import Signature
+from bigdm_ray.envs.signature import Signature
 from bigdm_ray.envs.vector import VectorEnv
 from bigdm_ray.errors import UserError
 from bigdm_ray.replay.windows import merge_stack

@@ -32,7 +32,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from bigdm_ray.envs.task import Signature, Task
+from bigdm_ray.envs.signature import Signature
+from bigdm_ray.envs.task import Task
 from bigdm_ray.envs.vector import ArrayRows, Arrays, Step, still
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bigdm_ray.envs.task import channels_first, leaf_dtype
+from bigdm_ray.envs.signature import channels_first, leaf_dtype
 
 if TYPE_CHECKING:
     import gymnasium

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.envs.values import Arrays as Arrays
 from bigdm_ray.envs.values import Misfit, flag_of, named, reader, reward_of, unflatten
 from bigdm_ray.errors import RunFailed

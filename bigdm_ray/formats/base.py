@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from bigdm_ray.envs.task import Signature
+from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError, install
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.replay.episode import Episode

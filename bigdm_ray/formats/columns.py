@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bigdm_ray.envs.task import Leaf, Signature, find_task
+from bigdm_ray.envs.signature import Leaf, Signature
+from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError, one_line
 from bigdm_ray.formats.base import inside
 from bigdm_ray.formats.checks import refused

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bigdm_ray.envs.task import Signature
+from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import Format, Reader, Said
 from bigdm_ray.formats.checks import refused, truths

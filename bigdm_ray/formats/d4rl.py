@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bigdm_ray.envs.task import Signature, tasks
+from bigdm_ray.envs.signature import Signature
+from bigdm_ray.envs.task import tasks
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import Format, Reader, Said
 from bigdm_ray.formats.checks import followed, refused, truths

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from bigdm_ray.envs.task import Signature, called, find_task
+from bigdm_ray.envs.signature import Signature
+from bigdm_ray.envs.task import called, find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.signatures import checked_signature, misfit
 from bigdm_ray.jsons import read_json

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from bigdm_ray.envs.atari import TASKS
-from bigdm_ray.envs.task import Signature
+from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError, one_line
 from bigdm_ray.formats.base import MAX_EPISODE_BYTES, Format, Reader, Said, inside
 from bigdm_ray.formats.checks import refused, truths

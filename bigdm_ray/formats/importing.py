@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bigdm_ray.envs.task import NONE, Leaf, Signature
+from bigdm_ray.envs.signature import Leaf, Signature
+from bigdm_ray.envs.task import NONE
 from bigdm_ray.errors import UserError, one_line
 from bigdm_ray.formats.base import Reader, open_source
 from bigdm_ray.formats.behaviour import at_stage

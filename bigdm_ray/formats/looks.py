@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from bigdm_ray.envs.task import Leaf, Signature, channels_first
+from bigdm_ray.envs.signature import Leaf, Signature, channels_first
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.claims import MAX_ELEMENTS
 

@@ -27,7 +27,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from bigdm_ray.envs.task import Signature, find_task
+from bigdm_ray.envs.signature import Signature
+from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import RunFailed, UserError, install, one_line
 from bigdm_ray.formats.base import Advance, Format, Reader, Said, inside, needed
 from bigdm_ray.formats.checks import ended, kept_seed, refused

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from bigdm_ray.envs.task import Signature
+from bigdm_ray.envs.signature import Signature
 from bigdm_ray.formats.base import Format, Reader, Said, inside
 from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.replay.episode import Episode

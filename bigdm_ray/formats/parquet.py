@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import Advance, Format, Reader, Said
 from bigdm_ray.formats.behaviour import Behaviour

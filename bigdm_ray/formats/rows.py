@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.formats.base import MAX_EPISODE_BYTES, Reader
 from bigdm_ray.formats.checks import followed, refused, truths
 from bigdm_ray.formats.columns import flat, is_plain, numbers, parts_of, reading

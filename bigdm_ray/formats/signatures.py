@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.errors import UserError, one_line
 from bigdm_ray.formats.claims import expect_size
 from bigdm_ray.jsons import read_json

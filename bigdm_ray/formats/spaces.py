@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bigdm_ray.envs.task import Leaf, Signature, channels_first, find_task
+from bigdm_ray.envs.signature import Leaf, Signature, channels_first
+from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.checks import Place, refused
 from bigdm_ray.formats.claims import expect_size

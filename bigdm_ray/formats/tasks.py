@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from bigdm_ray.envs import arguments
-from bigdm_ray.envs.task import NONE, Signature, Task, called, find_task, listed, tasks
+from bigdm_ray.envs.signature import Signature
+from bigdm_ray.envs.task import NONE, Task, called, find_task, listed, tasks
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import Said
 from bigdm_ray.formats.signatures import misfit

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.formats.signatures import field_name
 from bigdm_ray.replay.shard import SUFFIX, ClosedShard, CorruptShard, NewerShard, Shard
 

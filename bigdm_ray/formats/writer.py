@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bigdm_ray.envs.task import Signature
+from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import RunFailed, UserError, full_disk
 from bigdm_ray.formats.dataset import CARD, ContentHash, Dataset
 from bigdm_ray.jsons import read_json

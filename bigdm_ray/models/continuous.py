@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.heads import normals
 from bigdm_ray.models.networks import Vector, mlp

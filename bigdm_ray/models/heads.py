@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.envs.task import Leaf
+from bigdm_ray.envs.signature import Leaf
 
 LOG_STD_RANGE = (-5.0, 1.0)
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.envs.task import Leaf
+from bigdm_ray.envs.signature import Leaf
 
 TEXT_WIDTH = 32
 

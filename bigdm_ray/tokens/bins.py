@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from bigdm_ray.envs.task import Leaf
+from bigdm_ray.envs.signature import Leaf
 
 Kind = Literal["quantile", "uniform"]
 

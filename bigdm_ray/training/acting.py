@@ -13,7 +13,8 @@ from torch import nn
 
 from bigdm_ray.algorithms.base import Mode, Policy
 from bigdm_ray.algorithms.dt import Dt
-from bigdm_ray.envs.task import Signature, Task
+from bigdm_ray.envs.signature import Signature
+from bigdm_ray.envs.task import Task
 from bigdm_ray.errors import UserError
 from bigdm_ray.settings import flag
 from bigdm_ray.training.config import Run

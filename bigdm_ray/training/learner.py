@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Algorithm, Batch
-from bigdm_ray.envs.task import Signature
+from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import RunFailed, UserError, full_memory
 from bigdm_ray.models.parallel import compiled, mixed
 from bigdm_ray.replay.mixture import Mixture, Source

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from bigdm_ray.algorithms.base import Columns, Policy, State
-from bigdm_ray.envs.task import Leaf, Signature, Task
+from bigdm_ray.envs.signature import Leaf, Signature
+from bigdm_ray.envs.task import Task
 from bigdm_ray.envs.vector import Arrays
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.dataset import Dataset

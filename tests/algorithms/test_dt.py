@@ -14,7 +14,7 @@ from making import dataset_of, played
 from bigdm_ray.algorithms.dt import Dt
 from bigdm_ray.doors import door
 from bigdm_ray.envs import find_task
-from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.evaluate import main
 from bigdm_ray.formats.writer import Writer

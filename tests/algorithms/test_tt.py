@@ -9,7 +9,7 @@ from making import dataset_of, episode, small, stored
 
 from bigdm_ray.algorithms.tt import Tt, beams_of, plan_at, values_to_go
 from bigdm_ray.envs import find_task
-from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.planning.beam import Fan
 from bigdm_ray.replay import Store

@@ -11,7 +11,7 @@ from making import episode, ids, played, small, stored
 
 from bigdm_ray.algorithms.udrl import Udrl
 from bigdm_ray.envs import find_task
-from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.replay import Store, Table, View
 from bigdm_ray.training.config import Machines, configure

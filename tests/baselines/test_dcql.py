@@ -9,7 +9,7 @@ from making import played
 
 from bigdm_ray.baselines.dcql import Dcql
 from bigdm_ray.envs import find_task
-from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.replay import Episode, EpisodeId, Store
 from bigdm_ray.training.learner import Learner

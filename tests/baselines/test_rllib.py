@@ -284,7 +284,7 @@ def test_environments_begin_again_at_the_next_step_and_scale_their_actions():
 
 def test_actions_between_minus_one_and_one_stand_for_the_bounds():
     from bigdm_ray.baselines.base import from_unit, spaces_of, to_unit
-    from bigdm_ray.envs.task import Leaf
+    from bigdm_ray.envs.signature import Leaf
 
     leaf = Leaf("tensor", (2,), "float32", (-4.0, 1.0), (4.0, 3.0))
     np.testing.assert_allclose(

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.formats.exporting import export_dataset
 from bigdm_ray.formats.importing import import_dataset
 from bigdm_ray.formats.writer import Writer

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigdm_ray.envs import Signature, find_task, tasks
-from bigdm_ray.envs.task import Leaf, leaves
+from bigdm_ray.envs.signature import Leaf, leaves
 from bigdm_ray.envs.values import flatten, unflatten
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.signatures import misfit

@@ -11,7 +11,8 @@ from making import origin
 
 from bigdm_ray.baselines.base import sound
 from bigdm_ray.doors import door
-from bigdm_ray.envs.task import Task, leaves
+from bigdm_ray.envs.signature import leaves
+from bigdm_ray.envs.task import Task
 from bigdm_ray.envs.values import Misfit, flag_of, flatten, reward_of
 from bigdm_ray.envs.vector import GymnasiumRows, Step
 from bigdm_ray.errors import RunFailed

@@ -5,7 +5,7 @@ import pytest
 from gymnasium import spaces
 from sources import raw
 
-from bigdm_ray.envs.task import Signature, leaves
+from bigdm_ray.envs.signature import Signature, leaves
 from bigdm_ray.envs.values import flatten
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.spaces import (

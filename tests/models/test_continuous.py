@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bigdm_ray.envs.task import Leaf, Signature
+from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.continuous import Ensemble, Gaussian, Spaces, squashed_log_prob
 from bigdm_ray.models.heads import normals

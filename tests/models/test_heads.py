@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bigdm_ray.envs.task import Leaf
+from bigdm_ray.envs.signature import Leaf
 from bigdm_ray.models.heads import LOG_STD_RANGE, ActionHead
 
 LEAVES = {

@@ -2,7 +2,7 @@
 
 import torch
 
-from bigdm_ray.envs.task import Leaf
+from bigdm_ray.envs.signature import Leaf
 from bigdm_ray.models.networks import Images, Vector, orthogonal
 
 LEAVES = {

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigdm_ray.envs.task import Leaf
+from bigdm_ray.envs.signature import Leaf
 from bigdm_ray.tokens.bins import Bins, Elements, quantiles
 
 KINDS = pytest.mark.parametrize("kind", ["quantile", "uniform"])

@@ -9,7 +9,7 @@ from making import origin, played, same_episode
 from bigdm_ray.algorithms.base import Persistence, Policy
 from bigdm_ray.doors import door
 from bigdm_ray.envs import Signature, find_task
-from bigdm_ray.envs.task import Leaf
+from bigdm_ray.envs.signature import Leaf
 from bigdm_ray.envs.vector import Step, still
 from bigdm_ray.replay import EpisodeId
 from bigdm_ray.run import main

@@ -1,0 +1,156 @@
+"""Leaf and Signature: what the arrays of a task's observations and actions look like."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from bigdm_ray.errors import UserError
+
+if TYPE_CHECKING:
+    import gymnasium
+
+
+Kind = Literal["tensor", "discrete", "image", "text"]
+
+COLOURS = (1, 3, 4)
+"""How many channels grey pictures, coloured ones, and those with transparency have."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One array of an observation or an action: its kind, the shape and dtype of one step, and its bounds.
+
+    `discrete` leaves hold indices that start at 0, `choices` of them for each element. `image` leaves are
+    `[channels, height, width]` uint8. `text` leaves are UTF-8 bytes, padded with zeros to `shape[0]`.
+    `per` says whether the value changes every step or once an episode.
+    """
+
+    kind: Kind
+    shape: tuple[int, ...]
+    dtype: str
+    low: tuple[float, ...] | None = None  # per element, row-major; None: unbounded or not known
+    high: tuple[float, ...] | None = None
+    choices: tuple[int, ...] = ()  # per element, for discrete leaves
+    per: Literal["step", "episode"] = "step"
+
+    @property
+    def size(self) -> int:
+        """Elements in one step."""
+        return math.prod(self.shape)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Leaf:
+        """The leaf that `to_json` wrote."""
+        fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return Leaf(**fixed)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The leaves of a task's observations and actions by path, sorted; a plain Box or Discrete is the leaf `""`."""
+
+    observations: dict[str, Leaf]
+    actions: dict[str, Leaf]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back."""
+        return {
+            "observations": {k: v.to_json() for k, v in self.observations.items()},
+            "actions": {k: v.to_json() for k, v in self.actions.items()},
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Signature:
+        """The signature that `to_json` wrote."""
+        return Signature(
+            {k: Leaf.from_json(v) for k, v in data["observations"].items()},
+            {k: Leaf.from_json(v) for k, v in data["actions"].items()},
+        )
+
+    @staticmethod
+    def of(
+        observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]
+    ) -> Signature:
+        """The signature of two gymnasium spaces. Raises UserError for a space that has no flat form."""
+        return Signature(leaves(observation_space), leaves(action_space))
+
+
+def leaves(space: gymnasium.Space[Any], path: str = "") -> dict[str, Leaf]:
+    """The leaves of a gymnasium space by path (`"arm/joints"`), sorted."""
+    from gymnasium import spaces
+
+    children: dict[str, Any] = {}
+    if isinstance(space, spaces.Dict):
+        children = dict(space.spaces)
+    elif isinstance(space, spaces.Tuple):
+        children = {str(i): child for i, child in enumerate(space.spaces)}
+    if children:
+        out: dict[str, Leaf] = {}
+        for name, child in children.items():
+            inner = leaves(child, f"{path}/{name}" if path else name)
+            if twice := out.keys() & inner.keys():
+                raise UserError(f"the space {space} has two leaves {min(twice)!r}; rename one")
+            out.update(inner)
+        return dict(sorted(out.items()))
+    if isinstance(space, spaces.Box):
+        if space.dtype == np.uint8 and len(space.shape) in (2, 3):
+            return {path: Leaf("image", channels_first(space.shape), "uint8")}
+        dtype = str(leaf_dtype(space))
+        low, high = space.low.reshape(-1), space.high.reshape(-1)
+        known = bool(np.isfinite(low).all() and np.isfinite(high).all())
+        bounds = (tuple(map(float, low)), tuple(map(float, high))) if known else (None, None)
+        return {path: Leaf("tensor", space.shape, dtype, *bounds)}
+    if isinstance(space, spaces.Discrete):
+        return {path: Leaf("discrete", (), "int32", choices=(int(space.n),))}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {
+            path: Leaf(
+                "discrete",
+                space.shape,
+                "int32",
+                choices=tuple(int(n) for n in space.nvec.reshape(-1)),
+            )
+        }
+    if isinstance(space, spaces.MultiBinary):
+        return {path: Leaf("discrete", space.shape, "int32", choices=(2,) * math.prod(space.shape))}
+    if isinstance(space, spaces.Text):
+        return {path: Leaf("text", (4 * int(space.max_length),), "uint8")}
+    raise UserError(
+        f"the space {space} has no flat form; supported are Box, Discrete, MultiDiscrete, MultiBinary, Text, Dict and Tuple"
+    )
+
+
+def leaf_dtype(box: gymnasium.spaces.Box) -> np.dtype[Any]:
+    """Floats are float32, truth values uint8 (Arrow would pack them into bits), whole numbers as they are."""
+    dtype = np.dtype(box.dtype)
+    return np.dtype({"f": "float32", "b": "uint8"}.get(dtype.kind, dtype))
+
+
+def channels_first(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """The `[channels, height, width]` of an image space.
+
+    Channels are the first or the last axis: the one that is clearly the shortest, at most half of each
+    other axis; else the one that is 1, 3 or 4 long where the other is not; else, where two neighbours
+    are equal, these are the sides of a square picture and the third axis is the channels; else the
+    first. A space of two axes is a grey picture.
+    """
+    if len(shape) == 2:
+        return (1, shape[0], shape[1])
+    first, middle, last = shape
+    as_first, as_last = (first, middle, last), (last, first, middle)
+    if 2 * last <= min(first, middle):
+        return as_last
+    if 2 * first <= min(middle, last):
+        return as_first
+    if (first in COLOURS) != (last in COLOURS):
+        return as_first if first in COLOURS else as_last
+    return as_last if first == middle != last else as_first
