@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.errors import UserError, nearest
 from bigdm_ray.pictures.base import Picture, kept, pictures
+from bigdm_ray.progress import notebook
 from bigdm_ray.settings import checked, flag
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ def figure(picture: str, *folders: str | Path, **settings: Any) -> Figure:
     checked(asked, "")
     with kept() as figures:
         known[picture].draw([Path(folder) for folder in folders], None, asked)
+    if (shell := notebook()) is not None:  # which shows figures of pyplot alone, unless told
+        importlib.import_module("IPython.core.pylabtools").select_figure_formats(shell, {"png"})
     return figures[0]
 
 

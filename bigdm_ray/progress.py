@@ -46,10 +46,13 @@ def say(text: str, stream: IO[str] | None = None) -> None:
 
 def animated(stream: IO[str]) -> bool:
     """Whether what is written there can be written over: a terminal, or a notebook."""
-    if stream.isatty():
-        return True
+    return stream.isatty() or (stream is sys.stderr and notebook() is not None)
+
+
+def notebook() -> Any:
+    """IPython's shell of the notebook that this process is the kernel of; None elsewhere."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return stream is sys.stderr and "IPKernelApp" in getattr(shell, "config", {})
+    return shell if "IPKernelApp" in getattr(shell, "config", {}) else None
 
 
 def span(seconds: float) -> str:

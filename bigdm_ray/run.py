@@ -20,6 +20,7 @@ from bigdm_ray.baselines.base import Foreign
 from bigdm_ray.doors import door
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.progress import notebook
 from bigdm_ray.replay.shard import SUFFIX
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import (
@@ -44,22 +45,45 @@ def train(
     *,
     resume: bool = False,
     local: bool = False,
+    quiet: bool | None = None,
 ) -> dict[str, Any]:
     """Train `run` and return its summary (also in FOLDER/summary.json); `report` hears every report.
+
+    A bar is shown in notebooks, and anywhere with `quiet=False`; never with `quiet=True`.
 
     Where `report` returns True, the run ends as if its budget ended there: with a checkpoint, final
     scores and a summary that says `"stopped": true`. `resume` goes on from it.
     Through Ray by default, in this process with `local`. Raises UserError, and RunFailed where the world stops a run.
     """
-    with home(run, folder, resume) as path:
-        return _train(run, path, report, resume, local)
+    shown = notebook() is not None if quiet is None else not quiet
+    progress: contextlib.AbstractContextManager[Terminal | None] = (
+        bar(run, local) if shown else contextlib.nullcontext()
+    )
+    with home(run, folder, resume) as path, progress as terminal:
+        listeners = [one for one in (report, terminal) if one is not None]
+        return _train(run, path, listeners, resume, local)
+
+
+@contextlib.contextmanager
+def bar(run: Run, local: bool) -> Iterator[Terminal]:
+    """What shows a run's progress, inside the block."""
+    terminal = Terminal(
+        run.total,
+        clock=run.clock,
+        minutes=run.budget.minutes,
+        learner_steps=run.budget.learner_steps,
+        doing="starting" if local else "starting Ray",
+    )
+    try:
+        yield terminal
+    finally:
+        terminal.close()
 
 
 def _train(
-    run: Run, path: Path, report: Listener | None, resume: bool, local: bool
+    run: Run, path: Path, listeners: list[Listener], resume: bool, local: bool
 ) -> dict[str, Any]:
     run = as_begun(run, path) if resume else run
-    listeners = [report] if report is not None else []
     if isinstance(run.algorithm, Foreign):
         return _train_foreign(run, path, resume, listeners, local)
     if local:
@@ -214,23 +238,11 @@ def _main(asked: Door, folder: Path) -> int:
     for note in (remark, premature(run), still_rising(run), taking_turns(run), unscored(run)):
         if note is not None:
             print(f"note: {note}", file=sys.stderr)
-    terminal = None
-    if not asked.quiet:
-        terminal = Terminal(
-            run.total,
-            clock=run.clock,
-            minutes=run.budget.minutes,
-            learner_steps=run.budget.learner_steps,
-            doing="starting" if asked.local else "starting Ray",
-        )
     try:
-        summary = train(run, folder, terminal, resume=asked.resume, local=asked.local)
+        summary = train(run, folder, resume=asked.resume, local=asked.local, quiet=asked.quiet)
     except KeyboardInterrupt:
         print(stopped(folder), file=sys.stderr)
         return stopping.code()
-    finally:
-        if terminal is not None:
-            terminal.close()
     if "return_mean" not in summary:
         print(ending(summary))
         print(f"summary: {folder / 'summary.json'}")

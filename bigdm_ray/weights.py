@@ -3,6 +3,7 @@
     import SOURCE --task hopper --folder RUN --data DATASET     a Decision Transformer of Hugging Face or of the original repository
     import SOURCE --task hopper --folder RUN --bins FILE        a Trajectory Transformer of the original repository or of its cached fork
     export RUN --folder OUT                                      a `dt` run in Hugging Face's layout
+    pack RUN --folder OUT                                        what it takes to act, and a card, for others to have
 
 SOURCE is a folder with model.safetensors and config.json, a .safetensors file, or hf:OWNER/NAME on the Hub. Only safetensors and JSON
 are read: a pickle is refused with the line that converts it. The imported run evaluates like any other, and so do its pictures, but for those of
@@ -38,6 +39,7 @@ from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Counters
 from bigdm_ray.training.config import Run, foreign_run, origin_of, run_from_json
 from bigdm_ray.training.loaded import load
+from bigdm_ray.training.packing import pack
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder, save_weights
 
@@ -345,6 +347,18 @@ def exporting(given: argparse.Namespace) -> int:
     return 0
 
 
+def packing(given: argparse.Namespace) -> int:
+    """`pack`: a small folder that `load` and `evaluate` open as they open a run's."""
+    card = pack(given.run, given.folder, given.which, given.description)
+    size = sum(file.stat().st_size for file in given.folder.rglob("*") if file.is_file())
+    score = card["score"]
+    print(
+        f"{given.folder}: {card['algorithm']} on {card['task']}, {card['parameters']:,} parameters, "
+        f"{size / 2**20:.2f} MiB, return {score['return_mean']:.1f} over {score['return_episodes']} episodes"
+    )
+    return 0
+
+
 def sizes(model: DecisionTransformer) -> tuple[int, int]:
     """Numbers that a network reads and acts with."""
     return model.embed_state.linear.in_features, model.embed_action.linear.in_features
@@ -410,6 +424,18 @@ def main(arguments: list[str]) -> int:
         "--which", choices=("last", "best"), default="last", help="which weights (default: last)"
     )
     two.set_defaults(call=exporting)
+    three = commands.add_parser(
+        "pack",
+        help="run.json, summary, card and weights of a run that was scored, without its episodes",
+        allow_abbrev=False,
+    )
+    three.add_argument("run", type=Path, metavar="RUN")
+    three.add_argument("--folder", required=True, type=Path, help="the folder to make")
+    three.add_argument(
+        "--which", choices=("last", "best"), default="last", help="which weights (default: last)"
+    )
+    three.add_argument("--description", default="", metavar="TEXT", help="a sentence for the card")
+    three.set_defaults(call=packing)
     given = parser.parse(arguments)
     torch.set_num_threads(1)
     code: int = given.call(given)

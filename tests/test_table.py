@@ -9,6 +9,7 @@ import types
 import numpy as np
 import pytest
 
+import bigdm_ray
 from bigdm_ray import evaluate, plots, table
 from bigdm_ray.doors import door
 from bigdm_ray.errors import UserError
@@ -73,6 +74,28 @@ def test_pictures_are_figures_in_a_notebook(runs, capsys):
         plots.obedience(runs[0], epsiodes=2)
     with pytest.raises(UserError, match="unknown picture 'obediense'; did you mean 'obedience'"):
         plots.figure("obediense", runs[0])
+
+
+def test_a_program_is_silent_unless_it_asks_for_a_bar_and_a_notebook_shows_one(
+    tmp_path, monkeypatch, capsys
+):
+    made = bigdm_ray.configure("udrl", "toy-vector", TINY.split()[2:])
+    bigdm_ray.train(made, tmp_path / "a", local=True)
+    assert capsys.readouterr().err == ""
+    bigdm_ray.train(made, tmp_path / "b", local=True, quiet=False)
+    assert "evaluation at" in capsys.readouterr().err
+    shell = types.SimpleNamespace(config={"IPKernelApp": {}})
+    drawn = []
+    tools = types.SimpleNamespace(select_figure_formats=lambda *given: drawn.append(given))
+    ipython = types.SimpleNamespace(get_ipython=lambda: shell)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.core.pylabtools", tools)
+    bigdm_ray.train(made, tmp_path / "c", local=True)
+    assert "\r" in (shown := capsys.readouterr().err) and "evaluation at" in shown
+    bigdm_ray.train(made, tmp_path / "d", local=True, quiet=True)
+    assert capsys.readouterr().err == ""
+    plots.curves(tmp_path / "c")
+    assert drawn == [(shell, {"png"})]
 
 
 def test_trackers_hear_the_reports(tmp_path, monkeypatch, capsys):
