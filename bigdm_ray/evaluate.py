@@ -12,7 +12,7 @@ use; the same seed gives the same returns. They are cut into parts of --rows epi
 play a part each, and their number does not show in the returns. Ctrl-C leaves a report of the episodes that have ended, which says so.
 
 Prints a table and leaves FOLDER/evaluation.json, then with --video FOLDER/video.mp4, and its returns in the report. Frames show the
-plan that led to them, where mode `plan` searches for one and the task can say where a state is in its pictures (four-rooms can, MuJoCo's cannot).
+return that was asked for and what has come of it so far, and the plan that led to them, where mode `plan` searches for one and the task can say where a state is in its pictures (four-rooms can, MuJoCo's cannot).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import dataclasses
 import importlib
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from bigdm_ray.algorithms.dt import Dt
 from bigdm_ray.algorithms.tt import Beams, TrajectoryModel, TtPolicy
 from bigdm_ray.doors import Parser, apart, door
 from bigdm_ray.envs.task import Task
+from bigdm_ray.envs.vector import Arrays, Step, VectorEnv
 from bigdm_ray.errors import RunFailed, UserError, install
 from bigdm_ray.formats.behaviour import OWN_OR_MODES
 from bigdm_ray.progress import Progress
@@ -253,7 +254,8 @@ def record(
 ) -> list[float]:
     """Write a video of some episodes, played as the report's were but with seeds of their own; their returns.
 
-    The frames are those after each step, and a terminal shows how many there are. The last plan is drawn into them where there is one and the task says where
+    The frames are those after each step, below the return that was asked for and what has come of it
+    so far; a terminal shows how many there are. The last plan is drawn into them where there is one and the task says where
     its states are in a picture. Raises RunFailed where an episode cannot be played or written.
     """
     policy, mode = policy_of(
@@ -278,7 +280,7 @@ def record(
             else plain
         )
 
-    env = task.video_env(derived_seed(seed, "video environments"))
+    env = Summed(task.video_env(derived_seed(seed, "video environments")))
     try:
         with (
             Progress(f"video of {task.name}", units="frames") as bar,
@@ -286,7 +288,7 @@ def record(
         ):
 
             def on_step() -> None:
-                append(frame())
+                append(captioned(frame(), env.told(report["command"])))
                 bar.advance(1)
 
             bar.advance(0)
@@ -316,6 +318,44 @@ def picture(task: Task, frame: np.ndarray) -> np.ndarray:
     if frame.ndim != 3 or frame.dtype != np.uint8:
         raise UserError(f"task {task.name!r} draws no pictures; leave --video out")
     return frame
+
+
+class Summed:
+    """Environments, and the return of their first row so far."""
+
+    def __init__(self, env: VectorEnv) -> None:
+        self._env, self._total = env, 0.0
+        self.n, self.signature = env.n, env.signature
+        self.frame, self.reseed, self.close = env.frame, env.reseed, env.close
+
+    def reset(self, rows: np.ndarray) -> Step:
+        """See VectorEnv."""
+        self._total = 0.0
+        return self._env.reset(rows)
+
+    def step(self, rows: np.ndarray, actions: Arrays) -> Step:
+        """See VectorEnv."""
+        step = self._env.step(rows, actions)
+        self._total += float(step.rewards[0])
+        return step
+
+    def told(self, command: Mapping[str, float]) -> str:
+        """What was asked for, where something was, and what has come of it."""
+        asked = f"asked {command['desired_return']:,.1f}, " if "desired_return" in command else ""
+        return f"{asked}so far {self._total:,.1f}"
+
+
+def captioned(frame: np.ndarray, text: str) -> np.ndarray:
+    """A frame `[height, width, 3]` uint8 below a band with a line of text."""
+    draw, font, image = (
+        importlib.import_module(f"PIL.Image{name}") for name in ("Draw", "Font", "")
+    )
+    band = max(16, frame.shape[1] // 40 * 2)
+    out = image.new("RGB", (frame.shape[1], frame.shape[0] + band), (255, 255, 255))
+    out.paste(image.fromarray(frame), (0, band))
+    letters = font.load_default(size=round(0.7 * band))
+    draw.Draw(out).text((band // 4, band // 2), text, (0, 0, 0), font=letters, anchor="lm")
+    return np.asarray(out)
 
 
 def drawn_into(frame: np.ndarray, lines: np.ndarray) -> np.ndarray:

@@ -16,7 +16,18 @@ from bigdm_ray.algorithms.base import algorithms
 from bigdm_ray.algorithms.udrl import Udrl
 from bigdm_ray.doors import door
 from bigdm_ray.errors import RunFailed, UserError, install
-from bigdm_ray.evaluate import BOLD, FAINT, Asked, drawn_into, film, main, record, score, table
+from bigdm_ray.evaluate import (
+    BOLD,
+    FAINT,
+    Asked,
+    captioned,
+    drawn_into,
+    film,
+    main,
+    record,
+    score,
+    table,
+)
 from bigdm_ray.training.acting import command_of, run_as
 from bigdm_ray.training.config import configure, run_from_json
 from bigdm_ray.training.evaluation import evaluate, evaluate_in_parts
@@ -460,11 +471,29 @@ def test_video_holds_a_frame_for_each_step(folder):
     assert door(main, [str(folder), "--episodes", "1", "--video"]) == 0
     with imageio.get_reader(folder / "video.mp4") as reader:
         frames, meta = reader.count_frames(), reader.get_meta_data()
-    assert meta["size"] == (128, 128) and meta["fps"] == 10
+    assert meta["size"] == (128, 128 + 16) and meta["fps"] == 10
     returns = written(folder)["video_returns"]
     assert len(returns) == 3 and all(0 <= value <= 12 for value in returns)
     assert 3 * 8 <= frames <= 3 * 12
     assert not list(folder.glob(".part-*"))
+
+
+def test_frames_show_what_was_asked_for_and_what_came_of_it(folder, tmp_path, monkeypatch):
+    shown, frames = [], []
+    monkeypatch.setattr("bigdm_ray.evaluate.captioned", lambda f, text: shown.append(text) or f)
+    monkeypatch.setattr("bigdm_ray.evaluate.film", lambda *_: contextlib.nullcontext(frames.append))
+    command = {"desired_return": 7.0, "desired_horizon": 9.0}
+    report = {"mode": "sample", "cached": False, "seed": 1, "command": command}
+    returns = record(load(folder), report, tmp_path / "video.mp4", 2)
+    assert len(shown) == len(frames) and all(
+        text.startswith("asked 7.0, so far ") for text in shown
+    )
+    assert shown[-1] == f"asked 7.0, so far {returns[1]:,.1f}"
+    assert f"asked 7.0, so far {returns[0]:,.1f}" in shown
+    blank = np.full((60, 90, 3), 9, np.uint8)
+    out = captioned(blank, "asked 7.0, so far 3.0")
+    assert out.shape == (76, 90, 3) and (out[16:] == 9).all()
+    assert (out[:16] == 0).any() and (out[:16] == 255).mean() > 0.5, "letters on a white band"
 
 
 def test_lines_are_drawn_into_a_frame_the_plan_above_the_others():
@@ -516,6 +545,7 @@ def test_a_plan_is_drawn_where_the_point_is_by_a_model_that_is_told_no_goal(
     monkeypatch.setattr(
         "bigdm_ray.evaluate.film", lambda path, fps: contextlib.nullcontext(frames.append)
     )
+    monkeypatch.setattr("bigdm_ray.evaluate.captioned", lambda frame, _: frame)
     monkeypatch.setattr(
         "bigdm_ray.evaluate.drawn_into", lambda frame, drawn: lines.append(drawn) or frame
     )
