@@ -45,10 +45,14 @@ class Step:
     @property
     def sound(self) -> bool:
         """Whether no row failed and every number is finite: the cheap question, for each step."""
-        floats = [values for values in self.observations.values() if values.dtype.kind == "f"]
-        return not self.failures and all(
-            bool(np.isfinite(values).all()) for values in (self.rewards, *floats)
-        )
+        if self.failures or not _finite(self.rewards):
+            return False
+        return all(_finite(v) for v in self.observations.values() if v.dtype.kind == "f")
+
+    @property
+    def ended(self) -> bool:
+        """Whether any row did."""
+        return bool(np.count_nonzero(self.terminated) or np.count_nonzero(self.truncated))
 
     def problems(self) -> dict[int, str]:
         """What is wrong with which of the rows, one clause each."""
@@ -65,6 +69,10 @@ class Step:
                         f"{named(path)} is not finite (it has {got} as {values.dtype})",
                     )
         return problems
+
+
+def _finite(values: np.ndarray) -> bool:
+    return int(np.count_nonzero(np.isfinite(values))) == values.size
 
 
 class VectorEnv(Protocol):

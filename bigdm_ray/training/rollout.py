@@ -20,6 +20,9 @@ from bigdm_ray.replay.episode import Episode, EpisodeId
 LONGEST = 1_000_000
 """Steps after which an episode is given up: budgets are looked at between rollouts, and this one may have no end."""
 
+LOG_BYTES, LOG_STEPS = 16 * 2**20, 256
+"""What the steps of all rows may take side by side before they are copied out, row by row."""
+
 
 @dataclass(frozen=True)
 class Played:
@@ -66,20 +69,16 @@ def rollout(
     step of the living rows (videos take their frames there), `on_end` after those at which episodes end, with their number.
     Where it is `stoppable`, Ctrl-C ends it with the episodes that have ended by then: of those begun together the shortest.
     """
-    table = _Rows(policy, env, commands, count)
-    last: np.ndarray | None = None
+    table = _Rows(policy, env, commands, count, origin)
+    chance, every = persistence.probability, persistence.every
     ended = 0
     try:
         while len(table.live):
             uniforms = rng.random((len(table.live), policy.uniforms), np.float32)
-            if last is not None:
-                again = (rng.random(len(table.live)) < persistence.probability) & table.persistent(
-                    persistence.every
+            if chance:
+                table.hold(
+                    uniforms, rng.random(len(table.live)) < chance if table.begun else None, every
                 )
-                uniforms[again] = last[table.live[again]]
-            if persistence.probability:
-                last = np.zeros((env.n, policy.uniforms), np.float32) if last is None else last
-                last[table.live] = uniforms
             table.step(uniforms, origin.max_return)
             if on_step is not None:
                 on_step()
@@ -89,31 +88,95 @@ def rollout(
     except KeyboardInterrupt:
         if not stoppable:
             raise
-        return replace(table.finish(commands, origin), stopped=True)
-    return table.finish(commands, origin)
+        return replace(table.finish(), stopped=True)
+    return table.finish()
+
+
+class _Log:
+    """What n rows saw, did and were paid, a few steps of all of them side by side.
+
+    Each row's steps are copied out when its episode ends and, of all rows, when the log is full: it
+    never holds more than `LOG_BYTES`, or one step of each row.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._arrays: dict[str, np.ndarray] = {}  # name -> [capacity, n, ...]
+        self._capacity = 0
+        self._at = 0  # the next step's place in the log
+        self._begun = np.zeros(
+            n, np.int64
+        )  # where in the log each row's episode, or its rest, begins
+        self._parts: list[list[dict[str, np.ndarray]]] = [[] for _ in range(n)]
+
+    def add(self, rows: np.ndarray, step: dict[str, np.ndarray]) -> None:
+        """Note a step of `rows [m]`, arrays `[m, ...]` by name."""
+        if self._at == self._capacity:
+            self._turn(rows, step)
+        everyone = len(rows) == self._n
+        for name, values in step.items():
+            if everyone:
+                self._arrays[name][self._at] = values
+            else:
+                self._arrays[name][self._at, rows] = values
+        self._at += 1
+
+    def cut(self, row: int) -> list[dict[str, np.ndarray]]:
+        """The episode of a row so far, as parts that follow each other; the row's next one begins here."""
+        parts, self._parts[row] = self._parts[row], []
+        if self._at > self._begun[row]:
+            parts.append(self._held(row))
+        self._begun[row] = self._at
+        return parts
+
+    def _held(self, row: int) -> dict[str, np.ndarray]:
+        """A row's steps in the log: views."""
+        span = slice(int(self._begun[row]), self._at)
+        return {name: values[span, row] for name, values in self._arrays.items()}
+
+    def _turn(self, rows: np.ndarray, step: dict[str, np.ndarray]) -> None:
+        """Copy out what the rows hold, and begin the log anew."""
+        if not self._arrays:
+            size = sum(values.nbytes // len(rows) for values in step.values()) * self._n
+            self._capacity = int(np.clip(LOG_BYTES // max(1, size), 1, LOG_STEPS))
+            self._arrays = {
+                name: np.empty((self._capacity, self._n, *values.shape[1:]), values.dtype)
+                for name, values in step.items()
+            }
+        for row in rows.tolist() if self._at else ():
+            if self._at > self._begun[row]:
+                held = self._held(row)
+                self._parts[row].append({name: values.copy() for name, values in held.items()})
+        self._at = 0
+        self._begun[:] = 0
 
 
 class _Rows:
     """The state of a rollout: for each living row its episode's number, observation, command and policy memory."""
 
-    def __init__(self, policy: Policy, env: VectorEnv, commands: Columns, count: int) -> None:
+    def __init__(
+        self, policy: Policy, env: VectorEnv, commands: Columns, count: int, origin: Origin
+    ) -> None:
         self._policy, self._env, self._asked, self._count = policy, env, commands, count
+        self._origin = origin
         n = min(env.n, count)
         self.live = np.arange(n)  # environment rows
+        self.begun = False  # whether a step has been taken
         self._episode = np.arange(n)  # the command that each plays
         self._next = n
         self._state: State = policy.start(n)
         self._rewards = np.zeros(n, np.float32)
         self._first = np.ones(n, bool)
+        self._fresh = True  # whether any of them is
+        self._held: np.ndarray | None = None  # the random numbers of the step before, `[rows, k]`
         self._commands = {name: values[:n].copy() for name, values in commands.items()}
         step = env.reset(self.live)
         self._observations = step.observations
-        self._log: list[tuple[np.ndarray, Arrays, Arrays, np.ndarray]] = []
-        self._begun = np.zeros(n, np.int64)  # the length of the log when each row's episode began
-        self._limit = (
-            LONGEST  # the length of the log at which the oldest of them has become too long
-        )
-        self._final: dict[int, tuple[Arrays, bool]] = {}
+        self._log = _Log(n)
+        self._steps = 0  # of all rows
+        self._since = np.zeros(n, np.int64)  # the number of steps when each row's episode began
+        self._limit = LONGEST  # the number of steps at which the oldest of them has become too long
+        self._ended: dict[int, Episode] = {}
         self._broken: dict[int, str] = {}
         self._calls: list[tuple[float, int]] = []
         if not step.sound:
@@ -124,10 +187,13 @@ class _Rows:
         """How many episodes have ended, well or not."""
         return self._next - len(self.live)
 
-    def persistent(self, every: int) -> np.ndarray:
-        """The living rows in one of `every` episodes, behind its first step. [rows] bool"""
-        rows: np.ndarray = (self._episode % every == 0) & ~self._first
-        return rows
+    def hold(self, uniforms: np.ndarray, again: np.ndarray | None, every: int) -> None:
+        """Where `again [rows]` is set, give a row the `uniforms [rows, k]` of its step before once
+        more: in one of `every` episodes, and not at its first step. None: there was no step yet."""
+        if again is not None and self._held is not None:
+            again &= (self._episode % every == 0) & ~self._first
+            np.copyto(uniforms, self._held, where=again[:, None])
+        self._held = uniforms
 
     def step(self, uniforms: np.ndarray, max_return: float | None) -> None:
         """Act for every living row, step it, and settle those that ended."""
@@ -138,41 +204,73 @@ class _Rows:
         )
         self._calls.append((time.perf_counter() - began, len(self.live)))
         step = self._env.step(self.live, actions)
-        self._log.append((self._episode, seen, actions, step.rewards))
+        self.begun = True
+        self._steps += 1
+        self._log.add(
+            self.live,
+            {
+                **{f"observations/{path}": values for path, values in seen.items()},
+                **{f"actions/{path}": values for path, values in actions.items()},
+                "rewards": step.rewards,
+            },
+        )
         self._commands = self._policy.after(self._commands, step.rewards, max_return)
         self._observations, self._rewards = step.observations, step.rewards
-        self._first = np.zeros(len(self.live), bool)
-        if (
-            step.terminated.any()
-            or step.truncated.any()
-            or len(self._log) >= self._limit
-            or not step.sound
-        ):
+        if self._fresh:
+            self._first = np.zeros(len(self.live), bool)
+            self._fresh = False
+        if step.ended or self._steps >= self._limit or not step.sound:
             self._settle(step)
 
     def _settle(self, step: Step) -> None:
-        """Note the ends, give their rows to waiting commands, drop the rest."""
+        """Cut the episodes that ended, give their rows to waiting commands, drop the rest."""
         problems = step.problems()
-        if len(self._log) >= self._limit:
+        if self._steps >= self._limit:
             for k in np.flatnonzero(
-                (len(self._log) - self._begun >= LONGEST) & ~step.terminated & ~step.truncated
+                (self._steps - self._since >= LONGEST) & ~step.terminated & ~step.truncated
             ).tolist():
                 problems.setdefault(
                     k,
                     f"it did not end in {LONGEST:,} steps; give its environment a time limit (gymnasium.wrappers.TimeLimit)",
                 )
-        for k, why in problems.items():
-            self._broken[int(self._episode[k])] = why
         done = step.terminated | step.truncated
         done[list(problems)] = True
-        for k in np.flatnonzero(done).tolist():
-            number = int(self._episode[k])
-            if number not in self._broken:
-                self._final[number] = (
-                    {path: v[k].copy() for path, v in step.observations.items()},
-                    bool(step.terminated[k]),
+        ended = np.flatnonzero(done)
+        for k in ended.tolist():
+            number, parts = int(self._episode[k]), self._log.cut(int(self.live[k]))
+            if k in problems:
+                self._broken[number] = problems[k]
+            else:
+                last = {path: values[k] for path, values in step.observations.items()}
+                self._ended[number] = self._episode_of(
+                    number, parts, last, bool(step.terminated[k])
                 )
-        self._replace(np.flatnonzero(done))
+        self._replace(ended)
+
+    def _episode_of(
+        self,
+        number: int,
+        parts: list[dict[str, np.ndarray]],
+        last: dict[str, np.ndarray],
+        terminated: bool,
+    ) -> Episode:
+        origin = self._origin
+
+        def whole(name: str, more: tuple[np.ndarray, ...] = ()) -> np.ndarray:
+            return np.concatenate([*(part[name] for part in parts), *more])
+
+        return Episode(
+            {path: whole(f"observations/{path}", (v[None],)) for path, v in last.items()},
+            {path: whole(f"actions/{path}") for path in self._env.signature.actions},
+            whole("rewards"),
+            terminated,
+            EpisodeId(origin.round, origin.group, number),
+            origin.task,
+            {name: float(values[number]) for name, values in self._asked.items()},
+            origin.version,
+            origin.source,
+            origin.seed,
+        )
 
     def _replace(self, ended: np.ndarray) -> None:
         waiting = min(len(ended), self._count - self._next)
@@ -181,10 +279,10 @@ class _Rows:
         if waiting:
             numbers = np.arange(self._next, self._next + waiting)
             self._next += waiting
-            self._episode = self._episode.copy()
             self._episode[again] = numbers
             self._first[again] = True
-            self._begun[again] = len(self._log)
+            self._fresh = True
+            self._since[again] = self._steps
             fresh = self._env.reset(self.live[again])
             self._observations = {path: v.copy() for path, v in self._observations.items()}
             for path, values in fresh.observations.items():
@@ -196,75 +294,30 @@ class _Rows:
         if len(over):
             keep = np.ones(len(self.live), bool)
             keep[over] = False
-            self.live, self._episode, self._begun = (
+            self.live, self._episode, self._since = (
                 self.live[keep],
                 self._episode[keep],
-                self._begun[keep],
+                self._since[keep],
             )
             self._rewards, self._first = self._rewards[keep], self._first[keep]
+            self._held = None if self._held is None else self._held[keep]
             self._observations = {path: v[keep] for path, v in self._observations.items()}
             self._commands = {name: v[keep] for name, v in self._commands.items()}
-            self._state = take(self._state, np.flatnonzero(keep))
-        self._limit = int(self._begun.min(initial=len(self._log))) + LONGEST
+            if self._state and len(self.live):
+                self._state = take(self._state, np.flatnonzero(keep))
+        self._limit = int(self._since.min(initial=self._steps)) + LONGEST
         if fresh is not None and not fresh.sound:
             broken = {int(numbers[k]): why for k, why in fresh.problems().items()}
             self._broken |= broken
             self._replace(np.flatnonzero(np.isin(self._episode, list(broken))))
 
-    def finish(self, commands: Columns, origin: Origin) -> Played:
-        """Cut the log into episodes."""
-        owner = (
-            np.concatenate([entry[0] for entry in self._log])
-            if self._log
-            else np.zeros(0, np.int64)
-        )
-        order = np.argsort(owner, kind="stable")
-        ends = np.searchsorted(owner[order], np.arange(self._count + 1))
-
-        def column(parts: list[np.ndarray]) -> np.ndarray:
-            return np.concatenate(parts)[order]
-
-        rewards = (
-            column([entry[3] for entry in self._log]) if self._log else np.zeros(0, np.float32)
-        )
-        observations = (
-            {
-                p: column([entry[1][p] for entry in self._log])
-                for p in self._env.signature.observations
-            }
-            if self._log
-            else {}
-        )
-        actions = (
-            {p: column([entry[2][p] for entry in self._log]) for p in self._env.signature.actions}
-            if self._log
-            else {}
-        )
-        episodes = []
-        for number in sorted(self._final):
-            here = slice(int(ends[number]), int(ends[number + 1]))
-            last, terminated = self._final[number]
-            episodes.append(
-                Episode(
-                    {
-                        path: np.concatenate([values[here], last[path][None]])
-                        for path, values in observations.items()
-                    },
-                    {path: values[here] for path, values in actions.items()},
-                    rewards[here],
-                    terminated,
-                    EpisodeId(origin.round, origin.group, number),
-                    origin.task,
-                    {name: float(values[number]) for name, values in commands.items()},
-                    origin.version,
-                    origin.source,
-                    origin.seed,
-                )
-            )
+    def finish(self) -> Played:
+        """The episodes that ended well, each with the mean return of all of them."""
+        episodes = [self._ended[number] for number in sorted(self._ended)]
         peers = float(np.mean([episode.total_return for episode in episodes])) if episodes else 0.0
         episodes = [replace(episode, peers=peers) for episode in episodes]
         problems = [
-            f"an episode of {origin.task} is discarded: {why}"
+            f"an episode of {self._origin.task} is discarded: {why}"
             for why in list(self._broken.values())[:10]
         ]
         return Played(

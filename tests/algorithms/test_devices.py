@@ -45,6 +45,8 @@ class Elsewhere(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = func.__name__
+        if func == torch.Tensor.is_cpu.__get__:
+            return not there(args[0])
         if name == "cpu" or (name == "to" and isinstance(args[1], torch.device)):
             moved = args[0].clone()
             moved.elsewhere = name == "to"

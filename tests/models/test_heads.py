@@ -6,6 +6,7 @@ import torch
 
 from bigdm_ray.envs.signature import Leaf
 from bigdm_ray.models.heads import LOG_STD_RANGE, ActionHead
+from bigdm_ray.models.heads import drawn as picked
 
 LEAVES = {
     "arm": Leaf("tensor", (2,), "float32", (-1.0, -0.5), (1.0, 0.5)),
@@ -118,3 +119,16 @@ def test_without_chance_the_most_likely_action_is_taken(head):
 
 def test_what_follows_from_the_signature_is_no_part_of_the_weights(head):
     assert set(head.state_dict()) == {"linear.weight", "linear.bias"}
+
+
+@pytest.mark.parametrize("choices", [2, 4, 18, 300])
+def test_what_numpy_draws_is_what_torch_draws(choices):
+    """Bit for bit, and at the edges of the shares: what is stored must not depend on who adds up."""
+    chance = torch.Generator().manual_seed(choices)
+    for spread in (0.1, 3.0, 20.0):
+        shares = torch.softmax(torch.randn(2_000, choices, generator=chance) * spread, -1)
+        below = shares.cumsum(-1)
+        uniforms = torch.rand(2_000, 1, generator=chance)
+        uniforms[::3] = below[::3, : 1 + choices // 2].max(-1, keepdim=True).values
+        expected = (below < uniforms).sum(-1).clamp(max=choices - 1).int()
+        assert torch.equal(picked(shares, uniforms), expected)

@@ -1,5 +1,7 @@
 """Rollout: every command is played once to its end; what is written down is what happened, as a slow loop sees it."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -363,3 +365,46 @@ def test_the_same_streams_play_the_same_episodes_another_stream_others():
     ).episodes
     assert not np.array_equal(a[0].actions["arm"], other[0].actions["arm"])
     np.testing.assert_array_equal(a[0].observations["eye"][0], other[0].observations["eye"][0])
+
+
+# --- what is kept while it plays
+
+
+@pytest.mark.parametrize("task", ["toy-mixed", "toy-image"])
+def test_episodes_are_the_same_however_often_the_log_is_emptied(task, monkeypatch):
+    whole = played(task, 11, 3, 4).episodes
+    for steps in (1, 3):
+        monkeypatch.setattr("bigdm_ray.training.rollout.LOG_STEPS", steps)
+        for one, other in zip(whole, played(task, 11, 3, 4).episodes, strict=True):
+            same_episode(one, other)
+
+
+class Filming(Counting):
+    """Shows a picture of 10,000 bytes, which tells row and step."""
+
+    signature = Signature(
+        {"": Leaf("image", (1, 100, 100), "uint8")}, {"": Leaf("tensor", (), "float32")}
+    )
+
+    def _seen(self, rows):
+        frames = np.empty((len(rows), 1, 100, 100), np.uint8)
+        frames[:] = (rows + self.step_of[rows])[:, None, None, None]
+        return {"": frames}
+
+
+def test_frames_do_not_pile_up_while_a_long_episode_lasts(monkeypatch):
+    """Beside the episodes that it brings back, a rollout holds a copy of the longest, a quarter of all."""
+    monkeypatch.setattr("bigdm_ray.training.rollout.LOG_BYTES", 400_000)
+    lengths = [300] + [5] * 150
+    tracemalloc.start()
+    try:
+        episodes = rollout(
+            Rolling(), Filming(4, lengths), {}, len(lengths), rng(1, "play"), origin()
+        ).episodes
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [e.length for e in episodes] == lengths
+    assert episodes[0].observations[""][:, 0, 0, 0].tolist() == [t % 256 for t in range(301)]
+    brought = sum(e.observations[""].nbytes for e in episodes)
+    assert most < 1.6 * brought
