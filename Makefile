@@ -5,7 +5,7 @@ MINUTES ?= 5
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: install run test long fast lint bench clean
+.PHONY: install run test long fast lint bench zoo clean
 
 install: $(READY)
 
@@ -44,6 +44,13 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.replay
 	$(BIN)/python -m tests.benchmarks.ring
 	$(BIN)/python -m tests.benchmarks.memory
+
+# Puts the last weights of finished runs, each in a folder ALGORITHM-TASK, into the package: make zoo RUNS="runs/a/udrl-cartpole ..."
+zoo: install
+	for run in $(RUNS); do \
+	  $(BIN)/python -m bigdm_ray.evaluate $$run --episodes 100 && rm -rf bigdm_ray/zoo/$$(basename $$run) && \
+	  $(BIN)/python -m bigdm_ray.weights pack $$run --folder bigdm_ray/zoo/$$(basename $$run) || exit 1; \
+	done
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -10,6 +10,7 @@ The first layout is one of `d4rl`'s. Source: takuseno/d3rlpy, d3rlpy/dataset/io.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from bigdm_ray.formats.signatures import field_name
 from bigdm_ray.formats.unread import unread
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
+FIELD = re.compile(r"(.+?)_\d+(?:_\d+)?")
+"""A column's part of an episode, and of a tuple. The list of columns in the file says no more, and
+is text of variable length, in which HDF5 itself may run for ever where bytes have decayed."""
 COLUMNS = ("observations", "actions", "rewards", "terminated")
 HEAD = ("columns", "num_episodes", "version")
 
@@ -42,7 +46,7 @@ class Buffer(Reader):
             if count.shape != () or count.dtype.kind not in "iu" or count[()] < 0:
                 raise refused(str(path), "num_episodes", "a count is expected")
             self._count = int(count[()])
-            columns = fields.strings(file.id, b"columns", str(path))
+            columns = sorted({found[1] for name in file if (found := FIELD.fullmatch(name))})
             for name in COLUMNS:
                 if name not in columns:
                     why = f"there is no such column (columns are {', '.join(columns)})"

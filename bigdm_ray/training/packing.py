@@ -18,6 +18,7 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.formats.exporting import appearing
 from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.shard import publish
+from bigdm_ray.training.config import described
 from bigdm_ray.training.loaded import Loaded, load
 from bigdm_ray.training.run_folder import RunFolder
 
@@ -37,7 +38,7 @@ SCORE = (
 def pack(folder: Path, out: Path, which: str = "last", words: str = "") -> dict[str, Any]:
     """Make `out` of the run in `folder`, with `which` weights; the card.
 
-    `words` are the card's description. Raises UserError where these weights were not scored by
+    `words` are the card's description, by default the run's own words for itself. Raises UserError where these weights were not scored by
     `evaluate` last, or `out` is taken; RunFailed where the disk does not take it.
     """
     loaded = load(folder, which)
@@ -51,7 +52,7 @@ def pack(folder: Path, out: Path, which: str = "last", words: str = "") -> dict[
             told["dataset"]["source"] = Path(told["dataset"]["source"]).name
     card = {
         "schema_version": 1,
-        "description": words,
+        "description": words or described(loaded.run),
         "algorithm": loaded.run.algorithm.name,
         "task": loaded.run.task,
         "trained": {

@@ -9,6 +9,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,9 @@ class Kind:
     """A kind of file. `sealed`: it carries a checksum, so no change may come in without a word."""
 
     name: str
-    make: Callable[[Path], object]
+    make: Callable[
+        [Path], object
+    ]  # kinds of one function have one sample, of partial ones their own
     patterns: tuple[str, ...]  # of the files that are mutated
     opens: tuple[Command, ...]
     sealed: bool = False
@@ -378,20 +381,16 @@ def make_steps(folder: Path) -> None:
     drop(folder / "own", folder / "ours")
 
 
-def make_minari(data_format: str) -> Callable[[Path], None]:
+def make_minari(data_format: str, folder: Path) -> None:
     """A dataset written by Minari itself."""
+    from making import played
+    from sources import minari_folder
 
-    def make(folder: Path) -> None:
-        from making import played
-        from sources import minari_folder
-
-        warnings.simplefilter("ignore")  # it asks for descriptions of what is made up
-        episodes = played("toy-continuous", 4).episodes
-        made = minari_folder(folder / "root", "toy-continuous", episodes, data_format)
-        shutil.move(made, folder / "s")
-        drop(folder / "root")
-
-    return make
+    warnings.simplefilter("ignore")  # it asks for descriptions of what is made up
+    episodes = played("toy-continuous", 4).episodes
+    made = minari_folder(folder / "root", "toy-continuous", episodes, data_format)
+    shutil.move(made, folder / "s")
+    drop(folder / "root")
 
 
 def make_dqn(folder: Path) -> None:
@@ -413,6 +412,24 @@ def make_dqn(folder: Path) -> None:
         np.save(raw, values)
         file = f"{'' if name == 'add_count' else '$store$_'}{name}_ckpt.0.gz"
         (folder / "s" / file).write_bytes(gzip.compress(raw.getvalue(), 1, mtime=0))
+
+
+def make_layout(kind: str, folder: Path) -> None:
+    """A file or folder in one of the layouts of `formats/layouts.py`."""
+    import layouts
+    from making import played
+
+    episodes = played("toy-continuous", 5).episodes
+    if kind == "npz":
+        np.savez_compressed(folder / "s.npz", **layouts.arrays(episodes))
+    elif kind == "lerobot":
+        for name, version in (("s", "v2.1"), ("t", "v3.0")):
+            layouts.lerobot(folder / name, episodes, version)
+    elif kind == "d3rlpy":
+        layouts.d3rlpy_file(folder / "s.h5", episodes)
+    else:
+        layouts.json_lines(folder / "s.json", episodes)
+        layouts.json_lines(folder / "t.json", episodes, multi=True)
 
 
 def imports(*sources: str, task: str = "toy-continuous") -> tuple[Command, ...]:
@@ -554,8 +571,22 @@ KINDS = {
         ),
         Kind("parquet", make_parquet, ("*.parquet",), imports("s.parquet", "t.parquet")),
         Kind("steps", make_steps, ("*.parquet",), imports("s.parquet", "t.parquet")),
-        Kind("minari", make_minari("hdf5"), ("s/data/*.*",), imports("s")),
-        Kind("minari-arrow", make_minari("arrow"), ("s/data/*.*", "s/data/*/*"), imports("s")),
+        Kind("minari", partial(make_minari, "hdf5"), ("s/data/*.*",), imports("s")),
+        Kind(
+            "minari-arrow",
+            partial(make_minari, "arrow"),
+            ("s/data/*.*", "s/data/*/*"),
+            imports("s"),
+        ),
+        Kind("npz", partial(make_layout, "npz"), ("s.npz",), imports("s.npz")),
+        Kind(
+            "lerobot",
+            partial(make_layout, "lerobot"),
+            ("*/*/**/*.*",),
+            imports("s", "t", task="none"),
+        ),
+        Kind("d3rlpy", partial(make_layout, "d3rlpy"), ("s.h5",), imports("s.h5")),
+        Kind("rllib-json", partial(make_layout, "json"), ("*.json",), imports("s.json", "t.json")),
         Kind("dqn", make_dqn, ("s/*.gz",), imports("s", task="toy-image")),
         Kind(
             "decision",
