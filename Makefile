@@ -1,7 +1,7 @@
 # `make run` and `make test` do all the set-up on a fresh machine (Debian, Python 3.11, make).
 PYTHON ?= python3
 FOLDER ?= runs/udrl-lunarlander-$(shell date +%Y%m%d-%H%M%S)
-MINUTES ?= 5
+MINUTES ?= 8
 BIN := .venv/bin
 READY := .venv/.installed
 

@@ -30,6 +30,7 @@ from bigdm_ray.errors import UserError, nearest
 from bigdm_ray.pictures.base import Picture, kept, pictures
 from bigdm_ray.progress import notebook
 from bigdm_ray.settings import checked, flag
+from bigdm_ray.training.zoo import is_zoo, located, results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +54,7 @@ def figure(picture: str, *folders: str | Path, **settings: Any) -> Figure:
     asked = kind(**settings)
     checked(asked, "")
     with kept() as figures:
-        known[picture].draw([Path(folder) for folder in folders], None, asked)
+        known[picture].draw([located(folder) for folder in folders], None, asked)
     if (shell := notebook()) is not None:  # which shows figures of pyplot alone, unless told
         importlib.import_module("IPython.core.pylabtools").select_figure_formats(shell, {"png"})
     return figures[0]
@@ -121,8 +122,10 @@ def main(arguments: list[str]) -> int:
     parser.add_settings(*(picture.settings for picture in known.values()))
     given = parser.parse(arguments)
     picture = wanted(given, known)
-    folders = list({folder.resolve(): folder for folder in given.folders}.values())
-    picture.draw(folders, given.out, parser.settings(picture.settings, given))
+    first, *_ = given.folders
+    out = given.out or (results(first) / "plots" if is_zoo(first) else None)
+    folders = list({folder.resolve(): folder for folder in map(located, given.folders)}.values())
+    picture.draw(folders, out, parser.settings(picture.settings, given))
     return 0
 
 

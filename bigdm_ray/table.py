@@ -16,6 +16,7 @@ from pathlib import Path
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.errors import UserError
 from bigdm_ray.tables.runs import aligned, markdown, row, summary_of
+from bigdm_ray.training.zoo import located
 
 
 def main(arguments: list[str]) -> int:
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> int:
     rows = []
     for folder in given.folders:
         try:
-            rows.append(row(folder, summary_of(folder)))
+            rows.append(row(folder, summary_of(located(folder))))
         except UserError as error:
             if len(given.folders) == 1:
                 raise

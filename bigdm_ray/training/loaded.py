@@ -45,7 +45,7 @@ class Loaded(TrainedRun):
 def load(
     folder: str | os.PathLike[str], which: str = "last", acting: Mapping[str, Any] | None = None
 ) -> Loaded:
-    """Open a run folder: `bigdm_ray.load(FOLDER)`, or a policy of the zoo, which has none yet.
+    """Open a run folder: `bigdm_ray.load(FOLDER)`, or a policy that ships, `zoo:udrl-cartpole`.
 
     `which` weights: `last`, `best`, or a milestone's.
 

@@ -1,8 +1,7 @@
 """Zoo: trained policies in the package. `zoo:NAME` stands for a run folder that is opened to act.
 
-None is shipped yet. Each is a folder of `bigdm_ray/zoo/`: a run.json, a summary.json, and weights, without episodes and
-checkpoints. The package may lie where nothing can be written, so what is made of a policy goes to
-`runs/zoo-NAME`.
+Each is a folder of `bigdm_ray/zoo/` that `packing.py` has made: run.json, summary.json, card.json and the last weights.
+The package may lie where nothing can be written, so what is made of a policy goes to `runs/zoo-NAME`.
 """
 
 from __future__ import annotations
@@ -21,10 +20,15 @@ def zoo() -> dict[str, Path]:
     return {file.parent.name: file.parent for file in sorted(HOME.glob("*/run.json"))}
 
 
+def is_zoo(folder: str | os.PathLike[str]) -> bool:
+    """Whether a policy of the zoo is meant."""
+    return os.fspath(folder).startswith(PREFIX)
+
+
 def located(folder: str | os.PathLike[str]) -> Path:
     """The run folder that is meant, `zoo:NAME` or its path. Raises UserError for an unknown name."""
     text = os.fspath(folder)
-    if not text.startswith(PREFIX):
+    if not is_zoo(folder):
         return Path(folder)
     known, name = zoo(), text.removeprefix(PREFIX)
     if name not in known:
@@ -38,10 +42,9 @@ def results(folder: str | os.PathLike[str]) -> Path:
 
     Raises RunFailed.
     """
-    text = os.fspath(folder)
-    if not text.startswith(PREFIX):
+    if not is_zoo(folder):
         return Path(folder)
-    place = Path("runs") / text.replace(":", "-")
+    place = Path("runs") / os.fspath(folder).replace(":", "-")
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
