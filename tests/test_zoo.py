@@ -65,7 +65,9 @@ def test_the_zoo_is_small_and_each_policy_has_a_card() -> None:
         kept = json.loads((folder / "run.json").read_text())
         assert "/" not in str((kept.get("dataset") or {}).get("folder")), name
     assert size <= MOST
-    with pytest.raises(UserError, match="unknown policy 'zoo:udrl-cartpol'; did you mean 'udrl-cartpole'"):
+    with pytest.raises(
+        UserError, match="unknown policy 'zoo:udrl-cartpol'; did you mean 'udrl-cartpole'"
+    ):
         bigdm_ray.load("zoo:udrl-cartpol")
 
 
