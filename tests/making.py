@@ -50,7 +50,7 @@ def episode(id, length=5, kind="vector", rewards=None, **more):
         "task": "made-up",
         "command": {"desired_return": float(mark), "desired_horizon": 3.5},
     }
-    fixed |= {"version": (1, mark), "source": "udrl", "seed": mark + 7, "peers": mark % 7 - 2.5}
+    fixed |= {"version": (1, mark), "source": "udrl", "seed": mark + 7, "merit": mark % 7 - 2.5}
     return Episode(id=id, **(fixed | more))
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from bigdm_ray.replay import EpisodeId
+from bigdm_ray.formats.dataset import Dataset
+from bigdm_ray.replay import EpisodeId, Store, View
 from bigdm_ray.replay.shard import Shard
+from bigdm_ray.training import checkpoint
+from bigdm_ray.training.config import read_run
+from bigdm_ray.training.loop import train_local
 from bigdm_ray.training.params import Weights
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -38,3 +46,52 @@ def test_weights_of_version_1_are_read() -> None:
     np.testing.assert_array_equal(
         weights.arrays["a.weight"], np.arange(6, dtype=np.float32).reshape(2, 3)
     )
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """A run folder and a dataset, as they were before shards had serials and references."""
+    with tarfile.open(GOLDEN / "folders-v1.tgz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path
+
+
+def test_a_dataset_of_version_1_is_drawn_from_as_it_was(folders: Path) -> None:
+    dataset = Dataset.open(folders / "dataset-v1")
+    assert dataset.content_hash() == dataset.sha256
+    view = View(
+        length=4,
+        weight="length",
+        pad="left",
+        columns=("returns_to_go", "steps_remaining"),
+        next_observation=True,
+    )
+    windows = dataset.store().draw(view, np.random.default_rng(0), 32)
+    drawn = {f"o/{name}": values for name, values in windows.observations.items()}
+    drawn |= {f"a/{name}": values for name, values in windows.actions.items()}
+    drawn |= {f"n/{name}": values for name, values in windows.next_observations.items()}
+    drawn |= windows.columns | {"r": windows.rewards, "m": windows.mask}
+    digest = hashlib.sha256()
+    for name in sorted(drawn):
+        digest.update(name.encode() + np.ascontiguousarray(drawn[name]).tobytes())
+    assert digest.hexdigest()[:16] == "0ac7811b6ce94e32"  # of the code that wrote it
+
+
+def test_a_run_folder_of_version_1_goes_on(folders: Path) -> None:
+    """Its checkpoint names shards alone, and its episodes have no serials: they stay before the new."""
+    home = folders / "run-v1"
+    run = read_run(home)
+    saved = checkpoint.last(home / "checkpoints", run.identity)
+    assert saved is not None and {ref.size for ref in saved.shards} == {None}
+    before = Store(home / "store", run.algorithm.retention(), write=False).open().table
+    assert {EpisodeId(*id) for id in before.ids.tolist()} == saved.living
+    assert (before.merit != 0).any() and (before.serials == -1).all()
+    longer = dataclasses.replace(run, budget=dataclasses.replace(run.budget, env_steps=1400))
+    summary = train_local(longer, home, resume=True)
+    assert summary["env_steps"] >= 1400
+    after = Store(home / "store", run.algorithm.retention(), write=False).open().table
+    old = int((after.serials == -1).sum())
+    assert 0 < old < len(after) and (np.diff(after.serials[old:]) > 0).all()
+    assert after.ids.tolist() == sorted(after.ids.tolist())  # one process plays in order
+    again = checkpoint.last(home / "checkpoints", run.identity)
+    assert again is not None and None not in {ref.crc for ref in again.shards}

@@ -121,7 +121,8 @@ def test_checkpoints_keep_two_and_only_named_shards_stay(tmp_path: Path) -> None
     run = run_of("toy-vector", 6000)
     train_local(run, tmp_path)
     assert len(checkpoint.saved(tmp_path / "checkpoints")) == 2
-    living = set(Store(tmp_path / "store", run.algorithm.retention()).open().living_shards())
+    store = Store(tmp_path / "store", run.algorithm.retention()).open()
+    living = {ref.name for ref in store.living_shards()}
     on_disk = {path.name for path in (tmp_path / "store").glob("*.arrow")}
     assert on_disk == living | checkpoint.named_shards(tmp_path / "checkpoints")
 
@@ -141,7 +142,7 @@ def undamaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shards_of(folder: Path) -> list[set[str]]:
     """The shards that each kept checkpoint names, the oldest first."""
     return [
-        set(json.loads((path / "state.json").read_text())["shards"])
+        {told["name"] for told in json.loads((path / "state.json").read_text())["shards"]}
         for path in checkpoint.saved(folder / "checkpoints")
     ]
 
@@ -232,11 +233,8 @@ def test_a_resume_spares_what_the_older_checkpoint_needs(undamaged: Path, tmp_pa
     train_local(run_of("toy-vector", 4000), folder, resume=True)
     same_run(undamaged, folder)
     left = {path.name for path in (folder / "store").glob("*.arrow")}
-    living = set(
-        Store(folder / "store", run_of("toy-vector", 4000).algorithm.retention())
-        .open()
-        .living_shards()
-    )
+    store = Store(folder / "store", run_of("toy-vector", 4000).algorithm.retention()).open()
+    living = {ref.name for ref in store.living_shards()}
     assert left == living | checkpoint.named_shards(folder / "checkpoints")
 
 
@@ -299,6 +297,10 @@ def changed(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 WRONG: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a path": lambda state: state["shards"].append("../../victim.txt"),
     "a path to a shard": lambda state: state["shards"].append("../../victim.arrow"),
+    "a path in a reference": lambda state: state["shards"].append(
+        {"name": "../../victim.arrow", "size": 1, "crc": 1}
+    ),
+    "a reference without a size": lambda state: state["shards"].append({"name": "a.arrow"}),
     "shards that are a text": lambda state: state.update(shards="episodes-0000000.arrow"),
     "shards that are numbers": lambda state: state.update(shards=[1]),
     "a counter that is a text": lambda state: state["counters"].update(round="3"),

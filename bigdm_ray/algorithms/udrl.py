@@ -316,7 +316,7 @@ class Udrl(Algorithm):
             self.replay_size,
             self.length_cost,
             self.length_allowance,
-            peers_weight=self.peers_weight,
+            merit_weight=self.peers_weight,
         )
 
     def warm_up(self) -> int:
@@ -344,7 +344,7 @@ class Udrl(Algorithm):
         )
 
     def _best(self, table: Table) -> Table:
-        return table.take(table.ranked(self.retention())[: self.last_few])
+        return table.take(table.ranked(self.retention(), self.last_few))
 
     def ask(self, table: Table, rng: np.random.Generator, n: int) -> Columns:
         """Exploratory commands from the last_few best: mean horizon, return in U[M, M + S] (section 2.3.4)."""

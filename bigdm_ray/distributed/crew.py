@@ -15,7 +15,8 @@ from bigdm_ray.distributed.actors import EvaluatorActor, Fault, PlayerActor, Sta
 from bigdm_ray.distributed.cluster import cpu_options
 from bigdm_ray.distributed.learners import Learners, Moves
 from bigdm_ray.distributed.replay import ReplayActor
-from bigdm_ray.replay.store import PREFIX, Receipt, Table
+from bigdm_ray.replay.living import Living
+from bigdm_ray.replay.store import PREFIX, Receipt, Retention, ShardRef, Table
 from bigdm_ray.training.checkpoint import Checkpoint
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.evaluation import Score
@@ -28,37 +29,45 @@ from bigdm_ray.training.start import check_living, dataset_store
 class Ledger:
     """What the learners have not been told yet of the shards that they map."""
 
-    def __init__(self, living: list[str]) -> None:
-        self._newest, self._living = (
-            "",
-            set[str](),
-        )  # the last save: no shard up to `_newest` holds anything living, but for `_living`
+    def __init__(self, living: list[ShardRef]) -> None:
+        # the last save: no shard up to `_newest` holds anything living, but for `_living`
+        self._newest, self._living = "", set[str]()
         self.restart(living)
 
-    def restart(self, living: list[str]) -> None:
+    def restart(self, living: list[ShardRef]) -> None:
         """Learners that know nothing are told of all shards that hold living episodes."""
-        self._taken, self._moved, self._gone = list(living), list[str](), list[str]()
+        self._forget()
+        self._taken = list(living)
+        self._told = {ref.name for ref in living}
 
-    def stored(self, names: list[str]) -> None:
+    def _forget(self) -> None:
+        self._taken, self._moved, self._gone = list[ShardRef](), list[ShardRef](), list[str]()
+
+    def stored(self, shards: list[ShardRef]) -> None:
         """Shards that a receipt names. It may arrive after a save that has left its episodes elsewhere, and has unlinked them."""
-        self._taken += [name for name in names if name > self._newest or name in self._living]
+        for ref in shards:
+            if ref.name not in self._told and (ref.name > self._newest or ref.name in self._living):
+                self._taken.append(ref)
+                self._told.add(ref.name)
 
-    def saved(self, living: list[str], released: list[str]) -> None:
+    def saved(self, living: list[ShardRef], released: list[str]) -> None:
         """A save has left the living episodes in these shards, and has unlinked those."""
-        numbered = [
-            name for name in (*living, *released) if name.startswith(PREFIX)
-        ]  # these ascend, and none comes twice
-        self._newest, self._living = max([self._newest, *numbered]), set(living)
-        self._taken = [name for name in self._taken if name not in released]
-        self._moved = list(
-            living
-        )  # in place of what an earlier save said: it may be unlinked by now
+        names = [ref.name for ref in living]
+        # these ascend, and none comes twice
+        numbered = [name for name in (*names, *released) if name.startswith(PREFIX)]
+        self._newest, self._living = max([self._newest, *numbered]), set(names)
+        gone = set(released)
+        self._taken = [ref for ref in self._taken if ref.name not in gone]
+        # what an earlier save said may be unlinked by now
+        self._moved = [ref for ref in self._moved if ref.name not in gone]
+        self._moved += [ref for ref in living if ref.name not in self._told]
+        self._told = (self._told | self._living) - gone
         self._gone += released
 
     def moves(self) -> Moves:
         """All of it, once: from now on it is the learners'."""
         moves = (self._taken, self._moved, self._gone)
-        self.restart([])
+        self._forget()
         return moves
 
 
@@ -100,11 +109,11 @@ class RayCrew:
         for station in self._stations():
             station.settle()
         self.learners.start()
-        self.living: Table = (
-            self.replay.insist("table") if self._replay else dataset_store(run).table
-        )
+        table = self.replay.insist("table") if self._replay else dataset_store(run).table
+        rule = run.algorithm.retention() if self._replay else Retention()
+        self.living = Living.of(table, rule)
         if resumed and self._replay:
-            check_living(self.living, self.replay.insist("problems"), resumed)
+            check_living(table, self.replay.insist("problems"), resumed)
         self._ledger = Ledger(self._all_shards())
         self._step = self.learners.step
         self._weights_ref: Any = None
@@ -126,9 +135,9 @@ class RayCrew:
         assert self._replay is not None
         return self._replay
 
-    def _all_shards(self) -> list[str]:
-        names: list[str] = self._replay.insist("shards") if self._replay else []
-        return names
+    def _all_shards(self) -> list[ShardRef]:
+        living: list[ShardRef] = self._replay.insist("shards") if self._replay else []
+        return living
 
     # --- shards on their way to the learners
 
@@ -138,7 +147,7 @@ class RayCrew:
 
     def stored(self, receipt: Receipt) -> None:
         """Note an acknowledged round."""
-        self.living, _ = self.living.merged(receipt.added, self._run.algorithm.retention())
+        self.living.learn(receipt.added)
         self._ledger.stored(receipt.shards)
 
     def learned(self, progress: Progress, weights_ref: Any) -> None:
@@ -269,7 +278,7 @@ class RayCrew:
 
     def table(self) -> Table:
         """See Crew."""
-        return self.living
+        return self.living.table
 
     def weights(self) -> Weights:
         """See Crew."""
@@ -296,7 +305,7 @@ class RayCrew:
             on_end(episodes)
         return score
 
-    def save(self, write: Callable[[int, dict[str, np.ndarray], list[str]], Any]) -> None:
+    def save(self, write: Callable[[int, dict[str, np.ndarray], list[ShardRef]], Any]) -> None:
         """See Crew."""
         while True:
             generation = self.learners.generation
@@ -309,9 +318,9 @@ class RayCrew:
         if self._replay is None:
             write(step, state, [])
             return
-        names = self.replay.insist("compact")
-        write(step, state, names)
-        self._ledger.saved(names, self.replay.insist("release"))
+        shards = self.replay.insist("compact")
+        write(step, state, shards)
+        self._ledger.saved(shards, self.replay.insist("release"))
 
     def close(self) -> None:
         """End all actors: the Ray that they live in may be its user's, and go on."""

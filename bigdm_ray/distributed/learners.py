@@ -23,7 +23,7 @@ from ray.exceptions import RayError, RayTaskError
 from bigdm_ray.distributed.actors import MAX_DEATHS, Fault, fault, given_up
 from bigdm_ray.distributed.cluster import learner_options, loopback
 from bigdm_ray.errors import RunFailed
-from bigdm_ray.replay.store import Store
+from bigdm_ray.replay.store import ShardRef, Store
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import Run, run_from_json, task_for
 from bigdm_ray.training.learner import Learner, PeerLost, Progress
@@ -31,8 +31,8 @@ from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder
 from bigdm_ray.training.start import dataset_store
 
-Moves = tuple[list[str], list[str], list[str]]
-"""Shards to take in; shards that living episodes have moved to; shards to let go of."""
+Moves = tuple[list[ShardRef], list[ShardRef], list[str]]
+"""Shards to take in; shards that living episodes have moved to; names of shards to let go of."""
 
 
 @ray.remote
@@ -112,8 +112,8 @@ class LearnerActor:
 
     def _update(self, moves: Moves, steps: int) -> tuple[Weights | None, Progress]:
         taken, moved, gone = moves
-        for name in taken:
-            self._store.adopt(name)
+        for ref in taken:
+            self._store.adopt(ref)
         self._store.follow(moved)
         self._store.forget(gone)
         if self._store.problems:

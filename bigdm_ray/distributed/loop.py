@@ -25,8 +25,9 @@ from bigdm_ray.distributed.actors import Fault
 from bigdm_ray.distributed.cluster import cluster
 from bigdm_ray.distributed.crew import RayCrew, as_round
 from bigdm_ray.errors import RunFailed, UserError, full_disk, full_memory
-from bigdm_ray.replay.shard import SUFFIX
-from bigdm_ray.replay.store import Store
+from bigdm_ray.replay.episode import FOREIGN
+from bigdm_ray.replay.shard import SUFFIX, UNNUMBERED
+from bigdm_ray.replay.store import Receipt, Store
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint, Counters
 from bigdm_ray.training.config import Run
@@ -105,7 +106,9 @@ def counted(run: Run, home: RunFolder) -> tuple[Checkpoint, list[str]]:
     saved = checkpoint.last(home.checkpoints, run.identity)
     base = saved or Checkpoint(Counters(), [], 0, {}, set(), {})
     on_disk = {path.name for path in home.store.glob(f"*{SUFFIX}")}
-    store = Store(home.store, flat_bytes=0).open(sorted(on_disk | set(base.shards)))
+    store = Store(home.store, flat_bytes=0).open(
+        sorted(on_disk | {ref.name for ref in base.shards})
+    )
     table, counters = store.table, base.counters
     damage = (
         [
@@ -114,16 +117,20 @@ def counted(run: Run, home: RunFolder) -> tuple[Checkpoint, list[str]]:
         if store.problems
         else []
     )
-    new = (table.ids[:, 0] >= counters.round) | np.isin(table.ids[:, 0], counters.open_rounds)
+    rounds, own = table.ids[:, 0], table.ids[:, 1] != FOREIGN
+    came = (table.serials >= counters.arrived) & ~np.isin(table.serials, counters.arrived_ahead)
+    played = (rounds >= counters.round) | np.isin(rounds, counters.open_rounds)
+    new = np.where(table.serials == UNNUMBERED, played, came)
     counters.env_steps += int(table.lengths[new].sum())
     counters.episodes += int(new.sum())
     counters.round = max(
         counters.round,
-        int(table.ids[:, 0].max(initial=-1)) + 1,
+        int(rounds[own].max(initial=-1)) + 1,
         *(r + 1 for r in counters.open_rounds),
         0,
     )
     counters.open_rounds = []
+    counters.arrive(table.serials[new].tolist())
     return base, aside + damage
 
 
@@ -135,7 +142,18 @@ class Job:
     done: Callable[[Any], None]
     lost: Callable[[BaseException], None]
     learning: bool = False
-    round: int = -1  # of episodes that are being played or stored
+    rounds: tuple[int, ...] = ()  # of episodes that are being played or stored
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A round of a group that waits to be stored."""
+
+    group: int
+    data: Any  # a reference to the bytes of a shard
+    summary: dict[str, Any]
+    count: int  # episodes that were asked for
+    again: Callable[[], None]  # plays it once more
 
 
 class Driver:
@@ -154,6 +172,8 @@ class Driver:
         self._warming_up = 0
         self._next_round = session.counters.round
         self._episodes_in_flight = 0
+        self._waiting: list[Finished] = []
+        self._storing = 0
 
     def rolled_back(self, step: int, incarnation: int) -> None:
         """The learners were made anew: calls that the dead ones held are not waited for, their steps are owed again."""
@@ -203,7 +223,8 @@ class Driver:
 
     def _save(self) -> None:
         counters = self.session.counters
-        counters.open_rounds = sorted({job.round for job in self._jobs.values() if job.round >= 0})
+        in_flight = {round for job in self._jobs.values() for round in job.rounds}
+        counters.open_rounds = sorted(in_flight | {one.summary["round"] for one in self._waiting})
         counters.round = self._next_round
         self.session.save(self.crew)
 
@@ -280,34 +301,55 @@ class Driver:
         def done(answer: list[Any]) -> None:
             station.answered()
             self._playing[group] -= 1
-            self._store(group, data, answer[0], share.stop - share.start, again)
+            count = share.stop - share.start
+            self._waiting.append(Finished(group, data, answer[0], count, again))
+            self._commit()
 
-        self._jobs[summary] = Job([summary], done, lost, round=round)
+        self._jobs[summary] = Job([summary], done, lost, rounds=(round,))
 
-    def _store(
-        self, group: int, data: Any, summary: dict[str, Any], count: int, again: Callable[[], None]
-    ) -> None:
-        """Store what a group has played; `again` plays it once more where it is lost on the way."""
+    def _commit(self) -> None:
+        """Store what waits, in one call and with one sync; while it is under way others wait."""
+        if self._waiting and not self._storing:
+            together, self._waiting = self._waiting, []
+            self._store(together)
+
+    def _store(self, together: list[Finished]) -> None:
+        """Store rounds; one that is lost on the way is played again."""
         station = self.crew.replay
         generation = station.generation
-        ref = station.call("add", data) if summary["episodes"] else station.call("add")
+        sent = [one.data for one in together if one.summary["episodes"]]
+        ref = station.call("add", *sent)
+        self._storing += 1
 
         def lost(error: BaseException) -> None:
-            if station.failed(generation, error) is Fault.ARGUMENT:
-                self._playing[group] += 1
-                again()
+            self._storing -= 1
+            if station.failed(generation, error) is not Fault.ARGUMENT:
+                self._store(together)
+            elif len(together) > 1:  # which one it was shows when each goes by itself
+                for one in together:
+                    self._store([one])
             else:
-                self._store(group, data, summary, count, again)
+                self._playing[together[0].group] += 1
+                together[0].again()
+                self._commit()
 
         def done(answer: list[Any]) -> None:
+            self._storing -= 1
             station.answered()
-            self.crew.stored(answer[0])
-            self._episodes_in_flight -= count
-            self._warming_up = max(0, self._warming_up - 1)
-            self.session.played(as_round(answer[0], [summary]))
+            receipt: Receipt = answer[0]
+            self.crew.stored(receipt)
+            end = 0
+            for one in together:
+                start, end = end, end + one.summary["episodes"]
+                added = receipt.added.take(np.arange(start, end))
+                self._episodes_in_flight -= one.count
+                self._warming_up = max(0, self._warming_up - 1)
+                self.session.played(as_round(Receipt(added, []), [one.summary]))
             self._evaluate_if_due()
+            self._commit()
 
-        self._jobs[ref] = Job([ref], done, lost, round=summary["round"])
+        rounds = tuple(one.summary["round"] for one in together)
+        self._jobs[ref] = Job([ref], done, lost, rounds=rounds)
 
     def _start_learning(self) -> None:
         while self._learning < IN_FLIGHT:

@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from bigdm_ray.replay.store import Receipt, Store, Table
+from bigdm_ray.replay.store import Receipt, ShardRef, Store, Table
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import run_from_json
 from bigdm_ray.training.run_folder import RunFolder
@@ -33,24 +33,18 @@ class ReplayActor:
 
     def add(self, *encoded: bytes) -> Receipt:
         """Store what one or more players have encoded; returns once it is synced."""
-        receipts = [self._store.add_encoded(data) for data in encoded if len(data)]
-        if len(receipts) == 1:
-            return receipts[0]
-        return Receipt(
-            Table.joined(receipt.added for receipt in receipts),
-            [name for receipt in receipts for name in receipt.shards],
-        )
+        return self._store.add_encoded(*(data for data in encoded if len(data)))
 
     def table(self) -> Table:
         """The living episodes."""
         return self._store.table
 
-    def shards(self) -> list[str]:
-        """Names of the shards that hold living episodes."""
+    def shards(self) -> list[ShardRef]:
+        """The shards that hold living episodes."""
         return self._store.living_shards()
 
-    def compact(self) -> list[str]:
-        """Compact where it pays; names of the shards that hold living episodes."""
+    def compact(self) -> list[ShardRef]:
+        """Compact where it pays; the shards that hold living episodes."""
         return self._store.compact()
 
     def release(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["tensor", "discrete", "image", "text"]
 
+PER_EPISODE = "per_episode"
+"""In the metadata of an environment: the observations that hold for a whole episode, a mission, say."""
 COLOURS = (1, 3, 4)
 """How many channels grey pictures, coloured ones, and those with transparency have."""
 
@@ -78,10 +81,24 @@ class Signature:
 
     @staticmethod
     def of(
-        observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]
+        observation_space: gymnasium.Space[Any],
+        action_space: gymnasium.Space[Any],
+        once: Collection[str] = (),
     ) -> Signature:
-        """The signature of two gymnasium spaces. Raises UserError for a space that has no flat form."""
-        return Signature(leaves(observation_space), leaves(action_space))
+        """The signature of two gymnasium spaces. Raises UserError for a space that has no flat form.
+
+        `once` are observations that hold for a whole episode: paths, or the first parts of some.
+        """
+        found = leaves(observation_space)
+        for path, leaf in found.items():
+            if any(f"{path}/".startswith(f"{name}/") for name in once):
+                found[path] = dataclasses.replace(leaf, per="episode")
+        return Signature(found, leaves(action_space))
+
+    @property
+    def once(self) -> frozenset[str]:
+        """The observations that hold for a whole episode."""
+        return frozenset(path for path, leaf in self.observations.items() if leaf.per == "episode")
 
 
 def leaves(space: gymnasium.Space[Any], path: str = "") -> dict[str, Leaf]:

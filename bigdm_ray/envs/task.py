@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bigdm_ray.envs import arguments
-from bigdm_ray.envs.signature import Signature
+from bigdm_ray.envs.signature import PER_EPISODE, Signature
 from bigdm_ray.errors import UserError, install, nearest
 from bigdm_ray.plugins import plugins
 
@@ -151,7 +151,8 @@ def _signature_by_name(name: str) -> Signature:
     task = find_task(name)
     env = task.env(None)
     try:
-        return Signature.of(env.observation_space, env.action_space)
+        once = env.metadata.get(PER_EPISODE, ())
+        return Signature.of(env.observation_space, env.action_space, once)
     finally:
         env.close()
 

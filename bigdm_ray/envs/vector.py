@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from bigdm_ray.envs.signature import Leaf, Signature
+from bigdm_ray.envs.signature import PER_EPISODE, Leaf, Signature
 from bigdm_ray.envs.values import Arrays as Arrays
 from bigdm_ray.envs.values import Misfit, flag_of, named, reader, reward_of, unflatten
 from bigdm_ray.errors import RunFailed
@@ -140,7 +140,8 @@ class GymnasiumRows:
         self._envs = [make() for _ in range(n)]
         self._observation_space = self._envs[0].observation_space
         self._action_space = self._envs[0].action_space
-        self.signature = Signature.of(self._observation_space, self._action_space)
+        once = self._envs[0].metadata.get(PER_EPISODE, ())
+        self.signature = Signature.of(self._observation_space, self._action_space, once)
         self._read = reader(self._observation_space)
 
     def reset(self, rows: np.ndarray) -> Step:

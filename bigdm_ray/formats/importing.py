@@ -25,9 +25,9 @@ from bigdm_ray.formats.dataset import SCHEMA_VERSION, Dataset
 from bigdm_ray.formats.signatures import words
 from bigdm_ray.formats.tasks import altered, task_of
 from bigdm_ray.formats.unread import note
-from bigdm_ray.formats.writer import WRONG_VALUES, Writer, bytes_of, free, keeping, stamp
+from bigdm_ray.formats.writer import WRONG_VALUES, Writer, free, keeping, stamp
 from bigdm_ray.progress import Progress
-from bigdm_ray.replay.episode import Episode
+from bigdm_ray.replay.episode import Episode, bytes_of
 
 BATCH_BYTES = 8 << 20
 BATCH_EPISODES = 1024

@@ -51,8 +51,7 @@ from bigdm_ray.formats.signatures import field_name
 from bigdm_ray.formats.spellings import spelled
 from bigdm_ray.formats.tasks import step_limit
 from bigdm_ray.formats.unread import unread
-from bigdm_ray.formats.writer import bytes_of
-from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
+from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId, bytes_of
 
 ROW_BYTES = 16 << 20
 GROUP_EPISODES = 128

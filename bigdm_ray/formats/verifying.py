@@ -24,7 +24,7 @@ def strange_shards(folder: Path, signature: Signature) -> list[str]:
             shard = Shard.open(path)
         except (CorruptShard, NewerShard, ClosedShard):
             continue
-        why = _strange("observations", shard.observations, signature.observations)
+        why = _strange("observations", shard.observations | shard.held, signature.observations)
         why = why or _strange("actions", shard.actions, signature.actions)
         if why:
             found.append(f"shard {path}: {why}")

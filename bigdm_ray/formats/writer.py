@@ -21,7 +21,7 @@ from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import RunFailed, UserError, full_disk
 from bigdm_ray.formats.dataset import CARD, ContentHash, Dataset
 from bigdm_ray.jsons import read_json
-from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
+from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId, bytes_of, hold
 from bigdm_ray.replay.shard import (
     SUFFIX,
     CorruptShard,
@@ -156,7 +156,10 @@ class Writer:
         for episode in episodes:
             self._take(
                 dataclasses.replace(
-                    episode, id=EpisodeId(0, FOREIGN, len(self.lengths)), task=self._task
+                    episode,
+                    observations=hold(episode.observations, self._signature.once),
+                    id=EpisodeId(0, FOREIGN, len(self.lengths)),
+                    task=self._task,
                 )
             )
             self.taken[part] += 1
@@ -267,13 +270,6 @@ def stamp(file: Path) -> list[Any]:
 def shard_name(number: int) -> str:
     """The file of a shard."""
     return f"episodes-{number:07d}{SUFFIX}"
-
-
-def bytes_of(episode: Episode) -> int:
-    """Bytes of an episode's arrays."""
-    return episode.rewards.nbytes + sum(
-        v.nbytes for v in (*episode.observations.values(), *episode.actions.values())
-    )
 
 
 def vacant(folder: Path) -> Path:

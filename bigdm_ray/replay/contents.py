@@ -39,12 +39,14 @@ SCALARS: dict[str, pa.DataType] = {
     "learner_step": pa.int64(),
     "source": pa.string(),
     "seed": pa.int64(),
+    "merit": pa.float64(),
     "peers": pa.float64(),
+    "serial": pa.int64(),
     "command": pa.string(),
 }
 """Columns of one value an episode."""
-LATER = {"peers"}
-"""Those that the first shards did not have."""
+LATER = {"merit", "peers", "serial"}
+"""Those that a shard need not have; `peers` is what shards of version 1 call `merit`."""
 
 
 def check_batch(batch: pa.RecordBatch, meta: dict[str, Any]) -> None:
@@ -55,7 +57,8 @@ def check_batch(batch: pa.RecordBatch, meta: dict[str, Any]) -> None:
     if not isinstance(meta["task"], str):
         raise TypeError(f"its task is {quoted(meta['task'])}, where a text is expected")
     types = {n: t for n, t in SCALARS.items() if n not in LATER or n in batch.schema.names}
-    types |= {name: _leaf_type(meta, name) for name in meta["shapes"]}
+    once = _held(meta)
+    types |= {name: _leaf_type(meta, name, name in once) for name in meta["shapes"]}
     for name, kind in types.items():
         column = batch.column(name)
         if column.type != kind:
@@ -65,29 +68,59 @@ def check_batch(batch: pa.RecordBatch, meta: dict[str, Any]) -> None:
     ends = batch.column("rewards").offsets.to_numpy()
     if ends[0] != 0 or (np.diff(ends) < 1).any():
         raise ValueError("an episode has no steps")
-    for name in meta["shapes"]:
+    if "serial" in batch.schema.names:
+        _check_serials(batch.column("serial").to_numpy(), meta["arrived"])
+    for name in once:
+        _check_items(name, batch.column(name), batch.num_rows)
+    for name in meta["shapes"].keys() - once:
         seen = np.arange(len(ends)) if name.startswith("observations/") else 0
         _check_list(name, batch.column(name), ends + seen)
 
 
-def _leaf_type(meta: dict[str, Any], name: str) -> pa.DataType:
-    """The type of a step leaf: `large_list<fixed_size_list<dtype>[n]>`, scalars without `[n]`."""
+def _held(meta: dict[str, Any]) -> set[str]:
+    """The observations that are stored once an episode."""
+    told = meta.get("held", [])
+    if not isinstance(told, list) or not all(
+        isinstance(name, str) and name.startswith("observations/") and name in meta["shapes"]
+        for name in told
+    ):
+        raise ValueError(f"what holds for whole episodes is {quoted(told)}")
+    return set(told)
+
+
+def _check_serials(serials: np.ndarray, arrived: Any) -> None:
+    if type(arrived) is not int or not -1 <= serials.min() <= serials.max() < arrived < 2**62:
+        raise ValueError(f"its serials do not end before {quoted(arrived)}")
+
+
+def _leaf_type(meta: dict[str, Any], name: str, once: bool) -> pa.DataType:
+    """The type of a step leaf: `large_list<fixed_size_list<dtype>[n]>`, scalars without `[n]`.
+
+    Of what holds for whole episodes: the same without the `large_list`.
+    """
     dtype, shape = np.dtype(meta["dtypes"][name]), meta["shapes"][name]
     if dtype.kind not in ("f" if name == "rewards" else "iuf"):
         raise TypeError(f"its column {name!r} is of {dtype}, where numbers are expected")
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
         raise TypeError(f"its column {name!r} has the shape {quoted(shape)}")
     items = pa.from_numpy_dtype(dtype)
-    return pa.large_list(pa.list_(items, int(np.prod(shape, dtype=object))) if shape else items)
+    items = pa.list_(items, int(np.prod(shape, dtype=object))) if shape else items
+    return items if once else pa.large_list(items)
 
 
 def _check_list(name: str, column: pa.LargeListArray, offsets: np.ndarray) -> None:
     """Its episodes begin and end where they must, and no step is missing."""
-    steps = column.values
-    numbers = steps.values if isinstance(steps, pa.FixedSizeListArray) else steps
-    if not np.array_equal(column.offsets.to_numpy(), offsets) or len(steps) != offsets[-1]:
+    if not np.array_equal(column.offsets.to_numpy(), offsets):
         raise ValueError("its columns are of unequal length")
-    if steps.null_count or numbers.null_count or steps.offset or numbers.offset:
+    _check_items(name, column.values, offsets[-1])
+
+
+def _check_items(name: str, items: pa.Array, count: int) -> None:
+    """There is one for each step, or for each episode, and none is missing."""
+    numbers = items.values if isinstance(items, pa.FixedSizeListArray) else items
+    if len(items) != count:
+        raise ValueError("its columns are of unequal length")
+    if items.null_count or numbers.null_count or items.offset or numbers.offset:
         raise ValueError(f"its column {name!r} has missing values")
 
 

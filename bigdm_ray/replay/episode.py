@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,6 +15,7 @@ class EpisodeId(NamedTuple):
     """What makes an episode one of its kind: the round and group that played it, and its place among them.
 
     Episodes of other origins carry (client, FOREIGN, sequence number), so that ids of both kinds never meet.
+    When it came is told by the serial that a store gives it, not by its id.
     """
 
     round: int
@@ -30,10 +34,13 @@ FOREIGN = -1
 class Episode:
     """One whole episode of T steps; arrays only, never changed after it is made.
 
-    The last observation is seen, not acted on, so observations have T + 1 steps. `terminated` is False where a time
+    The last observation is seen, not acted on, so observations have T + 1 steps. One that holds for
+    the whole episode (`Leaf.per`) has as many rows, which are one in memory and on disk (`held`).
+    `terminated` is False where a time
     limit ended the episode. `version` is (incarnation, learner step) of the weights that played it; `source` says
-    which agent did; `seed` is that of the vector environment that it was played in. `peers` is the mean return of the
-    episodes that were played along with it by the same weights: an estimate of what those weights return.
+    which agent did; `seed` is that of the vector environment that it was played in. `merit` is what its player says
+    of it beyond its return, where it says anything: of a rollout, the mean return of the
+    episodes that were played along with it by the same weights, an estimate of what those weights return.
     """
 
     observations: dict[str, np.ndarray]  # leaf path -> [T+1, ...]
@@ -46,7 +53,7 @@ class Episode:
     version: tuple[int, int] = (0, 0)
     source: str = ""
     seed: int = 0
-    peers: float = 0.0
+    merit: float = 0.0
 
     @property
     def length(self) -> int:
@@ -77,3 +84,33 @@ class Episode:
                     bad = np.argmin(np.isfinite(values).reshape(rows, -1).all(1))
                     return f"its {name} at step {int(bad)} is not finite"
         return None
+
+
+def held(value: np.ndarray, steps: int) -> np.ndarray:
+    """An observation that holds for a whole episode as `[steps, ...]`, without a copy; read-only."""
+    return np.broadcast_to(value, (steps, *value.shape))
+
+
+def is_held(values: np.ndarray) -> bool:
+    """Whether the rows of a leaf are one row in memory, as `held` makes them."""
+    return len(values) > 1 and values.size > 0 and values.strides[0] == 0
+
+
+def hold(observations: dict[str, np.ndarray], once: Collection[str]) -> dict[str, np.ndarray]:
+    """Observations of an episode, those leaves `held` that are `once` an episode, and are so in truth."""
+    return {
+        path: held(v[0], len(v)) if path in once and (v == v[0]).all() else v
+        for path, v in observations.items()
+    }
+
+
+def bytes_of(episode: Episode) -> int:
+    """Bytes of an episode's arrays; what holds for all of it counts once."""
+    leaves = (episode.rewards, *episode.observations.values(), *episode.actions.values())
+    return sum(v.nbytes // len(v) if is_held(v) else v.nbytes for v in leaves)
+
+
+@functools.lru_cache(maxsize=4096)
+def source_number(source: str) -> int:
+    """The integer of an agent that played: the same in every process, and for every store."""
+    return int.from_bytes(hashlib.blake2b(source.encode(), digest_size=8).digest()) >> 1

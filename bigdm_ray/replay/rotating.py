@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bigdm_ray.replay.gather import Arrays, gather
+from bigdm_ray.replay.gather import Arrays, gather, sidecar
 from bigdm_ray.replay.store import Store
 from bigdm_ray.replay.windows import View, Windows
 
@@ -45,7 +45,9 @@ class RotatingStore(Store):
         self._actions: Arrays = {}
         self._rewards = np.zeros(0, np.float32)
         self._columns: Arrays = {}
-        self._steps = 0  # steps of a slot
+        self._held_leaves: Arrays = {}  # [slots * the most episodes of a shard, ...]
+        self._most = 0  # episodes of a slot
+        self._per_slot = 0  # steps of a slot
         self._seen = 0  # observations of a slot
         self._order: dict[View, np.ndarray] = {}
         self._eligible: dict[View, np.ndarray] = {}
@@ -57,23 +59,29 @@ class RotatingStore(Store):
         self._first = np.searchsorted(
             self._where[:, 0], np.arange(len(shards) + 1)
         )  # shard number -> its first position
-        self._begins = np.concatenate(
-            [shard.offsets[:-1] for shard in shards]
-        )  # of each episode's steps, in its shard
+        self._number_of = self._where[:, 0]  # position -> shard number
         largest = max(shard.nbytes for shard in shards)
         slots = int(min(len(shards), max(1, self._limit // max(1, largest))))
-        self._steps = max(int(shard.offsets[-1]) for shard in shards)
-        self._seen = max(int(shard.offsets[-1]) + len(shard.ids) for shard in shards)
+        self._per_slot = max(int(shard.offsets[-1]) for shard in shards)
+        self._seen = max(int(shard.offsets[-1]) + len(shard.serials) for shard in shards)
+        self._most = max(len(shard.serials) for shard in shards)
         like = shards[0]
+        once = set(like.held).intersection(*(shard.held for shard in shards))
+        self._held_leaves = {
+            path: np.zeros((slots * self._most, *v.shape[1:]), v.dtype)
+            for path, v in like.held.items()
+            if path in once
+        }
         self._observations = {
             path: np.zeros((slots * self._seen, *v.shape[1:]), v.dtype)
-            for path, v in like.observations.items()
+            for path, v in (like.observations | like.held).items()
+            if path not in once
         }
         self._actions = {
-            path: np.zeros((slots * self._steps, *v.shape[1:]), v.dtype)
+            path: np.zeros((slots * self._per_slot, *v.shape[1:]), v.dtype)
             for path, v in like.actions.items()
         }
-        self._rewards = np.zeros(slots * self._steps, np.float32)
+        self._rewards = np.zeros(slots * self._per_slot, np.float32)
         self._slot = np.full(len(shards), -1)  # shard number -> slot
         self._held = [-1] * slots
 
@@ -114,13 +122,13 @@ class RotatingStore(Store):
                 self._order, self._eligible = {}, {}
             mask = np.zeros(len(self.table), bool)
             mask[view.eligible(self.table)] = True
-            holding = np.unique(self._where[mask, 0])
+            holding = np.unique(self._number_of[mask])
             if not len(holding):
                 raise ValueError(
                     "no episode may be drawn: the store is empty, or none passes the view's `best` and `above`"
                 )
             self._eligible[view] = mask
-            self._order[view] = np.random.default_rng(len(self._names)).permutation(holding)
+            self._order[view] = np.random.default_rng(len(self._shards)).permutation(holding)
         return self._order[view]
 
     def _load(self, slot: int, number: int) -> None:
@@ -130,12 +138,20 @@ class RotatingStore(Store):
                 self._held[other] = -1
         if self._held[slot] >= 0:
             self._slot[self._held[slot]] = -1
-        steps, seen = int(shard.offsets[-1]), int(shard.offsets[-1]) + len(shard.ids)
-        for path, values in shard.observations.items():
+        steps, seen = int(shard.offsets[-1]), int(shard.offsets[-1]) + len(shard.serials)
+        for path, values in self._held_leaves.items():
+            begin = slot * self._most
+            values[begin : begin + len(shard.serials)] = shard.held[path]
+        spread = {
+            path: np.repeat(values, np.diff(shard.offsets) + 1, axis=0)
+            for path, values in shard.held.items()
+            if path not in self._held_leaves
+        }
+        for path, values in (shard.observations | spread).items():
             self._observations[path][slot * self._seen : slot * self._seen + seen] = values
         for path, values in shard.actions.items():
-            self._actions[path][slot * self._steps : slot * self._steps + steps] = values
-        self._rewards[slot * self._steps : slot * self._steps + steps] = shard.rewards
+            self._actions[path][slot * self._per_slot : slot * self._per_slot + steps] = values
+        self._rewards[slot * self._per_slot : slot * self._per_slot + steps] = shard.rewards
         self._held[slot], self._slot[number] = number, slot
         for name in self._columns:
             self._fill(name, slot)
@@ -143,8 +159,10 @@ class RotatingStore(Store):
     def _fill(self, name: str, slot: int) -> None:
         number = self._held[slot]
         if number >= 0:
-            values = self._sidecar(self._shards[self._names[number]], name)
-            self._columns[name][slot * self._steps : slot * self._steps + len(values)] = values
+            values = sidecar(self._shards[self._names[number]], name)
+            self._columns[name][slot * self._per_slot : slot * self._per_slot + len(values)] = (
+                values
+            )
 
     def _column(self, name: str) -> np.ndarray:
         if name not in self._columns:
@@ -176,17 +194,18 @@ class RotatingStore(Store):
         return positions, steps - self._starts[positions]
 
     def _fetch(self, view: View, positions: np.ndarray, timesteps: np.ndarray) -> Windows:
-        number, row = self._where[positions, 0], self._where[positions, 1]
+        number, row, _, offset = self._places(positions).T
         slot = self._slot[number]
-        offset = self._begins[self._first[number] + row]
-        start, seen = slot * self._steps + offset, slot * self._seen + offset + row
+        start, seen = slot * self._per_slot + offset, slot * self._seen + offset + row
         return gather(
             view,
             timesteps,
             self._observations,
+            self._held_leaves,
             self._actions,
             self._rewards,
             self._column,
             start[:, None],
             seen[:, None],
+            (slot * self._most + row)[:, None],
         )

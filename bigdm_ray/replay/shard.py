@@ -1,8 +1,11 @@
 """Shard: one immutable Arrow IPC file of whole episodes, one row an episode, memory-mapped when read.
 
 Every step leaf is a `large_list<fixed_size_list<dtype>[n]>` column (a plain `large_list<dtype>` for
-scalars) with the episode's scalars beside it; one record batch, uncompressed, so that a draw copies
-nothing. The footer carries the file's size, a CRC-32 of the body and one of the footer itself.
+scalars) with the episode's scalars beside it; an observation that holds for whole episodes is a
+column of one value each. One record batch, uncompressed, so that a draw copies
+nothing. The footer carries the file's size, a CRC-32 of the body and one of the footer itself; and,
+where a store has taken it in, the serial of the first episode (`numbered`): the others follow it,
+unless a column tells them, as in shards that compaction has written.
 Opening checks size, footer and how the batch is put together (`contents.py`); whoever uses what is
 in it checks the body first, once (`check_body`, or `verify` at opening).
 
@@ -13,17 +16,18 @@ synced. Nothing here is pickled.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
 import stat
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,15 +35,20 @@ import pyarrow as pa
 from bigdm_ray.errors import RunFailed, UserError, full_disk
 from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.contents import MALFORMED, check_batch, check_commands
-from bigdm_ray.replay.episode import Episode, EpisodeId
+from bigdm_ray.replay.episode import Episode, EpisodeId, held, is_held, source_number
 from bigdm_ray.replay.files import temporary
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SUFFIX = ".arrow"
 _MAGIC = b"ARROW1"
 _SEAL = b"bigdm-seal:"
 _DIGITS = re.compile(rb"[0-9a-f]{32}")
+_SERIALS = re.compile(rb"[0-3][0-9a-f]{15}")
 _BLANK = _SEAL + b"0" * 32  # size (16 hex), body CRC (8 hex), footer CRC (8 hex)
+_SERIAL = b"bigdm-serial:"
+_UNNUMBERED = _SERIAL + b"-" * 16  # the first serial (16 hex)
+UNNUMBERED = -1
+"""The serial of episodes that no store has numbered: of datasets, and of runs from before serials."""
 
 
 _CHECKED: dict[Path, tuple[int, ...]] = {}
@@ -81,8 +90,27 @@ class ClosedShard(RunFailed):
         )
 
 
-def encode(episodes: list[Episode]) -> bytes:
-    """The bytes of a shard file that holds `episodes`, which must be of one task and one signature."""
+class ShardRef(NamedTuple):
+    """Names a shard wherever it lies; what is opened in its name is held against the rest."""
+
+    name: str
+    size: int | None = None  # bytes; None in what was written before there were references
+    crc: int | None = None  # of the body
+
+    @staticmethod
+    def of(named: ShardRef | str) -> ShardRef:
+        """A reference, or one to the shard of this name."""
+        return named if isinstance(named, ShardRef) else ShardRef(named)
+
+
+def encode(
+    episodes: list[Episode], serials: Sequence[int] | None = None, arrived: int = 0
+) -> bytes:
+    """The bytes of a shard file that holds `episodes`, which must be of one task and one signature.
+
+    `serials` are those that a store has given them, `arrived` the one that it gives next. Without,
+    `numbered` may tell them later.
+    """
     columns: dict[str, pa.Array] = {
         "round": pa.array([e.id.round for e in episodes], pa.int64()),
         "group": pa.array([e.id.group for e in episodes], pa.int64()),
@@ -92,9 +120,12 @@ def encode(episodes: list[Episode]) -> bytes:
         "learner_step": pa.array([e.version[1] for e in episodes], pa.int64()),
         "source": pa.array([e.source for e in episodes], pa.string()),
         "seed": pa.array([e.seed for e in episodes], pa.int64()),
-        "peers": pa.array([e.peers for e in episodes], pa.float64()),
         "command": pa.array([json.dumps(e.command, sort_keys=True) for e in episodes], pa.string()),
     }
+    if any(e.merit for e in episodes):
+        columns["merit"] = pa.array([e.merit for e in episodes], pa.float64())
+    if serials is not None:
+        columns["serial"] = pa.array(serials, pa.int64())
     first = episodes[0]
     shapes: dict[str, list[int]] = {}
     leaves: dict[str, list[np.ndarray]] = {"rewards": [e.rewards for e in episodes]}
@@ -103,8 +134,11 @@ def encode(episodes: list[Episode]) -> bytes:
         for path in first.observations
     }
     leaves |= {f"actions/{path}": [e.actions[path] for e in episodes] for path in first.actions}
+    once = [name for name, values in leaves.items() if _hold(name, values)]
     for name, values in leaves.items():
-        columns[name] = _list_column(values)
+        columns[name] = (
+            _items(np.stack([v[0] for v in values])) if name in once else _list_column(values)
+        )
         shapes[name] = list(values[0].shape[1:])
     meta = {
         "schema_version": SCHEMA_VERSION,
@@ -112,23 +146,35 @@ def encode(episodes: list[Episode]) -> bytes:
         "shapes": shapes,
         "dtypes": {k: str(v[0].dtype) for k, v in leaves.items()},
     }
+    meta |= {"held": once} if once else {}
+    meta |= {"arrived": arrived} if serials is not None else {}
     table = pa.table(columns).replace_schema_metadata(
         {b"bigdm": json.dumps(meta, sort_keys=True).encode()}
     )
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema, metadata={"seal": _BLANK.decode()}) as writer:
+    footer = {"seal": _BLANK.decode(), "serial": _UNNUMBERED.decode()}
+    with pa.ipc.new_file(sink, table.schema, metadata=footer) as writer:
         writer.write_batch(table.combine_chunks().to_batches()[0])
     return _sealed(bytearray(sink.getvalue()))
 
 
+def _hold(name: str, values: list[np.ndarray]) -> bool:
+    """Whether a leaf is to be stored once an episode."""
+    return name.startswith("observations/") and all(is_held(v) for v in values)
+
+
 def _list_column(values: list[np.ndarray]) -> pa.Array:
-    flat = np.ascontiguousarray(np.concatenate(values))
     offsets = np.zeros(len(values) + 1, np.int64)
     np.cumsum([len(v) for v in values], out=offsets[1:])
-    items: pa.Array = pa.array(flat.reshape(-1))
-    if flat.ndim > 1:
-        items = pa.FixedSizeListArray.from_arrays(items, int(np.prod(flat.shape[1:])))
-    return pa.LargeListArray.from_arrays(pa.array(offsets), items)
+    return pa.LargeListArray.from_arrays(pa.array(offsets), _items(np.concatenate(values)))
+
+
+def _items(rows: np.ndarray) -> pa.Array:
+    """`[n, ...]` as n values of Arrow."""
+    items: pa.Array = pa.array(np.ascontiguousarray(rows).reshape(-1))
+    if rows.ndim > 1:
+        items = pa.FixedSizeListArray.from_arrays(items, int(np.prod(rows.shape[1:])))
+    return items
 
 
 def _sealed(data: bytearray) -> bytes:
@@ -138,6 +184,26 @@ def _sealed(data: bytearray) -> bytes:
     data[at + 11 : at + 35] = b"%016x%08x" % (len(data), zlib.crc32(memoryview(data)[:start]))
     data[at + 35 : at + 43] = b"%08x" % zlib.crc32(memoryview(data)[start:])
     return bytes(data)
+
+
+def numbered(data: Any, first: int) -> tuple[memoryview, bytes]:
+    """What `encode` gave, with the serial of its first episode: (body, footer). No copy of the body."""
+    view = memoryview(data)
+    start = _footer_start(view)
+    footer = bytearray(view[start:])
+    at, seal = footer.index(_SERIAL), footer.index(_SEAL)
+    footer[at + len(_SERIAL) : at + len(_UNNUMBERED)] = b"%016x" % first
+    footer[seal + 35 : seal + 43] = b"0" * 8
+    footer[seal + 35 : seal + 43] = b"%08x" % zlib.crc32(footer)
+    return view[:start], bytes(footer)
+
+
+def _first_serial(data: Any) -> int | None:
+    """What `numbered` wrote; None where nothing did."""
+    footer = bytes(data[_footer_start(data) :])
+    at = footer.find(_SERIAL)
+    digits = footer[at + len(_SERIAL) : at + len(_UNNUMBERED)]
+    return int(digits, 16) if at >= 0 and _SERIALS.fullmatch(digits) else None
 
 
 def _footer_start(data: Any) -> int:
@@ -171,12 +237,13 @@ def check(data: Any, body: bool) -> int:
     return crc
 
 
-def publish(path: Path, data: Any) -> None:
-    """Write bytes, sync, rename, sync the folder: the file is there whole, or not at all and RunFailed is raised."""
+def publish(path: Path, *data: Any) -> None:
+    """Write bytes, one part after the other, sync, rename, sync the folder: the file is there whole, or not at all and RunFailed is raised."""
     hidden = temporary(path)
     try:
         with hidden.open("wb") as file:
-            file.write(data)
+            for part in data:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         hidden.rename(path)
@@ -214,15 +281,18 @@ class Shard:
     data: pa.Buffer  # all of the file
     crc: int  # of its body, as it was written
     task: str
-    ids: list[EpisodeId]
+    keys: np.ndarray  # [episodes, 3] int64: the ids
+    serials: np.ndarray  # [episodes] int64: in which order a store took them in, or UNNUMBERED
+    arrived: int  # the serial that the store gives next, as far as this shard tells
     offsets: np.ndarray  # [episodes + 1] int64, in steps
     terminated: np.ndarray  # [episodes] bool
     versions: np.ndarray  # [episodes, 2] int64
-    peers: np.ndarray  # [episodes] float64; 0 in shards written before there was such a column
+    merit: np.ndarray  # [episodes] float64; 0 where there is no such column
     rewards: np.ndarray  # [steps] float32, all episodes one after another
     observations: dict[
         str, np.ndarray
     ]  # [steps + episodes, ...]: episode i starts at offsets[i] + i
+    held: dict[str, np.ndarray]  # [episodes, ...]: observations that hold for whole episodes
     actions: dict[str, np.ndarray]  # [steps, ...]
     scalars: pa.RecordBatch
 
@@ -258,7 +328,7 @@ class Shard:
             check_batch(batch, meta)
             if verify:
                 check_commands(batch.column("command"))
-            return _mapped(path, data, crc, batch, meta)
+            return _mapped(path, data, crc, batch, meta, _first_serial(memoryview(data)))
         except MemoryError as error:
             raise ClosedShard.of(path, error) from None
         except MALFORMED as error:
@@ -277,22 +347,43 @@ class Shard:
         """Bytes of the file."""
         return int(self.data.size)
 
+    @property
+    def ref(self) -> ShardRef:
+        """What names this shard."""
+        return ShardRef(self.path.name, self.nbytes, self.crc)
+
+    @functools.cached_property
+    def ids(self) -> list[EpisodeId]:
+        """The ids of its episodes."""
+        return [EpisodeId(*row) for row in self.keys.tolist()]
+
+    @functools.cached_property
+    def sources(self) -> np.ndarray:
+        """`source_number` of each episode: `[episodes]` int64."""
+        named = self.scalars.column("source").dictionary_encode()
+        numbers = np.array([source_number(text) for text in named.dictionary.to_pylist()], np.int64)
+        found: np.ndarray = numbers[named.indices.to_numpy()]
+        return found
+
     def episode(self, row: int) -> Episode:
         """One episode; its arrays are read-only views of the map."""
         start, end = int(self.offsets[row]), int(self.offsets[row + 1])
         seen = slice(start + row, end + row + 1)
+        observations = {path: values[seen] for path, values in self.observations.items()}
+        for path, values in self.held.items():
+            observations[path] = held(values[row], end - start + 1)
         return Episode(
-            {path: values[seen] for path, values in self.observations.items()},
+            dict(sorted(observations.items())) if self.held else observations,
             {path: values[start:end] for path, values in self.actions.items()},
             self.rewards[start:end],
             bool(self.terminated[row]),
-            self.ids[row],
+            EpisodeId(*self.keys[row].tolist()),
             self.task,
             read_json(self._scalar("command", row)),
             (int(self.versions[row, 0]), int(self.versions[row, 1])),
             self._scalar("source", row),
             self._scalar("seed", row),
-            float(self.peers[row]),
+            float(self.merit[row]),
         )
 
     def _scalar(self, name: str, row: int) -> Any:
@@ -353,19 +444,32 @@ def refuse_unknown(paths: Iterable[Path]) -> None:
 
 
 def _mapped(
-    path: Path, data: pa.Buffer, crc: int, batch: pa.RecordBatch, meta: dict[str, Any]
+    path: Path,
+    data: pa.Buffer,
+    crc: int,
+    batch: pa.RecordBatch,
+    meta: dict[str, Any],
+    first: int | None,
 ) -> Shard:
+    once, count = set(meta.get("held", ())), batch.num_rows
+
     def leaf(name: str) -> np.ndarray:
-        values = batch.column(name).values
+        values = batch.column(name)
+        values = values if name in once else values.values
         if isinstance(values, pa.FixedSizeListArray):
             values = values.values
         array: np.ndarray = values.to_numpy(zero_copy_only=True)
         return array.reshape(-1, *meta["shapes"][name])
 
-    ids = [
-        EpisodeId(*row)
-        for row in zip(*(batch.column(name).to_pylist() for name in EpisodeId._fields), strict=True)
-    ]
+    keys = np.stack([batch.column(name).to_numpy() for name in EpisodeId._fields], 1)
+    told = set(batch.schema.names)
+    if "serial" in told:
+        serials, arrived = batch.column("serial").to_numpy(), meta["arrived"]
+    elif first is not None:
+        serials, arrived = np.arange(first, first + count), first + count
+    else:
+        serials, arrived = np.full(count, UNNUMBERED), 0
+    merit = next((name for name in ("merit", "peers") if name in told), None)
     versions = np.stack(
         [batch.column("incarnation").to_numpy(), batch.column("learner_step").to_numpy()], 1
     )
@@ -375,17 +479,20 @@ def _mapped(
         data,
         crc,
         meta["task"],
-        ids,
+        keys,
+        serials,
+        arrived,
         batch.column("rewards").offsets.to_numpy(),
         batch.column("terminated").to_numpy(zero_copy_only=False),
         versions,
-        batch.column("peers").to_numpy() if "peers" in batch.schema.names else np.zeros(len(ids)),
+        batch.column(merit).to_numpy() if merit else np.zeros(count),
         leaf("rewards"),
         {
             name.removeprefix("observations/"): leaf(name)
             for name in names
-            if name.startswith("observations/")
+            if name.startswith("observations/") and name not in once
         },
+        {name.removeprefix("observations/"): leaf(name) for name in once},
         {
             name.removeprefix("actions/"): leaf(name)
             for name in names

@@ -1,7 +1,7 @@
 """Checkpoints: one folder each, complete or absent, holding all that a run needs to go on.
 
 `learner.safetensors` has the network, its optimizers and the ids of the living episodes; `state.json` the counters,
-the shards that hold those episodes, and the offset of metrics.jsonl. The last two are kept.
+references to the shards that hold those episodes, and the offset of metrics.jsonl. The last two are kept.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.jsons import read_json, real
 from bigdm_ray.replay.episode import EpisodeId
 from bigdm_ray.replay.files import file_name, sweep, temporary
-from bigdm_ray.replay.shard import SUFFIX, sync_folder, unwritten
+from bigdm_ray.replay.shard import SUFFIX, ShardRef, sync_folder, unwritten
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KEEP = 2
 ASIDE = ".corrupt"
 
@@ -54,6 +54,18 @@ class Counters:
     open_rounds: list[int] = field(
         default_factory=list
     )  # rounds in flight at a save (asynchronous runs)
+    arrived: int = 0  # all episodes of smaller serials are counted
+    arrived_ahead: list[int] = field(
+        default_factory=list
+    )  # and these, although some before are not
+
+    def arrive(self, serials: list[int]) -> None:
+        """Count episodes of these serials as known."""
+        known = {s for s in (*self.arrived_ahead, *serials) if s >= self.arrived}
+        while self.arrived in known:
+            known.remove(self.arrived)
+            self.arrived += 1
+        self.arrived_ahead = sorted(known)
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class Checkpoint:
     """What was saved."""
 
     counters: Counters
-    shards: list[str]
+    shards: list[ShardRef]
     metrics_offset: int
     learner: dict[str, np.ndarray]
     living: set[EpisodeId]
@@ -73,7 +85,7 @@ class Checkpoint:
 def write(
     folder: Path,
     counters: Counters,
-    shards: list[str],
+    shards: list[ShardRef],
     metrics_offset: int,
     learner: dict[str, np.ndarray],
     living: np.ndarray,
@@ -85,7 +97,7 @@ def write(
         "schema_version": SCHEMA_VERSION,
         "identity": identity,
         "counters": asdict(counters),
-        "shards": shards,
+        "shards": [ref._asdict() for ref in shards],
         "metrics_offset": metrics_offset,
         "means": means or {},
     }
@@ -180,12 +192,12 @@ def named_shards(folder: Path) -> set[str]:
 def outlived_shards(folder: Path) -> set[str]:
     """The shards that older checkpoints name and the newest does not: they hold nothing that lived when it was written."""
     found = saved(folder)
-    return named_shards(folder) - set(_shards(found[-1])) if found else set()
+    return named_shards(folder) - _shards(found[-1]) if found else set()
 
 
-def _shards(path: Path) -> list[str]:
+def _shards(path: Path) -> set[str]:
     try:
-        return State.read(path).shards
+        return {ref.name for ref in State.read(path).shards}
     except (OSError, ValueError) as error:
         raise _unread(path, error) from None
 
@@ -203,7 +215,7 @@ class State:
 
     identity: dict[str, str]
     counters: Counters
-    shards: list[str]
+    shards: list[ShardRef]
     metrics_offset: int
     means: dict[str, tuple[float, int]]
 
@@ -227,12 +239,20 @@ class State:
             return State(
                 {str(name): str(value) for name, value in told["identity"].items()},
                 _counters(told["counters"]),
-                [file_name(name, SUFFIX) for name in shards],
+                [_reference(told) for told in shards],
                 _count(told["metrics_offset"], "metrics_offset"),
                 {str(name): _mean(one, name) for name, one in told.get("means", {}).items()},
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def _reference(told: Any) -> ShardRef:
+    """A reference to a shard; the first checkpoints had names alone."""
+    if isinstance(told, str):
+        return ShardRef(file_name(told, SUFFIX))
+    name = file_name(told["name"], SUFFIX)
+    return ShardRef(name, *(_count(told[what], f"{what} of {name}") for what in ("size", "crc")))
 
 
 def _counters(told: dict[str, Any]) -> Counters:

@@ -20,7 +20,7 @@ from bigdm_ray.algorithms.base import Columns, Mode
 from bigdm_ray.baselines.base import Bench, Foreign, Trainer, Turn, below, prefixed
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError
-from bigdm_ray.replay.store import Store, Table
+from bigdm_ray.replay.store import ShardRef, Store, Table
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint
 from bigdm_ray.training.config import Run
@@ -174,7 +174,7 @@ class ForeignCrew:
         """See Crew."""
         return self._evaluator.score(weights, command, episodes, purpose, round, on_end)
 
-    def save(self, write: Callable[[int, dict[str, np.ndarray], list[str]], Any]) -> None:
+    def save(self, write: Callable[[int, dict[str, np.ndarray], list[ShardRef]], Any]) -> None:
         """See Crew."""
         state = prefixed("model/", self._trainer.weights()) | prefixed(
             "foreign/", self._trainer.state()

@@ -28,7 +28,7 @@ from bigdm_ray import stopping
 from bigdm_ray.algorithms.base import Columns
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.progress import say
-from bigdm_ray.replay.store import Store, Table
+from bigdm_ray.replay.store import ShardRef, Store, Table
 from bigdm_ray.settings import to_json
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint, Counters
@@ -95,8 +95,8 @@ class Crew(Protocol):
     ) -> Score:
         """Evaluate weights; `on_end` hears of how many episodes have ended since it last did."""
 
-    def save(self, write: Callable[[int, dict[str, np.ndarray], list[str]], Any]) -> None:
-        """Compact the store, hand (learner step, learner state, shard names) to `write`, then unlink what no checkpoint names."""
+    def save(self, write: Callable[[int, dict[str, np.ndarray], list[ShardRef]], Any]) -> None:
+        """Compact the store, hand (learner step, learner state, shards) to `write`, then unlink what no checkpoint names."""
 
     def close(self) -> None:
         """Let go of everything."""
@@ -335,6 +335,7 @@ class Session:
         counters.round += 1
         counters.env_steps += round.env_steps
         counters.episodes += len(round.added)
+        counters.arrive(round.added.serials.tolist())
         counters.discarded += round.discarded
         counters.barren = 0 if len(round.added) else counters.barren + 1
         counters.play_s += round.busy_s
@@ -457,7 +458,7 @@ class Session:
         """Write a checkpoint if it is `new`, and the same weights with their command; these two."""
         counters, saved = self.counters, list[Weights]()
 
-        def write(step: int, learner: dict[str, np.ndarray], shards: list[str]) -> None:
+        def write(step: int, learner: dict[str, np.ndarray], shards: list[ShardRef]) -> None:
             counters.learner_step = step
             arrays = {name[6:]: v for name, v in learner.items() if name.startswith("model/")}
             saved.append(Weights((counters.incarnation, step), arrays))
@@ -650,7 +651,7 @@ class LocalCrew:
         """See Crew."""
         return self._evaluator.score(weights, command, episodes, purpose, round, on_end)
 
-    def save(self, write: Callable[[int, dict[str, np.ndarray], list[str]], Any]) -> None:
+    def save(self, write: Callable[[int, dict[str, np.ndarray], list[ShardRef]], Any]) -> None:
         """See Crew."""
         if self._run.dataset:
             write(self.learner.step, self.learner.state(), [])

@@ -15,7 +15,7 @@ import numpy as np
 from bigdm_ray.algorithms.base import Columns, Persistence, Policy, State, take
 from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.envs.vector import Arrays, Step, VectorEnv
-from bigdm_ray.replay.episode import Episode, EpisodeId
+from bigdm_ray.replay.episode import Episode, EpisodeId, hold
 
 LONGEST = 1_000_000
 """Steps after which an episode is given up: budgets are looked at between rollouts, and this one may have no end."""
@@ -260,7 +260,10 @@ class _Rows:
             return np.concatenate([*(part[name] for part in parts), *more])
 
         return Episode(
-            {path: whole(f"observations/{path}", (v[None],)) for path, v in last.items()},
+            hold(
+                {path: whole(f"observations/{path}", (v[None],)) for path, v in last.items()},
+                self._env.signature.once,
+            ),
             {path: whole(f"actions/{path}") for path in self._env.signature.actions},
             whole("rewards"),
             terminated,
@@ -315,7 +318,7 @@ class _Rows:
         """The episodes that ended well, each with the mean return of all of them."""
         episodes = [self._ended[number] for number in sorted(self._ended)]
         peers = float(np.mean([episode.total_return for episode in episodes])) if episodes else 0.0
-        episodes = [replace(episode, peers=peers) for episode in episodes]
+        episodes = [replace(episode, merit=peers) for episode in episodes]
         problems = [
             f"an episode of {self._origin.task} is discarded: {why}"
             for why in list(self._broken.values())[:10]

@@ -4,7 +4,8 @@
     python -m tests.benchmarks.replay --gib 12 --where /var/tmp     a dataset of that size, drawn warm and cold, 256 MiB of it in memory
 
 Hopper's shapes (11 observations, 3 actions), 1,000 episodes of 1,000 steps in memory-mapped shards; batches of 64
-windows of 20 steps with returns-to-go, as a decision transformer draws them.
+windows of 20 steps with returns-to-go, as a decision transformer draws them. What must not grow with the episodes that
+live: adding, following, merging.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bigdm_ray.replay import Episode, EpisodeId, Retention, Store, View
+from bigdm_ray.replay import Episode, EpisodeId, Retention, Store, Table, View
+from bigdm_ray.replay.living import Living
 from bigdm_ray.replay.rotating import RotatingStore
 from bigdm_ray.replay.shard import Shard
 from tests.benchmarks.common import header, measure, row
@@ -86,6 +88,62 @@ def inserting(folder: Path, retention: Retention) -> Callable[[], float]:
             ]
             store.add(fresh)
         return 20.0 * 20 * 250
+
+    return work
+
+
+def merging(retention: Retention, living: int = 1_000_000) -> Callable[[], float]:
+    """Receipts of eight episodes that a driver merges into a table of so many."""
+
+    def table(start: int, count: int) -> Table:
+        serials = np.arange(start, start + count)
+        ids = np.stack([serials // 8, serials * 0, serials % 8], 1)
+        paid = np.random.default_rng(start).normal(size=count)
+        return Table(ids, paid, np.full(count, 200), serials=serials)
+
+    held = Living.of(table(0, living), retention)
+    rounds = itertools.count(living, 8)
+
+    def work() -> float:
+        for _ in range(1000):
+            held.learn(table(next(rounds), 8))
+            len(held.table)
+        return 1000.0
+
+    return work
+
+
+def small(folder: Path, files: int) -> Store:
+    """A store of an episode of ten steps a file, of which a hundred live."""
+    store = Store(folder, Retention("newest", 100))
+    for round in range(files):
+        store.add(episodes(1, 10, round))
+    return store
+
+
+def adding(store: Store) -> Callable[[], float]:
+    """Adds of one small episode, none unlinked."""
+    rounds = itertools.count(1_000_000)
+
+    def work() -> float:
+        for _ in range(100):
+            store.add(episodes(1, 10, next(rounds)))
+        return 100.0
+
+    return work
+
+
+def following(folder: Path, shards: int) -> Callable[[], float]:
+    """Times that a reader follows a writer whose shards are the same as before."""
+    writer = Store(folder)
+    for round in range(shards):
+        writer.add(episodes(1, 10, round))
+    reader, refs = Store(folder, write=False).open(), writer.living_shards()
+
+    def work() -> float:
+        for _ in range(100):
+            reader.follow(refs)
+        return 100.0
 
     return work
 
@@ -158,6 +216,11 @@ if __name__ == "__main__":
             "windows",
             measure(drawing(writer, view)),
         )
+        row(
+            "single steps (UDRL), batch 512, from the maps alone",
+            "windows",
+            measure(drawing(writer, View(columns=("returns_to_go", "steps_remaining")), 512)),
+        )
         row("checking a shard's body, once a process", "bytes", measure(checking(folder / "store")))
         row(
             "single steps (UDRL), batch 512, kept flat",
@@ -176,5 +239,21 @@ if __name__ == "__main__":
             measure(inserting(folder / "best", Retention("best", 600))),
         )
         row("inserting, all kept, synced", "steps", measure(inserting(folder / "all", Retention())))
+        row(
+            "adding one small episode at 1,500 files",
+            "adds",
+            measure(adding(small(folder / "many", 1500))),
+        )
+        row(
+            "following 1,000 shards that have not changed",
+            "times",
+            measure(following(folder / "followed", 1000)),
+        )
+        for keep in ("all", "newest", "best"):
+            row(
+                f"merging 8 episodes into a table of 1,000,000, {keep} kept",
+                "receipts",
+                measure(merging(Retention(keep, 1_000_000))),
+            )
         if given.gib:
             large(folder / "large", given.gib, view)

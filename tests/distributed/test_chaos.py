@@ -25,6 +25,7 @@ import bigdm_ray
 from bigdm_ray.distributed.crew import RayCrew
 from bigdm_ray.distributed.loop import train_on_ray
 from bigdm_ray.replay import Store, Table
+from bigdm_ray.replay.living import Living
 from bigdm_ray.replay.store import Receipt
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import Run
@@ -53,7 +54,9 @@ def check(run: Run, folder: Path, acknowledged: Table) -> None:
     """The store holds exactly what the rule keeps of all acknowledged episodes; the newest checkpoint can be read."""
     ids = list(map(tuple, acknowledged.ids.tolist()))
     assert len(ids) == len(set(ids)), "an episode was acknowledged twice"
-    expected, _ = Table().merged(acknowledged, run.algorithm.retention())
+    living = Living(run.algorithm.retention())
+    living.learn(acknowledged)
+    expected = living.table
     store = Store(folder / "store", run.algorithm.retention()).open()
     assert store.problems == []
     np.testing.assert_array_equal(store.table.ids, expected.ids)

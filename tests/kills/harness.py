@@ -91,7 +91,11 @@ def named(out: Path) -> list[str]:
     run = read_run(out)
     living = Store(out / "store", run.algorithm.retention(), write=False).open().living_shards()
     shards = sorted(path.name for path in (out / "store").glob("*.arrow"))
-    needed = {*living, *checkpoint.named_shards(out / "checkpoints"), *shards[-1:]}
+    needed = {
+        *(ref.name for ref in living),
+        *checkpoint.named_shards(out / "checkpoints"),
+        *shards[-1:],
+    }
     names = [str(path.relative_to(out)) for path in out.rglob("*") if path.name not in needed]
     return sorted(n for n in names if not n.startswith("tensorboard/") and not n.endswith(".npy"))
 

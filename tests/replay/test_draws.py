@@ -11,13 +11,28 @@ from making import episode, same_windows
 
 from bigdm_ray.replay import Retention, Store, View, Windows
 from bigdm_ray.replay import store as stores
+from bigdm_ray.replay.episode import EpisodeId, bytes_of, held, is_held
+from bigdm_ray.replay.rotating import RotatingStore
+from bigdm_ray.replay.shard import encode
 from bigdm_ray.training.streams import rng
 
 LENGTHS = [5, 1, 12, 3, 7, 2, 9]
-KINDS = ["vector", "image", "nested", "volume"]
+KINDS = ["vector", "image", "nested", "volume", "mission"]
 
 
 def made(kind):
+    if kind == "mission":  # two leaves that hold for the whole episode
+        return [
+            dataclasses.replace(
+                e,
+                observations={
+                    "mission": held(np.full(6, 65 + number, np.int32), e.length + 1),
+                    "picture": held(e.observations["eye"][0], e.length + 1),
+                    "joints": e.observations["joints"],
+                },
+            )
+            for number, e in enumerate(made("image"))
+        ]
     if kind != "volume":
         return [
             episode((number // 2, number % 2, 0), length, kind, terminated=number % 3 != 1)
@@ -104,14 +119,52 @@ def folders(tmp_path_factory):
         episodes = made(kind)
         folder = tmp_path_factory.mktemp(kind)
         store = Store(folder)
-        for part in (episodes[:3], episodes[5:], episodes[3:5]):
-            store.add(part)
+        parts = (episodes[:3], episodes[5:], episodes[3:5])
+        for number, part in enumerate(parts):
+            store.add([spread(e) for e in part] if number == 1 else part)
         slot = store._flat._slot_bytes
         out[kind] = (
-            episodes,
+            [e for part in parts for e in part],
             [store, Store(folder, flat_bytes=0).open(), Store(folder, flat_bytes=20 * slot).open()],
         )
     return out
+
+
+def spread(e):
+    """What holds for the whole episode stored at each step, as a task that does not tell has it."""
+    return dataclasses.replace(e, observations={p: v.copy() for p, v in e.observations.items()})
+
+
+def test_what_holds_for_the_whole_episode_is_stored_once(tmp_path):
+    episodes = made("mission")
+    rows = sum(e.length for e in episodes)
+    assert len(encode(episodes)) < len(encode([spread(e) for e in episodes])) - rows * 40
+    store, again = Store(tmp_path / "a"), Store(tmp_path / "b")
+    store.add(episodes)
+    again.add_encoded(encode([store.episode(row) for row in range(len(episodes))]))
+    (shard,) = store._shards.values()
+    assert (
+        shard.held["mission"].shape == (len(episodes), 6)
+        and not again._flat.observations.keys() & shard.held.keys()
+    )
+    for row, e in enumerate(episodes):
+        for path, values in store.episode(row).observations.items():
+            np.testing.assert_array_equal(values, e.observations[path])
+            assert is_held(values) == (path != "joints")
+    assert bytes_of(store.episode(0)) == bytes_of(episodes[0]) < bytes_of(spread(episodes[0]))
+    moves = dataclasses.replace(spread(episodes[0]), id=EpisodeId(99, 0, 0))
+    moves.observations["mission"][1] = 0  # whoever said that it holds was wrong
+    store.add([moves])
+    windows = store.draw(View(weight="length"), np.random.default_rng(0), 300)
+    assert {0, 65} <= set(windows.observations["mission"][:, 0, 0].tolist())
+
+
+def test_rotating_shards_draw_what_holds_for_whole_episodes(folders):
+    _, (flat, *_) = folders["mission"]
+    view = View(length=3, stack=2, next_observation=True, weight="length")
+    rotating = RotatingStore(flat.folder, 1 << 30).open()
+    a, b = (store.draw(view, np.random.default_rng(0), 50) for store in (flat, rotating))
+    same_windows(a, b)
 
 
 views = st.builds(

@@ -47,14 +47,26 @@ def test_what_is_written_is_read(tmp_path, kind):
         same_episode(opened.episode(row), e)
 
 
-def test_a_shard_from_before_peers_were_counted_is_read(tmp_path):
+def test_shards_of_before_call_merit_peers_or_have_none(tmp_path):
+    """And their episodes have no serials."""
     path = written(tmp_path, [episode(1), episode(2)])
-    older = pa.ipc.open_file(path).read_all().drop_columns(["peers"])
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, older.schema, metadata={"seal": shards._BLANK.decode()}) as writer:
-        writer.write_table(older)
-    path.write_bytes(shards._sealed(bytearray(sink.getvalue())))
-    assert [Shard.open(path, verify=True).episode(row).peers for row in range(2)] == [0.0, 0.0]
+    today = pa.ipc.open_file(path).read_all()
+    called = ["peers" if name == "merit" else name for name in today.schema.names]
+    for older, merit in (
+        (today.drop_columns(["merit"]), [0.0, 0.0]),
+        (
+            today.rename_columns(called).replace_schema_metadata(today.schema.metadata),
+            [episode(n).merit for n in (1, 2)],
+        ),
+    ):
+        sink = pa.BufferOutputStream()
+        seal = {"seal": shards._BLANK.decode()}
+        with pa.ipc.new_file(sink, older.schema, metadata=seal) as writer:
+            writer.write_table(older)
+        path.write_bytes(shards._sealed(bytearray(sink.getvalue())))
+        opened = Shard.open(path, verify=True)
+        assert [opened.episode(row).merit for row in range(2)] == merit == opened.merit.tolist()
+        assert opened.serials.tolist() == [-1, -1] and opened.arrived == 0
 
 
 leaf_shapes = st.lists(st.integers(1, 3), max_size=3).map(tuple)

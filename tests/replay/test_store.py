@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from making import episode, ids, same_episode, same_windows
 
 from bigdm_ray.errors import RunFailed
-from bigdm_ray.replay import Retention, Store, Table, View
+from bigdm_ray.replay import Retention, Store, Table, View, keeper
 from bigdm_ray.replay import shard as shards
-from bigdm_ray.replay import store as stores
+from bigdm_ray.replay.episode import FOREIGN
+from bigdm_ray.replay.living import Living
 from bigdm_ray.replay.shard import CorruptShard, Shard, encode
 from bigdm_ray.replay.store import verify
+from bigdm_ray.replay.table import COLUMNS
 
 VIEW = View(length=3, columns=("returns_to_go", "steps_remaining"), next_observation=True)
 
@@ -30,6 +32,10 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
+def named(refs):
+    return [ref.name for ref in refs]
+
+
 # --- adding
 
 
@@ -38,13 +44,14 @@ def test_an_id_lives_once_however_often_it_is_added(tmp_path):
     first = store.add([episode(1), episode(2)])
     again = store.add([episode(2), episode(1)])
     assert ids(store.table) == [(1, 0, 0), (2, 0, 0)]
-    assert names(tmp_path) == ["episodes-0000000.arrow"] == first.shards == again.shards
+    assert names(tmp_path) == ["episodes-0000000.arrow"] == named(first.shards)
+    assert again.shards == first.shards
     assert ids(again.added) == [(2, 0, 0), (1, 0, 0)], (
         "a receipt answers in the order of the question"
     )
     mixed = store.add([episode(2), episode(3)])
     assert ids(store.table) == [(1, 0, 0), (2, 0, 0), (3, 0, 0)]
-    assert mixed.shards == names(tmp_path) and len(mixed.shards) == 2
+    assert named(mixed.shards) == names(tmp_path) and len(mixed.shards) == 2
 
 
 def test_an_id_that_comes_twice_in_one_call_lives_once(tmp_path):
@@ -136,8 +143,9 @@ def test_a_full_disk_fails_the_run_and_leaves_the_store_as_it_was(tmp_path, monk
 
 
 def surviving(episodes, rule):
-    """The rule in words: rank all, keep the first so many, list them by id."""
-    unique = sorted({e.id: e for e in episodes}.values(), key=lambda e: e.id)
+    """The rule in words: rank all, keep the first so many, list them as they came."""
+    unique = list({e.id: e for e in episodes}.values())
+    came = {e.id: at for at, e in enumerate(unique)}
     if rule.by_steps:
         while sum(e.length for e in unique) > rule.steps and len(unique) > 1:
             unique = unique[1:]
@@ -146,12 +154,12 @@ def surviving(episodes, rule):
     if rule.keep == "best":
 
         def merit(e):
-            return e.total_return + rule.peers_weight * e.peers - rule.length_cost * max(
+            return e.total_return + rule.merit_weight * e.merit - rule.length_cost * max(
                 0, e.length - rule.length_allowance
-            ), e.id
+            ), came[e.id]
 
         ranked = sorted(unique, key=merit, reverse=True)
-        unique = sorted(ranked[: rule.count], key=lambda e: e.id)
+        unique = sorted(ranked[: rule.count], key=lambda e: came[e.id])
     return unique
 
 
@@ -165,7 +173,7 @@ pool = st.lists(
     ),
     max_size=14,
 )
-some = {"length_cost": st.sampled_from([0.0, 0.3]), "peers_weight": st.sampled_from([0.0, 2.0])}
+some = {"length_cost": st.sampled_from([0.0, 0.3]), "merit_weight": st.sampled_from([0.0, 2.0])}
 rules = st.one_of(
     st.builds(Retention, st.sampled_from(["best", "newest"]), st.integers(1, 6), **some),
     st.builds(Retention, st.just("newest"), steps=st.integers(1, 14)),
@@ -178,10 +186,10 @@ rules = st.one_of(
 def test_retention_is_a_pure_function_of_what_was_acknowledged(
     tmp_path_factory, rows, rule, choice
 ):
-    """Any order, any parts, opened anew at any moment, added twice: the same episodes live.
+    """Any parts, opened anew at any moment, added twice: the same episodes live, with their serials.
 
-    The dead are unlinked at any moment too. A driver that knows receipts alone, and a reader, know
-    the same.
+    The dead are unlinked at any moment too. A driver that knows receipts alone, in any order, and a
+    reader that took the shards in in any order, know the same.
     """
     of = {}
     for round, group, number, length, reward in rows:
@@ -190,47 +198,58 @@ def test_retention_is_a_pure_function_of_what_was_acknowledged(
             episode((round, group, number), length, rewards=np.full(length, reward)),
         )
     order = choice.draw(st.permutations(list(of.values())))
+    serial = {e.id: at for at, e in enumerate(order)}
     folder = tmp_path_factory.mktemp("store")
-    store, driver = Store(folder, rule), Table()
-    reader = Store(folder, rule, write=False)
+    store, receipts = Store(folder, rule), []
+    reader, late = Store(folder, rule, write=False), Store(folder, rule, write=False)
     at = 0
     while at < len(order):
         count = choice.draw(st.integers(1, 5))
-        again = choice.draw(st.lists(st.sampled_from(order[: at + 1]), max_size=2))
-        receipt = store.add(order[at : at + count] + again)
+        there = {*ids(store.table), *(e.id for e in order[at : at + count])}
+        twice = [e for e in order if e.id in there]
+        again = choice.draw(st.lists(st.sampled_from(twice), max_size=2))
+        part = order[at : at + count] + again
+        if choice.draw(st.booleans()):
+            receipt = store.add(part)
+        else:  # what waited for one sync
+            cut = choice.draw(st.integers(1, len(part)))
+            receipt = store.add_encoded(*(encode(p) for p in (part[:cut], part[cut:]) if p))
+        assert receipt.added.serials.tolist() == [serial[e.id] for e in part]
+        receipts.append(receipt)
         at += count
-        new = driver.find(receipt.added.ids) < 0
-        first = np.unique(receipt.added.ids, axis=0, return_index=True)[1]
-        driver, _ = driver.merged(receipt.added.take(first[new[first]]), rule)
-        for name in receipt.shards:
-            reader.adopt(name)
+        for ref in receipt.shards:
+            reader.adopt(ref)
         if choice.draw(st.booleans()):
             store = Store(folder, rule).open()
         if choice.draw(st.booleans()):
             living = store.compact()
-            gone = store.release({name for name in living if choice.draw(st.booleans())})
+            gone = store.release({ref.name for ref in living if choice.draw(st.booleans())})
             reader.follow(living)
             reader.forget(gone)
             assert store.garbage_bytes <= store.nbytes / 2
-    expected = Table.of(surviving(order, rule))
-    assert not reader.problems
-    for table in (store.table, Store(folder, rule).open().table, driver, reader.table):
-        assert ids(table) == ids(expected)
-        np.testing.assert_array_equal(table.returns, expected.returns)
-        np.testing.assert_array_equal(table.lengths, expected.lengths)
-        np.testing.assert_array_equal(table.peers, expected.peers)
+    lived = surviving(order, rule)
+    expected = Table.of(lived, [serial[e.id] for e in lived])
+    assert not reader.problems and store.arrived == len(order)
+    driver = Living(rule)
+    for receipt in choice.draw(st.permutations(receipts)):
+        driver.learn(receipt.added)
+    for name in choice.draw(st.permutations(named(store.living_shards()))):
+        late.adopt(name)
+    for table in (store, Store(folder, rule).open(), driver, reader, late):
+        for column in COLUMNS:
+            np.testing.assert_array_equal(table.table[column], expected[column])
     if len(expected):
         fresh = Store(folder / "fresh", rule, flat_bytes=0)
-        fresh.add(surviving(order, rule))
-        same_windows(drawn(store), drawn(fresh))
-        same_windows(drawn(reader), drawn(fresh))
+        fresh.add(lived)
+        for other in (store, reader, late):
+            same_windows(drawn(other), drawn(fresh))
     shutil.rmtree(folder)
 
 
-def test_of_two_equals_the_newer_lives(tmp_path):
+def test_of_two_equals_the_one_that_came_later_lives(tmp_path):
     store = Store(tmp_path, Retention("best", 2))
     store.add([episode((number, 0, 0), 1, rewards=[1]) for number in (3, 1, 2)])
-    assert ids(store.table) == [(2, 0, 0), (3, 0, 0)]
+    assert ids(store.table) == [(1, 0, 0), (2, 0, 0)]
 
 
 def test_a_length_cost_changes_the_rank(tmp_path):
@@ -244,11 +263,11 @@ def test_a_length_cost_changes_the_rank(tmp_path):
 def test_good_peers_change_the_rank(tmp_path):
     """A lucky episode of weights that fail elsewhere gives way to an ordinary one of weights that succeed."""
     lucky, ordinary = (
-        episode(1, 1, rewards=[9.0], peers=-4.0),
-        episode(2, 1, rewards=[7.0], peers=6.0),
+        episode(1, 1, rewards=[9.0], merit=-4.0),
+        episode(2, 1, rewards=[7.0], merit=6.0),
     )
     for weight, lives in ((0.0, 1), (0.1, 1), (0.5, 2), (5.0, 2)):
-        store = Store(tmp_path / str(weight), Retention("best", 1, peers_weight=weight))
+        store = Store(tmp_path / str(weight), Retention("best", 1, merit_weight=weight))
         store.add([lucky, ordinary])
         assert (
             ids(store.table)
@@ -258,15 +277,105 @@ def test_good_peers_change_the_rank(tmp_path):
 
 
 def test_the_driver_s_table_under_the_rule_is_the_store_s(tmp_path):
-    """`Table.merged`, which a driver calls with the receipts alone, says the same as the store; and where rows came from."""
-    rule = Retention("best", 3, peers_weight=0.5)
-    store, driver = Store(tmp_path, rule), Table()
+    """`Living.learn`, which a driver calls with the receipts alone, says the same as the store."""
+    rule = Retention("best", 3, merit_weight=0.5)
+    store, driver = Store(tmp_path, rule), Living(rule)
     for number in range(5):
-        added = store.add([episode((number, 0, k)) for k in range(2)]).added
-        before = [*ids(driver), *ids(added)]
-        driver, origin = driver.merged(added, rule)
-        assert [before[i] for i in origin] == ids(driver) == ids(store.table)
-        np.testing.assert_array_equal(driver.returns, store.table.returns)
+        driver.learn(store.add([episode((number, 0, k)) for k in range(2)]).added)
+        assert ids(driver.table) == ids(store.table)
+        np.testing.assert_array_equal(driver.table.returns, store.table.returns)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [Retention(), Retention("newest", 50), Retention("best", 50), Retention("newest", steps=300)],
+)
+def test_a_table_stays_as_it_was_when_episodes_come_and_go(rule):
+    """However much comes after it, in whatever order: columns that are first asked for then, too."""
+    chance = np.random.default_rng(0)
+    living, held = Living(rule), []
+    for start in chance.permutation(60) * 10:
+        serials = start + np.arange(chance.integers(1, 10))
+        count = len(serials)
+        told = Table(
+            np.stack([serials, serials * 0, serials * 0], 1),
+            chance.normal(size=count).round(1),
+            chance.integers(1, 20, count),
+            serials=serials,
+        )
+        living.learn(told)
+        held.append((living.table, {n: living.table[n].copy() for n in ("serials", "returns")}))
+        lazy = Living.of(living.table, rule)
+        assert lazy.table.serials.tolist() == living.table.serials.tolist()
+        before = living.table
+        expected = before.take(np.arange(len(before)))
+        del before
+        held.append((living.table, {n: expected[n] for n in COLUMNS}))
+    for table, columns in held:
+        for name, values in columns.items():
+            np.testing.assert_array_equal(table[name], values)
+
+
+def test_clients_of_any_round_number_come_when_they_come(tmp_path):
+    """What is newest goes by arrival, not by what an id says."""
+    store = Store(tmp_path, Retention("newest", 3))
+    for id in ((0, 0, 0), (1_000_000, FOREIGN, 0), (7, FOREIGN, 0), (1, 0, 0)):
+        store.add([episode(id)])
+    lived = [(1_000_000, -1, 0), (7, -1, 0), (1, 0, 0)]
+    again = Store(tmp_path, Retention("newest", 3)).open()
+    assert ids(store.table) == ids(again.table) == lived
+    assert again.table.serials.tolist() == [1, 2, 3] and again.arrived == 4
+
+
+def test_serials_survive_compaction_release_and_reopening(tmp_path):
+    """No serial comes twice, although the shards of the newest episodes are gone."""
+    rule = Retention("best", 2)
+    store = Store(tmp_path, rule)
+    for number, paid in enumerate((9.0, 1.0, 8.0, 2.0, 0.0, 0.5)):
+        store.add([episode((number, 0, 0), 1, rewards=[paid])])
+    assert store.table.serials.tolist() == [0, 2]
+    for _ in range(2):
+        store.compact()
+        store.release(set())
+        assert len(names(tmp_path)) == 1
+        store = Store(tmp_path, rule).open()
+        assert store.table.serials.tolist() == [0, 2] and store.arrived == 6
+    assert store.add([episode((9, 0, 0))]).added.serials.tolist() == [6]
+    once = store.add([episode((10, 0, 0), 1, rewards=[-1.0])])  # evicted at once
+    again = store.add([episode((10, 0, 0), 1, rewards=[-1.0])])
+    assert once.added.serials.tolist() == again.added.serials.tolist() == [7]
+    assert len(store.table) == 2 and once.shards == again.shards == []
+
+
+def test_adds_that_wait_share_a_shard_and_a_sync(tmp_path, monkeypatch):
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(fd), real(fd)))
+    store = Store(tmp_path)
+    parts = [[episode((number, 0, k)) for k in range(2)] for number in range(3)]
+    receipt = store.add_encoded(*map(encode, parts))
+    assert len(names(tmp_path)) == 1 and len(synced) == 2  # the file and its folder
+    apart = Store(tmp_path / "apart")
+    for part in parts:
+        apart.add_encoded(encode(part))
+    assert ids(receipt.added) == ids(apart.table) == ids(Store(tmp_path).open().table)
+    same_windows(drawn(store), drawn(apart))
+    monkeypatch.setattr(keeper, "SHARD_BYTES", 1)
+    assert len(Store(tmp_path / "large").add_encoded(*map(encode, parts)).shards) == 3
+
+
+def test_a_shard_is_held_against_its_reference(tmp_path):
+    store = Store(tmp_path)
+    (ref,) = store.add([episode(1)]).shards
+    assert (ref.name, ref.size) == (names(tmp_path)[0], (tmp_path / ref.name).stat().st_size)
+    reader = Store(tmp_path, write=False)
+    reader.adopt(ref._replace(crc=ref.crc ^ 1))
+    reader.adopt(ref._replace(size=ref.size + 1))
+    assert len(reader.table) == 0 and [p.count("was acknowledged") for p in reader.problems] == [
+        1,
+        1,
+    ]
+    assert len(reader.adopt(ref)) == 1 and len(Store(tmp_path).open([ref]).table) == 1
 
 
 # --- opening
@@ -359,9 +468,9 @@ def test_a_torn_shard_is_named_set_aside_and_the_rest_loads(tmp_path, damage):
     assert ids(Store(tmp_path).open().table) == [
         (0, 0, 0),
         (0, 0, 1),
-        (1, 0, 0),
         (2, 0, 0),
         (2, 0, 1),
+        (1, 0, 0),
     ]
     assert names(tmp_path)[-1] == "episodes-0000003.arrow" and not Store(tmp_path).open().problems
 
@@ -409,23 +518,26 @@ def test_what_is_left_closed_does_not_live_again_and_goes_at_the_next_release(tm
 
 
 def test_the_newest_that_a_limit_on_steps_has_evicted_stays_on_disk_and_is_compacted(tmp_path):
-    """0 would fit beside 2, had 1 not come between them: while 1 is there, no order revives 0."""
+    """0 would fit beside 2, had 1 not come between them: in whatever order a driver hears of them."""
     rule = Retention("newest", steps=10)
-    for order in itertools.permutations([episode(0, 1), episode(1, 5), episode(2, 8)]):
-        folder = tmp_path / "-".join(str(e.id.round) for e in order)
-        store = Store(folder, rule)
-        for e in order:
-            store.add([e])
-            store.compact()
-            store.release(set())
-            store = Store(folder, rule).open()
-        assert ids(store.table) == [(2, 0, 0)] and store.table.floor == (1, 0, 0)
+    store, receipts = Store(tmp_path / "store", rule), []
+    for e in (episode(0, 1), episode(1, 5), episode(2, 8)):
+        receipts.append(store.add([e]))
+        store.compact()
+        store.release(set())
+        store = Store(store.folder, rule).open()
+    for order in itertools.permutations(receipts):
+        driver = Living(rule)
+        for receipt in order:
+            driver.learn(receipt.added)
+        for table in (store.table, driver.table):
+            assert ids(table) == [(2, 0, 0)] and table.floor == (1, (1, 0, 0))
     compacted = Store(tmp_path / "compacted", rule)
     compacted.add([episode(number, 5) for number in range(30)])
-    (name,) = compacted.compact()
+    ((name, *_),) = compacted.compact()
     assert sorted(Shard.open(compacted.folder / name).ids) == [(k, 0, 0) for k in (27, 28, 29)]
     assert compacted.release(set()) == ["episodes-0000000.arrow"]
-    assert compacted.garbage_bytes == 0 and compacted.compact() == [name]
+    assert compacted.garbage_bytes == 0 and named(compacted.compact()) == [name]
 
 
 def newer(folder, count=1):
@@ -435,7 +547,7 @@ def newer(folder, count=1):
         store = Store(folder).open()
         for number in range(count):
             store.add([episode(70 + number)])
-    return store.living_shards()[-count:]
+    return named(store.living_shards()[-count:])
 
 
 def test_nothing_is_renamed_or_unlinked_where_a_shard_is_of_a_newer_version(tmp_path):
@@ -529,13 +641,13 @@ def test_compaction_keeps_the_living_and_what_they_draw(tmp_path, flat_bytes):
     assert before < set(names(tmp_path)), (
         "nothing is unlinked before a checkpoint names what is new"
     )
-    assert set(compacted) == set(names(tmp_path)) - before
+    assert set(named(compacted)) == set(names(tmp_path)) - before
     assert ids(store.table) == ids(table)
     same_windows(windows, drawn(store))
     kept = sorted(before)[:2]
     gone = store.release(set(kept))
     assert set(gone) == before - set(kept)
-    assert names(tmp_path) == sorted([*kept, *compacted])
+    assert names(tmp_path) == sorted([*kept, *named(compacted)])
     assert not [
         path
         for path in tmp_path.glob(".*.npy")
@@ -554,7 +666,7 @@ def test_compaction_keeps_the_living_and_what_they_draw(tmp_path, flat_bytes):
 
 def test_decay_is_not_sealed_as_sound_and_the_way_out_is_told(tmp_path):
     store = churned(tmp_path)
-    rotten = tmp_path / store.living_shards()[0]
+    rotten = tmp_path / store.living_shards()[0].name
     data = bytearray(rotten.read_bytes())
     data[len(data) // 4] ^= 4
     rotten.write_bytes(data)
@@ -591,14 +703,14 @@ def test_little_garbage_is_left_where_it_is(tmp_path):
 
 
 def test_compaction_cuts_shards_of_a_bounded_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(stores, "SHARD_BYTES", 300)
+    monkeypatch.setattr(keeper, "SHARD_BYTES", 300)
     store = churned(tmp_path, Retention("best", 9))
     windows = drawn(store)
     compacted = store.compact()
     assert len(compacted) > 2
-    assert sum(len(Shard.open(tmp_path / name).ids) for name in compacted) == 9
+    assert sum(len(Shard.open(tmp_path / ref.name).ids) for ref in compacted) == 9
     store.release(set())
-    assert names(tmp_path) == compacted
+    assert names(tmp_path) == named(compacted)
     same_windows(windows, drawn(store))
 
 
@@ -651,30 +763,26 @@ def test_a_late_reader_adopts_what_it_missed(tmp_path):
     same_windows(drawn(writer), drawn(newcomer))
 
 
-def test_following_looks_into_the_shards_that_are_new_alone(tmp_path, monkeypatch):
+def test_following_opens_the_shards_that_are_new_alone(tmp_path, monkeypatch):
     rule = Retention("best", 4)
     writer, reader = churned(tmp_path, rule), Store(tmp_path, rule, write=False).open()
     looked = []
-    point_to = Store._point_to
+    found = Store._found
     monkeypatch.setattr(
-        Store,
-        "_point_to",
-        lambda store, number: (looked.append(store._names[number]), point_to(store, number)),
+        Store, "_found", lambda store, ref: (looked.append(ref), found(store, ref))[1]
     )
     reader.follow(writer.living_shards())
     assert looked == []
     compacted = writer.compact()
     reader.follow(compacted)
     assert looked == compacted == reader.living_shards()
-    looked.clear()
-    reader.follow([name for name in names(tmp_path) if name not in compacted])  # and back again
-    assert looked and not set(compacted) & set(reader.living_shards())
+    reader.forget(writer.release(set()))
     same_windows(drawn(writer), drawn(reader))
 
 
 def test_adopting_tells_what_was_new_and_adopts_once(tmp_path):
     writer, reader = Store(tmp_path), Store(tmp_path, write=False)
-    (name,) = writer.add([episode(1), episode(2)]).shards
+    ((name, *_),) = writer.add([episode(1), episode(2)]).shards
     assert ids(reader.adopt(name)) == [(1, 0, 0), (2, 0, 0)]
     assert len(reader.adopt(name)) == 0 and len(reader.table) == 2
 
@@ -684,7 +792,7 @@ def test_a_folder_that_goes_away_while_a_shard_is_written_is_one_sentence(tmp_pa
     from bigdm_ray.replay import shard
 
     store = Store(tmp_path / "store")
-    monkeypatch.setattr(shard, "publish", lambda path, data: None)
+    monkeypatch.setattr(shard, "publish", lambda path, *data: None)
     with pytest.raises(
         RunFailed, match=r"^cannot write .* right after it was written .* may be written"
     ) as told:

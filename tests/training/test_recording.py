@@ -246,10 +246,10 @@ def same_dataset(mine, theirs):
     ]
     for one, other in zip(mine.stream(), theirs.stream(), strict=True):
         same_episode(one, other)
-        assert (one.id, one.seed, one.peers, one.version) == (
+        assert (one.id, one.seed, one.merit, one.version) == (
             other.id,
             other.seed,
-            other.peers,
+            other.merit,
             other.version,
         )
 

@@ -2,6 +2,7 @@
 
 import tracemalloc
 
+import gymnasium
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,9 +12,11 @@ from making import origin, played, same_episode
 from bigdm_ray.algorithms.base import Persistence, Policy
 from bigdm_ray.doors import door
 from bigdm_ray.envs import Signature, find_task
-from bigdm_ray.envs.signature import Leaf
-from bigdm_ray.envs.vector import Step, still
-from bigdm_ray.replay import EpisodeId
+from bigdm_ray.envs.signature import PER_EPISODE, Leaf
+from bigdm_ray.envs.vector import GymnasiumRows, Step, still
+from bigdm_ray.replay import EpisodeId, Store
+from bigdm_ray.replay.episode import is_held
+from bigdm_ray.replay.shard import encode
 from bigdm_ray.run import main
 from bigdm_ray.training.rollout import RandomPolicy, rollout
 from bigdm_ray.training.streams import rng
@@ -225,7 +228,7 @@ def test_where_it_comes_from_is_written_into_every_episode():
 
 def test_every_episode_carries_the_mean_return_of_those_played_with_it():
     episodes = played("toy-vector", 7, environments=3).episodes
-    assert {episode.peers for episode in episodes} == {
+    assert {episode.merit for episode in episodes} == {
         float(np.mean([episode.total_return for episode in episodes]))
     }
 
@@ -408,3 +411,48 @@ def test_frames_do_not_pile_up_while_a_long_episode_lasts(monkeypatch):
     assert episodes[0].observations[""][:, 0, 0, 0].tolist() == [t % 256 for t in range(301)]
     brought = sum(e.observations[""].nbytes for e in episodes)
     assert most < 1.6 * brought
+
+
+class Told(gymnasium.Env):
+    """An environment with a mission for each episode, of which one part changes although it says that none does."""
+
+    metadata = {PER_EPISODE: ["mission"]}  # noqa: RUF012
+    observation_space = gymnasium.spaces.Dict(
+        {
+            "at": gymnasium.spaces.Box(0, 9, (1,), np.float32),
+            "mission": gymnasium.spaces.Dict(
+                {"false": gymnasium.spaces.Discrete(9), "text": gymnasium.spaces.Text(5)}
+            ),
+        }
+    )
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def _seen(self):
+        mission = {"false": self._t, "text": f"go {self._goal}"}
+        return {"at": np.array([self._t], np.float32), "mission": mission}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._t, self._goal = 0, int(self.np_random.integers(9))
+        return self._seen(), {}
+
+    def step(self, action):
+        self._t += 1
+        return self._seen(), 1.0, self._t == 4, False, {}
+
+
+def test_a_mission_is_kept_once_an_episode(tmp_path):
+    env = GymnasiumRows(Told, 3, 0)
+    assert env.signature.once == {"mission/false", "mission/text"}
+    episodes = rollout(RandomPolicy(env.signature), env, {}, 8, rng(0, "play"), origin()).episodes
+    store = Store(tmp_path)
+    store.add_encoded(encode(episodes))
+    missions = set()
+    for row, e in enumerate(episodes):
+        again = store.episode(row)
+        same_episode(again, e)
+        for seen in (e.observations, again.observations):
+            assert [path for path, v in seen.items() if is_held(v)] == ["mission/text"]
+            assert seen["mission/false"].tolist() == seen["at"][:, 0].tolist() == [0, 1, 2, 3, 4]
+        missions.add(bytes(e.observations["mission/text"][0]).rstrip(b"\0"))
+    assert len(missions) > 1 and all(text.startswith(b"go ") for text in missions)
