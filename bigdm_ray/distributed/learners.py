@@ -26,7 +26,8 @@ from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay.store import ShardRef, Store
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import Run, run_from_json, task_for
-from bigdm_ray.training.learner import Learner, PeerLost, Progress
+from bigdm_ray.training.learner import Learner, Progress
+from bigdm_ray.training.parallel import PeerLost
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder
 from bigdm_ray.training.start import dataset_store

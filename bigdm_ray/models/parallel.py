@@ -1,7 +1,7 @@
 """What stands around a transformer, put on from outside of its code: compilation and mixed precision.
 
-A transformer is written for one device. Its gradients are summed over learner ranks by the learner, whatever the network is;
-every rank holds the whole network, so parameters are not sharded.
+A transformer is written for one device. How a network of any kind stands on several learner ranks
+is `training/parallel.py`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.models.transformer import Transformer
+from bigdm_ray.models.transformer import Dropout, Transformer
 
 
 def transformers(model: nn.Module) -> list[Transformer]:
     """Every Transformer in `model`."""
     return [module for module in model.modules() if isinstance(module, Transformer)]
+
+
+def drops(model: nn.Module) -> bool:
+    """Whether a Transformer in `model` drops anything when it is trained."""
+    inside = (module for found in transformers(model) for module in found.modules())
+    return any(isinstance(module, Dropout) and module.p > 0 for module in inside)
 
 
 def mixed(model: nn.Module) -> int:

@@ -1,7 +1,7 @@
 """Learner: a model, its optimizers, and the learner steps; one rank of as many as there are.
 
-Every rank draws the same global indices and fetches its share; gradients are sums that are added over ranks and then
-divided by the weight added over ranks, so two ranks equal one to rounding. With one rank there is no communication.
+Every rank draws the same global indices and fetches its share. How the ranks share a network is
+`parallel.py`; the next step's windows may be drawn while a step is taken (`ahead.py`).
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Algorithm, Batch
+from bigdm_ray.algorithms.base import Algorithm
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import RunFailed, UserError, full_memory
-from bigdm_ray.models.parallel import compiled, mixed
+from bigdm_ray.models.parallel import compiled, drops, mixed
 from bigdm_ray.replay.mixture import Mixture, Source
 from bigdm_ray.replay.store import Store
+from bigdm_ray.training.ahead import Ahead
+from bigdm_ray.training.parallel import Parallel, Replicated
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.streams import rng, seed_torch
 
@@ -49,10 +50,6 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-class PeerLost(RuntimeError):
-    """Another rank of the group is gone, or has left it: the step could not be taken."""
-
-
 @dataclass(frozen=True)
 class Progress:
     """What a call of `update` did: the learner step it reached, how many it took, and means of the metrics over them."""
@@ -77,17 +74,23 @@ class Learner:
         compile: bool = False,
         precision: str = "float32",
         mixture: Mixture | None = None,
+        parallel: Parallel | None = None,
     ) -> None:
-        """`mixture` says how often each source is drawn from; without it all are drawn from alike."""
+        """`mixture` says how often each source is drawn from; without it all are drawn from alike.
+
+        `parallel` is how the ranks share the network; without it each of them holds all of it.
+        """
         self.algorithm = algorithm
         self._signatures = signatures
         self._mixture = mixture
         self.seed = seed
         self.rank, self.world = rank, world
+        self._parallel = parallel or Replicated(world)
+        self._ahead = Ahead[dict[str, Tensor]]()
         self.device = pick_device(device)
         seed_torch(seed, "initial weights")
         self.model: nn.Module = algorithm.build(signatures).to(self.device)
-        if compile and self.device.type == "cpu" and getattr(algorithm, "dropout", 0.0) > 0:
+        if compile and self.device.type == "cpu" and drops(self.model):
             raise UserError(
                 "--machines.compile is true, but on a CPU dropout is drawn by code that is not compiled; give --algorithm.dropout 0 or a GPU"
             )
@@ -99,6 +102,7 @@ class Learner:
             raise UserError(
                 f"--machines.compile is true, but {algorithm.name} has no transformer to compile; leave it out"
             )
+        self.model = self._parallel.wrap(self.model)
         self.optimizers = algorithm.optimizers(self.model)
         self._rates = {
             name: [group["lr"] for group in optimizer.param_groups]
@@ -125,24 +129,17 @@ class Learner:
         began = time.perf_counter()
         totals: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
-        for _ in range(steps):
-            self._prepare(sources)
-            seed_torch(self.seed, "dropout", self.step, self.rank)
-            try:
-                metrics = self._step(self._draw(sources))
-            except RuntimeError as error:
-                if full_memory(error):
-                    raise RunFailed(
-                        f"a learner step of {self.algorithm.batch} windows does not fit into the memory of {self.device}; "
-                        "start anew with a smaller --algorithm.batch-size or network"
-                    ) from None
-                raise
-            for name, value in metrics.items():
-                totals[name] = totals[name] + value if name in totals else value
-                counts[name] = counts.get(name, 0) + 1
-            self.step += 1
-            if on_step is not None:
-                on_step()
+        try:
+            for left in reversed(range(steps)):
+                self._prepare(sources)
+                for name, value in self._take_step(sources, last=not left).items():
+                    totals[name] = totals[name] + value if name in totals else value
+                    counts[name] = counts.get(name, 0) + 1
+                self.step += 1
+                if on_step is not None:
+                    on_step()
+        finally:
+            self._ahead.settle()
         means = {name: float(value) / counts[name] for name, value in totals.items()}
         if bad := [name for name, value in means.items() if not math.isfinite(value)]:
             raise RunFailed(
@@ -151,36 +148,68 @@ class Learner:
             )
         return Progress(self.step, steps, means, time.perf_counter() - began)
 
+    def _take_step(self, sources: Mapping[str, Source], last: bool) -> dict[str, Tensor]:
+        """One learner step, and unless it is the last of its bout the draw of the next one begun."""
+        now, following = self.step, self.step + 1
+        seed_torch(self.seed, "dropout", now, self.rank)
+        try:
+            batch = self._ahead.take(lambda: self._draw(sources, now))
+            if not last and self._ready(sources, following):
+                self._ahead.begin(lambda: self._draw(sources, following))
+            metrics = self._step(batch)
+        except RuntimeError as error:
+            if full_memory(error):
+                raise RunFailed(
+                    f"a learner step of {self.algorithm.batch} windows does not fit into the "
+                    f"memory of {self.device}; start anew with a smaller --algorithm.batch-size "
+                    "or network"
+                ) from None
+            raise
+        self._ahead.stepped()
+        return metrics
+
+    def _ready(self, sources: Mapping[str, Source], step: int) -> bool:
+        """Whether the windows of a step can be drawn as things are: nothing is fitted or noted before."""
+        views = self.algorithm.views(self._signatures, step)
+        return (
+            self._annotated
+            and not self.algorithm.fits(step)
+            and all(store.annotated(views[name]) for name, store in _stores(sources).items())
+        )
+
     def _prepare(self, sources: Mapping[str, Source]) -> None:
         """Whole passes over the data, where they are due or what they noted holds no longer."""
-        stores = {name: source for name, source in sources.items() if isinstance(source, Store)}
-        due = self.algorithm.fits(self.step)
-        if due:
+        if self._ready(sources, self.step):
+            return
+        stores = _stores(sources)
+        if self.algorithm.fits(self.step):
             seed_torch(self.seed, "fit", self.step)
             self.algorithm.fit(self.model, stores, self.step)
-        views = self.algorithm.views(self._signatures, self.step)
-        if (
-            due
-            or not self._annotated
-            or not all(store.annotated(views[name]) for name, store in stores.items())
-        ):
-            for name, columns in self.algorithm.annotate(self.model, stores, self.step).items():
-                stores[name].annotate(columns)
-            self._annotated = True
+        for name, columns in self.algorithm.annotate(self.model, stores, self.step).items():
+            stores[name].annotate(columns)
+        self._annotated = True
 
-    def _draw(self, sources: Mapping[str, Source]) -> Batch:
+    def _draw(self, sources: Mapping[str, Source], step: int) -> dict[str, Tensor]:
+        """The batch of a step, on the CPU; from where a GPU can fetch it by itself, if it goes there."""
         mixture = self._mixture or Mixture.even(sources)
-        views = self.algorithm.views(self._signatures, self.step)
-        chance = rng(self.seed, "draw", self.step)
         windows = mixture.draw(
-            sources, views, chance, self.algorithm.batch, self.rank, self.world, self.step
+            sources,
+            self.algorithm.views(self._signatures, step),
+            rng(self.seed, "draw", step),
+            self.algorithm.batch,
+            self.rank,
+            self.world,
+            step,
         )
-        return self.algorithm.collate(windows)
+        batch = self.algorithm.collate(windows)
+        tensors = {name: torch.from_numpy(values) for name, values in batch.items()}
+        if self.device.type != "cuda":
+            return tensors
+        return {name: values.pin_memory() for name, values in tensors.items()}
 
-    def _step(self, batch: Batch) -> dict[str, Tensor]:
+    def _step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         tensors = {
-            name: torch.from_numpy(values).to(self.device, non_blocking=True)
-            for name, values in batch.items()
+            name: values.to(self.device, non_blocking=True) for name, values in batch.items()
         }
         for name, optimizer in self.optimizers.items():
             factor = self.algorithm.learning_rate_factor(self.step, name)
@@ -196,90 +225,31 @@ class Learner:
             raise RunFailed(
                 f"torch.compile cannot compile the network here ({why}); leave --machines.compile out, or install a C++ compiler"
             ) from None
-        if self.world == 1:
-            weight = loss.weight.detach()
-            (loss.sum / weight).backward()
-            metrics = {name: value / weight for name, value in loss.metrics.items()}
-        else:
-            loss.sum.backward()
-            metrics = self._reduce(loss.weight.detach(), loss.metrics)
+        metrics = self._parallel.reduce(self._parameters, loss)
         if self.algorithm.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._clipped, self.algorithm.clip_norm)
+            self._parallel.clip(self._clipped, self.algorithm.clip_norm)
         for optimizer in self.optimizers.values():
             optimizer.step()
         return metrics
 
-    def _reduce(self, weight: Tensor, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add gradients, weight and metrics over ranks in one message; divide by the weight."""
-        used_parameters = [p for p in self._parameters if p.grad is not None]
-        gradients = [p.grad for p in used_parameters if p.grad is not None]
-        flat = torch.cat(
-            [g.reshape(-1) for g in gradients] + [torch.stack([weight, *metrics.values()]).float()]
-        )
-        try:
-            dist.all_reduce(flat)
-        except RuntimeError as error:  # gloo has no class for a connection that is gone
-            if full_memory(error):
-                raise
-            raise PeerLost(f"a learner cannot reach another one: {error}") from None
-        used = len(flat) - 1 - len(metrics)
-        total = flat[used]
-        for parameter, part in zip(
-            used_parameters, flat[:used].split([p.numel() for p in used_parameters]), strict=True
-        ):
-            parameter.grad = (part / total).view_as(parameter)
-        return {name: flat[used + 1 + i] / total for i, name in enumerate(metrics)}
-
     def weights(self, incarnation: int) -> Weights:
         """The network as arrays, for actors and files."""
-        return Weights.of(self.model, (incarnation, self.step))
+        arrays = self._parallel.state(self.model, {})
+        return Weights((incarnation, self.step), {name[6:]: v for name, v in arrays.items()})
 
     # --- saving and loading
 
     def state(self) -> dict[str, np.ndarray]:
         """Network and optimizers as arrays by name: `model/NAME` and `optimizer/WHICH/INDEX/KEY`."""
-        out = {
-            f"model/{name}": value.detach().cpu().numpy().copy()
-            for name, value in self.model.state_dict().items()
-        }
-        for which, optimizer in self.optimizers.items():
-            for index, slots in optimizer.state_dict()["state"].items():
-                for key, value in slots.items():
-                    out[f"optimizer/{which}/{index}/{key}"] = (
-                        torch.as_tensor(value).detach().cpu().numpy().copy()
-                    )
-        return out
+        return self._parallel.state(self.model, self.optimizers)
 
     def load(self, state: dict[str, np.ndarray], step: int) -> None:
         """Take over what `state` gave, at learner step `step`. Raises UserError for arrays that do not fit."""
-        Weights(
-            (0, step), {name[6:]: v for name, v in state.items() if name.startswith("model/")}
-        ).into(self.model)
-        for which, optimizer in self.optimizers.items():
-            slots: dict[int, dict[str, Tensor]] = {}
-            for name, value in state.items():
-                kind, *rest = name.split("/")
-                if kind == "optimizer" and rest[0] == which:
-                    slots.setdefault(int(rest[1]), {})[rest[2]] = torch.from_numpy(np.array(value))
-            _check_slots(which, optimizer, slots)
-            whole = optimizer.state_dict()
-            optimizer.load_state_dict({"state": slots, "param_groups": whole["param_groups"]})
+        self._parallel.load(state, self.model, self.optimizers)
         self.step = step
         self._annotated = False
 
 
-def _check_slots(
-    which: str, optimizer: torch.optim.Optimizer, slots: dict[int, dict[str, Tensor]]
-) -> None:
-    """Raise UserError unless all parameters have the same slots, each a scalar or of their shape."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    fit = len({frozenset(slot) for slot in slots.values()}) <= 1 and all(
-        0 <= index < len(parameters) and (not value.ndim or value.shape == parameters[index].shape)
-        for index, slot in slots.items()
-        for value in slot.values()
-    )
-    if not fit:
-        raise UserError(
-            f"the state of the optimizer {which!r} does not fit the network: it is damaged, or "
-            "belongs to another algorithm, task or size; remove that checkpoint"
-        )
+def _stores(sources: Mapping[str, Source]) -> dict[str, Store]:
+    """Those of the sources that hold episodes, over which there can be whole passes."""
+    return {name: source for name, source in sources.items() if isinstance(source, Store)}

@@ -19,13 +19,20 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
-from torch import nn
+from torch import Tensor, nn
 
 from bigdm_ray.errors import UserError
 from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.shard import publish
 
 SCHEMA_VERSION = 1
+
+
+def array_of(values: Tensor) -> np.ndarray:
+    """A copy of a tensor on the CPU, copied once."""
+    here = values.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    out: np.ndarray = here.numpy()
+    return out
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,7 @@ class Weights:
     def of(model: nn.Module, version: tuple[int, int]) -> Weights:
         """A copy of the model's state on the CPU."""
         return Weights(
-            version,
-            {
-                name: value.detach().cpu().numpy().copy()
-                for name, value in model.state_dict().items()
-            },
+            version, {name: array_of(value) for name, value in model.state_dict().items()}
         )
 
     def into(self, model: nn.Module) -> None:
@@ -61,7 +64,10 @@ class Weights:
                     f"these weights do not fit the network: {name!r} is {list(self.arrays[name].shape)} where {list(target.shape)} is "
                     "expected; they belong to another algorithm, task or size"
                 )
-            target.copy_(torch.from_numpy(np.array(self.arrays[name])))
+            if target.device.type == "cpu":  # arrays that came by Ray are read-only
+                np.copyto(target.numpy(), self.arrays[name], casting="unsafe")
+            else:
+                target.copy_(torch.from_numpy(np.array(self.arrays[name])))
 
     def save(self, path: Path) -> None:
         """Write them as safetensors, whole or not at all. Raises RunFailed on a full disk."""

@@ -21,7 +21,7 @@ def test_a_step_is_on_the_penalised_double_q_error(tmp_path):
     algorithm = Dcql(hidden=(16,), penalty=0.5, batch_size=32)
     learner = Learner(algorithm, {"toy-vector": find_task("toy-vector").signature()}, 1)
     learner._prepare({"toy-vector": store})
-    batch = {name: torch.from_numpy(v) for name, v in learner._draw({"toy-vector": store}).items()}
+    batch = learner._draw({"toy-vector": store}, 0)
     assert batch["terminated"].any()
     with torch.no_grad():
         model, errors, gaps = learner.model, [], []

@@ -118,9 +118,7 @@ def test_the_gradient_is_the_sum_over_the_weight(store):
 
     learner = learner_of(small(Plain))
     before = [p.detach().clone() for p in learner.model.parameters()]
-    batch = {
-        name: torch.from_numpy(values) for name, values in learner._draw({TASK: store}).items()
-    }
+    batch = learner._draw({TASK: store}, 0)
     loss = learner.algorithm.loss(learner.model, batch, 0)
     gradients = torch.autograd.grad(loss.sum / loss.weight, list(learner.model.parameters()))
     learner.update({TASK: store}, 1)
@@ -355,8 +353,8 @@ def test_two_ranks_equal_one_to_rounding(algorithm, tmp_path):
 
 def test_the_ranks_draw_one_batch_between_them(store):
     """Without a process group: what each rank would fetch, put together, is what one rank draws."""
-    whole = learner_of()._draw({TASK: store})
-    parts = [learner_of(rank=rank, world=3)._draw({TASK: store}) for rank in range(3)]
+    whole = learner_of()._draw({TASK: store}, 0)
+    parts = [learner_of(rank=rank, world=3)._draw({TASK: store}, 0) for rank in range(3)]
     for name, values in whole.items():
         np.testing.assert_array_equal(
             values, np.concatenate([part[name] for part in parts]), err_msg=name
