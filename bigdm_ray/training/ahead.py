@@ -1,4 +1,4 @@
-"""Drawing ahead: the windows of the next step are drawn in a thread while the learner takes this one.
+"""Drawing ahead: the next step's windows are drawn in a thread while the learner takes this one.
 
 What a step draws is a pure function of the step and of what the sources hold. So it does not matter
 when and where it is drawn, as long as nothing is added, fitted or noted in between; the learner
@@ -50,7 +50,7 @@ class Trial:
         return self._faster
 
     def note(self, ahead: bool | None, seconds: float, drawing: float) -> None:
-        """A step has been taken in one of the two ways (None: in neither), `drawing` of it waiting for its windows."""
+        """A step was taken in one of the two ways (None: in neither); `drawing` is its wait for windows."""
         if self._step >= 0 and ahead is not None:
             self._seconds[ahead].append(seconds)
             if not ahead:
@@ -71,7 +71,7 @@ class Trial:
 
 
 class Ahead(Generic[T]):
-    """Gives a step its draw, from the thread where it was begun there. The thread ends with this object."""
+    """Gives a step its draw, from the thread where it was begun there; it ends with this object."""
 
     def __init__(self) -> None:
         self.trial = Trial()
@@ -82,7 +82,7 @@ class Ahead(Generic[T]):
         self._threaded = False
 
     def take(self, draw: Callable[[], T]) -> T:
-        """What `begin` has begun, or `draw()` where it has not. What was raised there is raised here."""
+        """What `begin` has begun, or else `draw()`. What was raised in the thread is raised here."""
         self._began = time.perf_counter()
         pending = self._pending
         self._threaded = pending is not None
@@ -91,11 +91,15 @@ class Ahead(Generic[T]):
         self._waited = time.perf_counter() - self._began
         return drawn
 
+    @property
+    def wanted(self) -> bool:
+        """Whether the thread is to draw for the next step, if that can be drawn as things are."""
+        return self.trial.ahead
+
     def begin(self, draw: Callable[[], T]) -> None:
-        """Draw for the step after this one in the thread, if that pays."""
-        if self.trial.ahead:
-            self._thread = self._thread or ThreadPoolExecutor(1, "draw")
-            self._pending = self._thread.submit(draw)
+        """Draw for the step after this one in the thread."""
+        self._thread = self._thread or ThreadPoolExecutor(1, "draw")
+        self._pending = self._thread.submit(draw)
 
     def stepped(self) -> None:
         """The step that has taken its draw is done."""
@@ -104,7 +108,7 @@ class Ahead(Generic[T]):
         self.trial.note(way, time.perf_counter() - self._began, self._waited)
 
     def settle(self) -> None:
-        """Wait until nothing is being drawn, and forget what was: from here on sources may change."""
+        """Wait until nothing is being drawn, and forget what was: sources may change from here on."""
         if self._pending is not None:
             wait([self._pending])
             self._pending = None

@@ -149,12 +149,12 @@ class Learner:
         return Progress(self.step, steps, means, time.perf_counter() - began)
 
     def _take_step(self, sources: Mapping[str, Source], last: bool) -> dict[str, Tensor]:
-        """One learner step, and unless it is the last of its bout the draw of the next one begun."""
+        """One learner step. Unless it is the `last` of its bout, the next draw may begin beside it."""
         now, following = self.step, self.step + 1
         seed_torch(self.seed, "dropout", now, self.rank)
         try:
             batch = self._ahead.take(lambda: self._draw(sources, now))
-            if not last and self._ready(sources, following):
+            if not last and self._ahead.wanted and self._ready(sources, following):
                 self._ahead.begin(lambda: self._draw(sources, following))
             metrics = self._step(batch)
         except RuntimeError as error:
@@ -169,7 +169,7 @@ class Learner:
         return metrics
 
     def _ready(self, sources: Mapping[str, Source], step: int) -> bool:
-        """Whether the windows of a step can be drawn as things are: nothing is fitted or noted before."""
+        """Whether a step can be drawn as things are: nothing is fitted or noted before it."""
         views = self.algorithm.views(self._signatures, step)
         return (
             self._annotated
@@ -190,7 +190,7 @@ class Learner:
         self._annotated = True
 
     def _draw(self, sources: Mapping[str, Source], step: int) -> dict[str, Tensor]:
-        """The batch of a step, on the CPU; from where a GPU can fetch it by itself, if it goes there."""
+        """The batch of a step, on the CPU; in pinned memory if it goes to a GPU."""
         mixture = self._mixture or Mixture.even(sources)
         windows = mixture.draw(
             sources,

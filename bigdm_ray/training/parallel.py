@@ -1,4 +1,4 @@
-"""How one network stands on several learner ranks: what is put around it, how gradients meet, what is saved.
+"""How one network stands on several learner ranks: how gradients meet, and what is saved.
 
 A `Parallel` value has these verbs; the learner takes its steps with them and knows nothing of ranks
 beside. `Replicated` is data parallelism: every rank holds the whole network, and gradients are sums
@@ -36,7 +36,7 @@ class Parallel(Protocol):
         """The network as this rank holds it; its optimizers are made after this."""
 
     def reduce(self, parameters: Sequence[nn.Parameter], loss: Loss) -> dict[str, Tensor]:
-        """Put the gradients of the mean loss over all ranks into `parameters`; means of the metrics.
+        """Put the gradients of the mean loss over all ranks into `parameters`; mean metrics.
 
         Raises PeerLost where another rank is gone.
         """
@@ -118,7 +118,7 @@ class Replicated:
 def _check_slots(
     which: str, optimizer: torch.optim.Optimizer, slots: dict[int, dict[str, Tensor]]
 ) -> None:
-    """Raise UserError unless all parameters have the same slots, each a scalar or of their shape."""
+    """Raise UserError unless all parameters have the same slots, scalars or of their shape."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     fit = len({frozenset(slot) for slot in slots.values()}) <= 1 and all(
         0 <= index < len(parameters) and (not value.ndim or value.shape == parameters[index].shape)

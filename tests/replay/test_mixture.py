@@ -1,4 +1,4 @@
-"""Mixture: shares within chance, one batch in all, the same on all ranks; one source is drawn as it is alone."""
+"""Mixture: shares within chance, the same on all ranks; one source is drawn as it is alone."""
 
 import numpy as np
 import pytest

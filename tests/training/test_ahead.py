@@ -1,4 +1,4 @@
-"""Drawing ahead changes nothing but the time: same bits, never past a fit or the end of a bout, errors and signals come out."""
+"""Drawing ahead: same bits, never past a fit or the end of a bout; errors and signals come out."""
 
 import dataclasses
 import gc
@@ -39,7 +39,7 @@ def always(monkeypatch):
 
 
 class Watched:
-    """A source in front of a store that notes which thread draws for which step, and may do something first."""
+    """A source in front of a store: it notes which thread draws for a step, and may act first."""
 
     def __init__(self, store, before=lambda step: None):
         self._store, self._before, self.drawn = store, before, []
