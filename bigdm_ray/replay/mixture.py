@@ -41,7 +41,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Mixture:
-    """How often each source is drawn from, by name: windows come from it in proportion to its weight.
+    """How often each source is drawn from, by name: its share of the windows is that of its weight.
 
     Only the ratio of the weights counts. A weight of 0 is a source that is never drawn from. Raises
     UserError for weights that are no shares.

@@ -50,7 +50,7 @@ class Trial:
         return self._faster
 
     def note(self, ahead: bool | None, seconds: float, drawing: float) -> None:
-        """A step was taken in one of the two ways (None: in neither); `drawing` is its wait for windows."""
+        """A step was taken in one of the ways (None: neither); `drawing` of it went to windows."""
         if self._step >= 0 and ahead is not None:
             self._seconds[ahead].append(seconds)
             if not ahead:
@@ -82,7 +82,7 @@ class Ahead(Generic[T]):
         self._threaded = False
 
     def take(self, draw: Callable[[], T]) -> T:
-        """What `begin` has begun, or else `draw()`. What was raised in the thread is raised here."""
+        """What `begin` has begun, else `draw()`. What was raised in the thread is raised here."""
         self._began = time.perf_counter()
         pending = self._pending
         self._threaded = pending is not None
@@ -108,7 +108,7 @@ class Ahead(Generic[T]):
         self.trial.note(way, time.perf_counter() - self._began, self._waited)
 
     def settle(self) -> None:
-        """Wait until nothing is being drawn, and forget what was: sources may change from here on."""
+        """Wait until nothing is being drawn, and forget what was: sources may change after it."""
         if self._pending is not None:
             wait([self._pending])
             self._pending = None

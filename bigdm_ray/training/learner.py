@@ -149,7 +149,7 @@ class Learner:
         return Progress(self.step, steps, means, time.perf_counter() - began)
 
     def _take_step(self, sources: Mapping[str, Source], last: bool) -> dict[str, Tensor]:
-        """One learner step. Unless it is the `last` of its bout, the next draw may begin beside it."""
+        """One learner step; but for the `last` of a bout, the next draw may begin beside it."""
         now, following = self.step, self.step + 1
         seed_torch(self.seed, "dropout", now, self.rank)
         try:

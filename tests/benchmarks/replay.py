@@ -2,10 +2,14 @@
 
     python -m tests.benchmarks.replay
     python -m tests.benchmarks.replay --gib 12 --where /var/tmp     a dataset of that size, drawn warm and cold, 256 MiB of it in memory
+    python -m tests.benchmarks.replay --ahead [--repeats 5]         only learner steps, drawn ahead and not
 
 Hopper's shapes (11 observations, 3 actions), 1,000 episodes of 1,000 steps in memory-mapped shards; batches of 64
 windows of 20 steps with returns-to-go, as a decision transformer draws them. What must not grow with the episodes that
 live: adding, following, merging.
+
+Draws ahead: behavioural cloning on Hopper's shapes and on pictures, flat and from 50 shards, and a
+decision transformer. Bouts that never draw ahead, that always do, and that try, in turns.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from bigdm_ray.replay import Episode, EpisodeId, Retention, Store, Table, View
 from bigdm_ray.replay.living import Living
 from bigdm_ray.replay.rotating import RotatingStore
 from bigdm_ray.replay.shard import Shard
-from tests.benchmarks.common import header, measure, row
+from tests.benchmarks.common import header, in_turns, measure, row
 
 
 def episodes(count: int, steps: int, round: int = 0) -> list[Episode]:
@@ -191,14 +195,90 @@ def large(folder: Path, gib: float, view: View) -> None:
     )
 
 
+def pictures(count: int, steps: int, round: int = 0) -> list[Episode]:
+    """Random episodes in Atari's shapes."""
+    chance = np.random.default_rng(round)
+    return [
+        Episode(
+            {"": chance.integers(0, 256, (steps + 1, 1, 84, 84), np.uint8)},
+            {"": chance.integers(0, 4, steps, np.int32)},
+            chance.standard_normal(steps, np.float32),
+            True,
+            EpisodeId(round, 0, i),
+            "breakout",
+        )
+        for i in range(count)
+    ]
+
+
+def ahead(folder: Path, repeats: int) -> None:
+    """Learner steps that draw ahead never, always, and where it pays."""
+    from unittest import mock
+
+    from bigdm_ray.algorithms.base import find_algorithm
+    from bigdm_ray.envs import find_task
+    from bigdm_ray.training.ahead import Trial
+    from bigdm_ray.training.learner import Learner
+
+    for name, made in (("hopper", episodes), ("breakout", pictures)):
+        writer = Store(folder / name, flat_bytes=0)
+        for round in range(50):
+            writer.add(made(1, 1000 if name == "hopper" else 200, round))
+    small = {"channels": (4, 4), "hidden": (32,)}
+    cases: list[tuple[str, str, str, dict[str, object], int, int]] = [
+        ("cloning, Hopper, flat", "bc", "hopper", {}, 256 << 20, 100),
+        ("cloning, Hopper, from 50 shards", "bc", "hopper", {}, 0, 50),
+        ("dt, Hopper, flat", "dt", "hopper", {"width": 64, "layers": 1}, 256 << 20, 10),
+        ("cloning, pictures, small network", "bc", "breakout", small, 256 << 20, 20),
+        ("cloning, pictures, from 50 shards", "bc", "breakout", small, 0, 20),
+    ]
+    print(f"{'seconds a step':<36} {'drawing':>8} {'':>9} {'never':>8} {'always':>8} {'tried':>8}")
+    for what, kind, task, settings, flat, steps in cases:
+        store = Store(folder / task, flat_bytes=flat, write=False).open()
+        learners = [
+            Learner(find_algorithm(kind)(**settings), {task: find_task(task).signature()}, 1)
+            for _ in range(3)
+        ]
+
+        def bout(way: int) -> None:
+            forced = mock.patch.object(Trial, "ahead", bool(way))
+            with forced if way < 2 else mock.MagicMock():
+                learners[way].update({task: store}, steps)  # noqa: B023  # called in this turn
+
+        def draws() -> None:
+            for step in range(steps):  # noqa: B023
+                learners[0]._draw({task: store}, step)  # noqa: B023
+
+        for _ in range(80 // steps + 1):  # the trial has ended
+            bout(2)
+        sides = {str(way): lambda way=way: bout(way) for way in range(3)} | {"draws": draws}
+        spent = in_turns(sides, repeats, 1)
+        for clock in (0, 1):
+            drawing, never, *others = (
+                spent[side].medians[clock] / steps for side in ("draws", "0", "1", "2")
+            )
+            print(
+                f"{'' if clock else what:<36} {drawing / never:>7.0%} {['CPU', 'wall'][clock]:>9}"
+                f" {never:>8.5f} {others[0]:>8.5f} {others[1]:>8.5f}"
+                f"   {never / others[0]:.2f}, {never / others[1]:.2f} times never's"
+                f"{', ahead' if clock and learners[2]._ahead.wanted else ''}"
+            )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument(
         "--gib", type=float, default=0.0, help="also draw from a dataset of this size"
     )
     parser.add_argument("--where", default=".", help="where temporary files go")
+    parser.add_argument("--ahead", action="store_true", help="only draws ahead")
+    parser.add_argument("--repeats", type=int, default=5, help="bouts of each way, with --ahead")
     given = parser.parse_args()
     header()
+    if given.ahead:
+        with tempfile.TemporaryDirectory(dir=given.where) as name:
+            ahead(Path(name), given.repeats)
+        raise SystemExit
     view = View(length=20, weight="length", pad="left", columns=("returns_to_go",))
     with tempfile.TemporaryDirectory(dir=given.where) as name:
         folder = Path(name)
