@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.replay
     python -m tests.benchmarks.replay --gib 12 --where /var/tmp     a dataset of that size, drawn warm and cold, 256 MiB of it in memory
-    python -m tests.benchmarks.replay --ahead [--repeats 5]         only learner steps, drawn ahead and not
+    python -m tests.benchmarks.replay --ahead [--repeats 5]     only learner steps, drawn ahead or not
 
 Hopper's shapes (11 observations, 3 actions), 1,000 episodes of 1,000 steps in memory-mapped shards; batches of 64
 windows of 20 steps with returns-to-go, as a decision transformer draws them. What must not grow with the episodes that
