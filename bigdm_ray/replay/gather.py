@@ -214,14 +214,16 @@ def gather(
     What holds for its whole episode lies at `number`.
     """
     at = start + timesteps
-    still = np.zeros_like(timesteps)
 
     def seen(steps: np.ndarray) -> Arrays:
         out = {
             path: _observed(view, leaf, seen_start, steps) for path, leaf in observations.items()
         }
+        if not held:
+            return out
+        still = np.zeros_like(steps)
         out |= {path: _observed(view, leaf, number, still) for path, leaf in held.items()}
-        return dict(sorted(out.items())) if held else out
+        return dict(sorted(out.items()))
 
     return Windows(
         seen(timesteps),

@@ -71,7 +71,7 @@ class Living:
     def rows(self, positions: np.ndarray) -> np.ndarray:
         """The rows of positions of the table."""
         if not self._holes:
-            return positions + self._low
+            return positions + self._low if self._low else positions
         assert self.table is not None and self._view is not None
         found: np.ndarray = self._view.rows[positions]
         return found

@@ -15,7 +15,6 @@ opening, compacting and annotating.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,20 +118,25 @@ class Store(Keeper):
         `turn` counts draws: a store that draws from some of its shards at a time knows from it which.
         """
         positions, steps = self._rows(view, rng, size, turn)
-        reached = view.reached(steps, self.table.lengths[positions], rng)
-        share = slice(rank * size // world, (rank + 1) * size // world)
-        positions, steps, reached = positions[share], steps[share], reached[share]
         lengths = self.table.lengths[positions]
+        reached = view.reached(steps, lengths, rng)
+        if world > 1:
+            share = slice(rank * size // world, (rank + 1) * size // world)
+            positions, steps, lengths = positions[share], steps[share], lengths[share]
+            reached = reached[share]
         timesteps, mask = view.span(steps, lengths)
-        mask &= timesteps < reached[:, None]
+        if view.hindsight:
+            mask &= timesteps < reached[:, None]
         windows = self._fetch(view, positions, timesteps)
         noted = {
             name: self._annotations[name].take(self._starts[positions][:, None] + timesteps)
             for name in view.annotations
         }
         if not mask.all():
+            empty = ~mask
             for values in (*leaves_of(windows), *noted.values()):
-                values[~mask] = 0
+                values[empty] = 0
+            timesteps = np.where(mask, timesteps, 0)
         ends = (
             mask & self._terminated(positions)[:, None] & (timesteps == lengths[:, None] - 1)
             if view.terminals
@@ -144,13 +148,17 @@ class Store(Keeper):
                 View(stack=view.stack, next_observation=True), positions, reached[:, None] - 1
             ).next_observations
             goals = {path: values[:, 0] for path, values in after.items()}
-        return replace(
-            windows,
-            mask=mask,
-            timesteps=np.where(mask, timesteps, 0),
-            annotations=noted,
-            terminated=ends,
-            goals=goals,
+        return Windows(
+            windows.observations,
+            windows.actions,
+            windows.rewards,
+            mask,
+            timesteps,
+            windows.columns,
+            windows.next_observations,
+            noted,
+            ends,
+            goals,
         )
 
     def _terminated(self, positions: np.ndarray) -> np.ndarray:
@@ -203,7 +211,7 @@ class Store(Keeper):
 
     def _fetch_flat(self, view: View, positions: np.ndarray, timesteps: np.ndarray) -> Windows:
         flat = self._flat
-        start = self._places(positions)[:, 2][:, None]
+        start = self._living.column("place")[self._living.rows(positions), 2][:, None]
         return gather(
             view,
             timesteps,

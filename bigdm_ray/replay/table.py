@@ -79,6 +79,7 @@ class Table:
         size = 0 if lengths is None else len(lengths)
         self.floor = floor
         self._size = size
+        self._noted: dict[Any, np.ndarray] = {}
         self._made = {
             "ids": np.zeros((size, 3), np.int64) if ids is None else ids,
             "returns": np.zeros(size) if returns is None else returns,
@@ -113,6 +114,12 @@ class Table:
         if name not in self._made:
             self._made[name] = self._column(name)
         return self._made[name]
+
+    def noted(self, key: Any, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """What `make` says of this table, which is asked for often and made once."""
+        if key not in self._noted:
+            self._noted[key] = make()
+        return self._noted[key]
 
     @property
     def ids(self) -> np.ndarray:

@@ -60,6 +60,9 @@ class View:
 
     def eligible(self, table: Table) -> np.ndarray:
         """Positions in `table` of the episodes that may be drawn, ascending. [e] int64"""
+        return table.noted((self.best, self.above), lambda: self._eligible(table))
+
+    def _eligible(self, table: Table) -> np.ndarray:
         rows = np.arange(len(table))
         if self.best < 1.0 and len(table):
             held = np.cumsum(table.lengths[table.by_return])
@@ -85,7 +88,11 @@ class View:
                 np.int64
             )
         else:
-            ends = table.ends if among is None else np.cumsum(lengths)
+            ends = (
+                table.ends
+                if among is None
+                else table.noted((self.best, self.above, "ends"), lambda: np.cumsum(lengths))
+            )
             flat = rng.integers(0, ends[-1], size)
             chosen = np.searchsorted(ends, flat, side="right")
             steps = flat - (ends[chosen] - lengths[chosen])
