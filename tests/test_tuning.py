@@ -167,3 +167,19 @@ def test_the_door_refuses_what_it_cannot_do(tuning: ModuleType, tmp_path: Path):
     ):
         with pytest.raises(UserError, match=word):
             tuning.main(arguments)
+
+
+def test_a_sweep_that_is_stopped_says_so_and_has_the_code_of_its_signal(
+    tuning: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Tune ends at Ctrl-C by itself, with trials that have not ended; other signals come through."""
+
+    def cut_short(*_: object, **__: object) -> list[dict[str, Any]]:
+        raise KeyboardInterrupt
+
+    for stopped in (cut_short, lambda *_, **__: []):
+        monkeypatch.setattr(tuning, "sweep", stopped)
+        assert tuning.main(["--folder", str(tmp_path), "--samples", "2"]) == 130
+        assert (
+            capsys.readouterr().err == "stopped before its end; the same command goes on with it\n"
+        )

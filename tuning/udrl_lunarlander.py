@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from bigdm_ray import stopping
 from bigdm_ray.distributed.cluster import cluster
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.errors import UserError
@@ -297,13 +298,19 @@ def main(arguments: list[str]) -> int:
         str(given.env_steps),
     ]
     base = configure("udrl", given.task, flags)
-    rows = sweep(
-        base, given.folder, samples=given.samples, rungs=rungs, concurrent=given.concurrent
-    )
-    print(table(rows))
-    print(f"table: {given.folder / 'table.json'}")
+    many = {"samples": given.samples, "concurrent": given.concurrent}
+    try:
+        rows = sweep(base, given.folder, rungs=rungs, **many)
+    except (
+        KeyboardInterrupt
+    ):  # Tune itself ends a sweep at Ctrl-C, and what it has come to is shown
+        rows = []
+    else:
+        print(table(rows))
+        print(f"table: {given.folder / 'table.json'}")
     if len(rows) < given.samples or any(r["state"] == "unfinished" for r in rows):
         print("stopped before its end; the same command goes on with it", file=sys.stderr)
+        return stopping.code()
     return 0
 
 
