@@ -113,6 +113,45 @@ def pickle_violations(source):
 FILES = files()
 
 
+def arrows():
+    """Which modules of the package each imports: at its head, in functions and for type checking."""
+    known = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(REPOSITORY).with_suffix("").parts
+        known[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    found = {}
+    for module, path in known.items():
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                names |= inner & known.keys() or {node.module}
+        found[module] = (names & known.keys()) - {module}
+    return found
+
+
+def circle(arrows):
+    """Modules that lead from one of them back to it, in turn; empty where there is no circle."""
+    left = {module: set(others) for module, others in arrows.items()}
+    while free := [module for module, others in left.items() if not others & left.keys()]:
+        for module in free:
+            del left[module]
+    way = [min(left)] if left else []
+    while way and way[-1] not in way[:-1]:
+        way.append(min(left[way[-1]] & left.keys()))
+    return way[way.index(way[-1]) :] if way else []
+
+
+def test_no_file_of_the_package_leads_back_to_itself():
+    assert circle({"a": {"b"}, "b": {"c", "d"}, "c": {"b"}, "d": set()}) == ["b", "c", "b"]
+    assert not circle({"a": {"b", "c"}, "b": {"c"}, "c": set()})
+    found = arrows()
+    assert len(found) > 100 and any(len(others) > 5 for others in found.values())
+    assert not circle(found)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_a_file_keeps_to_its_floor(path):
     folder, source = FILES[path], path.read_text()

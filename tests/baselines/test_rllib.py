@@ -1,5 +1,6 @@
 """PPO, SAC, CQL, IQL and MARWIL of RLlib: our run folder, their training, the same actions."""
 
+import inspect
 import re
 import sys
 
@@ -12,7 +13,8 @@ from making import same_arrays
 import bigdm_ray.distributed  # noqa: F401  (settles how Ray is imported, before RLlib does it)
 from bigdm_ray.baselines.actor import plain_leaves
 from bigdm_ray.baselines.base import prefixed, to_unit
-from bigdm_ray.baselines.rllib import MODULE, Cql, Iql, Marwil, Ppo, Sac
+from bigdm_ray.baselines.rllib import Cql, Iql, Marwil, Ppo, Sac
+from bigdm_ray.baselines.rllib.inner import MODULE
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError, install
 from bigdm_ray.formats.dataset import Dataset
@@ -256,8 +258,31 @@ def test_runners_may_be_processes_of_their_own(tmp_path):
 # --- what RLlib is given
 
 
+def test_the_inner_parts_of_rllib_are_where_they_are_looked_for(trainers):
+    """What a new version of Ray may move without a word: `inner.py` and `modules.py` rest on it."""
+    from ray.rllib.algorithms.cql.torch.default_cql_torch_rl_module import DefaultCQLTorchRLModule
+    from ray.rllib.algorithms.iql.torch.default_iql_torch_rl_module import DefaultIQLTorchRLModule
+    from ray.rllib.algorithms.sac.sac_catalog import SACCatalog
+    from ray.rllib.core.learner.learner import Learner
+
+    assert "_no_metrics_reduce" in inspect.signature(Learner.update).parameters
+    assert callable(SACCatalog._build_qf_encoder_continuous)
+    for kind in (DefaultCQLTorchRLModule, DefaultIQLTorchRLModule):
+        assert callable(kind._forward_train) and callable(kind._qf_forward_train_helper)
+    for name, task, part in (
+        ("ppo", "toy-vector", inner.kl_coefficient),
+        ("sac", "toy-continuous", inner.temperature),
+        ("cql", "toy-continuous", inner.temperature),
+        ("marwil", "toy-vector", inner.squared_advantage),
+    ):
+        trainer = trainers(name, task, 250)
+        assert part(trainer.learner).numel() == 1
+        assert trainer.learner.TOTAL_LOSS_KEY and trainer.step(250).metrics["train/loss"]
+        assert not inner.take_metrics(trainer.learner).get("num_module_steps_trained")
+
+
 def test_environments_begin_again_at_the_next_step_and_scale_their_actions():
-    from bigdm_ray.baselines.rllib_trainer import environments
+    from bigdm_ray.baselines.rllib.playing import environments
 
     rows, env = (
         environments("toy-continuous", "ppo", 2, 5, None),
@@ -348,7 +373,7 @@ class Piece:
 
 
 def test_a_ring_keeps_the_newest_steps_and_is_saved_in_their_order():
-    from bigdm_ray.baselines.rllib_trainer import Ring
+    from bigdm_ray.baselines.rllib.sac import Ring
 
     ring = Ring(10, 1, 1)
     for first, count in ((0, 4), (4, 3), (7, 6)):
