@@ -38,7 +38,7 @@ def tuning() -> Iterator[ModuleType]:
 
 
 def test_the_paper_s_preset_lies_within_the_paper_s_grid(tuning: ModuleType) -> None:
-    named = Udrl.presets()["lunarlander"]["paper"]
+    named = Udrl.presets["lunarlander"]["paper"]
     assert len(named) == len(tuning.GRID)
     for name, values in tuning.GRID.items():
         value = named[f"algorithm.{name}"]

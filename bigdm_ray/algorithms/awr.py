@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Columns, Loss, Prelude
+from bigdm_ray.algorithms.base import Columns, Loss, Prelude, Presets
 from bigdm_ray.algorithms.bc import Actor, Imitation, acted_on, only_task, steps_of
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.models.networks import Encoder
@@ -83,11 +83,44 @@ class ActorCritic(nn.Module):
         self.frozen.load_state_dict(self.critic.state_dict())
 
 
+SCORED: dict[str, Any] = {"evaluations.mode": "mean"}
+RATES = {
+    "lunarlander": 5e-4,
+    "hopper": 1e-4,
+    "halfcheetah": 5e-5,
+    "walker2d": 2.5e-5,
+    "ant": 5e-5,
+    "humanoid": 1e-5,
+}
+PAPER = SCORED | {"algorithm.optimizer": "sgd", "algorithm.critic_stepsize": 0.01}
+BODIES = {
+    "algorithm.standardised_steps": 176_000
+}  # 300,000 samples, of which 2,048 owe 1,200 learner steps; LunarLander 100,000
+MORE: dict[str, dict[str, Any]] = dict.fromkeys(RATES, BODIES) | {
+    "ant": BODIES | {"algorithm.action_std": 0.2}
+}
+MORE["lunarlander"] = {
+    "algorithm.standardised_steps": 58_000,
+    "algorithm.action_l2_weight": 0.001,
+}
+KNOWN = {
+    task: {
+        "default": SCORED,
+        "paper": PAPER | {"algorithm.actor_stepsize": rate} | MORE[task],
+    }
+    for task, rate in RATES.items()
+}
+PRESETS: Presets = KNOWN | {"*": {"default": SCORED}}
+"""`paper` is the official configuration (xbpeng/awr, awr_configs.py). The fixed deviation is for
+exploring: scores are those of the mean."""
+
+
 @dataclass(frozen=True)
 class Awr(Imitation):
     """Hyperparameters of AWR; the names are those of the official configuration."""
 
     name: ClassVar[str] = "awr"
+    presets: ClassVar[Presets] = PRESETS
     online: ClassVar[bool] = True
     offline_steps: ClassVar[int] = 60_000
     played_preset: ClassVar[str] = "paper"
@@ -228,38 +261,6 @@ class Awr(Imitation):
     def owed(self, env_steps: int, episodes: int) -> int:
         """A turn for each `samples_per_iteration` environment steps."""
         return self.turn * (env_steps // self.samples_per_iteration)
-
-    @classmethod
-    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """`paper` is the official configuration (xbpeng/awr, awr_configs.py). The fixed deviation is for exploring: scores are those of the mean."""
-        scored: dict[str, Any] = {"evaluations.mode": "mean"}
-        rates = {
-            "lunarlander": 5e-4,
-            "hopper": 1e-4,
-            "halfcheetah": 5e-5,
-            "walker2d": 2.5e-5,
-            "ant": 5e-5,
-            "humanoid": 1e-5,
-        }
-        paper = scored | {"algorithm.optimizer": "sgd", "algorithm.critic_stepsize": 0.01}
-        bodies = {
-            "algorithm.standardised_steps": 176_000
-        }  # 300,000 samples, of which 2,048 owe 1,200 learner steps; LunarLander 100,000
-        more: dict[str, dict[str, Any]] = dict.fromkeys(rates, bodies) | {
-            "ant": bodies | {"algorithm.action_std": 0.2}
-        }
-        more["lunarlander"] = {
-            "algorithm.standardised_steps": 58_000,
-            "algorithm.action_l2_weight": 0.001,
-        }
-        known = {
-            task: {
-                "default": scored,
-                "paper": paper | {"algorithm.actor_stepsize": rate} | more[task],
-            }
-            for task, rate in rates.items()
-        }
-        return known | {"*": {"default": scored}}
 
 
 ALGORITHM = Awr

@@ -42,6 +42,10 @@ row. Rows of it are taken (`take`) and put (`put`), and so they join and leave."
 Prompts = Sequence[Episode | None]
 """What each row is shown before it acts: a demonstration, or nothing."""
 
+Presets = Mapping[str, Mapping[str, dict[str, Any]]]
+"""Task -> name -> flags (`algorithm.learning_rate`) that differ from the defaults; the task `*` is
+every other one."""
+
 FOLDERS = ("algorithms", "baselines")
 """Where algorithms are found."""
 
@@ -227,6 +231,8 @@ class Algorithm(ABC):
     """Hyperparameters that a trained network can be given other values of when it acts."""
     own_update: ClassVar[bool] = False
     """Whether `update` takes the learner step instead of a descent on `loss`: methods that bootstrap."""
+    presets: ClassVar[Presets] = {}
+    """Settings for known tasks: a table beside the algorithm."""
     played_preset: ClassVar[str] = "default"
     """The preset of a run that plays and names none, where the task has it; on a dataset that is always `default`."""
 
@@ -375,11 +381,6 @@ class Algorithm(ABC):
 
     def evaluation_command(self, table: Table) -> dict[str, float]:
         """The command that the policy is scored with. None by default."""
-        return {}
-
-    @classmethod
-    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """Task -> preset name -> flags (`algorithm.learning_rate`) that differ from the defaults; the task `*` is every other one."""
         return {}
 
 

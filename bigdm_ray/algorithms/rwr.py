@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Columns, Loss
+from bigdm_ray.algorithms.base import Columns, Loss, Presets
 from bigdm_ray.algorithms.bc import Actor, Imitation, acted_on, only_task, steps_of
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.replay.returns import discounted, episode_groups, normalised_weights
@@ -24,12 +24,16 @@ from bigdm_ray.replay.store import Retention, Store
 from bigdm_ray.replay.windows import View
 from bigdm_ray.settings import setting
 
+PRESETS: Presets = {"*": {"default": {"evaluations.mode": "mean"}}}
+"""The fixed deviation is for exploring: scores are those of the mean."""
+
 
 @dataclass(frozen=True)
 class Rwr(Imitation):
     """Hyperparameters of RWR."""
 
     name: ClassVar[str] = "rwr"
+    presets: ClassVar[Presets] = PRESETS
     online: ClassVar[bool] = True
     offline_steps: ClassVar[int] = 50_000
 
@@ -107,11 +111,6 @@ class Rwr(Imitation):
     def owed(self, env_steps: int, episodes: int) -> int:
         """n_updates_per_iter after each iteration."""
         return self.n_updates_per_iter * (episodes // self.episodes_per_iteration)
-
-    @classmethod
-    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """The fixed deviation is for exploring: scores are those of the mean."""
-        return {"*": {"default": {"evaluations.mode": "mean"}}}
 
 
 ALGORITHM = Rwr

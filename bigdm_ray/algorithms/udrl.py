@@ -42,6 +42,7 @@ from bigdm_ray.algorithms.base import (
     Mode,
     Persistence,
     Policy,
+    Presets,
     State,
     device_of,
     leaves_of,
@@ -195,11 +196,80 @@ class UdrlPolicy(Policy):
         return linear(x, *head)
 
 
+PAPER: dict[str, Any] = {
+    "hidden": (64, 128, 128, 128),
+    "batch_size": 768,
+    "learning_rate": 3.5e-4,
+    "return_scale": 0.025,
+    "horizon_scale": 0.01,
+}
+PAPER |= {
+    "last_few": 75,
+    "replay_size": 500,
+    "warm_up_episodes": 50,
+    "n_updates_per_iter": 100,
+    "episodes_per_iteration": 20,
+}
+LANDING: dict[str, Any] = {
+    "hidden": (128, 128),
+    "batch_size": 512,
+    "learning_rate": 1e-3,
+    "return_scale": 0.01,
+    "horizon_scale": 0.02,
+}
+LANDING |= {
+    "last_few": 50,
+    "replay_size": 600,
+    "warm_up_episodes": 50,
+    "n_updates_per_iter": 200,
+    "episodes_per_iteration": 100,
+}
+LANDING |= {"length_cost": 0.3, "length_allowance": 120, "peers_weight": 5.0, "hold": 0.95}
+LOOSE = {"machines.max_staleness": 600}  # learner and rollouts seldom wait for each other
+DOOM: dict[str, Any] = {
+    "frame_stack": 8,
+    "hidden": (128, 128),
+    "channels": (32, 48, 96, 128),
+    "batch_size": 512,
+    "return_scale": 0.1,
+}
+DOOM |= {
+    "horizon_scale": 0.01,
+    "replay_size": 300,
+    "last_few": 50,
+    "n_updates_per_iter": 200,
+    "episodes_per_iteration": 40,
+}
+DOOM |= {"horizon_equals_return": True}
+RUNNING = DOOM | {
+    "batch_size": 256,
+    "n_updates_per_iter": 600,
+    "episodes_per_iteration": 100,
+    "replay_size": 500,
+}
+RUNNING |= {"peers_weight": 5.0, "hold": 0.9, "held_every": 1}
+# few episodes are kept and asked for, so that commands rise quickly in a short run
+UNTUNED: dict[str, Any] = {"standardise": True, "batch_size": 256, "last_few": 10}
+UNTUNED |= {"replay_size": 100, "episodes_per_iteration": 10, "n_updates_per_iter": 50}
+UNTUNED |= {"hold": 0.9, "held_every": 5}
+PRESETS: Presets = {
+    "lunarlander": {"default": own_flags(LANDING) | LOOSE, "paper": own_flags(PAPER)},
+    "lunarlander-sparse": {"default": own_flags(LANDING), "paper": own_flags(PAPER)},
+    "lunarlander-continuous": {"default": own_flags(LANDING)},
+    "takecover": {"default": own_flags(RUNNING) | LOOSE, "paper": own_flags(DOOM)},
+    "*": {"default": own_flags(UNTUNED)},
+}
+"""The paper did not publish its winning values: `paper` is its algorithm with values from its
+grids, near those that its first author advised for a reimplementation
+(TrentBrick/RewardConditionedUDRL)."""
+
+
 @dataclass(frozen=True)
 class Udrl(Algorithm):
     """Hyperparameters of Upside-Down RL; the names are those of the paper's appendix B."""
 
     name: ClassVar[str] = "udrl"
+    presets: ClassVar[Presets] = PRESETS
     online: ClassVar[bool] = True
     commands: ClassVar[tuple[str, ...]] = ("desired_return", "desired_horizon")
     fixed: ClassVar[tuple[str, ...]] = (*Algorithm.fixed, "standardise")
@@ -367,74 +437,6 @@ class Udrl(Algorithm):
             horizon: np.ndarray = np.maximum(np.rint(desired), 1).astype(np.float32)
             return horizon
         return np.full(len(desired), best.lengths.mean(), np.float32)
-
-    @classmethod
-    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """The paper did not publish its winning values: `paper` is its algorithm with values from its grids, near those that its first author
-        advised for a reimplementation (TrentBrick/RewardConditionedUDRL)."""
-        paper: dict[str, Any] = {
-            "hidden": (64, 128, 128, 128),
-            "batch_size": 768,
-            "learning_rate": 3.5e-4,
-            "return_scale": 0.025,
-            "horizon_scale": 0.01,
-        }
-        paper |= {
-            "last_few": 75,
-            "replay_size": 500,
-            "warm_up_episodes": 50,
-            "n_updates_per_iter": 100,
-            "episodes_per_iteration": 20,
-        }
-        landing: dict[str, Any] = {
-            "hidden": (128, 128),
-            "batch_size": 512,
-            "learning_rate": 1e-3,
-            "return_scale": 0.01,
-            "horizon_scale": 0.02,
-        }
-        landing |= {
-            "last_few": 50,
-            "replay_size": 600,
-            "warm_up_episodes": 50,
-            "n_updates_per_iter": 200,
-            "episodes_per_iteration": 100,
-        }
-        landing |= {"length_cost": 0.3, "length_allowance": 120, "peers_weight": 5.0, "hold": 0.95}
-        loose = {"machines.max_staleness": 600}  # learner and rollouts seldom wait for each other
-        doom: dict[str, Any] = {
-            "frame_stack": 8,
-            "hidden": (128, 128),
-            "channels": (32, 48, 96, 128),
-            "batch_size": 512,
-            "return_scale": 0.1,
-        }
-        doom |= {
-            "horizon_scale": 0.01,
-            "replay_size": 300,
-            "last_few": 50,
-            "n_updates_per_iter": 200,
-            "episodes_per_iteration": 40,
-        }
-        doom |= {"horizon_equals_return": True}
-        running = doom | {
-            "batch_size": 256,
-            "n_updates_per_iter": 600,
-            "episodes_per_iteration": 100,
-            "replay_size": 500,
-        }
-        running |= {"peers_weight": 5.0, "hold": 0.9, "held_every": 1}
-        # few episodes are kept and asked for, so that commands rise quickly in a short run
-        untuned: dict[str, Any] = {"standardise": True, "batch_size": 256, "last_few": 10}
-        untuned |= {"replay_size": 100, "episodes_per_iteration": 10, "n_updates_per_iter": 50}
-        untuned |= {"hold": 0.9, "held_every": 5}
-        return {
-            "lunarlander": {"default": own_flags(landing) | loose, "paper": own_flags(paper)},
-            "lunarlander-sparse": {"default": own_flags(landing), "paper": own_flags(paper)},
-            "lunarlander-continuous": {"default": own_flags(landing)},
-            "takecover": {"default": own_flags(running) | loose, "paper": own_flags(doom)},
-            "*": {"default": own_flags(untuned)},
-        }
 
 
 ALGORITHM = Udrl

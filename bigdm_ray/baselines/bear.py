@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Mode, Policy, Prelude, own_flags
+from bigdm_ray.algorithms.base import Mode, Policy, Prelude, Presets, own_flags
 from bigdm_ray.baselines.base import follow
 from bigdm_ray.baselines.offline import (
     Critics,
@@ -85,11 +85,23 @@ def mmd(one: Tensor, other: Tensor, sigma: float, kernel: str) -> Tensor:
     )
 
 
+VALUES: dict[str, Any] = {
+    "batch_size": 256,
+    "hidden": (256, 256),
+    "critic_learning_rate": 3e-4,
+    "policy_learning_rate": 1e-4,
+}
+VALUES |= {"kernel": "gaussian", "sigma": 50.0, "matched": 100, "warm_start": 40_000}
+PRESETS: Presets = {"*": {"d4rl": own_flags(VALUES)}}
+"""`d4rl`: the version of D4RL's evaluations."""
+
+
 @dataclass(frozen=True)
 class Bear(OfflineBaseline):
     """Hyperparameters of BEAR."""
 
     name: ClassVar[str] = "bear"
+    presets: ClassVar[Presets] = PRESETS
     acting: ClassVar[tuple[str, ...]] = ("candidates",)
 
     batch_size: int = setting(100, "steps drawn for one learner step", low=1, high=1_000_000)
@@ -234,18 +246,6 @@ class Bear(OfflineBaseline):
         return on_vectors(
             model.spaces, best if mode == "sample" else middle, count * model.spaces.acted
         )
-
-    @classmethod
-    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """`d4rl`: the version of D4RL's evaluations."""
-        values: dict[str, Any] = {
-            "batch_size": 256,
-            "hidden": (256, 256),
-            "critic_learning_rate": 3e-4,
-            "policy_learning_rate": 1e-4,
-        }
-        values |= {"kernel": "gaussian", "sigma": 50.0, "matched": 100, "warm_start": 40_000}
-        return {"*": {"d4rl": own_flags(values)}}
 
 
 ALGORITHM = Bear

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Mode, Policy, Prelude
+from bigdm_ray.algorithms.base import Mode, Policy, Prelude, Presets
 from bigdm_ray.baselines.base import follow
 from bigdm_ray.baselines.offline import (
     Critics,
@@ -69,11 +69,16 @@ def gaussian_kl(mean: Tensor, log_std: Tensor, other_mean: Tensor, other_log_std
     return 0.5 * (ratio + distance - 1).sum(-1) + (other_log_std - log_std).sum(-1)
 
 
+PRESETS: Presets = {"*": {"default": {"evaluations.mode": "mean"}}}
+"""The official code is scored on the mean."""
+
+
 @dataclass(frozen=True)
 class Brac(OfflineBaseline):
     """Hyperparameters of BRAC."""
 
     name: ClassVar[str] = "brac"
+    presets: ClassVar[Presets] = PRESETS
 
     hidden: tuple[int, ...] = setting((300, 300), "widths of the critics", low=1)
     policy_hidden: tuple[int, ...] = setting((200, 200), "widths of policy and clone", low=1)
@@ -167,11 +172,6 @@ class Brac(OfflineBaseline):
             )
 
         return on_vectors(model.spaces, choose, model.spaces.acted)
-
-    @classmethod
-    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """The official code is scored on the mean."""
-        return {"*": {"default": {"evaluations.mode": "mean"}}}
 
 
 ALGORITHM = Brac

@@ -32,6 +32,7 @@ from bigdm_ray.algorithms.base import (
     Loss,
     Mode,
     Policy,
+    Presets,
     State,
     device_of,
     own_flags,
@@ -197,11 +198,24 @@ class MbopPolicy(Policy):
         )
 
 
+VALUES: dict[str, Any] = {
+    "return_horizon": 10,
+    "samples": 1000,
+    "horizon": 15,
+    "sigma": 0.8,
+    "beta": 0.2,
+    "kappa": 0.5,
+}
+PRESETS: Presets = {"*": {"acme": own_flags(VALUES)}}
+"""`acme`: the planner and the return horizon of Acme's defaults."""
+
+
 @dataclass(frozen=True)
 class Mbop(Algorithm):
     """Hyperparameters of MBOP; those of the planner have the letters of algorithm 2."""
 
     name: ClassVar[str] = "mbop"
+    presets: ClassVar[Presets] = PRESETS
     offline_steps: ClassVar[int] = 100_000
     acting: ClassVar[tuple[str, ...]] = ("horizon", "samples", "sigma", "beta", "kappa")
 
@@ -350,19 +364,6 @@ class Mbop(Algorithm):
         """`sample` and `plan` are the paper's planner; `mean` acts on the behaviour ensemble alone (Acme's horizon of 0)."""
         assert isinstance(model, MbopModel)
         return MbopPolicy(model, self, plans=mode != "mean")
-
-    @classmethod
-    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """`acme`: the planner and the return horizon of Acme's defaults."""
-        values: dict[str, Any] = {
-            "return_horizon": 10,
-            "samples": 1000,
-            "horizon": 15,
-            "sigma": 0.8,
-            "beta": 0.2,
-            "kappa": 0.5,
-        }
-        return {"*": {"acme": own_flags(values)}}
 
 
 ALGORITHM = Mbop

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bigdm_ray.algorithms.base import Mode, Policy, own_flags
+from bigdm_ray.algorithms.base import Mode, Policy, Presets, own_flags
 from bigdm_ray.baselines.actor import (
     Actor,
     ActorPolicy,
@@ -196,11 +196,30 @@ class ActorCritic(Sb3):
         return pictures_of(policy.features_extractor) | layers
 
 
+A2C_ZOO = {
+    "algorithm.gamma": 0.995,
+    "algorithm.learning_rate": 8.3e-4,
+    "algorithm.decay": True,
+    "algorithm.entropy_coefficient": 1e-5,
+}
+A2C_LANDER = {
+    "default": MEAN
+    | A2C_ZOO
+    | {"budget.env_steps": 1_000_000, "evaluations.every": 100_000, "saves.every": 200_000}
+}
+A2C_PRESETS: Presets = {
+    "lunarlander": A2C_LANDER,
+    "lunarlander-sparse": A2C_LANDER,
+    "*": {"default": MEAN},
+}
+
+
 @dataclass(frozen=True)
 class A2c(ActorCritic):
     """Hyperparameters of advantage actor-critic (Mnih et al. 2016); the defaults are the library's."""
 
     name: ClassVar[str] = "a2c"
+    presets: ClassVar[Presets] = A2C_PRESETS
 
     n_steps: int = setting(5, "steps of each environment before a learner step", low=1)
     learning_rate: float = setting(7e-4, "RMSProp's learning rate", above=0, high=1)
@@ -220,21 +239,31 @@ class A2c(ActorCritic):
         }
         return A2C("MlpPolicy", env, self.learning_rate, **own, **shared)
 
-    @classmethod
-    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """See Algorithm."""
-        zoo = {
-            "algorithm.gamma": 0.995,
-            "algorithm.learning_rate": 8.3e-4,
-            "algorithm.decay": True,
-            "algorithm.entropy_coefficient": 1e-5,
-        }
-        lander = {
-            "default": MEAN
-            | zoo
-            | {"budget.env_steps": 1_000_000, "evaluations.every": 100_000, "saves.every": 200_000}
-        }
-        return {"lunarlander": lander, "lunarlander-sparse": lander, "*": {"default": MEAN}}
+
+PPO_OWN = {
+    "hidden": (),
+    "frame_stack": 4,
+    "shrink": 2,
+    "clip_rewards": True,
+    "environments": 16,
+    "n_steps": 64,
+    "epochs": 4,
+    "batch_size": 256,
+    "learning_rate": 7e-4,
+    "entropy_coefficient": 0.01,
+}
+PPO_REST = {
+    "evaluations.every": 200_000,
+    "evaluations.episodes": 4,
+    "evaluations.final_episodes": 20,
+    "saves.every": 50_000,
+    "saves.report_every": 10_000,
+}
+PPO_ATARI = {"default": own_flags(PPO_OWN) | PPO_REST}
+PPO_PRESETS: Presets = {
+    game + sticky: PPO_ATARI for game in GAMES for sticky in ("", "-sticky")
+} | {"*": {"default": MEAN}}
+"""Atari's are of our own making; sampled actions are scored, as when it learns."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +271,7 @@ class Ppo(ActorCritic):
     """Hyperparameters of proximal policy optimisation (Schulman et al. 2017); the defaults are the library's."""
 
     name: ClassVar[str] = "sb3-ppo"
+    presets: ClassVar[Presets] = PPO_PRESETS
 
     n_steps: int = setting(256, "steps of each environment before a bout of learning", low=1)
     epochs: int = setting(10, "passes over these steps", low=1)
@@ -289,32 +319,30 @@ class Ppo(ActorCritic):
             **shared,
         )
 
-    @classmethod
-    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """See Algorithm. Atari's are of our own making; sampled actions are scored, as when it learns."""
-        own = {
-            "hidden": (),
-            "frame_stack": 4,
-            "shrink": 2,
-            "clip_rewards": True,
-            "environments": 16,
-            "n_steps": 64,
-            "epochs": 4,
-            "batch_size": 256,
-            "learning_rate": 7e-4,
-            "entropy_coefficient": 0.01,
-        }
-        rest = {
-            "evaluations.every": 200_000,
-            "evaluations.episodes": 4,
-            "evaluations.final_episodes": 20,
-            "saves.every": 50_000,
-            "saves.report_every": 10_000,
-        }
-        atari = {"default": own_flags(own) | rest}
-        return {game + sticky: atari for game in GAMES for sticky in ("", "-sticky")} | {
-            "*": {"default": MEAN}
-        }
+
+DQN_ZOO = {
+    "hidden": (256, 256),
+    "learning_rate": 6.3e-4,
+    "batch_size": 128,
+    "buffer_size": 50_000,
+    "learning_starts": 0,
+    "target_update_interval": 250,
+    "gradient_steps": -1,
+    "exploration_steps": 12_000,
+    "exploration_final": 0.1,
+}
+DQN_OWN = own_flags(DQN_ZOO)
+DQN_LANDER = {
+    "default": MEAN
+    | DQN_OWN
+    | {"budget.env_steps": 1_000_000, "evaluations.every": 50_000, "saves.every": 100_000}
+}
+DQN_PRESETS: Presets = {
+    "lunarlander": DQN_LANDER,
+    "lunarlander-sparse": DQN_LANDER,
+    "*": {"default": MEAN},
+}
+"""The zoo explores for 0.12 of its 100,000 steps."""
 
 
 @dataclass(frozen=True)
@@ -322,6 +350,7 @@ class Dqn(Sb3):
     """Hyperparameters of deep Q-learning (Mnih et al. 2015), with targets of `n_steps`, not double; the defaults are the library's but for its exploration."""
 
     name: ClassVar[str] = "dqn"
+    presets: ClassVar[Presets] = DQN_PRESETS
 
     hidden: tuple[int, ...] = setting((64, 64), "widths of the layers", low=1)
     environments: int = setting(1, "environments that are played side by side", low=1)
@@ -394,28 +423,6 @@ class Dqn(Sb3):
     def exported(self, learner: Any) -> dict[str, np.ndarray]:
         """See Sb3."""
         return pictures_of(learner.q_net) | layers_of(learner.q_net.q_net)
-
-    @classmethod
-    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """See Algorithm. The zoo explores for 0.12 of its 100,000 steps."""
-        zoo = {
-            "hidden": (256, 256),
-            "learning_rate": 6.3e-4,
-            "batch_size": 128,
-            "buffer_size": 50_000,
-            "learning_starts": 0,
-            "target_update_interval": 250,
-            "gradient_steps": -1,
-            "exploration_steps": 12_000,
-            "exploration_final": 0.1,
-        }
-        own = own_flags(zoo)
-        lander = {
-            "default": MEAN
-            | own
-            | {"budget.env_steps": 1_000_000, "evaluations.every": 50_000, "saves.every": 100_000}
-        }
-        return {"lunarlander": lander, "lunarlander-sparse": lander, "*": {"default": MEAN}}
 
 
 ALGORITHMS = (A2c, Dqn, Ppo)

@@ -46,7 +46,7 @@ def trajectory(row: str, column: str, scale: Scale) -> Made:
         "uniform" if column == "TT uniform" else "quantile",
     )
     if scale == "paper":
-        count = int(Tt.presets()[body][quality].get("budget.learner_steps", Tt.offline_steps))
+        count = int(Tt.presets[body][quality].get("budget.learner_steps", Tt.offline_steps))
         if column == ROTARY:
             flags += (
                 "--algorithm.positions",

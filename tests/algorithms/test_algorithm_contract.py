@@ -203,7 +203,7 @@ def test_initial_weights_follow_from_torchs_seed_alone(kind):
 def test_its_presets_are_settings_that_it_has_for_tasks_that_there_are(kind):
     from bigdm_ray.training.config import Run, preset_of, run_from_json
 
-    for task, presets in kind.presets().items():
+    for task, presets in kind.presets.items():
         for name in presets:
             made, values = preset_of(
                 kind, "toy-continuous" if task == "*" else find_task(task).name, name

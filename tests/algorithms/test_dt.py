@@ -456,7 +456,7 @@ def test_whoever_plays_without_chance_is_told():
 
 
 def test_games_with_sticky_actions_have_the_games_settings():
-    presets = Dt.presets()
+    presets = Dt.presets
     assert all(
         presets[f"{game}-sticky"] == presets[game]
         for game in ("breakout", "qbert", "pong", "seaquest")

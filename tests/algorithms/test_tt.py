@@ -368,7 +368,7 @@ def test_what_does_not_go_together_is_said():
 
 
 def test_presets_are_the_published_settings():
-    known = Tt.presets()
+    known = Tt.presets
     assert (
         known["halfcheetah"]["default"]["algorithm.horizon"] == 5
         and known["halfcheetah"]["default"]["algorithm.beams"] == 32
@@ -504,7 +504,8 @@ def test_a_drawn_plan_ends_where_it_is_at_the_goal_it_was_told(objective, tmp_pa
     drawn(algorithm, model, store, 4)
     policy, told = algorithm.policy(model, "plan"), []
     monkeypatch.setattr(
-        "bigdm_ray.algorithms.tt.beams_of", lambda model, fan, sought: told.append(sought) or [None]
+        "bigdm_ray.algorithms.tt.policy.beams_of",
+        lambda model, fan, sought: told.append(sought) or [None],
     )
     policy.watch = lambda beams: None
     first = store.episode(0)

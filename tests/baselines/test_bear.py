@@ -138,7 +138,7 @@ def test_it_acts_on_the_best_of_its_samples_or_on_the_mean(tmp_path):
 
 
 def test_the_preset_of_d4rls_evaluations():
-    values = Bear.presets()["*"]["d4rl"]
+    values = Bear.presets["*"]["d4rl"]
     made_with = Bear(**{path.removeprefix("algorithm."): value for path, value in values.items()})
     assert (made_with.batch_size, made_with.kernel, made_with.sigma, made_with.matched) == (
         256,

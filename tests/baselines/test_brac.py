@@ -145,4 +145,4 @@ def test_modes_and_the_preset(tmp_path):
     )
     with pytest.raises(UserError, match="brac has no planner"):
         learner.algorithm.policy(learner.model, "plan")
-    assert Brac.presets()["*"]["default"] == {"evaluations.mode": "mean"}
+    assert Brac.presets["*"]["default"] == {"evaluations.mode": "mean"}

@@ -52,7 +52,7 @@ def test_every_setting_has_help_and_its_presets_are_settings_of_tasks_that_there
 
     assert kind.__doc__ and kind.library and kind.online != kind.offline
     assert all(field.metadata.get("help") for field in dataclasses.fields(kind))
-    for task, presets in kind.presets().items():
+    for task, presets in kind.presets.items():
         for name, values in presets.items():
             if task == "*" or not kind.online:  # what learns from datasets has no run without one
                 assert task == "*" or find_task(task)

@@ -237,8 +237,7 @@ def test_the_three_errors_of_a_batch_are_those_of_a_loop(learnt):
 
 def test_the_preset_of_acmes_planner():
     values = {
-        path.removeprefix("algorithm."): value
-        for path, value in Mbop.presets()["*"]["acme"].items()
+        path.removeprefix("algorithm."): value for path, value in Mbop.presets["*"]["acme"].items()
     }
     assert Mbop(**values) == Mbop(
         return_horizon=10, samples=1000, horizon=15, sigma=0.8, beta=0.2, kappa=0.5

@@ -13,7 +13,7 @@ from making import same_arrays
 import bigdm_ray.distributed  # noqa: F401  (settles how Ray is imported, before RLlib does it)
 from bigdm_ray.baselines.actor import plain_leaves
 from bigdm_ray.baselines.base import prefixed, to_unit
-from bigdm_ray.baselines.rllib import Cql, Iql, Marwil, Ppo, Sac
+from bigdm_ray.baselines.rllib import Cql, Iql, Marwil, Ppo, Sac, inner
 from bigdm_ray.baselines.rllib.inner import MODULE
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError, install
@@ -539,7 +539,7 @@ def test_iql_brings_the_returns_of_the_data_into_the_range_that_is_asked_for(tra
         scaled.batch()["rewards"],
         plain.batch()["rewards"] * float(1000 / (returns.max() - returns.min())),
     )
-    presets = Iql.presets()
+    presets = Iql.presets
     assert (
         presets["hopper"]["default"]["algorithm.return_range"] == 1000
         and "algorithm.return_range" not in presets["*"]["default"]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bigdm_ray.algorithms.base import own_flags
+from bigdm_ray.algorithms.base import Presets, own_flags
 from bigdm_ray.baselines.actor import Actor, layers_of
 from bigdm_ray.baselines.rllib.base import MEAN, Squashed
 from bigdm_ray.baselines.rllib.modules import implicit_module
@@ -16,6 +16,14 @@ from bigdm_ray.baselines.rllib.studying import Studying
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.replay.store import Store
 from bigdm_ray.settings import setting
+
+LOCOMOTION = ("hopper", "halfcheetah", "walker2d", "ant", "humanoid")
+"""The tasks whose rewards the paper standardises."""
+
+PRESETS: Presets = {
+    "*": {"default": MEAN},
+    **{task: {"default": MEAN | own_flags({"return_range": 1000.0})} for task in LOCOMOTION},
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,7 @@ class Iql(Squashed, Studying):
     """
 
     name: ClassVar[str] = "iql"
+    presets: ClassVar[Presets] = PRESETS
     offline_steps: ClassVar[int] = 500_000
 
     actor_learning_rate: float = setting(
@@ -74,14 +83,6 @@ class Iql(Squashed, Studying):
         """See Studying: the paper's standardisation of locomotion tasks."""
         spread = float(np.ptp(store.table.returns)) if self.return_range else 0.0
         return self.return_range / spread if spread else 1.0
-
-    @classmethod
-    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """See Algorithm: the paper standardises the rewards of locomotion alone."""
-        locomotion = {"default": MEAN | own_flags({"return_range": 1000.0})}
-        return super().presets() | dict.fromkeys(
-            ("hopper", "halfcheetah", "walker2d", "ant", "humanoid"), locomotion
-        )
 
     def settings(self) -> Any:
         """See Rllib."""

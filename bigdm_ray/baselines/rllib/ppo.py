@@ -7,12 +7,35 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from bigdm_ray.algorithms.base import own_flags
+from bigdm_ray.algorithms.base import Presets, own_flags
 from bigdm_ray.baselines.base import Bench, Turn
 from bigdm_ray.baselines.rllib import inner
 from bigdm_ray.baselines.rllib.base import MEAN, Gaussian
 from bigdm_ray.baselines.rllib.playing import Playing, PlayingTrainer
 from bigdm_ray.settings import setting
+
+ZOO = {
+    "gamma": 0.999,
+    "gae_lambda": 0.98,
+    "entropy_coefficient": 0.01,
+    "epochs": 4,
+    "train_batch": 4096,
+}
+COUNTED = {
+    "budget.env_steps": 1_000_000,
+    "evaluations.every": 100_000,
+    "saves.every": 100_000,
+}
+LANDER = {"default": MEAN | own_flags(ZOO) | COUNTED}
+BODY = {"default": MEAN | COUNTED}
+BODIES = dict.fromkeys(("hopper", "halfcheetah", "walker2d", "reacher"), BODY)
+PRESETS: Presets = {
+    "lunarlander": LANDER,
+    "lunarlander-sparse": LANDER,
+    **BODIES,
+    "*": {"default": MEAN},
+}
+"""LunarLander: the RL Zoo's discount, lambda, entropy and epochs, with a smaller iteration."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +43,7 @@ class Ppo(Gaussian, Playing):
     """Hyperparameters of proximal policy optimisation (Schulman et al. 2017)."""
 
     name: ClassVar[str] = "ppo"
+    presets: ClassVar[Presets] = PRESETS
 
     train_batch: int = setting(2048, "environment steps of an iteration", low=1)
     minibatch: int = setting(64, "steps of a learner step", low=1)
@@ -66,31 +90,6 @@ class Ppo(Gaussian, Playing):
     def trainer(self, bench: Bench) -> PpoTrainer:
         """See Foreign."""
         return PpoTrainer(self, bench)
-
-    @classmethod
-    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """See Algorithm. LunarLander: the RL Zoo's discount, lambda, entropy and epochs, with a smaller iteration."""
-        zoo = {
-            "gamma": 0.999,
-            "gae_lambda": 0.98,
-            "entropy_coefficient": 0.01,
-            "epochs": 4,
-            "train_batch": 4096,
-        }
-        counted = {
-            "budget.env_steps": 1_000_000,
-            "evaluations.every": 100_000,
-            "saves.every": 100_000,
-        }
-        lander = {"default": MEAN | own_flags(zoo) | counted}
-        body = {"default": MEAN | counted}
-        bodies = dict.fromkeys(("hopper", "halfcheetah", "walker2d", "reacher"), body)
-        return {
-            "lunarlander": lander,
-            "lunarlander-sparse": lander,
-            **bodies,
-            "*": {"default": MEAN},
-        }
 
 
 class PpoTrainer(PlayingTrainer):

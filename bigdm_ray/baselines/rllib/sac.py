@@ -9,10 +9,26 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from bigdm_ray.algorithms.base import Presets
 from bigdm_ray.baselines.base import Bench, Turn, below, prefixed
 from bigdm_ray.baselines.rllib.base import MEAN, Tempered
 from bigdm_ray.baselines.rllib.playing import SEED_STRIDE, Playing, PlayingTrainer
 from bigdm_ray.settings import setting
+
+BODY = {
+    "default": MEAN
+    | {
+        "budget.env_steps": 1_000_000,
+        "evaluations.every": 25_000,
+        "saves.every": 100_000,
+        "saves.report_every": 2_000,
+    }
+}
+PRESETS: Presets = {
+    **dict.fromkeys(("hopper", "halfcheetah", "walker2d", "reacher"), BODY),
+    "*": {"default": MEAN},
+}
+"""The defaults are those of the paper's MuJoCo runs."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +36,7 @@ class Sac(Tempered, Playing):
     """Hyperparameters of soft actor-critic (Haarnoja et al. 2018) with a temperature that is learned."""
 
     name: ClassVar[str] = "sac"
+    presets: ClassVar[Presets] = PRESETS
     stride: ClassVar[int] = 500
 
     environments: int = setting(1, "environments that each runner plays side by side", low=1)
@@ -65,23 +82,6 @@ class Sac(Tempered, Playing):
     def trainer(self, bench: Bench) -> SacTrainer:
         """See Foreign."""
         return SacTrainer(self, bench)
-
-    @classmethod
-    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """See Algorithm. The defaults are those of the paper's MuJoCo runs."""
-        body = {
-            "default": MEAN
-            | {
-                "budget.env_steps": 1_000_000,
-                "evaluations.every": 25_000,
-                "saves.every": 100_000,
-                "saves.report_every": 2_000,
-            }
-        }
-        return {
-            **dict.fromkeys(("hopper", "halfcheetah", "walker2d", "reacher"), body),
-            "*": {"default": MEAN},
-        }
 
 
 class SacTrainer(PlayingTrainer):

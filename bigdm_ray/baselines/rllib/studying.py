@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bigdm_ray.algorithms.base import Presets
 from bigdm_ray.baselines.base import Bench, Turn, to_unit
 from bigdm_ray.baselines.rllib.base import MEAN, Rllib
 from bigdm_ray.baselines.rllib.trainer import RllibTrainer
@@ -23,6 +24,7 @@ class Studying(Rllib):
     """Algorithms that learn from a dataset."""
 
     stride: ClassVar[int] = 50
+    presets: ClassVar[Presets] = {"*": {"default": MEAN}}
 
     batch_size: int = setting(256, "steps drawn for one learner step", low=1, high=1_000_000)
 
@@ -38,11 +40,6 @@ class Studying(Rllib):
     def batch(self) -> int:
         """See Algorithm."""
         return self.batch_size
-
-    @classmethod
-    def presets(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """See Algorithm."""
-        return {"*": {"default": MEAN}}
 
     def reward_scale(self, store: Store) -> float:
         """What rewards are multiplied by."""

@@ -30,7 +30,7 @@ def preset_of(
     kind: type[Algorithm], task: str, name: str | None, plays: bool = False
 ) -> tuple[str, dict[str, Any]]:
     """The name and settings of a task's preset; `default` may be absent. Raises UserError for an unknown one."""
-    presets = kind.presets()
+    presets = kind.presets
     known = presets.get(task, presets.get("*", {}))
     wanted = name or (kind.played_preset if plays and kind.played_preset in known else "default")
     if wanted == "none" or (wanted == "default" and "default" not in known):
@@ -67,7 +67,7 @@ def as_begun(run: Run, folder: Path) -> Run:
     run = _without_later(run, folder / "run.json")
     if run.dataset is None:
         return run
-    kind, presets = type(run.algorithm), run.algorithm.presets()
+    kind, presets = type(run.algorithm), run.algorithm.presets
     preset = presets.get(run.task, presets.get("*", {})).get(run.preset, {})
     before = read_run(folder)
     typed = () if before.typed is None else run.typed or ()
@@ -91,7 +91,7 @@ def _without_later(run: Run, file: Path) -> Run:
         return run
     began = to_json(before.algorithm)
     later = {f"algorithm.{name}": value for name, value in began.items() if name not in known}
-    presets = type(run.algorithm).presets()
+    presets = type(run.algorithm).presets
     preset = presets.get(run.task, presets.get("*", {})).get(run.preset, {})
     if before.preset in (run.preset, "none"):
         for path in preset.keys() - {*(before.typed or ())}:

@@ -1,0 +1,22 @@
+"""Trajectory Transformer.
+
+`tt.py` is the algorithm; beside it its settings, network, policy and presets.
+"""
+
+from bigdm_ray.algorithms.tt.network import GOAL, TrajectoryModel
+from bigdm_ray.algorithms.tt.policy import Beams, TtPolicy, beams_of, plan_at
+from bigdm_ray.algorithms.tt.tt import Tt, values_to_go
+
+__all__ = [
+    "ALGORITHM",
+    "GOAL",
+    "Beams",
+    "TrajectoryModel",
+    "Tt",
+    "TtPolicy",
+    "beams_of",
+    "plan_at",
+    "values_to_go",
+]
+
+ALGORITHM = Tt
