@@ -17,16 +17,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from making import episode
 
 import bigdm_ray
 from bigdm_ray.doors import door
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.replay import Store
 from bigdm_ray.replay import shard as shards
+from bigdm_ray.replay.episode import FOREIGN
 from bigdm_ray.replay.shard import Shard
 from bigdm_ray.replay.store import verify
 from bigdm_ray.run import main, stopped
 from bigdm_ray.training import checkpoint
+from bigdm_ray.training.checkpoint import Counters
 from bigdm_ray.training.config import Run, read_run
 from bigdm_ray.training.loop import Round, Session, train_local
 from bigdm_ray.training.metrics import Report
@@ -256,6 +259,37 @@ def test_an_asynchronous_resume_names_damaged_shards_and_counts_what_is_left(
             and re.search(r"without \d+ episodes of its last checkpoint", sentence)
         )
         assert found.living == sound.living and found.counters == sound.counters
+
+
+def test_an_asynchronous_resume_counts_what_came_since_whoever_played_it(tmp_path: Path) -> None:
+    """Budgets go by arrival: episodes of clients, whose ids may be of any number, count once."""
+    from bigdm_ray.distributed.loop import counted
+
+    run, home = run_of("toy-vector", 4000), RunFolder(tmp_path)
+    store = Store(home.store, run.algorithm.retention())
+
+    def added(*ids: tuple[int, int, int]) -> list[int]:
+        receipt = store.add([episode(id, 3) for id in ids])
+        serials: list[int] = receipt.added.serials.tolist()
+        return serials
+
+    counters = Counters(round=2, env_steps=9, episodes=3)
+    counters.arrive(added((0, 0, 0), (1_000_000, FOREIGN, 0)))
+    late = added((1, 0, 0))  # stored, but the driver has not heard of it
+    counters.arrive(added((7, FOREIGN, 0)))
+    assert (counters.arrived, counters.arrived_ahead, late) == (2, [3], [2])
+    living, shards = store.table.ids, store.living_shards()
+    checkpoint.write(home.checkpoints, counters, shards, 0, {}, living, run.identity)
+    added((7, FOREIGN, 1), (3, 0, 0), (0, FOREIGN, 5))
+    found, damage = counted(run, home)
+    assert (found.counters.episodes, found.counters.env_steps, damage) == (3 + 4, 9 + 12, [])
+    assert found.counters.round == 4 and (found.counters.arrived, found.counters.arrived_ahead) == (
+        7,
+        [],
+    )
+    checkpoint.write(home.checkpoints, found.counters, shards, 0, {}, living, run.identity)
+    again, _ = counted(run, home)
+    assert again.counters == found.counters
 
 
 def test_a_resume_by_an_older_version_is_refused_and_changes_nothing(

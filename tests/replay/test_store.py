@@ -18,6 +18,7 @@ from bigdm_ray.replay import shard as shards
 from bigdm_ray.replay.episode import FOREIGN
 from bigdm_ray.replay.living import Living
 from bigdm_ray.replay.shard import CorruptShard, Shard, encode
+from bigdm_ray.replay.source import FolderSource
 from bigdm_ray.replay.store import verify
 from bigdm_ray.replay.table import COLUMNS
 
@@ -777,6 +778,29 @@ def test_following_opens_the_shards_that_are_new_alone(tmp_path, monkeypatch):
     reader.follow(compacted)
     assert looked == compacted == reader.living_shards()
     reader.forget(writer.release(set()))
+    same_windows(drawn(writer), drawn(reader))
+
+
+def test_a_reader_opens_shards_through_what_it_is_given(tmp_path):
+    """A cache that fetches, say: the writer's folder need not be there."""
+    writer = churned(tmp_path / "there")
+    here = tmp_path / "here"
+    fetched = []
+
+    class Fetching:
+        def open(self, ref, whole):
+            if not (here / ref.name).exists():
+                shutil.copy(writer.folder / ref.name, here / ref.name)
+                fetched.append(ref.name)
+            return FolderSource(here).open(ref, whole)
+
+    here.mkdir()
+    reader = Store(here, Retention("best", 4), write=False, source=Fetching())
+    refs = writer.living_shards()
+    for _ in range(2):
+        reader.follow(refs)
+    assert fetched == named(refs) and not reader.problems
+    shutil.rmtree(writer.folder)
     same_windows(drawn(writer), drawn(reader))
 
 
