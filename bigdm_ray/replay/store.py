@@ -97,6 +97,8 @@ class Store(Keeper):
 
     def _moved(self, old: np.ndarray, new: np.ndarray) -> None:
         """The flat arrays were packed anew: episodes that began at `old` begin at `new` (both ascending)."""
+        if self._maps is not None:
+            self._maps.drop(FLAT)  # the arrays of before are not kept
         where = self._living.column("place")
         rows = self._living.rows(np.arange(len(self._living)))
         rows = rows[where[rows, 2] >= 0]
