@@ -8,6 +8,8 @@ first after two seconds, then one every ten. What else is said while it is shown
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import sys
 import threading
 import time
@@ -91,7 +93,7 @@ class Live:
                 total=1.0,
                 initial=_within(first.share),
                 file=self._stream,
-                dynamic_ncols=True,
+                **_shape(self._stream),
                 leave=False,
                 bar_format=_format(first),
             )
@@ -131,6 +133,17 @@ class Live:
             if self._bar is not None:
                 self._bar.leave = leave
                 self._bar.close()
+
+
+def _shape(stream: IO[str]) -> dict[str, Any]:
+    """How tqdm is told a terminal's size: one that does not know its own says 0, and it would draw nothing."""
+    try:
+        if not min(os.get_terminal_size(stream.fileno())):
+            columns, lines = shutil.get_terminal_size()
+            return {"ncols": columns, "nrows": lines}
+    except (OSError, ValueError):  # a notebook's
+        pass
+    return {"dynamic_ncols": True}
 
 
 def _within(share: float | None) -> float:

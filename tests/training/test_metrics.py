@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
+import os
+import pty
 import re
 import struct
+import termios
 import threading
 
 import pytest
@@ -198,3 +202,18 @@ def test_a_short_run_has_some_evaluations_on_its_curve(tmp_path, capsys):
     again = ["--evaluations.every", "1000000", "--folder", str(tmp_path / "other")]
     assert door(main, ["udrl", "toy-vector", *TINY.split(), *again]) == 0
     assert "evaluation/return_mean" not in (tmp_path / "other" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("size", [(0, 0), (30, 90)])
+def test_a_terminal_sees_the_bar_also_where_it_has_no_size(size):
+    """As those of containers and of `expect` have none: tqdm would draw nothing there."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    with open(theirs, "w", closefd=False) as stream:
+        live = progress.Live(lambda: progress.Status("at work", 0.3), stream=stream)
+        live.draw()
+        live.close(leave=True)
+    os.set_blocking(ours, False)
+    shown = os.read(ours, 9999).decode()
+    os.close(ours), os.close(theirs)
+    assert "\r 30 %|" in shown and "at work" in shown
