@@ -126,7 +126,7 @@ class Awr(Imitation):
     played_preset: ClassVar[str] = "paper"
 
     hidden: tuple[int, ...] = setting(
-        (128, 64), "widths of the fully connected layers of actor and critic", low=1
+        (128, 64), "widths of the fully connected layers of actor and critic", low=1, high=65_536
     )
     batch_size: int = setting(256, "steps drawn for one learner step", low=1, high=1_000_000)
     optimizer: str = setting("adam", "how both networks descend", choices=("adam", "sgd"))

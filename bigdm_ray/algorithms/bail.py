@@ -83,8 +83,12 @@ class Bail(Imitation):
     name: ClassVar[str] = "bail"
     offline_steps: ClassVar[int] = 50_000
 
-    hidden: tuple[int, ...] = setting((400, 300), "widths of the policy's layers", low=1)
-    envelope_hidden: tuple[int, ...] = setting((128, 128), "widths of the envelope's layers", low=1)
+    hidden: tuple[int, ...] = setting(
+        (400, 300), "widths of the policy's layers", low=1, high=65_536
+    )
+    envelope_hidden: tuple[int, ...] = setting(
+        (128, 128), "widths of the envelope's layers", low=1, high=65_536
+    )
     batch_size: int = setting(1000, "steps drawn for one learner step", low=1, high=1_000_000)
     envelope_learning_rate: float = setting(
         3e-3, "Adam's learning rate for the envelope", above=0, high=1

@@ -37,7 +37,9 @@ class Rwr(Imitation):
     online: ClassVar[bool] = True
     offline_steps: ClassVar[int] = 50_000
 
-    hidden: tuple[int, ...] = setting((128, 64), "widths of the fully connected layers", low=1)
+    hidden: tuple[int, ...] = setting(
+        (128, 64), "widths of the fully connected layers", low=1, high=65_536
+    )
     batch_size: int = setting(256, "steps drawn for one learner step", low=1, high=1_000_000)
     learning_rate: float = setting(3e-4, "Adam's learning rate", above=0, high=1)
     discount: float = setting(0.99, "gamma", low=0, high=0.9999)

@@ -278,9 +278,13 @@ class Udrl(Algorithm):
         (64, 128, 128),
         "widths of the fully connected layers; the first embeds vector observations",
         low=1,
+        high=65_536,
     )
     channels: tuple[int, ...] = setting(
-        (32, 48, 96, 128), "channels of the convolutions over image observations", low=1
+        (32, 48, 96, 128),
+        "channels of the convolutions over image observations",
+        low=1,
+        high=65_536,
     )
     frame_stack: int = setting(
         1, "frames of an image observation that the policy sees", low=1, high=64

@@ -86,9 +86,11 @@ class Bcq(OfflineBaseline):
     acting: ClassVar[tuple[str, ...]] = ("candidates",)
 
     batch_size: int = setting(100, "steps drawn for one learner step", low=1, high=1_000_000)
-    hidden: tuple[int, ...] = setting((400, 300), "widths of critics and perturbation", low=1)
+    hidden: tuple[int, ...] = setting(
+        (400, 300), "widths of critics and perturbation", low=1, high=65_536
+    )
     vae_hidden: tuple[int, ...] = setting(
-        (750, 750), "widths of encoder and decoder of the auto-encoder", low=1
+        (750, 750), "widths of encoder and decoder of the auto-encoder", low=1, high=65_536
     )
     learning_rate: float = setting(1e-3, "Adam's learning rate, of all networks", above=0, high=1)
     kl_weight: float = setting(0.5, "weight of the auto-encoder's divergence from its prior", low=0)

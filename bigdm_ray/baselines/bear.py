@@ -105,9 +105,11 @@ class Bear(OfflineBaseline):
     acting: ClassVar[tuple[str, ...]] = ("candidates",)
 
     batch_size: int = setting(100, "steps drawn for one learner step", low=1, high=1_000_000)
-    hidden: tuple[int, ...] = setting((400, 300), "widths of critics and policy", low=1)
+    hidden: tuple[int, ...] = setting(
+        (400, 300), "widths of critics and policy", low=1, high=65_536
+    )
     vae_hidden: tuple[int, ...] = setting(
-        (750, 750), "widths of encoder and decoder of the auto-encoder", low=1
+        (750, 750), "widths of encoder and decoder of the auto-encoder", low=1, high=65_536
     )
     critic_learning_rate: float = setting(
         1e-3, "Adam's learning rate of the critics", above=0, high=1

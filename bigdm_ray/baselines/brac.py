@@ -80,8 +80,10 @@ class Brac(OfflineBaseline):
     name: ClassVar[str] = "brac"
     presets: ClassVar[Presets] = PRESETS
 
-    hidden: tuple[int, ...] = setting((300, 300), "widths of the critics", low=1)
-    policy_hidden: tuple[int, ...] = setting((200, 200), "widths of policy and clone", low=1)
+    hidden: tuple[int, ...] = setting((300, 300), "widths of the critics", low=1, high=65_536)
+    policy_hidden: tuple[int, ...] = setting(
+        (200, 200), "widths of policy and clone", low=1, high=65_536
+    )
     critic_learning_rate: float = setting(
         1e-3, "Adam's learning rate of the critics", above=0, high=1
     )

@@ -72,9 +72,14 @@ class Dcql(Baseline):
     name: ClassVar[str] = "dcql"
     offline_steps: ClassVar[int] = 100_000
 
-    hidden: tuple[int, ...] = setting((256, 256), "widths of the fully connected layers", low=1)
+    hidden: tuple[int, ...] = setting(
+        (256, 256), "widths of the fully connected layers", low=1, high=65_536
+    )
     channels: tuple[int, ...] = setting(
-        (32, 48, 96, 128), "channels of the convolutions over image observations", low=1
+        (32, 48, 96, 128),
+        "channels of the convolutions over image observations",
+        low=1,
+        high=65_536,
     )
     batch_size: int = setting(64, "steps drawn for one learner step", low=1, high=1_000_000)
     learning_rate: float = setting(3e-4, "Adam's learning rate", above=0, high=1)

@@ -220,7 +220,7 @@ class Mbop(Algorithm):
     acting: ClassVar[tuple[str, ...]] = ("horizon", "samples", "sigma", "beta", "kappa")
 
     batch_size: int = setting(64, "steps drawn for one learner step", low=1, high=1_000_000)
-    hidden: tuple[int, ...] = setting((64, 64), "widths of each network", low=1)
+    hidden: tuple[int, ...] = setting((64, 64), "widths of each network", low=1, high=65_536)
     members: int = setting(10, "networks in each ensemble (K)", low=1)
     learning_rate: float = setting(1e-3, "Adam's learning rate", above=0, high=1)
     return_horizon: int = setting(50, "steps whose return the value network predicts", low=1)

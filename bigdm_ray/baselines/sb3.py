@@ -76,11 +76,14 @@ class Sb3(Foreign):
         "pictures: they are shrunk to the brightest of each square of so many pixels a side",
         low=1,
     )
-    channels: tuple[int, ...] = setting((16, 32), "pictures: channels of the convolutions", low=1)
+    channels: tuple[int, ...] = setting(
+        (16, 32), "pictures: channels of the convolutions", low=1, high=65_536
+    )
     features: int = setting(
         256,
         "pictures: width of the layer that follows the convolutions and feeds the others",
         low=1,
+        high=65_536,
     )
     clip_rewards: bool = setting(False, "whether training sees the sign of a reward in its place")
 
@@ -132,7 +135,11 @@ class ActorCritic(Sb3):
     """What A2C and PPO have in common: a policy of tanh layers, a value function of its own layers, several environments in turn."""
 
     hidden: tuple[int, ...] = setting(
-        (64, 64), "widths of the layers of the policy, and of the value function", low=1, empty=True
+        (64, 64),
+        "widths of the layers of the policy, and of the value function",
+        low=1,
+        high=65_536,
+        empty=True,
     )
     environments: int = setting(8, "environments that are played side by side", low=1)
     decay: bool = setting(
@@ -352,7 +359,7 @@ class Dqn(Sb3):
     name: ClassVar[str] = "dqn"
     presets: ClassVar[Presets] = DQN_PRESETS
 
-    hidden: tuple[int, ...] = setting((64, 64), "widths of the layers", low=1)
+    hidden: tuple[int, ...] = setting((64, 64), "widths of the layers", low=1, high=65_536)
     environments: int = setting(1, "environments that are played side by side", low=1)
     learning_rate: float = setting(1e-4, "Adam's learning rate", above=0, high=1)
     buffer_size: int = setting(1_000_000, "steps that are kept", low=1)

@@ -19,7 +19,7 @@ class TtSettings:
         choices=("quantile", "uniform"),
     )
     window: int = setting(10, "transitions of a training window", low=2)
-    width: int = setting(128, "width of the transformer", low=1)
+    width: int = setting(128, "width of the transformer", low=1, high=65_536)
     layers: int = setting(4, "blocks of the transformer", low=1)
     heads: int = setting(4, "attention heads of each block", low=1)
     positions: str = setting(

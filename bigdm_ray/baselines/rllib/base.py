@@ -31,7 +31,7 @@ class Rllib(Foreign):
     needs: ClassVar[tuple[str, ...]] = ("ray.rllib",)
 
     hidden: tuple[int, ...] = setting(
-        (256, 256), "widths of the layers of the policy, and of each critic", low=1
+        (256, 256), "widths of the layers of the policy, and of each critic", low=1, high=65_536
     )
 
     @abstractmethod
