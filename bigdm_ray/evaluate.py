@@ -142,10 +142,20 @@ def score(loaded: Loaded, asked: Asked) -> dict[str, Any]:
         else:
             from bigdm_ray.distributed.evaluation import evaluate_on_actors
 
-            run = dataclasses.replace(run_as(loaded, asked.mode, asked.cached), seed=seed)
+            run = run_as(loaded, asked.mode, asked.cached)
+            trained = run.tasks if loaded.trained is None else loaded.trained.tasks
+            run, task = dataclasses.replace(run, tasks=trained, seed=seed), loaded.run.task
             weights = Weights.of(loaded.model, loaded.version)
             scores = evaluate_on_actors(
-                run, weights, command, parts, "evaluate", asked.actors, asked.address, bar.advance
+                run,
+                task,
+                weights,
+                command,
+                parts,
+                "evaluate",
+                asked.actors,
+                asked.address,
+                bar.advance,
             )
             result = joined(scores, command, len(scores) < len(parts)).whole(loaded.task)
     return {
@@ -167,6 +177,47 @@ def score(loaded: Loaded, asked: Asked) -> dict[str, Any]:
         "returns": result.returns.tolist(),
         "lengths": result.lengths.tolist(),
         "versions": versions(),
+    }
+
+
+def score_each(loaded: Loaded, asked: Asked) -> dict[str, Any]:
+    """`score` of each task of a run of several, and the mean of normalised scores; the content of evaluation.json.
+
+    A task in which nothing can be played is told, and left out. Raises RunFailed where that is so
+    of all.
+    """
+    reports: dict[str, dict[str, Any]] = {}
+    problems: list[str] = []
+    for use in loaded.run.tasks:
+        try:
+            reports[use.name] = score(loaded.of(use.name), asked)
+        except RunFailed as error:
+            problems.append(str(error))
+            print(f"note: {error}", file=sys.stderr)
+            continue
+        print(table(reports[use.name]))
+        if reports[use.name]["partial"]:
+            break
+    if not reports:
+        raise RunFailed(problems[0])
+    scores = [report["normalized_score"] for report in reports.values()]
+    known = [value for value in scores if value is not None]
+    mean = float(np.mean(known)) if known else None
+    shown = (
+        "none for these tasks"
+        if mean is None
+        else f"{mean:.1f}, over {len(known)} of {len(scores)} tasks"
+    )
+    print(f"mean of normalised scores: {shown}")
+    first = next(iter(reports.values()))
+    head = report_head(loaded, asked.weights, first["mode"], first["seed"])
+    return {
+        "schema_version": SCHEMA_VERSION,
+        **head,
+        "tasks": reports,
+        "normalized_score": mean,
+        "partial": any(report["partial"] for report in reports.values()),
+        "problems": problems,
     }
 
 
@@ -412,9 +463,16 @@ def main(arguments: list[str]) -> int:
     reports: list[tuple[Path, dict[str, Any]]] = []
     for folder in given.folders:
         loaded = load(folder, asked.weights, acting)
-        report = score(loaded, asked)
+        several = loaded.run.several
+        if several and (given.video or asked.desired_return is not None):
+            flag = "--video" if given.video else "--desired-return"
+            raise UserError(
+                f"{flag} is for one task, but {folder} acts in several: {loaded.run.title}; leave it out"
+            )
+        report = score_each(loaded, asked) if several else score(loaded, asked)
         reports.append((folder, report))
-        print(table(report))
+        if not several:
+            print(table(report))
         leave(loaded, report, results(folder), given.video)
         if report["partial"]:
             break

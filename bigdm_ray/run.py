@@ -18,7 +18,6 @@ from typing import Any
 from bigdm_ray import stopping
 from bigdm_ray.baselines.base import Foreign
 from bigdm_ray.doors import door
-from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.progress import notebook
 from bigdm_ray.replay.shard import SUFFIX
@@ -111,10 +110,15 @@ def _train_foreign(
         return train_foreign(run, path, resume, listeners, actors=run.machines.actors)
 
 
+LONGEST = 150
+"""Characters of the names of tasks in a folder's name, at most."""
+
+
 def default_folder(run: Run) -> Path:
     """runs/ALGORITHM-TASK-SEED (the dataset's name where there is one), for presets other than the default with their name."""
     preset = "" if run.preset in ("default", "none") else f"-{run.preset}"
-    task = re.sub(r"[:/?&\[\]{},\"']+", "-", run.dataset.name if run.dataset else run.task)
+    names = [use.dataset.name if use.dataset else use.name for use in run.tasks]
+    task = re.sub(r"[:/?&\[\]{},\"']+", "-", "+".join(names))[:LONGEST]
     return Path("runs") / f"{run.algorithm.name}-{task}{preset}-{run.seed}"
 
 
@@ -161,12 +165,14 @@ def _made(path: Path) -> bool:
 
 def intent(run: Run, folder: Path, local: bool) -> str:
     """What a run is about to do, and where it will be, for its header."""
-    if run.dataset is not None:
-        does = (
-            f"learns from {run.dataset.episodes:,} episodes of {run.dataset.name}, plays to score"
-        )
+    if run.offline:
+        told = [use.dataset for use in run.tasks if use.dataset is not None]
+        each = " and ".join(f"{data.episodes:,} episodes of {data.name}" for data in told)
+        does = f"learns from {each}, plays to score"
     else:
-        does = f"plays {run.task} from {'its start' if run.start else 'nothing'} and learns from it"
+        does = (
+            f"plays {run.title} from {'its start' if run.start else 'nothing'} and learns from it"
+        )
     machines = run.machines
     where = "in this process"
     if not local:
@@ -186,7 +192,7 @@ def stopped(folder: Path) -> str:
         return "stopped before the run began"
     kept = (
         ", with the episodes that are stored"
-        if home.loop == LOOPS[False] and any(home.store.glob(f"*{SUFFIX}"))
+        if home.loop == LOOPS[False] and any(home.store.rglob(f"*{SUFFIX}"))
         else ""
     )
     return f"stopped before the first checkpoint; --folder {folder} --resume begins anew{kept}"
@@ -201,7 +207,7 @@ def _since(folder: Path, saved: Path) -> str:
     except (OSError, ValueError, UserError):  # the resume will tell
         return ""
     at, unit = (
-        (counters.learner_step, "learner") if run.dataset else (counters.env_steps, "environment")
+        (counters.learner_step, "learner") if run.offline else (counters.env_steps, "environment")
     )
     later = f"; the last report was at {come:,}" if come > at else ""
     return f", at {unit} step {at:,}{later}"
@@ -209,9 +215,20 @@ def _since(folder: Path, saved: Path) -> str:
 
 def unscored(run: Run) -> str | None:
     """That nothing is scored, in one sentence; None where there is an environment."""
-    if find_task(run.task).plays:
+    if all(use.task.plays for use in run.tasks):
         return None
     return "there is no environment: losses are reported (metrics.jsonl), and nothing is scored"
+
+
+def uncounted(run: Run) -> str | None:
+    """Which of several tasks do not count where weights are compared, in one sentence; None where all do, or none would."""
+    without = [use.name for use in run.tasks if use.task.reference_returns is None]
+    if not run.several or len(without) in (0, len(run.tasks)):
+        return None
+    return (
+        "the best weights are those of the best mean of normalised scores, which leaves out what has "
+        f"no reference returns: {', '.join(without)}"
+    )
 
 
 def ending(summary: dict[str, Any]) -> str:
@@ -232,10 +249,17 @@ def _main(asked: Door, folder: Path) -> int:
     run = asked.run
     if not asked.quiet:
         print(f"{described(run)}\n{intent(run, folder, asked.local)}", file=sys.stderr)
-    if run.dataset is None and (slow := find_task(run.task).slow()):
-        print(f"note: {slow}", file=sys.stderr)
-    remark = None if run.dataset else run.algorithm.remark(find_task(run.task).signature())
-    for note in (remark, premature(run), still_rising(run), taking_turns(run), unscored(run)):
+    played = [use.task for use in run.tasks if not run.offline]
+    remarks = [run.algorithm.remark(task.signature()) for task in played]
+    for note in (
+        *(task.slow() for task in played),
+        *dict.fromkeys(remarks),
+        premature(run),
+        still_rising(run),
+        taking_turns(run),
+        unscored(run),
+        uncounted(run),
+    ):
         if note is not None:
             print(f"note: {note}", file=sys.stderr)
     try:
@@ -243,11 +267,11 @@ def _main(asked: Door, folder: Path) -> int:
     except KeyboardInterrupt:
         print(stopped(folder), file=sys.stderr)
         return stopping.code()
-    if "return_mean" not in summary:
+    if "losses" in summary:
         print(ending(summary))
         print(f"summary: {folder / 'summary.json'}")
         return 0
-    print(closing(summary))
+    print(of_several(summary) if "tasks" in summary else closing(summary))
     print(f"summary: {folder / 'summary.json'}")
     for problem in summary["problems"][-3:]:
         print(f"note: {problem}", file=sys.stderr)
@@ -271,6 +295,28 @@ def closing(summary: dict[str, Any]) -> str:
         f"{summary['env_steps']:,} environment steps, "
         f"{summary['learner_steps']:,} learner steps, {summary['wall_s']:.0f} s"
     )
+
+
+def of_several(summary: dict[str, Any]) -> str:
+    """The closing lines of a run of several tasks: one each, and the mean."""
+    lines = []
+    for task, score in summary["tasks"].items():
+        if "return_mean" not in score:
+            lines.append(f"{task}: no score; {(score['problems'] or ['nothing was played'])[0]}")
+            continue
+        best = f"best weights {score['best_return_mean']:.1f}"
+        lines.append(
+            f"{task}: return {score['return_mean']:.1f} +- {score['return_std']:.1f} "
+            f"over {score['return_episodes']} episodes, {best}"
+        )
+    scores = summary["normalized_score"], summary["best_normalized_score"]
+    mean = (
+        "" if None in scores else "mean of normalised scores {:.1f}, best {:.1f}; ".format(*scores)
+    )
+    steps = (
+        f"{summary['env_steps']:,} environment steps, {summary['learner_steps']:,} learner steps"
+    )
+    return "\n".join([*lines, f"{mean}{steps}, {summary['wall_s']:.0f} s"])
 
 
 def told(asked: float | None) -> str:

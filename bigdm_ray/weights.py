@@ -207,7 +207,7 @@ def publish_run(folder: Path, run: Run, weights: Weights, target: dict[str, floa
                 [],
                 0,
                 learner,
-                np.zeros((0, 3), np.int64),
+                {"": np.zeros((0, 3), np.int64)},
                 run.identity,
             )
         finally:

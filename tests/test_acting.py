@@ -55,10 +55,9 @@ def loaded_of(kind, task, store, **more):
     if not issubclass(kind, Foreign):
         algorithm.fit(model, {task: store}, 0)
     command = {name: COMMAND[name] for name in kind.commands}
-    run = Run(algorithm=algorithm, task=task, seed=SEED)
-    return Loaded(
-        store.folder, run, find_task(task), signature, model, {"command": command}, (0, 0)
-    )
+    run = Run(algorithm, task, seed=SEED)
+    tasks, signatures = {task: find_task(task)}, {task: signature}
+    return Loaded(store.folder, run, tasks, signatures, model, {"command": command}, (0, 0))
 
 
 def own_loop(policy, task, env_seed):
@@ -179,7 +178,7 @@ def folder(tmp_path, stores):
         (tmp_path / "weights").mkdir(exist_ok=True)
         weights = Weights.of(model, (0, seed))
         save_weights(RunFolder(tmp_path), which, weights, COMMAND, 1.0)
-    write_json(tmp_path / "run.json", Run(algorithm=algorithm, task="cartpole").to_json())
+    write_json(tmp_path / "run.json", Run(algorithm, "cartpole").to_json())
     return tmp_path
 
 
@@ -300,7 +299,7 @@ def test_spaces_of_ones_own_environment(folder):
     """Of a run whose environment cannot be made: the network says what fits."""
     loaded = load(folder)
     missing = dataclasses.replace(loaded.task, needs=("no_such_package",), extra="more")
-    loaded = dataclasses.replace(loaded, task=missing)
+    loaded = dataclasses.replace(loaded, tasks={loaded.run.task: missing})
     with pytest.raises(UserError, match=r"no_such_package.*or give those of your own environment"):
         loaded.act()
     box = spaces.Box(-9, 9, (4,), np.float64)
@@ -324,7 +323,7 @@ def test_spaces_of_ones_own_environment(folder):
         {"": dataclasses.replace(loaded.signature.actions[""], shape=(1,))},
     )
     model = loaded.run.algorithm.build({"cartpole": wide})
-    policy = dataclasses.replace(loaded, signature=wide, model=model).act(
+    policy = dataclasses.replace(loaded, signatures={"cartpole": wide}, model=model).act(
         spaces=(box, spaces.Discrete(2))
     )
     assert policy(np.zeros(4)) in (0, 1)

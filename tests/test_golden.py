@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+import shutil
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import bigdm_ray
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.replay import EpisodeId, Store, View
 from bigdm_ray.replay.shard import Shard
@@ -84,7 +87,7 @@ def test_a_run_folder_of_version_1_goes_on(folders: Path) -> None:
     saved = checkpoint.last(home / "checkpoints", run.identity)
     assert saved is not None and {ref.size for ref in saved.shards} == {None}
     before = Store(home / "store", run.algorithm.retention(), write=False).open().table
-    assert {EpisodeId(*id) for id in before.ids.tolist()} == saved.living
+    assert {EpisodeId(*id) for id in before.ids.tolist()} == saved.living[""]
     assert (before.merit != 0).any() and (before.serials == -1).all()
     longer = dataclasses.replace(run, budget=dataclasses.replace(run.budget, env_steps=1400))
     summary = train_local(longer, home, resume=True)
@@ -95,3 +98,44 @@ def test_a_run_folder_of_version_1_goes_on(folders: Path) -> None:
     assert after.ids.tolist() == sorted(after.ids.tolist())  # one process plays in order
     again = checkpoint.last(home / "checkpoints", run.identity)
     assert again is not None and None not in {ref.crc for ref in again.shards}
+
+
+@pytest.fixture
+def homes(tmp_path: Path) -> Path:
+    """Runs and a dataset as version 1 left them: one that plays, one on the dataset."""
+    return Path(shutil.copytree(GOLDEN / "run-v1", tmp_path / "run-v1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "task"), [("played", "toy-vector"), ("studied", "toy-continuous")]
+)
+def test_a_run_folder_of_version_1_is_loaded_acts_and_is_said_as_it_was(
+    name: str, task: str, homes: Path
+) -> None:
+    loaded = bigdm_ray.load(homes / name, "best")
+    assert loaded.run.task == task and loaded.task.name == task
+    action = loaded.act()(np.zeros(3, np.float32))
+    assert np.shape(action) == {"played": (), "studied": (2,)}[name]
+    written = json.loads((homes / name / "run.json").read_text())
+    told = loaded.run.to_json()
+    assert told == {key: written[key] for key in told} and list(told) == [*written][: len(told)]
+    saved = checkpoint.last(homes / name / "checkpoints", loaded.run.identity)
+    assert saved is not None and len(saved.living.get("", ())) == {"played": 8, "studied": 0}[name]
+
+
+def test_a_run_that_plays_of_version_1_goes_on(homes: Path) -> None:
+    run = read_run(homes / "played")
+    longer = dataclasses.replace(run, budget=dataclasses.replace(run.budget, env_steps=500))
+    summary = train_local(longer, homes / "played", resume=True)
+    assert summary["env_steps"] >= 500 and summary["learner_steps"] > 40
+    assert summary["task"] == "toy-vector" and "tasks" not in summary
+    state = sorted((homes / "played" / "checkpoints").glob("save-*"))[-1] / "state.json"
+    assert "tasks" not in json.loads(state.read_text())["counters"]
+
+
+def test_a_run_on_a_dataset_of_version_1_goes_on(homes: Path) -> None:
+    flags = "--algorithm.hidden 8 --algorithm.batch-size 8 --budget.learner-steps 60 --seed 3"
+    more = "--evaluations.episodes 2 --evaluations.final-episodes 3"
+    run = bigdm_ray.configure("bc", str(homes / "data"), f"{flags} {more}".split())
+    summary = bigdm_ray.train(run, homes / "studied", resume=True, local=True)
+    assert summary["learner_steps"] == 60 and summary["dataset"]["name"] == "data"

@@ -521,7 +521,9 @@ def test_default_returns_go_from_low_to_high(trained, tmp_path):
 
 def test_default_returns_of_another_task_come_from_its_metrics(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "run")
-    loaded = dataclasses.replace(load(folder), task=find_task("gymnasium:CartPole-v1"))
+    loaded = dataclasses.replace(
+        load(folder), tasks={"toy-vector": find_task("gymnasium:CartPole-v1")}
+    )
     (folder / "metrics.jsonl").write_text(
         '{"play/return_mean": 20.0}\n{"play/return_mean": 60.0}\n{"evaluation/return_max": 180.0}\n'
     )

@@ -130,8 +130,8 @@ def test_the_grid_holds_what_udrl_takes(tuning: ModuleType):
         assert hasattr(defaults, name)
         for value in values:
             Run(
-                algorithm=Udrl(**{name: tuple(value) if isinstance(value, list) else value}),
-                task="lunarlander",
+                Udrl(**{name: tuple(value) if isinstance(value, list) else value}),
+                "lunarlander",
             )
     rates = tuning.GRID["learning_rate"]
     assert (len(rates), rates[0], rates[50], rates[-1]) == (101, 1e-4, 1e-3, 1e-2)

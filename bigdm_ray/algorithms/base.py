@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError, nearest
 from bigdm_ray.formats.behaviour import Mode as Mode
+from bigdm_ray.models.networks import Shared
 from bigdm_ray.plugins import plugins
 from bigdm_ray.replay.episode import Episode
 from bigdm_ray.replay.store import Retention, Store, Table
@@ -51,7 +52,7 @@ FOLDERS = ("algorithms", "baselines")
 
 
 def leaves_of(batch: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
-    """The leaves of a batch by path: those of `observations`, `actions`, `next_observations` or `goals`."""
+    """The leaves of a batch by path: those of `observations`, `actions`, `next_observations` or `goals`; or what it has of a task."""
     return {
         name.removeprefix(f"{group}/"): values
         for name, values in batch.items()
@@ -65,6 +66,28 @@ class Loss(NamedTuple):
     sum: Tensor
     weight: Tensor
     metrics: dict[str, Tensor]  # sums of the same weight, reported as means
+
+
+def of_tasks(
+    model: Shared, batch: dict[str, Tensor], loss: Callable[[nn.Module, dict[str, Tensor]], Loss]
+) -> Loss:
+    """The loss of a batch of `collate_several`: the sum over the tasks, each with its part of the network.
+
+    Beside the metrics of all there are those of each task, `TASK/NAME`, and `TASK/train/share`, its
+    share of the weight (see `metrics.by_task`).
+    """
+    nothing = next(iter(batch.values())).new_zeros((), dtype=torch.float32)
+    total, weight, metrics = nothing, nothing, dict[str, Tensor]()
+    for task in model.tasks:
+        share, own = nothing, leaves_of(batch, task)
+        if own:
+            one = loss(model.part(task), own)
+            total, weight, share = total + one.sum, weight + one.weight, one.weight
+            for name, value in one.metrics.items():
+                metrics[name] = metrics.get(name, nothing) + value
+                metrics[f"{task}/{name}"] = value
+        metrics[f"{task}/train/share"] = share.detach()
+    return Loss(total, weight, metrics)
 
 
 @dataclass(frozen=True)
@@ -223,6 +246,8 @@ class Algorithm(ABC):
     online: ClassVar[bool] = False
     """Whether it can learn from what it plays itself; every algorithm can learn from a dataset unless it says `offline = False`."""
     offline: ClassVar[bool] = True
+    several: ClassVar[bool] = False
+    """Whether one network can learn several tasks, of different signatures."""
     offline_steps: ClassVar[int] = 100_000
     """Learner steps of a run on a dataset that is given no budget."""
     fixed: ClassVar[tuple[str, ...]] = ("hidden", "channels", "frame_stack")
@@ -325,6 +350,14 @@ class Algorithm(ABC):
             | only.annotations
             | {"rewards": only.rewards, "mask": only.mask, "timesteps": only.timesteps}
         )
+
+    def collate_several(self, windows: Mapping[str, Windows]) -> Batch:
+        """Windows of some of a run's several tasks as one batch. The default names each array `TASK/NAME`: see `of_tasks`."""
+        return {
+            f"{task}/{name}": values
+            for task, own in windows.items()
+            for name, values in self.collate({task: own}).items()
+        }
 
     @abstractmethod
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:

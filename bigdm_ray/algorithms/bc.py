@@ -22,11 +22,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Algorithm, Loss, Memoryless, Mode, Policy, leaves_of
+from bigdm_ray.algorithms.base import (
+    Algorithm,
+    Loss,
+    Memoryless,
+    Mode,
+    Policy,
+    leaves_of,
+    of_tasks,
+)
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.heads import ActionHead
-from bigdm_ray.models.networks import Encoder
+from bigdm_ray.models.networks import Encoder, Shared, Trunk, acting_in
 from bigdm_ray.replay.store import Store
 from bigdm_ray.replay.windows import View
 from bigdm_ray.settings import setting
@@ -43,16 +51,22 @@ class Actor(nn.Module):
         dropout: float = 0.0,
         std: float | None = 0.0,
         squash: bool = True,
+        trunk: Trunk | None = None,
     ) -> None:
+        """`trunk`, where there is one, takes the place of the layers behind the first."""
         super().__init__()
-        self.encoder = Encoder(signature.observations, hidden, channels, dropout=dropout)
-        self.head = ActionHead(self.encoder.width, signature.actions, std, squash)
+        own = hidden if trunk is None else (trunk.width,)
+        self.trunk = trunk
+        self.encoder = Encoder(signature.observations, own, channels, dropout=dropout)
+        wide = self.encoder.width if trunk is None else trunk.out
+        self.head = ActionHead(wide, signature.actions, std, squash)
         nn.init.orthogonal_(self.head.linear.weight, 0.01)
         nn.init.zeros_(self.head.linear.bias)
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Leaves `[..., *shape]` to parameters `[..., P]`."""
-        out: Tensor = self.head(self.encoder(observations))
+        rows = self.encoder(observations)
+        out: Tensor = self.head(rows if self.trunk is None else self.trunk(rows))
         return out
 
 
@@ -70,6 +84,19 @@ def acted_on(stores: Mapping[str, Store]) -> Iterator[dict[str, np.ndarray]]:
             yield {
                 path: values[:-1] for path, values in store.episode(position).observations.items()
             }
+
+
+def seen_by(
+    model: nn.Module, stores: Mapping[str, Store]
+) -> Iterator[tuple[nn.Module, Iterator[dict[str, np.ndarray]]]]:
+    """Each network of a model, and `acted_on` of the tasks that it acts in, where they have episodes."""
+    if not isinstance(model, Shared):
+        yield model, acted_on(stores)
+        return
+    for number, part in enumerate(model.parts):
+        mine = {task: store for task, store in stores.items() if model.tasks[task] == number}
+        if any(len(store.table) for store in mine.values()):
+            yield part, acted_on(mine)
 
 
 def steps_of(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
@@ -126,6 +153,7 @@ class Imitation(Algorithm):
         """`sample` draws from the head (its mean, where it is trained on the squared error), `mean` takes the most likely action."""
         if mode == "plan":
             raise UserError(f"{self.name} has no planner; its modes are sample and mean")
+        model = acting_in(model, signature)
         actor = model if isinstance(model, Actor) else model.get_submodule("actor")
         assert isinstance(actor, Actor)
         return Memoryless(
@@ -140,6 +168,7 @@ class Bc(Imitation):
     """Hyperparameters of behaviour cloning."""
 
     name: ClassVar[str] = "bc"
+    several: ClassVar[bool] = True
 
     best_fraction: float = setting(
         1.0,
@@ -161,8 +190,14 @@ class Bc(Imitation):
         return View(weight="length", best=self.best_fraction)
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
-        """See Algorithm. Raises UserError for more than one task."""
-        return Actor(only_task(self.name, signatures), self.hidden, self.channels, self.dropout)
+        """See Algorithm. Several tasks share all layers but the first."""
+
+        def network(signature: Signature, trunk: Trunk | None = None) -> Actor:
+            return Actor(signature, self.hidden, self.channels, self.dropout, trunk=trunk)
+
+        if len(signatures) == 1:
+            return network(next(iter(signatures.values())))
+        return Shared(signatures, Trunk([*self.hidden], self.dropout), network)
 
     def learning_rate_factor(self, step: int, optimizer: str) -> float:
         """See Algorithm."""
@@ -170,11 +205,14 @@ class Bc(Imitation):
 
     def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:
         """Mean and deviation of the observations, over all episodes as the official Decision Transformer code takes them."""
-        assert isinstance(model, Actor)
-        model.encoder.fit(acted_on(stores))
+        for part, seen in seen_by(model, stores):
+            assert isinstance(part, Actor)
+            part.encoder.fit(seen)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
         """Negative log-likelihood of the stored actions; squared error for continuous ones."""
+        if isinstance(model, Shared):
+            return of_tasks(model, batch, lambda part, own: self.loss(part, own, step))
         assert isinstance(model, Actor)
         seen, actions, mask = steps_of(batch)
         negative = -(model.head.log_prob(model(seen), actions) * mask).sum()

@@ -46,13 +46,23 @@ from bigdm_ray.algorithms.base import (
     State,
     device_of,
     leaves_of,
+    of_tasks,
     own_flags,
 )
-from bigdm_ray.algorithms.bc import acted_on
+from bigdm_ray.algorithms.bc import seen_by
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.heads import ActionHead
-from bigdm_ray.models.networks import Images, Standardise, Vector, mlp, orthogonal
+from bigdm_ray.models.networks import (
+    Images,
+    Shared,
+    Standardise,
+    Trunk,
+    Vector,
+    acting_in,
+    mlp,
+    orthogonal,
+)
 from bigdm_ray.replay.store import Retention, Store, Table
 from bigdm_ray.replay.windows import View, merge_stack, push_frame
 from bigdm_ray.settings import setting
@@ -76,7 +86,9 @@ class BehaviourFunction(nn.Module):
         stack: int,
         scales: tuple[float, float],
         standardise: bool = False,
+        trunk: Trunk | None = None,
     ) -> None:
+        """`trunk`, where there is one, takes the place of the layers behind the gate."""
         super().__init__()
         self.vector = Vector(signature.observations)
         width = self.vector.width
@@ -86,10 +98,14 @@ class BehaviourFunction(nn.Module):
         self.first = nn.Linear(self.vector.width, first) if first else None
         gated = first + self.images.width
         self.command = nn.Linear(2, gated)
-        self.hidden = mlp([gated, *(hidden[1:] if first else hidden)])
-        self.head = ActionHead(
-            hidden[-1] if len(hidden) > 1 or not first else gated, signature.actions
-        )
+        self.trunk = trunk
+        if trunk is None:
+            self.hidden = mlp([gated, *(hidden[1:] if first else hidden)])
+            wide = hidden[-1] if len(hidden) > 1 or not first else gated
+        else:
+            self.hidden = mlp([gated, trunk.width] if gated != trunk.width else [gated])
+            wide = trunk.out
+        self.head = ActionHead(wide, signature.actions)
         self.scales: Tensor
         self.register_buffer("scales", torch.tensor(scales), persistent=False)
         orthogonal(self)
@@ -109,7 +125,8 @@ class BehaviourFunction(nn.Module):
         embedding = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         command = torch.stack([desired_return, desired_horizon], -1) * self.scales
         gate = torch.sigmoid(self.command(command))
-        out: Tensor = self.head(self.hidden(embedding * gate))
+        rows = self.hidden(embedding * gate)
+        out: Tensor = self.head(rows if self.trunk is None else self.trunk(rows))
         return out
 
     @torch.no_grad()
@@ -139,7 +156,8 @@ class UdrlPolicy(Policy):
         self._greedy = greedy
         self._frames = {path: leaf for path, leaf in model.images.leaves.items() if stack > 1}
         self.uniforms = model.head.uniforms
-        layers = [model.first, model.command, *model.hidden, model.head.linear]
+        shared = () if model.trunk is None else model.trunk.layers
+        layers = [model.first, model.command, *model.hidden, *shared, model.head.linear]
         self._weights = [
             (layer.weight, layer.bias) for layer in layers if isinstance(layer, nn.Linear)
         ]
@@ -271,6 +289,7 @@ class Udrl(Algorithm):
     name: ClassVar[str] = "udrl"
     presets: ClassVar[Presets] = PRESETS
     online: ClassVar[bool] = True
+    several: ClassVar[bool] = True
     commands: ClassVar[tuple[str, ...]] = ("desired_return", "desired_horizon")
     fixed: ClassVar[tuple[str, ...]] = (*Algorithm.fixed, "standardise")
 
@@ -341,23 +360,28 @@ class Udrl(Algorithm):
         return View(columns=("returns_to_go", "steps_remaining"), stack=self.frame_stack)
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
-        """See Algorithm. Raises UserError for more than one task."""
-        if len(signatures) != 1:
-            raise UserError(f"udrl trains on one task, but {len(signatures)} were given")
-        (signature,) = signatures.values()
-        return BehaviourFunction(
-            signature,
-            self.hidden,
-            self.channels,
-            self.frame_stack,
-            (self.return_scale, self.horizon_scale),
-            self.standardise,
-        )
+        """See Algorithm. Several tasks share what is behind the gate; commands of each pass a layer of its own."""
+
+        def network(signature: Signature, trunk: Trunk | None = None) -> BehaviourFunction:
+            return BehaviourFunction(
+                signature,
+                self.hidden,
+                self.channels,
+                self.frame_stack,
+                (self.return_scale, self.horizon_scale),
+                self.standardise,
+                trunk,
+            )
+
+        if len(signatures) == 1:
+            return network(next(iter(signatures.values())))
+        return Shared(signatures, Trunk([*self.hidden]), network)
 
     def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:
         """Mean and deviation of what was observed before the first learner step, if asked for."""
-        assert isinstance(model, BehaviourFunction)
-        model.fit(acted_on(stores))
+        for part, seen in seen_by(model, stores):
+            assert isinstance(part, BehaviourFunction)
+            part.fit(seen)
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """Adam, as in appendix B."""
@@ -365,6 +389,8 @@ class Udrl(Algorithm):
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
         """Negative log-likelihood of the stored actions under the commands that they fulfilled (equation 1)."""
+        if isinstance(model, Shared):
+            return of_tasks(model, batch, lambda part, own: self.loss(part, own, step))
         assert isinstance(model, BehaviourFunction)
         steps = {
             name: value.flatten(0, 1) for name, value in batch.items()
@@ -378,9 +404,10 @@ class Udrl(Algorithm):
 
     def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
         """`sample` is the paper's; `mean` takes the most likely action."""
-        assert isinstance(model, BehaviourFunction)
         if mode == "plan":
             raise UserError("udrl has no planner; its modes are sample and mean")
+        model = acting_in(model, signature)
+        assert isinstance(model, BehaviourFunction)
         return UdrlPolicy(model, self.frame_stack, greedy=mode == "mean")
 
     def retention(self) -> Retention:

@@ -22,8 +22,8 @@ from bigdm_ray.distributed.session_folder import last_words
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay import shard as shards
 from bigdm_ray.training.config import run_from_json
-from bigdm_ray.training.evaluation import Evaluator, Score
-from bigdm_ray.training.params import Weights
+from bigdm_ray.training.evaluation import Evaluator, Score, Scores
+from bigdm_ray.training.params import Commands, Weights
 from bigdm_ray.training.player import Player
 
 DEATHS = (RayActorError, OutOfMemoryError)
@@ -160,6 +160,7 @@ class PlayerActor:
 
     def play(
         self,
+        task: str,
         weights: Weights | None,
         round: int,
         group: int,
@@ -170,13 +171,14 @@ class PlayerActor:
     ) -> tuple[bytes, dict[str, Any]]:
         """(the episodes as the bytes of a shard, a summary of a few hundred bytes)."""
         before = self._player.busy_s
-        played = self._player.play(weights, round, group, era, commands, count)
+        played = self._player.play(task, weights, round, group, era, commands, count)
         data = shards.encode(played.episodes) if played.episodes else b""
         summary = asdict(played) | {
             "episodes": len(played.episodes),
             "busy_s": self._player.busy_s - before,
         }
         return data, summary | {
+            "task": task,
             "round": round,
             "group": group,
             "version": weights.version if weights is not None else version,
@@ -193,13 +195,19 @@ class EvaluatorActor:
         self._evaluator = Evaluator(run_from_json(run))
 
     def score(
-        self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, round: int
-    ) -> Score:
+        self, weights: Weights, commands: Commands, episodes: int, purpose: str, round: int
+    ) -> Scores:
         """See Evaluator."""
-        return self._evaluator.score(weights, command, episodes, purpose, round)
+        return self._evaluator.score(weights, commands, episodes, purpose, round)
 
     def part(
-        self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, number: int
+        self,
+        task: str,
+        weights: Weights,
+        command: dict[str, float],
+        episodes: int,
+        purpose: str,
+        number: int,
     ) -> Score:
         """See Evaluator."""
-        return self._evaluator.part(weights, command, episodes, purpose, number)
+        return self._evaluator.part(task, weights, command, episodes, purpose, number)

@@ -19,11 +19,12 @@ from bigdm_ray.replay.living import Living
 from bigdm_ray.replay.store import PREFIX, Receipt, Retention, ShardRef, Table
 from bigdm_ray.training.checkpoint import Checkpoint
 from bigdm_ray.training.config import Run
-from bigdm_ray.training.evaluation import Score
+from bigdm_ray.training.evaluation import Scores
 from bigdm_ray.training.learner import Progress
 from bigdm_ray.training.loop import Round
-from bigdm_ray.training.params import Weights
-from bigdm_ray.training.start import check_living, dataset_store
+from bigdm_ray.training.params import Commands, Weights
+from bigdm_ray.training.start import dataset_stores
+from bigdm_ray.training.stores import below, check_living, places
 
 
 class Ledger:
@@ -100,7 +101,7 @@ class RayCrew:
         """Make all actors and wait until they stand."""
         run, settings = self._run, self._run.to_json()
         self._evaluator = Station("evaluator", EvaluatorActor, cpu_options(0), (settings,))
-        if run.dataset is None:
+        if not run.offline:
             for _ in range(run.machines.actors):
                 player = Station("rollout actor", PlayerActor, cpu_options(), (settings,))
                 self.players.append(player)
@@ -109,12 +110,17 @@ class RayCrew:
         for station in self._stations():
             station.settle()
         self.learners.start()
-        table = self.replay.insist("table") if self._replay else dataset_store(run).table
+        self._places = places(run)
         rule = run.algorithm.retention() if self._replay else Retention()
-        self.living = Living.of(table, rule)
+        tables: dict[str, Table] = (
+            self.replay.insist("tables")
+            if self._replay
+            else {task: store.table for task, store in dataset_stores(run).items()}
+        )
+        self.living = {task: Living.of(table, rule) for task, table in tables.items()}
         if resumed and self._replay:
-            check_living(table, self.replay.insist("problems"), resumed)
-        self._ledger = Ledger(self._all_shards())
+            check_living(self._places, tables, self.replay.insist("problems"), resumed)
+        self._ledgers = {task: Ledger(shards) for task, shards in self._all_shards().items()}
         self._step = self.learners.step
         self._weights_ref: Any = None
         self._refresh()
@@ -135,20 +141,20 @@ class RayCrew:
         assert self._replay is not None
         return self._replay
 
-    def _all_shards(self) -> list[ShardRef]:
-        living: list[ShardRef] = self._replay.insist("shards") if self._replay else []
+    def _all_shards(self) -> dict[str, list[ShardRef]]:
+        living: dict[str, list[ShardRef]] = self._replay.insist("shards") if self._replay else {}
         return living
 
     # --- shards on their way to the learners
 
-    def moves(self) -> Moves:
-        """What the learners have not been told yet; it is theirs from now on."""
-        return self._ledger.moves()
+    def moves(self) -> dict[str, Moves]:
+        """What the learners have not been told yet, by task; it is theirs from now on."""
+        return {task: ledger.moves() for task, ledger in self._ledgers.items()}
 
-    def stored(self, receipt: Receipt) -> None:
+    def stored(self, task: str, receipt: Receipt) -> None:
         """Note an acknowledged round."""
-        self.living.learn(receipt.added)
-        self._ledger.stored(receipt.shards)
+        self.living[task].learn(receipt.added)
+        self._ledgers[task].stored(receipt.shards)
 
     def learned(self, progress: Progress, weights_ref: Any) -> None:
         """Note an answered update; one that a later one has overtaken brings no news."""
@@ -171,7 +177,8 @@ class RayCrew:
             raise error
         if not self.learners.died(generation, error):
             return False
-        self._ledger.restart(self._all_shards())
+        for task, names in self._all_shards().items():
+            self._ledgers[task].restart(names)
         self._step = self.learners.step
         self._rolled_back(self._step, self.learners.incarnation)
         return True
@@ -202,7 +209,9 @@ class RayCrew:
 
     # --- the verbs
 
-    def play(self, round: int, saves: int, commands: Columns, count: int, random: bool) -> Round:
+    def play(
+        self, task: str, round: int, saves: int, commands: Columns, count: int, random: bool
+    ) -> Round:
         """See Crew."""
         groups = [
             g
@@ -212,25 +221,32 @@ class RayCrew:
         shares = {group: self._run.share(count, group) for group in groups}
         parts: list[tuple[Any, dict[str, Any]]] = []
         while True:
-            parts = parts or self._played(round, saves, commands, shares, random)
+            parts = parts or self._played(task, round, saves, commands, shares, random)
             generation = self.replay.generation
             try:
-                receipt: Receipt = ray.get(self.replay.call("add", *(data for data, _ in parts)))
+                shared = [data for data, _ in parts]
+                receipt: Receipt = ray.get(self.replay.call("add", task, *shared))
                 break
             except RayError as error:
                 if self.replay.failed(generation, error) is Fault.ARGUMENT:
                     parts = []
         self.replay.answered()
-        self.stored(receipt)
+        self.stored(task, receipt)
         return as_round(receipt, [summary for _, summary in parts])
 
     def _played(
-        self, round: int, saves: int, commands: Columns, shares: dict[int, slice], random: bool
+        self,
+        task: str,
+        round: int,
+        saves: int,
+        commands: Columns,
+        shares: dict[int, slice],
+        random: bool,
     ) -> list[tuple[Any, dict[str, Any]]]:
         """For each group a reference to its episodes, and their summary."""
 
         def submit(group: int) -> tuple[Any, Station, int, list[Any]]:
-            call = self.submit(round, group, saves, commands, shares[group], random)
+            call = self.submit(task, round, group, saves, commands, shares[group], random)
             return self._weights_ref, *call
 
         calls = {group: submit(group) for group in shares}
@@ -249,7 +265,14 @@ class RayCrew:
         return parts
 
     def submit(
-        self, round: int, group: int, saves: int, commands: Columns, share: slice, random: bool
+        self,
+        task: str,
+        round: int,
+        group: int,
+        saves: int,
+        commands: Columns,
+        share: slice,
+        random: bool,
     ) -> tuple[Station, int, list[Any]]:
         """Hand a group's share of a round to its player: (station, its generation, [episodes, summary])."""
         station = self.players[group % len(self.players)]
@@ -257,8 +280,9 @@ class RayCrew:
         weights = None if random else self._weights_ref
         era = (saves, self._incarnation, station.generation)
         version = (self.learners.incarnation, 0)
+        count = share.stop - share.start
         refs = station.call(
-            "play", weights, round, group, era, mine, share.stop - share.start, version, returns=2
+            "play", task, weights, round, group, era, mine, count, version, returns=2
         )
         return station, station.generation, refs
 
@@ -276,9 +300,9 @@ class RayCrew:
                 self.learners_lost(generation, error, answers)
         return progress
 
-    def table(self) -> Table:
+    def tables(self) -> dict[str, Table]:
         """See Crew."""
-        return self.living.table
+        return {task: living.table for task, living in self.living.items()}
 
     def weights(self) -> Weights:
         """See Crew."""
@@ -293,17 +317,17 @@ class RayCrew:
     def score(
         self,
         weights: Weights,
-        command: dict[str, float],
+        commands: Commands,
         episodes: int,
         purpose: str,
         round: int,
         on_end: Callable[[int], None] | None = None,
-    ) -> Score:
+    ) -> Scores:
         """See Crew. The evaluator tells nothing before it has played all."""
-        score: Score = self.evaluator.insist("score", weights, command, episodes, purpose, round)
+        scores: Scores = self.evaluator.insist("score", weights, commands, episodes, purpose, round)
         if on_end is not None:
-            on_end(episodes)
-        return score
+            on_end(episodes * len(commands))
+        return scores
 
     def save(self, write: Callable[[int, dict[str, np.ndarray], list[ShardRef]], Any]) -> None:
         """See Crew."""
@@ -318,9 +342,12 @@ class RayCrew:
         if self._replay is None:
             write(step, state, [])
             return
-        shards = self.replay.insist("compact")
-        write(step, state, shards)
-        self._ledger.saved(shards, self.replay.insist("release"))
+        shards: dict[str, list[ShardRef]] = self.replay.insist("compact")
+        named = [ref for task, own in shards.items() for ref in below(self._places[task], own)]
+        write(step, state, named)
+        gone: dict[str, list[str]] = self.replay.insist("release")
+        for task, ledger in self._ledgers.items():
+            ledger.saved(shards[task], gone[task])
 
     def close(self) -> None:
         """End all actors: the Ray that they live in may be its user's, and go on."""
@@ -344,4 +371,5 @@ def as_round(receipt: Receipt, summaries: list[dict[str, Any]]) -> Round:
         total["discarded"],
         problems,
         total["busy_s"],
+        summaries[0]["task"],
     )

@@ -19,6 +19,7 @@ from bigdm_ray.training.params import Weights
 
 def evaluate_on_actors(
     run: Run,
+    task: str,
     weights: Weights,
     command: dict[str, float],
     parts: list[int],
@@ -27,7 +28,7 @@ def evaluate_on_actors(
     address: str,
     on_end: Callable[[int], None],
 ) -> list[Score]:
-    """Play parts of so many episodes each with the seed and the mode of `run`; their scores in the order of the parts.
+    """Play parts of so many episodes each of one of the run's tasks with the seed and the mode of `run`; their scores in the order of the parts.
 
     A part whose actor dies, or whose answer is lost, is played again. `on_end` hears of how many
     episodes a part that has ended was. Ctrl-C leaves out what has not ended.
@@ -49,7 +50,7 @@ def evaluate_on_actors(
             for _ in range(crew.machines.actors):
                 setup = (crew.to_json(),)
                 stations.append(Station("evaluator", EvaluatorActor, cpu_options(), setup))
-            _play(stations, weights, command, parts, purpose, scores, on_end)
+            _play(stations, task, weights, command, parts, purpose, scores, on_end)
         except KeyboardInterrupt:
             pass
         except RayTaskError as error:
@@ -66,6 +67,7 @@ def evaluate_on_actors(
 
 def _play(
     stations: list[Station],
+    task: str,
     weights: Weights,
     command: dict[str, float],
     parts: list[int],
@@ -98,7 +100,7 @@ def _play(
             on_end(parts[number])
         if waiting:
             number = waiting.pop()
-            running[station.call("part", shared, command, parts[number], purpose, number)] = (
+            running[station.call("part", task, shared, command, parts[number], purpose, number)] = (
                 station,
                 station.generation,
                 number,

@@ -23,22 +23,24 @@ from ray.exceptions import RayError, RayTaskError
 from bigdm_ray.distributed.actors import MAX_DEATHS, Fault, fault, given_up
 from bigdm_ray.distributed.cluster import learner_options, loopback
 from bigdm_ray.errors import RunFailed
-from bigdm_ray.replay.store import ShardRef, Store
+from bigdm_ray.replay.mixture import Mixture
+from bigdm_ray.replay.store import ShardRef
 from bigdm_ray.training import checkpoint
-from bigdm_ray.training.config import Run, run_from_json, task_for
+from bigdm_ray.training.config import Run, run_from_json
 from bigdm_ray.training.learner import Learner, Progress
 from bigdm_ray.training.parallel import PeerLost
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder
-from bigdm_ray.training.start import dataset_store
+from bigdm_ray.training.start import dataset_stores
+from bigdm_ray.training.stores import Stores
 
 Moves = tuple[list[ShardRef], list[ShardRef], list[str]]
-"""Shards to take in; shards that living episodes have moved to; names of shards to let go of."""
+"""Of a task: shards to take in; shards that living episodes have moved to; names of shards to let go of."""
 
 
 @ray.remote
 class LearnerActor:
-    """One rank: a Learner, and a reader of the run's store."""
+    """One rank: a Learner, and a reader of the run's stores."""
 
     _failed: BaseException | None = None
 
@@ -57,13 +59,10 @@ class LearnerActor:
         """Join the group, build, and take over the last checkpoint; the learner step that it stands at."""
         settings = run_from_json(run)
         torch.set_num_threads(settings.machines.threads)
-        self._task = settings.task
         self._incarnation = incarnation
         home = RunFolder(Path(folder))
-        machines, signatures = (
-            settings.machines,
-            {settings.task: task_for(settings).signature()},
-        )
+        machines = settings.machines
+        signatures = {use.name: use.task.signature() for use in settings.tasks}
         self._learner = Learner(
             settings.algorithm,
             signatures,
@@ -73,6 +72,7 @@ class LearnerActor:
             world,
             compile=machines.compile,
             precision=machines.precision,
+            mixture=Mixture({use.name: use.weight for use in settings.tasks}),
         )
         if world > 1:
             backend = "nccl" if self._learner.device.type == "cuda" else "gloo"
@@ -87,19 +87,17 @@ class LearnerActor:
             except dist.DistError as error:  # one has died, or the port was taken since
                 raise PeerLost(f"the learners have not met at {meet}: {error}") from None
         flat = settings.saves.flat_mib << 20
-        self._store = (
-            dataset_store(settings)
-            if settings.dataset
-            else Store(home.store, settings.algorithm.retention(), flat, write=False)
+        self._stores = (
+            dataset_stores(settings)
+            if settings.offline
+            else Stores(settings, home, flat, write=False).by_task
         )
-        saved = checkpoint.last(
-            home.checkpoints, {"algorithm": settings.algorithm.name, "task": settings.task}
-        )
+        saved = checkpoint.last(home.checkpoints, settings.identity)
         if saved is not None:
             self._learner.load(saved.learner, saved.counters.learner_step)
         return self._learner.step
 
-    def update(self, moves: Moves, steps: int) -> tuple[Weights | None, Progress]:
+    def update(self, moves: dict[str, Moves], steps: int) -> tuple[Weights | None, Progress]:
         """Take in shards, then take learner steps; (rank 0's weights, progress)."""
         if self._failed is not None:
             raise self._failed
@@ -111,17 +109,19 @@ class LearnerActor:
                 self._failed = error  # what waits behind this call fails in the same way
             raise
 
-    def _update(self, moves: Moves, steps: int) -> tuple[Weights | None, Progress]:
-        taken, moved, gone = moves
-        for ref in taken:
-            self._store.adopt(ref)
-        self._store.follow(moved)
-        self._store.forget(gone)
-        if self._store.problems:
-            raise RunFailed(
-                f"the learner cannot read what the replay actor has stored: {self._store.problems[0]}"
-            )
-        progress = self._learner.update({self._task: self._store}, steps)
+    def _update(self, moves: dict[str, Moves], steps: int) -> tuple[Weights | None, Progress]:
+        for task, (taken, moved, gone) in moves.items():
+            store = self._stores[task]
+            for ref in taken:
+                store.adopt(ref)
+            store.follow(moved)
+            store.forget(gone)
+            if store.problems:
+                raise RunFailed(
+                    f"the learner cannot read what the replay actor has stored: {store.problems[0]}"
+                )
+        drawn = {task: store for task, store in self._stores.items() if len(store.table)}
+        progress = self._learner.update(drawn, steps)
         return (
             self._learner.weights(self._incarnation) if self._learner.rank == 0 else None
         ), progress
@@ -178,7 +178,7 @@ class Learners:
             ray.kill(rank)
         self._ranks = []
 
-    def update(self, moves: Moves, steps: int) -> list[Any]:
+    def update(self, moves: dict[str, Moves], steps: int) -> list[Any]:
         """References to rank 0's weights and to each rank's progress."""
         pairs = [rank.update.options(num_returns=2).remote(moves, steps) for rank in self._ranks]
         return [pairs[0][0], *(pair[1] for pair in pairs)]

@@ -28,13 +28,16 @@ from bigdm_ray.errors import RunFailed, UserError, full_disk, full_memory
 from bigdm_ray.replay.episode import FOREIGN
 from bigdm_ray.replay.shard import SUFFIX, UNNUMBERED
 from bigdm_ray.replay.store import Receipt, Store
+from bigdm_ray.replay.table import Table
 from bigdm_ray.training import checkpoint
-from bigdm_ray.training.checkpoint import Checkpoint, Counters
+from bigdm_ray.training.checkpoint import Checkpoint, Counters, TaskCounters
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.loop import Session, loop, study
 from bigdm_ray.training.metrics import Listener
+from bigdm_ray.training.params import Commands
 from bigdm_ray.training.run_folder import RunFolder
-from bigdm_ray.training.start import drop_later, lost, take_over, whole
+from bigdm_ray.training.start import drop_later, take_over, whole
+from bigdm_ray.training.stores import lost, places, within
 from bigdm_ray.training.trackers import writers
 
 IN_FLIGHT = 2
@@ -63,7 +66,7 @@ def meant(cause: BaseException) -> bool:
 
 def in_lock_step(run: Run) -> bool:
     """Whether a resume repeats the run: a run on a dataset has nothing to do side by side."""
-    return run.machines.lock_step or run.dataset is not None
+    return run.machines.lock_step or run.offline
 
 
 def _train(
@@ -75,7 +78,7 @@ def _train(
     if resume or run.start:
         resumed, damage = (whole if exact else counted)(run, home)
     if exact:
-        drop_later(home)
+        drop_later(run, home)
     with contextlib.ExitStack() as end:
         session = Session(run, home, [*writers(run, folder), *listeners], resumed, exact)
         end.callback(session.close)
@@ -91,7 +94,7 @@ def _train(
             )
         end.callback(crew.close)
         if exact:
-            (study if run.dataset else loop)(session, crew)
+            (study if run.offline else loop)(session, crew)
         else:
             driver.drive(crew)
         return session.finish(crew) | {"folder": str(folder)}
@@ -104,33 +107,41 @@ def counted(run: Run, home: RunFolder) -> tuple[Checkpoint, list[str]]:
     """
     aside = checkpoint.set_torn_aside(home.checkpoints)
     saved = checkpoint.last(home.checkpoints, run.identity)
-    base = saved or Checkpoint(Counters(), [], 0, {}, set(), {})
-    on_disk = {path.name for path in home.store.glob(f"*{SUFFIX}")}
-    store = Store(home.store, flat_bytes=0).open(
-        sorted(on_disk | {ref.name for ref in base.shards})
-    )
-    table, counters = store.table, base.counters
+    base = saved or Checkpoint(Counters(), [], 0, {}, {}, {})
+    counters, where, tables, problems = base.counters, places(run), dict[str, Table](), list[str]()
+    for task, place in where.items():
+        on_disk = {path.name for path in (home.store / place).glob(f"*{SUFFIX}")}
+        named = {ref.name for ref in within(place, base.shards)}
+        store = Store(home.store / place, flat_bytes=0).open(sorted(on_disk | named))
+        tables[task] = store.table
+        problems += store.problems
     damage = (
         [
-            f"the run goes on without {lost(table, base)} episodes of its last checkpoint ({', '.join(store.problems)})"
+            f"the run goes on without {lost(where, tables, base)} episodes of its last checkpoint ({', '.join(problems)})"
         ]
-        if store.problems
+        if problems
         else []
     )
-    rounds, own = table.ids[:, 0], table.ids[:, 1] != FOREIGN
-    came = (table.serials >= counters.arrived) & ~np.isin(table.serials, counters.arrived_ahead)
-    played = (rounds >= counters.round) | np.isin(rounds, counters.open_rounds)
-    new = np.where(table.serials == UNNUMBERED, played, came)
-    counters.env_steps += int(table.lengths[new].sum())
-    counters.episodes += int(new.sum())
-    counters.round = max(
-        counters.round,
-        int(rounds[own].max(initial=-1)) + 1,
-        *(r + 1 for r in counters.open_rounds),
-        0,
-    )
+    if run.several and not counters.tasks:
+        counters.tasks = {task: TaskCounters() for task in tables}
+    last = -1
+    for task, table in tables.items():
+        arrivals = counters.tasks[task] if run.several else counters
+        rounds, own = table.ids[:, 0], table.ids[:, 1] != FOREIGN
+        ahead = np.isin(table.serials, arrivals.arrived_ahead)
+        came = (table.serials >= arrivals.arrived) & ~ahead
+        played = (rounds >= counters.round) | np.isin(rounds, counters.open_rounds)
+        new = np.where(table.serials == UNNUMBERED, played, came)
+        steps, episodes = int(table.lengths[new].sum()), int(new.sum())
+        counters.env_steps += steps
+        counters.episodes += episodes
+        if run.several:
+            counters.tasks[task].env_steps += steps
+            counters.tasks[task].episodes += episodes
+        last = max(last, int(rounds[own].max(initial=-1)))
+        arrivals.arrive(table.serials[new].tolist())
+    counters.round = max(counters.round, last + 1, *(r + 1 for r in counters.open_rounds), 0)
     counters.open_rounds = []
-    counters.arrive(table.serials[new].tolist())
     return base, aside + damage
 
 
@@ -234,16 +245,19 @@ class Driver:
         session, run = self.session, self.session.run
         if not self._warm_up_asked:
             self._warm_up_asked = True
-            for group in range(run.groups):
-                self._warming_up += self._play(
-                    group, {}, run.share(run.algorithm.warm_up(), group), random=True
-                )
+            for task in session.tasks:
+                for group in range(run.groups):
+                    self._warming_up += self._play(
+                        task, group, {}, run.share(run.algorithm.warm_up(), group), random=True
+                    )
         if not self._warming_up and (session.counters.learner_step > 0 or not self._owed()):
             self._start_rollouts()
         self._start_learning()
 
     def _owed(self) -> int:
-        return self.session.owed(self.crew.table())
+        if self._warming_up and self.session.run.several:  # statistics are taken of all of them
+            return 0
+        return self.session.owed(self.crew.tables())
 
     def _start_rollouts(self) -> None:
         run = self.session.run
@@ -255,8 +269,11 @@ class Driver:
                 and self._owed() <= run.machines.max_staleness
                 and not self._enough()
             ):
-                commands = self.session.ask(self.crew.table(), self._next_round, count)
+                task = self.session.turn(self._next_round)
+                table = self.crew.tables()[task]
+                commands = self.session.ask(task, table, self._next_round, count)
                 self._play(
+                    task,
                     group,
                     commands,
                     slice(0, count),
@@ -272,26 +289,26 @@ class Driver:
             >= self.session.run.budget.env_steps
         )
 
-    def _play(self, group: int, commands: Columns, share: slice, random: bool) -> int:
+    def _play(self, task: str, group: int, commands: Columns, share: slice, random: bool) -> int:
         """Begin a round of a group; how many were begun."""
         if share.stop == share.start:
             return 0
         round, self._next_round = self._next_round, self._next_round + 1
         self._playing[group] += 1
         self._episodes_in_flight += share.stop - share.start
-        self._submit_play(round, group, commands, share, random)
+        self._submit_play(task, round, group, commands, share, random)
         return 1
 
     def _submit_play(
-        self, round: int, group: int, commands: Columns, share: slice, random: bool
+        self, task: str, round: int, group: int, commands: Columns, share: slice, random: bool
     ) -> None:
         weights = self.crew.weights_ref
         station, generation, (data, summary) = self.crew.submit(
-            round, group, self.session.counters.saves, commands, share, random
+            task, round, group, self.session.counters.saves, commands, share, random
         )
 
         def again() -> None:
-            self._submit_play(round, group, commands, share, random)
+            self._submit_play(task, round, group, commands, share, random)
 
         def lost(error: BaseException) -> None:
             if station.failed(generation, error) is Fault.ARGUMENT:
@@ -308,17 +325,20 @@ class Driver:
         self._jobs[summary] = Job([summary], done, lost, rounds=(round,))
 
     def _commit(self) -> None:
-        """Store what waits, in one call and with one sync; while it is under way others wait."""
+        """Store what waits of a task, in one call and with one sync; while it is under way others wait."""
         if self._waiting and not self._storing:
-            together, self._waiting = self._waiting, []
+            task = self._waiting[0].summary["task"]
+            together = [one for one in self._waiting if one.summary["task"] == task]
+            self._waiting = [one for one in self._waiting if one.summary["task"] != task]
             self._store(together)
 
     def _store(self, together: list[Finished]) -> None:
-        """Store rounds; one that is lost on the way is played again."""
+        """Store rounds of a task; one that is lost on the way is played again."""
         station = self.crew.replay
         generation = station.generation
         sent = [one.data for one in together if one.summary["episodes"]]
-        ref = station.call("add", *sent)
+        task = together[0].summary["task"]
+        ref = station.call("add", task, *sent)
         self._storing += 1
 
         def lost(error: BaseException) -> None:
@@ -337,7 +357,7 @@ class Driver:
             self._storing -= 1
             station.answered()
             receipt: Receipt = answer[0]
-            self.crew.stored(receipt)
+            self.crew.stored(task, receipt)
             end = 0
             for one in together:
                 start, end = end, end + one.summary["episodes"]
@@ -384,31 +404,31 @@ class Driver:
         if self._evaluating or not self.session.evaluation_due():
             return
         self._evaluating = True
-        command = self.session.run.algorithm.evaluation_command(self.crew.table())
+        commands = self.session.commands(self.crew.tables())
         self._score(
             self.crew.weights_ref,
-            command,
+            commands,
             self.session.counters.evaluations,
             self.session.counters.env_steps,
         )
 
-    def _score(self, weights: Any, command: dict[str, float], number: int, at: int) -> None:
+    def _score(self, weights: Any, commands: Commands, number: int, at: int) -> None:
         station = self.crew.evaluator
         generation = station.generation
         ref = station.call(
-            "score", weights, command, self.session.run.evaluations.episodes, "validation", number
+            "score", weights, commands, self.session.run.evaluations.episodes, "validation", number
         )
 
         def lost(error: BaseException) -> None:
             gone = station.failed(generation, error) is Fault.ARGUMENT
             fresh = self.crew.renewed(weights) if gone else weights
-            self._score(fresh, command, number, at)
+            self._score(fresh, commands, number, at)
 
         def done(answer: list[Any]) -> None:
             try:
                 scored = ray.get(weights)
             except ObjectLostError:  # they might be the best, and cannot be kept
-                self._score(self.crew.renewed(weights), command, number, at)
+                self._score(self.crew.renewed(weights), commands, number, at)
                 return
             station.answered()
             self._evaluating = False

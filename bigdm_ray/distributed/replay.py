@@ -1,4 +1,4 @@
-"""The replay actor: the one writer of a run's store, which it locks. What it has acknowledged survives its death."""
+"""The replay actor: the one writer of a run's stores, which it locks. What it has acknowledged survives its death."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 import ray
 
-from bigdm_ray.replay.store import Receipt, ShardRef, Store, Table
+from bigdm_ray.replay.store import Receipt, ShardRef, Table
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import run_from_json
 from bigdm_ray.training.run_folder import RunFolder
+from bigdm_ray.training.stores import Stores
 
 
 @ray.remote
@@ -27,30 +28,28 @@ class ReplayActor:
             if settings.machines.lock_step
             else set()
         )
-        self._store = Store(self._home.store, settings.algorithm.retention(), flat_bytes=0).open(
-            leave=outlived
-        )
+        self._stores = Stores(settings, self._home, flat_bytes=0).open(leave=outlived)
 
-    def add(self, *encoded: bytes) -> Receipt:
-        """Store what one or more players have encoded; returns once it is synced."""
-        return self._store.add_encoded(*(data for data in encoded if len(data)))
+    def add(self, task: str, *encoded: bytes) -> Receipt:
+        """Store what one or more players have encoded of a task; returns once it is synced."""
+        return self._stores.by_task[task].add_encoded(*(data for data in encoded if len(data)))
 
-    def table(self) -> Table:
-        """The living episodes."""
-        return self._store.table
+    def tables(self) -> dict[str, Table]:
+        """The living episodes by task."""
+        return self._stores.tables
 
-    def shards(self) -> list[ShardRef]:
-        """The shards that hold living episodes."""
-        return self._store.living_shards()
+    def shards(self) -> dict[str, list[ShardRef]]:
+        """The shards that hold living episodes, by task."""
+        return self._stores.living_shards()
 
-    def compact(self) -> list[ShardRef]:
-        """Compact where it pays; the shards that hold living episodes."""
-        return self._store.compact()
+    def compact(self) -> dict[str, list[ShardRef]]:
+        """Compact where it pays; the shards that hold living episodes, by task."""
+        return self._stores.compact()
 
-    def release(self) -> list[str]:
-        """Unlink what neither lives nor is named by a checkpoint; the names that went."""
-        return self._store.release(checkpoint.named_shards(self._home.checkpoints))
+    def release(self) -> dict[str, list[str]]:
+        """Unlink what neither lives nor is named by a checkpoint; the names that went, by task."""
+        return self._stores.release(checkpoint.named_shards(self._home.checkpoints))
 
     def problems(self) -> list[str]:
-        """What was wrong with the folder when it was opened."""
-        return self._store.problems
+        """What was wrong with the folders when they were opened."""
+        return self._stores.problems

@@ -8,18 +8,21 @@ with gain sqrt(2), biases zero.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.envs.signature import Leaf
+from bigdm_ray.envs.signature import Leaf, Signature
+from bigdm_ray.errors import UserError
 
+M = TypeVar("M", bound=nn.Module)
 TEXT_WIDTH = 32
 
 
-def orthogonal(module: nn.Module, gain: float = 2.0**0.5) -> nn.Module:
+def orthogonal(module: M, gain: float = 2.0**0.5) -> M:
     """Give every linear and convolution layer below `module` orthogonal weights and zero biases."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -35,6 +38,60 @@ def mlp(sizes: list[int], dropout: float = 0.0) -> nn.Sequential:
     for narrow, wide in itertools.pairwise(sizes):
         layers += [nn.Linear(narrow, wide), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
     return nn.Sequential(*layers)
+
+
+class Trunk:
+    """The layers that several networks share, as one of them holds them: among the modules of none, so that they are counted once."""
+
+    def __init__(self, sizes: list[int], dropout: float = 0.0) -> None:
+        """Layers through these widths; at least one."""
+        self.width, self.out = sizes[0], sizes[-1]
+        self.layers = orthogonal(mlp(sizes if len(sizes) > 1 else [*sizes, *sizes], dropout))
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """`[..., width]` to `[..., out]`."""
+        out: Tensor = self.layers(rows)
+        return out
+
+
+class Shared(nn.Module):
+    """One network of several tasks: for each signature a part that sees and acts, around a trunk that all share.
+
+    A part is a whole network, made by `make(signature, trunk)`, which calls the trunk between its
+    encoder and its head. Tasks of equal signatures have one part.
+    """
+
+    def __init__(
+        self,
+        signatures: Mapping[str, Signature],
+        trunk: Trunk,
+        make: Callable[[Signature, Trunk], nn.Module],
+    ) -> None:
+        super().__init__()
+        every = list(signatures.values())
+        kinds = [kind for at, kind in enumerate(every) if kind not in every[:at]]
+        self.trunk = trunk.layers
+        self.kinds = kinds
+        self.tasks = {task: kinds.index(kind) for task, kind in signatures.items()}
+        self.parts = nn.ModuleList(make(kind, trunk) for kind in kinds)
+
+    def part(self, task: str) -> nn.Module:
+        """The network of one of the tasks."""
+        return self.parts[self.tasks[task]]
+
+
+def acting_in(model: nn.Module, signature: Signature | None) -> nn.Module:
+    """The network that acts in tasks of a signature: a part, or the model itself where it is of one task.
+
+    Raises UserError for a signature that none of the tasks has.
+    """
+    if not isinstance(model, Shared):
+        return model
+    if signature not in model.kinds:
+        raise UserError(
+            f"the network acts in {', '.join(model.tasks)}, but in no task of such observations and actions"
+        )
+    return model.parts[model.kinds.index(signature)]
 
 
 class Vector(nn.Module):

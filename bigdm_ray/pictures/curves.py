@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bigdm_ray.envs.task import UNPLAYED, find_task
+from bigdm_ray.envs.task import UNPLAYED
 from bigdm_ray.errors import UserError
 from bigdm_ray.jsons import NotJson, real
 from bigdm_ray.pictures.base import (
@@ -78,14 +78,30 @@ SHOWN = ("return_mean", "return_low", "return_high")
 """What a point shows of an evaluation."""
 
 
+def read_curves(folder: Path) -> list[Curve | None]:
+    """The learning curve of each task of a run. Raises UserError: see `read_curve`."""
+    reports, run = metrics_of(folder), read_run(folder)
+    if not run.several:
+        return [_curve(folder, run, reports)]
+    return [_curve(folder, run, reports, use.name) for use in run.tasks]
+
+
 def read_curve(folder: Path) -> Curve | None:
-    """The learning curve of a run, None where nothing has been evaluated yet.
+    """The learning curve of a run of one task, None where nothing has been evaluated yet.
 
     Raises UserError for a folder without a run, and for damaged files.
     """
-    reports = metrics_of(folder)
-    run, files = read_run(folder), RunFolder(folder)
-    if not find_task(run.task).plays:
+    (curve,) = read_curves(folder)
+    return curve
+
+
+def _curve(
+    folder: Path, run: Run, reports: list[dict[str, Any]], task: str | None = None
+) -> Curve | None:
+    """That of one task, by its name where there are several."""
+    files = RunFolder(folder)
+    run, group = (run, "evaluation/") if task is None else (run.of(task), f"{task}/evaluation/")
+    if not run.only.task.plays:
         raise UserError(f"{folder} has no scores to draw: {UNPLAYED}")
     points: dict[float, list[float]] = {}  # a later score at the same step is the one that counts
 
@@ -97,10 +113,12 @@ def read_curve(folder: Path) -> Curve | None:
             raise UserError(f"{file} holds no score of this project ({error})") from None
 
     for report in reports:
-        if "evaluation/return_mean" in report:
-            take(report, run.clock, "evaluation/", files.metrics)
+        if f"{group}return_mean" in report:
+            take(report, run.clock, group, files.metrics)
     if summary := summary_of(folder):
-        take(summary, steps_of(run), "", files.summary_file)
+        own = summary if task is None else summary.get("tasks", {}).get(task, {})
+        if task is None or "return_mean" in own:
+            take(summary | own, steps_of(run), "", files.summary_file)
     if not points:
         return None
     return Curve(folder, run, *np.array([[x, *points[x]] for x in sorted(points)], np.float64).T)
@@ -262,13 +280,13 @@ def learning(folders: list[Path], out: Path | None, asked: Nothing) -> None:
     """Draw the learning curves of run folders. Raises UserError where none of them has been evaluated."""
     import matplotlib
 
-    read = {folder: read_curve(folder) for folder in folders}
-    curves = [curve for curve in read.values() if curve is not None]
+    read = {folder: read_curves(folder) for folder in folders}
+    curves = [curve for found in read.values() for curve in found if curve is not None]
     if not curves:
         raise UserError(
             "none of these runs has been evaluated yet, so there is no curve; wait, or train with a smaller --evaluations.every"
         )
-    for folder in (folder for folder, curve in read.items() if curve is None):
+    for folder in (folder for folder, found in read.items() if not any(found)):
         print(f"note: {folder} has not been evaluated yet and is left out", file=sys.stderr)
     path = target(out, folders[0], "learning_curve")
     lines = lines_of(curves)

@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError, quoted
 from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.jsons import read_json, real
@@ -181,7 +180,7 @@ class Shelf:
             else self.precision
         )
         if precision == run.machines.precision or not transformers(
-            run.algorithm.build({run.task: find_task(run.task).signature()})
+            run.algorithm.build({use.name: use.task.signature() for use in run.tasks})
         ):
             return run
         return dataclasses.replace(

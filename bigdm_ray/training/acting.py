@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from bigdm_ray.envs.task import Task
 from bigdm_ray.errors import UserError
 from bigdm_ray.settings import flag
 from bigdm_ray.training.config import Run
+from bigdm_ray.training.params import of_task
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,41 @@ class TrainedRun:
 
     folder: Path
     run: Run
-    task: Task
-    signature: Signature
+    tasks: Mapping[str, Task]
+    signatures: Mapping[str, Signature]
     model: nn.Module
     summary: dict[str, Any]
     version: tuple[int, int]
     acting: dict[str, Any] = field(default_factory=dict)
     """The settings of `run` that are not those it was trained with: some that affect acting alone."""
+    trained: Run | None = None
+    """The whole run, where this is one of its several tasks."""
+
+    @property
+    def task(self) -> Task:
+        """The only task. Raises UserError where there are several: see `of`."""
+        return self.tasks[self.run.task]
+
+    @property
+    def signature(self) -> Signature:
+        """What the arrays of the only task look like. Raises UserError: see `task`."""
+        return self.signatures[self.run.task]
+
+    def of(self, task: str) -> Self:
+        """It in one of its tasks. Raises UserError for one that it has not."""
+        run = self.run.of(task)
+        if not self.run.several:
+            return self
+        command = of_task(self.command, run.task)
+        summary = self.summary | self.summary.get("tasks", {}).get(run.task, {})
+        return dataclasses.replace(
+            self,
+            run=run,
+            tasks={run.task: self.tasks[run.task]},
+            signatures={run.task: self.signatures[run.task]},
+            summary=summary | {"command": command, "task": run.task},
+            trained=self.run,
+        )
 
     def policy(self, mode: Mode = "sample") -> Policy:
         """How the network acts."""
@@ -50,7 +79,7 @@ def report_head(loaded: TrainedRun, weights: str, mode: str, seed: int) -> dict[
     run = loaded.run
     who = {
         "algorithm": run.algorithm.name,
-        "task": run.task,
+        "task": run.title,
         "preset": run.preset,
         "run_seed": run.seed,
     }

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,39 @@ from bigdm_ray.replay.shard import SUFFIX, ShardRef, sync_folder, unwritten
 SCHEMA_VERSION = 2
 KEEP = 2
 ASIDE = ".corrupt"
+LIVING = "store/living"
 
 
 @dataclass
-class Counters:
-    """Where a run stands. Changed by the loop alone."""
+class Arrivals:
+    """Which episodes of a store are counted, by the serials that it gave them."""
+
+    arrived: int = 0  # all episodes of smaller serials are counted
+    arrived_ahead: list[int] = field(
+        default_factory=list
+    )  # and these, although some before are not
+
+    def arrive(self, serials: list[int]) -> None:
+        """Count episodes of these serials as known."""
+        known = {s for s in (*self.arrived_ahead, *serials) if s >= self.arrived}
+        while self.arrived in known:
+            known.remove(self.arrived)
+            self.arrived += 1
+        self.arrived_ahead = sorted(known)
+
+
+@dataclass
+class TaskCounters(Arrivals):
+    """What one of several tasks has brought."""
+
+    env_steps: int = 0
+    episodes: int = 0
+    barren: int = 0  # its rounds in a row without one sound episode
+
+
+@dataclass
+class Counters(Arrivals):
+    """Where a run stands. Changed by the loop alone. Arrivals are those of the only store."""
 
     env_steps: int = 0
     episodes: int = 0
@@ -54,18 +83,7 @@ class Counters:
     open_rounds: list[int] = field(
         default_factory=list
     )  # rounds in flight at a save (asynchronous runs)
-    arrived: int = 0  # all episodes of smaller serials are counted
-    arrived_ahead: list[int] = field(
-        default_factory=list
-    )  # and these, although some before are not
-
-    def arrive(self, serials: list[int]) -> None:
-        """Count episodes of these serials as known."""
-        known = {s for s in (*self.arrived_ahead, *serials) if s >= self.arrived}
-        while self.arrived in known:
-            known.remove(self.arrived)
-            self.arrived += 1
-        self.arrived_ahead = sorted(known)
+    tasks: dict[str, TaskCounters] = field(default_factory=dict)  # of a run of several
 
 
 @dataclass(frozen=True)
@@ -76,7 +94,7 @@ class Checkpoint:
     shards: list[ShardRef]
     metrics_offset: int
     learner: dict[str, np.ndarray]
-    living: set[EpisodeId]
+    living: dict[str, set[EpisodeId]]  # by the folder of their store below `store/`
     identity: dict[str, str]
     means: dict[str, tuple[float, int]] = field(default_factory=dict)
     """Sums and counts since the last report. There are some where a run was stopped between two."""
@@ -88,7 +106,7 @@ def write(
     shards: list[ShardRef],
     metrics_offset: int,
     learner: dict[str, np.ndarray],
-    living: np.ndarray,
+    living: Mapping[str, np.ndarray],
     identity: dict[str, str],
     means: dict[str, tuple[float, int]] | None = None,
 ) -> Path:
@@ -96,7 +114,7 @@ def write(
     state = {
         "schema_version": SCHEMA_VERSION,
         "identity": identity,
-        "counters": asdict(counters),
+        "counters": {k: v for k, v in asdict(counters).items() if k != "tasks" or v},
         "shards": [ref._asdict() for ref in shards],
         "metrics_offset": metrics_offset,
         "means": means or {},
@@ -107,9 +125,8 @@ def write(
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder, alone=True)
         hidden.mkdir()
-        _synced(
-            hidden / "learner.safetensors", save_safetensors({**learner, "store/living": living})
-        )
+        alive = {_living(place): ids for place, ids in living.items()}
+        _synced(hidden / "learner.safetensors", save_safetensors({**learner, **alive}))
         _synced(hidden / "state.json", json.dumps(state, indent=1).encode())
         sync_folder(hidden)
         if final.exists():
@@ -121,6 +138,11 @@ def write(
         raise unwritten(final, error) from None
     drop_old(folder)
     return final
+
+
+def _living(place: str) -> str:
+    """The array of the ids that live in the store of a folder below `store/`."""
+    return f"{LIVING}/{place}" if place else LIVING
 
 
 def drop_old(folder: Path) -> None:
@@ -250,9 +272,16 @@ class State:
 def _reference(told: Any) -> ShardRef:
     """A reference to a shard; the first checkpoints had names alone."""
     if isinstance(told, str):
-        return ShardRef(file_name(told, SUFFIX))
-    name = file_name(told["name"], SUFFIX)
+        return ShardRef(_shard_name(told))
+    name = _shard_name(told["name"])
     return ShardRef(name, *(_count(told[what], f"{what} of {name}") for what in ("size", "crc")))
+
+
+def _shard_name(name: Any) -> str:
+    """The name of a shard, behind that of its store's folder where there are several. Raises ValueError."""
+    place, slash, shard = str(name).rpartition("/")
+    named = file_name(shard if slash else name, SUFFIX)
+    return f"{file_name(place)}/{named}" if slash else named
 
 
 def _counters(told: dict[str, Any]) -> Counters:
@@ -263,6 +292,8 @@ def _counters(told: dict[str, Any]) -> Counters:
     for name, value in told.items():
         if kinds[name] == "int":
             _count(value, name)
+        elif name == "tasks":
+            told = told | {name: {str(task): _of_task(one) for task, one in value.items()}}
         elif kinds[name] == "list[int]":
             if not isinstance(value, list):
                 raise ValueError(f"its {name} is not a list")
@@ -273,6 +304,14 @@ def _counters(told: dict[str, Any]) -> Counters:
         elif type(value) not in (int, float) or not math.isfinite(value):
             raise ValueError(f"its {name} is not a finite number")
     return Counters(**told)
+
+
+def _of_task(told: dict[str, Any]) -> TaskCounters:
+    """Counters of a task. Raises ValueError for a value that none has, TypeError for an unknown name."""
+    for name, value in told.items():
+        for one in value if name == "arrived_ahead" and isinstance(value, list) else [value]:
+            _count(one, name)
+    return TaskCounters(**told)
 
 
 def _mean(value: Any, name: str) -> tuple[float, int]:
@@ -297,7 +336,13 @@ def read(path: Path, identity: dict[str, str]) -> Checkpoint:
                 "choose another --folder"
             )
         arrays = load_file(path / "learner.safetensors")
-        living = {EpisodeId(*map(int, row)) for row in arrays.pop("store/living")}
+        alive = {name: arrays.pop(name) for name in [*arrays] if name.startswith(LIVING)}
+        living = {
+            name.removeprefix(LIVING).removeprefix("/"): {EpisodeId(*map(int, i)) for i in ids}
+            for name, ids in alive.items()
+        }
+        if not living:
+            raise KeyError(LIVING)
     except (OSError, ValueError, KeyError, TypeError, OverflowError, SafetensorError) as error:
         raise _unread(path, error) from None
     return Checkpoint(

@@ -7,7 +7,7 @@ parts, each a rollout with environments and streams of its own, named by its num
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -16,8 +16,8 @@ import numpy as np
 from bigdm_ray.algorithms.base import Columns, Mode, Policy
 from bigdm_ray.envs.task import Task
 from bigdm_ray.envs.vector import VectorEnv
-from bigdm_ray.errors import RunFailed
-from bigdm_ray.training.config import Run, task_for
+from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.training.config import Run
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.rollout import Origin, Played, rollout
 from bigdm_ray.training.streams import derived_seed, rng
@@ -106,74 +106,123 @@ class Score:
         return self
 
 
+Scores = dict[str, Score]
+"""The scores of weights in each task."""
+
+
+def means_of(scores: Scores) -> dict[str, float]:
+    """The mean return in each task that has a score."""
+    return {task: float(s.returns.mean()) for task, s in scores.items() if len(s.returns)}
+
+
+def normalized(scores: Scores, tasks: Mapping[str, Task]) -> float | None:
+    """The mean of normalised scores over the tasks that have one; None where there is none."""
+    each = [tasks[task].normalized_score(mean) for task, mean in means_of(scores).items()]
+    known = [score for score in each if score is not None]
+    return float(np.mean(known)) if known else None
+
+
+def merit(scores: Scores, tasks: Mapping[str, Task]) -> float | None:
+    """What weights are compared by: the mean return in the only task, of several `normalized`.
+
+    Where none of several has reference returns, it is the mean of returns. None without a score.
+    """
+    score = normalized(scores, tasks) if len(tasks) > 1 else None
+    means = [*means_of(scores).values()]
+    return score if score is not None or not means else float(np.mean(means))
+
+
 class Evaluator:
     """Scores weights of a run on environments that it keeps, 20 episodes here and 100 there."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._task = task_for(run)
-        signature = self._task.signature()
-        self._model = run.algorithm.build({self._task.name: signature})
+        self._tasks = {use.name: use.task for use in run.tasks}
+        signatures = {name: task.signature() for name, task in self._tasks.items()}
+        self._model = run.algorithm.build(signatures)
         self._model.eval()
-        self._policy = run.algorithm.policy(
-            self._model, cast(Mode, run.evaluations.mode), signature
-        )
-        self._env: VectorEnv | None = None
+        self._policies = {
+            name: run.algorithm.policy(self._model, cast(Mode, run.evaluations.mode), signature)
+            for name, signature in signatures.items()
+        }
+        self._envs: dict[str, VectorEnv] = {}
 
     def score(
         self,
         weights: Weights,
-        command: dict[str, float],
+        commands: Mapping[str, dict[str, float]],
         episodes: int,
         purpose: str,
         round: int,
         on_end: Callable[[int], None] | None = None,
-    ) -> Score:
-        """See `evaluate`."""
+    ) -> Scores:
+        """See `evaluate`: the scores of the tasks that `commands` are given for, `episodes` of each.
+
+        That of one of several tasks may be empty. Raises RunFailed where all of them are.
+        """
         weights.into(self._model)
-        return evaluate(
-            self._policy,
-            self._task,
-            command,
-            episodes,
-            self._run.seed,
-            purpose,
-            round,
-            self._rows(min(ROWS, episodes)),
-            on_end,
-        )
+        scores: Scores = {}
+        for task, command in commands.items():
+            try:
+                rows = self._rows(task, min(ROWS, episodes))
+                played = play(
+                    self._policies[task],
+                    self._tasks[task],
+                    constant(command, episodes),
+                    episodes,
+                    self._run.seed,
+                    purpose,
+                    round,
+                    rows,
+                    on_end,
+                )
+            except (UserError, RunFailed) as error:
+                if not self._run.several:
+                    raise
+                played = Played([], discarded=episodes, problems=[str(error)])
+            scores[task] = Score.of(played, command)
+        if scores and not any(len(score.returns) for score in scores.values()):
+            first = next(iter(scores))
+            scores[first].whole(self._tasks[first])
+        return scores
 
     def part(
-        self, weights: Weights, command: dict[str, float], episodes: int, purpose: str, number: int
+        self,
+        task: str,
+        weights: Weights,
+        command: dict[str, float],
+        episodes: int,
+        purpose: str,
+        number: int,
     ) -> Score:
         """A part of `evaluate_in_parts`, which may hold no episode."""
         weights.into(self._model)
         commands = constant(command, episodes)
         return Score.of(
             play(
-                self._policy,
-                self._task,
+                self._policies[task],
+                self._tasks[task],
                 commands,
                 episodes,
                 self._run.seed,
                 purpose,
                 number,
-                self._rows(episodes),
+                self._rows(task, episodes),
             ),
             command,
         )
 
-    def _rows(self, rows: int) -> VectorEnv:
-        if self._env is None or self._env.n != rows:
-            self.close()
-            self._env = self._task.make(rows, 0, "reference")
-        return self._env
+    def _rows(self, task: str, rows: int) -> VectorEnv:
+        if task not in self._envs or self._envs[task].n != rows:
+            if task in self._envs:
+                self._envs.pop(task).close()
+            self._envs[task] = self._tasks[task].make(rows, 0, "reference")
+        return self._envs[task]
 
     def close(self) -> None:
         """Close the environments."""
-        if self._env is not None:
-            self._env.close()
-            self._env = None
+        while self._envs:
+            self._envs.popitem()[1].close()
 
 
 def constant(command: dict[str, float], n: int) -> Columns:

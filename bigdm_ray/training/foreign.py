@@ -18,17 +18,16 @@ import torch
 
 from bigdm_ray.algorithms.base import Columns, Mode
 from bigdm_ray.baselines.base import Bench, Foreign, Trainer, Turn, below, prefixed
-from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.replay.store import ShardRef, Store, Table
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint
 from bigdm_ray.training.config import Run
-from bigdm_ray.training.evaluation import Evaluator, Score
+from bigdm_ray.training.evaluation import Evaluator, Scores
 from bigdm_ray.training.learner import Progress, pick_device
 from bigdm_ray.training.loop import Round, Session
 from bigdm_ray.training.metrics import Listener
-from bigdm_ray.training.params import Weights
+from bigdm_ray.training.params import Commands, Weights
 from bigdm_ray.training.run_folder import RunFolder
 from bigdm_ray.training.start import dataset_store
 from bigdm_ray.training.streams import derived_seed, seed_torch
@@ -80,15 +79,16 @@ def check(run: Run) -> Foreign:
             raise UserError(
                 f"{algorithm.name} is trained by {algorithm.library}, but --machines.{name} is {str(given).lower()}; leave it out"
             )
-    if not find_task(run.task).plays:
+    task = run.only.task
+    if not task.plays:
         raise UserError(
             f"{algorithm.name} is trained by {algorithm.library}, which asks an environment what it "
             "sees and does, but the dataset has none; take an algorithm of our own, such as bc"
         )
     algorithm.require()
-    signature = find_task(run.task).signature()
+    signature = task.signature()
     algorithm.policy(
-        algorithm.build({run.task: signature}), cast(Mode, run.evaluations.mode), signature
+        algorithm.build({task.name: signature}), cast(Mode, run.evaluations.mode), signature
     )
     return algorithm
 
@@ -112,15 +112,16 @@ class ForeignCrew:
         run, self._counters = session.run, session.counters
         assert isinstance(run.algorithm, Foreign)
         torch.set_num_threads(run.machines.threads)
-        self._store: Store | None = dataset_store(run) if run.dataset else None
+        self._store: Store | None = dataset_store(run, run.only) if run.offline else None
         seed = derived_seed(run.seed, "foreign", self._counters.incarnation)
         seed_torch(run.seed, "foreign", self._counters.incarnation)
         device = str(pick_device(run.machines.device))
         self._trainer: Trainer = run.algorithm.trainer(
-            Bench(find_task(run.task), seed, run.total, device, actors, self._store)
+            Bench(run.only.task, seed, run.total, device, actors, self._store)
         )
         if resumed is not None:
             self._trainer.restore(below(resumed.learner, "foreign/"))
+        self._task = run.task
         self._evaluator = Evaluator(run)
         self._stride = run.algorithm.stride
 
@@ -152,9 +153,9 @@ class ForeignCrew:
             counters.play_s += busy_s
             session.seen()
 
-    def table(self) -> Table:
+    def tables(self) -> dict[str, Table]:
         """See Crew. The library keeps its episodes to itself."""
-        return self._store.table if self._store is not None else Table()
+        return {self._task: self._store.table if self._store is not None else Table()}
 
     def weights(self) -> Weights:
         """See Crew."""
@@ -165,14 +166,14 @@ class ForeignCrew:
     def score(
         self,
         weights: Weights,
-        command: dict[str, float],
+        commands: Commands,
         episodes: int,
         purpose: str,
         round: int,
         on_end: Callable[[int], None] | None = None,
-    ) -> Score:
+    ) -> Scores:
         """See Crew."""
-        return self._evaluator.score(weights, command, episodes, purpose, round, on_end)
+        return self._evaluator.score(weights, commands, episodes, purpose, round, on_end)
 
     def save(self, write: Callable[[int, dict[str, np.ndarray], list[ShardRef]], Any]) -> None:
         """See Crew."""
@@ -181,7 +182,9 @@ class ForeignCrew:
         )
         write(self._counters.learner_step, state, [])
 
-    def play(self, round: int, saves: int, commands: Columns, count: int, random: bool) -> Round:
+    def play(
+        self, task: str, round: int, saves: int, commands: Columns, count: int, random: bool
+    ) -> Round:
         """See Crew: the library plays by itself."""
         raise NotImplementedError
 

@@ -201,7 +201,8 @@ class Learner:
             self.world,
             step,
         )
-        batch = self.algorithm.collate(windows)
+        several = len(self._signatures) > 1
+        batch = (self.algorithm.collate_several if several else self.algorithm.collate)(windows)
         tensors = {name: torch.from_numpy(values) for name, values in batch.items()}
         if self.device.type != "cuda":
             return tensors

@@ -13,7 +13,7 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.settings import to_json
 from bigdm_ray.training.acting import TrainedRun
 from bigdm_ray.training.agent import Agent
-from bigdm_ray.training.config import acting_as, read_run, task_for
+from bigdm_ray.training.config import acting_as, read_run
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder, summary_of
 from bigdm_ray.training.zoo import located
@@ -31,15 +31,21 @@ class Loaded(TrainedRun):
         seed: int | None = None,
         device: str = "cpu",
         spaces: tuple[Any, Any] | None = None,
+        task: str | None = None,
     ) -> Agent:
         """How it acts in one's own loop: `action = policy(observation, reward)`; see Agent.
 
         Values are those of one gymnasium environment; with `n`, those of a vector environment of n.
         `mode` is sample, mean, plan, or own: as in the run's own evaluations. `seed` is that of the
         chance in actions, by default the run's. `device`: auto, cpu, cuda or cuda:N. `spaces` are
-        observation and action space of one environment, by default those of the run's task.
+        observation and action space of one environment, by default those of the run's task. `task`
+        is the one to act in, of a run of several. Raises UserError.
         """
-        return Agent(self, n, mode, seed, device, spaces)
+        if task is None and self.run.several:
+            raise UserError(
+                f"{self.folder} acts in several tasks ({self.run.title}); name one: act(task={self.run.tasks[0].name!r})"
+            )
+        return Agent(self if task is None else self.of(task), n, mode, seed, device, spaces)
 
 
 def load(
@@ -58,14 +64,13 @@ def load(
     run = read_run(path)
     if acting:
         run = dataclasses.replace(run, algorithm=acting_as(run.algorithm, acting))
-    task = task_for(run)
+    tasks = {use.name: use.task for use in run.tasks}
     weights = Weights.load(RunFolder(path).weights(which))
-    signature = task.signature()
-    model = run.algorithm.build({task.name: signature})
+    signatures = {name: task.signature() for name, task in tasks.items()}
+    model = run.algorithm.build(signatures)
     weights.into(model)
     model.eval()
     command = {} if weights.command is None else {"command": weights.command}
     changed = {name: to_json(getattr(run.algorithm, name)) for name in acting or ()}
-    return Loaded(
-        path, run, task, signature, model, summary_of(path) | command, weights.version, changed
-    )
+    told = summary_of(path) | command
+    return Loaded(path, run, tasks, signatures, model, told, weights.version, changed)

@@ -1,7 +1,7 @@
 """THE LOOP: episodes flow one way round the ring. Read this page first.
 
     warm-up episodes, played at random
-    repeat until the budget is spent
+    repeat until the budget is spent, of several tasks in turn
         the learner takes the steps it owes
         commands are asked for, from the best living episodes
         episodes are played to their end and stored
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,15 +28,16 @@ from bigdm_ray import stopping
 from bigdm_ray.algorithms.base import Columns
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.progress import say
-from bigdm_ray.replay.store import ShardRef, Store, Table
+from bigdm_ray.replay.mixture import Mixture
+from bigdm_ray.replay.store import ShardRef, Table
 from bigdm_ray.settings import to_json
 from bigdm_ray.training import checkpoint
-from bigdm_ray.training.checkpoint import Checkpoint, Counters
-from bigdm_ray.training.config import Run, task_for
-from bigdm_ray.training.evaluation import Evaluator, Score
+from bigdm_ray.training.checkpoint import Checkpoint, Counters, TaskCounters
+from bigdm_ray.training.config import Run
+from bigdm_ray.training.evaluation import Evaluator, Score, Scores, merit, normalized
 from bigdm_ray.training.learner import Learner, Progress
-from bigdm_ray.training.metrics import JsonLines, Listener, Means, Now, Report
-from bigdm_ray.training.params import Weights
+from bigdm_ray.training.metrics import JsonLines, Listener, Means, Now, Report, by_task
+from bigdm_ray.training.params import Commands, Weights, as_one, of_task
 from bigdm_ray.training.player import Player
 from bigdm_ray.training.rollout import Played
 from bigdm_ray.training.run_folder import (
@@ -47,14 +48,15 @@ from bigdm_ray.training.run_folder import (
     summary_of,
     versions,
 )
-from bigdm_ray.training.start import check_living, dataset_store, drop_later, take_over, whole
+from bigdm_ray.training.start import dataset_stores, drop_later, take_over, whole
+from bigdm_ray.training.stores import Stores, places
 from bigdm_ray.training.streams import rng
 from bigdm_ray.training.trackers import writers
 
 FEWEST = 3
 """Evaluations before the final one that a run has, however short its budget, unless its flags say how often."""
 BARREN_ROUNDS = 3
-"""Rounds in a row without one sound episode after which a run ends."""
+"""Rounds of a task in a row without one sound episode after which it is given up, and with its last task a run."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +69,22 @@ class Round:
     discarded: int
     problems: list[str]
     busy_s: float  # seconds spent playing, all actors together
+    task: str = ""  # which of several
 
 
 class Crew(Protocol):
     """Who does the verbs of the loop."""
 
-    def play(self, round: int, saves: int, commands: Columns, count: int, random: bool) -> Round:
-        """Play a round in all groups and store it; returns once it is acknowledged."""
+    def play(
+        self, task: str, round: int, saves: int, commands: Columns, count: int, random: bool
+    ) -> Round:
+        """Play a round of a task in all groups and store it; returns once it is acknowledged."""
 
     def learn(self, steps: int) -> Progress:
         """Take learner steps on the stored episodes."""
 
-    def table(self) -> Table:
-        """The living episodes."""
+    def tables(self) -> dict[str, Table]:
+        """The living episodes by task."""
 
     def weights(self) -> Weights:
         """The network as it is now."""
@@ -87,13 +92,16 @@ class Crew(Protocol):
     def score(
         self,
         weights: Weights,
-        command: dict[str, float],
+        commands: Commands,
         episodes: int,
         purpose: str,
         round: int,
         on_end: Callable[[int], None] | None = None,
-    ) -> Score:
-        """Evaluate weights; `on_end` hears of how many episodes have ended since it last did."""
+    ) -> Scores:
+        """Evaluate weights in the tasks that `commands` are given for, `episodes` of each.
+
+        `on_end` hears of how many episodes have ended since it last did.
+        """
 
     def save(self, write: Callable[[int, dict[str, np.ndarray], list[ShardRef]], Any]) -> None:
         """Compact the store, hand (learner step, learner state, shards) to `write`, then unlink what no checkpoint names."""
@@ -106,28 +114,30 @@ def loop(session: Session, crew: Crew) -> None:
     """Train in lock-step until the budget is spent."""
     run, counters = session.run, session.counters
     session.begin()
-    if counters.round == 0 and run.algorithm.warm_up():
-        count = run.algorithm.warm_up()
-        with session.now.busy("warm-up: random episode", count):
-            session.played(crew.play(0, 0, {}, count, random=True))
+    while counters.round < len(run.tasks) and (count := run.algorithm.warm_up()):
+        task = run.tasks[counters.round].name
+        with session.now.busy(f"warm-up{session.of(task)}: random episode", count):
+            session.played(crew.play(task, counters.round, 0, {}, count, random=True))
     while not session.spent():
-        session.learn(crew, session.owed(crew.table()))
+        session.learn(crew, session.owed(crew.tables()))
         if session.spent():
             break
-        count = run.algorithm.per_iteration()
-        commands = session.ask(crew.table(), counters.round, count)
-        with session.now.busy("playing episode", count):
+        count, task = run.algorithm.per_iteration(), session.turn(counters.round)
+        table = crew.tables()[task]
+        commands = session.ask(task, table, counters.round, count)
+        with session.now.busy(f"playing{session.of(task)} episode", count):
             session.played(
                 crew.play(
+                    task,
                     counters.round,
                     counters.saves,
                     commands,
                     count,
-                    random=not counters.learner_step,
+                    random=not counters.learner_step or not len(table),
                 )
             )
         attend(session, crew)
-    session.learn(crew, session.owed(crew.table()))
+    session.learn(crew, session.owed(crew.tables()))
 
 
 def study(session: Session, crew: Crew) -> None:
@@ -171,9 +181,11 @@ class Session:
         exact: bool,
     ) -> None:
         self.run = run
-        self.task = task_for(run)
+        self.tasks = {use.name: use.task for use in run.tasks}
         self.folder = folder
         self.counters = resumed.counters if resumed else Counters()
+        if run.several and not self.counters.tasks:
+            self.counters.tasks = {use.name: TaskCounters() for use in run.tasks}
         if resumed and not exact:
             self.counters.incarnation += 1
         if not exact:  # a lock-step run comes to them again; this one may have kept better weights since its checkpoint
@@ -198,7 +210,6 @@ class Session:
         self._began = time.monotonic()
         self._before = self.counters.wall_s
         self._mark = (time.monotonic(), self.counters.env_steps, self.counters.learner_step)
-        self.command: dict[str, float] = {}
         self.problems: list[str] = []
         self._losses: Report = {}
         self._went_on_at = self._place() if resumed else None
@@ -220,12 +231,33 @@ class Session:
         """Whether the budget is used up, or a listener has stopped the run."""
         return self._stopped or self.share() >= 1
 
-    def owed(self, table: Table) -> int:
-        """Learner steps that are owed now and that the budget allows."""
-        if not len(table):
+    def of(self, task: str) -> str:
+        """Which task, in words that stand behind others; nothing where there is one."""
+        return f" {task}," if self.run.several else ""
+
+    def turn(self, round: int) -> str:
+        """The task of a round: they take turns, but for those that are given up."""
+        names = list(self.tasks)
+        first = round % len(names)
+        ordered = [*names[first:], *names[:first]]
+        return next((name for name in ordered if not self._given_up(name)), ordered[0])
+
+    def _given_up(self, task: str) -> bool:
+        counters = self.counters
+        barren = counters.tasks[task].barren if counters.tasks else counters.barren
+        return barren >= BARREN_ROUNDS
+
+    def owed(self, tables: Mapping[str, Table]) -> int:
+        """Learner steps that are owed now and that the budget allows: each task owes what it would owe alone."""
+        played = {task: self.counters.tasks.get(task, self.counters) for task in tables}
+        tasks = [task for task, table in tables.items() if len(table)]
+        if not tasks:
             return 0
         owed = (
-            self.run.algorithm.owed(self.counters.env_steps, self.counters.episodes)
+            sum(
+                self.run.algorithm.owed(played[task].env_steps, played[task].episodes)
+                for task in tasks
+            )
             + self.counters.began_at
             - self.counters.learner_step
         )
@@ -240,7 +272,7 @@ class Session:
     @property
     def clock(self) -> int:
         """What evaluations, saves and reports are counted in: environment steps, or learner steps on a dataset."""
-        return self.counters.learner_step if self.run.dataset else self.counters.env_steps
+        return self.counters.learner_step if self.run.offline else self.counters.env_steps
 
     def stride(self, most: int = 100) -> int:
         """Steps of the clock until something is due; at most `most`, so that a budget of minutes is kept."""
@@ -251,23 +283,35 @@ class Session:
         ]
         return max(1, min(*ends, run.total, now + most) - now)
 
-    def ask(self, table: Table, round: int, count: int) -> Columns:
-        """The commands of a round, capped at what the task can pay."""
+    def ask(self, task: str, table: Table, round: int, count: int) -> Columns:
+        """The commands of a round of a task, capped at what it can pay."""
         if not len(table):
             return {}
         commands = self.run.algorithm.ask(table, rng(self.run.seed, "ask", round), count)
-        if self.task.max_return is not None and "desired_return" in commands:
-            commands["desired_return"] = np.minimum(
-                commands["desired_return"], np.float32(self.task.max_return)
-            )
+        most = self.tasks[task].max_return
+        if most is not None and "desired_return" in commands:
+            commands["desired_return"] = np.minimum(commands["desired_return"], np.float32(most))
         return commands
+
+    def commands(self, tables: Mapping[str, Table]) -> dict[str, dict[str, float]]:
+        """What the policy is scored with, of several tasks for those that can be: they have episodes and are not given up."""
+        return {
+            task: self.run.algorithm.evaluation_command(table)
+            for task, table in tables.items()
+            if not self.run.several or (len(table) and not self._given_up(task))
+        }
+
+    @property
+    def plays(self) -> bool:
+        """Whether there is an environment to score in."""
+        return all(task.plays for task in self.tasks.values())
 
     def evaluation_due(self) -> bool:
         """Whether an evaluation's step count has been passed.
 
         Where that was not typed, a budget of any kind that is shorter has FEWEST of them too.
         """
-        if not self.task.plays or not self.counters.learner_step:
+        if not self.plays or not self.counters.learner_step:
             return False
         due = self.clock // self.run.evaluations.every
         if "evaluations.every" not in (self.run.typed or ()):
@@ -314,12 +358,12 @@ class Session:
         if not self.evaluation_due():
             return
         weights, episodes = crew.weights(), self.run.evaluations.episodes
-        command = self.run.algorithm.evaluation_command(crew.table())
+        commands = self.commands(crew.tables())
         number = self.counters.evaluations
-        with self.now.busy("evaluation: episode", episodes):
-            score = crew.score(weights, command, episodes, "validation", number, self.now.advance)
+        with self.now.busy("evaluation: episode", episodes * len(commands)):
+            scores = crew.score(weights, commands, episodes, "validation", number, self.now.advance)
         with stopping.held():
-            self.evaluated(score, weights)
+            self.evaluated(scores, weights)
 
     def seen(self) -> None:
         """Show the counters to those who look between two reports."""
@@ -335,30 +379,44 @@ class Session:
         counters.round += 1
         counters.env_steps += round.env_steps
         counters.episodes += len(round.added)
-        counters.arrive(round.added.serials.tolist())
         counters.discarded += round.discarded
         counters.barren = 0 if len(round.added) else counters.barren + 1
         counters.play_s += round.busy_s
         self.problems = (self.problems + round.problems)[-100:]
-        if counters.barren >= BARREN_ROUNDS:
-            raise RunFailed(
-                f"the environments of {self.run.task} brought no whole episode in {BARREN_ROUNDS} rounds; the last: "
+        own = counters.tasks.get(round.task)
+        (own or counters).arrive(round.added.serials.tolist())
+        if own is not None:
+            own.env_steps += round.env_steps
+            own.episodes += len(round.added)
+            own.barren = 0 if len(round.added) else own.barren + 1
+        task = round.task if own is not None else self.run.title
+        if (own or counters).barren >= BARREN_ROUNDS:
+            why = (
+                f"the environments of {task} brought no whole episode in {BARREN_ROUNDS} rounds; the last: "
                 f"{round.problems[-1] if round.problems else 'nothing was played'}"
             )
+            if all(map(self._given_up, self.tasks)):
+                raise RunFailed(why)
+            if own is not None and own.barren == BARREN_ROUNDS:
+                self.note([f"{task} is played no more: {why}"])
         if len(round.added):
             staleness = (
                 counters.learner_step - round.version[1]
                 if round.version[0] == counters.incarnation
                 else 0
             )
+            mean, behind = float(round.added.returns.mean()), float(max(0, staleness))
             means = {
-                "play/return_mean": float(round.added.returns.mean()),
+                "play/return_mean": mean,
                 "play/length_mean": float(round.added.lengths.mean()),
-                "play/staleness": float(max(0, staleness)),
+                "play/staleness": behind,
             }
+            if own is not None:
+                means = {f"{task}/{name}": value for name, value in means.items()}
+                means["play/staleness"] = behind
             self._means.add(means, len(round.added))
-            self.now.played = means["play/return_mean"]
-            self.now.staleness = int(means["play/staleness"])
+            self.now.played = mean if own is None else None
+            self.now.staleness = int(behind)
         self.seen()
 
     def learned(self, progress: Progress) -> None:
@@ -381,29 +439,34 @@ class Session:
         self.counters.learner_step = step
         self.counters.incarnation = incarnation
 
-    def evaluated(self, score: Score, weights: Weights, at: int | None = None) -> None:
-        """Report a validation score; keep the best weights."""
+    def evaluated(self, scores: Scores, weights: Weights, at: int | None = None) -> None:
+        """Report validation scores; keep the best weights."""
         counters = self.counters
         counters.evaluations = max(
             counters.evaluations + 1, self.clock // self.run.evaluations.every
         )
-        self.command = score.command
-        self._missing(score)
+        self._missing(scores)
         report: Report = {
             "time/env_steps": float(counters.env_steps if at is None else at),
             "time/learner_steps": float(weights.version[1]),
         }
-        report |= {
-            f"evaluation/{k}": float(v)
-            for k, v in score.summary(self.task).items()
-            if v is not None
-        }
-        report |= {f"evaluation/{k}": v for k, v in (score.latency() | score.command).items()}
+        for task, score in scores.items():
+            name = f"{task}/evaluation" if self.run.several else "evaluation"
+            summary = score.summary(self.tasks[task]) if len(score.returns) else {}
+            told = {k: float(v) for k, v in summary.items() if v is not None}
+            told |= score.latency() | score.command
+            report |= {f"{name}/{k}": v for k, v in told.items()}
+        if self.run.several and (over_all := normalized(scores, self.tasks)) is not None:
+            report["evaluation/normalized_score"] = over_all
         self._tell(report)
-        mean = float(score.returns.mean())
-        if counters.best_return is None or mean > counters.best_return:
+        mean = merit(scores, self.tasks)
+        if mean is not None and (counters.best_return is None or mean > counters.best_return):
             counters.best_return = mean
-            save_weights(self.folder, "best", weights, score.command, mean)
+            save_weights(self.folder, "best", weights, self._as_one(scores), mean)
+
+    def _as_one(self, scores: Scores) -> dict[str, float]:
+        """The commands of some scores, as a file keeps them."""
+        return as_one({task: score.command for task, score in scores.items()}, self.run.several)
 
     def report(self, extra: Report | None = None) -> None:
         """Tell the listeners the means since the last report."""
@@ -423,7 +486,7 @@ class Session:
             "time/env_steps_per_s": (counters.env_steps - steps) / elapsed,
             "time/learner_steps_per_s": (counters.learner_step - learned) / elapsed,
         }
-        means = self._means.take()
+        means = by_task(self._means.take())
         losses = {name: value for name, value in means.items() if name.startswith("train/")}
         self._losses = losses or self._losses
         self._tell(report | means | (extra or {}))
@@ -434,8 +497,8 @@ class Session:
             answer = listener(report)
             self._stopped |= isinstance(answer, bool | np.bool_) and bool(answer)
 
-    def save(self, crew: Crew) -> tuple[Weights, dict[str, float]]:
-        """Report, then write a checkpoint, and the same weights with their command; these two.
+    def save(self, crew: Crew) -> tuple[Weights, Commands]:
+        """Report, then write a checkpoint, and the same weights with their commands; these two.
 
         Of a run whose end is saved already the weights alone are written.
         """
@@ -444,18 +507,19 @@ class Session:
             counters.saves = max(counters.saves + 1, self.clock // self.run.saves.every)
             self.report()
 
-        weights, command = self._write(crew, new=not ended)
+        weights, commands = self._write(crew, new=not ended)
         if self.run.saves.milestones:
+            command = as_one(commands, self.run.several)
             save_weights(self.folder, milestone(self.clock), weights, command, None)
-        return weights, command
+        return weights, commands
 
     def save_between(self, crew: Crew) -> None:
         """Write a checkpoint as if nothing had been: no report, and in place of the last one."""
         self.counters.wall_s = self._before + time.monotonic() - self._began
         self._write(crew, new=True)
 
-    def _write(self, crew: Crew, new: bool) -> tuple[Weights, dict[str, float]]:
-        """Write a checkpoint if it is `new`, and the same weights with their command; these two."""
+    def _write(self, crew: Crew, new: bool) -> tuple[Weights, Commands]:
+        """Write a checkpoint if it is `new`, and the same weights with their commands; these two."""
         counters, saved = self.counters, list[Weights]()
 
         def write(step: int, learner: dict[str, np.ndarray], shards: list[ShardRef]) -> None:
@@ -471,30 +535,36 @@ class Session:
                 shards,
                 self.lines.offset,
                 learner,
-                crew.table().ids[: 0 if self.run.dataset else None],
+                self._living(crew),
                 self.run.identity,
                 self._means.state(),
             )
 
         with self.now.busy("saving"):
             crew.save(write)
-        command = self.run.algorithm.evaluation_command(crew.table()) if len(crew.table()) else {}
-        save_weights(self.folder, "last", saved[0], command, None)
-        return saved[0], command
+        filled = {task: table for task, table in crew.tables().items() if len(table)}
+        commands = self.commands(filled) if filled else {task: {} for task in self.tasks}
+        save_weights(self.folder, "last", saved[0], as_one(commands, self.run.several), None)
+        return saved[0], commands
+
+    def _living(self, crew: Crew) -> dict[str, np.ndarray]:
+        """The ids of the living episodes that were played, by the folder of their store."""
+        tables, stop = crew.tables(), 0 if self.run.offline else None
+        return {place: tables[task].ids[:stop] for task, place in places(self.run).items()}
 
     def finish(self, crew: Crew) -> dict[str, Any]:
         """Save, score the last and the best weights on fresh seeds, and write the summary. Raises RunFailed without episodes.
 
         Where there is no environment the losses stand in place of scores.
         """
-        if not self.counters.episodes and self.run.dataset is None:
+        if not self.counters.episodes and not self.run.offline:
             raise RunFailed(
                 "the budget was spent before a single episode was stored; give --budget.minutes or --budget.env-steps more"
             )
         stopped = self._stopped and not self.share() >= 1
-        weights, command = self.save(crew)
-        if self.task.plays:
-            scores = self._scores(crew, weights, command)
+        weights, commands = self.save(crew)
+        if self.plays:
+            scores = self._scores(crew, weights, commands)
         else:
             before = summary_of(self.folder.path).get("losses", {})
             scores = {"losses": self._losses or before}
@@ -502,7 +572,7 @@ class Session:
         counters.wall_s = self._before + time.monotonic() - self._began
         summary = {
             "algorithm": self.run.algorithm.name,
-            "task": self.run.task,
+            "task": self.run.title,
             "preset": self.run.preset,
             "seed": self.run.seed,
             "env_steps": counters.env_steps,
@@ -510,9 +580,13 @@ class Session:
             "episodes": counters.episodes,
             "episodes_discarded": counters.discarded,
             **scores,
-            "dataset": to_json(self.run.dataset),
+            **(
+                {"datasets": {use.name: to_json(use.dataset) for use in self.run.tasks}}
+                if self.run.several
+                else {"dataset": to_json(self.run.dataset)}
+            ),
             "start": to_json(self.run.start),
-            "command": command,
+            "command": as_one(commands, self.run.several),
             "mode": self.run.evaluations.mode,
             "wall_s": counters.wall_s,
             "rollout_env_steps_per_s": counters.env_steps / max(counters.play_s, 1e-9),
@@ -525,41 +599,71 @@ class Session:
         self.folder.write_summary(summary)
         return summary
 
-    def _scores(self, crew: Crew, weights: Weights, command: dict[str, float]) -> dict[str, Any]:
+    def _scores(self, crew: Crew, weights: Weights, commands: Commands) -> dict[str, Any]:
         """What the summary says of the last weights, and of the best."""
-        score = self._final(crew, weights, command, 0)
-        last = score.summary(self.task)
-        best_mean, best_command = float(score.returns.mean()), command
+        last = self._final(crew, weights, commands, 0)
+        best_scores, best_commands = last, commands
         best_path = self.folder.weights("best")
         if best_path.is_file():
             best = Weights.load(best_path)
             if best.version != weights.version:
-                best_command = command if best.command is None else best.command
-                best_mean = float(self._final(crew, best, best_command, 1).returns.mean())
+                best_commands = self._commands(best, commands)
+                best_scores = self._final(crew, best, best_commands, 1)
         else:
-            save_weights(self.folder, "best", weights, command, float(score.returns.mean()))
+            score = merit(last, self.tasks)
+            save_weights(self.folder, "best", weights, as_one(commands, self.run.several), score)
+        told = {
+            task: self._told(task, score, best_scores.get(task), best_commands.get(task, {}))
+            for task, score in last.items()
+        }
+        if not self.run.several:
+            return told[self.run.task]
         return {
-            **last,
-            **score.latency(),
-            "best_return_mean": best_mean,
-            "best_command": best_command,
-            "best_normalized_score": self.task.normalized_score(float(best_mean)),
+            "tasks": told,
+            "normalized_score": normalized(last, self.tasks),
+            "best_normalized_score": normalized(best_scores, self.tasks),
         }
 
-    def _final(self, crew: Crew, weights: Weights, command: dict[str, float], round: int) -> Score:
-        """A score on fresh seeds."""
+    def _commands(self, best: Weights, commands: Commands) -> Commands:
+        """What the best weights were scored with; the last ones' commands where that is not known."""
+        if best.command is None:
+            return commands
+        if not self.run.several:
+            return {self.run.task: best.command}
+        return {task: of_task(best.command, task) or own for task, own in commands.items()}
+
+    def _told(
+        self, task: str, last: Score, best: Score | None, best_command: dict[str, float]
+    ) -> dict[str, Any]:
+        """What the summary says of a task."""
+        if not len(last.returns) or best is None or not len(best.returns):
+            return {"problems": last.problems + (best.problems if best is not None else [])}
+        best_mean = float(best.returns.mean())
+        return {
+            **last.summary(self.tasks[task]),
+            **last.latency(),
+            "best_return_mean": best_mean,
+            "best_command": best_command,
+            "best_normalized_score": self.tasks[task].normalized_score(best_mean),
+        }
+
+    def _final(self, crew: Crew, weights: Weights, commands: Commands, round: int) -> Scores:
+        """Scores on fresh seeds."""
         episodes = self.run.evaluations.final_episodes
         which = "the last weights" if round == 0 else "the best weights"
-        with self.now.busy(f"final evaluation of {which}: episode", episodes):
-            score = crew.score(weights, command, episodes, "final", round, self.now.advance)
-        self._missing(score)
-        return score
+        with self.now.busy(f"final evaluation of {which}: episode", episodes * len(commands)):
+            scores = crew.score(weights, commands, episodes, "final", round, self.now.advance)
+        self._missing(scores)
+        return scores
 
-    def _missing(self, score: Score) -> None:
+    def _missing(self, scores: Scores) -> None:
         """Tell of episodes that a score is not of: it may be better or worse for want of them."""
-        if score.discarded:
-            whole = len(score.returns) + score.discarded
-            self.note([f"a score lacks {score.discarded} of {whole} episodes: {score.problems[0]}"])
+        for task, score in scores.items():
+            if score.discarded:
+                whole = len(score.returns) + score.discarded
+                name = f"the score of {task}" if self.run.several else "a score"
+                lacks = f"{name} lacks {score.discarded} of {whole} episodes"
+                self.note([f"{lacks}: {score.problems[0]}"])
 
     def close(self) -> None:
         """Close the files of the listeners that have any."""
@@ -577,33 +681,32 @@ class LocalCrew:
         torch.set_num_threads(run.machines.threads)
         self._run = run
         self._now = now or Now()
-        task = task_for(run)
         self._folder = folder
         flat = run.saves.flat_mib << 20
-        self.store = (
-            dataset_store(run)
-            if run.dataset
-            else Store(folder.store, run.algorithm.retention(), flat)
-        )
-        machines, signatures = run.machines, {run.task: task.signature()}
+        self._played = None if run.offline else Stores(run, folder, flat)
+        self._sources = dataset_stores(run) if self._played is None else self._played.by_task
+        machines = run.machines
         self.learner = Learner(
             run.algorithm,
-            signatures,
+            {use.name: use.task.signature() for use in run.tasks},
             run.seed,
             machines.device,
             compile=machines.compile,
             precision=machines.precision,
+            mixture=Mixture({use.name: use.weight for use in run.tasks}),
         )
         if resumed:
             self.learner.load(resumed.learner, resumed.counters.learner_step)
-            if run.dataset is None:
-                self.store.open(leave=checkpoint.outlived_shards(folder.checkpoints))
-                check_living(self.store.table, self.store.problems, resumed)
+            if self._played is not None:
+                self._played.open(leave=checkpoint.outlived_shards(folder.checkpoints))
+                self._played.check_living(resumed)
         self._player = Player(run)
         self._evaluator = Evaluator(run)
         self._incarnation = resumed.counters.incarnation if resumed else 0
 
-    def play(self, round: int, saves: int, commands: Columns, count: int, random: bool) -> Round:
+    def play(
+        self, task: str, round: int, saves: int, commands: Columns, count: int, random: bool
+    ) -> Round:
         """See Crew."""
         weights = None if random else self.weights()
         before = self._player.busy_s
@@ -614,6 +717,7 @@ class LocalCrew:
             if share.stop > share.start:
                 parts.append(
                     self._player.play(
+                        task,
                         weights,
                         round,
                         group,
@@ -623,17 +727,19 @@ class LocalCrew:
                         self._now.advance,
                     )
                 )
-        receipt = self.store.add([episode for part in parts for episode in part.episodes])
+        receipt = self._sources[task].add([e for part in parts for e in part.episodes])
         version = weights.version if weights else (self._incarnation, 0)
-        return gathered(parts, receipt.added, version, self._player.busy_s - before)
+        busy_s = self._player.busy_s - before
+        return gathered(parts, receipt.added, version, busy_s, task)
 
     def learn(self, steps: int) -> Progress:
         """See Crew."""
-        return self.learner.update({self._run.task: self.store}, steps, self._now.advance)
+        drawn = {task: store for task, store in self._sources.items() if len(store.table)}
+        return self.learner.update(drawn, steps, self._now.advance)
 
-    def table(self) -> Table:
+    def tables(self) -> dict[str, Table]:
         """See Crew."""
-        return self.store.table
+        return {task: store.table for task, store in self._sources.items()}
 
     def weights(self) -> Weights:
         """See Crew."""
@@ -642,22 +748,23 @@ class LocalCrew:
     def score(
         self,
         weights: Weights,
-        command: dict[str, float],
+        commands: Commands,
         episodes: int,
         purpose: str,
         round: int,
         on_end: Callable[[int], None] | None = None,
-    ) -> Score:
+    ) -> Scores:
         """See Crew."""
-        return self._evaluator.score(weights, command, episodes, purpose, round, on_end)
+        return self._evaluator.score(weights, commands, episodes, purpose, round, on_end)
 
     def save(self, write: Callable[[int, dict[str, np.ndarray], list[ShardRef]], Any]) -> None:
         """See Crew."""
-        if self._run.dataset:
+        if self._played is None:
             write(self.learner.step, self.learner.state(), [])
             return
-        write(self.learner.step, self.learner.state(), self.store.compact())
-        self.store.release(checkpoint.named_shards(self._folder.checkpoints))
+        names = self._played.named(self._played.compact())
+        write(self.learner.step, self.learner.state(), names)
+        self._played.release(checkpoint.named_shards(self._folder.checkpoints))
 
     def close(self) -> None:
         """See Crew."""
@@ -665,7 +772,9 @@ class LocalCrew:
         self._evaluator.close()
 
 
-def gathered(parts: list[Played], added: Table, version: tuple[int, int], busy_s: float) -> Round:
+def gathered(
+    parts: list[Played], added: Table, version: tuple[int, int], busy_s: float, task: str
+) -> Round:
     """The parts that groups played as one round."""
     problems = [problem for part in parts for problem in part.problems]
     return Round(
@@ -675,6 +784,7 @@ def gathered(parts: list[Played], added: Table, version: tuple[int, int], busy_s
         sum(p.discarded for p in parts),
         problems,
         busy_s,
+        task,
     )
 
 
@@ -685,7 +795,7 @@ def train_local(
     with RunFolder(folder).claimed(run, resume, exact=True) as home, contextlib.ExitStack() as end:
         take_over(run, home)
         resumed, damage = whole(run, home) if resume or run.start else (None, [])
-        drop_later(home)
+        drop_later(run, home)
         session = Session(
             run,
             home,
@@ -697,5 +807,5 @@ def train_local(
         session.note(damage)
         crew = LocalCrew(run, home, resumed, session.now)
         end.callback(crew.close)
-        (study if run.dataset else loop)(session, crew)
+        (study if run.offline else loop)(session, crew)
         return session.finish(crew) | {"folder": str(folder)}

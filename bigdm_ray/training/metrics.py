@@ -2,7 +2,8 @@
 
 `train(run, report)` takes a function for its reports; here are the terminal's, metrics.jsonl's and TensorBoard's.
 Names: `train/` losses, `play/` episodes that training played, `evaluation/` scores, `time/` counters and rates,
-`store/` the replay. `play/staleness` is the lag in learner steps of the weights that played.
+`store/` the replay. In a run of several tasks each has its own behind its name (`cartpole/play/return_mean`), and
+`TASK/train/share` says how much of the batches it was. `play/staleness` is the lag in learner steps of the weights that played.
 """
 
 from __future__ import annotations
@@ -51,6 +52,26 @@ class Means:
         means = {name: total / max(1, self._counts[name]) for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         return means
+
+
+SHARE = "/train/share"
+
+
+def by_task(means: Report) -> Report:
+    """Means over whole batches in which what is a task's is the mean over its own part of them.
+
+    Where a task has its share among them, its other `train/` metrics are what its part has added to
+    the mean over all. Those of a task that was in no batch are left out.
+    """
+    shares = {n.removesuffix(SHARE): share for n, share in means.items() if n.endswith(SHARE)}
+    out: Report = {}
+    for name, value in means.items():
+        task, train, metric = name.rpartition("/train/")
+        if not train or task not in shares or metric == "share":
+            out[name] = value
+        elif shares[task]:
+            out[name] = value / shares[task]
+    return out
 
 
 class JsonLines:
@@ -164,6 +185,9 @@ class Now:
             self.doing, self.done, self.total = before
 
 
+EVALUATED = "evaluation/return_mean"
+
+
 class Terminal:
     """A run's progress on standard error: a bar on a terminal, elsewhere a line every ten seconds.
 
@@ -205,6 +229,13 @@ class Terminal:
 
     def __call__(self, report: Report) -> None:
         """Print an evaluation above the bar; other reports need no line of their own."""
+        tasks = [name.removesuffix(EVALUATED) for name in report if name.endswith(f"/{EVALUATED}")]
+        if tasks:
+            told = ", ".join(f"{task[:-1]} {report[task + EVALUATED]:.1f}" for task in tasks)
+            at = f"{report[f'time/{self._clock}']:>11,.0f} {self._clock.replace('_', ' ')}"
+            mean = report.get("evaluation/normalized_score")
+            score = "" if mean is None else f", mean of normalised scores {mean:.1f}"
+            say(f"evaluation at {at}: {told}{score}", self._stream)
         if "evaluation/return_mean" not in report:
             return
         steps, mean = report[f"time/{self._clock}"], report["evaluation/return_mean"]

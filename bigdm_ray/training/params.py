@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class Weights:
     version: tuple[int, int]
     arrays: dict[str, np.ndarray]
     command: dict[str, float] | None = None  # that they were scored with; None where it is unknown
-    score: float | None = None  # mean return that they were kept for
+    score: float | None = None  # mean return, of several tasks score, that they were kept for
 
     @staticmethod
     def of(model: nn.Module, version: tuple[int, int]) -> Weights:
@@ -113,6 +114,23 @@ class Weights:
                 f"{path} has schema version {schema}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray"
             )
         return Weights(version, arrays, *(_beside(path) if told is None else told))
+
+
+Commands = Mapping[str, dict[str, float]]
+"""A command for each task."""
+
+
+def as_one(commands: Commands, several: bool) -> dict[str, float]:
+    """The commands of a run's tasks as a file keeps them: of several, `TASK/NAME` for each number."""
+    if not several:
+        return dict(*commands.values())
+    return {f"{task}/{name}": v for task, own in commands.items() for name, v in own.items()}
+
+
+def of_task(command: Mapping[str, float], task: str) -> dict[str, float]:
+    """What `as_one` has of one of several tasks."""
+    start = f"{task}/"
+    return {name.removeprefix(start): v for name, v in command.items() if name.startswith(start)}
 
 
 Told = tuple[dict[str, float], float | None]

@@ -1,6 +1,6 @@
 """Player: plays rounds of episodes for some groups, holding their environments and a copy of the network.
 
-Each group's environments are made from (seed, save index, group) and made anew after each save, in every run,
+A round is of one task. Each group's environments are made from (seed, save index, group) and made anew after each save, in every run,
 interrupted or not: that is how a resumed run meets the same environments although their state cannot be saved.
 """
 
@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from bigdm_ray.algorithms.base import Columns, Persistence
 from bigdm_ray.envs.vector import VectorEnv
-from bigdm_ray.training.config import Run, task_for
+from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.training.config import Run
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.rollout import Origin, Played, RandomPolicy, rollout
 from bigdm_ray.training.streams import derived_seed, rng
@@ -22,18 +23,22 @@ class Player:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._task = task_for(run)
-        self._signature = self._task.signature()
-        self._model = run.algorithm.build({self._task.name: self._signature})
+        self._tasks = {use.name: use.task for use in run.tasks}
+        signatures = {name: task.signature() for name, task in self._tasks.items()}
+        self._model = run.algorithm.build(signatures)
         self._model.eval()
-        self._policy = run.algorithm.policy(self._model, "sample", self._signature)
-        self._random = RandomPolicy(self._signature)
+        self._policies = {
+            name: run.algorithm.policy(self._model, "sample", signature)
+            for name, signature in signatures.items()
+        }
+        self._random = {name: RandomPolicy(signature) for name, signature in signatures.items()}
         self._version: tuple[int, int] | None = None
-        self._envs: dict[int, tuple[tuple[int, int, int], int, VectorEnv]] = {}
+        self._envs: dict[tuple[str, int], tuple[tuple[int, int, int], int, VectorEnv]] = {}
         self.busy_s = 0.0
 
     def play(
         self,
+        task: str,
         weights: Weights | None,
         round: int,
         group: int,
@@ -42,19 +47,26 @@ class Player:
         count: int,
         on_end: Callable[[int], None] | None = None,
     ) -> Played:
-        """Play `count` episodes of a round in a group's environments, at random where there are no weights.
+        """Play `count` episodes of a task and a round in a group's environments, at random where there are no weights.
 
+        Where environments of one of several tasks cannot be made, its episodes are discarded.
         `on_end`: see `rollout`. `era` is (save index, incarnation of the run, attempt): environments are made anew where it changes.
         """
         began = time.perf_counter()
         if weights is not None and weights.version != self._version:
             weights.into(self._model)
             self._version = weights.version
-        seed, env = self._environments(group, era)
-        policy = self._policy if weights is not None else self._random
+        try:
+            seed, env = self._environments(task, group, era)
+        except (UserError, RunFailed) as error:
+            if not self._run.several:
+                raise
+            return Played([], discarded=count, problems=[f"no episode of {task} begins: {error}"])
+        policy = (self._policies if weights is not None else self._random)[task]
         source = self._run.algorithm.name if weights is not None else "random"
         version = weights.version if weights is not None else (0, 0)
-        origin = Origin(round, group, self._task.name, version, source, seed, self._task.max_return)
+        most = self._tasks[task].max_return
+        origin = Origin(round, group, task, version, source, seed, most)
         persistence = self._run.algorithm.persistence() if weights is not None else Persistence()
         played = rollout(
             policy,
@@ -69,16 +81,19 @@ class Player:
         self.busy_s += time.perf_counter() - began
         return played
 
-    def _environments(self, group: int, era: tuple[int, int, int]) -> tuple[int, VectorEnv]:
-        held = self._envs.get(group)
+    def _environments(
+        self, task: str, group: int, era: tuple[int, int, int]
+    ) -> tuple[int, VectorEnv]:
+        held = self._envs.get((task, group))
         if held is None or held[0] != era:
             if held is not None:
+                del self._envs[task, group]
                 held[2].close()
             seed = derived_seed(self._run.seed, "environments", *era, group)
             episodes = self._run.share(self._run.algorithm.per_iteration(), group)
             n = max(1, min(self._run.rollouts.environments, episodes.stop - episodes.start))
-            self._envs[group] = (era, seed, self._task.make(n, seed))
-        _, seed, env = self._envs[group]
+            self._envs[task, group] = (era, seed, self._tasks[task].make(n, seed))
+        _, seed, env = self._envs[task, group]
         return seed, env
 
     def close(self) -> None:

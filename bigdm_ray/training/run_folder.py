@@ -19,7 +19,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import RunFailed, UserError, full_disk, install
 from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.files import ENDING, sweep
@@ -102,7 +101,7 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not resume:
                 self.vacant()  # another may have begun and ended a run here meanwhile
-                played = {} if run.dataset else {"backend": find_task(run.task).backend}
+                played = {} if run.offline else {"backend": backend_of(run)}
                 about = {"loop": LOOPS[exact], **played, "versions": versions()}
                 publish(
                     self.path / "run.json", json.dumps(run.to_json() | about, indent=1).encode()
@@ -185,7 +184,7 @@ class RunFolder:
         theirs = read_run(self.path)
         if (best := self.weights("best")).is_file():
             Weights.load(best)  # it is wanted when the run ends
-        written, task = read_json(self.path / "run.json"), find_task(run.task)
+        written = read_json(self.path / "run.json")
         began = written.get("loop", LOOPS[exact])
         if began != LOOPS[exact]:
             how = (
@@ -196,19 +195,20 @@ class RunFolder:
             raise UserError(
                 f"--folder {self.path} holds a run that began as {began}; resume it {how}"
             )
-        if (
-            run.dataset is None
-            and (backend := written.get("backend", task.backend)) != task.backend
-        ):
+        if differs := difference(run, theirs):
+            raise UserError(
+                f"--folder {self.path} holds another run ({differs}); resume it with its own settings (--config FOLDER/run.json), or choose another folder"
+            )
+        backends = written.get("backend", {})
+        for task in (use.task for use in run.tasks if not run.offline):
+            backend = backends.get(task.name) if run.several else backends or None
+            if backend in (None, task.backend):
+                continue
             why = f"on the fast environments, whose package {task.missing()!r} is missing here; install it with: {install(task.extra)}"
             if backend == "reference":
                 uninstall = "".join(f"uninstall {package}, or " for package in task.fast_needs)
                 why = f"on gymnasium's environments, but the fast ones would play here; {uninstall}begin anew in another folder"
             raise UserError(f"--folder {self.path} holds a run that began {why}")
-        if differs := difference(run, theirs):
-            raise UserError(
-                f"--folder {self.path} holds another run ({differs}); resume it with its own settings (--config FOLDER/run.json), or choose another folder"
-            )
 
     def release(self) -> None:
         """Let others write."""
@@ -226,6 +226,13 @@ def _left_over(path: Path) -> bool:
     if path.name in PARTS and path.is_dir() and not path.is_symlink():
         return not any(path.iterdir())
     return path.name in LOCKS or fnmatch(path.name, f".run.json.*{ENDING}")
+
+
+def backend_of(run: Run) -> str | dict[str, str]:
+    """Which environments play here, as run.json tells it; of several tasks by their names."""
+    if not run.several:
+        return run.only.task.backend
+    return {use.name: use.task.backend for use in run.tasks}
 
 
 SAME = (
@@ -246,9 +253,12 @@ def difference(run: Run, other: Run, names: tuple[str, ...] = SAME) -> str | Non
     """The first of these parts that `other` has and `run` has not, in words; None where they are equal. Datasets are equal by their content."""
     mine, theirs = run.to_json(), other.to_json()
     for run_json in (mine, theirs):
-        run_json["dataset"] = (
-            run_json["dataset"] and run_json["dataset"]["sha256"]
-        )  # the same episodes may lie elsewhere
+        several = run_json.pop("tasks", None)
+        uses = several or [{"task": run_json["task"], "dataset": run_json["dataset"]}]
+        hashes = [use["dataset"] and use["dataset"]["sha256"] for use in uses]
+        run_json["dataset"] = hashes if several else hashes[0]  # they may lie elsewhere
+        if several:
+            run_json["task"] = [f"{use['task']} with weight {use['weight']:g}" for use in uses]
         run_json["start"] = run_json["start"] and run_json["start"]["learner_step"]
         run_json["machines"] = {"precision": run_json["machines"]["precision"]}
     for name in names:

@@ -18,11 +18,12 @@ from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.replay.episode import FOREIGN, EpisodeId
 from bigdm_ray.replay.shard import SUFFIX, refuse_unknown
-from bigdm_ray.replay.store import Store, Table
+from bigdm_ray.replay.store import Store
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint, Counters
-from bigdm_ray.training.config import Run, opened
+from bigdm_ray.training.config import Run, TaskUse, opened
 from bigdm_ray.training.run_folder import RunFolder
+from bigdm_ray.training.stores import Stores, names_within, places
 
 FIRST_ROUND = 1
 """The first round of a run that starts from another: its inherited episodes count as round 0."""
@@ -44,8 +45,8 @@ def take_over(run: Run, home: RunFolder) -> None:
             f"was to start from {run.algorithm.name} on {run.task} at {run.start.learner_step:,}: begin it anew in another folder"
         )
     theirs = (
-        dataset_store(before)
-        if before.dataset
+        dataset_store(before, before.only)
+        if before.offline
         else Store(
             RunFolder(Path(run.start.folder)).store, before.algorithm.retention(), 0, write=False
         ).open()
@@ -75,33 +76,49 @@ def take_over(run: Run, home: RunFolder) -> None:
     )
     living: np.ndarray = mine.table.ids
     checkpoint.write(
-        home.checkpoints, counters, mine.living_shards(), 0, saved.learner, living, run.identity
+        home.checkpoints,
+        counters,
+        mine.living_shards(),
+        0,
+        saved.learner,
+        {"": living},
+        run.identity,
     )
 
 
-def dataset_store(run: Run) -> Store:
-    """The episodes of the run's dataset. Raises UserError where it is gone, damaged, or another one than the run began with."""
-    assert run.dataset is not None
-    found = Dataset.open(Path(run.dataset.folder))
-    if found.sha256 != run.dataset.sha256:
+def dataset_stores(run: Run) -> dict[str, Store]:
+    """The episodes of the run's datasets by task. Raises UserError: see `dataset_store`."""
+    return {use.name: dataset_store(run, use) for use in run.tasks}
+
+
+def dataset_store(run: Run, use: TaskUse) -> Store:
+    """The episodes of a task's dataset. Raises UserError where it is gone, damaged, or another one than the run began with."""
+    assert use.dataset is not None
+    found, began = Dataset.open(Path(use.dataset.folder)), use.dataset.sha256
+    if found.sha256 != began:
         raise UserError(
-            f"{found.folder} holds another dataset than this run began with (hash {found.sha256[:12]}, then {run.dataset.sha256[:12]}); import that one again"
+            f"{found.folder} holds another dataset than this run began with (hash {found.sha256[:12]}, then {began[:12]}); import that one again"
         )
     if why := found.misfit():
         raise UserError(
             f"{found.folder} does not fit its task {found.task} as it is now: {why}; record or import the episodes anew"
         )
-    return found.store(run.saves.flat_mib << 20, run.total)
+    return found.store((run.saves.flat_mib << 20) // len(run.tasks), run.total)
 
 
 def taking_turns(run: Run) -> str | None:
     """That the run's dataset does not fit into its memory, in one sentence, and what follows; None where it does or there is none."""
-    if run.dataset is None:
-        return None
-    nbytes, limit = Dataset.open(Path(run.dataset.folder)).nbytes, run.saves.flat_mib
+    count, limit = len(run.tasks), run.saves.flat_mib
+    folders = [Path(use.dataset.folder) for use in run.tasks if use.dataset is not None]
+    nbytes = count * max([Dataset.open(folder).nbytes for folder in folders], default=0)
     if nbytes <= limit << 20:
         return None
     size = nbytes >> 20
+    if count > 1:
+        return (
+            f"--saves.flat-mib is {limit:,}, shared by {count} datasets: of those that do not fit a few shards at "
+            f"a time are drawn from, in turns; with --saves.flat-mib {size + 1} every batch is drawn from all episodes"
+        )
     return (
         f"the dataset has {size:,} MiB and --saves.flat-mib is {limit:,}: a few of its shards at a time are drawn from, in turns; "
         f"with --saves.flat-mib {size + 1} every batch is drawn from all episodes"
@@ -118,9 +135,8 @@ def whole(run: Run, home: RunFolder) -> tuple[Checkpoint | None, list[str]]:
     damaged: list[Path] = []
     for path in reversed(checkpoint.saved(home.checkpoints)):
         found = checkpoint.read(path, run.identity)
-        store = Store(home.store, run.algorithm.retention(), 0).open(found.shards)
         try:
-            check_living(store.table, store.problems, found)
+            Stores(run, home, 0).open(found.shards).check_living(found)
         except RunFailed as error:
             damage.append(f"{path.name}: {error}")
             damaged.append(path)
@@ -139,29 +155,21 @@ def whole(run: Run, home: RunFolder) -> tuple[Checkpoint | None, list[str]]:
     return None, aside
 
 
-def drop_later(home: RunFolder) -> None:
+def drop_later(run: Run, home: RunFolder) -> None:
     """Unlink the shards that no kept checkpoint names: a lock-step run plays them again.
 
     The columns beside them go too. Raises NewerShard or ClosedShard, and unlinks nothing, where
     one of them must stay.
     """
     named = checkpoint.named_shards(home.checkpoints)
-    later = [path for path in home.store.glob(f"*{SUFFIX}") if path.name not in named]
+    later = [
+        path
+        for place in places(run).values()
+        for path in (home.store / place).glob(f"*{SUFFIX}")
+        if path.name not in names_within(place, named)
+    ]
     refuse_unknown(later)
     for path in later:
-        for column in home.store.glob(f".{path.name}.*.npy"):
+        for column in path.parent.glob(f".{path.name}.*.npy"):
             column.unlink(missing_ok=True)
         path.unlink()
-
-
-def lost(table: Table, resumed: Checkpoint) -> int:
-    """How many episodes that the checkpoint counts as living are not in the table."""
-    return len(resumed.living - set(EpisodeId(*map(int, row)) for row in table.ids))
-
-
-def check_living(table: Table, problems: list[str], resumed: Checkpoint) -> None:
-    """Raise RunFailed where episodes that the checkpoint counts as living are gone."""
-    if count := lost(table, resumed):
-        raise RunFailed(
-            f"{count} episodes of the checkpoint are missing ({', '.join(problems) or 'their shards are gone'})"
-        )

@@ -109,9 +109,9 @@ def _wandb(wandb: Any, run: Run, folder: Path, project: str) -> Told:
 
 def _mlflow(mlflow: Any, run: Run, folder: Path, uri: str) -> Told:
     mlflow.set_tracking_uri(uri)
-    mlflow.set_experiment(f"{run.algorithm.name}-{run.task}")
+    mlflow.set_experiment(f"{run.algorithm.name}-{run.title}")
     mlflow.start_run(run_name=folder.name)
-    mlflow.log_params({"algorithm": run.algorithm.name, "task": run.task, "seed": run.seed})
+    mlflow.log_params({"algorithm": run.algorithm.name, "task": run.title, "seed": run.seed})
     return Told(
         lambda report: mlflow.log_metrics(report, step=int(report[run.clock])), mlflow.end_run
     )

@@ -180,7 +180,7 @@ def test_a_killed_driver_resumes_without_losing_an_episode(
         assert lost == []
     saved = checkpoint.last(folder / "checkpoints", {"algorithm": "udrl", "task": run.task})
     assert saved is not None and saved.counters.env_steps == summary["env_steps"]
-    assert {tuple(id) for id in saved.living} == ids
+    assert {tuple(id) for id in saved.living[""]} == ids
     loaded = bigdm_ray.load(folder)
     assert loaded.version == (summary["incarnation"], summary["learner_steps"])
     assert summary["incarnation"] == (0 if lock_step == "true" else len(saves))

@@ -136,7 +136,7 @@ def restore(folder: Path) -> int:
     asked = configure("udrl", "toy-vector", [*SMALL, "--budget.env-steps", "310"])
     with RunFolder(folder / "run").claimed(asked, True, exact=True) as home:
         found, damage = whole(asked, home)
-        drop_later(home)
+        drop_later(asked, home)
         session = Session(asked, home, [], found, exact=True)
         session.note(damage)
         session.close()

@@ -24,7 +24,7 @@ from bigdm_ray.training.config import (
 )
 from bigdm_ray.training.loop import LocalCrew, train_local
 from bigdm_ray.training.params import Weights
-from bigdm_ray.training.start import dataset_store, taking_turns
+from bigdm_ray.training.start import dataset_stores, taking_turns
 
 SMALL = "--algorithm.hidden 16,16 --algorithm.batch-size 16 --evaluations.episodes 3 --evaluations.final-episodes 3"
 FLAGS = SMALL + " --evaluations.every 40 --saves.every 30 --saves.report-every 10"
@@ -399,9 +399,10 @@ def test_turns_are_paced_by_the_budget(dataset):
     run = configure(
         "bc", str(dataset.folder), ["--saves.flat-mib", "0", "--budget.learner-steps", "200"]
     )
-    store = dataset_store(run)
+    (store,) = dataset_stores(run).values()
     assert isinstance(store, RotatingStore) and store._turn == turn_of(200, len(dataset.shards()))
-    assert not isinstance(dataset_store(configure("bc", str(dataset.folder))), RotatingStore)
+    (store,) = dataset_stores(configure("bc", str(dataset.folder))).values()
+    assert not isinstance(store, RotatingStore)
 
 
 def test_the_door_refuses_or_notes_a_budget_that_ends_too_early(dataset, tmp_path, capsys):

@@ -32,19 +32,18 @@ def test_a_score_is_the_same_whenever_and_on_whatever_environment_it_is_asked_fo
         0
     )
     kept, fresh = Evaluator(run), Evaluator(run)
-    kept.score(weights, COMMAND, 7, "validation", 0)
-    kept.score(weights, COMMAND, 60, "final", 0)
-    kept.score(weights, COMMAND, 7, "validation", 3)
-    a, b = (
-        kept.score(weights, COMMAND, 7, "validation", 1),
-        fresh.score(weights, COMMAND, 7, "validation", 1),
-    )
+
+    def score(who, episodes, purpose, round):
+        return who.score(weights, {"toy-mixed": COMMAND}, episodes, purpose, round)["toy-mixed"]
+
+    score(kept, 7, "validation", 0)
+    score(kept, 60, "final", 0)
+    score(kept, 7, "validation", 3)
+    a, b = score(kept, 7, "validation", 1), score(fresh, 7, "validation", 1)
     np.testing.assert_array_equal(a.returns, b.returns)
     np.testing.assert_array_equal(a.lengths, b.lengths)
     for purpose, round in (("validation", 2), ("final", 1)):
-        assert not np.array_equal(
-            a.returns, fresh.score(weights, COMMAND, 7, purpose, round).returns
-        )
+        assert not np.array_equal(a.returns, score(fresh, 7, purpose, round).returns)
     kept.close()
     fresh.close()
 
@@ -159,7 +158,7 @@ def test_scoring_does_not_train():
     learner = Learner(run.algorithm, {"toy-vector": find_task("toy-vector").signature()}, 5)
     before = learner.state()
     evaluator = Evaluator(run)
-    evaluator.score(learner.weights(0), COMMAND, 5, "validation", 0)
+    evaluator.score(learner.weights(0), {"toy-vector": COMMAND}, 5, "validation", 0)
     evaluator.close()
     for name, values in learner.state().items():
         np.testing.assert_array_equal(values, before[name])

@@ -24,6 +24,9 @@ RUN = configure(
 )
 
 
+TASK = "cartpole"
+
+
 def commands(count):
     return {
         "desired_return": np.arange(count, dtype=np.float32) + 20,
@@ -44,8 +47,8 @@ def weights():
 
 
 def test_random_play_says_so_and_so_does_the_policy(player, weights):
-    chance = player.play(None, 0, 1, (0, 0), {}, 3).episodes
-    policy = player.play(weights, 4, 1, (0, 0), commands(3), 3).episodes
+    chance = player.play(TASK, None, 0, 1, (0, 0), {}, 3).episodes
+    policy = player.play(TASK, weights, 4, 1, (0, 0), commands(3), 3).episodes
     seed = derived_seed(RUN.seed, "environments", 0, 0, 1)
     assert [(e.source, e.version, e.seed, e.id.round, e.id.group, e.command) for e in chance] == [
         ("random", (0, 0), seed, 0, 1, {})
@@ -58,7 +61,11 @@ def test_random_play_says_so_and_so_does_the_policy(player, weights):
 
 def test_environments_run_on_between_saves_and_begin_anew_after_one(player, weights):
     def play(who, saves):
-        return who.play(weights, 4, 0, (saves, 0), commands(3), 3).episodes[0].observations[""][0]
+        return (
+            who.play(TASK, weights, 4, 0, (saves, 0), commands(3), 3)
+            .episodes[0]
+            .observations[""][0]
+        )
 
     first, second, saved, again = play(player, 0), play(player, 0), play(player, 1), play(player, 0)
     assert not np.array_equal(first, second), "the environment has gone on"
@@ -72,11 +79,11 @@ def test_environments_run_on_between_saves_and_begin_anew_after_one(player, weig
 
 def test_groups_play_apart(player, weights):
     zero, one = (
-        player.play(weights, 4, group, (0, 0), commands(3), 3).episodes for group in range(2)
+        player.play(TASK, weights, 4, group, (0, 0), commands(3), 3).episodes for group in range(2)
     )
     assert not np.array_equal(zero[0].observations[""][0], one[0].observations[""][0])
     other = Player(RUN)  # the other way round: neither notices the other
-    one_first = other.play(weights, 4, 1, (0, 0), commands(3), 3).episodes
+    one_first = other.play(TASK, weights, 4, 1, (0, 0), commands(3), 3).episodes
     for a, b in zip(one, one_first, strict=True):
         same_episode(a, b)
     other.close()
@@ -86,7 +93,7 @@ def test_the_weights_that_are_given_are_the_weights_that_play(player, weights):
     for version, bias in ((1, [50.0, -50.0]), (2, [-50.0, 50.0])):
         arrays = weights.arrays | {"head.linear.bias": np.array(bias, np.float32)}
         episodes = player.play(
-            type(weights)((1, version), arrays), 4, 0, (0, 0), commands(3), 3
+            TASK, type(weights)((1, version), arrays), 4, 0, (0, 0), commands(3), 3
         ).episodes
         assert {int(a) for e in episodes for a in e.actions[""]} == {version - 1}
         assert {e.version for e in episodes} == {(1, version)}

@@ -40,7 +40,7 @@ def test_a_score_that_lacks_episodes_says_so(tmp_path, capsys):
         score = Score(
             np.ones(5), np.ones(5), {}, discarded=discarded, problems=["it fell"] * discarded
         )
-        session.evaluated(score, Weights((0, 1), {"a": np.zeros(1, np.float32)}))
+        session.evaluated({run.task: score}, Weights((0, 1), {"a": np.zeros(1, np.float32)}))
     assert capsys.readouterr().err == "note: a score lacks 3 of 8 episodes: it fell\n"
     assert session.problems == ["a score lacks 3 of 8 episodes: it fell"]
     session.close()
@@ -55,13 +55,14 @@ def test_an_asynchronous_resume_does_not_give_up_better_weights_than_its_checkpo
         """A session that goes on from a checkpoint evaluates once; (best return of its counters, step of the best weights)."""
         session = Session(run, home, [], resumed, exact)
         session.evaluated(
-            Score(np.full(4, mean), np.full(4, 10), {}), Weights((0, step), {"w": np.zeros(1)})
+            {run.task: Score(np.full(4, mean), np.full(4, 10), {})},
+            Weights((0, step), {"w": np.zeros(1)}),
         )
         session.close()
         return session.counters.best_return, Weights.load(home.weights("best")).version[1]
 
     def at(best):
-        return Checkpoint(Counters(best_return=best), [], 0, {}, set(), {})
+        return Checkpoint(Counters(best_return=best), [], 0, {}, {}, {})
 
     assert evaluated(None, 1, 30.0) == (30.0, 1)
     assert evaluated(None, 2, 50.0) == (50.0, 2)

@@ -17,7 +17,6 @@ from bigdm_ray.training.config.presets import (
     premature,
     preset_of,
     still_rising,
-    task_for,
 )
 from bigdm_ray.training.config.values import (
     Budget,
@@ -28,6 +27,7 @@ from bigdm_ray.training.config.values import (
     Run,
     Saves,
     Start,
+    TaskUse,
     acting_as,
     described,
     settings_of,
@@ -43,6 +43,7 @@ __all__ = [
     "Run",
     "Saves",
     "Start",
+    "TaskUse",
     "acting_as",
     "as_begun",
     "configure",
@@ -59,5 +60,4 @@ __all__ = [
     "run_from_json",
     "settings_of",
     "still_rising",
-    "task_for",
 ]

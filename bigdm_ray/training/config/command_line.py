@@ -1,4 +1,4 @@
-"""The command line: `ALGORITHM TASK [flags]` as a Run, and the same said in Python.
+"""The command line: `ALGORITHM TASK... [flags]` as a Run, and the same said in Python.
 
 What comes later wins: the defaults, the run.json of `--config`, the preset of (algorithm, task),
 which with such a `--config` must be named, the YAML file of `--config`, and the flags.
@@ -15,11 +15,12 @@ from typing import Any
 
 from bigdm_ray.algorithms.base import algorithms, find_algorithm
 from bigdm_ray.doors import Parser
+from bigdm_ray.envs.task import called, find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.resolving import resolve
 from bigdm_ray.settings import converted, flag
-from bigdm_ray.training.config.files import YAML, Written, read_yaml
-from bigdm_ray.training.config.presets import made, offline_defaults, preset_of
+from bigdm_ray.training.config.files import YAML, Entry, Written, entry_of, read_yaml
+from bigdm_ray.training.config.presets import SEVERAL, Wanted, made, offline_defaults, preset_of
 from bigdm_ray.training.config.values import Run, settings_of
 
 SHORT = {
@@ -56,7 +57,12 @@ class Door:
 
 
 def parse(arguments: list[str]) -> Door:
-    """`ALGORITHM TASK [flags]` as a Door. Raises UserError; exits 0 after --help."""
+    """`ALGORITHM TASK... [flags]` as a Door. Raises UserError; exits 0 after --help."""
+    return _parse(arguments, ())
+
+
+def _parse(arguments: list[str], entries: Sequence[Entry]) -> Door:
+    """`parse`, with `entries` as the tasks where no words are."""
     parser = Parser(
         prog="python -m bigdm_ray.run",
         description="Train a policy and leave a run folder.",
@@ -67,9 +73,11 @@ def parse(arguments: list[str]) -> Door:
     )
     parser.add_argument("algorithm", nargs="?", help="one of " + ", ".join(algorithms()))
     parser.add_argument(
-        "task",
-        nargs="?",
-        help="a short name (lunarlander), gymnasium:ID, my_module:MyEnv-v0; or a dataset: its folder, or a Minari id",
+        "tasks",
+        metavar="task",
+        nargs="*",
+        help="a name (lunarlander, box2d/lunarlander), gymnasium:ID, my_module:MyEnv-v0; or a dataset: its "
+        "folder, or a Minari id; several of them are learned by one network, where the algorithm can",
     )
     parser.add_argument("--help", "-h", action="store_true", help="show this and exit")
     parser.add_argument("--folder", type=Path, help="run folder; default: runs/ALGORITHM-TASK-SEED")
@@ -100,13 +108,19 @@ def parse(arguments: list[str]) -> Door:
         "name ALGORITHM and TASK too",
     )
     parser.add_argument("--seed", default=None, help="seed of everything; default 1")
+    parser.add_argument(
+        "--weights",
+        metavar="X,X",
+        help="how often each of several tasks is drawn, as numbers whose ratio counts; default: all alike",
+    )
     # which flags there are depends on the algorithm, but each setting is followed by a value
     written, words = parser.split(arguments, unknown=True)
     known, _ = parser.parse_known_args([*words, *written])
     file = Written()
     if known.config is not None and known.config.suffix in YAML:
         file = read_yaml(known.config)
-    known.algorithm, known.task = known.algorithm or file.algorithm, known.task or file.task
+    known.algorithm = known.algorithm or file.algorithm
+    entries = [*map(Entry, known.tasks)] or entries or file.tasks
     if known.algorithm not in algorithms() and not known.help:
         # a flag that no algorithm has may have taken the algorithm's name for its value
         for path in {path for other in algorithms().values() for path, *_ in settings_of(other)}:
@@ -114,11 +128,12 @@ def parse(arguments: list[str]) -> Door:
         parser.parse(written)
     kind = find_algorithm(known.algorithm) if known.algorithm else None
     flags: dict[str, tuple[str, Any]] = {}
-    dataset = resolve(known.task) if kind and known.task else None
-    task = dataset.task if dataset else known.task
+    wanted = _wanted(entries, known.weights) if kind else []
+    offline = any(one.dataset for one in wanted)
+    task = SEVERAL if len(wanted) > 1 else wanted[0].task if wanted else None
     preset = known.preset or file.preset
-    defaults = preset_of(kind, task, preset, plays=dataset is None)[1] if kind and task else {}
-    if kind and dataset:
+    defaults = preset_of(kind, task, preset, plays=not offline)[1] if kind and task else {}
+    if kind and offline:
         defaults = offline_defaults(kind, defaults) | defaults
     for path, hint, default, about in settings_of(kind) if kind else ():
         shown = defaults.get(path, default)
@@ -127,7 +142,7 @@ def parse(arguments: list[str]) -> Door:
             "" if shown in (None, ()) else f" (default: {text})"
         )  # what stands for None is said by the help itself
         parser.add_argument(
-            *_names(path, dataset is not None),
+            *_names(path, offline),
             dest=path,
             metavar="X",
             help=f"{about}{told}".replace("%", "%%"),
@@ -142,7 +157,7 @@ def parse(arguments: list[str]) -> Door:
         for path, hint in flags.values()
         if getattr(given, path) is not None
     }
-    if kind is None or known.task is None:
+    if kind is None or not wanted:
         raise UserError(
             "an ALGORITHM and a TASK are expected, as in: python -m bigdm_ray.run udrl lunarlander"
         )
@@ -151,8 +166,32 @@ def parse(arguments: list[str]) -> Door:
     seed = converted(int, seed, "seed") if seed is not None else None
     config = None if file.path else given.config
     start = given.start or (Path(file.start) if file.start else None)
-    run = made(kind, task, preset, config, typed, seed, dataset, start)
+    run = made(kind, wanted, preset, config, typed, seed, start)
     return Door(run, given.folder, given.resume, given.local, given.quiet)
+
+
+def _wanted(entries: Sequence[Entry], weights: str | None) -> list[Wanted]:
+    """The tasks that are asked for, with their datasets. Raises UserError."""
+    shares = [entry.weight for entry in entries]
+    if weights is not None:
+        shares = list(converted(tuple[float, ...], weights, "weights"))
+        if len(shares) != len(entries):
+            raise UserError(
+                f"--weights is {weights}, but one number for each task is expected, "
+                f"and there {'is 1' if len(entries) == 1 else f'are {len(entries)}'}"
+            )
+    wanted = []
+    for entry, share in zip(entries, shares, strict=True):
+        dataset = resolve(entry.target)
+        name = find_task(entry.task).name if dataset and entry.task else None
+        if dataset and name not in (None, dataset.task):
+            raise UserError(f"{dataset.folder} is of the task {dataset.task}, not of {name}")
+        if not dataset and entry.task not in (None, entry.target):
+            raise UserError(
+                f"the source {entry.target} of task {entry.task} is no dataset's folder"
+            )
+        wanted.append(Wanted(dataset.task if dataset else called(entry.target), dataset, share))
+    return wanted
 
 
 def _names(path: str, offline: bool) -> list[str]:
@@ -170,6 +209,7 @@ def configure(
     /,
     flags: Sequence[str] | None = None,
     *,
+    tasks: Sequence[Any] = (),
     algorithm: Mapping[str, Any] | None = None,
     budget: Mapping[str, Any] | None = None,
     rollouts: Mapping[str, Any] | None = None,
@@ -186,7 +226,8 @@ def configure(
     Settings may also be given as values: `configure("udrl", "cartpole", budget={"minutes": 5},
     algorithm={"learning_rate": 1e-3}, seed=2)`, which stand behind the flags, so they win. `config`
     is a run.json or a YAML file (which may name algorithm and task), `start` the folder that
-    `--from` names. Raises UserError, which names a setting as the flag that it is.
+    `--from` names. `tasks`, in place of TASK, are several: names and folders of datasets, pairs of
+    such with a weight, or mappings as in a YAML file: `{"source": FOLDER, "weight": 3}`. Raises UserError, which names a setting as the flag that it is.
     """
     groups = {"algorithm": algorithm, "budget": budget, "rollouts": rollouts, "saves": saves}
     groups |= {"evaluations": evaluations, "machines": machines}
@@ -194,7 +235,10 @@ def configure(
     words = [f"--{key}={_word(value)}" for key, value in given.items() if value is not None]
     for group, values in groups.items():
         words += [f"{flag(f'{group}.{key}')}={_word(v)}" for key, v in (values or {}).items()]
-    return parse([*(word for word in (name, task) if word), *(flags or ()), *words]).run
+    if task and tasks:
+        raise UserError(f"task is {task!r} and tasks are given too; leave one out")
+    entries = [entry_of(one, "tasks") for one in tasks]
+    return _parse([*(word for word in (name, task) if word), *(flags or ()), *words], entries).run
 
 
 def _word(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from bigdm_ray.training.config.values import (
     Origin,
     Run,
     Start,
+    TaskUse,
     settings_of,
 )
 
@@ -43,6 +45,7 @@ def run_from_json(data: Mapping[str, Any]) -> Run:
             for k, v in data.items()
             if k not in ("schema_version", "algorithm", "loop", "backend", "versions")
         }
+        uses = _uses(rest)
         hints = typing.get_type_hints(Run)
         given: dict[str, Any] = {}
         for name, value in rest.items():
@@ -50,21 +53,34 @@ def run_from_json(data: Mapping[str, Any]) -> Run:
                 raise UserError(
                     f"unknown setting {name!r} in run.json{nearest(name, sorted(hints))}"
                 )
-            if name in ("dataset", "start"):
-                given[name] = (
-                    None
-                    if value is None
-                    else from_json({"dataset": Origin, "start": Start}[name], value, f"{name}.")
-                )
+            if name == "start":
+                given[name] = None if value is None else from_json(Start, value, "start.")
                 continue
             given[name] = (
                 from_json(hints[name], value, f"{name}.")
                 if dataclasses.is_dataclass(hints[name])
                 else converted(hints[name], value, name)
             )
-        return Run(algorithm=from_json(kind, settings, "algorithm."), **given)
+        return Run(from_json(kind, settings, "algorithm."), uses, **given)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"run.json is not one of this project ({error})") from None
+
+
+def _uses(rest: dict[str, Any]) -> tuple[TaskUse, ...]:
+    """The tasks of a run.json, taken out of what it holds. Raises KeyError, UserError."""
+    told = rest.pop("tasks") if "tasks" in rest else [{"task": rest.pop("task")}]
+    if not isinstance(told, list) or not all(isinstance(one, dict) for one in told):
+        raise UserError(f"run.json says tasks {quoted(told)}, but a list of tasks is expected")
+    if "dataset" in rest:
+        told = [told[0] | {"dataset": rest.pop("dataset")}]
+    return tuple(
+        TaskUse(
+            converted(str, one["task"], "task"),
+            None if one.get("dataset") is None else from_json(Origin, one["dataset"], "dataset."),
+            converted(float, one.get("weight", 1.0), "weight"),
+        )
+        for one in told
+    )
 
 
 def read_run(path: Path) -> Run:
@@ -79,12 +95,47 @@ def read_run(path: Path) -> Run:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A task as a file or a program names it: what to play, or the dataset to learn from."""
+
+    target: str
+    task: str | None = None  # that a dataset must be of
+    weight: float = 1.0
+
+
+def entry_of(value: Any, where: str) -> Entry:
+    """A name, a pair of a name and a weight, or a mapping of task, source and weight. Raises UserError."""
+    if isinstance(value, str | os.PathLike):
+        return Entry(os.fspath(value))
+    if isinstance(value, list | tuple) and len(value) == 2:
+        value = {"source": value[0], "weight": value[1]}
+    keys = ("task", "source", "weight")
+    if not isinstance(value, Mapping) or not {"task", "source"} & value.keys():
+        raise UserError(
+            f"{where} has {quoted(value)}, but a name or a mapping of task, source and weight is expected"
+        )
+    if unknown := [str(key) for key in value if key not in keys]:
+        raise UserError(
+            f"{where} has the unknown setting {unknown[0]!r}{nearest(unknown[0], list(keys))}"
+        )
+    task, source = (value.get(key) for key in keys[:2])
+    weight = value.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise UserError(f"in {where} weight is {quoted(weight)}, but a number is expected")
+    target = os.fspath(source) if isinstance(source, os.PathLike) else source
+    for key, named in (("task", task), ("source", target)):
+        if named is not None and not isinstance(named, str):
+            raise UserError(f"in {where} {key} is {quoted(named)}, but a name is expected")
+    return Entry(target or task or "", task, float(weight))
+
+
+@dataclass(frozen=True)
 class Written:
     """What a YAML file says of a run: as if its lines were typed before the flags."""
 
     path: Path | None = None
     algorithm: str | None = None
-    task: str | None = None
+    tasks: tuple[Entry, ...] = ()
     preset: str | None = None
     seed: Any = None
     start: str | None = None
@@ -112,8 +163,8 @@ class Written:
 def read_yaml(path: Path) -> Written:
     """A YAML file of settings, nested as a run.json is; what it leaves out has its default.
 
-    Beside the groups of settings it may hold `task`, `preset`, `seed`, `from`, and `algorithm` as a
-    name or as a group with a `name`. Raises UserError.
+    Beside the groups of settings it may hold `task`, or a list `tasks`, `preset`, `seed`, `from`, and
+    `algorithm` as a name or as a group with a `name`. Raises UserError.
     """
     import yaml
 
@@ -126,7 +177,7 @@ def read_yaml(path: Path) -> Written:
         raise UserError(f"{path} is not YAML ({error})") from None
     if twice is not None:
         raise UserError(f"{path} says {twice!r} twice; leave one out")
-    words = ("algorithm", "task", "preset", "seed", "from")
+    words = ("algorithm", "task", "tasks", "preset", "seed", "from")
     if not isinstance(data, dict):
         raise UserError(
             f"{path} holds no settings; lines such as `budget: {{minutes: 5}}` are expected"
@@ -145,9 +196,17 @@ def read_yaml(path: Path) -> Written:
             if name == "algorithm":
                 given[name] = inner.pop("name", None)
             settings |= {f"{name}.{key}": item for key, item in inner.items()}
+        elif name == "tasks":
+            if not isinstance(value, list):
+                raise UserError(f"in {path} tasks is {quoted(value)}, but a list is expected")
+            given[name] = tuple(entry_of(one, str(path)) for one in value)
         elif value is not None:
             given[name] = value if name == "seed" else str(value)
     start = given.pop("from", None)
+    if (task := given.pop("task", None)) is not None:
+        if "tasks" in given:
+            raise UserError(f"{path} has both task and tasks; leave one out")
+        given["tasks"] = (Entry(task),)
     return Written(path, start=start, settings=settings, **given)
 
 

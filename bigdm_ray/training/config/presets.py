@@ -8,22 +8,34 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigdm_ray.algorithms.base import Algorithm
+from bigdm_ray.algorithms.base import Algorithm, algorithms
 from bigdm_ray.baselines.base import Foreign
-from bigdm_ray.envs.task import NONE, UNPLAYED, Task, find_task
+from bigdm_ray.envs.task import NONE, UNPLAYED, find_task
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.dataset import Dataset, references
-from bigdm_ray.formats.signatures import sound_signature
+from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.jsons import read_json
-from bigdm_ray.settings import flag, to_json
+from bigdm_ray.settings import flag, from_json, to_json
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint
 from bigdm_ray.training.config.files import filled, read_run
-from bigdm_ray.training.config.values import Evaluations, Run, Start
+from bigdm_ray.training.config.values import Evaluations, Origin, Run, Start, TaskUse, with_tasks
+
+SEVERAL = "*"
+"""The task whose presets a run of several tasks has: every one without its own."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A task as it is asked for: its name, the dataset to learn from, its weight among others."""
+
+    task: str
+    dataset: Dataset | None = None
+    weight: float = 1.0
 
 
 def preset_of(
@@ -36,8 +48,9 @@ def preset_of(
     if wanted == "none" or (wanted == "default" and "default" not in known):
         return "none", {}
     if wanted not in known:
+        on = "several tasks" if task == SEVERAL else task
         raise UserError(
-            f"unknown preset {wanted!r} of {kind.name} on {task}; it has {' and '.join([*known, 'none'])}"
+            f"unknown preset {wanted!r} of {kind.name} on {on}; it has {' and '.join([*known, 'none'])}"
         )
     return wanted, known[wanted]
 
@@ -65,10 +78,9 @@ def as_begun(run: Run, folder: Path) -> Run:
     if not (folder / "run.json").is_file():
         return run
     run = _without_later(run, folder / "run.json")
-    if run.dataset is None:
+    if not run.offline:
         return run
-    kind, presets = type(run.algorithm), run.algorithm.presets
-    preset = presets.get(run.task, presets.get("*", {})).get(run.preset, {})
+    kind, preset = type(run.algorithm), _preset(run)
     before = read_run(folder)
     typed = () if before.typed is None else run.typed or ()
     began, data, kept = before.to_json(), run.to_json(), {}
@@ -91,14 +103,20 @@ def _without_later(run: Run, file: Path) -> Run:
         return run
     began = to_json(before.algorithm)
     later = {f"algorithm.{name}": value for name, value in began.items() if name not in known}
-    presets = type(run.algorithm).presets
-    preset = presets.get(run.task, presets.get("*", {})).get(run.preset, {})
+    preset = _preset(run)
     if before.preset in (run.preset, "none"):
         for path in preset.keys() - {*(before.typed or ())}:
             owner, _, name = path.partition(".")
             later |= {path: began[name]} if owner == "algorithm" else {}
     kept = {path: value for path, value in later.items() if path not in (run.typed or ())}
     return filled(run.to_json(), kept) if kept else run
+
+
+def _preset(run: Run) -> dict[str, Any]:
+    """The settings of a run's preset as they are today."""
+    presets = type(run.algorithm).presets
+    named = presets.get(SEVERAL if run.several else run.task, presets.get(SEVERAL, {}))
+    return named.get(run.preset, {})
 
 
 FINE_TUNING = {
@@ -112,15 +130,76 @@ FINE_TUNING = {
 
 def made(
     kind: type[Algorithm],
-    task: str,
+    wanted: Sequence[Wanted],
     preset: str | None,
     config: Path | None,
     typed: dict[str, Any],
     seed: int | None,
-    dataset: Dataset | None,
     start: Path | None,
 ) -> Run:
-    """The Run of an algorithm and a task with what is typed, by path, over its preset. Raises UserError."""
+    """The Run of an algorithm and tasks with what is typed, by path, over its preset. Raises UserError."""
+    for one in wanted:
+        _fits(kind, one, start)
+    _fit_together(kind, wanted, start)
+    uses = tuple(
+        TaskUse(
+            one.task,
+            None if one.dataset is None else from_json(Origin, origin_of(one.dataset), "dataset."),
+            one.weight,
+        )
+        for one in wanted
+    )
+    datasets = [one.dataset for one in wanted if one.dataset is not None]
+    task = SEVERAL if len(uses) > 1 else uses[0].name
+    name, values = preset_of(kind, task, preset, plays=not datasets)
+    begun = None
+    if start is not None:
+        base, begun = start_of(start, kind, task, datasets, config)
+        data = Run(
+            base.algorithm, uses, evaluations=Evaluations(mode=base.evaluations.mode)
+        ).to_json()
+        name, values = (
+            (base.preset, FINE_TUNING) if preset is None else (name, FINE_TUNING | values)
+        )
+    elif config is not None:
+        base = read_run(config)
+        if base.algorithm.name != kind.name:
+            raise UserError(
+                f"--config {config} is of algorithm {base.algorithm.name!r}, not of {kind.name!r}"
+            )
+        data = with_tasks(base.to_json(), uses)
+        if preset is None:
+            name, values = base.preset, {}
+    else:
+        data = Run(kind(), uses).to_json()
+    if begun or datasets or config is None or base.title != ", ".join(use.name for use in uses):
+        data["start"] = (
+            to_json(begun) if begun else None
+        )  # another run's --config keeps it for its own --resume
+    if datasets and config is None:
+        values = offline_defaults(kind, values | typed) | values
+    data |= {"preset": name} | ({} if seed is None else {"seed": seed})
+    data["typed"] = sorted({*(data["typed"] or ()), *typed, *([] if seed is None else ["seed"])})
+    run = filled(data, values | typed)
+    if datasets:
+        steps, episodes = (
+            sum(getattr(d, what) for d in datasets) for what in ("steps", "episodes")
+        )
+        run = dataclasses.replace(run, algorithm=run.algorithm.for_data(steps, episodes))
+    if start is not None:
+        for name in (name for name in kind.fixed if hasattr(run.algorithm, name)):
+            mine, theirs = getattr(run.algorithm, name), getattr(base.algorithm, name)
+            if mine != theirs:
+                raise UserError(
+                    f"--algorithm.{name.replace('_', '-')} is {mine}, but --from {start} has {theirs}: what shapes network and optimizers must stay"
+                )
+    premature(run)
+    return run
+
+
+def _fits(kind: type[Algorithm], wanted: Wanted, start: Path | None) -> None:
+    """Raise UserError for a task that is not known, or not one for this algorithm."""
+    task, dataset = wanted.task, wanted.dataset
     try:
         find_task(task)
     except UserError as error:
@@ -141,50 +220,25 @@ def made(
         raise UserError(
             f"{kind.name} learns from what it plays, but {dataset.folder} is a dataset; give the task {task} itself"
         )
-    name, values = preset_of(kind, task, preset, plays=dataset is None)
-    begun = None
-    if start is not None:
-        base, begun = start_of(start, kind, task, dataset, config)
-        data = Run(
-            algorithm=base.algorithm, task=task, evaluations=Evaluations(mode=base.evaluations.mode)
-        ).to_json()
-        name, values = (
-            (base.preset, FINE_TUNING) if preset is None else (name, FINE_TUNING | values)
-        )
-    elif config is not None:
-        base = read_run(config)
-        if base.algorithm.name != kind.name:
-            raise UserError(
-                f"--config {config} is of algorithm {base.algorithm.name!r}, not of {kind.name!r}"
-            )
-        data = base.to_json() | {"task": task}
-        if preset is None:
-            name, values = base.preset, {}
-    else:
-        data = Run(algorithm=kind(), task=task).to_json()
-    data["dataset"] = origin_of(dataset) if dataset else None
-    if begun or dataset is not None or config is None or base.task != task:
-        data["start"] = (
-            to_json(begun) if begun else None
-        )  # another run's --config keeps it for its own --resume
-    if dataset is not None and config is None:
-        values = offline_defaults(kind, values | typed) | values
-    data |= {"preset": name} | ({} if seed is None else {"seed": seed})
-    data["typed"] = sorted({*(data["typed"] or ()), *typed, *([] if seed is None else ["seed"])})
-    run = filled(data, values | typed)
-    if dataset is not None:
-        run = dataclasses.replace(
-            run, algorithm=run.algorithm.for_data(dataset.steps, dataset.episodes)
+
+
+def _fit_together(kind: type[Algorithm], wanted: Sequence[Wanted], start: Path | None) -> None:
+    """Raise UserError where one run cannot have all of these tasks."""
+    if len(wanted) == 1:
+        return
+    names = ", ".join(one.task for one in wanted)
+    if not kind.several:
+        able = " or ".join(name for name, one in algorithms().items() if one.several)
+        raise UserError(
+            f"{kind.name} learns one task, but {len(wanted)} are given: {names}; "
+            f"give one of them, or take {able}, which can learn several"
         )
     if start is not None:
-        for name in (name for name in kind.fixed if hasattr(run.algorithm, name)):
-            mine, theirs = getattr(run.algorithm, name), getattr(base.algorithm, name)
-            if mine != theirs:
-                raise UserError(
-                    f"--algorithm.{name.replace('_', '-')} is {mine}, but --from {start} has {theirs}: what shapes network and optimizers must stay"
-                )
-    premature(run)
-    return run
+        raise UserError(f"--from goes on with one task, but {len(wanted)} are given: {names}")
+    if unplayed := [one.dataset for one in wanted if one.task == NONE and one.dataset]:
+        raise UserError(
+            f"{unplayed[0].folder} has no environment and is learned alone; give it without others"
+        )
 
 
 def premature(run: Run) -> str | None:
@@ -192,7 +246,7 @@ def premature(run: Run) -> str | None:
 
     Raises UserError where its policy would not have been trained at all.
     """
-    before = run.algorithm.prelude() if run.dataset else None
+    before = run.algorithm.prelude() if run.offline else None
     if before is None or run.learner_budget > before.steps:
         return None
     lower = " and ".join(flag(f"algorithm.{name}") for name in before.settings)
@@ -206,7 +260,7 @@ def premature(run: Run) -> str | None:
 
 def still_rising(run: Run) -> str | None:
     """What a run on a dataset comes to whose learning rate rises for more than half of its budget, in one sentence; None where it does not."""
-    if run.dataset is None:
+    if not run.offline:
         return None
     half, last = (
         run.algorithm.learning_rate_factor(step, "")
@@ -236,19 +290,23 @@ def opened(folder: Path) -> tuple[Run, Checkpoint]:
 
 
 def start_of(
-    folder: Path, kind: type[Algorithm], task: str, dataset: Dataset | None, config: Path | None
+    folder: Path,
+    kind: type[Algorithm],
+    task: str,
+    datasets: Sequence[Dataset],
+    config: Path | None,
 ) -> tuple[Run, Start]:
     """The run that another starts from, and what run.json says of it. Raises UserError for one that does not fit."""
     run, saved = opened(folder)
-    if run.algorithm.name != kind.name or run.task != task:
+    if run.algorithm.name != kind.name or run.title != task:
         raise UserError(
-            f"--from {folder} is {run.algorithm.name} on {run.task}, not {kind.name} on {task}"
+            f"--from {folder} is {run.algorithm.name} on {run.title}, not {kind.name} on {task}"
         )
     if issubclass(kind, Foreign):
         raise UserError(
             f"--from goes on with a learner of ours, but {kind.name} is trained by {kind.library}; leave --from out"
         )
-    if dataset is not None or config is not None:
+    if datasets or config is not None:
         raise UserError(
             f"--from takes its settings from {folder} and then plays {task}: give the task's name alone, without a dataset and without --config"
         )
@@ -272,21 +330,6 @@ def origin_of(dataset: Dataset) -> dict[str, Any]:
     return {"folder": str(dataset.folder.resolve()), **named, **told}
 
 
-def task_for(run: Run) -> Task:
-    """The task of a run, with what its dataset tells where the task itself is silent.
-
-    These are the arrays, where there is no environment, and returns for the normalised score.
-    """
-    task, told = find_task(run.task), run.dataset
-    if told is None:
-        return task
-    if not task.plays:
-        return dataclasses.replace(task, seen=sound_signature(told.signature, "run.json"))
-    if task.reference_returns is None and told.reference_returns is not None:
-        return dataclasses.replace(task, reference_returns=references(told.reference_returns))
-    return task
-
-
 def foreign_run(
     kind: type[Algorithm], task: str, preset: str | None, settings: dict[str, Any]
 ) -> Run:
@@ -294,5 +337,5 @@ def foreign_run(
     found = find_task(task)
     name, values = preset_of(kind, found.name, preset)
     return filled(
-        Run(algorithm=kind(), task=found.name).to_json() | {"preset": name}, values | settings
+        Run(kind(), (TaskUse(found.name),)).to_json() | {"preset": name}, values | settings
     )

@@ -7,6 +7,8 @@ be typed, is explained by `--help` with its default, and stands in `run.json`.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import textwrap
 import typing
 from collections.abc import Iterator, Mapping
@@ -14,11 +16,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bigdm_ray.algorithms.base import Algorithm
+from bigdm_ray.envs.task import Task, called, find_task
 from bigdm_ray.errors import UserError, nearest
 from bigdm_ray.formats.behaviour import MODES
+from bigdm_ray.formats.dataset import references
+from bigdm_ray.formats.signatures import sound_signature
 from bigdm_ray.settings import checked, converted, flag, setting, to_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of a run of several tasks; that of one task is written as version 1 wrote it."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,47 @@ class Origin:
     versions: dict[str, str] = field(default_factory=dict)
     signature: str | None = None  # JSON of what its arrays look like, where no environment tells
     reference_returns: tuple[float, ...] | None = None  # that its file tells: random, expert
+
+
+@dataclass(frozen=True)
+class TaskUse:
+    """A task of a run, where its episodes come from, and how often it is drawn.
+
+    Where there is no dataset the run plays it. Only the ratio of the weights of a run's tasks
+    counts. Raises UserError for a weight that is no share.
+    """
+
+    name: str
+    dataset: Origin | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", called(self.name))
+        if not (math.isfinite(self.weight) and self.weight > 0):
+            raise UserError(
+                f"the weight of task {self.name} is {self.weight:g}, but a number above 0 is expected"
+            )
+
+    @functools.cached_property
+    def task(self) -> Task:
+        """The task itself, with what its dataset tells where it is silent.
+
+        These are the arrays, where there is no environment, and returns for the normalised score.
+        Raises UserError for a name that is not known here.
+        """
+        task, told = find_task(self.name), self.dataset
+        if told is None:
+            return task
+        if not task.plays:
+            seen = sound_signature(told.signature, "run.json")
+            return dataclasses.replace(task, seen=seen)
+        if task.reference_returns is None and told.reference_returns is not None:
+            return dataclasses.replace(task, reference_returns=references(told.reference_returns))
+        return task
+
+    def to_json(self) -> dict[str, Any]:
+        """What run.json says of it among several."""
+        return {"task": self.name, "dataset": to_json(self.dataset), "weight": self.weight}
 
 
 @dataclass(frozen=True)
@@ -152,10 +199,13 @@ SETTINGS = ("budget", "rollouts", "evaluations", "saves", "machines")
 
 @dataclass(frozen=True)
 class Run:
-    """Algorithm, task, seed and settings. The folder is not part of it: a run may be moved."""
+    """Algorithm, tasks, seed and settings. The folder is not part of it: a run may be moved.
+
+    A name in place of `tasks` is that of the only task, which the run plays.
+    """
 
     algorithm: Algorithm
-    task: str
+    tasks: tuple[TaskUse, ...]
     preset: str = "default"
     seed: int = 1
     budget: Budget = field(default_factory=Budget)
@@ -163,30 +213,94 @@ class Run:
     evaluations: Evaluations = field(default_factory=Evaluations)
     saves: Saves = field(default_factory=Saves)
     machines: Machines = field(default_factory=Machines)
-    dataset: Origin | None = None
     start: Start | None = None
     typed: tuple[str, ...] | None = field(default=None, compare=False)
     """Paths of the settings that were typed, here or for the run whose --config this took; None of
     a run that was not made from a command line."""
 
     def __post_init__(self) -> None:
+        named: object = self.tasks
+        if isinstance(named, str):
+            object.__setattr__(self, "tasks", (TaskUse(named),))
         if not 0 <= self.seed < 2**31:
             raise UserError(
                 f"--seed is {self.seed}, but an integer from 0 to 2147483647 is expected"
             )
+        self._check_tasks()
         checked(self.algorithm, "algorithm.")
         for name in SETTINGS:
             checked(getattr(self, name), f"{name}.")
 
+    def _check_tasks(self) -> None:
+        names = [use.name for use in self.tasks]
+        if not names:
+            raise UserError("a run has no task; at least one is expected")
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(
+                f"the task {twice[0]} is given twice; give it once, and --weights for its share"
+            )
+        if len({use.dataset is None for use in self.tasks}) > 1:
+            here, there = (
+                next(use.name for use in self.tasks if (use.dataset is None) == played)
+                for played in (True, False)
+            )
+            raise UserError(
+                f"the run would play {here} and learn {there} from a dataset; give tasks that are "
+                "all played, or datasets of all of them"
+            )
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one task."""
+        return len(self.tasks) > 1
+
+    @property
+    def only(self) -> TaskUse:
+        """The only task. Raises UserError where there are several."""
+        if self.several:
+            raise UserError(f"one task is expected here, but the run has several: {self.title}")
+        return self.tasks[0]
+
+    @property
+    def task(self) -> str:
+        """The name of the only task. Raises UserError where there are several."""
+        return self.only.name
+
+    @property
+    def dataset(self) -> Origin | None:
+        """The dataset of the only task; None where it is played. Raises UserError: see `only`."""
+        return self.only.dataset
+
+    @property
+    def offline(self) -> bool:
+        """Whether it learns from datasets, and not from what it plays."""
+        return self.tasks[0].dataset is not None
+
+    @property
+    def title(self) -> str:
+        """Its tasks in words."""
+        return ", ".join(use.name for use in self.tasks)
+
+    def use(self, task: str) -> TaskUse:
+        """The task of this name, of any of its names. Raises UserError for one that it has not."""
+        names = [use.name for use in self.tasks]
+        if (name := called(task)) not in names:
+            raise UserError(f"the run has no task {task!r}{nearest(task, names)}")
+        return self.tasks[names.index(name)]
+
+    def of(self, task: str) -> Run:
+        """The run with this one of its tasks alone, for what is about one task."""
+        return dataclasses.replace(self, tasks=(self.use(task),))
+
     @property
     def identity(self) -> dict[str, str]:
         """What a checkpoint of this run must be of."""
-        return {"algorithm": self.algorithm.name, "task": self.task}
+        return {"algorithm": self.algorithm.name, "task": self.title}
 
     @property
     def clock(self) -> str:
         """What the budget, evaluations, saves and reports are counted in."""
-        return "time/learner_steps" if self.dataset else "time/env_steps"
+        return "time/learner_steps" if self.offline else "time/env_steps"
 
     @property
     def learner_budget(self) -> int:
@@ -196,7 +310,7 @@ class Run:
     @property
     def total(self) -> int:
         """The whole budget, in what `clock` counts."""
-        return self.learner_budget if self.dataset else self.budget.env_steps
+        return self.learner_budget if self.offline else self.budget.env_steps
 
     @property
     def groups(self) -> int:
@@ -209,15 +323,30 @@ class Run:
 
     def to_json(self) -> dict[str, Any]:
         """The content of run.json; `run_from_json` reads it back."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "algorithm": {"name": self.algorithm.name, **to_json(self.algorithm)},
-            **{
-                f.name: to_json(getattr(self, f.name))
-                for f in dataclasses.fields(self)
-                if f.name != "algorithm"
-            },
+        told: dict[str, Any] = {
+            f.name: to_json(getattr(self, f.name))
+            for f in dataclasses.fields(self)
+            if f.name not in ("algorithm", "tasks")
         }
+        head = {"algorithm": {"name": self.algorithm.name, **to_json(self.algorithm)}}
+        return with_tasks(head | told, self.tasks)
+
+
+def with_tasks(data: Mapping[str, Any], uses: tuple[TaskUse, ...]) -> dict[str, Any]:
+    """The content of a run.json with these tasks in place of its own.
+
+    One task is told as `task` and `dataset`, as before there could be several.
+    """
+    dropped = ("schema_version", "task", "dataset", "tasks")
+    rest = {name: value for name, value in data.items() if name not in dropped}
+    algorithm = {"algorithm": rest.pop("algorithm")}
+    if len(uses) > 1:
+        told = {"tasks": [use.to_json() for use in uses]}
+        return {"schema_version": SCHEMA_VERSION} | algorithm | told | rest
+    (use,) = uses
+    late = {name: rest.pop(name) for name in ("start", "typed") if name in rest}
+    head = {"schema_version": 1} | algorithm | {"task": use.name}
+    return head | rest | {"dataset": to_json(use.dataset)} | late
 
 
 def settings_of(kind: type[Algorithm]) -> Iterator[tuple[str, Any, Any, str]]:
@@ -266,15 +395,16 @@ def acting_as(algorithm: Algorithm, given: Mapping[str, Any]) -> Algorithm:
 
 def described(run: Run) -> str:
     """One line that says what is about to be trained."""
+    data = ", ".join(use.dataset.name for use in run.tasks if use.dataset)
     budget = (
-        f"{run.learner_budget:,} learner steps on {run.dataset.name}"
-        if run.dataset
+        f"{run.learner_budget:,} learner steps on {data}"
+        if run.offline
         else f"{run.budget.env_steps:,} environment steps"
     )
-    if run.dataset is None and run.budget.learner_steps is not None:
+    if not run.offline and run.budget.learner_steps is not None:
         budget += f" or {run.budget.learner_steps:,} learner steps"
     if run.budget.minutes is not None:
         budget = f"{run.budget.minutes:g} minutes, at most {budget}"
     return textwrap.shorten(
-        f"{run.algorithm.name} on {run.task}, preset {run.preset}, seed {run.seed}, {budget}", 120
+        f"{run.algorithm.name} on {run.title}, preset {run.preset}, seed {run.seed}, {budget}", 120
     )
