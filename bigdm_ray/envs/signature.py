@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +22,15 @@ PER_EPISODE = "per_episode"
 """In the metadata of an environment: the observations that hold for a whole episode, a mission, say."""
 COLOURS = (1, 3, 4)
 """How many channels grey pictures, coloured ones, and those with transparency have."""
+
+
+class Misfit(ValueError):
+    """What came is not what spaces or a signature say: one clause, "its ..."."""
+
+
+def named(path: str) -> str:
+    """An observation's leaf, for a sentence."""
+    return f"its observation {path!r}" if path else "its observation"
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,39 @@ class Signature:
             "observations": {k: v.to_json() for k, v in self.observations.items()},
             "actions": {k: v.to_json() for k, v in self.actions.items()},
         }
+
+    def check(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Raise Misfit, with the leaf, what came and what was expected, for observations `[n, ...]`
+        by path that are not of this signature. Types may differ where numpy casts them of itself (a
+        float of another width, whole numbers for floats), as models do."""
+        for path in arrays:
+            if path not in self.observations:
+                expected = ", ".join(map(repr, self.observations))
+                raise Misfit(f"{named(path)} is not known, but {expected} are expected")
+        for path, leaf in self.observations.items():
+            values = arrays.get(path)
+            if values is None:
+                raise Misfit(f"{named(path)} is missing, but {leaf.dtype} {leaf.shape} is expected")
+            if values.shape[1:] != leaf.shape or values.ndim == 0:
+                raise Misfit(
+                    f"{named(path)} has the shape {values.shape[1:]}, but {leaf.shape} is expected"
+                )
+            if not np.can_cast(values.dtype, leaf.dtype, "same_kind"):
+                raise Misfit(
+                    f"{named(path)} is of type {values.dtype}, but {leaf.dtype} is expected"
+                )
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                odd = values[~np.isfinite(values)][0]
+                raise Misfit(f"{named(path)} has an element {odd}, but finite numbers are expected")
+            if leaf.kind == "discrete":
+                most = np.array(leaf.choices).reshape(leaf.shape) - 1
+                bad = (values < 0) | (values > most)
+                if bad.any():
+                    limit = np.broadcast_to(most, values.shape)[bad][0]
+                    raise Misfit(
+                        f"{named(path)} has an element {values[bad][0]}, "
+                        f"but 0 to {limit} are expected"
+                    )
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Signature:

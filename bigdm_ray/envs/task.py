@@ -12,8 +12,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import pkgutil
 import re
+import sysconfig
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,9 +25,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from bigdm_ray.envs import arguments
+from bigdm_ray.envs import arguments, remembered
 from bigdm_ray.envs.signature import PER_EPISODE, Signature
-from bigdm_ray.errors import UserError, install, nearest
+from bigdm_ray.errors import RunFailed, UserError, install, nearest
 from bigdm_ray.plugins import plugins
 
 if TYPE_CHECKING:
@@ -71,6 +73,8 @@ class Task:
     ] = ()  # modules that `fast` imports; where one is missing, the reference plays
     seen: Signature | None = None  # what its arrays look like, where no environment tells
     suite: str = ""  # the suite that lists it; `tasks` fills it in
+    packages: tuple[str, ...] = ()  # what pip installs for `needs`, where no extra brings it
+    isolate: bool = False  # its environments are held in a process of their own
 
     @property
     def full_name(self) -> str:
@@ -88,10 +92,17 @@ class Task:
             raise UserError(UNPLAYED)
         for module in self.needs:
             try:
+                if self.isolate:  # it is for the other process to import it
+                    if importlib.util.find_spec(module) is None:
+                        raise ImportError(f"No module named {module!r}")
+                    continue
                 importlib.import_module(module)
             except ImportError as error:
+                given = " ".join(f"'{package}'" for package in self.packages)
+                how = f"pip install {given}" if given else install(self.extra)
                 raise UserError(
-                    f"task {self.name!r} needs the package {module!r} ({error}); install it with: {install(self.extra)}"
+                    f"task {self.name!r} needs the package {module!r} ({error}); "
+                    f"install it with: {how}"
                 ) from None
 
     def missing(self) -> str | None:
@@ -115,11 +126,42 @@ class Task:
         return "reference" if self.fast is None or self.missing() else "fast"
 
     def signature(self) -> Signature:
-        """What the arrays of this task look like (makes one environment, once a process)."""
+        """What the arrays of this task look like: as it is remembered (`envs/remembered.py`), or as
+        an environment has it, which is made once a process."""
         return _signature(self) if self.seen is None else self.seen
+
+    def signature_here(self) -> Signature:
+        """What an environment says that is made in this process."""
+        self.require()
+        env = self.env(None)
+        try:
+            once = env.metadata.get(PER_EPISODE, ())
+            return Signature.of(env.observation_space, env.action_space, once)
+        finally:
+            env.close()
 
     def make(self, n: int, seed: int, backend: Backend = "fast") -> VectorEnv:
         """`n` environments, row i seeded with `seed + i`; the `fast` ones where they can be had. Raises UserError where a package is missing."""
+        self.require()
+        made: VectorEnv
+        if not self.isolate:
+            made = self.make_here(n, seed, backend)
+        else:
+            from bigdm_ray.envs.isolated import IsolatedRows
+
+            made = IsolatedRows(self.name, n, seed, backend)
+        key = _key(self) if self.seen is None else None
+        if key is not None and made.signature != self.signature():
+            made.close()
+            remembered.forget(key)
+            raise RunFailed(
+                f"the environments of {self.name} are not what was remembered of them in "
+                f"{remembered.folder()}, which is forgotten now; start again"
+            )
+        return made
+
+    def make_here(self, n: int, seed: int, backend: Backend = "fast") -> VectorEnv:
+        """`make`, in this process."""
         from bigdm_ray.envs.vector import GymnasiumRows
 
         self.require()
@@ -132,6 +174,15 @@ class Task:
 
     def video_env(self, seed: int) -> VectorEnv:
         """One environment that renders: `frame()` gives `[height, width, 3]` uint8."""
+        if not self.isolate:
+            return self.video_here(seed)
+        from bigdm_ray.envs.isolated import IsolatedRows
+
+        self.require()
+        return IsolatedRows(self.name, 1, seed, "reference", render=True)
+
+    def video_here(self, seed: int) -> VectorEnv:
+        """`video_env`, in this process."""
         from bigdm_ray.envs.vector import GymnasiumRows
 
         self.require()
@@ -146,20 +197,79 @@ class Task:
         return 100.0 * (mean_return - low) / (high - low)
 
 
-@functools.lru_cache(maxsize=64)
+@dataclass(frozen=True)
+class Suite:
+    """What a suite says of all its tasks, where its file has a `SUITE` of this kind."""
+
+    needs: tuple[str, ...] = ()
+    """Modules that must be importable."""
+    packages: tuple[str, ...] = ()
+    """What pip installs for them, as `metaworld==3.0`; without, `Task.extra` brings them."""
+    isolate: bool = False
+    """Whether its environments are held in a process of their own, so that one that crashes takes
+    its rows' episodes with it and nothing else."""
+
+    def of(self, task: Task) -> Task:
+        """A task of this suite."""
+        return dataclasses.replace(
+            task,
+            needs=(*self.needs, *task.needs),
+            packages=(*self.packages, *task.packages),
+            isolate=self.isolate or task.isolate,
+        )
+
+
+@functools.cache
 def _signature_by_name(name: str) -> Signature:
     task = find_task(name)
-    env = task.env(None)
-    try:
-        once = env.metadata.get(PER_EPISODE, ())
-        return Signature.of(env.observation_space, env.action_space, once)
-    finally:
-        env.close()
+    key = _key(task)
+    if key is not None and (told := remembered.recall(key)) is not None:
+        return told
+    if task.isolate:
+        from bigdm_ray.envs.isolated import signature_of
+
+        found = signature_of(name)
+    else:
+        found = task.signature_here()
+    if key is not None:
+        remembered.remember(key, found)
+    return found
 
 
 def _signature(task: Task) -> Signature:
     task.require()
     return _signature_by_name(task.name)
+
+
+def _key(task: Task) -> dict[str, Any] | None:
+    """What the signature of a task is remembered by: of a suite's, and of what an installed package
+    has registered with gymnasium. None for others, whose code may be anywhere and change."""
+    folders = [Path(__file__).parent]
+    if not task.suite:
+        module = _registered_by(task.name)
+        return None if module is None else remembered.key_of(task.name, folders, (module,))
+    for suite, plugin in plugins("bigdm_ray.envs").values():
+        if suite == task.suite:
+            if (file := getattr(plugin, "__file__", None)) is None:
+                return None
+            folders.append(Path(file).parent)
+    return remembered.key_of(task.full_name, folders, task.needs)
+
+
+def _registered_by(name: str) -> str | None:
+    """The installed package that has `gymnasium:ID?key=value`, if no argument leads to a file."""
+    import gymnasium
+
+    base, given = arguments.split(name) if name.startswith("gymnasium:") else ("", {})
+    spec = gymnasium.registry.get(base.removeprefix("gymnasium:"))
+    plain = all(re.fullmatch(r"[A-Za-z_]*|[-+.\deE]+", value) for value in given.values())
+    if spec is None or not isinstance(spec.entry_point, str) or not plain:
+        return None
+    package = spec.entry_point.partition(":")[0].partition(".")[0]
+    found = importlib.util.find_spec(package)
+    homes = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
+    installed = found is not None and any((found.origin or "").startswith(home) for home in homes)
+    return package if installed else None
 
 
 @functools.lru_cache(maxsize=1)
@@ -171,10 +281,9 @@ def tasks() -> dict[str, Task]:
     """
     suites: dict[str, dict[str, Task]] = {}
     for module in sorted(name for _, name, _ in _suite_modules()):
-        own = getattr(importlib.import_module(module), "TASKS", {})
-        suites[module.rpartition(".")[2]] = dict(own)
+        suites[module.rpartition(".")[2]] = _tasks_of(importlib.import_module(module))
     for place, (suite, plugin) in plugins("bigdm_ray.envs").items():
-        own, there = getattr(plugin, "TASKS", {}), suites.setdefault(suite, {})
+        own, there = _tasks_of(plugin), suites.setdefault(suite, {})
         if twice := there.keys() & own.keys():
             raise UserError(
                 f"{place} has a task '{suite}/{min(twice)}', which there is already; rename it"
@@ -187,6 +296,12 @@ def tasks() -> dict[str, Task]:
             name = short if owners[short] == 1 else f"{suite}/{short}"
             found[name] = dataclasses.replace(task, name=name, suite=suite)
     return dict(sorted(found.items()))
+
+
+def _tasks_of(module: Any) -> dict[str, Task]:
+    """The tasks of a suite's module, by their short names."""
+    suite: Suite = getattr(module, "SUITE", Suite())
+    return {name: suite.of(task) for name, task in getattr(module, "TASKS", {}).items()}
 
 
 def listed(name: str) -> Task | None:

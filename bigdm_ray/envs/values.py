@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bigdm_ray.envs.signature import Misfit as Misfit
 from bigdm_ray.envs.signature import channels_first, leaf_dtype
+from bigdm_ray.envs.signature import named as named
 
 if TYPE_CHECKING:
     import gymnasium
@@ -30,18 +32,9 @@ WHOLE, REAL, TRUTH = (int, np.integer), (float, int), (bool, np.bool_)
 """Scalars that need no closer look."""
 
 
-class Misfit(ValueError):
-    """What an environment returned is not what its spaces say: one clause, "its ..."."""
-
-
 def below(path: str, name: object) -> str:
     """The path of a child."""
     return f"{path}/{name}" if path else str(name)
-
-
-def named(path: str) -> str:
-    """An observation's leaf, for a sentence."""
-    return f"its observation {path!r}" if path else "its observation"
 
 
 def reader(space: gymnasium.Space[Any], path: str = "") -> Callable[[Any], Arrays]:

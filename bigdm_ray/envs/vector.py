@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 import time
 import warnings
 from collections.abc import Callable
@@ -18,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from bigdm_ray.envs.signature import PER_EPISODE, Leaf, Signature
+from bigdm_ray.envs.signature import PER_EPISODE, Leaf, Signature, leaves
 from bigdm_ray.envs.values import Arrays as Arrays
 from bigdm_ray.envs.values import Misfit, flag_of, named, reader, reward_of, unflatten
-from bigdm_ray.errors import RunFailed
+from bigdm_ray.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
     import gymnasium
@@ -218,7 +219,9 @@ class GymnasiumRows:
 
 
 class EnvPoolRows:
-    """n EnvPool environments of one thread, with its traps kept inside: one observation leaf, numbers or a picture, and one action leaf.
+    """n EnvPool environments of one thread, with its traps kept inside.
+
+    Observation leaves are those that EnvPool has, by their paths; there is one action leaf.
 
     Its spaces are not used (low bounds are wrong): the signature comes from gymnasium. Rows are reset by id, so the
     row that its NEXT_STEP autoreset would add never appears. Seeds are fixed when it is made and its state cannot be
@@ -231,9 +234,14 @@ class EnvPoolRows:
         import envpool
 
         self.n = n
+        self._id = env_id
         self.signature = signature
+        if len(signature.actions) != 1:
+            raise UserError(
+                f"EnvPool's {env_id} is given one action leaf, but the task has "
+                f"{', '.join(map(repr, signature.actions))}; leave `fast` out of it"
+            )
         (self._action_path, self._action) = next(iter(signature.actions.items()))
-        (self._path, self._seen) = next(iter(signature.observations.items()))
         self._new = functools.partial(
             envpool.make, env_id, "gymnasium", num_envs=n, num_threads=1, **options
         )
@@ -250,8 +258,15 @@ class EnvPoolRows:
             warnings.catch_warnings()
         ):  # it builds its own spaces when they are first looked at, and warns of their precision
             warnings.simplefilter("ignore")
-            _ = made.observation_space, made.action_space
-        self._env = made
+            shown, _ = leaves(made.observation_space), made.action_space
+        self._env, known = made, self.signature.observations
+        if shown.keys() != known.keys() and (len(shown) > 1 or len(known) > 1):
+            self.close()
+            raise UserError(
+                f"EnvPool's {self._id} observes {', '.join(map(repr, shown))}, but "
+                f"{', '.join(map(repr, known))} is expected, as the task's reference has it; "
+                "leave `fast` out of it"
+            )
 
     def reset(self, rows: np.ndarray) -> Step:
         """See VectorEnv."""
@@ -259,11 +274,12 @@ class EnvPoolRows:
             observations, _ = self._env.reset(rows.astype(np.int32))
         except (RuntimeError, ValueError) as error:
             return self._failed(len(rows), error)
-        if observations.shape[1:] != self._seen.shape:  # of a pool, they are the same for ever
-            why = f"{named(self._path)} has the shape {observations.shape[1:]}"
-            why += f", but {self._seen.shape} is expected"
-            return self._nothing(len(rows), why)
-        return still(len(rows), {self._path: observations.astype(self._seen.dtype, copy=False)})
+        seen = self._read(observations)
+        for path, leaf in self.signature.observations.items():
+            if seen[path].shape[1:] != leaf.shape:  # of a pool, they are the same for ever
+                why = f"{named(path)} has the shape {seen[path].shape[1:]}"
+                return self._nothing(len(rows), f"{why}, but {leaf.shape} is expected")
+        return still(len(rows), seen)
 
     def step(self, rows: np.ndarray, actions: Arrays) -> Step:
         """See VectorEnv."""
@@ -274,8 +290,23 @@ class EnvPoolRows:
             )
         except (RuntimeError, ValueError) as error:
             return self._failed(len(rows), error)
-        seen = {self._path: observations.astype(self._seen.dtype, copy=False)}
+        seen = self._read(observations)
         return Step(seen, rewards.astype(np.float32, copy=False), terminated, truncated)
+
+    def _read(self, observations: Any) -> Arrays:
+        """EnvPool's observations, an array or arrays within dicts, by path, as the leaves are."""
+        known = self.signature.observations
+        if not isinstance(observations, dict):
+            observations = {path: observations for path in known}
+        out: Arrays = {}
+        for path, leaf in known.items():
+            values: Any = observations.get(path)
+            if values is None:  # it lies deeper
+                values = functools.reduce(operator.getitem, path.split("/"), observations)
+            if leaf.kind == "image" and values.shape[1:] == (*leaf.shape[1:], leaf.shape[0]):
+                values = np.moveaxis(values, -1, 1)
+            out[path] = values.astype(leaf.dtype, copy=False)
+        return out
 
     def _failed(self, m: int, error: Exception) -> Step:
         """All rows fail, and are made anew with other seeds."""

@@ -117,6 +117,7 @@ class Agent:
         """
         try:
             seen = _shaped(self._read(observation), self._shapes[0])
+            self._loaded.signature.check(seen)
             rewards = self._rewards(reward)
         except Misfit as error:
             raise UserError(

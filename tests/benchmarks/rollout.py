@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +13,7 @@ import bigdm_ray
 from bigdm_ray.envs import find_task
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.player import Player
-from tests.benchmarks.common import header, measure, row
+from tests.benchmarks.common import header, row
 
 
 def playing(episodes: int, environments: int) -> Callable[[], float]:
@@ -54,12 +55,25 @@ def bare(rows: int, steps: int = 500) -> Callable[[], float]:
     return work
 
 
+def beside(episodes: int, environments: int, repeats: int = 9) -> None:
+    """Whole episodes and bare EnvPool with as many rows in turns: rates, median of the ratios."""
+    sides = (bare(environments), playing(episodes, environments))
+    rates = np.zeros((repeats, 2, 2))  # turn, side, of CPU and wall
+    for repeat in range(-1, repeats):
+        for side, work in enumerate(sides):
+            cpu, wall = time.process_time(), time.perf_counter()
+            steps = work()
+            spent = time.process_time() - cpu, time.perf_counter() - wall
+            if repeat >= 0:
+                rates[repeat, side] = steps / spent[0], steps / spent[1]
+    alone, played = (tuple(np.median(rates[:, side], 0)) for side in (0, 1))
+    row(f"bare EnvPool, {environments} rows, random actions, no policy", "steps", alone)
+    row(f"whole episodes, {episodes} in {environments} rows, 128x128 network", "steps", played)
+    cpu, wall = np.median(rates[:, 1] / rates[:, 0], 0)
+    print(f"{'':<64} {cpu:>12.2f} of bare EnvPool's, CPU   {wall:>12.2f} wall")
+
+
 if __name__ == "__main__":
     header()
-    row("bare EnvPool, 64 rows, random actions, no policy", "steps", measure(bare(64)))
     for episodes, environments in ((20, 20), (64, 32), (128, 64)):
-        row(
-            f"whole episodes, {episodes} in {environments} rows, 128x128 network",
-            "steps",
-            measure(playing(episodes, environments)),
-        )
+        beside(episodes, environments)

@@ -8,6 +8,8 @@ import pytest
 from making import soon
 
 from bigdm_ray.envs import find_task, vector
+from bigdm_ray.envs.signature import Leaf, Signature
+from bigdm_ray.errors import UserError
 
 pytest.importorskip("envpool")
 
@@ -84,3 +86,54 @@ def test_whether_threads_rest_is_what_linux_says_of_them():
     assert soon(lambda: vector.resting(mine)), "it waits"
     wake.set()
     sleeper.join()
+
+
+def test_a_pool_gives_several_leaves_by_path():
+    import gymnasium
+
+    seen = gymnasium.spaces.Dict(
+        {
+            "direction": gymnasium.spaces.Discrete(4),
+            "image": gymnasium.spaces.Box(0, 255, (7, 7, 3), np.uint8),
+            "mission": gymnasium.spaces.Box(0, 255, (96,), np.uint8),
+        }
+    )
+    signature = Signature.of(seen, gymnasium.spaces.Discrete(7))
+    env = vector.EnvPoolRows("MiniGrid-Empty-5x5-v0", 3, 1, signature)
+    first = env.reset(np.arange(3))
+    signature.check(first.observations)
+    assert first.observations["image"].shape == (3, 3, 7, 7)
+    after = env.step(np.array([2, 0]), {"": np.array([0, 1])})
+    signature.check(after.observations)
+    turned = (after.observations["direction"] - first.observations["direction"][[2, 0]]) % 4
+    assert turned.tolist() == [3, 1], "row 2 turned to the left, row 0 to the right"
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "observations", "actions", "says"),
+    [
+        (
+            "MiniGrid-Empty-5x5-v0",
+            {"": (4,)},
+            {"": (1,)},
+            "observes 'direction', 'image', 'mission', but",
+        ),
+        ("CartPole-v1", {"a": (4,), "b": (4,)}, {"": ()}, "observes '', but 'a', 'b' is expected"),
+        (
+            "CartPole-v1",
+            {"": (4,)},
+            {"a": (), "b": ()},
+            "is given one action leaf, but .* 'a', 'b'",
+        ),
+    ],
+)
+def test_a_pool_of_other_leaves_is_refused(name, observations, actions, says):
+    signature = Signature(
+        *(
+            {p: Leaf("tensor", s, "float32") for p, s in of.items()}
+            for of in (observations, actions)
+        )
+    )
+    with pytest.raises(UserError, match=says):
+        vector.EnvPoolRows(name, 2, 0, signature)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigdm_ray.envs import Signature, find_task, tasks
-from bigdm_ray.envs.signature import Leaf, leaves
+from bigdm_ray.envs.signature import Leaf, Misfit, leaves
 from bigdm_ray.envs.values import flatten, unflatten
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.signatures import misfit
@@ -197,3 +197,33 @@ def test_the_paths_are_the_names_joined():
 def test_a_space_without_a_flat_form_is_a_users_mistake():
     with pytest.raises(UserError, match="no flat form"):
         leaves(spaces.Sequence(spaces.Discrete(2)))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"eye": None}, r"its observation 'eye' is missing, but uint8 \(3, 32, 32\) is expected"),
+        ({"nose": np.zeros(2)}, "its observation 'nose' is not known, but 'body/joints', "),
+        (
+            {"eye": np.zeros((2, 12, 12), np.uint8)},
+            r"'eye' has the shape \(12, 12\), but \(3, 32, 32\)",
+        ),
+        ({"eye": np.zeros((2, 3, 32, 32))}, "'eye' is of type float64, but uint8 is"),
+        ({"body/joints": np.full((2, 3), np.nan, np.float32)}, "has an element nan, but finite"),
+        (
+            {"body/mode": np.array([0, 9], np.int32)},
+            "'body/mode' has an element 9, but 0 to ",
+        ),
+    ],
+)
+def test_what_does_not_fit_a_signature_is_told_by_leaf(change, says):
+    signature = find_task("toy-mixed").signature()
+    sound = {
+        p: np.zeros((2, *leaf.shape), leaf.dtype) for p, leaf in signature.observations.items()
+    }
+    signature.check(sound)
+    signature.check({path: values[:0] for path, values in sound.items()})
+    signature.check(sound | {"body/joints": np.zeros((2, 3))})
+    changed = {path: values for path, values in (sound | change).items() if values is not None}
+    with pytest.raises(Misfit, match=says):
+        signature.check(changed)
