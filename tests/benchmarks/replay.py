@@ -9,7 +9,8 @@ windows of 20 steps with returns-to-go, as a decision transformer draws them. Wh
 live: adding, following, merging.
 
 Draws ahead: behavioural cloning on Hopper's shapes and on pictures, flat and from 50 shards, and a
-decision transformer. Bouts that never draw ahead, that always do, and that try, in turns.
+decision transformer; and a network that is elsewhere, which is a wait. Bouts that never draw ahead,
+that always do, and that try, in turns.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -224,19 +226,33 @@ def ahead(folder: Path, repeats: int) -> None:
         writer = Store(folder / name, flat_bytes=0)
         for round in range(50):
             writer.add(made(1, 1000 if name == "hopper" else 200, round))
+
+    class Awaited(find_algorithm("dt")):  # type: ignore[misc]  # a class found by name
+        """A network on a device: nothing is computed here, and its 10 ms are waited for."""
+
+        own_update = True
+
+        def update(self, model: Any, optimizers: Any, batch: Any, step: int) -> dict[str, Any]:
+            time.sleep(0.01)
+            return {}
+
     small = {"channels": (4, 4), "hidden": (32,)}
-    cases: list[tuple[str, str, str, dict[str, object], int, int]] = [
+    stacks = {"frame_stack": 4, "context": 10, "batch_size": 32, "width": 16, "layers": 1}
+    cases: list[tuple[str, str, str, dict[str, Any], int, int]] = [
+        ("10 ms of a device, stacks of pictures", "awaited", "breakout", stacks, 256 << 20, 20),
         ("cloning, Hopper, flat", "bc", "hopper", {}, 256 << 20, 100),
         ("cloning, Hopper, from 50 shards", "bc", "hopper", {}, 0, 50),
         ("dt, Hopper, flat", "dt", "hopper", {"width": 64, "layers": 1}, 256 << 20, 10),
         ("cloning, pictures, small network", "bc", "breakout", small, 256 << 20, 20),
         ("cloning, pictures, from 50 shards", "bc", "breakout", small, 0, 20),
     ]
-    print(f"{'seconds a step':<36} {'drawing':>8} {'':>9} {'never':>8} {'always':>8} {'tried':>8}")
+    print(f"{'seconds a step':<38} {'drawing':>8} {'':>9} {'never':>8} {'always':>8} {'tried':>8}")
+    known: dict[str, Any] = {name: find_algorithm(name) for name in ("bc", "dt")}
+    known["awaited"] = Awaited
     for what, kind, task, settings, flat, steps in cases:
         store = Store(folder / task, flat_bytes=flat, write=False).open()
         learners = [
-            Learner(find_algorithm(kind)(**settings), {task: find_task(task).signature()}, 1)
+            Learner(known[kind](**settings), {task: find_task(task).signature()}, 1)
             for _ in range(3)
         ]
 
@@ -258,7 +274,7 @@ def ahead(folder: Path, repeats: int) -> None:
                 spent[side].medians[clock] / steps for side in ("draws", "0", "1", "2")
             )
             print(
-                f"{'' if clock else what:<36} {drawing / never:>7.0%} {['CPU', 'wall'][clock]:>9}"
+                f"{'' if clock else what:<38} {drawing / never:>7.0%} {['CPU', 'wall'][clock]:>9}"
                 f" {never:>8.5f} {others[0]:>8.5f} {others[1]:>8.5f}"
                 f"   {never / others[0]:.2f}, {never / others[1]:.2f} times never's"
                 f"{', ahead' if clock and learners[2]._ahead.wanted else ''}"

@@ -17,7 +17,10 @@ from bigdm_ray.replay import EpisodeId, Mixture, Store
 from bigdm_ray.replay.rotating import RotatingStore
 from bigdm_ray.training import ahead
 from bigdm_ray.training.ahead import AGAIN, BLOCK, BLOCKS, Trial
+from bigdm_ray.training.config import configure
 from bigdm_ray.training.learner import Learner
+from bigdm_ray.training.loop import train_local
+from bigdm_ray.training.params import Weights
 
 TASK = "toy-mixed"
 SIGNATURE = find_task(TASK).signature()
@@ -100,6 +103,20 @@ def test_a_store_that_takes_turns_and_a_mixture_are_equal_too(store, tmp_path, m
             learner.update(sources, steps)
         states.append(learner.state())
     same_arrays(*states)
+
+
+def test_a_run_in_lock_step_is_the_same_with_it(tmp_path, monkeypatch):
+    """Of which every bout is drawn ahead, between rounds of new episodes and through a save."""
+    flags = "--seed 3 --algorithm.hidden 8 --algorithm.batch-size 16 --evaluations.episodes 2"
+    flags += " --algorithm.n-updates-per-iter 4 --evaluations.final-episodes 2 --budget.env-steps"
+    run = configure("udrl", "toy-vector", [*flags.split(), "1200"])
+    weights = []
+    for way in (False, True):
+        monkeypatch.setattr(Trial, "ahead", way)
+        summary = train_local(run, tmp_path / str(way))
+        assert summary["learner_steps"] > 8
+        weights.append(Weights.load(tmp_path / str(way) / "weights" / "last.safetensors").arrays)
+    same_arrays(*weights)
 
 
 def test_nothing_is_drawn_ahead_of_a_fit_or_past_the_end_of_a_bout(store, always):

@@ -37,6 +37,26 @@ def test_weights_come_back_bit_for_bit_buffers_included(tmp_path):
     assert all(parameter.requires_grad for parameter in other.parameters())
 
 
+@pytest.mark.filterwarnings("error")
+def test_weights_share_no_memory_with_a_network_and_may_be_read_only():
+    """Arrays that came by Ray are. What lies in another order in memory is put into C order."""
+    net = network()
+    net[0].weight.data = net[0].weight.data.t().contiguous().t()
+    weights = Weights.of(net, (0, 0))
+    assert all(values.flags.c_contiguous for values in weights.arrays.values())
+    before = {name: values.copy() for name, values in weights.arrays.items()}
+    for values in weights.arrays.values():
+        values.flags.writeable = False
+    other = network(4)
+    weights.into(other)
+    with torch.no_grad():
+        for values in (*net.parameters(), *other.parameters()):
+            values.fill_(7)
+    same_arrays(weights.arrays, before)
+    weights.into(other)
+    same_arrays(Weights.of(other, (0, 0)).arrays, before)
+
+
 def test_weights_and_their_command_are_one_file(tmp_path):
     path, command = tmp_path / "w.safetensors", {"desired_return": 0.1, "desired_horizon": 3.0}
     weights = Weights.of(network(), (0, 1))
