@@ -5,7 +5,7 @@ MINUTES ?= 8
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: install run test long fast lint bench zoo clean
+.PHONY: install run test long fast lint bench gpu zoo clean
 
 install: $(READY)
 
@@ -44,6 +44,10 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.replay
 	$(BIN)/python -m tests.benchmarks.ring
 	$(BIN)/python -m tests.benchmarks.memory
+
+# Every figure that needs a GPU, in less than 10 minutes; neither Ray nor a simulator is needed.
+gpu:
+	python3 -m tests.benchmarks.gpu --out gpu.json
 
 # Puts the last weights of finished runs, each in a folder ALGORITHM-TASK, into the package: make zoo RUNS="runs/a/udrl-cartpole ..."
 zoo: install
