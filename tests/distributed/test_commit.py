@@ -18,6 +18,7 @@ class Storing(Driver):
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, ...]] = []
+        self.tasks: list[str] = []
         self.counted: list[list[int]] = []
         self.again: list[int] = []
         self.fault = Fault.ARGUMENT
@@ -29,21 +30,22 @@ class Storing(Driver):
             answered=lambda: None,
             failed=lambda generation, error: self.fault,
         )
-        self.crew: Any = SimpleNamespace(replay=station, stored=lambda receipt: None)
+        self.crew: Any = SimpleNamespace(replay=station, stored=lambda task, receipt: None)
         self.session: Any = SimpleNamespace(
             evaluation_due=lambda: False,
             played=lambda round: self.counted.append(round.added.serials.tolist()),
         )
         self._evaluating = False
 
-    def _called(self, method: str, *data: str) -> int:
+    def _called(self, method: str, task: str, *data: str) -> int:
         self.sent.append(data)
+        self.tasks.append(task)
         return len(self.sent)
 
-    def finished(self, round: int, episodes: int) -> None:
+    def finished(self, round: int, episodes: int, task: str = "") -> None:
         """A group has played a round of so many sound episodes."""
         summary = {"round": round, "episodes": episodes, "version": (0, 0), "problems": []}
-        summary |= {"env_steps": 1, "discarded": 0, "busy_s": 0.0}
+        summary |= {"env_steps": 1, "discarded": 0, "busy_s": 0.0, "task": task}
         again = lambda: self.again.append(round)  # noqa: E731
         self._waiting.append(Finished(0, f"{round}", summary, episodes, again))
         self._commit()
@@ -98,3 +100,13 @@ def test_the_same_rounds_go_again_where_the_replay_actor_died() -> None:
     assert driver.sent == [("0",), ("1", "2"), ("1", "2")]
     driver.answer(1, 2)
     assert driver.counted == [[0], [1], [2]] and driver.again == []
+
+
+def test_rounds_of_a_task_go_together() -> None:
+    driver = Storing()
+    for round, task in enumerate(("a", "b", "a", "b", "a")):
+        driver.finished(round, 1, task)
+    for serials in ((0,), (0, 1), (1, 2)):
+        driver.answer(*serials)
+    assert driver.sent == [("0",), ("1", "3"), ("2", "4")] and driver.tasks == ["a", "b", "a"]
+    assert driver.counted == [[0], [0], [1], [1], [2]] and not driver._jobs

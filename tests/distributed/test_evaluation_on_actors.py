@@ -72,7 +72,8 @@ def test_plans_on_actors_are_those_of_one_process(tmp_path: Path) -> None:
 def test_the_parts_of_actors_that_die_are_played_again(trained: Path) -> None:
     loaded, ended, killed = load(trained), [], []
     weights = Weights.load(RunFolder(trained).weights("last"))
-    arguments = (loaded.run, weights, loaded.command, [3] * 6, "evaluate", 2, "local")
+    task, parts = loaded.run.task, [3] * 6
+    arguments = (loaded.run, task, weights, loaded.command, parts, "evaluate", 2, "local")
 
     def kill_some(episodes: int) -> None:
         ended.append(episodes)
@@ -94,8 +95,9 @@ def test_ctrl_c_leaves_the_parts_that_have_ended(trained: Path) -> None:
 
     loaded = load(trained)
     weights = Weights.load(RunFolder(trained).weights("last"))
+    run, command = loaded.run, loaded.command
     (part,) = evaluate_on_actors(
-        loaded.run, weights, loaded.command, [3] * 6, "evaluate", 2, "local", stop
+        run, run.task, weights, command, [3] * 6, "evaluate", 2, "local", stop
     )
     assert len(joined([part], loaded.command, stopped=True).returns) == 3
 
