@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -901,3 +902,14 @@ def test_a_run_that_another_table_has_finished_counts_and_is_not_trained_again(t
         )
     assert shelves["dt"].look(cells["dt"]) == (None, "")
     assert "its dataset is not that in" in shelves["imitation"].look(cells["imitation"])[1]
+
+
+@pytest.mark.parametrize("grid", grids().values(), ids=lambda grid: grid.name)
+def test_every_finished_cell_that_is_shipped_stays_valid(grid, tmp_path):
+    results = Path(__file__).parent.parent / "docs" / "results"
+    for scale in SCALES:
+        shipped = Shelf(grid, scale, tmp_path / "data", results, tmp_path / "runs")
+        for cell in grid.cells(scale):
+            if shipped.file(cell).is_file():
+                found, why = shipped.look(cell)
+                assert found is not None, f"{cell.name}: {why}"
