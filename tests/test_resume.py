@@ -278,7 +278,7 @@ def test_an_asynchronous_resume_counts_what_came_since_whoever_played_it(tmp_pat
     late = added((1, 0, 0))  # stored, but the driver has not heard of it
     counters.arrive(added((7, FOREIGN, 0)))
     assert (counters.arrived, counters.arrived_ahead, late) == (2, [3], [2])
-    living, shards = store.table.ids, store.living_shards()
+    living, shards = {"": store.table.ids}, store.living_shards()
     checkpoint.write(home.checkpoints, counters, shards, 0, {}, living, run.identity)
     added((7, FOREIGN, 1), (3, 0, 0), (0, FOREIGN, 5))
     found, damage = counted(run, home)
