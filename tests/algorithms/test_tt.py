@@ -281,9 +281,8 @@ def test_a_plan_at_a_step_of_an_episode_is_the_policys_own_there(store, objectiv
             uniforms[t],
         )
         action = torch.tensor([[float(whole.actions[""][t])]])
-        state["past"][0, -1, 3] = model.bins.encode(
-            action, slice(3, 4)
-        ).item()  # what was truly done, not what was planned
+        with torch.inference_mode():  # what was truly done, not what was planned
+            state["past"][0, -1, 3] = model.bins.encode(action, slice(3, 4)).item()
     for t in range(4):
         found = plan_at(model, algorithm, whole, t, uniforms[t, 0])
         np.testing.assert_array_equal(found.states, own[t].states)
@@ -312,7 +311,7 @@ def test_rows_of_different_ages_are_planned_together_as_alone(store):
         policy = small(Tt, window=4, context=4, objective=objective).policy(model, "plan")
         chance = np.random.default_rng(0)
         state = {
-            "past": chance.integers(0, 4, (3, 3, 6)).astype(np.int16),
+            "past": torch.from_numpy(chance.integers(0, 4, (3, 3, 6)).astype(np.int16)),
             "held": np.array([0, 3, 2]),
         }
         seen, uniforms = (
