@@ -275,7 +275,7 @@ def complete(
     """The checkpoint's arrays with the statistics of the states: those of the data, those given, or none. Raises UserError."""
     model = run.algorithm.build({run.task: signature})
     if dataset is not None:
-        run.algorithm.fit(model, {run.task: dataset.store()}, 0)
+        run.learned.fit(model, {run.task: dataset.store()}, 0)
     arrays = {
         name: value.numpy() for name, value in model.state_dict().items() if name in STATISTICS
     }

@@ -25,8 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Columns, Loss, Prelude, Presets
+from bigdm_ray.algorithms.base import Columns, Prelude, Presets
 from bigdm_ray.algorithms.bc import Actor, Imitation, acted_on, only_task, steps_of
+from bigdm_ray.algorithms.learned import Loss
+from bigdm_ray.algorithms.online import Online
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.models.networks import Encoder
 from bigdm_ray.replay.returns import episode_groups, normalised_weights, td_lambda
@@ -116,12 +118,11 @@ exploring: scores are those of the mean."""
 
 
 @dataclass(frozen=True)
-class Awr(Imitation):
+class Awr(Imitation, Online):
     """Hyperparameters of AWR; the names are those of the official configuration."""
 
     name: ClassVar[str] = "awr"
     presets: ClassVar[Presets] = PRESETS
-    online: ClassVar[bool] = True
     offline_steps: ClassVar[int] = 60_000
     played_preset: ClassVar[str] = "paper"
 

@@ -1,9 +1,14 @@
 """The contracts of Algorithm and Policy, and how algorithms are found.
 
-All of the family maximise E[ m(s, a) log pi(a | s) ]; an algorithm answers four questions: what is drawn (`view`),
-what the network is (`build`), what the weight m is (`loss`), how it acts (`policy`). It is a frozen dataclass whose
-fields are its hyperparameters, in one file of this folder, with `ALGORITHM = TheClass` at its end. What else differs
-(what a run keeps, owes and asks for) has defaults here.
+All of the family maximise E[ m(s, a) log pi(a | s) ]; an algorithm answers four questions: what is
+drawn (`view`), what the network is (`build`), what the weight m is (`loss`), how it acts (`policy`).
+It is a frozen dataclass whose fields are its hyperparameters, in one file of this folder, or one
+package of small ones, with `ALGORITHM = TheClass` at its end.
+
+Here is what all have: `build`, `policy` and the commands that it takes. What learns from windows
+(`learned.py`) and what learns online (`online.py`) has more; an algorithm derives from what it is:
+
+    class Udrl(Supervised, Online): ...
 """
 
 from __future__ import annotations
@@ -24,17 +29,13 @@ from torch import Tensor, nn
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError, nearest
 from bigdm_ray.formats.behaviour import Mode as Mode
-from bigdm_ray.models.networks import Shared
 from bigdm_ray.plugins import plugins
 from bigdm_ray.replay.episode import Episode
-from bigdm_ray.replay.store import Retention, Store, Table
-from bigdm_ray.replay.windows import View, Windows
+from bigdm_ray.replay.store import Store, Table
 
 Columns = dict[str, np.ndarray]
 """Commands of n rows: `desired_return`, `desired_horizon`, ... each `[n]` float32."""
 
-Batch = dict[str, np.ndarray]
-"""What a loss reads: arrays by name; leaves are `observations/PATH` and `actions/PATH`."""
 
 State = dict[str, Any]
 """A policy's memory by name: numpy arrays, or tensors on the policy's device, whose first axis is the
@@ -49,57 +50,6 @@ every other one."""
 
 FOLDERS = ("algorithms", "baselines")
 """Where algorithms are found."""
-
-
-def leaves_of(batch: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
-    """The leaves of a batch by path: those of `observations`, `actions`, `next_observations` or `goals`; or what it has of a task."""
-    return {
-        name.removeprefix(f"{group}/"): values
-        for name, values in batch.items()
-        if name.startswith(f"{group}/")
-    }
-
-
-class Loss(NamedTuple):
-    """A loss as a sum and its weight: the learner divides by the weight summed over ranks and micro-batches."""
-
-    sum: Tensor
-    weight: Tensor
-    metrics: dict[str, Tensor]  # sums of the same weight, reported as means
-
-
-def of_tasks(
-    model: Shared, batch: dict[str, Tensor], loss: Callable[[nn.Module, dict[str, Tensor]], Loss]
-) -> Loss:
-    """The loss of a batch of `collate_several`: the sum over the tasks, each with its part of the network.
-
-    Beside the metrics of all there are those of each task, `TASK/NAME`, and `TASK/train/share`, its
-    share of the weight (see `metrics.by_task`).
-    """
-    nothing = next(iter(batch.values())).new_zeros((), dtype=torch.float32)
-    total, weight, metrics = nothing, nothing, dict[str, Tensor]()
-    for task in model.tasks:
-        share, own = nothing, leaves_of(batch, task)
-        if own:
-            one = loss(model.part(task), own)
-            total, weight, share = total + one.sum, weight + one.weight, one.weight
-            for name, value in one.metrics.items():
-                metrics[name] = metrics.get(name, nothing) + value
-                metrics[f"{task}/{name}"] = value
-        metrics[f"{task}/train/share"] = share.detach()
-    return Loss(total, weight, metrics)
-
-
-@dataclass(frozen=True)
-class Persistence:
-    """Exploration that holds on to its choices, after temporally extended exploration (Dabney, Ostrovski, Barreto 2020).
-
-    In one of `every` episodes of a round each step repeats the random numbers of the step before with this `probability`: every action
-    is still drawn from the policy, but an unlikely one lasts 1 / (1 - probability) steps.
-    """
-
-    probability: float = 0.0
-    every: int = 1
 
 
 class Judge(NamedTuple):
@@ -238,14 +188,15 @@ class Memoryless(Policy):
 
 @dataclass(frozen=True)
 class Algorithm(ABC):
-    """See the module. The four verbs first, then what has a default."""
+    """What all algorithms have: a network, a policy, and the commands that it takes."""
 
     name: ClassVar[str]
     commands: ClassVar[tuple[str, ...]] = ()
     """The columns of a command that tell the policy what to achieve, if any."""
     online: ClassVar[bool] = False
-    """Whether it can learn from what it plays itself; every algorithm can learn from a dataset unless it says `offline = False`."""
+    """Whether it can learn from what it plays itself (`online.py`; other libraries play by themselves)."""
     offline: ClassVar[bool] = True
+    """Whether it can learn from a dataset."""
     several: ClassVar[bool] = False
     """Whether one network can learn several tasks, of different signatures."""
     offline_steps: ClassVar[int] = 100_000
@@ -254,33 +205,14 @@ class Algorithm(ABC):
     """Hyperparameters that a run which starts from another must share with it: those that shape network and optimizers."""
     acting: ClassVar[tuple[str, ...]] = ()
     """Hyperparameters that a trained network can be given other values of when it acts."""
-    own_update: ClassVar[bool] = False
-    """Whether `update` takes the learner step instead of a descent on `loss`: methods that bootstrap."""
     presets: ClassVar[Presets] = {}
     """Settings for known tasks: a table beside the algorithm."""
     played_preset: ClassVar[str] = "default"
     """The preset of a run that plays and names none, where the task has it; on a dataset that is always `default`."""
 
     @abstractmethod
-    def view(self, step: int = 0) -> View:
-        """What is drawn for a learner step."""
-
-    def views(self, signatures: Mapping[str, Signature], step: int) -> dict[str, View]:
-        """What is drawn for a learner step of each task: `view`, unless their windows differ."""
-        return dict.fromkeys(signatures, self.view(step))
-
-    @property
-    @abstractmethod
-    def batch(self) -> int:
-        """Windows drawn for one learner step, all ranks together."""
-
-    @abstractmethod
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """The network for these tasks, initialised from torch's global random state."""
-
-    @abstractmethod
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
-        """The loss of one batch of windows `[B, K, ...]`."""
 
     @abstractmethod
     def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
@@ -303,94 +235,9 @@ class Algorithm(ABC):
         """
         return None
 
-    def update(
-        self,
-        model: nn.Module,
-        optimizers: dict[str, torch.optim.Optimizer],
-        batch: dict[str, Tensor],
-        step: int,
-    ) -> dict[str, Tensor]:
-        """Take one learner step oneself, where `own_update` is set; metrics as scalars. On one learner rank only."""
-        raise NotImplementedError
-
-    def fits(self, step: int) -> bool:
-        """Whether `fit` is called before this learner step."""
-        return step == 0
-
-    def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:
-        """Whole passes over the living episodes, for what becomes buffers of the network: statistics, copies, thresholds."""
-        return None
-
-    def annotate(
-        self, model: nn.Module, stores: Mapping[str, Store], step: int
-    ) -> dict[str, Columns]:
-        """Columns `[steps]` float32 by task, in the order of the tables, for a View's `annotations`.
-
-        A pure function of the network, the episodes and the learner step that comes next, computed after each `fit` and after a
-        resume. Columns that no View asks for before the next `fit` may be missing.
-        """
-        return {}
-
-    def collate(self, windows: Mapping[str, Windows]) -> Batch:
-        """Windows of each task as one batch. The default takes those of the only task as they are.
-
-        Of several tasks, those that give no window to this batch are missing, and windows of a
-        learner rank may have no rows.
-        """
-        (only,) = windows.values()
-        batch = {f"observations/{path}": v for path, v in only.observations.items()}
-        batch |= {f"actions/{path}": v for path, v in only.actions.items()}
-        batch |= {f"next_observations/{path}": v for path, v in only.next_observations.items()}
-        batch |= {f"goals/{path}": v for path, v in only.goals.items()}
-        if only.terminated is not None:
-            batch["terminated"] = only.terminated
-        return (
-            batch
-            | only.columns
-            | only.annotations
-            | {"rewards": only.rewards, "mask": only.mask, "timesteps": only.timesteps}
-        )
-
-    def collate_several(self, windows: Mapping[str, Windows]) -> Batch:
-        """Windows of some of a run's several tasks as one batch. The default names each array `TASK/NAME`: see `of_tasks`."""
-        return {
-            f"{task}/{name}": values
-            for task, own in windows.items()
-            for name, values in self.collate({task: own}).items()
-        }
-
-    @abstractmethod
-    def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
-        """The optimizers by name; each steps at every learner step."""
-
-    def learning_rate_factor(self, step: int, optimizer: str) -> float:
-        """What the learning rates of an optimizer are multiplied by at a learner step: its schedule."""
-        return 1.0
-
-    @property
-    def clip_norm(self) -> float | None:
-        """Norm that the gradients of the first optimizer's parameters together are cut down to; None leaves them."""
-        return None
-
     def for_data(self, steps: int, episodes: int) -> Algorithm:
         """These hyperparameters for a dataset of so many steps and episodes: a run on it has what they leave to its size as numbers."""
         return self
-
-    def retention(self) -> Retention:
-        """Which episodes a run keeps."""
-        return Retention()
-
-    def warm_up(self) -> int:
-        """Episodes that are played at random before learning begins."""
-        return 0
-
-    def per_iteration(self) -> int:
-        """Episodes that are played between two bouts of learning."""
-        return 1
-
-    def persistence(self) -> Persistence:
-        """How the episodes that are trained on explore."""
-        return Persistence()
 
     def remark(self, signature: Signature) -> str | None:
         """What surprises of these settings where episodes are played for training, in one sentence."""
@@ -399,18 +246,6 @@ class Algorithm(ABC):
     def prelude(self) -> Prelude | None:
         """The learner steps that a budget must pass to be of use, if there are any."""
         return None
-
-    def steps_per_call(self) -> int:
-        """Learner steps after which new weights are published, where the learner runs beside the rollouts."""
-        return 100
-
-    def owed(self, env_steps: int, episodes: int) -> int:
-        """Learner steps owed in total once so much has been played and stored, the warm-up included."""
-        raise NotImplementedError(f"{self.name} does not learn online")
-
-    def ask(self, table: Table, rng: np.random.Generator, n: int) -> Columns:
-        """Commands of n new episodes, made from the living episodes. None by default."""
-        return {}
 
     def evaluation_command(self, table: Table) -> dict[str, float]:
         """The command that the policy is scored with. None by default."""

@@ -22,15 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import (
-    Algorithm,
-    Loss,
-    Memoryless,
-    Mode,
-    Policy,
-    leaves_of,
-    of_tasks,
-)
+from bigdm_ray.algorithms.base import Memoryless, Mode, Policy
+from bigdm_ray.algorithms.learned import Loss, Supervised, leaves_of, of_tasks
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.heads import ActionHead
@@ -108,7 +101,7 @@ def steps_of(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Ten
 
 
 @dataclass(frozen=True)
-class Imitation(Algorithm):
+class Imitation(Supervised):
     """What behaviour cloning and its weighted forms share: the network, Adam, single steps drawn uniformly over time."""
 
     offline_steps: ClassVar[int] = 25_000

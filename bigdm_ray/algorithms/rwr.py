@@ -16,8 +16,10 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Columns, Loss, Presets
+from bigdm_ray.algorithms.base import Columns, Presets
 from bigdm_ray.algorithms.bc import Actor, Imitation, acted_on, only_task, steps_of
+from bigdm_ray.algorithms.learned import Loss
+from bigdm_ray.algorithms.online import Online
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.replay.returns import discounted, episode_groups, normalised_weights
 from bigdm_ray.replay.store import Retention, Store
@@ -29,12 +31,11 @@ PRESETS: Presets = {"*": {"default": {"evaluations.mode": "mean"}}}
 
 
 @dataclass(frozen=True)
-class Rwr(Imitation):
+class Rwr(Imitation, Online):
     """Hyperparameters of RWR."""
 
     name: ClassVar[str] = "rwr"
     presets: ClassVar[Presets] = PRESETS
-    online: ClassVar[bool] = True
     offline_steps: ClassVar[int] = 50_000
 
     hidden: tuple[int, ...] = setting(

@@ -38,18 +38,16 @@ from torch.nn.functional import linear
 from bigdm_ray.algorithms.base import (
     Algorithm,
     Columns,
-    Loss,
     Mode,
-    Persistence,
     Policy,
     Presets,
     State,
     device_of,
-    leaves_of,
-    of_tasks,
     own_flags,
 )
 from bigdm_ray.algorithms.bc import seen_by
+from bigdm_ray.algorithms.learned import Loss, Supervised, leaves_of, of_tasks
+from bigdm_ray.algorithms.online import Online, Persistence
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.heads import ActionHead
@@ -283,12 +281,11 @@ grids, near those that its first author advised for a reimplementation
 
 
 @dataclass(frozen=True)
-class Udrl(Algorithm):
+class Udrl(Supervised, Online):
     """Hyperparameters of Upside-Down RL; the names are those of the paper's appendix B."""
 
     name: ClassVar[str] = "udrl"
     presets: ClassVar[Presets] = PRESETS
-    online: ClassVar[bool] = True
     several: ClassVar[bool] = True
     commands: ClassVar[tuple[str, ...]] = ("desired_return", "desired_horizon")
     fixed: ClassVar[tuple[str, ...]] = (*Algorithm.fixed, "standardise")

@@ -1,6 +1,6 @@
 """The contracts of methods that bootstrap: they share task, store, draws, evaluation and run folder, and take their own steps.
 
-A Baseline is an Algorithm whose `update` replaces the descent on a loss: several optimizers in turn, target
+A Baseline draws windows like others, but its `update` takes the learner step itself: several optimizers in turn, target
 networks, noise. Target networks are submodules of the network, so that a checkpoint holds them. Chance comes from torch's
 global generator, which the learner seeds at every step.
 
@@ -19,20 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Algorithm, Loss
+from bigdm_ray.algorithms.base import Algorithm
+from bigdm_ray.algorithms.learned import Learned
 from bigdm_ray.envs.signature import Leaf
 from bigdm_ray.envs.task import Task
 from bigdm_ray.envs.vector import Step
 from bigdm_ray.errors import RunFailed, UserError, install
 from bigdm_ray.replay.store import Store
-from bigdm_ray.replay.windows import View
 
 
 @dataclass(frozen=True)
-class Baseline(Algorithm):
+class Baseline(Learned):
     """See the module."""
-
-    own_update: ClassVar[bool] = True
 
     @abstractmethod
     def update(
@@ -42,11 +40,7 @@ class Baseline(Algorithm):
         batch: dict[str, Tensor],
         step: int,
     ) -> dict[str, Tensor]:
-        """One learner step on a batch `[B, 1, ...]`; metrics as scalars."""
-
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
-        """There is no single loss: `update` is called instead."""
-        raise NotImplementedError(f"{self.name} takes its own steps")
+        """One learner step on a batch `[B, 1, ...]`; metrics as scalars. On one rank only."""
 
 
 @torch.no_grad()
@@ -126,23 +120,6 @@ class Foreign(Algorithm):
                     f"{self.name} is trained by {self.library}, and the package {module!r} is missing ({error}); install it with: "
                     f"{install('baselines')}"
                 ) from None
-
-    def view(self, step: int = 0) -> View:
-        """The library draws for itself."""
-        raise NotImplementedError(f"{self.library} trains {self.name}")
-
-    @property
-    def batch(self) -> int:
-        """The library draws for itself."""
-        raise NotImplementedError(f"{self.library} trains {self.name}")
-
-    def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
-        """The library has its own."""
-        raise NotImplementedError(f"{self.library} trains {self.name}")
-
-    def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
-        """The library has its own."""
-        raise NotImplementedError(f"{self.library} trains {self.name}")
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
-from bigdm_ray.algorithms.base import Judge, Memoryless, Mode, Policy, leaves_of
+from bigdm_ray.algorithms.base import Judge, Memoryless, Mode, Policy
 from bigdm_ray.algorithms.bc import acted_on, only_task
+from bigdm_ray.algorithms.learned import leaves_of
 from bigdm_ray.baselines.base import Baseline, follow
 from bigdm_ray.baselines.offline import descend, frozen
 from bigdm_ray.envs.signature import Leaf, Signature

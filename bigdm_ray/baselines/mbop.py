@@ -27,9 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import (
-    Algorithm,
     Columns,
-    Loss,
     Mode,
     Policy,
     Presets,
@@ -37,6 +35,7 @@ from bigdm_ray.algorithms.base import (
     device_of,
     own_flags,
 )
+from bigdm_ray.algorithms.learned import Loss, Supervised
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.continuous import Ensemble, Spaces
@@ -211,7 +210,7 @@ PRESETS: Presets = {"*": {"acme": own_flags(VALUES)}}
 
 
 @dataclass(frozen=True)
-class Mbop(Algorithm):
+class Mbop(Supervised):
     """Hyperparameters of MBOP; those of the planner have the letters of algorithm 2."""
 
     name: ClassVar[str] = "mbop"

@@ -111,7 +111,7 @@ class RayCrew:
             station.settle()
         self.learners.start()
         self._places = places(run)
-        rule = run.algorithm.retention() if self._replay else Retention()
+        rule = run.online.retention() if self._replay else Retention()
         tables: dict[str, Table] = (
             self.replay.insist("tables")
             if self._replay

@@ -64,7 +64,7 @@ class LearnerActor:
         machines = settings.machines
         signatures = {use.name: use.task.signature() for use in settings.tasks}
         self._learner = Learner(
-            settings.algorithm,
+            settings.learned,
             signatures,
             settings.seed,
             machines.device,

@@ -248,7 +248,7 @@ class Driver:
             for task in session.tasks:
                 for group in range(run.groups):
                     self._warming_up += self._play(
-                        task, group, {}, run.share(run.algorithm.warm_up(), group), random=True
+                        task, group, {}, run.share(run.online.warm_up(), group), random=True
                     )
         if not self._warming_up and (session.counters.learner_step > 0 or not self._owed()):
             self._start_rollouts()
@@ -261,7 +261,7 @@ class Driver:
 
     def _start_rollouts(self) -> None:
         run = self.session.run
-        share = run.share(run.algorithm.per_iteration(), 0)
+        share = run.share(run.online.per_iteration(), 0)
         count = max(1, share.stop - share.start)
         for group in sorted(self._playing, key=lambda g: self._playing[g]):
             while (
@@ -374,7 +374,7 @@ class Driver:
     def _start_learning(self) -> None:
         while self._learning < IN_FLIGHT:
             steps = min(
-                self._owed() - self._owed_in_flight, self.session.run.algorithm.steps_per_call()
+                self._owed() - self._owed_in_flight, self.session.run.online.steps_per_call()
             )
             if steps <= 0:
                 return

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Algorithm
+from bigdm_ray.algorithms.learned import Supervised
+from bigdm_ray.baselines.base import Baseline
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import RunFailed, UserError, full_memory
 from bigdm_ray.models.parallel import compiled, drops, mixed
@@ -65,7 +66,7 @@ class Learner:
 
     def __init__(
         self,
-        algorithm: Algorithm,
+        algorithm: Supervised | Baseline,
         signatures: dict[str, Signature],
         seed: int,
         device: str = "cpu",
@@ -113,7 +114,7 @@ class Learner:
         main = next(iter(self.optimizers.values()), None)
         self._clipped = [p for group in main.param_groups for p in group["params"]] if main else []
         self._annotated = False
-        if world > 1 and algorithm.own_update:
+        if world > 1 and isinstance(algorithm, Baseline):
             raise UserError(f"{algorithm.name} trains on one learner; leave --learners out")
 
     def update(
@@ -217,7 +218,7 @@ class Learner:
             for group, rate in zip(optimizer.param_groups, self._rates[name], strict=True):
                 group["lr"] = rate * factor
             optimizer.zero_grad(set_to_none=True)
-        if self.algorithm.own_update:
+        if isinstance(self.algorithm, Baseline):
             return self.algorithm.update(self.model, self.optimizers, tensors, self.step)
         try:
             loss = self.algorithm.loss(self.model, tensors, self.step)

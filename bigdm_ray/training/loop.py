@@ -114,7 +114,7 @@ def loop(session: Session, crew: Crew) -> None:
     """Train in lock-step until the budget is spent."""
     run, counters = session.run, session.counters
     session.begin()
-    while counters.round < len(run.tasks) and (count := run.algorithm.warm_up()):
+    while counters.round < len(run.tasks) and (count := run.online.warm_up()):
         task = run.tasks[counters.round].name
         with session.now.busy(f"warm-up{session.of(task)}: random episode", count):
             session.played(crew.play(task, counters.round, 0, {}, count, random=True))
@@ -122,7 +122,7 @@ def loop(session: Session, crew: Crew) -> None:
         session.learn(crew, session.owed(crew.tables()))
         if session.spent():
             break
-        count, task = run.algorithm.per_iteration(), session.turn(counters.round)
+        count, task = run.online.per_iteration(), session.turn(counters.round)
         table = crew.tables()[task]
         commands = session.ask(task, table, counters.round, count)
         with session.now.busy(f"playing{session.of(task)} episode", count):
@@ -255,7 +255,7 @@ class Session:
             return 0
         owed = (
             sum(
-                self.run.algorithm.owed(played[task].env_steps, played[task].episodes)
+                self.run.online.owed(played[task].env_steps, played[task].episodes)
                 for task in tasks
             )
             + self.counters.began_at
@@ -287,7 +287,7 @@ class Session:
         """The commands of a round of a task, capped at what it can pay."""
         if not len(table):
             return {}
-        commands = self.run.algorithm.ask(table, rng(self.run.seed, "ask", round), count)
+        commands = self.run.online.ask(table, rng(self.run.seed, "ask", round), count)
         most = self.tasks[task].max_return
         if most is not None and "desired_return" in commands:
             commands["desired_return"] = np.minimum(commands["desired_return"], np.float32(most))
@@ -687,7 +687,7 @@ class LocalCrew:
         self._sources = dataset_stores(run) if self._played is None else self._played.by_task
         machines = run.machines
         self.learner = Learner(
-            run.algorithm,
+            run.learned,
             {use.name: use.task.signature() for use in run.tasks},
             run.seed,
             machines.device,

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Loss
+from bigdm_ray.algorithms.learned import Loss
 from bigdm_ray.errors import UserError, full_memory
 from bigdm_ray.training.params import Weights, array_of
 

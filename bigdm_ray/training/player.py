@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from bigdm_ray.algorithms.base import Columns, Persistence
+from bigdm_ray.algorithms.base import Columns
+from bigdm_ray.algorithms.online import Persistence
 from bigdm_ray.envs.vector import VectorEnv
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.training.config import Run
@@ -67,7 +68,7 @@ class Player:
         version = weights.version if weights is not None else (0, 0)
         most = self._tasks[task].max_return
         origin = Origin(round, group, task, version, source, seed, most)
-        persistence = self._run.algorithm.persistence() if weights is not None else Persistence()
+        persistence = self._run.online.persistence() if weights is not None else Persistence()
         played = rollout(
             policy,
             env,
@@ -90,7 +91,7 @@ class Player:
                 del self._envs[task, group]
                 held[2].close()
             seed = derived_seed(self._run.seed, "environments", *era, group)
-            episodes = self._run.share(self._run.algorithm.per_iteration(), group)
+            episodes = self._run.share(self._run.online.per_iteration(), group)
             n = max(1, min(self._run.rollouts.environments, episodes.stop - episodes.start))
             self._envs[task, group] = (era, seed, self._tasks[task].make(n, seed))
         _, seed, env = self._envs[task, group]

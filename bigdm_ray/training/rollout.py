@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from bigdm_ray.algorithms.base import Columns, Persistence, Policy, State, take
+from bigdm_ray.algorithms.base import Columns, Policy, State, take
+from bigdm_ray.algorithms.online import Persistence
 from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.envs.vector import Arrays, Step, VectorEnv
 from bigdm_ray.replay.episode import Episode, EpisodeId, hold

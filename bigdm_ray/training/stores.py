@@ -54,7 +54,7 @@ class Stores:
         self.by_task = {
             task: Store(
                 home.store / place,
-                run.algorithm.retention(),
+                run.online.retention(),
                 flat_bytes // len(self.places),
                 write=write,
             )

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import origin, played, same_episode
 
-from bigdm_ray.algorithms.base import Persistence, Policy
+from bigdm_ray.algorithms.base import Policy
+from bigdm_ray.algorithms.online import Persistence
 from bigdm_ray.doors import door
 from bigdm_ray.envs import Signature, find_task
 from bigdm_ray.envs.signature import PER_EPISODE, Leaf

@@ -34,20 +34,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import (
-    Algorithm,
-    Columns,
-    Loss,
-    Mode,
-    Policy,
-    Presets,
-    leaves_of,
-)
+from bigdm_ray.algorithms.base import Columns, Mode, Policy, Presets
 from bigdm_ray.algorithms.bc import acted_on, only_task
 from bigdm_ray.algorithms.dt.network import DecisionTransformer
 from bigdm_ray.algorithms.dt.policy import CachedPolicy, DtPolicy
 from bigdm_ray.algorithms.dt.presets import PRESETS
 from bigdm_ray.algorithms.dt.settings import DtSettings
+from bigdm_ray.algorithms.learned import Loss, Supervised, leaves_of
+from bigdm_ray.algorithms.online import Online
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.continuous import SquashedHead
@@ -57,11 +51,10 @@ from bigdm_ray.replay.windows import View
 
 
 @dataclass(frozen=True)
-class Dt(DtSettings, Algorithm):
+class Dt(DtSettings, Supervised, Online):
     """See the module; its hyperparameters are those of `DtSettings`."""
 
     name: ClassVar[str] = "dt"
-    online: ClassVar[bool] = True
     commands: ClassVar[tuple[str, ...]] = ("desired_return",)
     offline_steps: ClassVar[int] = 100_000
     fixed: ClassVar[tuple[str, ...]] = (

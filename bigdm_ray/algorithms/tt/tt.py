@@ -51,16 +51,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bigdm_ray.algorithms.base import (
-    Algorithm,
-    Columns,
-    Loss,
-    Mode,
-    Policy,
-    Presets,
-    leaves_of,
-)
+from bigdm_ray.algorithms.base import Columns, Mode, Policy, Presets
 from bigdm_ray.algorithms.bc import only_task
+from bigdm_ray.algorithms.learned import Loss, Supervised, leaves_of
 from bigdm_ray.algorithms.tt.network import GOAL, TrajectoryModel
 from bigdm_ray.algorithms.tt.policy import TtPolicy
 from bigdm_ray.algorithms.tt.presets import PRESETS
@@ -96,7 +89,7 @@ def values_to_go(store: Store, discount: float, penalty: float | None) -> np.nda
 
 
 @dataclass(frozen=True)
-class Tt(TtSettings, Algorithm):
+class Tt(TtSettings, Supervised):
     """See the module; its hyperparameters are those of `TtSettings`."""
 
     name: ClassVar[str] = "tt"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bigdm_ray.algorithms.base import Algorithm, algorithms
+from bigdm_ray.algorithms.learned import Learned
 from bigdm_ray.baselines.base import Foreign
 from bigdm_ray.envs.task import NONE, UNPLAYED, find_task
 from bigdm_ray.errors import UserError
@@ -260,7 +261,7 @@ def premature(run: Run) -> str | None:
 
 def still_rising(run: Run) -> str | None:
     """What a run on a dataset comes to whose learning rate rises for more than half of its budget, in one sentence; None where it does not."""
-    if not run.offline:
+    if not run.offline or not isinstance(run.algorithm, Learned):
         return None
     half, last = (
         run.algorithm.learning_rate_factor(step, "")

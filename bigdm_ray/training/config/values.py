@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bigdm_ray.algorithms.base import Algorithm
+from bigdm_ray.algorithms.learned import Supervised
+from bigdm_ray.algorithms.online import Online
+from bigdm_ray.baselines.base import Baseline
 from bigdm_ray.envs.task import Task, called, find_task
 from bigdm_ray.errors import UserError, nearest
 from bigdm_ray.formats.behaviour import MODES
@@ -296,6 +299,18 @@ class Run:
     def identity(self) -> dict[str, str]:
         """What a checkpoint of this run must be of."""
         return {"algorithm": self.algorithm.name, "task": self.title}
+
+    @property
+    def learned(self) -> Supervised | Baseline:
+        """The algorithm, of a run whose learner is ours."""
+        assert isinstance(self.algorithm, Supervised | Baseline)
+        return self.algorithm
+
+    @property
+    def online(self) -> Online:
+        """The algorithm, of a run that learns from what it plays itself."""
+        assert isinstance(self.algorithm, Online)
+        return self.algorithm
 
     @property
     def clock(self) -> str:
