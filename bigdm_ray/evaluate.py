@@ -30,8 +30,6 @@ from typing import Any
 import numpy as np
 
 from bigdm_ray import stopping
-from bigdm_ray.algorithms.dt import Dt
-from bigdm_ray.algorithms.tt import Beams, TrajectoryModel, TtPolicy
 from bigdm_ray.doors import Parser, apart, door
 from bigdm_ray.envs.task import Task
 from bigdm_ray.envs.vector import Arrays, Step, VectorEnv
@@ -162,9 +160,7 @@ def score(loaded: Loaded, asked: Asked) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         **report_head(loaded, asked.weights, mode, seed),
         "acting": loaded.acting,
-        "cached": asked.cached
-        if asked.cached is not None
-        else isinstance(loaded.run.algorithm, Dt) and loaded.run.algorithm.cached,
+        "cached": asked.cached if asked.cached is not None else bool(loaded.run.algorithm.cache),
         "command": command,
         **result.summary(loaded.task),
         **result.latency(),
@@ -309,24 +305,18 @@ def record(
     so far; a terminal shows how many there are. The last plan is drawn into them where there is one and the task says where
     its states are in a picture. Raises RunFailed where an episode cannot be played or written.
     """
-    policy, mode = policy_of(
-        loaded, report["mode"], report["cached"] if isinstance(loaded.run.algorithm, Dt) else None
-    )
+    cached = None if loaded.run.algorithm.cache is None else report["cached"]
+    policy, _ = policy_of(loaded, report["mode"], cached)
     task, seed = loaded.task, report["seed"]
     returns: list[float] = []
-    planned: list[Beams] = []
-    place = (
-        loaded.model.seen.columns(task.place)
-        if isinstance(loaded.model, TrajectoryModel) and task.pixels is not None
-        else None
-    )
-    if isinstance(policy, TtPolicy) and mode == "plan" and place is not None:
-        policy.watch = lambda beams: planned.__setitem__(slice(None), [beams])
+    planned: list[np.ndarray] = []
+    if task.pixels is not None:
+        policy.show_plans(task.place, lambda plans: planned.__setitem__(slice(None), [plans]))
 
     def frame() -> np.ndarray:
         plain = picture(task, env.frame())
         return (
-            drawn_into(plain, task.pixels(planned[0].states[..., place]))
+            drawn_into(plain, task.pixels(planned[0]))
             if planned and task.pixels is not None
             else plain
         )

@@ -133,6 +133,13 @@ class Policy(ABC):
         what is not copied before (`take`) may be written over. Nothing else that is given changes.
         """
 
+    def show_plans(self, place: str, show: Callable[[np.ndarray], None]) -> bool:
+        """Call `show` with each plan: the leaf `place` of the states `[plans, H, size]` it may lead to.
+
+        False for a policy that makes none; by default it makes none.
+        """
+        return False
+
     def after(self, commands: Columns, rewards: np.ndarray, max_return: float | None) -> Columns:
         """The commands of the next step: what was received is no longer desired, and one step less remains.
 
@@ -234,6 +241,27 @@ class Algorithm(ABC):
         needed and missing.
         """
         return None
+
+    def expected(self, model: nn.Module) -> Callable[[Episode], np.ndarray] | None:
+        """What the network expects to be paid yet at each step of an episode `[T]`, where it says so.
+
+        Raises UserError where it cannot be asked for with these settings.
+        """
+        return None
+
+    @property
+    def whole_returns(self) -> bool:
+        """Whether commands and expectations are of the whole return at every step."""
+        return False
+
+    @property
+    def cache(self) -> bool | None:
+        """Whether the policy keeps what it computed of earlier steps; None where it has no choice."""
+        return None
+
+    def completed(self, asked: Mapping[str, float]) -> dict[str, float]:
+        """What is asked for, with what follows from it."""
+        return dict(asked)
 
     def for_data(self, steps: int, episodes: int) -> Algorithm:
         """These hyperparameters for a dataset of so many steps and episodes: a run on it has what they leave to its size as numbers."""

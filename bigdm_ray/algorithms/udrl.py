@@ -451,6 +451,17 @@ class Udrl(Supervised, Online):
         desired = rng.uniform(mean, mean + spread, n).astype(np.float32)
         return {"desired_return": desired, "desired_horizon": self._horizon(desired, best)}
 
+    def completed(self, asked: Mapping[str, float]) -> dict[str, float]:
+        """See Algorithm: a horizon may follow from the return (`horizon_equals_return`)."""
+        made = dict(asked)
+        if (
+            self.horizon_equals_return
+            and "desired_return" in asked
+            and "desired_horizon" not in asked
+        ):
+            made["desired_horizon"] = max(1.0, float(round(asked["desired_return"])))
+        return made
+
     def evaluation_command(self, table: Table) -> dict[str, float]:
         """The lower end M of the exploratory range, with the same horizon (section 2.3.6)."""
         best = self._best(table)

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 
 from bigdm_ray.algorithms.base import Judge, Memoryless, Policy
-from bigdm_ray.algorithms.dt import DecisionTransformer, Dt
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.pictures.base import (
     COLOURS,
@@ -37,7 +36,6 @@ from bigdm_ray.pictures.base import (
 from bigdm_ray.progress import say
 from bigdm_ray.replay.episode import Episode
 from bigdm_ray.replay.returns import discounted
-from bigdm_ray.replay.windows import View
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.acting import command_of, policy_of, report_head
 from bigdm_ray.training.evaluation import constant, play
@@ -97,26 +95,6 @@ def judged(judge: Judge, episode: Episode) -> np.ndarray:
     """Q(s, a) of the steps of an episode `[T]` float64."""
     seen = tensors(episode.observations, slice(0, episode.length))
     values: np.ndarray = judge.values(seen, tensors(episode.actions)).double().numpy()
-    return values
-
-
-@torch.no_grad()
-def predicted(model: DecisionTransformer, algorithm: Dt, episode: Episode) -> np.ndarray:
-    """The return to come that a transformer with a critic expects at each step `[T]` float64.
-
-    It looks back as far as its policy does, and is told no returns.
-    """
-    length = algorithm.acting_context or algorithm.context
-    steps = np.arange(episode.length)
-    at, mask = View(length, anchor="end").span(steps, np.full(len(steps), episode.length))
-    embeddings = model.embed(
-        tensors({path: values[at] for path, values in episode.observations.items()}),
-        tensors({path: values[at] for path, values in episode.actions.items()}),
-        torch.zeros(at.shape),
-        torch.from_numpy(at),
-    )
-    last = embeddings[torch.arange(len(steps)), torch.from_numpy(mask.sum(1) - 1)]
-    values: np.ndarray = (model.criticise(last) / algorithm.return_scale).double().numpy()
     return values
 
 
@@ -182,14 +160,7 @@ def compare(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
             f"the {algorithm.name} policy of {loaded.folder} neither values actions nor is told a "
             "return; a run of bcq, bear, brac, cql, dcql, iql, sac, dt or udrl is expected"
         )
-    transformer = model if isinstance(model, DecisionTransformer) else None
-    transformer = None if transformer is None or transformer.critic is None else transformer
-    stacks = isinstance(algorithm, Dt) and algorithm.frame_stack > 1
-    if transformer is not None and stacks and transformer.embed_state.images.width:
-        raise UserError(
-            f"the critic of {loaded.folder} reads stacks of pictures, which this picture does not "
-            "make; give a run with --algorithm.frame-stack 1"
-        )
+    expected = algorithm.expected(model)
     say(f"playing {asked.episodes:,} episodes of {run.task}")
     commands = constant(command, asked.episodes)
     played = play(policy, loaded.task, commands, asked.episodes, seed, "extrapolation", 0)
@@ -201,15 +172,15 @@ def compare(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
     def value(episode: Episode) -> np.ndarray:
         if judge is not None:
             return judged(judge, episode)
-        if transformer is not None and isinstance(algorithm, Dt):
-            return predicted(transformer, algorithm, episode)
+        if expected is not None:
+            return expected(episode)
         return told_returns(policy, command, episode.rewards, loaded.task.max_return)
 
     discount = 1.0 if judge is None else judge.discount
-    whole = isinstance(algorithm, Dt) and algorithm.delayed_reward
+    whole = algorithm.whole_returns
     own = promises(value, played.episodes, discount, whole)
     chance, data, elsewhere = np.random.default_rng(seed), None, None
-    if store is not None and (judge is not None or transformer is not None):
+    if store is not None and (judge is not None or expected is not None):
         which = chance.permutation(len(store.table))[:EPISODES]
         episodes = [store.episode(int(position)) for position in which]
         data = promises(value, episodes, discount, whole).numbers(chance)
@@ -220,7 +191,7 @@ def compare(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
         "label": f"{algorithm.name}, {loaded.folder.name}",
         **report_head(loaded, asked.weights, mode, seed),
         "command": command,
-        "promise": "Q(s, a)" if judge else "predicted return" if transformer else "asked return",
+        "promise": "Q(s, a)" if judge else "predicted return" if expected else "asked return",
         "discount": discount,
         "return_mean": float(np.mean([episode.total_return for episode in played.episodes])),
         "return_episodes": len(played.episodes),

@@ -12,12 +12,11 @@ import torch
 from torch import nn
 
 from bigdm_ray.algorithms.base import Mode, Policy
-from bigdm_ray.algorithms.dt import Dt
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.envs.task import Task
 from bigdm_ray.errors import UserError
 from bigdm_ray.settings import flag
-from bigdm_ray.training.config import Run
+from bigdm_ray.training.config import Run, acting_as
 from bigdm_ray.training.params import of_task
 
 
@@ -109,13 +108,7 @@ def command_from(
             f"the {algorithm.name} policy of {loaded.folder} takes no "
             f"{refused[0].replace('_', ' ')}; leave {spelt(refused[0])} out"
         )
-    wanted = dict(asked)
-    if (
-        "desired_return" in asked
-        and "desired_horizon" not in asked
-        and getattr(algorithm, "horizon_equals_return", False)
-    ):
-        wanted["desired_horizon"] = max(1.0, float(round(asked["desired_return"])))
+    wanted = algorithm.completed(asked)
     if missing := [
         spelt(name) for name in algorithm.commands if name not in own and name not in wanted
     ]:
@@ -129,11 +122,12 @@ def run_as(loaded: TrainedRun, mode: str, cached: bool | None = None) -> Run:
     """The run with this mode in its evaluations (`own`: its own), and this cache. Raises UserError for a cache that the algorithm lacks."""
     run = loaded.run
     if cached is not None:
-        if not isinstance(run.algorithm, Dt):
+        if run.algorithm.cache is None:
             raise UserError(
                 f"the {run.algorithm.name} policy of {loaded.folder} has no cache; leave --cached out"
             )
-        run = dataclasses.replace(run, algorithm=dataclasses.replace(run.algorithm, cached=cached))
+        changed = acting_as(run.algorithm, {"cached": cached})
+        run = dataclasses.replace(run, algorithm=changed)
     return (
         run
         if mode == "own"

@@ -25,8 +25,9 @@ the default is the code's.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -36,6 +37,7 @@ from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Columns, Mode, Policy, Presets
 from bigdm_ray.algorithms.bc import acted_on, only_task
+from bigdm_ray.algorithms.dt.critic import predicted
 from bigdm_ray.algorithms.dt.network import DecisionTransformer
 from bigdm_ray.algorithms.dt.policy import CachedPolicy, DtPolicy
 from bigdm_ray.algorithms.dt.presets import PRESETS
@@ -46,6 +48,7 @@ from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.continuous import SquashedHead
 from bigdm_ray.models.lamb import Lamb
+from bigdm_ray.replay.episode import Episode
 from bigdm_ray.replay.store import Retention, Store, Table
 from bigdm_ray.replay.windows import View
 
@@ -244,6 +247,28 @@ class Dt(DtSettings, Supervised, Online):
             mode == "mean",
             self.delayed_reward,
         )
+
+    def expected(self, model: nn.Module) -> Callable[[Episode], np.ndarray] | None:
+        """What the critic expects, where there is one."""
+        assert isinstance(model, DecisionTransformer)
+        if model.critic is None:
+            return None
+        if self.frame_stack > 1 and model.embed_state.images.width:
+            raise UserError(
+                "the critic of dt reads stacks of pictures, which are not made here; give a run "
+                "with --algorithm.frame-stack 1"
+            )
+        return functools.partial(predicted, model, self)
+
+    @property
+    def whole_returns(self) -> bool:
+        """See Algorithm: of `delayed_reward`."""
+        return self.delayed_reward
+
+    @property
+    def cache(self) -> bool | None:
+        """See Algorithm."""
+        return self.cached
 
     # --- online
 

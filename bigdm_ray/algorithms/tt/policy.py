@@ -118,6 +118,14 @@ class TtPolicy(Policy):
             path: values.cpu().numpy() for path, values in model.acted.values(numbers).items()
         }, memory
 
+    def show_plans(self, place: str, show: Callable[[np.ndarray], None]) -> bool:
+        """See Policy. The states of all beams, NaN where one has stopped."""
+        columns = self._model.seen.columns(place)
+        if self._mode != "plan" or columns is None:
+            return False
+        self.watch = lambda beams: show(beams.states[..., columns])
+        return True
+
     def _choose(
         self, past: Tensor, tokens: Tensor, uniforms: np.ndarray, goal: Tensor | None
     ) -> Tensor:
