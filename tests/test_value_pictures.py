@@ -10,6 +10,7 @@ from making import dataset_of, small, stored
 
 from bigdm_ray.algorithms.bail import Bail
 from bigdm_ray.algorithms.bc import Bc
+from bigdm_ray.algorithms.dt.critic import predicted
 from bigdm_ray.algorithms.rwr import Rwr
 from bigdm_ray.baselines.bcq import Bcq
 from bigdm_ray.baselines.bear import Bear
@@ -20,7 +21,7 @@ from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.pictures.base import Sweep, told_returns
-from bigdm_ray.pictures.extrapolation import UNKNOWN, compare, followed, predicted
+from bigdm_ray.pictures.extrapolation import UNKNOWN, compare, followed
 from bigdm_ray.pictures.obedience import draw_obedience
 from bigdm_ray.pictures.weighting import Weighing, draw_weights, weigh
 from bigdm_ray.plots import main
