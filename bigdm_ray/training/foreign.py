@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from bigdm_ray.algorithms.base import Columns, Mode
+from bigdm_ray.algorithms.base import Mode
 from bigdm_ray.baselines.base import Bench, Foreign, Trainer, Turn, below, prefixed
 from bigdm_ray.errors import UserError
 from bigdm_ray.replay.store import ShardRef, Store, Table
@@ -154,11 +154,11 @@ class ForeignCrew:
             session.seen()
 
     def tables(self) -> dict[str, Table]:
-        """See Crew. The library keeps its episodes to itself."""
+        """See Keeper. The library keeps its episodes to itself."""
         return {self._task: self._store.table if self._store is not None else Table()}
 
     def weights(self) -> Weights:
-        """See Crew."""
+        """See Keeper."""
         return Weights(
             (self._counters.incarnation, self._counters.learner_step), self._trainer.weights()
         )
@@ -172,28 +172,18 @@ class ForeignCrew:
         round: int,
         on_end: Callable[[int], None] | None = None,
     ) -> Scores:
-        """See Crew."""
+        """See Keeper."""
         return self._evaluator.score(weights, commands, episodes, purpose, round, on_end)
 
     def save(self, write: Callable[[int, dict[str, np.ndarray], list[ShardRef]], Any]) -> None:
-        """See Crew."""
+        """See Keeper."""
         state = prefixed("model/", self._trainer.weights()) | prefixed(
             "foreign/", self._trainer.state()
         )
         write(self._counters.learner_step, state, [])
 
-    def play(
-        self, task: str, round: int, saves: int, commands: Columns, count: int, random: bool
-    ) -> Round:
-        """See Crew: the library plays by itself."""
-        raise NotImplementedError
-
-    def learn(self, steps: int) -> Progress:
-        """See Crew: the library learns by itself."""
-        raise NotImplementedError
-
     def close(self) -> None:
-        """See Crew."""
+        """See Keeper."""
         self._trainer.close()
         self._evaluator.close()
 

@@ -72,16 +72,8 @@ class Round:
     task: str = ""  # which of several
 
 
-class Crew(Protocol):
-    """Who does the verbs of the loop."""
-
-    def play(
-        self, task: str, round: int, saves: int, commands: Columns, count: int, random: bool
-    ) -> Round:
-        """Play a round of a task in all groups and store it; returns once it is acknowledged."""
-
-    def learn(self, steps: int) -> Progress:
-        """Take learner steps on the stored episodes."""
+class Keeper(Protocol):
+    """What Session scores, saves and finishes with: whoever holds the network and the episodes."""
 
     def tables(self) -> dict[str, Table]:
         """The living episodes by task."""
@@ -108,6 +100,18 @@ class Crew(Protocol):
 
     def close(self) -> None:
         """Let go of everything."""
+
+
+class Crew(Keeper, Protocol):
+    """Who does the verbs of the loop, too."""
+
+    def play(
+        self, task: str, round: int, saves: int, commands: Columns, count: int, random: bool
+    ) -> Round:
+        """Play a round of a task in all groups and store it; returns once it is acknowledged."""
+
+    def learn(self, steps: int) -> Progress:
+        """Take learner steps on the stored episodes."""
 
 
 def loop(session: Session, crew: Crew) -> None:
@@ -353,7 +357,7 @@ class Session:
         with self.now.busy("learner step", steps):
             self.learned(crew.learn(steps))
 
-    def evaluate_if_due(self, crew: Crew) -> None:
+    def evaluate_if_due(self, crew: Keeper) -> None:
         """Have the crew score the weights, where that is due."""
         if not self.evaluation_due():
             return
@@ -497,7 +501,7 @@ class Session:
             answer = listener(report)
             self._stopped |= isinstance(answer, bool | np.bool_) and bool(answer)
 
-    def save(self, crew: Crew) -> tuple[Weights, Commands]:
+    def save(self, crew: Keeper) -> tuple[Weights, Commands]:
         """Report, then write a checkpoint, and the same weights with their commands; these two.
 
         Of a run whose end is saved already the weights alone are written.
@@ -513,12 +517,12 @@ class Session:
             save_weights(self.folder, milestone(self.clock), weights, command, None)
         return weights, commands
 
-    def save_between(self, crew: Crew) -> None:
+    def save_between(self, crew: Keeper) -> None:
         """Write a checkpoint as if nothing had been: no report, and in place of the last one."""
         self.counters.wall_s = self._before + time.monotonic() - self._began
         self._write(crew, new=True)
 
-    def _write(self, crew: Crew, new: bool) -> tuple[Weights, Commands]:
+    def _write(self, crew: Keeper, new: bool) -> tuple[Weights, Commands]:
         """Write a checkpoint if it is `new`, and the same weights with their commands; these two."""
         counters, saved = self.counters, list[Weights]()
 
@@ -547,12 +551,12 @@ class Session:
         save_weights(self.folder, "last", saved[0], as_one(commands, self.run.several), None)
         return saved[0], commands
 
-    def _living(self, crew: Crew) -> dict[str, np.ndarray]:
+    def _living(self, crew: Keeper) -> dict[str, np.ndarray]:
         """The ids of the living episodes that were played, by the folder of their store."""
         tables, stop = crew.tables(), 0 if self.run.offline else None
         return {place: tables[task].ids[:stop] for task, place in places(self.run).items()}
 
-    def finish(self, crew: Crew) -> dict[str, Any]:
+    def finish(self, crew: Keeper) -> dict[str, Any]:
         """Save, score the last and the best weights on fresh seeds, and write the summary. Raises RunFailed without episodes.
 
         Where there is no environment the losses stand in place of scores.
@@ -599,7 +603,7 @@ class Session:
         self.folder.write_summary(summary)
         return summary
 
-    def _scores(self, crew: Crew, weights: Weights, commands: Commands) -> dict[str, Any]:
+    def _scores(self, crew: Keeper, weights: Weights, commands: Commands) -> dict[str, Any]:
         """What the summary says of the last weights, and of the best."""
         last = self._final(crew, weights, commands, 0)
         best_scores, best_commands = last, commands
@@ -647,7 +651,7 @@ class Session:
             "best_normalized_score": self.tasks[task].normalized_score(best_mean),
         }
 
-    def _final(self, crew: Crew, weights: Weights, commands: Commands, round: int) -> Scores:
+    def _final(self, crew: Keeper, weights: Weights, commands: Commands, round: int) -> Scores:
         """Scores on fresh seeds."""
         episodes = self.run.evaluations.final_episodes
         which = "the last weights" if round == 0 else "the best weights"

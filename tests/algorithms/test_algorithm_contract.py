@@ -1,13 +1,18 @@
 """What every algorithm that is found must hold. A new file in bigdm_ray/algorithms is tested here by being there."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from making import SMALL, played, same_arrays, small
 
+import bigdm_ray
 from bigdm_ray.algorithms.base import Policy, algorithms, find_algorithm, put, take
+from bigdm_ray.algorithms.learned import Learned, Supervised
+from bigdm_ray.algorithms.online import Online
+from bigdm_ray.baselines.base import Baseline, Foreign
 from bigdm_ray.envs import find_task, tasks
 from bigdm_ray.errors import UserError
 from bigdm_ray.replay import Retention, Store
@@ -145,6 +150,22 @@ def test_it_is_a_frozen_settings_class_found_by_its_name(kind):
     for field in dataclasses.fields(kind):
         assert field.metadata.get("help"), f"{field.name} has no help text"
     assert kind() == kind() and hash(kind()) == hash(kind())
+
+
+def test_an_algorithm_has_the_verbs_of_what_it_is_and_stubs_none():
+    """Who learns online owes steps, who descends has a loss; none inherits what it must refuse."""
+    parts = {Online: ("owed", "ask", "retention"), Learned: ("collate", "fit", "annotate")}
+    parts |= {Supervised: ("loss", "clip_norm"), Baseline: ("update",), Foreign: ("trainer",)}
+    for kind in algorithms().values():
+        for part, verbs in parts.items():
+            for verb in verbs:
+                assert hasattr(kind, verb) == issubclass(kind, part), (kind.name, verb)
+        assert issubclass(kind, Supervised) + issubclass(kind, Baseline | Foreign) == 1
+        assert kind.online or not issubclass(kind, Online)
+    for folder in ("algorithms", "baselines"):
+        for path in (Path(bigdm_ray.__file__).parent / folder).rglob("*.py"):
+            if path.name != "sb3.py":  # whose rows must have what the library never calls
+                assert "NotImplementedError" not in path.read_text(), path
 
 
 def test_an_unknown_name_suggests_the_nearest():
