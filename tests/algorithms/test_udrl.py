@@ -248,9 +248,7 @@ def test_the_loss_is_the_negative_log_likelihood_under_the_commands_that_were_fu
     assert loss.weight.item() == 40
 
 
-def test_it_trains_on_one_task_and_has_no_planner():
-    with pytest.raises(UserError, match="trains on one task, but 2 were given"):
-        small(Udrl).build({"a": VECTOR, "b": VECTOR})
+def test_it_has_no_planner():
     with pytest.raises(UserError, match="no planner"):
         small(Udrl).policy(model_of(small(Udrl), VECTOR), "plan")
 
