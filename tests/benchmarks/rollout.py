@@ -34,8 +34,9 @@ def playing(episodes: int, environments: int) -> Callable[[], float]:
         "desired_return": np.full(episodes, 200, np.float32),
         "desired_horizon": np.full(episodes, 300, np.float32),
     }
+    era, name = (0, 0, 0), run.tasks[0].name
     return lambda: float(
-        player.play(weights, next(rounds), 0, (0, 0), commands, episodes).env_steps
+        player.play(name, weights, next(rounds), 0, era, commands, episodes).env_steps
     )
 
 
