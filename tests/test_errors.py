@@ -79,7 +79,7 @@ SMALL = [
         ("udrl toy-vector --evaluations.mode guess", "one of sample, mean, plan"),
         ("udrl toy-vector --evaluations.mode plan", "udrl has no planner"),
         ("udrl toy-vector --config /no/such/run.json", "cannot read /no/such/run.json"),
-        ("udrl toy-vector extra words", "unknown argument"),
+        ("udrl toy-vector extra words", "unknown task 'extra'"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_sentence(

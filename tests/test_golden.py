@@ -86,13 +86,13 @@ def test_a_run_folder_of_version_1_goes_on(folders: Path) -> None:
     run = read_run(home)
     saved = checkpoint.last(home / "checkpoints", run.identity)
     assert saved is not None and {ref.size for ref in saved.shards} == {None}
-    before = Store(home / "store", run.algorithm.retention(), write=False).open().table
+    before = Store(home / "store", run.retention, write=False).open().table
     assert {EpisodeId(*id) for id in before.ids.tolist()} == saved.living[""]
     assert (before.merit != 0).any() and (before.serials == -1).all()
     longer = dataclasses.replace(run, budget=dataclasses.replace(run.budget, env_steps=1400))
     summary = train_local(longer, home, resume=True)
     assert summary["env_steps"] >= 1400
-    after = Store(home / "store", run.algorithm.retention(), write=False).open().table
+    after = Store(home / "store", run.retention, write=False).open().table
     old = int((after.serials == -1).sum())
     assert 0 < old < len(after) and (np.diff(after.serials[old:]) > 0).all()
     assert after.ids.tolist() == sorted(after.ids.tolist())  # one process plays in order

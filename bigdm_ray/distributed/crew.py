@@ -16,7 +16,7 @@ from bigdm_ray.distributed.cluster import cpu_options
 from bigdm_ray.distributed.learners import Learners, Moves
 from bigdm_ray.distributed.replay import ReplayActor
 from bigdm_ray.replay.living import Living
-from bigdm_ray.replay.store import PREFIX, Receipt, Retention, ShardRef, Table
+from bigdm_ray.replay.store import PREFIX, Receipt, ShardRef, Table
 from bigdm_ray.training.checkpoint import Checkpoint
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.evaluation import Scores
@@ -111,13 +111,12 @@ class RayCrew:
             station.settle()
         self.learners.start()
         self._places = places(run)
-        rule = run.online.retention() if self._replay else Retention()
         tables: dict[str, Table] = (
             self.replay.insist("tables")
             if self._replay
             else {task: store.table for task, store in dataset_stores(run).items()}
         )
-        self.living = {task: Living.of(table, rule) for task, table in tables.items()}
+        self.living = {task: Living.of(table, run.retention) for task, table in tables.items()}
         if resumed and self._replay:
             check_living(self._places, tables, self.replay.insist("problems"), resumed)
         self._ledgers = {task: Ledger(shards) for task, shards in self._all_shards().items()}

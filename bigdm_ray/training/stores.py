@@ -54,7 +54,7 @@ class Stores:
         self.by_task = {
             task: Store(
                 home.store / place,
-                run.online.retention(),
+                run.retention,
                 flat_bytes // len(self.places),
                 write=write,
             )

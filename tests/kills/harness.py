@@ -89,7 +89,7 @@ def named(out: Path) -> list[str]:
     shards that something needs: which episodes lie together depends on when they were compacted.
     """
     run = read_run(out)
-    living = Store(out / "store", run.algorithm.retention(), write=False).open().living_shards()
+    living = Store(out / "store", run.retention, write=False).open().living_shards()
     shards = sorted(path.name for path in (out / "store").glob("*.arrow"))
     needed = {
         *(ref.name for ref in living),
@@ -103,7 +103,7 @@ def named(out: Path) -> list[str]:
 def trained(out: Path) -> dict[str, Any]:
     """What a run has come to: weights, episodes, reports but for times, and the names of files."""
     run = read_run(out)
-    table = Store(out / "store", run.algorithm.retention(), write=False).open().table
+    table = Store(out / "store", run.retention, write=False).open().table
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return {
         "files": named(out),

@@ -85,7 +85,7 @@ def test_a_store_that_takes_turns_and_a_mixture_are_equal_too(store, tmp_path, m
             view = self.view(step)
             return {"a": view, "b": dataclasses.replace(view, weight="length")}
 
-        def collate(self, windows):
+        def collate_several(self, windows):
             parts = [super(Both, self).collate({name: found}) for name, found in windows.items()]
             return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

@@ -24,6 +24,7 @@ from bigdm_ray.errors import UserError, nearest
 from bigdm_ray.formats.behaviour import MODES
 from bigdm_ray.formats.dataset import references
 from bigdm_ray.formats.signatures import sound_signature
+from bigdm_ray.replay.table import Retention
 from bigdm_ray.settings import checked, converted, flag, setting, to_json
 
 SCHEMA_VERSION = 2
@@ -311,6 +312,11 @@ class Run:
         """The algorithm, of a run that learns from what it plays itself."""
         assert isinstance(self.algorithm, Online)
         return self.algorithm
+
+    @property
+    def retention(self) -> Retention:
+        """What a store of this run keeps; one on datasets stores nothing."""
+        return Retention() if self.offline else self.online.retention()
 
     @property
     def clock(self) -> str:
