@@ -153,8 +153,8 @@ def _typed(key: str, text: str, kind: Any, default: Any, empty: bool, env_id: st
         return bool(value)
     if kind is int and number and math.isfinite(value) and value == int(value):
         return int(value)
-    if kind is float and number:
-        return float(value)
+    if kind is float and number:  # a whole one where the default is: it may count something
+        return value if type(default) is type(value) is int else float(value)
     raise UserError(f"{env_id}: {key} is {quoted(text)}, but {_WORDS[kind]} is expected")
 
 

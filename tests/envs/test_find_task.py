@@ -173,6 +173,23 @@ def test_arguments_are_typed_by_the_constructor(name, kwargs):
     env.close()
 
 
+def test_a_whole_number_stays_whole_where_the_default_is():
+    """A constructor without annotations may count with it."""
+
+    class Plain(gymnasium.Env):
+        def __init__(self, length=8, scale=1, render_mode=None):
+            self.observation_space = gymnasium.spaces.Box(0, 1, (length,))
+            self.action_space = gymnasium.spaces.Discrete(2)
+            self.scale = scale
+
+    gymnasium.register("Plain-v0", Plain)
+    try:
+        env = find_task("gymnasium:Plain-v0?length=12&scale=0.5").env(None).unwrapped
+        assert env.observation_space.shape == (12,) and env.scale == 0.5
+    finally:
+        del gymnasium.registry["Plain-v0"]
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
