@@ -74,9 +74,9 @@ def test_a_killed_actor_costs_nothing_that_was_acknowledged(
     receipts: list[Receipt] = []
     stored, learned = RayCrew.stored, RayCrew.learned
 
-    def noted(self: RayCrew, receipt: Receipt) -> None:
+    def noted(self: RayCrew, task: str, receipt: Receipt) -> None:
         receipts.append(receipt)
-        stored(self, receipt)
+        stored(self, task, receipt)
         if kind != "LearnerActor":  # rounds that waited while one was made anew come in one receipt
             for _ in np.unique(receipt.added.ids[:, :2], axis=0):
                 killer.answered()
@@ -233,9 +233,9 @@ def test_a_lost_node_costs_nothing_that_was_acknowledged(
     players: list[int] = []
     with node(*head, "--include-dashboard", "false"), node("--address", address) as second:
 
-        def noted(self: RayCrew, receipt: Receipt) -> None:
+        def noted(self: RayCrew, task: str, receipt: Receipt) -> None:
             receipts.append(receipt)
-            stored(self, receipt)
+            stored(self, task, receipt)
             if len(receipts) == 4:
                 below = descendants(second.pid)
                 players.extend(p for p in below if below[p].startswith("ray::PlayerActor"))

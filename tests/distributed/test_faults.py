@@ -86,18 +86,18 @@ def test_a_lost_object_is_not_its_callees_death(
     submit, stored = RayCrew.submit, RayCrew.stored
 
     def losing(
-        self: RayCrew, round: int, group: int, *others: Any
+        self: RayCrew, task: str, round: int, group: int, *others: Any
     ) -> tuple[Station, int, list[Any]]:
         calls.append((round, group))
         crew[:] = [self]
         if len(calls) == 12:
             self._weights_ref = lost_object()
-        station, generation, (data, summary) = submit(self, round, group, *others)
+        station, generation, (data, summary) = submit(self, task, round, group, *others)
         return station, generation, [lost_object() if len(calls) == 5 else data, summary]
 
-    def noted(self: RayCrew, receipt: Receipt) -> None:
+    def noted(self: RayCrew, task: str, receipt: Receipt) -> None:
         receipts.append(receipt)
-        stored(self, receipt)
+        stored(self, task, receipt)
 
     monkeypatch.setattr(RayCrew, "submit", losing)
     monkeypatch.setattr(RayCrew, "stored", noted)
