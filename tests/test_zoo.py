@@ -34,6 +34,9 @@ def test_a_packed_run_acts_and_tells_nothing_of_its_folders(
     assert door(weights.main, words) == 2
     assert "have no score to go with them; score them first" in capsys.readouterr().err
     assert not out.exists()
+    (folder / "evaluation.json").write_text('{"version": [')
+    assert door(weights.main, words) == 2, "so where it is damaged"
+    assert "have no score to go with them" in capsys.readouterr().err
     assert door(evaluate.main, [str(folder), "--episodes", "3"]) == 0
     assert door(weights.main, [*words, "--description", "a try"]) == 0
     files = sorted(str(file.relative_to(out)) for file in out.rglob("*") if file.is_file())

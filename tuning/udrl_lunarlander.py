@@ -298,9 +298,10 @@ def main(arguments: list[str]) -> int:
         str(given.env_steps),
     ]
     base = configure("udrl", given.task, flags)
-    many = {"samples": given.samples, "concurrent": given.concurrent}
     try:
-        rows = sweep(base, given.folder, rungs=rungs, **many)
+        rows = sweep(
+            base, given.folder, samples=given.samples, rungs=rungs, concurrent=given.concurrent
+        )
     except (
         KeyboardInterrupt
     ):  # Tune itself ends a sweep at Ctrl-C, and what it has come to is shown

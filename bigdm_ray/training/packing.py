@@ -20,7 +20,7 @@ from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.shard import publish
 from bigdm_ray.training.config import described
 from bigdm_ray.training.loaded import Loaded, load
-from bigdm_ray.training.run_folder import RunFolder
+from bigdm_ray.training.run_folder import RunFolder, summary_of
 
 SCORE = (
     "return_mean",
@@ -45,7 +45,7 @@ def pack(folder: Path, out: Path, which: str = "last", words: str = "") -> dict[
     report = _report(loaded, folder, which)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--folder {out} is not empty; choose another")
-    run, summary = read_json(folder / "run.json"), read_json(folder / "summary.json")
+    run, summary = read_json(folder / "run.json"), summary_of(folder)
     for told in (run, summary):  # where the data lay is nobody else's
         if told.get("dataset"):
             told["dataset"]["folder"] = told["dataset"]["name"]
@@ -80,10 +80,13 @@ def pack(folder: Path, out: Path, which: str = "last", words: str = "") -> dict[
 
 def _report(loaded: Loaded, folder: Path, which: str) -> dict[str, Any]:
     """What `evaluate` has left, which must be of these weights as they act by themselves."""
-    file = folder / "evaluation.json"
-    report: dict[str, Any] = read_json(file) if file.is_file() else {}
-    theirs = report.get("version") == list(loaded.version) and not report.get("acting")
-    if not theirs or report["command"] != loaded.command or not (folder / "summary.json").is_file():
+    try:
+        report: dict[str, Any] = read_json(folder / "evaluation.json")
+    except (OSError, ValueError):  # there is none, or a damaged one
+        report = {}
+    whole = {*SCORE, "command", "version", "versions"} <= report.keys() and not report.get("acting")
+    theirs = whole and report["version"] == list(loaded.version)
+    if not theirs or report["command"] != loaded.command or not loaded.summary.get("wall_s"):
         raise UserError(
             f"the {which} weights of {folder} have no score to go with them; score them first, as "
             f"they act by themselves: python -m bigdm_ray.evaluate {folder} --weights {which}"
