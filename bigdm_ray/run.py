@@ -2,12 +2,14 @@
 
 python -m bigdm_ray.run udrl lunarlander                       through Ray, into runs/udrl-lunarlander-1
 python -m bigdm_ray.run udrl lunarlander --local --seed 2      in one process
+python -m bigdm_ray.run --resume --folder runs/udrl-lunarlander-1    goes on where it stopped
 python -m bigdm_ray.run udrl lunarlander --help                every flag with its default
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import re
 import sys
@@ -241,6 +243,9 @@ def ending(summary: dict[str, Any]) -> str:
 def main(arguments: list[str]) -> int:
     """The door."""
     asked = parse(arguments)
+    if asked.alone and not asked.local and not asked.run.machines.lock_step:
+        assert asked.folder is not None
+        asked = dataclasses.replace(asked, local=RunFolder(asked.folder).loop == LOOPS[True])
     with home(asked.run, asked.folder, asked.resume) as folder:
         return _main(asked, folder)
 

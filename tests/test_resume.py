@@ -453,6 +453,22 @@ def test_what_cannot_be_resumed_is_told(tmp_path: Path) -> None:
         train_local(run, tmp_path / "run", resume=True)
 
 
+def test_folder_and_resume_alone_go_on_with_what_the_folder_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*FLAGS.split(), "--budget.env-steps", "1500", "--seed", "7", "--quiet"]
+    folder = str(tmp_path / "run")
+    assert main(["udrl", "toy-vector", "--local", "--folder", folder, *flags]) == 0
+    before = read_run(tmp_path / "run")
+    more = ["--budget.env-steps", "2500", "--quiet"]
+    assert main(["--resume", "--folder", folder, *more]) == 0  # in this process, as it began
+    assert read_run(tmp_path / "run") == before
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["env_steps"] >= 2500
+    capsys.readouterr()
+    assert door(main, ["--resume", "--folder", str(tmp_path / "none")]) == 2
+    assert "cannot read" in capsys.readouterr().err
+
+
 def test_a_resume_waits_for_the_writer_that_a_killed_driver_has_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

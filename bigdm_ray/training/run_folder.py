@@ -197,7 +197,7 @@ class RunFolder:
             )
         if differs := difference(run, theirs):
             raise UserError(
-                f"--folder {self.path} holds another run ({differs}); resume it with its own settings (--config FOLDER/run.json), or choose another folder"
+                f"--folder {self.path} holds another run ({differs}); give --resume and --folder alone to go on with that one, or choose another folder"
             )
         backends = written.get("backend", {})
         for task in (use.task for use in run.tasks if not run.offline):

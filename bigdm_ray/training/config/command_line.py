@@ -19,9 +19,9 @@ from bigdm_ray.envs.task import called, find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.resolving import resolve
 from bigdm_ray.settings import converted, flag
-from bigdm_ray.training.config.files import YAML, Entry, Written, entry_of, read_yaml
+from bigdm_ray.training.config.files import YAML, Entry, Written, entry_of, read_run, read_yaml
 from bigdm_ray.training.config.presets import SEVERAL, Wanted, made, offline_defaults, preset_of
-from bigdm_ray.training.config.values import Run, settings_of
+from bigdm_ray.training.config.values import Run, TaskUse, settings_of
 
 SHORT = {
     "lr": "algorithm.learning_rate",
@@ -54,6 +54,7 @@ class Door:
     resume: bool
     local: bool
     quiet: bool
+    alone: bool = False  # only --resume and --folder tell which run it is
 
 
 def parse(arguments: list[str]) -> Door:
@@ -84,7 +85,7 @@ def _parse(arguments: list[str], entries: Sequence[Entry]) -> Door:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the run in --folder from its last checkpoint",
+        help="go on with the run in --folder from its last checkpoint; ALGORITHM and TASK may be left out",
     )
     parser.add_argument("--local", action="store_true", help="one process, without Ray")
     parser.add_argument("--quiet", action="store_true", help="no progress, only the summary")
@@ -121,6 +122,11 @@ def _parse(arguments: list[str], entries: Sequence[Entry]) -> Door:
         file = read_yaml(known.config)
     known.algorithm = known.algorithm or file.algorithm
     entries = [*map(Entry, known.tasks)] or entries or file.tasks
+    alone = known.resume and known.folder is not None and known.algorithm is None
+    alone = alone and known.config is None and not known.help
+    if alone:
+        begun = read_run(known.folder)
+        known.algorithm, entries = begun.algorithm.name, [*map(_entry, begun.tasks)]
     if known.algorithm not in algorithms() and not known.help:
         # a flag that no algorithm has may have taken the algorithm's name for its value
         for path in {path for other in algorithms().values() for path, *_ in settings_of(other)}:
@@ -164,10 +170,10 @@ def _parse(arguments: list[str], entries: Sequence[Entry]) -> Door:
     typed = file.typed(kind) | typed
     seed = given.seed if given.seed is not None else file.seed
     seed = converted(int, seed, "seed") if seed is not None else None
-    config = None if file.path else given.config
+    config = known.folder / "run.json" if alone else None if file.path else given.config
     start = given.start or (Path(file.start) if file.start else None)
     run = made(kind, wanted, preset, config, typed, seed, start)
-    return Door(run, given.folder, given.resume, given.local, given.quiet)
+    return Door(run, given.folder, given.resume, given.local, given.quiet, alone)
 
 
 def _wanted(entries: Sequence[Entry], weights: str | None) -> list[Wanted]:
@@ -192,6 +198,13 @@ def _wanted(entries: Sequence[Entry], weights: str | None) -> list[Wanted]:
             )
         wanted.append(Wanted(dataset.task if dataset else called(entry.target), dataset, share))
     return wanted
+
+
+def _entry(use: TaskUse) -> Entry:
+    """A task of a run that has begun, as it would be typed."""
+    if use.dataset is None:
+        return Entry(use.name, weight=use.weight)
+    return Entry(use.dataset.folder, use.name, use.weight)
 
 
 def _names(path: str, offline: bool) -> list[str]:
