@@ -37,7 +37,7 @@ from bigdm_ray.replay.shard import SUFFIX, unwritten
 from bigdm_ray.replay.store import verify
 
 if TYPE_CHECKING:
-    from bigdm_ray.training.recording import Recording
+    from bigdm_ray.training.recording import RecordingRequest
 
 OF_RUNS = ("weights", "mode", "action_noise", "epsilon", "desired_return", "desired_horizon")
 """Flags of `record` that a random policy does not understand; None where they are not given."""
@@ -100,7 +100,7 @@ def exporting(given: argparse.Namespace) -> int:
 
 def recording(given: argparse.Namespace) -> int:
     """`record`: play, and print the card of what was made."""
-    from bigdm_ray.training.recording import Recording, record
+    from bigdm_ray.training.recording import RecordingRequest, record
     from bigdm_ray.training.rollout import RandomPolicy
 
     if (given.run is None) == (given.random is None):
@@ -115,7 +115,7 @@ def recording(given: argparse.Namespace) -> int:
             )
         task = find_task(given.random)
         asked = [
-            Recording(
+            RecordingRequest(
                 RandomPolicy(task.signature()),
                 task,
                 "random",
@@ -150,11 +150,11 @@ def played_by(
     steps: int | None,
     seed: int,
     stage: int | None = None,
-) -> Recording:
+) -> RecordingRequest:
     """What is to be recorded of a run with these weights."""
     from bigdm_ray.training.acting import command_of, policy_of
     from bigdm_ray.training.loaded import load
-    from bigdm_ray.training.recording import ROWS, NoisyPolicy, Recording
+    from bigdm_ray.training.recording import ROWS, NoisyPolicy, RecordingRequest
     from bigdm_ray.training.run_folder import RunFolder
 
     loaded = load(given.run, weights)
@@ -170,12 +170,12 @@ def played_by(
         stamp(given.run / "run.json"),
         stamp(RunFolder(given.run).weights(weights)),
     )
-    return Recording(
+    return RecordingRequest(
         noisy, loaded.task, who, loaded.version, command, episodes, steps, seed, rows, made_of
     )
 
 
-def milestones(given: argparse.Namespace) -> list[Recording]:
+def milestones(given: argparse.Namespace) -> list[RecordingRequest]:
     """A recording of each stage that a run has kept, the oldest first, with equal shares of the episodes or steps. Raises UserError."""
     from bigdm_ray.training.run_folder import RunFolder
     from bigdm_ray.training.streams import derived_seed

@@ -43,7 +43,7 @@ from bigdm_ray.training.evaluation import ROWS, constant, evaluate_in_parts, joi
 from bigdm_ray.training.learner import pick_device
 from bigdm_ray.training.loaded import Loaded, load
 from bigdm_ray.training.params import Weights
-from bigdm_ray.training.rollout import Origin, rollout
+from bigdm_ray.training.rollout import EpisodeOrigin, rollout
 from bigdm_ray.training.run_folder import versions, write_json
 from bigdm_ray.training.streams import derived_seed, rng
 from bigdm_ray.training.zoo import results
@@ -60,7 +60,7 @@ FAINT, BOLD = (150, 150, 160), (190, 20, 120)
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluateFlags:
     """The flags. None stands for what the run itself has used."""
 
     episodes: int | None = setting(
@@ -110,7 +110,7 @@ class Asked:
     )
 
 
-def score(loaded: Loaded, asked: Asked) -> dict[str, Any]:
+def score(loaded: Loaded, asked: EvaluateFlags) -> dict[str, Any]:
     """Play the episodes; the content of evaluation.json. Raises UserError, RunFailed where no episode ends well, and KeyboardInterrupt where none has ended."""
     if asked.actors > 1 and asked.device != "cpu":
         raise UserError(
@@ -176,7 +176,7 @@ def score(loaded: Loaded, asked: Asked) -> dict[str, Any]:
     }
 
 
-def score_each(loaded: Loaded, asked: Asked) -> dict[str, Any]:
+def score_each(loaded: Loaded, asked: EvaluateFlags) -> dict[str, Any]:
     """`score` of each task of a run of several, and the mean of normalised scores; the content of evaluation.json.
 
     A task in which nothing can be played is told, and left out. Raises RunFailed where that is so
@@ -321,7 +321,7 @@ def record(
             else plain
         )
 
-    env = Summed(task.video_env(derived_seed(seed, "video environments")))
+    env = ReturnCounter(task.video_env(derived_seed(seed, "video environments")))
     try:
         with (
             Progress(f"video of {task.name}", units="frames") as bar,
@@ -334,7 +334,7 @@ def record(
 
             bar.advance(0)
             for number in range(episodes):
-                origin = Origin(
+                origin = EpisodeOrigin(
                     number, 0, task.name, loaded.version, "video", seed, task.max_return
                 )
                 played = rollout(
@@ -361,7 +361,7 @@ def picture(task: Task, frame: np.ndarray) -> np.ndarray:
     return frame
 
 
-class Summed:
+class ReturnCounter:
     """Environments, and the return of their first row so far."""
 
     def __init__(self, env: VectorEnv) -> None:
@@ -431,7 +431,7 @@ def main(arguments: list[str]) -> int:
         nargs="+",
         help="a run folder; of several the scores end in one table, a row each",
     )
-    parser.add_settings(Asked)
+    parser.add_settings(EvaluateFlags)
     parser.add_argument(
         "--video",
         action="store_true",
@@ -447,7 +447,7 @@ def main(arguments: list[str]) -> int:
     )
     acting, others = apart(arguments, OWN)
     given = parser.parse(others)
-    asked = parser.settings(Asked, given)
+    asked = parser.settings(EvaluateFlags, given)
     if given.video:
         require_video()
     reports: list[tuple[Path, dict[str, Any]]] = []

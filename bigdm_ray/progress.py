@@ -1,6 +1,6 @@
 """Signs of life: a bar on a terminal or in a notebook, a line now and then where there is neither.
 
-A `Live` shows what a function says of the work, from a thread of its own: it moves while the work is in a long call too.
+A `LiveDisplay` shows what a function says of the work, from a thread of its own: it moves while the work is in a long call too.
 On a terminal that is tqdm's bar, drawn twice a second. Through a pipe, in a log, under nohup it is a plain line: the
 first after two seconds, then one every ten. What else is said while it is shown goes through `say`.
 """
@@ -27,7 +27,7 @@ WIDTH = 10
 
 
 class _Bar(tqdm):  # type: ignore[misc]
-    monitor_interval = 0  # the thread that draws is that of Live
+    monitor_interval = 0  # the thread that draws is that of LiveDisplay
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def ahead(seconds: float) -> str:
     return f"{seconds / 86400:,.0f} days"
 
 
-class Live:
+class LiveDisplay:
     """Shows what `status` says until it is closed; nothing where it is `quiet`."""
 
     def __init__(
@@ -177,10 +177,10 @@ class Progress:
         self._quiet, self._stream = quiet, stream
         self._began = time.monotonic()
         self._before = self.done = done
-        self._live: Live | None = None
+        self._live: LiveDisplay | None = None
 
     def __enter__(self) -> Progress:
-        self._live = Live(self.status, self._quiet, self._stream)
+        self._live = LiveDisplay(self.status, self._quiet, self._stream)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -29,8 +29,8 @@ from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.progress import Progress, say
 from bigdm_ray.replay.shard import publish
 from bigdm_ray.tables.base import SCALES, Cell, Overview, Scale, find_grid, grids, overviews
-from bigdm_ray.tables.markdown import Measured, measured, overview_table, table
-from bigdm_ray.tables.shelf import SCHEMA_VERSION, Shelf, value_of
+from bigdm_ray.tables.folders import SCHEMA_VERSION, TableFolders, value_of
+from bigdm_ray.tables.markdown import MeasuredBar, measured, overview_table, table
 from bigdm_ray.training.config import Run, read_run, run_from_json
 from bigdm_ray.training.run_folder import SAME, difference, summary_of
 
@@ -50,7 +50,7 @@ def train_cell(asked: dict[str, Any], folder: str) -> dict[str, Any]:
     return train(run, path, resume=begun, local=True)
 
 
-def fill(shelf: Shelf, cells: list[Cell], jobs: int, local: bool) -> list[str]:
+def fill(shelf: TableFolders, cells: list[Cell], jobs: int, local: bool) -> list[str]:
     """Train cells, and show how many have ended; one sentence for each that failed.
 
     A failure stops no other cell.
@@ -62,7 +62,12 @@ def fill(shelf: Shelf, cells: list[Cell], jobs: int, local: bool) -> list[str]:
 
 
 def _fill(
-    shelf: Shelf, cells: list[Cell], jobs: int, local: bool, problems: list[str], bar: Progress
+    shelf: TableFolders,
+    cells: list[Cell],
+    jobs: int,
+    local: bool,
+    problems: list[str],
+    bar: Progress,
 ) -> None:
 
     def done(cell: Cell, run: Run, summary: dict[str, Any] | None, why: str = "") -> None:
@@ -95,7 +100,7 @@ def _fill(
         done(*work[number][:2], summary, why)
 
 
-def draw_overview(overview: Overview, bars: list[Measured], path: Path) -> None:
+def draw_overview(overview: Overview, bars: list[MeasuredBar], path: Path) -> None:
     """Write the picture, and its numbers beside it as JSON. Raises RunFailed."""
     import matplotlib
 
@@ -169,7 +174,7 @@ def write_tables(folder: Path, results: Path, data: Path, runs: Path) -> list[Pa
     texts: dict[str, list[tuple[Scale, str]]] = {}
     for grid in grids().values():
         for scale in SCALES:
-            shelf = Shelf(grid, scale, data, results, runs)
+            shelf = TableFolders(grid, scale, data, results, runs)
             if any(shelf.look(cell)[0] for cell in grid.cells(scale)):
                 texts.setdefault(grid.name, []).append((scale, table(shelf)))
     for overview in overviews().values():
@@ -280,7 +285,7 @@ def main(arguments: list[str]) -> int:
         if not given.show:
             draw_overview(overview, bars, given.results / overview.name / scale / "overview.png")
     else:
-        shelf = Shelf(
+        shelf = TableFolders(
             find_grid(given.table),
             cast(Scale, given.scale),
             given.data,
@@ -295,7 +300,7 @@ def main(arguments: list[str]) -> int:
     return 1 if problems else 0
 
 
-def fill_missing(shelf: Shelf, only: list[str], jobs: int, local: bool) -> list[str]:
+def fill_missing(shelf: TableFolders, only: list[str], jobs: int, local: bool) -> list[str]:
     """Train the cells that are asked for, missing, and possible; one sentence for each that failed. Raises UserError for words that fit none."""
     asked = shelf.chosen(only)
     wanted = []

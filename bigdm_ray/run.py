@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from bigdm_ray import stopping
-from bigdm_ray.baselines.base import Foreign
+from bigdm_ray.baselines.base import ExternalAlgorithm
 from bigdm_ray.doors import door
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.progress import notebook
 from bigdm_ray.replay.shard import SUFFIX
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import (
-    Door,
     Run,
+    RunCommand,
     as_begun,
     described,
     parse,
@@ -34,7 +34,7 @@ from bigdm_ray.training.config import (
     read_run,
     still_rising,
 )
-from bigdm_ray.training.metrics import Listener, Terminal
+from bigdm_ray.training.metrics import Listener, TerminalReporter
 from bigdm_ray.training.run_folder import LOOPS, RunFolder, metrics_of
 from bigdm_ray.training.start import taking_turns
 
@@ -57,7 +57,7 @@ def train(
     Through Ray by default, in this process with `local`. Raises UserError, and RunFailed where the world stops a run.
     """
     shown = notebook() is not None if quiet is None else not quiet
-    progress: contextlib.AbstractContextManager[Terminal | None] = (
+    progress: contextlib.AbstractContextManager[TerminalReporter | None] = (
         bar(run, local) if shown else contextlib.nullcontext()
     )
     with home(run, folder, resume) as path, progress as terminal:
@@ -66,9 +66,9 @@ def train(
 
 
 @contextlib.contextmanager
-def bar(run: Run, local: bool) -> Iterator[Terminal]:
+def bar(run: Run, local: bool) -> Iterator[TerminalReporter]:
     """What shows a run's progress, inside the block."""
-    terminal = Terminal(
+    terminal = TerminalReporter(
         run.total,
         clock=run.clock,
         minutes=run.budget.minutes,
@@ -85,7 +85,7 @@ def _train(
     run: Run, path: Path, listeners: list[Listener], resume: bool, local: bool
 ) -> dict[str, Any]:
     run = as_begun(run, path) if resume else run
-    if isinstance(run.algorithm, Foreign):
+    if isinstance(run.algorithm, ExternalAlgorithm):
         return _train_foreign(run, path, resume, listeners, local)
     if local:
         from bigdm_ray.training.loop import train_local
@@ -100,9 +100,9 @@ def _train_foreign(
     run: Run, path: Path, resume: bool, listeners: list[Listener], local: bool
 ) -> dict[str, Any]:
     import bigdm_ray.distributed  # noqa: F401  (settles how Ray is imported, which the library may do)
-    from bigdm_ray.training.foreign import check, train_foreign
+    from bigdm_ray.training.external import check, train_foreign
 
-    assert isinstance(run.algorithm, Foreign)
+    assert isinstance(run.algorithm, ExternalAlgorithm)
     if local or not run.algorithm.on_ray:
         return train_foreign(run, path, resume, listeners)
     check(run)  # before a Ray is started
@@ -204,7 +204,7 @@ def _since(folder: Path, saved: Path) -> str:
     """Where a checkpoint stands, and how far the run had come by its last report if that is later."""
     run = read_run(folder)
     try:
-        counters = checkpoint.State.read(saved).counters
+        counters = checkpoint.SavedState.read(saved).counters
         come = max((int(report.get(run.clock, 0)) for report in metrics_of(folder)), default=0)
     except (OSError, ValueError, UserError):  # the resume will tell
         return ""
@@ -250,7 +250,7 @@ def main(arguments: list[str]) -> int:
         return _main(asked, folder)
 
 
-def _main(asked: Door, folder: Path) -> int:
+def _main(asked: RunCommand, folder: Path) -> int:
     run = asked.run
     if not asked.quiet:
         print(f"{described(run)}\n{intent(run, folder, asked.local)}", file=sys.stderr)

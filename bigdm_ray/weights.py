@@ -90,7 +90,9 @@ def importing(given: argparse.Namespace) -> int:
 
 
 def import_decision(
-    given: argparse.Namespace, source: Path, found: decision_transformer.Foreign
+    given: argparse.Namespace,
+    source: Path,
+    found: decision_transformer.DecisionTransformerCheckpoint,
 ) -> int:
     """A run folder of a Decision Transformer. Raises UserError where it does not fit the task."""
     task = find_task(given.task)
@@ -140,7 +142,9 @@ def import_decision(
     return 0
 
 
-def import_trajectory(given: argparse.Namespace, found: trajectory_transformer.Foreign) -> int:
+def import_trajectory(
+    given: argparse.Namespace, found: trajectory_transformer.TrajectoryTransformerCheckpoint
+) -> int:
     """A run folder of a Trajectory Transformer, which plans as the task's preset says. Raises UserError where it does not fit the task."""
     if given.bins is None:
         raise UserError(
@@ -245,7 +249,12 @@ def fetched(source: str) -> Path:
     return folder
 
 
-def fits(source: str, found: decision_transformer.Foreign, task: str, signature: Signature) -> None:
+def fits(
+    source: str,
+    found: decision_transformer.DecisionTransformerCheckpoint,
+    task: str,
+    signature: Signature,
+) -> None:
     """Raise UserError where a checkpoint's shapes are not those of the task."""
     actions = list(signature.actions.values())
     bounded = all(
@@ -267,7 +276,7 @@ def fits(source: str, found: decision_transformer.Foreign, task: str, signature:
 
 def complete(
     run: Run,
-    found: decision_transformer.Foreign,
+    found: decision_transformer.DecisionTransformerCheckpoint,
     signature: Signature,
     dataset: Dataset | None,
     statistics: Path | None,
@@ -318,7 +327,7 @@ def exporting(given: argparse.Namespace) -> int:
         )
     fits(
         str(given.run),
-        decision_transformer.Foreign({}, 0, 0, 0, 0, *sizes(model)),
+        decision_transformer.DecisionTransformerCheckpoint({}, 0, 0, 0, 0, *sizes(model)),
         loaded.run.task,
         loaded.signature,
     )

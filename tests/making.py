@@ -7,7 +7,7 @@ import numpy as np
 
 from bigdm_ray.envs import find_task
 from bigdm_ray.replay import Episode, EpisodeId, Store
-from bigdm_ray.training.rollout import Origin, RandomPolicy, rollout
+from bigdm_ray.training.rollout import EpisodeOrigin, RandomPolicy, rollout
 from bigdm_ray.training.streams import rng
 
 
@@ -103,7 +103,7 @@ def origin(task="toy-vector", **more):
         "seed": 0,
         "max_return": find_task(task).max_return,
     }
-    return Origin(task=task, **(fixed | more))
+    return EpisodeOrigin(task=task, **(fixed | more))
 
 
 def played(task, count, seed=1, environments=8, backend="fast", policy=None, commands=None):

@@ -13,11 +13,11 @@ from making import played, same_arrays, small
 import bigdm_ray
 from bigdm_ray.algorithms.base import algorithms, find_algorithm
 from bigdm_ray.algorithms.udrl import Udrl
-from bigdm_ray.baselines.base import Foreign
+from bigdm_ray.baselines.base import ExternalAlgorithm
 from bigdm_ray.doors import door
 from bigdm_ray.envs import Signature, find_task
 from bigdm_ray.envs.batches import rows_reader, values_of
-from bigdm_ray.envs.values import Misfit, flatten
+from bigdm_ray.envs.values import SpaceMismatch, flatten
 from bigdm_ray.errors import UserError
 from bigdm_ray.evaluate import main
 from bigdm_ray.replay import Store
@@ -52,7 +52,7 @@ def loaded_of(kind, task, store, **more):
     algorithm = small(kind, **more)
     signature = find_task(task).signature()
     model = algorithm.build({task: signature}).eval()
-    if not issubclass(kind, Foreign):
+    if not issubclass(kind, ExternalAlgorithm):
         algorithm.fit(model, {task: store}, 0)
     command = {name: COMMAND[name] for name in kind.commands}
     run = Run(algorithm, task, seed=SEED)
@@ -354,7 +354,7 @@ def test_values_of_every_space_come_back(n):
     arrays["arm/0"][:] = np.float32(0.1) + 1  # above what the space holds
     assert space.contains(values_of(SPACE, arrays, n))
     del value["eye"]
-    with pytest.raises(Misfit, match="its observation 'eye' is missing"):
+    with pytest.raises(SpaceMismatch, match="its observation 'eye' is missing"):
         rows_reader(SPACE, n)(value)
 
 

@@ -19,7 +19,7 @@ from bigdm_ray.errors import RunFailed, UserError, install
 from bigdm_ray.evaluate import (
     BOLD,
     FAINT,
-    Asked,
+    EvaluateFlags,
     captioned,
     drawn_into,
     film,
@@ -97,7 +97,7 @@ def test_scores_are_those_of_the_evaluation_with_the_runs_command(folder, capsys
 def test_parts_are_rollouts_of_their_own(folder):
     """So it does not matter who plays them; what a report of several parts says is the sum of them."""
     loaded = load(folder)
-    report = score(loaded, Asked(episodes=8, rows=3))
+    report = score(loaded, EvaluateFlags(episodes=8, rows=3))
     parts = [
         evaluate(loaded.policy("sample"), loaded.task, loaded.command, count, 3, "evaluate", number)
         for number, count in enumerate((3, 3, 2))
@@ -116,7 +116,11 @@ def test_a_planned_run_is_scored_with_as_many_episodes_as_its_own_evaluations(pl
         "bigdm_ray.evaluate.evaluate_in_parts",
         lambda *arguments: asked.append(arguments[3]) or evaluate_in_parts(*arguments),
     )
-    for flags in (Asked(mode="plan"), Asked(mode="mean", episodes=1), Asked(mode="mean")):
+    for flags in (
+        EvaluateFlags(mode="plan"),
+        EvaluateFlags(mode="mean", episodes=1),
+        EvaluateFlags(mode="mean"),
+    ):
         score(load(planned), flags)
     assert asked == [[1], [1], [50, 50]]
 
@@ -149,7 +153,7 @@ def stop_at(monkeypatch, call):
 
 
 def test_ctrl_c_reports_the_episodes_that_have_ended(folder, capsys, monkeypatch):
-    whole = score(load(folder), Asked(episodes=30, rows=10))
+    whole = score(load(folder), EvaluateFlags(episodes=30, rows=10))
     steps = max(whole["lengths"][:10]) + max(whole["lengths"][10:20])
     stop_at(monkeypatch, steps)  # the last step of the second part
     assert door(main, [str(folder), "--episodes", "30", "--rows", "10", "--video"]) == 130
@@ -185,7 +189,7 @@ def terminal(monkeypatch):
 
 def test_a_terminal_shows_how_many_episodes_have_ended(folder, monkeypatch):
     stream = terminal(monkeypatch)
-    score(load(folder), Asked(episodes=6, rows=4))
+    score(load(folder), EvaluateFlags(episodes=6, rows=4))
     shown = stream.getvalue().split("\r")
     assert "0 of 6 episodes" in shown[1] and "6 of 6 episodes" in shown[-1]
 
@@ -242,7 +246,7 @@ def test_settings_that_affect_acting_alone_are_taken_as_flags(planned, tmp_path)
     )
     same = score(
         load(same_but(planned, tmp_path, **given, objective="likelihood")),
-        Asked(episodes=2, seed=4, mode="plan"),
+        EvaluateFlags(episodes=2, seed=4, mode="plan"),
     )
     assert (
         report["returns"] == same["returns"]
@@ -282,11 +286,12 @@ def test_a_transformers_cache_and_context_are_acting_settings(tmp_path):
     dataset_of(tmp_path / "data", "toy-vector", 5)
     train_local(configure("dt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
     report = score(
-        load(tmp_path / "run", acting={"cached": "true", "acting_context": "2"}), Asked(episodes=1)
+        load(tmp_path / "run", acting={"cached": "true", "acting_context": "2"}),
+        EvaluateFlags(episodes=1),
     )
     assert report["cached"] and report["acting"] == {"cached": True, "acting_context": 2}
     assert not score(
-        load(tmp_path / "run", acting={"cached": True}), Asked(episodes=1, cached=False)
+        load(tmp_path / "run", acting={"cached": True}), EvaluateFlags(episodes=1, cached=False)
     )["cached"]
 
 
@@ -359,21 +364,21 @@ def test_acting_settings_are_fields_that_shape_nothing(kind):
 
 def test_seed_and_command_decide_the_returns(folder):
     loaded = load(folder)
-    own = score(loaded, Asked(episodes=20))
-    assert score(loaded, Asked(episodes=20))["returns"] == own["returns"]
-    assert score(loaded, Asked(episodes=20, seed=4))["returns"] != own["returns"]
-    other = score(loaded, Asked(episodes=20, desired_return=-400.0, desired_horizon=900.0))
+    own = score(loaded, EvaluateFlags(episodes=20))
+    assert score(loaded, EvaluateFlags(episodes=20))["returns"] == own["returns"]
+    assert score(loaded, EvaluateFlags(episodes=20, seed=4))["returns"] != own["returns"]
+    other = score(loaded, EvaluateFlags(episodes=20, desired_return=-400.0, desired_horizon=900.0))
     assert other["command"] == {"desired_return": -400.0, "desired_horizon": 900.0}
     assert other["returns"] != own["returns"]
 
 
 def test_mode_defaults_to_the_runs_own(folder):
-    assert score(load(folder), Asked(episodes=1))["mode"] == "sample"
+    assert score(load(folder), EvaluateFlags(episodes=1))["mode"] == "sample"
     settings = json.loads((folder / "run.json").read_text())
     settings["evaluations"]["mode"] = "mean"
     (folder / "run.json").write_text(json.dumps(settings))
-    assert score(load(folder), Asked(episodes=1))["mode"] == "mean"
-    assert score(load(folder), Asked(episodes=1, mode="sample"))["mode"] == "sample"
+    assert score(load(folder), EvaluateFlags(episodes=1))["mode"] == "mean"
+    assert score(load(folder), EvaluateFlags(episodes=1, mode="sample"))["mode"] == "sample"
 
 
 def test_best_weights_come_with_their_own_command(folder):
@@ -391,7 +396,7 @@ def test_discarded_episodes_are_counted(folder):
     settings = json.loads((folder / "run.json").read_text())
     settings["task"] = "toy-broken"
     (folder / "run.json").write_text(json.dumps(settings))
-    report = score(load(folder), Asked(episodes=30))
+    report = score(load(folder), EvaluateFlags(episodes=30))
     assert 0 < report["episodes_discarded"] < 30
     assert report["episodes_discarded"] + len(report["returns"]) == 30
     assert f"{report['episodes_discarded']} more discarded" in table(report)
@@ -612,7 +617,7 @@ def test_an_environment_without_pictures_is_a_users_mistake(folder, capsys, monk
 
 def test_ctrl_c_while_filming_leaves_the_evaluation(folder, capsys, monkeypatch):
     pytest.importorskip("imageio_ffmpeg")
-    whole = score(load(folder), Asked(episodes=4))
+    whole = score(load(folder), EvaluateFlags(episodes=4))
     stop_at(monkeypatch, max(whole["lengths"]) + 3)  # the third step of the video
     assert door(main, [str(folder), "--episodes", "4", "--video"]) == 130
     report, said = written(folder), capsys.readouterr()
@@ -630,7 +635,7 @@ def test_a_terminal_shows_that_filming_goes_on(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "bigdm_ray.evaluate.film", lambda path, fps: contextlib.nullcontext(frames.append)
     )
-    record(load(folder), score(load(folder), Asked(episodes=1)), tmp_path / "video.mp4", 1)
+    record(load(folder), score(load(folder), EvaluateFlags(episodes=1)), tmp_path / "video.mp4", 1)
     shown = stream.getvalue()
     assert (
         "video of toy-vector: 0 frames" in shown

@@ -14,9 +14,9 @@ from bigdm_ray.envs import tasks
 from bigdm_ray.errors import UserError
 from bigdm_ray.reproduce import write_tables
 from bigdm_ray.tables.base import SCALES, Grid, find_grid, grids, overviews
+from bigdm_ray.tables.folders import TableFolders
 from bigdm_ray.tables.markdown import interquartile_mean, measured, table
 from bigdm_ray.tables.peers import peer_file
-from bigdm_ray.tables.shelf import Shelf
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.evaluation import stratified_interval
 
@@ -55,7 +55,7 @@ GRID = Grid(
 @pytest.fixture
 def shelf(tmp_path):
     dataset_of(tmp_path / "data" / "toys-a")
-    return Shelf(GRID, "quick", tmp_path / "data", tmp_path / "results", tmp_path / "runs")
+    return TableFolders(GRID, "quick", tmp_path / "data", tmp_path / "results", tmp_path / "runs")
 
 
 def test_missing_cells_are_trained_once_and_the_rest_prints_as_not_run(shelf, capsys):
@@ -99,7 +99,7 @@ def test_transformers_are_trained_in_bfloat16_where_that_is_asked_for_and_the_ta
         return ("bc", "toys-a", True, TINY) if column == "one" else ("dt", "toys-a", True, dt)
 
     grid = dataclasses.replace(GRID, rows=("a",), seeds=1, make=either)
-    low = Shelf(grid, "quick", shelf.data, shelf.root, shelf.runs, "bf16")
+    low = TableFolders(grid, "quick", shelf.data, shelf.root, shelf.runs, "bf16")
     assert {cell.column: low.run(cell).machines.precision for cell in grid.cells("quick")} == {
         "one": "float32",
         "two": "bf16",
@@ -107,7 +107,7 @@ def test_transformers_are_trained_in_bfloat16_where_that_is_asked_for_and_the_ta
     assert reproduce.fill_missing(low, [], 1, local=True) == []
     found = {f.stem: json.loads(f.read_text())["precision"] for f in low.results.glob("*.json")}
     assert found == {"a--one--1": "float32", "a--two--1": "bf16"}
-    plain = Shelf(grid, "quick", shelf.data, shelf.root, shelf.runs)
+    plain = TableFolders(grid, "quick", shelf.data, shelf.root, shelf.runs)
     assert "2 of 2 runs are finished.\nTrained with --precision bf16: 1 of these." in table(plain)
     (
         low.results / "a--two--1.json"
@@ -126,7 +126,7 @@ def test_where_data_of_a_game_are_missing_the_commands_that_make_them_are_told(t
     """And they are commands: a run of the agent, and a recording of its milestones."""
     from bigdm_ray.data import parser
 
-    shelf = Shelf(
+    shelf = TableFolders(
         find_grid("dt-atari"), "quick", tmp_path / "data", tmp_path / "results", tmp_path / "runs"
     )
     assert reproduce.fill_missing(shelf, ["pong", "seed=1"], 1, local=True) == []
@@ -170,7 +170,7 @@ def test_reachers_rows_are_published_stand_apart_and_say_how_their_data_are_made
         assert np.mean([grid.published[row, "100 %"][0] for row in grid.averaged]) == pytest.approx(
             47.7, abs=0.06
         )
-    shelf = Shelf(grid, "quick", tmp_path, tmp_path / "results", tmp_path / "runs")
+    shelf = TableFolders(grid, "quick", tmp_path, tmp_path / "results", tmp_path / "runs")
     text = table(shelf)
     assert (
         "| reacher-medium-replay | not run" in text
@@ -203,7 +203,9 @@ def understood(command):
 
 
 def test_batches_of_bail_are_recorded_from_the_stages_of_two_sacs(tmp_path, capsys):
-    shelf = Shelf(find_grid("bail"), "quick", tmp_path, tmp_path / "results", tmp_path / "runs")
+    shelf = TableFolders(
+        find_grid("bail"), "quick", tmp_path, tmp_path / "results", tmp_path / "runs"
+    )
     assert reproduce.fill_missing(shelf, ["SAC", "seed=1"], 1, local=True) == []
     lines = [
         line.split("missing: ")[1]
@@ -237,7 +239,7 @@ def test_decision_transformers_of_reacher_read_windows_of_five(tmp_path):
         for cell in find_grid("dt").cells("paper")
         if (cell.row, cell.column) == ("reacher-medium", "DT")
     )
-    run = Shelf(find_grid("dt"), "paper", tmp_path, tmp_path, tmp_path).run(cell)
+    run = TableFolders(find_grid("dt"), "paper", tmp_path, tmp_path, tmp_path).run(cell)
     assert (
         run.algorithm.context == 5
         and run.algorithm.return_scale == 0.1
@@ -252,7 +254,7 @@ def test_the_table_of_bail_clones_with_bails_policy_on_as_many_samples(
     scale, steps, batch, tmp_path
 ):
     dataset_of(tmp_path / "bail-sac-hopper-b1", "hopper", 1)
-    shelf = Shelf(find_grid("bail"), scale, tmp_path, tmp_path, tmp_path)
+    shelf = TableFolders(find_grid("bail"), scale, tmp_path, tmp_path, tmp_path)
     cells = {
         cell.column: cell
         for cell in shelf.grid.cells(scale)
@@ -274,7 +276,7 @@ def test_the_table_of_bail_clones_with_bails_policy_on_as_many_samples(
 def test_the_imitation_table_says_how_many_more_samples_bail_sees(tmp_path):
     dataset_of(tmp_path / "hopper-medium", "hopper", 1)
     for scale in SCALES:
-        shelf = Shelf(find_grid("imitation"), scale, tmp_path, tmp_path, tmp_path)
+        shelf = TableFolders(find_grid("imitation"), scale, tmp_path, tmp_path, tmp_path)
         cells = {
             cell.column: cell
             for cell in shelf.grid.cells(scale)
@@ -539,7 +541,7 @@ def test_the_door_shows_only_what_is_asked_for(tmp_path, capsys):
 def test_intervals_are_over_seeds_and_do_not_grow_with_how_much_rows_differ(shelf):
     """Two rows 100 apart, whose seeds agree to 1."""
     grid = dataclasses.replace(GRID, seeds=3)
-    three = Shelf(grid, "quick", shelf.data, shelf.results.parents[1], shelf.runs)
+    three = TableFolders(grid, "quick", shelf.data, shelf.results.parents[1], shelf.runs)
     for cell in grid.cells("quick"):
         write(three, cell, return_mean=100.0 * (cell.row == "b") + cell.seed)
     text = table(three)
@@ -551,7 +553,7 @@ def test_intervals_are_over_seeds_and_do_not_grow_with_how_much_rows_differ(shel
         and "standard deviation over seeds (95 % bootstrap interval of the mean, from 3 seeds on)"
         in text
     )
-    raw = Shelf(
+    raw = TableFolders(
         dataclasses.replace(grid, averages=False),
         "quick",
         shelf.data,
@@ -566,7 +568,7 @@ def test_intervals_are_over_seeds_and_do_not_grow_with_how_much_rows_differ(shel
     ) and "| b, one | 3 | 102.0 | 101.0 to 103.0 | 102.0 | 1.5 |" in table(raw)
     known = dataclasses.replace(grid, published={("a", "one"): (7, 2)})
     assert "[7 ± 2]" in table(
-        Shelf(known, "quick", shelf.data, shelf.results.parents[1], shelf.runs)
+        TableFolders(known, "quick", shelf.data, shelf.results.parents[1], shelf.runs)
     )
 
 
@@ -578,7 +580,7 @@ def test_rows_that_stand_apart_are_in_no_average_and_print_returns_where_a_task_
         columns=("one",),
         published={("a", "one"): (7, None), ("b", "one"): (50, None)},
     )
-    apart = Shelf(grid, "quick", shelf.data, shelf.results.parents[1], shelf.runs)
+    apart = TableFolders(grid, "quick", shelf.data, shelf.results.parents[1], shelf.runs)
     for cell in grid.cells("quick"):
         write(
             apart,
@@ -686,7 +688,9 @@ def finished(folder, grid, scale, row, column, seed, score):
     cell = next(
         c for c in find_grid(grid).cells(scale) if (c.row, c.column, c.seed) == (row, column, seed)
     )
-    write(Shelf(find_grid(grid), scale, folder, folder, folder), cell, normalized_score=score)
+    write(
+        TableFolders(find_grid(grid), scale, folder, folder, folder), cell, normalized_score=score
+    )
 
 
 def bar_of(bars, domain, method):
@@ -739,7 +743,7 @@ def test_a_bar_is_the_mean_of_its_cells_and_says_how_many_are_there(tmp_path, ca
 
 def peer_came_to(folder, row, score, seed=1):
     """A peer's result beside the cell of CQL."""
-    grid = Shelf(find_grid("value-based"), "quick", folder, folder, folder)
+    grid = TableFolders(find_grid("value-based"), "quick", folder, folder, folder)
     (cell,) = (c for c in grid.chosen([row, "CQL", f"seed={seed}"]) if c.row == row)
     told = {"peer": "d3rlpy 2.8.1", "sha256": "0" * 64, "normalized_score": score}
     spread = {"return_mean": 1000.0, "return_std": 100.0, "return_episodes": 20}
@@ -849,7 +853,7 @@ def test_every_bar_of_every_overview_is_made_of_cells_that_there_are(overview):
 def test_a_run_that_another_table_has_finished_counts_and_is_not_trained_again(tmp_path, capsys):
     dataset_of(tmp_path / "data" / "hopper-medium", "hopper", 1)
     shelves = {
-        name: Shelf(
+        name: TableFolders(
             find_grid(name), "quick", tmp_path / "data", tmp_path / "results", tmp_path / "runs"
         )
         for name in ("percent-bc", "imitation", "dt")
@@ -908,7 +912,7 @@ def test_a_run_that_another_table_has_finished_counts_and_is_not_trained_again(t
 def test_every_finished_cell_that_is_shipped_stays_valid(grid, tmp_path):
     results = Path(__file__).parent.parent / "docs" / "results"
     for scale in SCALES:
-        shipped = Shelf(grid, scale, tmp_path / "data", results, tmp_path / "runs")
+        shipped = TableFolders(grid, scale, tmp_path / "data", results, tmp_path / "runs")
         for cell in grid.cells(scale):
             if shipped.file(cell).is_file():
                 found, why = shipped.look(cell)

@@ -31,7 +31,7 @@ from bigdm_ray.run import main, stopped
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Counters
 from bigdm_ray.training.config import Run, read_run
-from bigdm_ray.training.loop import Round, Session, train_local
+from bigdm_ray.training.loop import RoundResult, Session, train_local
 from bigdm_ray.training.metrics import Report
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder
@@ -505,7 +505,7 @@ def test_ctrl_c_promises_what_resume_does(
     ]
     played = Session.played
 
-    def interrupted(session: Session, round: Round) -> None:
+    def interrupted(session: Session, round: RoundResult) -> None:
         played(session, round)
         if session.counters.env_steps >= at:
             raise KeyboardInterrupt
@@ -531,7 +531,7 @@ def test_ctrl_c_promises_what_resume_does(
         told,
     )
     assert found is not None, told
-    counters = checkpoint.State.read(checkpoint.saved(folder / "checkpoints")[-1]).counters
+    counters = checkpoint.SavedState.read(checkpoint.saved(folder / "checkpoints")[-1]).counters
     assert found[1] == f"{counters.env_steps:,}" and int(found[2].replace(",", "")) > 1000
     assert stopped(tmp_path / "none") == "stopped before the run began"
 

@@ -20,10 +20,10 @@ from bigdm_ray.doors import door
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.dataset import Dataset
-from bigdm_ray.pictures.base import Sweep, told_returns
+from bigdm_ray.pictures.base import SweepFlags, told_returns
 from bigdm_ray.pictures.extrapolation import UNKNOWN, compare, followed
 from bigdm_ray.pictures.obedience import draw_obedience
-from bigdm_ray.pictures.weighting import Weighing, draw_weights, weigh
+from bigdm_ray.pictures.weighting import WeightingFlags, draw_weights, weigh
 from bigdm_ray.plots import main
 from bigdm_ray.replay import Episode, EpisodeId
 from bigdm_ray.training.config import configure
@@ -136,7 +136,7 @@ def test_what_a_critic_promises_stands_against_what_followed(home):
     for parameter in critics.parameters():
         parameter.data.zero_()
     critics.biases[-1].data.copy_(torch.tensor([7.0, 9.0])[:, None, None])
-    here = compare(loaded, Sweep(episodes=4))
+    here = compare(loaded, SweepFlags(episodes=4))
     task = find_task(TASK)
     played = play(loaded.policy("mean"), task, {}, 4, loaded.run.seed, "extrapolation", 0).episodes
     known = [followed(episode, 0.99) for episode in played]
@@ -170,14 +170,14 @@ def test_a_transformer_promises_what_it_predicts_of_the_steps_that_it_looks_back
             embedding = model.embed(seen, acted, torch.full(times.shape, 3.0), times)[0, -1]
             slow.append(float(model.criticise(embedding)) / algorithm.return_scale)
     np.testing.assert_allclose(predicted(model, algorithm, episode), slow, rtol=1e-4, atol=1e-5)
-    here = compare(loaded, Sweep(episodes=2))
+    here = compare(loaded, SweepFlags(episodes=2))
     assert here["promise"] == "predicted return" and here["discount"] == 1
     assert here["data"]["steps"] == Dataset.open(home / "data").steps
 
 
 def test_without_a_critic_a_promise_is_what_is_still_asked_for(home):
     loaded = load(home / "told")
-    here = compare(loaded, Sweep(episodes=2, returns=(5.0,)))
+    here = compare(loaded, SweepFlags(episodes=2, returns=(5.0,)))
     assert here["promise"] == "asked return" and here["data"] is None
     task, command = find_task(TASK), here["command"]
     episodes = play(
@@ -189,7 +189,7 @@ def test_without_a_critic_a_promise_is_what_is_still_asked_for(home):
         np.testing.assert_allclose(mine, left, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(np.sort(here["own"]["promised"]), np.sort(np.concatenate(told)))
     with pytest.raises(UserError, match="asked for one return, but --returns has 2"):
-        compare(loaded, Sweep(returns=(0.0, 1.0)))
+        compare(loaded, SweepFlags(returns=(0.0, 1.0)))
 
 
 def test_the_extrapolation_picture_has_a_panel_for_each_run(home, tmp_path, capsys):
@@ -263,7 +263,7 @@ def test_only_runs_that_weigh_steps_of_one_dataset_are_drawn(home, tmp_path, cap
     assert door(main, [str(home / "told"), "--weighting"]) == 2
     one_error(capsys, "clones no steps by weights", "a run of bc, rwr, awr or bail")
     with pytest.raises(UserError, match="--element is 99, but the state of toy-continuous has"):
-        weigh(load(home / "bc"), Weighing(element=99))
+        weigh(load(home / "bc"), WeightingFlags(element=99))
     dataset_of(tmp_path / "data", TASK, 5)
     flags = ["--budget.learner-steps", "1", *FEW.split()]
     train_local(configure("bc", str(tmp_path / "data"), flags), tmp_path / "other")
@@ -274,7 +274,7 @@ def test_only_runs_that_weigh_steps_of_one_dataset_are_drawn(home, tmp_path, cap
     card = tmp_path / "data" / "dataset.json"
     card.rename(card.with_suffix(".away"))
     with pytest.raises(UserError, match="does not lie at"):
-        weigh(gone, Weighing())
+        weigh(gone, WeightingFlags())
 
 
 def test_a_run_that_plays_has_no_dataset_to_weigh(home):
@@ -284,7 +284,7 @@ def test_a_run_that_plays_has_no_dataset_to_weigh(home):
     )
     playing = types.SimpleNamespace(**{**vars(loaded), "run": run})
     with pytest.raises(UserError, match="nor runs that play do, so there are no steps to weigh"):
-        weigh(playing, Weighing())
+        weigh(playing, WeightingFlags())
 
 
 # --- obedience

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Columns, Prelude, Presets
+from bigdm_ray.algorithms.base import Columns, Presets, Pretraining
 from bigdm_ray.algorithms.bc import Actor, Imitation, acted_on, only_task, steps_of
 from bigdm_ray.algorithms.learned import Loss
 from bigdm_ray.algorithms.online import Online
@@ -71,7 +71,7 @@ class Critic(nn.Module):
         return out
 
 
-class ActorCritic(nn.Module):
+class AwrModel(nn.Module):
     """Actor, critic, and the critic that the stored returns were computed with (`frozen`)."""
 
     def __init__(self, actor: Actor, critic: Critic, frozen: Critic) -> None:
@@ -160,9 +160,9 @@ class Awr(Imitation, Online):
         """Learner steps of critic and actor together."""
         return self.critic_updates + self.actor_updates
 
-    def prelude(self) -> Prelude | None:
+    def prelude(self) -> Pretraining | None:
         """The critic's steps in the first turn."""
-        return Prelude(self.critic_updates, ("critic_updates",))
+        return Pretraining(self.critic_updates, ("critic_updates",))
 
     def view(self, step: int = 0) -> View:
         """Every stored time step alike."""
@@ -174,13 +174,13 @@ class Awr(Imitation, Online):
         critic, frozen = (
             Critic(signature, self.hidden, self.channels, self.discount) for _ in range(2)
         )
-        return ActorCritic(
+        return AwrModel(
             Actor(signature, self.hidden, self.channels, std=self.action_std), critic, frozen
         )
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """One for each network."""
-        assert isinstance(model, ActorCritic)
+        assert isinstance(model, AwrModel)
 
         def made(part: nn.Module, rate: float) -> torch.optim.Optimizer:
             if self.optimizer == "adam":
@@ -198,7 +198,7 @@ class Awr(Imitation, Online):
 
     def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:
         """Freeze the critic; follow the observations' mean and deviation."""
-        assert isinstance(model, ActorCritic)
+        assert isinstance(model, AwrModel)
         if step <= self.standardised_steps and step % self.turn == 0:
             model.actor.encoder.fit(acted_on(stores))
             model.critic.encoder.standardise.load_state_dict(
@@ -210,7 +210,7 @@ class Awr(Imitation, Online):
         self, model: nn.Module, stores: Mapping[str, Store], step: int
     ) -> dict[str, Columns]:
         """TD(lambda) returns `target` and the actor's weights `weight`, from the frozen critic (Peng et al., section 3.2)."""
-        assert isinstance(model, ActorCritic)
+        assert isinstance(model, AwrModel)
         return {task: self._columns(model.frozen, store) for task, store in stores.items()}
 
     def _columns(self, critic: Critic, store: Store) -> Columns:
@@ -225,7 +225,7 @@ class Awr(Imitation, Online):
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
         """Half the critic's squared error, or the actor's weighted negative log-likelihood with the penalty on its outputs (learning/awr_agent.py)."""
-        assert isinstance(model, ActorCritic)
+        assert isinstance(model, AwrModel)
         seen, actions, mask = steps_of(batch)
         if step % self.turn < self.critic_updates:
             error = (

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Columns, Prelude
+from bigdm_ray.algorithms.base import Columns, Pretraining
 from bigdm_ray.algorithms.bc import Actor, Imitation, acted_on, only_task, steps_of
 from bigdm_ray.algorithms.learned import Loss
 from bigdm_ray.envs.signature import Signature
@@ -113,9 +113,9 @@ class Bail(Imitation):
             return View(weight="length", annotations=("return",))
         return View(weight="length", among="selected")
 
-    def prelude(self) -> Prelude | None:
+    def prelude(self) -> Pretraining | None:
         """The envelope's steps, where the policy's come after them."""
-        return None if self.progressive else Prelude(self.envelope_steps, ("envelope_steps",))
+        return None if self.progressive else Pretraining(self.envelope_steps, ("envelope_steps",))
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for more than one task."""

@@ -52,7 +52,7 @@ FOLDERS = ("algorithms", "baselines")
 """Where algorithms are found."""
 
 
-class Judge(NamedTuple):
+class CriticValues(NamedTuple):
     """What a network thinks of actions, in rewards."""
 
     values: Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
@@ -61,7 +61,7 @@ class Judge(NamedTuple):
     discount: float
 
 
-class Prelude(NamedTuple):
+class Pretraining(NamedTuple):
     """What a run on a dataset does before its policy learns what the method is about."""
 
     steps: int
@@ -233,7 +233,7 @@ class Algorithm(ABC):
         model: nn.Module,
         store: Store | None,
         kept: Callable[[], Mapping[str, np.ndarray]],
-    ) -> Judge | None:
+    ) -> CriticValues | None:
         """What the method thinks of actions; None where nothing of it judges them.
 
         `store` holds the dataset, where the run had one and it is at hand; `kept` gives the arrays
@@ -271,7 +271,7 @@ class Algorithm(ABC):
         """What surprises of these settings where episodes are played for training, in one sentence."""
         return None
 
-    def prelude(self) -> Prelude | None:
+    def prelude(self) -> Pretraining | None:
         """The learner steps that a budget must pass to be of use, if there are any."""
         return None
 

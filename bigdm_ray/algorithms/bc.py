@@ -27,7 +27,7 @@ from bigdm_ray.algorithms.learned import Loss, Supervised, leaves_of, of_tasks
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.heads import ActionHead
-from bigdm_ray.models.networks import Encoder, Shared, Trunk, acting_in
+from bigdm_ray.models.networks import Encoder, MultiTaskNetwork, SharedTrunk, acting_in
 from bigdm_ray.replay.store import Store
 from bigdm_ray.replay.windows import View
 from bigdm_ray.settings import setting
@@ -44,7 +44,7 @@ class Actor(nn.Module):
         dropout: float = 0.0,
         std: float | None = 0.0,
         squash: bool = True,
-        trunk: Trunk | None = None,
+        trunk: SharedTrunk | None = None,
     ) -> None:
         """`trunk`, where there is one, takes the place of the layers behind the first."""
         super().__init__()
@@ -83,7 +83,7 @@ def seen_by(
     model: nn.Module, stores: Mapping[str, Store]
 ) -> Iterator[tuple[nn.Module, Iterator[dict[str, np.ndarray]]]]:
     """Each network of a model, and `acted_on` of the tasks that it acts in, where they have episodes."""
-    if not isinstance(model, Shared):
+    if not isinstance(model, MultiTaskNetwork):
         yield model, acted_on(stores)
         return
     for number, part in enumerate(model.parts):
@@ -185,12 +185,12 @@ class Bc(Imitation):
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Several tasks share all layers but the first."""
 
-        def network(signature: Signature, trunk: Trunk | None = None) -> Actor:
+        def network(signature: Signature, trunk: SharedTrunk | None = None) -> Actor:
             return Actor(signature, self.hidden, self.channels, self.dropout, trunk=trunk)
 
         if len(signatures) == 1:
             return network(next(iter(signatures.values())))
-        return Shared(signatures, Trunk([*self.hidden], self.dropout), network)
+        return MultiTaskNetwork(signatures, SharedTrunk([*self.hidden], self.dropout), network)
 
     def learning_rate_factor(self, step: int, optimizer: str) -> float:
         """See Algorithm."""
@@ -204,7 +204,7 @@ class Bc(Imitation):
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
         """Negative log-likelihood of the stored actions; squared error for continuous ones."""
-        if isinstance(model, Shared):
+        if isinstance(model, MultiTaskNetwork):
             return of_tasks(model, batch, lambda part, own: self.loss(part, own, step))
         assert isinstance(model, Actor)
         seen, actions, mask = steps_of(batch)

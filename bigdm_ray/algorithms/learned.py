@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Algorithm, Columns
 from bigdm_ray.envs.signature import Signature
-from bigdm_ray.models.networks import Shared
+from bigdm_ray.models.networks import MultiTaskNetwork
 from bigdm_ray.replay.store import Store
 from bigdm_ray.replay.windows import View, Windows
 
@@ -44,7 +44,9 @@ class Loss(NamedTuple):
 
 
 def of_tasks(
-    model: Shared, batch: dict[str, Tensor], loss: Callable[[nn.Module, dict[str, Tensor]], Loss]
+    model: MultiTaskNetwork,
+    batch: dict[str, Tensor],
+    loss: Callable[[nn.Module, dict[str, Tensor]], Loss],
 ) -> Loss:
     """The loss of a batch of `collate_several`: the sum over the tasks, each with its part of the network.
 

@@ -53,9 +53,9 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.models.heads import ActionHead
 from bigdm_ray.models.networks import (
     Images,
-    Shared,
+    MultiTaskNetwork,
+    SharedTrunk,
     Standardise,
-    Trunk,
     Vector,
     acting_in,
     mlp,
@@ -84,7 +84,7 @@ class BehaviourFunction(nn.Module):
         stack: int,
         scales: tuple[float, float],
         standardise: bool = False,
-        trunk: Trunk | None = None,
+        trunk: SharedTrunk | None = None,
     ) -> None:
         """`trunk`, where there is one, takes the place of the layers behind the gate."""
         super().__init__()
@@ -359,7 +359,7 @@ class Udrl(Supervised, Online):
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Several tasks share what is behind the gate; commands of each pass a layer of its own."""
 
-        def network(signature: Signature, trunk: Trunk | None = None) -> BehaviourFunction:
+        def network(signature: Signature, trunk: SharedTrunk | None = None) -> BehaviourFunction:
             return BehaviourFunction(
                 signature,
                 self.hidden,
@@ -372,7 +372,7 @@ class Udrl(Supervised, Online):
 
         if len(signatures) == 1:
             return network(next(iter(signatures.values())))
-        return Shared(signatures, Trunk([*self.hidden]), network)
+        return MultiTaskNetwork(signatures, SharedTrunk([*self.hidden]), network)
 
     def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:
         """Mean and deviation of what was observed before the first learner step, if asked for."""
@@ -386,7 +386,7 @@ class Udrl(Supervised, Online):
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
         """Negative log-likelihood of the stored actions under the commands that they fulfilled (equation 1)."""
-        if isinstance(model, Shared):
+        if isinstance(model, MultiTaskNetwork):
             return of_tasks(model, batch, lambda part, own: self.loss(part, own, step))
         assert isinstance(model, BehaviourFunction)
         steps = {

@@ -1,9 +1,9 @@
-"""The network that acts for a Foreign algorithm: linear layers equal to those of the library's policy, and how they act.
+"""The network that acts for an ExternalAlgorithm: linear layers equal to those of the library's policy, and how they act.
 
 Libraries name and nest their layers in their own ways; here a policy is one stack of linear layers, so that what they
 trained is copied in order (`layers_of`), stored as safetensors, and acts without them. A `way` says what the outputs
-are: logits, action values, a Gaussian, a Gaussian squashed by tanh, or one whose mean alone is. Pictures pass convolutions first (`Pictures`), which
-the library trains as its own; `Sight` says what of them these see.
+are: logits, action values, a Gaussian, a Gaussian squashed by tanh, or one whose mean alone is. Pictures pass convolutions first (`ImageLayers`), which
+the library trains as its own; `FrameView` says what of them these see.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _told(leaves: dict[str, Leaf]) -> str:
 
 
 @dataclass(frozen=True)
-class Sight:
+class FrameView:
     """How a picture is seen: the last `stack` frames, through convolutions.
 
     They are made smaller by the brightest of each square of `shrink` pixels a side: a mean would all but put out a ball of two pixels.
@@ -108,7 +108,7 @@ class Sight:
         return push_frame(stacks, self.shrunk(frames), first)
 
 
-class Pictures(nn.Module):
+class ImageLayers(nn.Module):
     """Convolutions with ReLU, then one layer with ReLU. The first are 6x6 with stride 3, the others 4x4 with stride 2."""
 
     def __init__(
@@ -139,7 +139,7 @@ class Pictures(nn.Module):
         return out
 
 
-class Actor(nn.Module):
+class LayeredActor(nn.Module):
     """Linear layers with an activation between them; with `free_std`, a Gaussian's deviations are parameters of their own.
 
     A Gaussian's outputs are its means and, without `free_std`, the logarithms of its deviations. `scaled`: the mean -1..1 stands
@@ -156,7 +156,7 @@ class Actor(nn.Module):
         way: Way,
         free_std: bool = False,
         scaled: bool = False,
-        sight: Sight | None = None,
+        sight: FrameView | None = None,
     ) -> None:
         super().__init__()
         kinds = ("discrete",) if way in ("logits", "values") else ("tensor",)
@@ -175,7 +175,7 @@ class Actor(nn.Module):
         )
         self.sight = sight if self.leaf.kind == "image" else None
         self.pictures = (
-            Pictures(self.sight.shape(self.leaf), self.sight.channels, self.sight.features)
+            ImageLayers(self.sight.shape(self.leaf), self.sight.channels, self.sight.features)
             if self.sight
             else None
         )
@@ -200,7 +200,7 @@ class Actor(nn.Module):
 
 
 def layers_of(*modules: nn.Module, log_std: Tensor | None = None) -> dict[str, np.ndarray]:
-    """The state of an Actor whose layers are the linear layers of these modules, in their order."""
+    """The state of a LayeredActor whose layers are the linear layers of these modules, in their order."""
     linear = [
         layer for module in modules for layer in module.modules() if isinstance(layer, nn.Linear)
     ]
@@ -231,8 +231,8 @@ def stacked(arrays: Mapping[str, np.ndarray], *prefixes: str) -> nn.Sequential:
 
 
 def pictures_of(module: nn.Module) -> dict[str, np.ndarray]:
-    """The state of the convolutions of an Actor out of the one Pictures below a library's module; empty where it has none."""
-    found = next((part for part in module.modules() if isinstance(part, Pictures)), None)
+    """The state of the convolutions of a LayeredActor out of the one ImageLayers below a library's module; empty where it has none."""
+    found = next((part for part in module.modules() if isinstance(part, ImageLayers)), None)
     return (
         {}
         if found is None
@@ -243,14 +243,14 @@ def pictures_of(module: nn.Module) -> dict[str, np.ndarray]:
     )
 
 
-class ActorPolicy(Memoryless):
-    """Acts with an Actor. `sample` draws (from action values: with probability `epsilon` any action), `mean` takes the likeliest.
+class LayeredActorPolicy(Memoryless):
+    """Acts with a LayeredActor. `sample` draws (from action values: with probability `epsilon` any action), `mean` takes the likeliest.
 
     Its memory is the frames that it sees of pictures, if any.
     """
 
     def __init__(self, model: nn.Module, mode: Mode, epsilon: float = 0.0) -> None:
-        assert isinstance(model, Actor)
+        assert isinstance(model, LayeredActor)
         if mode == "plan":
             raise UserError(f"{model.name} has no planner; its modes are sample and mean")
         self._model, self._greedy, self._epsilon = model, mode == "mean", epsilon

@@ -4,7 +4,7 @@ A Baseline draws windows like others, but its `update` takes the learner step it
 networks, noise. Target networks are submodules of the network, so that a checkpoint holds them. Chance comes from torch's
 global generator, which the learner seeds at every step.
 
-A Foreign algorithm is trained by another library, through a Trainer; `build` and `policy` are ours, so that a run
+An ExternalAlgorithm is trained by another library, through a Trainer; `build` and `policy` are ours, so that a run
 folder is scored without that library.
 """
 
@@ -53,7 +53,7 @@ def follow(target: nn.Module, online: nn.Module, rate: float) -> None:
 
 
 @dataclass(frozen=True)
-class Bench:
+class TrainerContext:
     """What a Trainer works on."""
 
     task: Task
@@ -65,7 +65,7 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Turn:
+class TrainerResult:
     """What a call of `Trainer.step` came to; `returns` and `lengths` are of the episodes that ended in it."""
 
     env_steps: int
@@ -78,11 +78,11 @@ class Turn:
 class Trainer(Protocol):
     """Another library at work."""
 
-    def step(self, steps: int) -> Turn:
+    def step(self, steps: int) -> TrainerResult:
         """Train for about so many environment steps, or so many learner steps on a dataset."""
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The state of the network that `Foreign.build` makes, as the library has trained it."""
+        """The state of the network that `ExternalAlgorithm.build` makes, as the library has trained it."""
 
     def state(self) -> dict[str, np.ndarray]:
         """All that training needs to go on, as arrays by name."""
@@ -95,7 +95,7 @@ class Trainer(Protocol):
 
 
 @dataclass(frozen=True)
-class Foreign(Algorithm):
+class ExternalAlgorithm(Algorithm):
     """A method that another library trains. Its fields are the library's hyperparameters under the papers' names."""
 
     library: ClassVar[str]
@@ -107,7 +107,7 @@ class Foreign(Algorithm):
     """Steps of one call of `Trainer.step`, at most."""
 
     @abstractmethod
-    def trainer(self, bench: Bench) -> Trainer:
+    def trainer(self, context: TrainerContext) -> Trainer:
         """The library, ready to train. Raises UserError for what it cannot do."""
 
     def require(self) -> None:

@@ -37,7 +37,7 @@ from bigdm_ray.baselines.offline import (
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.autoencoder import Autoencoder
-from bigdm_ray.models.continuous import Spaces
+from bigdm_ray.models.continuous import ContinuousSpaces
 from bigdm_ray.models.heads import normals
 from bigdm_ray.models.networks import mlp
 from bigdm_ray.settings import setting
@@ -46,7 +46,7 @@ from bigdm_ray.settings import setting
 class Perturbation(nn.Module):
     """xi(s, a): moves actions by at most `limit` in each element, within [-1, 1] (section 4, equation 10)."""
 
-    def __init__(self, spaces: Spaces, hidden: tuple[int, ...], limit: float) -> None:
+    def __init__(self, spaces: ContinuousSpaces, hidden: tuple[int, ...], limit: float) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             mlp([spaces.seen + spaces.acted, *hidden]), nn.Linear(hidden[-1], spaces.acted)
@@ -62,7 +62,7 @@ class Perturbation(nn.Module):
 class BcqModel(nn.Module):
     """Auto-encoder, perturbation and critics, with the slow copies of the latter two."""
 
-    def __init__(self, spaces: Spaces, settings: Bcq) -> None:
+    def __init__(self, spaces: ContinuousSpaces, settings: Bcq) -> None:
         super().__init__()
         self.spaces = spaces
         self.autoencoder = Autoencoder(spaces, settings.vae_hidden)
@@ -112,7 +112,7 @@ class Bcq(OfflineBaseline):
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for what is not one task of vectors and bounded continuous actions."""
-        return BcqModel(Spaces(self.name, signatures), self)
+        return BcqModel(ContinuousSpaces(self.name, signatures), self)
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """Adam for each of the three."""

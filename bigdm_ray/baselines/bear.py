@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Mode, Policy, Prelude, Presets, own_flags
+from bigdm_ray.algorithms.base import Mode, Policy, Presets, Pretraining, own_flags
 from bigdm_ray.baselines.base import follow
 from bigdm_ray.baselines.offline import (
     Critics,
@@ -38,7 +38,7 @@ from bigdm_ray.baselines.offline import (
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.autoencoder import Autoencoder
-from bigdm_ray.models.continuous import Gaussian, Spaces
+from bigdm_ray.models.continuous import ContinuousSpaces, DiagonalGaussian
 from bigdm_ray.models.heads import normals
 from bigdm_ray.settings import setting
 
@@ -57,11 +57,13 @@ class Multiplier(nn.Module):
 class BearModel(nn.Module):
     """Auto-encoder, policy, critics and multiplier, with the slow copies of policy and critics."""
 
-    def __init__(self, spaces: Spaces, settings: Bear) -> None:
+    def __init__(self, spaces: ContinuousSpaces, settings: Bear) -> None:
         super().__init__()
         self.spaces = spaces
         self.autoencoder = Autoencoder(spaces, settings.vae_hidden)
-        self.actor = Gaussian(spaces.seen, settings.hidden, spaces.acted, LOG_STD_RANGE, soft=False)
+        self.actor = DiagonalGaussian(
+            spaces.seen, settings.hidden, spaces.acted, LOG_STD_RANGE, soft=False
+        )
         self.actor_target = frozen(self.actor)
         self.critics = Critics(spaces, settings.hidden)
         self.multiplier = Multiplier()
@@ -141,13 +143,13 @@ class Bear(OfflineBaseline):
     )
     candidates: int = setting(10, "actions sampled to act, of which the best is taken", low=1)
 
-    def prelude(self) -> Prelude | None:
+    def prelude(self) -> Pretraining | None:
         """The steps on the discrepancy alone."""
-        return Prelude(self.warm_start, ("warm_start",), "an imitation of the data")
+        return Pretraining(self.warm_start, ("warm_start",), "an imitation of the data")
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for what is not one task of vectors and bounded continuous actions."""
-        return BearModel(Spaces(self.name, signatures), self)
+        return BearModel(ContinuousSpaces(self.name, signatures), self)
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """Adam for each of the four."""

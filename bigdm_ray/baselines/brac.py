@@ -23,7 +23,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Mode, Policy, Prelude, Presets
+from bigdm_ray.algorithms.base import Mode, Policy, Presets, Pretraining
 from bigdm_ray.baselines.base import follow
 from bigdm_ray.baselines.offline import (
     Critics,
@@ -36,7 +36,7 @@ from bigdm_ray.baselines.offline import (
 )
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
-from bigdm_ray.models.continuous import Gaussian, Spaces, squashed_log_prob
+from bigdm_ray.models.continuous import ContinuousSpaces, DiagonalGaussian, squashed_log_prob
 from bigdm_ray.models.heads import normals
 from bigdm_ray.settings import setting
 
@@ -48,10 +48,10 @@ CLIP = 1e-3
 class BracModel(nn.Module):
     """Policy, clone and critics."""
 
-    def __init__(self, spaces: Spaces, settings: Brac) -> None:
+    def __init__(self, spaces: ContinuousSpaces, settings: Brac) -> None:
         super().__init__()
         self.spaces = spaces
-        self.actor = Gaussian(
+        self.actor = DiagonalGaussian(
             spaces.seen, settings.policy_hidden, spaces.acted, LOG_STD_RANGE, soft=True
         )
         self.clone = frozen(self.actor)
@@ -104,15 +104,15 @@ class Brac(OfflineBaseline):
         low=0,
     )
 
-    def prelude(self) -> Prelude | None:
+    def prelude(self) -> Pretraining | None:
         """Cloning, and the critics alone."""
-        return Prelude(
+        return Pretraining(
             self.clone_steps + self.warm_start, ("clone_steps", "warm_start"), "a clone of the data"
         )
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for what is not one task of vectors and bounded continuous actions."""
-        return BracModel(Spaces(self.name, signatures), self)
+        return BracModel(ContinuousSpaces(self.name, signatures), self)
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """Adam for both."""

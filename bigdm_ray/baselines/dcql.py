@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
-from bigdm_ray.algorithms.base import Judge, Memoryless, Mode, Policy
+from bigdm_ray.algorithms.base import CriticValues, Memoryless, Mode, Policy
 from bigdm_ray.algorithms.bc import acted_on, only_task
 from bigdm_ray.algorithms.learned import leaves_of
 from bigdm_ray.baselines.base import Baseline, follow
@@ -33,7 +33,7 @@ from bigdm_ray.replay.windows import View
 from bigdm_ray.settings import setting
 
 
-class Values(nn.Module):
+class QNetwork(nn.Module):
     """Q(s, a) of all actions."""
 
     def __init__(
@@ -60,7 +60,7 @@ class DcqlModel(nn.Module):
     def __init__(self, signature: Signature, settings: Dcql) -> None:
         super().__init__()
         ((self.path, leaf),) = signature.actions.items()
-        self.online = Values(
+        self.online = QNetwork(
             signature.observations, settings.hidden, settings.channels, 1, leaf.choices[0]
         )
         self.target = frozen(self.online)
@@ -127,7 +127,7 @@ class Dcql(Baseline):
         model: nn.Module,
         store: Store | None,
         kept: Callable[[], Mapping[str, np.ndarray]],
-    ) -> Judge:
+    ) -> CriticValues:
         """See Algorithm."""
         assert isinstance(model, DcqlModel)
 
@@ -136,7 +136,7 @@ class Dcql(Baseline):
             chosen: Tensor = model.online(seen).gather(1, taken)[:, 0]
             return chosen
 
-        return Judge(values, self.discount)
+        return CriticValues(values, self.discount)
 
     def update(
         self,

@@ -38,7 +38,7 @@ from bigdm_ray.algorithms.base import (
 from bigdm_ray.algorithms.learned import Loss, Supervised
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
-from bigdm_ray.models.continuous import Ensemble, Spaces
+from bigdm_ray.models.continuous import ContinuousSpaces, Ensemble
 from bigdm_ray.models.networks import Standardise
 from bigdm_ray.replay.episode import Episode
 from bigdm_ray.replay.store import Store
@@ -52,7 +52,7 @@ SEED_BITS = 24
 class MbopModel(nn.Module):
     """The three ensembles, and the statistics that bring their inputs and outputs to one scale."""
 
-    def __init__(self, spaces: Spaces, members: int, hidden: tuple[int, ...]) -> None:
+    def __init__(self, spaces: ContinuousSpaces, members: int, hidden: tuple[int, ...]) -> None:
         super().__init__()
         self.spaces = spaces
         width = spaces.seen + spaces.acted
@@ -257,7 +257,7 @@ class Mbop(Supervised):
             raise UserError(
                 f"--algorithm.samples is {self.samples}, but a multiple of --algorithm.members, which is {self.members}, is expected"
             )
-        return MbopModel(Spaces(self.name, signatures), self.members, self.hidden)
+        return MbopModel(ContinuousSpaces(self.name, signatures), self.members, self.hidden)
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """Adam for all three: their parameters are apart."""

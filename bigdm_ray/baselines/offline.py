@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Judge, Memoryless, Policy
+from bigdm_ray.algorithms.base import CriticValues, Memoryless, Policy
 from bigdm_ray.baselines.base import Baseline
-from bigdm_ray.models.continuous import Ensemble, Spaces
+from bigdm_ray.models.continuous import ContinuousSpaces, Ensemble
 from bigdm_ray.replay.store import Store
 from bigdm_ray.replay.windows import View
 from bigdm_ray.settings import setting
@@ -33,7 +33,7 @@ class Transitions(NamedTuple):
     goes_on: Tensor  # [B], 0 where the episode terminated: there is no value after it. A time limit is no termination
 
     @staticmethod
-    def of(spaces: Spaces, batch: dict[str, Tensor]) -> Transitions:
+    def of(spaces: ContinuousSpaces, batch: dict[str, Tensor]) -> Transitions:
         """From a batch of windows of one step `[B, 1, ...]`."""
         parts: dict[str, dict[str, Tensor]] = {
             "observations": {},
@@ -57,7 +57,7 @@ class Transitions(NamedTuple):
 class Critics(nn.Module):
     """Two critics Q(s, a) side by side, and the slow copies that targets are made of."""
 
-    def __init__(self, spaces: Spaces, hidden: tuple[int, ...]) -> None:
+    def __init__(self, spaces: ContinuousSpaces, hidden: tuple[int, ...]) -> None:
         super().__init__()
         self.online = Ensemble(2, [spaces.seen + spaces.acted, *hidden, 1])
         self.target = frozen(self.online)
@@ -136,11 +136,11 @@ class OfflineBaseline(Baseline):
         model: nn.Module,
         store: Store | None,
         kept: Callable[[], Mapping[str, np.ndarray]],
-    ) -> Judge:
+    ) -> CriticValues:
         """See Algorithm."""
         spaces, critics = model.get_submodule("spaces"), model.get_submodule("critics")
-        assert isinstance(spaces, Spaces) and isinstance(critics, Critics)
-        return Judge(
+        assert isinstance(spaces, ContinuousSpaces) and isinstance(critics, Critics)
+        return CriticValues(
             lambda seen, acted: critics.both(spaces.see(seen), spaces.pack(acted)).amin(0),
             self.discount,
         )
@@ -152,7 +152,9 @@ class OfflineBaseline(Baseline):
         )
 
 
-def on_vectors(spaces: Spaces, choose: Callable[[Tensor, Tensor], Tensor], uniforms: int) -> Policy:
+def on_vectors(
+    spaces: ContinuousSpaces, choose: Callable[[Tensor, Tensor], Tensor], uniforms: int
+) -> Policy:
     """Acts without memory: `choose` makes packed actions `[n, acted]` of rows `[n, seen]` and uniforms `[n, k]`."""
     return Memoryless(
         spaces, lambda seen, chance: spaces.unpack(choose(spaces.see(seen), chance)), uniforms

@@ -5,7 +5,7 @@ environments are ours, EnvPool's where the task has them, behind a vector enviro
 episode apart. Nothing is pickled: networks, optimizer and replay buffer are saved as arrays. The presets of LunarLander
 are those of the RL Zoo (DLR-RM/rl-baselines3-zoo, hyperparams/a2c.yml and dqn.yml).
 
-Pictures are shrunk and stacked before the library sees them, and its features extractor is our `Pictures`. PPO is called
+Pictures are shrunk and stacked before the library sees them, and its features extractor is our `ImageLayers`. PPO is called
 `sb3-ppo`, for `ppo` is RLlib's, whose connectors keep every step of every episode as Python objects. Its presets of Atari's
 games are made for one processor core: a quarter of the usual pixels, and few channels.
 
@@ -27,18 +27,18 @@ from torch import nn
 
 from bigdm_ray.algorithms.base import Mode, Policy, Presets, own_flags
 from bigdm_ray.baselines.actor import (
-    Actor,
-    ActorPolicy,
-    Pictures,
-    Sight,
+    FrameView,
+    ImageLayers,
+    LayeredActor,
+    LayeredActorPolicy,
     layers_of,
     pictures_of,
     plain_leaves,
 )
 from bigdm_ray.baselines.base import (
-    Bench,
-    Foreign,
-    Turn,
+    ExternalAlgorithm,
+    TrainerContext,
+    TrainerResult,
     below,
     load_optimizer,
     optimizer_state,
@@ -62,7 +62,7 @@ BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "t
 
 
 @dataclass(frozen=True)
-class Sb3(Foreign):
+class Sb3(ExternalAlgorithm):
     """What they have in common."""
 
     library: ClassVar[str] = "Stable-Baselines3"
@@ -88,12 +88,12 @@ class Sb3(Foreign):
     clip_rewards: bool = setting(False, "whether training sees the sign of a reward in its place")
 
     @abstractmethod
-    def learner(self, env: Any, bench: Bench) -> Any:
+    def learner(self, env: Any, context: TrainerContext) -> Any:
         """The library's own object."""
 
-    def trainer(self, bench: Bench) -> Sb3Trainer:
-        """See Foreign."""
-        return Sb3Trainer(self, bench)
+    def trainer(self, context: TrainerContext) -> Sb3Trainer:
+        """See ExternalAlgorithm."""
+        return Sb3Trainer(self, context)
 
     @property
     @abstractmethod
@@ -110,9 +110,9 @@ class Sb3(Foreign):
         return 1
 
     @property
-    def sight(self) -> Sight:
+    def sight(self) -> FrameView:
         """How a picture is seen."""
-        return Sight(self.frame_stack, self.shrink, self.channels, self.features)
+        return FrameView(self.frame_stack, self.shrink, self.channels, self.features)
 
     def networks(self, env: Any, hidden: tuple[int, ...]) -> dict[str, Any]:
         """The library's `policy_kwargs` for an environment of `playing`: our convolutions where it shows pictures, then these layers."""
@@ -123,7 +123,7 @@ class Sb3(Foreign):
         return kwargs | {
             "features_extractor_class": extractor(),
             "features_extractor_kwargs": {
-                "pictures": Pictures(shape, self.channels, self.features),
+                "pictures": ImageLayers(shape, self.channels, self.features),
                 "features": self.features,
             },
             "normalize_images": False,
@@ -131,7 +131,7 @@ class Sb3(Foreign):
 
 
 @dataclass(frozen=True)
-class ActorCritic(Sb3):
+class Sb3ActorCritic(Sb3):
     """What A2C and PPO have in common: a policy of tanh layers, a value function of its own layers, several environments in turn."""
 
     hidden: tuple[int, ...] = setting(
@@ -154,11 +154,11 @@ class ActorCritic(Sb3):
         """See Sb3."""
         return self.environments
 
-    def build(self, signatures: Mapping[str, Signature]) -> Actor:
+    def build(self, signatures: Mapping[str, Signature]) -> LayeredActor:
         """See Algorithm: tanh layers to logits, or to the means of a Gaussian whose deviations depend on nothing."""
         (signature,) = signatures.values()
         discrete = plain_leaves(signature, self.name, pictures=True)[3].kind == "discrete"
-        return Actor(
+        return LayeredActor(
             signature,
             self.name,
             self.hidden,
@@ -170,26 +170,26 @@ class ActorCritic(Sb3):
 
     def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
         """See Algorithm."""
-        return ActorPolicy(model, mode)
+        return LayeredActorPolicy(model, mode)
 
     @abstractmethod
     def made(self, env: Any, shared: dict[str, Any]) -> Any:
         """The library's own object, made with these settings and those of one's own."""
 
-    def learner(self, env: Any, bench: Bench) -> Any:
+    def learner(self, env: Any, context: TrainerContext) -> Any:
         """See Sb3."""
         shared = {
             "gamma": self.gamma,
             "vf_coef": self.value_coefficient,
             "max_grad_norm": self.max_norm,
             "policy_kwargs": self.networks(env, self.hidden),
-            "seed": bench.seed,
-            "device": bench.device,
+            "seed": context.seed,
+            "device": context.device,
         }
         made = self.made(env, shared)
         if self.decay:  # over the whole run, which is trained in many calls of `learn`
             rate = made.learning_rate
-            made.lr_schedule = lambda _: rate * max(0.0, 1.0 - made.num_timesteps / bench.budget)
+            made.lr_schedule = lambda _: rate * max(0.0, 1.0 - made.num_timesteps / context.budget)
         return made
 
     def exported(self, learner: Any) -> dict[str, np.ndarray]:
@@ -222,7 +222,7 @@ A2C_PRESETS: Presets = {
 
 
 @dataclass(frozen=True)
-class A2c(ActorCritic):
+class Sb3A2c(Sb3ActorCritic):
     """Hyperparameters of advantage actor-critic (Mnih et al. 2016); the defaults are the library's."""
 
     name: ClassVar[str] = "a2c"
@@ -236,7 +236,7 @@ class A2c(ActorCritic):
     entropy_coefficient: float = setting(0.0, "weight of the entropy bonus", low=0)
 
     def made(self, env: Any, shared: dict[str, Any]) -> Any:
-        """See ActorCritic."""
+        """See Sb3ActorCritic."""
         from stable_baselines3 import A2C
 
         own: dict[str, Any] = {
@@ -274,7 +274,7 @@ PPO_PRESETS: Presets = {
 
 
 @dataclass(frozen=True)
-class Ppo(ActorCritic):
+class Sb3Ppo(Sb3ActorCritic):
     """Hyperparameters of proximal policy optimisation (Schulman et al. 2017); the defaults are the library's."""
 
     name: ClassVar[str] = "sb3-ppo"
@@ -298,8 +298,8 @@ class Ppo(ActorCritic):
         """See Sb3: the library counts passes."""
         return self.environments * self.n_steps // self.batch_size
 
-    def build(self, signatures: Mapping[str, Signature]) -> Actor:
-        """See ActorCritic. Raises UserError for a batch size that does not divide the steps of a bout."""
+    def build(self, signatures: Mapping[str, Signature]) -> LayeredActor:
+        """See Sb3ActorCritic. Raises UserError for a batch size that does not divide the steps of a bout."""
         if (steps := self.environments * self.n_steps) % self.batch_size:
             raise UserError(
                 f"--algorithm.batch-size is {self.batch_size}, but a divisor of the {steps:,} steps of a bout is expected"
@@ -307,7 +307,7 @@ class Ppo(ActorCritic):
         return super().build(signatures)
 
     def made(self, env: Any, shared: dict[str, Any]) -> Any:
-        """See ActorCritic."""
+        """See Sb3ActorCritic."""
         from stable_baselines3 import PPO
 
         own: dict[str, Any] = {
@@ -353,7 +353,7 @@ DQN_PRESETS: Presets = {
 
 
 @dataclass(frozen=True)
-class Dqn(Sb3):
+class Sb3Dqn(Sb3):
     """Hyperparameters of deep Q-learning (Mnih et al. 2015), with targets of `n_steps`, not double; the defaults are the library's but for its exploration."""
 
     name: ClassVar[str] = "dqn"
@@ -389,16 +389,16 @@ class Dqn(Sb3):
         """See Sb3."""
         return self.environments
 
-    def build(self, signatures: Mapping[str, Signature]) -> Actor:
+    def build(self, signatures: Mapping[str, Signature]) -> LayeredActor:
         """See Algorithm: ReLU layers to the value of each action."""
         (signature,) = signatures.values()
-        return Actor(signature, self.name, self.hidden, "relu", "values", sight=self.sight)
+        return LayeredActor(signature, self.name, self.hidden, "relu", "values", sight=self.sight)
 
     def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
         """See Algorithm."""
-        return ActorPolicy(model, mode, self.exploration_final)
+        return LayeredActorPolicy(model, mode, self.exploration_final)
 
-    def learner(self, env: Any, bench: Bench) -> Any:
+    def learner(self, env: Any, context: TrainerContext) -> Any:
         """See Sb3."""
         from stable_baselines3 import DQN
 
@@ -417,8 +417,8 @@ class Dqn(Sb3):
             exploration_final_eps=self.exploration_final,
             max_grad_norm=self.max_norm,
             policy_kwargs=self.networks(env, self.hidden),
-            seed=bench.seed,
-            device=bench.device,
+            seed=context.seed,
+            device=context.device,
         )
         fall = (1.0 - self.exploration_final) / self.exploration_steps
         made.exploration_schedule = lambda _: max(
@@ -432,22 +432,22 @@ class Dqn(Sb3):
         return pictures_of(learner.q_net) | layers_of(learner.q_net.q_net)
 
 
-ALGORITHMS = (A2c, Dqn, Ppo)
+ALGORITHMS = (Sb3A2c, Sb3Dqn, Sb3Ppo)
 
 
 class Sb3Trainer:
     """See Trainer: an algorithm of Stable-Baselines3 that learns in many short calls of its `learn`."""
 
-    def __init__(self, algorithm: Sb3, bench: Bench) -> None:
+    def __init__(self, algorithm: Sb3, context: TrainerContext) -> None:
         from stable_baselines3.common.logger import Logger
 
         self._algorithm = algorithm
         self._ended: list[tuple[float, int]] = []
-        self._env = playing(bench.task.make(algorithm.rows, bench.seed), algorithm, self._ended)
-        self._learner = algorithm.learner(self._env, bench)
+        self._env = playing(context.task.make(algorithm.rows, context.seed), algorithm, self._ended)
+        self._learner = algorithm.learner(self._env, context)
         self._learner.set_logger(Logger(folder=None, output_formats=[]))
 
-    def step(self, steps: int) -> Turn:
+    def step(self, steps: int) -> TrainerResult:
         """See Trainer."""
         learner = self._learner
         before, updates = learner.num_timesteps, learner._n_updates
@@ -462,7 +462,7 @@ class Sb3Trainer:
         ended, self._ended[:] = list(self._ended), []
         returns, lengths = [total for total, _ in ended], [length for _, length in ended]
         learned = (learner._n_updates - updates) * self._algorithm.counted
-        return Turn(learner.num_timesteps - before, learned, returns, lengths, metrics)
+        return TrainerResult(learner.num_timesteps - before, learned, returns, lengths, metrics)
 
     def weights(self) -> dict[str, np.ndarray]:
         """See Trainer."""
@@ -521,13 +521,13 @@ class Sb3Trainer:
 
 
 def extractor() -> Any:
-    """The library's kind of features extractor that is our `Pictures`."""
+    """The library's kind of features extractor that is our `ImageLayers`."""
     from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
     class Extractor(BaseFeaturesExtractor):
         """See `extractor`; each network of the policy gets convolutions of its own."""
 
-        def __init__(self, observation_space: Any, pictures: Pictures, features: int) -> None:
+        def __init__(self, observation_space: Any, pictures: ImageLayers, features: int) -> None:
             super().__init__(observation_space, features)
             self.pictures = copy.deepcopy(pictures)
 

@@ -1,7 +1,7 @@
-"""Stations: actors that are made, set up, called, and made anew when they die.
+"""Slots: actors that are made, set up, called, and made anew when they die.
 
 An actor's constructor does nothing, so it cannot throw (Ray never retries one); its real set-up is
-a method. What a station is set up with is small and travels by value. Calls in flight when an actor
+a method. What a slot is set up with is small and travels by value. Calls in flight when an actor
 dies are for its owner to repeat: every call of this project may be repeated. An object that is lost
 on its way (`fault`) is not the callee's death: the call is made again, after what it carried.
 """
@@ -24,13 +24,13 @@ from bigdm_ray.replay import shard as shards
 from bigdm_ray.training.config import run_from_json
 from bigdm_ray.training.evaluation import Evaluator, Score, Scores
 from bigdm_ray.training.params import Commands, Weights
-from bigdm_ray.training.player import Player
+from bigdm_ray.training.rollout_worker import RolloutWorker
 
 DEATHS = (RayActorError, OutOfMemoryError)
 """What Ray raises where the process that was called is gone; with the latter Ray has ended it."""
 
 
-class Fault(enum.Enum):
+class CallFault(enum.Enum):
     """What became of a call that no program failed."""
 
     DEATH = "the process that was called is gone"
@@ -38,7 +38,7 @@ class Fault(enum.Enum):
     RESULT = "its answer is gone, with the machine that held it"
 
 
-def fault(error: BaseException) -> Fault | None:
+def fault(error: BaseException) -> CallFault | None:
     """What the error of a call says of the machines; None where it says something of the program.
 
     Ray wraps what is raised where a call runs, and an argument that cannot be fetched is raised
@@ -46,17 +46,17 @@ def fault(error: BaseException) -> Fault | None:
     """
     if isinstance(error, RayTaskError):
         gone = isinstance(error.cause, ObjectLostError | RayActorError)
-        return Fault.ARGUMENT if gone else None
+        return CallFault.ARGUMENT if gone else None
     if isinstance(error, DEATHS):
-        return Fault.DEATH
-    return Fault.RESULT if isinstance(error, ObjectLostError) else None
+        return CallFault.DEATH
+    return CallFault.RESULT if isinstance(error, ObjectLostError) else None
 
 
 MAX_DEATHS = 20
 """Deaths and losses in a row, without a call answered between, after which a run gives up."""
 
 
-class Station:
+class ActorSlot:
     """One place on the ring and the actor that stands there now."""
 
     def __init__(
@@ -101,7 +101,7 @@ class Station:
         """A call has been answered: earlier faults are forgiven."""
         self._faults = 0
 
-    def failed(self, generation: int, error: BaseException) -> Fault:
+    def failed(self, generation: int, error: BaseException) -> CallFault:
         """See to it that a call which failed can be made again; what became of it.
 
         A dead actor is made anew, if it is still that generation. Raises an error of the program as
@@ -110,12 +110,12 @@ class Station:
         what = fault(error)
         if what is None:
             raise error
-        if what is Fault.DEATH and generation != self.generation:
+        if what is CallFault.DEATH and generation != self.generation:
             return what
         self._faults += 1
         if self._faults > MAX_DEATHS:
             raise RunFailed(given_up(self.what, what, error))
-        if what is Fault.DEATH:
+        if what is CallFault.DEATH:
             self.stop()
             self.start()
         return what
@@ -140,23 +140,23 @@ class Station:
                 return answer
 
 
-def given_up(who: str, what: Fault, error: BaseException) -> str:
+def given_up(who: str, what: CallFault, error: BaseException) -> str:
     """Why a run ends after so many faults in a row, in one sentence."""
     why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    fate = "died" if what is Fault.DEATH else "lost what it was sent or what it answered"
+    fate = "died" if what is CallFault.DEATH else "lost what it was sent or what it answered"
     wrote = last_words(Path(ray.get_runtime_context().get_temp_dir()), str(error))
     last = f"; it wrote last: {wrote}" if wrote else ""
     return f"the {who} {fate} {MAX_DEATHS} times in a row ({why}){last}"
 
 
 @ray.remote
-class PlayerActor:
+class RolloutActor:
     """Plays rounds. Between calls it keeps nothing worth saving."""
 
     def setup(self, run: dict[str, Any]) -> None:
         """Build network and policy; environments are made when they are first played in."""
         torch.set_num_threads(1)
-        self._player = Player(run_from_json(run))
+        self._player = RolloutWorker(run_from_json(run))
 
     def play(
         self,

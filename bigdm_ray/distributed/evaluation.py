@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from bigdm_ray.distributed.actors import EvaluatorActor, Fault, Station
+from bigdm_ray.distributed.actors import ActorSlot, CallFault, EvaluatorActor
 from bigdm_ray.distributed.cluster import cluster, cpu_options
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.training.config import Machines, Run
@@ -34,7 +34,7 @@ def evaluate_on_actors(
     episodes a part that has ended was. Ctrl-C leaves out what has not ended.
     Raises UserError and RunFailed.
     """
-    crew = dataclasses.replace(
+    settings = dataclasses.replace(
         run,
         machines=Machines(
             actors=min(actors, len(parts)),
@@ -44,13 +44,13 @@ def evaluate_on_actors(
         ),
     )
     scores: dict[int, Score] = {}
-    with cluster(crew):
-        stations: list[Station] = []
+    with cluster(settings):
+        slots: list[ActorSlot] = []
         try:
-            for _ in range(crew.machines.actors):
-                setup = (crew.to_json(),)
-                stations.append(Station("evaluator", EvaluatorActor, cpu_options(), setup))
-            _play(stations, task, weights, command, parts, purpose, scores, on_end)
+            for _ in range(settings.machines.actors):
+                setup = (settings.to_json(),)
+                slots.append(ActorSlot("evaluator", EvaluatorActor, cpu_options(), setup))
+            _play(slots, task, weights, command, parts, purpose, scores, on_end)
         except KeyboardInterrupt:
             pass
         except RayTaskError as error:
@@ -60,13 +60,13 @@ def evaluate_on_actors(
                 raise error.cause from None
             raise
         finally:
-            for station in stations:
-                station.stop()
+            for slot in slots:
+                slot.stop()
     return [scores[number] for number in sorted(scores)]
 
 
 def _play(
-    stations: list[Station],
+    slots: list[ActorSlot],
     task: str,
     weights: Weights,
     command: dict[str, float],
@@ -78,30 +78,30 @@ def _play(
     """Fill `scores`, by the numbers of the parts, as they end."""
     shared = ray.put(weights)
     waiting = list(range(len(parts)))[::-1]
-    running: dict[Any, tuple[Station, int, int | None]] = {
-        s.ready: (s, s.generation, None) for s in stations
+    running: dict[Any, tuple[ActorSlot, int, int | None]] = {
+        s.ready: (s, s.generation, None) for s in slots
     }  # its part, None while it is set up
     while len(scores) < len(parts):
         (ref,), _ = ray.wait(list(running), num_returns=1)
-        station, generation, number = running.pop(ref)
+        slot, generation, number = running.pop(ref)
         try:
             answer = ray.get(ref)
         except RayError as error:
-            what = station.failed(generation, error)
-            if what is Fault.ARGUMENT:
+            what = slot.failed(generation, error)
+            if what is CallFault.ARGUMENT:
                 shared = ray.put(weights)
             if number is not None:
                 waiting.append(number)
-            running[station.ready] = station, station.generation, None
+            running[slot.ready] = slot, slot.generation, None
             continue
         if number is not None:
-            station.answered()
+            slot.answered()
             scores[number] = answer
             on_end(parts[number])
         if waiting:
             number = waiting.pop()
-            running[station.call("part", task, shared, command, parts[number], purpose, number)] = (
-                station,
-                station.generation,
+            running[slot.call("part", task, shared, command, parts[number], purpose, number)] = (
+                slot,
+                slot.generation,
                 number,
             )

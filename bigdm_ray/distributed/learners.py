@@ -20,14 +20,14 @@ import torch
 import torch.distributed as dist
 from ray.exceptions import RayError, RayTaskError
 
-from bigdm_ray.distributed.actors import MAX_DEATHS, Fault, fault, given_up
+from bigdm_ray.distributed.actors import MAX_DEATHS, CallFault, fault, given_up
 from bigdm_ray.distributed.cluster import learner_options, loopback
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay.mixture import Mixture
 from bigdm_ray.replay.store import ShardRef
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import Run, run_from_json
-from bigdm_ray.training.learner import Learner, Progress
+from bigdm_ray.training.learner import Learner, LearnerProgress
 from bigdm_ray.training.parallel import PeerLost
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder
@@ -97,7 +97,7 @@ class LearnerActor:
             self._learner.load(saved.learner, saved.counters.learner_step)
         return self._learner.step
 
-    def update(self, moves: dict[str, Moves], steps: int) -> tuple[Weights | None, Progress]:
+    def update(self, moves: dict[str, Moves], steps: int) -> tuple[Weights | None, LearnerProgress]:
         """Take in shards, then take learner steps; (rank 0's weights, progress)."""
         if self._failed is not None:
             raise self._failed
@@ -109,7 +109,9 @@ class LearnerActor:
                 self._failed = error  # what waits behind this call fails in the same way
             raise
 
-    def _update(self, moves: dict[str, Moves], steps: int) -> tuple[Weights | None, Progress]:
+    def _update(
+        self, moves: dict[str, Moves], steps: int
+    ) -> tuple[Weights | None, LearnerProgress]:
         for task, (taken, moved, gone) in moves.items():
             store = self._stores[task]
             for ref in taken:
@@ -131,7 +133,7 @@ class LearnerActor:
         return self._learner.step, self._learner.state()
 
 
-class Learners:
+class LearnerGroup:
     """The group, seen from the driver. There are no ranks before `start`."""
 
     def __init__(self, run: Run, folder: Path, incarnation: int) -> None:
@@ -169,7 +171,7 @@ class Learners:
     def _bury(self, why: BaseException) -> None:
         self._deaths += 1
         if self._deaths > MAX_DEATHS:
-            raise RunFailed(given_up("learner", Fault.DEATH, why))
+            raise RunFailed(given_up("learner", CallFault.DEATH, why))
         self.stop()
 
     def stop(self) -> None:

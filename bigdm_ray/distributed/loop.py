@@ -21,9 +21,9 @@ from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from bigdm_ray import stopping
 from bigdm_ray.algorithms.base import Columns
-from bigdm_ray.distributed.actors import Fault
+from bigdm_ray.distributed.actors import CallFault
 from bigdm_ray.distributed.cluster import cluster
-from bigdm_ray.distributed.crew import RayCrew, as_round
+from bigdm_ray.distributed.executor import RayExecutor, as_round
 from bigdm_ray.errors import RunFailed, UserError, full_disk, full_memory
 from bigdm_ray.replay.episode import FOREIGN
 from bigdm_ray.replay.shard import SUFFIX, UNNUMBERED
@@ -85,19 +85,19 @@ def _train(
         session.note(damage)
         driver = Driver(session)
         with session.now.busy("starting actors and learners"):
-            crew = RayCrew(
+            executor = RayExecutor(
                 run,
                 folder,
                 resumed if exact else None,
                 session.counters.incarnation,
                 driver.rolled_back,
             )
-        end.callback(crew.close)
+        end.callback(executor.close)
         if exact:
-            (study if run.offline else loop)(session, crew)
+            (study if run.offline else loop)(session, executor)
         else:
-            driver.drive(crew)
-        return session.finish(crew) | {"folder": str(folder)}
+            driver.drive(executor)
+        return session.finish(executor) | {"folder": str(folder)}
 
 
 def counted(run: Run, home: RunFolder) -> tuple[Checkpoint, list[str]]:
@@ -146,7 +146,7 @@ def counted(run: Run, home: RunFolder) -> tuple[Checkpoint, list[str]]:
 
 
 @dataclass
-class Job:
+class PendingCall:
     """A call in flight: where, of which generation, what to do with its answer, how to make it again."""
 
     refs: list[Any]
@@ -157,7 +157,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedRound:
     """A round of a group that waits to be stored."""
 
     group: int
@@ -170,11 +170,11 @@ class Finished:
 class Driver:
     """Asynchronous training: keeps rollouts, storing, learning and evaluation in flight until the budget is spent."""
 
-    crew: RayCrew
+    executor: RayExecutor
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._jobs: dict[Any, Job] = {}
+        self._jobs: dict[Any, PendingCall] = {}
         self._playing = {group: 0 for group in range(session.run.groups)}
         self._learning = 0
         self._owed_in_flight = 0
@@ -183,7 +183,7 @@ class Driver:
         self._warming_up = 0
         self._next_round = session.counters.round
         self._episodes_in_flight = 0
-        self._waiting: list[Finished] = []
+        self._waiting: list[FinishedRound] = []
         self._storing = 0
 
     def rolled_back(self, step: int, incarnation: int) -> None:
@@ -192,9 +192,9 @@ class Driver:
         self._learning = self._owed_in_flight = 0
         self.session.rolled_back(step, incarnation)
 
-    def drive(self, crew: RayCrew) -> None:
+    def drive(self, executor: RayExecutor) -> None:
         """Until the budget is spent: hand out, wait, read. A signal to stop has it save first."""
-        self.crew = crew
+        self.executor = executor
         session = self.session
         session.begin()
         with stopping.held() as asked:
@@ -229,7 +229,7 @@ class Driver:
         """Store what is being played, then take the learner steps that are still owed."""
         while self._jobs:
             self._settle(timeout=1.0)
-        self.session.learn(self.crew, self._owed())
+        self.session.learn(self.executor, self._owed())
         self.session.counters.round, self.session.counters.open_rounds = self._next_round, []
 
     def _save(self) -> None:
@@ -237,7 +237,7 @@ class Driver:
         in_flight = {round for job in self._jobs.values() for round in job.rounds}
         counters.open_rounds = sorted(in_flight | {one.summary["round"] for one in self._waiting})
         counters.round = self._next_round
-        self.session.save(self.crew)
+        self.session.save(self.executor)
 
     # --- handing out
 
@@ -257,7 +257,7 @@ class Driver:
     def _owed(self) -> int:
         if self._warming_up and self.session.run.several:  # statistics are taken of all of them
             return 0
-        return self.session.owed(self.crew.tables())
+        return self.session.owed(self.executor.tables())
 
     def _start_rollouts(self) -> None:
         run = self.session.run
@@ -270,7 +270,7 @@ class Driver:
                 and not self._enough()
             ):
                 task = self.session.turn(self._next_round)
-                table = self.crew.tables()[task]
+                table = self.executor.tables()[task]
                 commands = self.session.ask(task, table, self._next_round, count)
                 self._play(
                     task,
@@ -302,8 +302,8 @@ class Driver:
     def _submit_play(
         self, task: str, round: int, group: int, commands: Columns, share: slice, random: bool
     ) -> None:
-        weights = self.crew.weights_ref
-        station, generation, (data, summary) = self.crew.submit(
+        weights = self.executor.weights_ref
+        slot, generation, (data, summary) = self.executor.submit(
             task, round, group, self.session.counters.saves, commands, share, random
         )
 
@@ -311,18 +311,18 @@ class Driver:
             self._submit_play(task, round, group, commands, share, random)
 
         def lost(error: BaseException) -> None:
-            if station.failed(generation, error) is Fault.ARGUMENT:
-                self.crew.renewed(weights)
+            if slot.failed(generation, error) is CallFault.ARGUMENT:
+                self.executor.renewed(weights)
             again()
 
         def done(answer: list[Any]) -> None:
-            station.answered()
+            slot.answered()
             self._playing[group] -= 1
             count = share.stop - share.start
-            self._waiting.append(Finished(group, data, answer[0], count, again))
+            self._waiting.append(FinishedRound(group, data, answer[0], count, again))
             self._commit()
 
-        self._jobs[summary] = Job([summary], done, lost, rounds=(round,))
+        self._jobs[summary] = PendingCall([summary], done, lost, rounds=(round,))
 
     def _commit(self) -> None:
         """Store what waits of a task, in one call and with one sync; while it is under way others wait."""
@@ -332,18 +332,18 @@ class Driver:
             self._waiting = [one for one in self._waiting if one.summary["task"] != task]
             self._store(together)
 
-    def _store(self, together: list[Finished]) -> None:
+    def _store(self, together: list[FinishedRound]) -> None:
         """Store rounds of a task; one that is lost on the way is played again."""
-        station = self.crew.replay
-        generation = station.generation
+        slot = self.executor.replay
+        generation = slot.generation
         sent = [one.data for one in together if one.summary["episodes"]]
         task = together[0].summary["task"]
-        ref = station.call("add", task, *sent)
+        ref = slot.call("add", task, *sent)
         self._storing += 1
 
         def lost(error: BaseException) -> None:
             self._storing -= 1
-            if station.failed(generation, error) is not Fault.ARGUMENT:
+            if slot.failed(generation, error) is not CallFault.ARGUMENT:
                 self._store(together)
             elif len(together) > 1:  # which one it was shows when each goes by itself
                 for one in together:
@@ -355,9 +355,9 @@ class Driver:
 
         def done(answer: list[Any]) -> None:
             self._storing -= 1
-            station.answered()
+            slot.answered()
             receipt: Receipt = answer[0]
-            self.crew.stored(task, receipt)
+            self.executor.stored(task, receipt)
             end = 0
             for one in together:
                 start, end = end, end + one.summary["episodes"]
@@ -369,7 +369,7 @@ class Driver:
             self._commit()
 
         rounds = tuple(one.summary["round"] for one in together)
-        self._jobs[ref] = Job([ref], done, lost, rounds=rounds)
+        self._jobs[ref] = PendingCall([ref], done, lost, rounds=rounds)
 
     def _start_learning(self) -> None:
         while self._learning < IN_FLIGHT:
@@ -381,22 +381,22 @@ class Driver:
             self._learn(steps)
 
     def _learn(self, steps: int) -> None:
-        learners = self.crew.learners
+        learners = self.executor.learners
         generation = learners.generation
-        weights, *progress = learners.update(self.crew.moves(), steps)
+        weights, *progress = learners.update(self.executor.moves(), steps)
         self._learning += 1
         self._owed_in_flight += steps
 
         def lost(error: BaseException) -> None:
-            self.crew.learners_lost(generation, error, progress)
+            self.executor.learners_lost(generation, error, progress)
 
         def done(answer: list[Any]) -> None:
             self._learning -= 1
             self._owed_in_flight -= steps
-            self.crew.learned(answer[0], weights)
+            self.executor.learned(answer[0], weights)
             self.session.learned(answer[0])
 
-        self._jobs[progress[0]] = Job(progress, done, lost, learning=True)
+        self._jobs[progress[0]] = PendingCall(progress, done, lost, learning=True)
 
     # --- evaluation
 
@@ -404,34 +404,34 @@ class Driver:
         if self._evaluating or not self.session.evaluation_due():
             return
         self._evaluating = True
-        commands = self.session.commands(self.crew.tables())
+        commands = self.session.commands(self.executor.tables())
         self._score(
-            self.crew.weights_ref,
+            self.executor.weights_ref,
             commands,
             self.session.counters.evaluations,
             self.session.counters.env_steps,
         )
 
     def _score(self, weights: Any, commands: Commands, number: int, at: int) -> None:
-        station = self.crew.evaluator
-        generation = station.generation
-        ref = station.call(
+        slot = self.executor.evaluator
+        generation = slot.generation
+        ref = slot.call(
             "score", weights, commands, self.session.run.evaluations.episodes, "validation", number
         )
 
         def lost(error: BaseException) -> None:
-            gone = station.failed(generation, error) is Fault.ARGUMENT
-            fresh = self.crew.renewed(weights) if gone else weights
+            gone = slot.failed(generation, error) is CallFault.ARGUMENT
+            fresh = self.executor.renewed(weights) if gone else weights
             self._score(fresh, commands, number, at)
 
         def done(answer: list[Any]) -> None:
             try:
                 scored = ray.get(weights)
             except ObjectLostError:  # they might be the best, and cannot be kept
-                self._score(self.crew.renewed(weights), commands, number, at)
+                self._score(self.executor.renewed(weights), commands, number, at)
                 return
-            station.answered()
+            slot.answered()
             self._evaluating = False
             self.session.evaluated(answer[0], scored, at)
 
-        self._jobs[ref] = Job([ref], done, lost)
+        self._jobs[ref] = PendingCall([ref], done, lost)

@@ -31,7 +31,7 @@ class ReplayActor:
         self._stores = Stores(settings, self._home, flat_bytes=0).open(leave=outlived)
 
     def add(self, task: str, *encoded: bytes) -> Receipt:
-        """Store what one or more players have encoded of a task; returns once it is synced."""
+        """Store what one or more workers have encoded of a task; returns once it is synced."""
         return self._stores.by_task[task].add_encoded(*(data for data in encoded if len(data)))
 
     def tables(self) -> dict[str, Table]:

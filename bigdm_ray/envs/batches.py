@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bigdm_ray.envs.values import Arrays, Misfit, below, kind, named, reader, unflatten
+from bigdm_ray.envs.values import Arrays, SpaceMismatch, below, kind, named, reader, unflatten
 from bigdm_ray.envs.vector import stack
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def rows_reader(space: gymnasium.Space[Any], n: int | None) -> Callable[[Any], Arrays]:
     """A function from one value of `space`, or from n of them, to arrays `[n or 1, ...]` by path.
 
-    It raises Misfit, and so it does for a number that is not finite.
+    It raises SpaceMismatch, and so it does for a number that is not finite.
     """
     read = reader(space)
 
@@ -30,14 +30,16 @@ def rows_reader(space: gymnasium.Space[Any], n: int | None) -> Callable[[Any], A
         for path, values in out.items():
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 bad = values[~np.isfinite(values)][0]
-                raise Misfit(f"{named(path)} has an element {bad}, but finite numbers are expected")
+                raise SpaceMismatch(
+                    f"{named(path)} has an element {bad}, but finite numbers are expected"
+                )
         return out
 
     return rows
 
 
 def _rows(space: gymnasium.Space[Any], value: Any, n: int, path: str) -> list[Any]:
-    """n values of a space, each by itself. Raises Misfit where there are not n of each leaf."""
+    """n values of a space, each by itself. Raises SpaceMismatch where there are not n of each leaf."""
     from gymnasium import spaces
 
     if isinstance(space, spaces.Dict | spaces.Tuple):
@@ -48,7 +50,7 @@ def _rows(space: gymnasium.Space[Any], value: Any, n: int, path: str) -> list[An
             try:
                 part = value[name]
             except (LookupError, TypeError):
-                raise Misfit(
+                raise SpaceMismatch(
                     f"{named(where)} is missing in what is of type {kind(value)}"
                 ) from None
             parts[name] = _rows(child, part, n, where)
@@ -56,11 +58,11 @@ def _rows(space: gymnasium.Space[Any], value: Any, n: int, path: str) -> list[An
     try:
         found = len(value)
     except TypeError:
-        raise Misfit(
+        raise SpaceMismatch(
             f"{named(path)} is one {kind(value)}, but {n} rows of them are expected"
         ) from None
     if found != n or isinstance(value, str | dict):
-        raise Misfit(f"{named(path)} has {found} rows, but {n} are expected")
+        raise SpaceMismatch(f"{named(path)} has {found} rows, but {n} are expected")
     return list(value)
 
 

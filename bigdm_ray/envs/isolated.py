@@ -1,4 +1,4 @@
-"""Rows of environments in a process of their own: what ends that process does not end the player.
+"""Rows of environments in a process of their own: what ends that process does not end the worker.
 
 For suites that say so (`Suite.isolate`): simulators that may crash, or that must not share
 a process with other libraries. Messages are JSON and plain arrays, over a pair of sockets.
@@ -26,7 +26,7 @@ END_S = 10.0
 """Seconds that a process is given to end by itself."""
 
 
-class Ended(Exception):
+class EnvProcessEnded(Exception):
     """The process of the environments is no more: one clause why."""
 
 
@@ -52,7 +52,7 @@ def unpacked(message: bytes) -> tuple[dict[str, Any], Arrays]:
     return head, arrays
 
 
-class Child:
+class EnvProcess:
     """A process that holds environments, and answers (`envs/isolated_child.py`)."""
 
     def __init__(self) -> None:
@@ -63,19 +63,19 @@ class Child:
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the player, which ends it
+                start_new_session=True,  # Ctrl-C is for the worker, which ends it
             )
         self._line = Connection(ours.detach())
 
     def ask(
         self, verb: str, arrays: Arrays | None = None, **head: Any
     ) -> tuple[dict[str, Any], Arrays]:
-        """Its answer. Raises Ended, and what it says was raised: UserError, RunFailed."""
+        """Its answer. Raises EnvProcessEnded, and what it says was raised: UserError, RunFailed."""
         try:
             self._line.send_bytes(packed({"verb": verb, **head}, arrays or {}))
             answer, values = unpacked(self._line.recv_bytes())
         except (EOFError, OSError):
-            raise Ended(f"its process {self._end()}") from None
+            raise EnvProcessEnded(f"its process {self._end()}") from None
         if "raised" in answer:
             raise (UserError if answer["raised"] == "UserError" else RunFailed)(answer["why"])
         return answer, values
@@ -101,10 +101,10 @@ class Child:
 
 def signature_of(task: str) -> Signature:
     """The signature of a task, of an environment elsewhere. Raises UserError, RunFailed."""
-    child = Child()
+    child = EnvProcess()
     try:
         return Signature.from_json(child.ask("signature", task=task)[0]["signature"])
-    except Ended as end:
+    except EnvProcessEnded as end:
         raise RunFailed(f"an environment of {task} cannot be made: {end}") from None
     finally:
         child.close()
@@ -128,12 +128,12 @@ class IsolatedRows:
         self._begin()
 
     def _begin(self) -> None:
-        self._child = Child()
+        self._child = EnvProcess()
         made_of: dict[str, Any] = {"task": self._task, "n": self.n, "seed": self._reseeded()}
         made_of |= {"backend": self._backend, "render": self._render}
         try:
             answer, _ = self._child.ask("make", **made_of)
-        except Ended as end:
+        except EnvProcessEnded as end:
             raise RunFailed(f"environments of {self._task} cannot be made: {end}") from None
         self.signature = Signature.from_json(answer["signature"])
 
@@ -167,7 +167,7 @@ class IsolatedRows:
     def _asked(self, verb: str, rows: np.ndarray, actions: Arrays) -> Step:
         try:
             head, arrays = self._child.ask(verb, {"rows": rows, **_under("a/", actions)})
-        except Ended as end:
+        except EnvProcessEnded as end:
             self._deaths += 1
             self._lost = dict.fromkeys(set(range(self.n)) - set(rows.tolist()), str(end))
             self._begin()

@@ -14,7 +14,7 @@ from bigdm_ray.envs.vector import Arrays, VectorEnv
 from bigdm_ray.errors import RunFailed, UserError
 
 
-class Rows:
+class HostedRows:
     """What is held here, and what is answered about it."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Rows:
 
 def main(descriptor: int) -> None:
     """Answer until nobody asks any more."""
-    line, rows = Connection(descriptor), Rows()
+    line, rows = Connection(descriptor), HostedRows()
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             head, arrays = unpacked(line.recv_bytes())

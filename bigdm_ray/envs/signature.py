@@ -24,7 +24,7 @@ COLOURS = (1, 3, 4)
 """How many channels grey pictures, coloured ones, and those with transparency have."""
 
 
-class Misfit(ValueError):
+class SpaceMismatch(ValueError):
     """What came is not what spaces or a signature say: one clause, "its ..."."""
 
 
@@ -81,34 +81,38 @@ class Signature:
         }
 
     def check(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Raise Misfit, with the leaf, what came and what was expected, for observations `[n, ...]`
+        """Raise SpaceMismatch, with the leaf, what came and what was expected, for observations `[n, ...]`
         by path that are not of this signature. Types may differ where numpy casts them of itself (a
         float of another width, whole numbers for floats), as models do."""
         for path in arrays:
             if path not in self.observations:
                 expected = ", ".join(map(repr, self.observations))
-                raise Misfit(f"{named(path)} is not known, but {expected} are expected")
+                raise SpaceMismatch(f"{named(path)} is not known, but {expected} are expected")
         for path, leaf in self.observations.items():
             values = arrays.get(path)
             if values is None:
-                raise Misfit(f"{named(path)} is missing, but {leaf.dtype} {leaf.shape} is expected")
+                raise SpaceMismatch(
+                    f"{named(path)} is missing, but {leaf.dtype} {leaf.shape} is expected"
+                )
             if values.shape[1:] != leaf.shape or values.ndim == 0:
-                raise Misfit(
+                raise SpaceMismatch(
                     f"{named(path)} has the shape {values.shape[1:]}, but {leaf.shape} is expected"
                 )
             if not np.can_cast(values.dtype, leaf.dtype, "same_kind"):
-                raise Misfit(
+                raise SpaceMismatch(
                     f"{named(path)} is of type {values.dtype}, but {leaf.dtype} is expected"
                 )
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 odd = values[~np.isfinite(values)][0]
-                raise Misfit(f"{named(path)} has an element {odd}, but finite numbers are expected")
+                raise SpaceMismatch(
+                    f"{named(path)} has an element {odd}, but finite numbers are expected"
+                )
             if leaf.kind == "discrete":
                 most = np.array(leaf.choices).reshape(leaf.shape) - 1
                 bad = (values < 0) | (values > most)
                 if bad.any():
                     limit = np.broadcast_to(most, values.shape)[bad][0]
-                    raise Misfit(
+                    raise SpaceMismatch(
                         f"{named(path)} has an element {values[bad][0]}, "
                         f"but 0 to {limit} are expected"
                     )

@@ -1,7 +1,7 @@
 """Values of gymnasium spaces as arrays by path, and back; what comes is held against its space.
 
 `reader(space)` makes the function that takes values apart, once, so that a step pays for little
-more than the shapes and types that it compares. A misfit raises `Misfit`, whose text is one clause
+more than the shapes and types that it compares. A misfit raises `SpaceMismatch`, whose text is one clause
 with the leaf, what came and what was expected.
 
 What loses nothing is taken: truth values and whole numbers where floats are expected, any float for
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bigdm_ray.envs.signature import Misfit as Misfit
+from bigdm_ray.envs.signature import SpaceMismatch as SpaceMismatch
 from bigdm_ray.envs.signature import channels_first, leaf_dtype
 from bigdm_ray.envs.signature import named as named
 
@@ -40,7 +40,7 @@ def below(path: str, name: object) -> str:
 def reader(space: gymnasium.Space[Any], path: str = "") -> Callable[[Any], Arrays]:
     """A function from a value of `space` to arrays by path, shaped and typed as `leaves(space)`.
 
-    It raises Misfit.
+    It raises SpaceMismatch.
     """
     from gymnasium import spaces
 
@@ -59,7 +59,7 @@ def reader(space: gymnasium.Space[Any], path: str = "") -> Callable[[Any], Array
 
 
 def flatten(space: gymnasium.Space[Any], value: Any, path: str = "") -> Arrays:
-    """One value of a gymnasium space as arrays by path. Raises Misfit. For many: `reader`."""
+    """One value of a gymnasium space as arrays by path. Raises SpaceMismatch. For many: `reader`."""
     return reader(space, path)(value)
 
 
@@ -79,7 +79,7 @@ def _parts(
             try:
                 part = value[name]
             except (LookupError, TypeError):
-                raise Misfit(
+                raise SpaceMismatch(
                     f"{named(where)} is missing in what is of type {kind(value)}"
                 ) from None
             out.update(child(part))
@@ -117,7 +117,9 @@ def _discrete(space: gymnasium.spaces.Discrete[Any], path: str) -> Callable[[Any
             value = whole(numbers(value, (), path, np.dtype(np.int32)), path)
         picked = int(value) - start
         if not 0 <= picked < n:
-            raise Misfit(f"{named(path)} is {value}, but {start} to {start + n - 1} are expected")
+            raise SpaceMismatch(
+                f"{named(path)} is {value}, but {start} to {start + n - 1} are expected"
+            )
         return np.asarray(picked, np.int32)
 
     return read
@@ -137,7 +139,7 @@ def _picks(space: gymnasium.Space[Any], path: str) -> Callable[[Any], np.ndarray
         bad = (picked < 0) | (picked >= n)
         if bad.any():
             got, first, choices = ((v[bad][0]) for v in (picked + start, start, n))
-            raise Misfit(
+            raise SpaceMismatch(
                 f"{named(path)} has an element {got}, "
                 f"but {first} to {first + choices - 1} are expected"
             )
@@ -152,9 +154,9 @@ def _text(space: gymnasium.spaces.Text, path: str) -> Callable[[Any], np.ndarray
 
     def read(value: Any) -> np.ndarray:
         if not isinstance(value, str):
-            raise Misfit(f"{named(path)} is of type {kind(value)}, but text is expected")
+            raise SpaceMismatch(f"{named(path)} is of type {kind(value)}, but text is expected")
         if len(value) > longest:
-            raise Misfit(
+            raise SpaceMismatch(
                 f"{named(path)} is a text of {len(value):,} characters, "
                 f"but at most {longest:,} are expected"
             )
@@ -164,68 +166,72 @@ def _text(space: gymnasium.spaces.Text, path: str) -> Callable[[Any], np.ndarray
 
 
 def numbers(value: Any, shape: tuple[int, ...], path: str, dtype: np.dtype[Any]) -> np.ndarray:
-    """Numbers or truth values of this shape; `dtype` is what others are told. Raises Misfit."""
+    """Numbers or truth values of this shape; `dtype` is what others are told. Raises SpaceMismatch."""
     try:
         array = np.asarray(value)
         if array.dtype.kind == "O":  # numbers as objects: what they are, numpy finds out of a list
             array = np.asarray(array.tolist())
     except ValueError:
-        raise Misfit(
+        raise SpaceMismatch(
             f"{named(path)} is a ragged {kind(value)}, but the shape {shape} is expected"
         ) from None
     if array.shape != shape:
-        raise Misfit(f"{named(path)} has the shape {array.shape}, but {shape} is expected")
+        raise SpaceMismatch(f"{named(path)} has the shape {array.shape}, but {shape} is expected")
     if array.dtype.kind not in "biuf":
-        raise Misfit(f"{named(path)} is of type {kind(value)}, but {dtype} is expected")
+        raise SpaceMismatch(f"{named(path)} is of type {kind(value)}, but {dtype} is expected")
     return array
 
 
 def whole(array: np.ndarray, path: str) -> np.ndarray:
-    """Whole numbers or truth values as int64. Raises Misfit."""
+    """Whole numbers or truth values as int64. Raises SpaceMismatch."""
     if array.dtype.kind == "f":
-        raise Misfit(f"{named(path)} is of type {array.dtype}, but whole numbers are expected")
+        raise SpaceMismatch(
+            f"{named(path)} is of type {array.dtype}, but whole numbers are expected"
+        )
     out: np.ndarray = array.astype(np.int64)
     return out
 
 
 def cast(array: np.ndarray, dtype: np.dtype[Any], path: str, most: int | None = None) -> np.ndarray:
-    """Numbers as another type that holds them. `most`: only those from 0 to it. Raises Misfit."""
+    """Numbers as another type that holds them. `most`: only those from 0 to it. Raises SpaceMismatch."""
     if dtype.kind == "f":
         with np.errstate(over="ignore"):  # too large becomes infinite, which is told of later
             return array.astype(dtype)
     if array.dtype.kind == "f":
-        raise Misfit(f"{named(path)} is of type {array.dtype}, but {dtype} is expected")
+        raise SpaceMismatch(f"{named(path)} is of type {array.dtype}, but {dtype} is expected")
     if most is not None or not np.can_cast(array.dtype, dtype):
         low, high = (0, most) if most is not None else (np.iinfo(dtype).min, np.iinfo(dtype).max)
         if array.size and not (low <= array.min() and array.max() <= high):
             extreme = array.min() if array.min() < low else array.max()
-            raise Misfit(
+            raise SpaceMismatch(
                 f"{named(path)} has an element {extreme}, but {low} to {high} are expected"
             )
     return array.astype(dtype)
 
 
 def reward_of(value: Any) -> float:
-    """A reward as a number. Raises Misfit for anything but one number."""
+    """A reward as a number. Raises SpaceMismatch for anything but one number."""
     if isinstance(value, REAL):
         return float(value)
     array = np.asarray(value)
     if array.shape:
-        raise Misfit(f"its reward has the shape {array.shape}, but one number is expected")
+        raise SpaceMismatch(f"its reward has the shape {array.shape}, but one number is expected")
     try:
         if array.dtype.kind in "biufO":
             return float(array.item())
     except (TypeError, ValueError):
         pass
-    raise Misfit(f"its reward is of type {kind(value)}, but one number is expected")
+    raise SpaceMismatch(f"its reward is of type {kind(value)}, but one number is expected")
 
 
 def flag_of(value: Any, name: str) -> bool:
-    """Whether an episode is `terminated` or `truncated`. Raises Misfit for several values."""
+    """Whether an episode is `terminated` or `truncated`. Raises SpaceMismatch for several values."""
     if isinstance(value, TRUTH):
         return bool(value)
     if shape := np.shape(value):
-        raise Misfit(f"its flag {name!r} has the shape {shape}, but one truth value is expected")
+        raise SpaceMismatch(
+            f"its flag {name!r} has the shape {shape}, but one truth value is expected"
+        )
     return bool(value)
 
 

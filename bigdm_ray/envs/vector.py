@@ -21,7 +21,7 @@ import numpy as np
 
 from bigdm_ray.envs.signature import PER_EPISODE, Leaf, Signature, leaves
 from bigdm_ray.envs.values import Arrays as Arrays
-from bigdm_ray.envs.values import Misfit, flag_of, named, reader, reward_of, unflatten
+from bigdm_ray.envs.values import SpaceMismatch, flag_of, named, reader, reward_of, unflatten
 from bigdm_ray.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class GymnasiumRows:
                 seed, self._seeds[i] = self._seeds[i], None
                 observation, _ = self._envs[i].reset(seed=seed)
                 seen.append(self._read(observation))
-            except Misfit as error:
+            except SpaceMismatch as error:
                 failures[k] = str(error)
                 seen.append(blank(self.signature.observations))
             except Exception as error:  # noqa: BLE001  (an environment is foreign code: any error is a failure of its row)
@@ -179,7 +179,7 @@ class GymnasiumRows:
                 rewards[k] = reward_of(reward)
                 terminated[k], truncated[k] = flag_of(over, "terminated"), flag_of(cut, "truncated")
                 seen.append(self._read(observation))
-            except Misfit as error:
+            except SpaceMismatch as error:
                 failures[k] = str(error)
                 seen.append(blank(self.signature.observations))
             except Exception as error:  # noqa: BLE001  (as above)

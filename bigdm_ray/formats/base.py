@@ -30,7 +30,7 @@ MAX_EPISODE_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
-class Said:
+class SourceMetadata:
     """What a source tells about itself before its episodes are read; empty or None where it is silent."""
 
     name: str  # path or id, for messages and for the card
@@ -48,7 +48,7 @@ class Said:
 class Reader(ABC):
     """An open source."""
 
-    said: Said
+    said: SourceMetadata
     taken: Mapping[str, str] = MappingProxyType({})
     """Which of its columns were taken for what."""
     notes: tuple[str, ...] = ()

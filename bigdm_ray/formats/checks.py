@@ -20,11 +20,11 @@ from bigdm_ray.replay.episode import Episode
 TOLERANCE = 1e-6
 ROUNDING = 1e-5
 """By what share of itself a number may change when it is kept in another precision."""
-Place = Callable[[int], str]
+Locator = Callable[[int], str]
 """Where the k-th episode of a batch is, for messages."""
 
 
-def conform(batch: Sequence[Episode], signature: Signature, place: Place) -> list[Episode]:
+def conform(batch: Sequence[Episode], signature: Signature, place: Locator) -> list[Episode]:
     """The episodes with their arrays as the signature has them. Raises UserError for the first that cannot be."""
     if not batch:
         return []
@@ -67,7 +67,7 @@ def conform(batch: Sequence[Episode], signature: Signature, place: Place) -> lis
     return out
 
 
-def _rewards(batch: Sequence[Episode], lengths: np.ndarray, place: Place) -> np.ndarray:
+def _rewards(batch: Sequence[Episode], lengths: np.ndarray, place: Locator) -> np.ndarray:
     flat = np.concatenate([episode.rewards.reshape(len(episode.rewards), -1) for episode in batch])
     ends = np.cumsum(lengths)
     if flat.shape[1] != 1 or flat.dtype.kind not in "biuf":
@@ -83,7 +83,7 @@ def _rewards(batch: Sequence[Episode], lengths: np.ndarray, place: Place) -> np.
 
 
 def _leaf(
-    what: str, path: str, leaf: Leaf, parts: list[np.ndarray], rows: np.ndarray, place: Place
+    what: str, path: str, leaf: Leaf, parts: list[np.ndarray], rows: np.ndarray, place: Locator
 ) -> np.ndarray:
     """One leaf of all episodes as one array `[sum(rows), ...]`."""
     name = field_name(what, path)
@@ -113,7 +113,7 @@ def _leaf(
 
 
 def _real(
-    flat: np.ndarray, leaf: Leaf, ends: np.ndarray, name: str, place: Place, bounded: bool
+    flat: np.ndarray, leaf: Leaf, ends: np.ndarray, name: str, place: Locator, bounded: bool
 ) -> np.ndarray:
     with np.errstate(over="ignore"):
         cast = flat.astype(leaf.dtype, copy=False)
@@ -122,7 +122,7 @@ def _real(
 
 
 def _bounded(
-    values: np.ndarray, leaf: Leaf, ends: np.ndarray, name: str, place: Place
+    values: np.ndarray, leaf: Leaf, ends: np.ndarray, name: str, place: Locator
 ) -> np.ndarray:
     if leaf.low is None or leaf.high is None:
         return values
@@ -148,7 +148,7 @@ def _bounded(
 
 
 def _whole(
-    flat: np.ndarray, leaf: Leaf, ends: np.ndarray, name: str, place: Place, bounded: bool
+    flat: np.ndarray, leaf: Leaf, ends: np.ndarray, name: str, place: Locator, bounded: bool
 ) -> np.ndarray:
     """A leaf of whole numbers: pictures, text, integer boxes."""
     info = np.iinfo(leaf.dtype)
@@ -167,7 +167,9 @@ def _whole(
     return _bounded(cast, leaf, ends, name, place) if bounded and leaf.kind == "tensor" else cast
 
 
-def _picked(flat: np.ndarray, leaf: Leaf, ends: np.ndarray, name: str, place: Place) -> np.ndarray:
+def _picked(
+    flat: np.ndarray, leaf: Leaf, ends: np.ndarray, name: str, place: Locator
+) -> np.ndarray:
     choices = np.array(leaf.choices).reshape(leaf.shape)
     bad = (flat < 0) | (flat >= choices)
     if flat.dtype.kind == "f":
@@ -184,7 +186,7 @@ def _none(
     values: np.ndarray,
     ends: np.ndarray,
     name: str,
-    place: Place,
+    place: Locator,
     why: str,
     *bounds: np.ndarray,
 ) -> None:
@@ -200,7 +202,7 @@ def _none(
 
 
 def followed(
-    after: np.ndarray, seen: np.ndarray, ends: np.ndarray, field: str, place: Place
+    after: np.ndarray, seen: np.ndarray, ends: np.ndarray, field: str, place: Locator
 ) -> None:
     """What was seen after a step `[n, ...]` must be finite, and what the next step of the episode saw, but for rounding.
 
@@ -248,7 +250,7 @@ def kept_seed(seed: int | np.integer) -> int:
     return int(seed) if abs(int(seed)) < 2**63 else 0
 
 
-def truths(flags: np.ndarray, field: str, place: Place) -> np.ndarray:
+def truths(flags: np.ndarray, field: str, place: Locator) -> np.ndarray:
     """Flags `[n]` as bool; `place` says where the k-th is. Raises UserError for NaN and for every number but 0 and 1."""
     if flags.dtype == bool:
         return flags
@@ -263,7 +265,7 @@ def ended(
     terminated: np.ndarray,
     truncated: np.ndarray,
     ends: np.ndarray,
-    place: Place,
+    place: Locator,
     names: tuple[str, str],
 ) -> np.ndarray:
     """Whether each episode terminated: `[n]` bool, from flags `[sum(T)]` that may be set at last steps only.

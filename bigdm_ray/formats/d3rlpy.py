@@ -19,11 +19,11 @@ import numpy as np
 
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.base import Format, Reader, Said
+from bigdm_ray.formats.base import Format, Reader, SourceMetadata
 from bigdm_ray.formats.checks import refused, truths
 from bigdm_ray.formats.d4rl import SUFFIXES
-from bigdm_ray.formats.hdf5 import Fields, open_hdf5
-from bigdm_ray.formats.looks import Acted, guessed, moved, seen_leaf
+from bigdm_ray.formats.hdf5 import Hdf5Fields, open_hdf5
+from bigdm_ray.formats.looks import ActionColumns, guessed, moved, seen_leaf
 from bigdm_ray.formats.signatures import field_name
 from bigdm_ray.formats.unread import unread
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
@@ -35,13 +35,13 @@ COLUMNS = ("observations", "actions", "rewards", "terminated")
 HEAD = ("columns", "num_episodes", "version")
 
 
-class Buffer(Reader):
+class D3rlpyFile(Reader):
     """One file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with open_hdf5(path) as file:
-            fields = Fields(path)
+            fields = Hdf5Fields(path)
             count = fields.high(file.id, b"num_episodes", str(path))
             if count.shape != () or count.dtype.kind not in "iu" or count[()] < 0:
                 raise refused(str(path), "num_episodes", "a count is expected")
@@ -57,7 +57,7 @@ class Buffer(Reader):
                 or [("", f"{what}_{{}}")]
                 for what in ("observations", "actions")
             }
-        self.said = Said(str(path), episodes=self._count)
+        self.said = SourceMetadata(str(path), episodes=self._count)
 
     def files(self) -> list[Path]:
         """See Reader."""
@@ -65,10 +65,10 @@ class Buffer(Reader):
 
     def looks(self) -> Signature | None:
         """See Reader."""
-        acted = {path: Acted() for path, _ in self._parts["actions"]}
+        acted = {path: ActionColumns() for path, _ in self._parts["actions"]}
         seen = {}
         with open_hdf5(self._path) as file:
-            fields = Fields(self._path)
+            fields = Hdf5Fields(self._path)
             for number in range(self._count):
                 for what, parts in self._parts.items():
                     for path, name in parts:
@@ -79,7 +79,7 @@ class Buffer(Reader):
                             seen[path] = seen_leaf(values)
         return guessed(seen, acted.items()) if seen else None
 
-    def _read(self, fields: Fields, file: Any, name: str, number: int) -> np.ndarray:
+    def _read(self, fields: Hdf5Fields, file: Any, name: str, number: int) -> np.ndarray:
         return fields.read(file.id, name.format(number).encode(), self.place(number))
 
     def episodes(self, task: str, signature: Signature, skip: int = 0) -> Iterator[Episode]:
@@ -94,7 +94,7 @@ class Buffer(Reader):
                     f"those of {task}; nothing was imported"
                 )
         with open_hdf5(self._path) as file:
-            fields = Fields(self._path)
+            fields = Hdf5Fields(self._path)
             number = 0
             for place in range(self._count):
                 for episode in self._episode(fields, file, place, number, signature):
@@ -103,7 +103,7 @@ class Buffer(Reader):
                         yield episode
 
     def _episode(
-        self, fields: Fields, file: Any, at: int, number: int, signature: Signature
+        self, fields: Hdf5Fields, file: Any, at: int, number: int, signature: Signature
     ) -> Iterator[Episode]:
         """The episode at a place of the file; none where it is one step whose end is not known."""
         place = self.place(at)
@@ -152,7 +152,7 @@ class D3rlpy(Format):
 
     def open(self, source: str) -> Reader:
         """See Format."""
-        return Buffer(Path(source))
+        return D3rlpyFile(Path(source))
 
 
 FORMAT = D3rlpy()

@@ -29,10 +29,10 @@ import numpy as np
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.envs.task import tasks
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.base import Format, Reader, Said
+from bigdm_ray.formats.base import Format, Reader, SourceMetadata
 from bigdm_ray.formats.checks import followed, refused, truths
-from bigdm_ray.formats.hdf5 import ERRORS, Fields, open_hdf5
-from bigdm_ray.formats.looks import Acted, guessed, moved, seen_leaf
+from bigdm_ray.formats.hdf5 import ERRORS, Hdf5Fields, open_hdf5
+from bigdm_ray.formats.looks import ActionColumns, guessed, moved, seen_leaf
 from bigdm_ray.formats.spellings import missing, spelled
 from bigdm_ray.formats.tasks import step_limit
 from bigdm_ray.formats.unread import unread
@@ -111,7 +111,7 @@ class FlatArrays(Reader):
                 raise refused(f"{path}, episode {ends}", self._theirs(name), why)
         word = re.split(r"[-_.]", path.name.lower())[0]
         likely = word if word in tasks() else ""
-        self.said = Said(str(path), likely, steps=self._rows, likely=likely)
+        self.said = SourceMetadata(str(path), likely, steps=self._rows, likely=likely)
 
     @abstractmethod
     def _opened(
@@ -142,7 +142,7 @@ class FlatArrays(Reader):
 
     def looks(self) -> Signature | None:
         """See Reader."""
-        acted = Acted(self._picks)
+        acted = ActionColumns(self._picks)
         with self._opened() as (file, _, _):
             seen = seen_leaf(np.asarray(file["observations"][:1]))
             for at in range(0, self._rows, BLOCK):
@@ -303,7 +303,7 @@ class D4rlFile(FlatArrays):
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[dict[str, Any], list[str], bool | None]]:
         with open_hdf5(self._path) as file:
-            fields, picks = Fields(self._path), None
+            fields, picks = Hdf5Fields(self._path), None
             found = {
                 ours: fields.high(file.id, theirs.encode(), str(self._path))
                 for ours, theirs in self._spelled(list(file)).items()

@@ -28,7 +28,7 @@ TRANSPOSED = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 
 @dataclass(frozen=True)
-class Foreign:
+class DecisionTransformerCheckpoint:
     """A checkpoint of others in this project's names, and the sizes that can be read off it."""
 
     arrays: Arrays
@@ -40,7 +40,7 @@ class Foreign:
     acted: int
 
 
-def ours(source: str, arrays: Arrays, config: dict[str, Any]) -> Foreign:
+def ours(source: str, arrays: Arrays, config: dict[str, Any]) -> DecisionTransformerCheckpoint:
     """A checkpoint's arrays by this project's names. Raises UserError for one that is no Decision Transformer of this layout."""
     prefix = next(
         (p for p in ("encoder.", "transformer.") if f"{p}h.0.ln_1.weight" in arrays), None
@@ -108,7 +108,7 @@ def ours(source: str, arrays: Arrays, config: dict[str, Any]) -> Foreign:
             f"{source} has inner layers of {up}, but four times its width of {width} is expected"
         )
     timesteps, acted = len(out["embed_timestep.weight"]), out["head.linear.weight"].shape[0]
-    return Foreign(
+    return DecisionTransformerCheckpoint(
         {n: np.ascontiguousarray(v, np.float32) for n, v in out.items()},
         width,
         layers,

@@ -28,7 +28,7 @@ import numpy as np
 from bigdm_ray.envs.atari import TASKS
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError, one_line
-from bigdm_ray.formats.base import MAX_EPISODE_BYTES, Format, Reader, Said, inside
+from bigdm_ray.formats.base import MAX_EPISODE_BYTES, Format, Reader, SourceMetadata, inside
 from bigdm_ray.formats.checks import refused, truths
 from bigdm_ray.formats.claims import hold
 from bigdm_ray.formats.unread import unread
@@ -67,7 +67,7 @@ _FILE = re.compile(r"\$store\$_observation_ckpt\.(\d{1,6})\.gz")
 _ANY = re.compile(r"(?:\$store\$_)?(\w{1,100})_ckpt\.(\d{1,6})\.gz")
 
 
-class Rows:
+class GzippedArray:
     """One gzipped array, read from its beginning on."""
 
     def __init__(self, path: Path, kinds: str) -> None:
@@ -131,7 +131,7 @@ class Rows:
         self._file.close()
 
 
-class Log:
+class DqnLog:
     """The arrays of one number."""
 
     def __init__(self, folder: Path, number: int) -> None:
@@ -150,9 +150,9 @@ class Log:
         """What is read."""
         return [*self.paths.values(), *([self.counted] if self.counted.is_file() else [])]
 
-    def open(self) -> dict[str, Rows]:
+    def open(self) -> dict[str, GzippedArray]:
         """The arrays, their shapes checked. Raises UserError."""
-        opened = {name: Rows(path, FIELDS[name]) for name, path in self.paths.items()}
+        opened = {name: GzippedArray(path, FIELDS[name]) for name, path in self.paths.items()}
         rows = opened["reward"].shape[:1]
         for one in opened.values():
             expected = 3 if one is opened["observation"] else 1
@@ -171,7 +171,7 @@ class Log:
         """How many of the `full` rows are of this round."""
         if not self.counted.is_file():
             return full
-        told = Rows(self.counted, "iu")
+        told = GzippedArray(self.counted, "iu")
         try:
             if told.shape:
                 raise UserError(
@@ -184,7 +184,7 @@ class Log:
         return (count % full or full) if full else 0
 
 
-class Replay(Reader):
+class DqnReplayFolder(Reader):
     """A folder of logs, or one of them."""
 
     def __init__(self, source: Path) -> None:
@@ -197,7 +197,7 @@ class Replay(Reader):
                 int(found[1]) for path in folder.iterdir() if (found := _FILE.fullmatch(path.name))
             )
         )
-        self._logs = [Log(folder, number) for number in numbers]
+        self._logs = [DqnLog(folder, number) for number in numbers]
         names = {
             found[1]
             for path in folder.iterdir()
@@ -212,7 +212,7 @@ class Replay(Reader):
             (word for part in reversed(folder.resolve().parts) if (word := part.lower()) in TASKS),
             "",
         )  # the nearest folder
-        self.said = Said(str(source), likely, likely=likely)
+        self.said = SourceMetadata(str(source), likely, likely=likely)
 
     def files(self) -> list[Path]:
         """See Reader."""
@@ -252,7 +252,7 @@ class Replay(Reader):
                     )
                 number += 1
 
-    def _whole(self, log: Log) -> Iterator[dict[str, np.ndarray]]:
+    def _whole(self, log: DqnLog) -> Iterator[dict[str, np.ndarray]]:
         """The rows of each whole episode of a file, without padding."""
         opened = log.open()
         try:
@@ -327,7 +327,7 @@ class DqnReplay(Format):
 
     def open(self, source: str) -> Reader:
         """See Format."""
-        return Replay(Path(source))
+        return DqnReplayFolder(Path(source))
 
 
 FORMAT = DqnReplay()

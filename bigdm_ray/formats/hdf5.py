@@ -45,7 +45,7 @@ def open_hdf5(path: Path) -> Iterator[Any]:
         ) from None
 
 
-class Sheltered:
+class DeferredErrorFile:
     """A new file for h5py, whose errors wait for `check`: from the first on, writes stay in memory.
 
     HDF5 cannot close a file that it cannot write: on a full disk it dies of SIGSEGV. What it
@@ -132,14 +132,14 @@ class Sheltered:
 
 
 @contextlib.contextmanager
-def new_hdf5(path: Path) -> Iterator[tuple[Any, Sheltered]]:
+def new_hdf5(path: Path) -> Iterator[tuple[Any, DeferredErrorFile]]:
     """A new `h5py.File` to write, and what it writes to: ask its `check` often. Raises OSError.
 
     Signals are held: HDF5 takes what they raise in a write for a failed one, and cannot close then.
     """
     h5py = needed("h5py", "datasets")
     with stopping.held():
-        written = Sheltered(path)
+        written = DeferredErrorFile(path)
         try:
             with h5py.File(written, "w", track_order=True) as file:
                 yield file, written
@@ -147,7 +147,7 @@ def new_hdf5(path: Path) -> Iterator[tuple[Any, Sheltered]]:
             written.close()
 
 
-class Fields:
+class Hdf5Fields:
     """Datasets of groups that look alike (one an episode), read with what the first has told about their types."""
 
     def __init__(self, path: Path) -> None:

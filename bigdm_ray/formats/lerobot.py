@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from bigdm_ray.errors import UserError, quoted
 from bigdm_ray.formats.base import Format, Reader, inside
-from bigdm_ray.formats.spellings import Found, spelled
+from bigdm_ray.formats.spellings import ColumnMatch, spelled
 from bigdm_ray.formats.steps import ParquetSteps
 from bigdm_ray.jsons import read_json
 
@@ -34,7 +34,7 @@ _ALL = "observation"
 """The column that features are gathered in, where there are several."""
 
 
-class Recording(ParquetSteps):
+class LeRobotFolder(ParquetSteps):
     """A folder of LeRobot."""
 
     needed = ("observations", "actions", "episode")
@@ -60,7 +60,7 @@ class Recording(ParquetSteps):
             )
         rest = [name for name in features if not name.startswith(_PREFIX)]
         plain = {"observations": self._seen[0] if len(self._seen) == 1 else _ALL}
-        found = Found(plain | spelled(rest).plain, {})
+        found = ColumnMatch(plain | spelled(rest).plain, {})
         super().__init__(str(folder), files, found, (*KNOWN, *self._seen, *films))
         if self.said.steps != info["total_frames"]:
             raise UserError(
@@ -117,7 +117,7 @@ class LeRobot(Format):
 
     def open(self, source: str) -> Reader:
         """See Format."""
-        return Recording(Path(source))
+        return LeRobotFolder(Path(source))
 
 
 FORMAT = LeRobot()

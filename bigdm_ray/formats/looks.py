@@ -34,7 +34,7 @@ def channels_first_already(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 and channels_first(shape) == shape
 
 
-class Acted:
+class ActionColumns:
     """The leaf of actions, part after part `[n, ...]`; `picks` says whether they are choices, where that is told."""
 
     def __init__(self, picks: bool | None = None) -> None:
@@ -76,7 +76,7 @@ class Acted:
         return Leaf("tensor", shape, "float32", tuple(low.tolist()), tuple(high.tolist()))
 
 
-def guessed(seen: dict[str, Leaf], acted: Iterable[tuple[str, Acted]]) -> Signature:
+def guessed(seen: dict[str, Leaf], acted: Iterable[tuple[str, ActionColumns]]) -> Signature:
     """The signature of leaves by path."""
     return Signature(dict(sorted(seen.items())), {path: one.leaf() for path, one in sorted(acted)})
 

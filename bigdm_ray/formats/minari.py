@@ -30,11 +30,11 @@ import pyarrow.compute
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import RunFailed, UserError, install, one_line
-from bigdm_ray.formats.base import Advance, Format, Reader, Said, inside, needed
+from bigdm_ray.formats.base import Advance, Format, Reader, SourceMetadata, inside, needed
 from bigdm_ray.formats.checks import ended, kept_seed, refused
 from bigdm_ray.formats.columns import flat, numbers, open_parquet, parts_of, reading
 from bigdm_ray.formats.dataset import Dataset, references
-from bigdm_ray.formats.hdf5 import Fields, new_hdf5, open_hdf5
+from bigdm_ray.formats.hdf5 import Hdf5Fields, new_hdf5, open_hdf5
 from bigdm_ray.formats.signatures import field_name
 from bigdm_ray.formats.spaces import (
     flatten_leaf,
@@ -104,7 +104,7 @@ class MinariFolder(Reader):
         self._policy = str(self._meta.get("algorithm_name") or self._meta.get("dataset_id") or "")
         signature = Signature.of(self._spaces["observations"], self._spaces["actions"])
         task = str(self._meta.get("bigdm_task", ""))
-        self.said = Said(
+        self.said = SourceMetadata(
             source,
             env_id,
             kwargs,
@@ -154,7 +154,7 @@ class MinariFolder(Reader):
             ]
             for what, space in self._spaces.items()
         }
-        fields = Fields(self._hdf5())
+        fields = Hdf5Fields(self._hdf5())
         with open_hdf5(self._hdf5()) as file:
             if len(file) != self._count:
                 raise UserError(
@@ -274,7 +274,7 @@ class MinariFolder(Reader):
         )
 
 
-def _leaf(fields: Fields, group: Any, name: bytes, space: Any, place: str) -> np.ndarray:
+def _leaf(fields: Hdf5Fields, group: Any, name: bytes, space: Any, place: str) -> np.ndarray:
     """One leaf of an episode's HDF5 group: numbers, strings, or pictures in JPEG."""
     from gymnasium import spaces
 

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from bigdm_ray.envs.signature import Signature
-from bigdm_ray.formats.base import Format, Reader, Said, inside
+from bigdm_ray.formats.base import Format, Reader, SourceMetadata, inside
 from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.replay.episode import Episode
 
@@ -21,7 +21,7 @@ class OwnDataset(Reader):
             name: version for name, version in found.versions.items() if name != "environment"
         }
         env_id = found.versions.get("environment", "")
-        self.said = Said(
+        self.said = SourceMetadata(
             str(folder),
             env_id,
             None,
@@ -43,7 +43,7 @@ class OwnDataset(Reader):
         return islice(self._dataset.stream(), skip, None)
 
 
-class Own(Format):
+class OwnFormat(Format):
     """See the module."""
 
     name = "dataset"
@@ -58,4 +58,4 @@ class Own(Format):
         return OwnDataset(Path(source))
 
 
-FORMAT = Own()
+FORMAT = OwnFormat()

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.base import Advance, Format, Reader, Said
+from bigdm_ray.formats.base import Advance, Format, Reader, SourceMetadata
 from bigdm_ray.formats.behaviour import Behaviour
 from bigdm_ray.formats.checks import ended, followed, kept_seed, refused
 from bigdm_ray.formats.columns import (
@@ -46,7 +46,7 @@ from bigdm_ray.formats.columns import (
     told_alike,
 )
 from bigdm_ray.formats.dataset import Dataset
-from bigdm_ray.formats.looks import Acted, guessed, seen_leaf
+from bigdm_ray.formats.looks import ActionColumns, guessed, seen_leaf
 from bigdm_ray.formats.signatures import field_name
 from bigdm_ray.formats.spellings import spelled
 from bigdm_ray.formats.tasks import step_limit
@@ -119,7 +119,7 @@ class EpisodeRows(Reader):
             steps = _sum_of_lengths(files) if "length" in self._names else None
             first_id = self._first_env_id(opened)
         env_id = meta.get("env_id") or first_id
-        self.said = Said(
+        self.said = SourceMetadata(
             source, env_id, None, signature, said_versions(meta), int(self._starts[-1]), steps, told
         )
 
@@ -172,7 +172,7 @@ class EpisodeRows(Reader):
     def looks(self) -> Signature | None:
         """See Reader. Lists that are flat tell a width by how many rewards they belong to."""
         seen: dict[str, Leaf] = {}
-        acted: dict[str, Acted] = {}
+        acted: dict[str, ActionColumns] = {}
         names = {
             what: [one for one in self._names if one.partition("/")[0] == what]
             for what in ("observations", "actions")
@@ -193,7 +193,7 @@ class EpisodeRows(Reader):
                         seen.setdefault(name.partition("/")[2], leaf)
                     for name in names["actions"]:
                         values, width = self._per_step(batch, name, steps, (0,))
-                        part = acted.setdefault(name.partition("/")[2], Acted())
+                        part = acted.setdefault(name.partition("/")[2], ActionColumns())
                         part.add(values.reshape(-1, *width))
         return guessed(seen, acted.items()) if seen else None
 

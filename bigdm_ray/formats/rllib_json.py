@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from bigdm_ray.errors import UserError, one_line
-from bigdm_ray.formats.base import Format, Reader, Said, inside
+from bigdm_ray.formats.base import Format, Reader, SourceMetadata, inside
 from bigdm_ray.formats.checks import refused
 from bigdm_ray.formats.rows import StepRows
 from bigdm_ray.formats.spellings import spelled
@@ -45,7 +45,7 @@ class JsonRows(StepRows):
         if first is None:
             raise UserError(f"{source} holds no episodes; nothing was imported")
         super().__init__(files, spelled(first), list(first), KNOWN)
-        self.said = Said(source)
+        self.said = SourceMetadata(source)
 
     def _rows_of(self, path: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
         for number, batch in enumerate(_lines(path)):

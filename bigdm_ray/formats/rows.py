@@ -29,10 +29,10 @@ from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.formats.base import MAX_EPISODE_BYTES, Reader
 from bigdm_ray.formats.checks import followed, refused, truths
 from bigdm_ray.formats.columns import flat, is_plain, numbers, parts_of, reading
-from bigdm_ray.formats.looks import Acted, guessed, seen_leaf
+from bigdm_ray.formats.looks import ActionColumns, guessed, seen_leaf
 from bigdm_ray.formats.signatures import field_name
 from bigdm_ray.formats.spaces import flatten_leaf, flatten_texts, layout, leaf_spaces
-from bigdm_ray.formats.spellings import SPELLINGS, Found, joined, missing
+from bigdm_ray.formats.spellings import SPELLINGS, ColumnMatch, joined, missing
 from bigdm_ray.formats.tasks import step_limit
 from bigdm_ray.formats.unread import unread
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
@@ -42,23 +42,23 @@ FRAGMENTS = "unroll_id"
 
 
 @dataclass
-class Rows:
+class StepBatch:
     """Consecutive rows as arrays: leaves of observations and actions by path, each `[n, ...]`."""
 
     observations: dict[str, np.ndarray]
     actions: dict[str, np.ndarray]
     rewards: np.ndarray
 
-    def take(self, a: int, b: int) -> Rows:
+    def take(self, a: int, b: int) -> StepBatch:
         """The rows a to b, as views."""
-        return Rows(
+        return StepBatch(
             {p: v[a:b] for p, v in self.observations.items()},
             {p: v[a:b] for p, v in self.actions.items()},
             self.rewards[a:b],
         )
 
     @staticmethod
-    def joined(parts: list[Rows]) -> Rows:
+    def joined(parts: list[StepBatch]) -> StepBatch:
         """Parts one after another."""
         if len(parts) == 1:
             return parts[0]
@@ -67,7 +67,7 @@ class Rows:
             for p in parts[0].observations
         }
         actions = {p: np.concatenate([part.actions[p] for part in parts]) for p in parts[0].actions}
-        return Rows(observations, actions, np.concatenate([part.rewards for part in parts]))
+        return StepBatch(observations, actions, np.concatenate([part.rewards for part in parts]))
 
     @property
     def nbytes(self) -> int:
@@ -86,7 +86,7 @@ class StepRows(Reader):
     """Why a column of bytes or text is refused where numbers are expected."""
 
     def __init__(
-        self, files: list[Path], found: Found, names: list[str], known: tuple[str, ...] = ()
+        self, files: list[Path], found: ColumnMatch, names: list[str], known: tuple[str, ...] = ()
     ) -> None:
         """`names` are all columns of the files, `known` those that are left out without a note."""
         self._files, self._found = files, found
@@ -115,14 +115,14 @@ class StepRows(Reader):
         self._number, self._over = 0, False
         self._open_id: Any = None
         seen: dict[str, Leaf] = {}
-        acted: dict[str, Acted] = {}
+        acted: dict[str, ActionColumns] = {}
         for batch in self._batches():
             self._batch = batch
             if not seen:
                 column = batch.column(self._found.name("observations")).slice(0, 1)
                 seen = {path: seen_leaf(values) for path, values in self._arrays(column, "")}
             for path, values in self._arrays(batch.column(self._found.name("actions")), ""):
-                acted.setdefault(path, Acted()).add(values)
+                acted.setdefault(path, ActionColumns()).add(values)
         return guessed(seen, acted.items()) if seen else None
 
     def _arrays(self, column: pa.Array, path: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -158,7 +158,7 @@ class StepRows(Reader):
         self._over = False
         self._t: int | None = None
         self._counted = -1
-        open_parts: list[Rows] = []
+        open_parts: list[StepBatch] = []
         last: dict[str, np.ndarray] | None = None
         for batch in self._batches():
             self._batch, self._open_id = batch, self._last_id if open_parts else None
@@ -167,7 +167,7 @@ class StepRows(Reader):
                 batch, sum(len(part.rewards) for part in open_parts)
             )
             if before and open_parts:
-                yield from self._episode(Rows.joined(open_parts), last, False)
+                yield from self._episode(StepBatch.joined(open_parts), last, False)
                 open_parts, self._open_id = [], None
             after = self._after(batch, rows, ends, last if open_parts else None)
             start = 0
@@ -178,7 +178,7 @@ class StepRows(Reader):
                     if after is None
                     else {path: values[end - 1 : end] for path, values in after.items()}
                 )
-                yield from self._episode(Rows.joined(open_parts), final, bool(terminated[k]))
+                yield from self._episode(StepBatch.joined(open_parts), final, bool(terminated[k]))
                 open_parts, start = [], end
             if start < len(batch):
                 open_parts.append(rows.take(start, len(batch)))
@@ -192,7 +192,7 @@ class StepRows(Reader):
                     f"the episode has no end within {MAX_EPISODE_BYTES >> 30} GiB",
                 )
         if open_parts:
-            yield from self._episode(Rows.joined(open_parts), last, False)
+            yield from self._episode(StepBatch.joined(open_parts), last, False)
 
     def _within(self, path: Path) -> str:
         return f"{path}, episode {self._number} or a later one"
@@ -216,7 +216,7 @@ class StepRows(Reader):
             before = int(self._open_id is not None and ids[0].as_py() not in (None, self._open_id))
         return self.place(self._number + before + int(np.count_nonzero(over[:row])))
 
-    def _rows(self, batch: pa.RecordBatch) -> Rows:
+    def _rows(self, batch: pa.RecordBatch) -> StepBatch:
         observations = {
             path: self._leaf(
                 batch.column(self._found.name("observations")), "observations", name, space
@@ -227,7 +227,7 @@ class StepRows(Reader):
             path: self._leaf(batch.column(self._found.name("actions")), "actions", name, space)
             for path, name, space in self._leaves["actions"]
         }
-        return Rows(
+        return StepBatch(
             observations,
             actions,
             self._rewards(batch),
@@ -245,7 +245,7 @@ class StepRows(Reader):
     def _after(
         self,
         batch: pa.RecordBatch,
-        rows: Rows,
+        rows: StepBatch,
         ends: np.ndarray,
         last: dict[str, np.ndarray] | None,
     ) -> dict[str, np.ndarray] | None:
@@ -410,7 +410,7 @@ class StepRows(Reader):
         self._t, self._counted = None if fresh[-1] else int(t[-1]) + 1, int(t[-1])
 
     def _episode(
-        self, rows: Rows, final: dict[str, np.ndarray] | None, terminated: bool
+        self, rows: StepBatch, final: dict[str, np.ndarray] | None, terminated: bool
     ) -> Iterator[Episode]:
         steps = len(rows.rewards)
         if final is None and not terminated:

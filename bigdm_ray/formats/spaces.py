@@ -17,7 +17,7 @@ import numpy as np
 from bigdm_ray.envs.signature import Leaf, Signature, channels_first
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.checks import Place, refused
+from bigdm_ray.formats.checks import Locator, refused
 from bigdm_ray.formats.claims import expect_size
 from bigdm_ray.jsons import read_json
 
@@ -274,7 +274,7 @@ def flatten_leaf(space: Space, values: Any) -> np.ndarray:
 
 
 def flatten_texts(
-    space: gymnasium.spaces.Text, values: list[str], field: str, place: Place
+    space: gymnasium.spaces.Text, values: list[str], field: str, place: Locator
 ) -> np.ndarray:
     """Strings of a Text space as `flatten_leaf` gives them. Raises UserError for one that is longer than the space allows."""
     if 4 * int(space.max_length) * len(values) > MAX_TEXT_BYTES:

@@ -36,7 +36,7 @@ _NUMBERED = re.compile(r"(.*?)[_.]?(\d+)")
 
 
 @dataclass(frozen=True)
-class Found:
+class ColumnMatch:
     """Which columns of a file are which: `plain` by one name, `cut` by the names of their elements."""
 
     plain: dict[str, str]
@@ -62,7 +62,7 @@ class Found:
 
 def spelled(
     names: Iterable[str], of: Collection[str] = SPELLINGS, own: Mapping[str, str] | None = None
-) -> Found:
+) -> ColumnMatch:
     """Which of a file's columns are which of `of`; `own` are names that go before the table's."""
     there = list(names)
     plain: dict[str, str] = {}
@@ -73,7 +73,7 @@ def spelled(
             plain[what] = theirs
         elif what in VECTORS and (parts := _numbered(there, wanted)):
             cut[what] = parts
-    return Found(plain, cut)
+    return ColumnMatch(plain, cut)
 
 
 def _numbered(names: list[str], wanted: list[str]) -> tuple[str, ...]:
@@ -89,7 +89,7 @@ def _numbered(names: list[str], wanted: list[str]) -> tuple[str, ...]:
     return ()
 
 
-def joined(batch: pa.RecordBatch, found: Found) -> pa.RecordBatch:
+def joined(batch: pa.RecordBatch, found: ColumnMatch) -> pa.RecordBatch:
     """A batch whose numbered columns are one each, by what it is. A cell that is missing stays so."""
     arrays = {name: batch.column(name) for name in found.plain.values()}
     for what, names in found.cut.items():
@@ -106,7 +106,7 @@ def joined(batch: pa.RecordBatch, found: Found) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(list(arrays.values()), list(arrays))
 
 
-def missing(found: Found, what: str) -> str:
+def missing(found: ColumnMatch, what: str) -> str:
     """Why a file is refused that lacks a column, with what was taken for what."""
     names = ", ".join(SPELLINGS[what])
     return f"there is no such column (one of {names} is expected; taken were {found or 'none'})"

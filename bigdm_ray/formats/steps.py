@@ -22,7 +22,7 @@ from bigdm_ray.formats.base import (
     Advance,
     Format,
     Reader,
-    Said,
+    SourceMetadata,
 )
 from bigdm_ray.formats.columns import (
     META,
@@ -42,7 +42,7 @@ from bigdm_ray.formats.spaces import (
     space_to_json,
     unflatten_leaf,
 )
-from bigdm_ray.formats.spellings import Found, spelled
+from bigdm_ray.formats.spellings import ColumnMatch, spelled
 from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.episode import Episode
 
@@ -60,7 +60,7 @@ class ParquetSteps(StepRows):
         self,
         source: str,
         files: list[Path],
-        found: Found | None = None,
+        found: ColumnMatch | None = None,
         known: tuple[str, ...] = (),
     ) -> None:
         names = open_parquet(files[0]).schema_arrow.names
@@ -74,7 +74,7 @@ class ParquetSteps(StepRows):
             rows += file.metadata.num_rows
         meta, task, signature = told_alike(files, (open_parquet(path) for path in files))
         self._spaces = _spaces(meta, source)
-        self.said = Said(
+        self.said = SourceMetadata(
             source,
             meta.get("env_id", ""),
             None,

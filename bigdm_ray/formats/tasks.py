@@ -17,7 +17,7 @@ from bigdm_ray.envs import arguments
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.envs.task import NONE, Task, called, find_task, listed, tasks
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.base import Said
+from bigdm_ray.formats.base import SourceMetadata
 from bigdm_ray.formats.signatures import misfit
 
 WRAPPERS = "additional_wrappers"
@@ -32,7 +32,7 @@ _VERSION = re.compile(r"-v\d+$")
 
 
 def task_of(
-    said: Said, asked: str | None, looks: Callable[[], Signature | None] = lambda: None
+    said: SourceMetadata, asked: str | None, looks: Callable[[], Signature | None] = lambda: None
 ) -> tuple[str, Signature]:
     """The task of a source, and its signature: the task's own where it can be made, else the file's.
 
@@ -89,7 +89,7 @@ def task_of(
     return task.name, signature
 
 
-def _guess(said: Said) -> str:
+def _guess(said: SourceMetadata) -> str:
     for task in tasks().values():
         if task.wrap is None and _alike(task.name, said.env_id) and _same_environment(said, task):
             fits = (
@@ -116,7 +116,7 @@ def _written(task: str) -> bool:
         return False
 
 
-def _modified(said: Said, told: dict[str, Any]) -> str:
+def _modified(said: SourceMetadata, told: dict[str, Any]) -> str:
     """The task of the very environment that a source tells, made with arguments. Raises UserError where there is none."""
     import gymnasium
 
@@ -154,7 +154,7 @@ def _alike(name: str, env_id: str) -> bool:
     return base in (name.replace("-", ""), name.partition("-")[0], name)
 
 
-def _same_environment(said: Said, task: Task) -> bool:
+def _same_environment(said: SourceMetadata, task: Task) -> bool:
     """Whether the id, with its arguments where they are told, makes the task's own environment."""
     import gymnasium
 
@@ -174,7 +174,7 @@ def _same_environment(said: Said, task: Task) -> bool:
     ) == _arguments_of(mine)
 
 
-def altered(said: Said, task: str = "") -> str:
+def altered(said: SourceMetadata, task: str = "") -> str:
     """`differences` in words, for a card or a message; empty where there are none."""
     return _in_words(differences(said, task))
 
@@ -183,7 +183,7 @@ def _in_words(told: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in told.items())[:MAX_WORDS]
 
 
-def differences(said: Said, task: str = "") -> dict[str, Any]:
+def differences(said: SourceMetadata, task: str = "") -> dict[str, Any]:
     """Arguments of a source's environment that are not those of the task; without a task not those that its id alone stands for.
 
     Empty where it tells none.
@@ -251,7 +251,7 @@ def _plain(value: Any) -> Any:
     )
 
 
-def _kin(said: Said, task: Task) -> bool:
+def _kin(said: SourceMetadata, task: Task) -> bool:
     """Whether the source is of the task's environment, whatever its version."""
     if task.wrap is not None:  # its rewards are others
         return False

@@ -36,7 +36,7 @@ PAGE = "docs/trajectory_transformer.md"
 
 
 @dataclass(frozen=True)
-class Foreign:
+class TrajectoryTransformerCheckpoint:
     """A checkpoint of others in this project's names, and the sizes that can be read off it; heads of attention cannot."""
 
     arrays: Arrays
@@ -53,7 +53,7 @@ def known(arrays: Arrays) -> bool:
     return {"tok_emb.weight", "pos_emb"} <= arrays.keys()
 
 
-def ours(source: str, arrays: Arrays) -> Foreign:
+def ours(source: str, arrays: Arrays) -> TrajectoryTransformerCheckpoint:
     """A checkpoint's arrays by this project's names. Raises UserError for one that is incomplete, or another network."""
     original = "ln_f.weight" in arrays
     if "goal_emb.weight" in arrays:
@@ -115,7 +115,7 @@ def ours(source: str, arrays: Arrays) -> Foreign:
     )
     heads = heads if original else np.concatenate([heads, np.zeros_like(heads[:, :1])], 1)
     out["net.heads"] = np.roll(heads, 1, 0)
-    return Foreign(
+    return TrajectoryTransformerCheckpoint(
         {name: np.ascontiguousarray(value, np.float32) for name, value in out.items()},
         width,
         layers,

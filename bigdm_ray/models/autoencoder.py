@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.models.continuous import Spaces
+from bigdm_ray.models.continuous import ContinuousSpaces
 from bigdm_ray.models.networks import mlp
 
 LOG_STD_RANGE = (-4.0, 15.0)
@@ -18,7 +18,7 @@ LOG_STD_RANGE = (-4.0, 15.0)
 class Autoencoder(nn.Module):
     """q(z | s, a) and the decoder; actions are in [-1, 1], and decoded before the tanh that brings them there."""
 
-    def __init__(self, spaces: Spaces, hidden: tuple[int, ...]) -> None:
+    def __init__(self, spaces: ContinuousSpaces, hidden: tuple[int, ...]) -> None:
         super().__init__()
         self.latent = 2 * spaces.acted
         self.encoder = nn.Sequential(

@@ -1,6 +1,6 @@
 """Building blocks for bounded continuous actions: all leaves as one vector, batched ensembles, squashed Gaussians.
 
-The networks see and give actions in [-1, 1]; `Spaces` brings them between the bounds of their leaves. An Ensemble
+The networks see and give actions in [-1, 1]; `ContinuousSpaces` brings them between the bounds of their leaves. An Ensemble
 evaluates networks of one shape in one batched multiplication a layer, which costs one call where a loop costs one a member.
 """
 
@@ -19,7 +19,7 @@ from bigdm_ray.models.heads import normals
 from bigdm_ray.models.networks import Vector, mlp
 
 
-class Spaces(nn.Module):
+class ContinuousSpaces(nn.Module):
     """Observations as one vector of `seen` numbers, actions as one of `acted` numbers in [-1, 1]."""
 
     def __init__(self, name: str, signatures: Mapping[str, Signature]) -> None:
@@ -111,7 +111,7 @@ class Ensemble(nn.Module):
         return values
 
 
-class Gaussian(nn.Module):
+class DiagonalGaussian(nn.Module):
     """A diagonal Gaussian before tanh: layers with ReLU, then mean and log of the deviation, kept within `log_std`.
 
     `soft`: tanh brings the log of the deviation into its range, which keeps a gradient at the ends; else it is cut.
@@ -148,7 +148,7 @@ class SquashedHead(nn.Module):
     def __init__(self, name: str, width: int, leaves: dict[str, Leaf]) -> None:
         """`name` is the method's. Raises UserError for actions that are not continuous and bounded."""
         super().__init__()
-        self.spaces = Spaces(name, {"": Signature({}, leaves)})
+        self.spaces = ContinuousSpaces(name, {"": Signature({}, leaves)})
         self.acted = self.uniforms = self.spaces.acted
         self.mean, self.log_std = nn.Linear(width, self.acted), nn.Linear(width, self.acted)
         for layer in (self.mean, self.log_std):

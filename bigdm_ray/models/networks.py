@@ -40,7 +40,7 @@ def mlp(sizes: list[int], dropout: float = 0.0) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class Trunk:
+class SharedTrunk:
     """The layers that several networks share, as one of them holds them: among the modules of none, so that they are counted once."""
 
     def __init__(self, sizes: list[int], dropout: float = 0.0) -> None:
@@ -54,7 +54,7 @@ class Trunk:
         return out
 
 
-class Shared(nn.Module):
+class MultiTaskNetwork(nn.Module):
     """One network of several tasks: for each signature a part that sees and acts, around a trunk that all share.
 
     A part is a whole network, made by `make(signature, trunk)`, which calls the trunk between its
@@ -64,8 +64,8 @@ class Shared(nn.Module):
     def __init__(
         self,
         signatures: Mapping[str, Signature],
-        trunk: Trunk,
-        make: Callable[[Signature, Trunk], nn.Module],
+        trunk: SharedTrunk,
+        make: Callable[[Signature, SharedTrunk], nn.Module],
     ) -> None:
         super().__init__()
         every = list(signatures.values())
@@ -85,7 +85,7 @@ def acting_in(model: nn.Module, signature: Signature | None) -> nn.Module:
 
     Raises UserError for a signature that none of the tasks has.
     """
-    if not isinstance(model, Shared):
+    if not isinstance(model, MultiTaskNetwork):
         return model
     if signature not in model.kinds:
         raise UserError(

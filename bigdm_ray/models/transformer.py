@@ -64,7 +64,7 @@ def kept(shape: torch.Size, p: float) -> Tensor:
     return (bits >= cut - 32768).float().mul_(65536 / (65536 - cut)).view(shape)
 
 
-class Weighted(torch.autograd.Function):
+class DropoutAttention(torch.autograd.Function):
     """Attention with dropout on a CPU: `look [t, s]` is True where queries `[n, heads, t, w]` may look at keys and values `[n, heads, s, w]`.
 
     Queries are taken `ROWS` at a time, with the keys up to the last that one of them may look at: most of what a causal mask hides is
@@ -83,8 +83,8 @@ class Weighted(torch.autograd.Function):
         bias = torch.zeros(look.shape, dtype=q.dtype).masked_fill_(~look, float("-inf"))
         ctx.scale, ctx.blocks = q.shape[-1] ** -0.5, []
         out, saved = torch.empty_like(q), []
-        for a in range(0, q.shape[1], Weighted.ROWS):
-            b = min(a + Weighted.ROWS, q.shape[1])
+        for a in range(0, q.shape[1], DropoutAttention.ROWS):
+            b = min(a + DropoutAttention.ROWS, q.shape[1])
             s = int(look[a:b].any(0).nonzero()[-1]) + 1
             weights = torch.baddbmm(
                 bias[a:b, :s], q[:, a:b], k[:, :s].transpose(1, 2), alpha=ctx.scale
@@ -177,7 +177,7 @@ class Block(nn.Module):
                 if mask is None
                 else mask
             )
-            gathered = Weighted.apply(queries, keys, values, look, dropout)  # type: ignore[no-untyped-call]  # torch gives it no types
+            gathered = DropoutAttention.apply(queries, keys, values, look, dropout)  # type: ignore[no-untyped-call]  # torch gives it no types
         else:
             gathered = scaled_dot_product_attention(queries, keys, values, mask, dropout, causal)
         return gathered.transpose(1, 2).flatten(2)

@@ -15,7 +15,7 @@ import torch
 
 from bigdm_ray.algorithms.dt import DecisionTransformer, Dt
 from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.pictures.base import Picture, Sweep, panelled, pictured, told_returns
+from bigdm_ray.pictures.base import Picture, SweepFlags, panelled, pictured, told_returns
 from bigdm_ray.progress import say
 from bigdm_ray.training.acting import command_of, policy_of
 from bigdm_ray.training.evaluation import constant, play
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def look(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
+def look(loaded: Loaded, asked: SweepFlags) -> dict[str, Any]:
     """Play episodes, take the best, and see which steps each of its steps looked at. Raises UserError for a policy without attention."""
     model, algorithm = loaded.model, loaded.run.algorithm
     if (
@@ -117,7 +117,7 @@ def draw_attention(looks: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def attention(folders: list[Path], out: Path | None, asked: Sweep) -> None:
+def attention(folders: list[Path], out: Path | None, asked: SweepFlags) -> None:
     """Draw what the transformers of run folders look at. Raises UserError and RunFailed."""
     pictured(folders, out, asked, "attention", "looks", look, draw_attention)
 
@@ -126,5 +126,5 @@ PICTURE = Picture(
     "attention",
     "draw which earlier steps a Decision Transformer looks at in the best of some episodes",
     attention,
-    Sweep,
+    SweepFlags,
 )

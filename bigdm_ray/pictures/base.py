@@ -48,7 +48,7 @@ STYLE = {
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedValues:
     """Values read off the figures of Srivastava et al. 2019 (arXiv 1912.02877), means over seeds."""
 
     curve: tuple[tuple[float, float], ...]  # (environment steps, return), Figures 4 and 5
@@ -58,7 +58,7 @@ class Published:
 
 _LANDER = (-300.0, -200.0, -100.0, 0.0, 100.0, 200.0, 250.0, 300.0)
 PUBLISHED = {
-    "lunarlander": Published(
+    "lunarlander": PublishedValues(
         ((1e6, 1.5), (2e6, 50.0), (3e6, 77.0), (5e6, 118.0), (7e6, 126.0), (10e6, 141.0)),
         (
             (-300.0, -390.0),
@@ -70,7 +70,7 @@ PUBLISHED = {
         ),
         _LANDER,
     ),
-    "lunarlander-sparse": Published(
+    "lunarlander-sparse": PublishedValues(
         ((0.5e6, 39.0), (1e6, 91.0), (2e6, 116.0), (5e6, 143.0), (10e6, 162.0)),
         (
             (-300.0, -150.0),
@@ -80,7 +80,7 @@ PUBLISHED = {
         ),  # the seed that obeys; another hardly reacts
         _LANDER,
     ),
-    "takecover": Published(
+    "takecover": PublishedValues(
         ((1e6, 414.0), (5e6, 510.0), (10e6, 546.0)),
         ((0.0, 390.0), (400.0, 515.0), (800.0, 565.0)),
         (0.0, 100.0, 200.0, 300.0, 400.0, 500.0, 600.0, 700.0, 800.0),
@@ -89,7 +89,7 @@ PUBLISHED = {
 
 
 @dataclass(frozen=True)
-class Opened:
+class PictureFlags:
     """Flags of every picture that is made from a run's weights."""
 
     weights: str = setting("last", "which weights", choices=("last", "best"))
@@ -99,14 +99,14 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Asked(Opened):
+class EpisodeFlags(PictureFlags):
     """Flags of a picture of several episodes."""
 
     episodes: int = setting(20, "episodes; of --obedience, for each return", low=1, high=100_000)
 
 
 @dataclass(frozen=True)
-class Sweep(Asked):
+class SweepFlags(EpisodeFlags):
     """What is played for a picture of played episodes."""
 
     returns: tuple[float, ...] = setting(
@@ -271,7 +271,7 @@ def write(figure: Figure, numbers: dict[str, Any], path: Path) -> None:
 
 
 Numbers = list[dict[str, Any]]
-Kind = TypeVar("Kind", bound=Opened)
+Kind = TypeVar("Kind", bound=PictureFlags)
 
 
 def pictured(

@@ -17,7 +17,15 @@ import torch
 from bigdm_ray.algorithms.tt import GOAL, TrajectoryModel, Tt, plan_at
 from bigdm_ray.envs.task import Task, find_task
 from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.pictures.base import COLOURS, GREY, Numbers, Opened, Picture, panelled, pictured
+from bigdm_ray.pictures.base import (
+    COLOURS,
+    GREY,
+    Numbers,
+    Picture,
+    PictureFlags,
+    panelled,
+    pictured,
+)
 from bigdm_ray.settings import setting
 from bigdm_ray.tokens.bins import Elements
 from bigdm_ray.training.evaluation import constant, play
@@ -40,7 +48,7 @@ STATES = 3
 
 
 @dataclass(frozen=True)
-class Fanning(Opened):
+class BeamFlags(PictureFlags):
     """The flags of beams."""
 
     axes: tuple[int, ...] = setting(
@@ -56,7 +64,7 @@ def mapped(task: Task, seen: Elements) -> list[int]:
     return [] if place is None or place.stop - place.start < 2 else [place.start, place.start + 1]
 
 
-def plans(loaded: Loaded, asked: Fanning) -> dict[str, Any]:
+def plans(loaded: Loaded, asked: BeamFlags) -> dict[str, Any]:
     """Play an episode and plan at some of its states: numbers of the picture. Raises UserError for a run that plans nothing in two elements, and RunFailed."""
     model, algorithm = loaded.model, loaded.run.algorithm
     if not isinstance(model, TrajectoryModel) or not isinstance(algorithm, Tt):
@@ -173,7 +181,7 @@ def draw_beams(found: Numbers) -> Figure:
     return figure
 
 
-def beams(folders: list[Path], out: Path | None, asked: Fanning) -> None:
+def beams(folders: list[Path], out: Path | None, asked: BeamFlags) -> None:
     """Draw the beams of the plans of run folders. Raises UserError and RunFailed."""
     for here in pictured(folders, out, asked, "beams", "fans", plans, draw_beams):
         for plan in here["plans"]:
@@ -185,5 +193,5 @@ PICTURE = Picture(
     "beams",
     "draw all beams of some plans of a tt run over two elements of the state",
     beams,
-    Fanning,
+    BeamFlags,
 )

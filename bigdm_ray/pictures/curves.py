@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Nothing:
+class NoFlags:
     """The flags of learning curves, which have none."""
 
 
@@ -63,7 +63,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Line:
+class CurveGroup:
     """One line of a learning curve, from runs that differ in nothing but their seed."""
 
     label: str
@@ -142,7 +142,7 @@ def kind_of(run: Run) -> tuple[str, str, str, str, str]:
     return run.task, steps_of(run), run.algorithm.name, run.preset, data
 
 
-Lines = dict[tuple[str, str], list[Line]]
+Lines = dict[tuple[str, str], list[CurveGroup]]
 """The lines of each panel, which is of a task and what the clock counts."""
 
 
@@ -177,15 +177,15 @@ def label(curves: list[Curve], others: list[Run]) -> str:
     return ", ".join([learner, *named, *(f"{name} {mine[name]}" for name in differing), count])
 
 
-def line_of(curves: list[Curve], text: str) -> Line:
+def line_of(curves: list[Curve], text: str) -> CurveGroup:
     """The mean of the curves over the steps that all of them have reached, with its band. Raises UserError."""
     if len(curves) == 1:
         only = curves[0]
-        return Line(text, curves, only.steps, only.mean, only.low, only.high)
+        return CurveGroup(text, curves, only.steps, only.mean, only.low, only.high)
     steps = common_steps(curves)
     values = np.stack([np.interp(steps, curve.steps, curve.mean) for curve in curves])
     low, high = bootstrap_interval(values)
-    return Line(text, curves, steps, values.mean(0), low, high)
+    return CurveGroup(text, curves, steps, values.mean(0), low, high)
 
 
 def common_steps(curves: list[Curve]) -> np.ndarray:
@@ -253,7 +253,7 @@ def thousands() -> Any:
 def curves_json(lines: Lines) -> dict[str, Any]:
     """The numbers by task; steps are `env_steps` or `learner_steps`, as the runs of a line count."""
 
-    def one(line: Line, clock: str) -> dict[str, Any]:
+    def one(line: CurveGroup, clock: str) -> dict[str, Any]:
         runs = {
             "folders": [str(curve.folder) for curve in line.curves],
             "seeds": [curve.run.seed for curve in line.curves],
@@ -276,7 +276,7 @@ def curves_json(lines: Lines) -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "tasks": tasks}
 
 
-def learning(folders: list[Path], out: Path | None, asked: Nothing) -> None:
+def learning(folders: list[Path], out: Path | None, asked: NoFlags) -> None:
     """Draw the learning curves of run folders. Raises UserError where none of them has been evaluated."""
     import matplotlib
 
@@ -299,4 +299,4 @@ def learning(folders: list[Path], out: Path | None, asked: Nothing) -> None:
             print(f"  {task}: {line.label}: {line.mean[-1]:,.1f} ({band}) at {at}")
 
 
-PICTURE = Picture("learning_curve", "draw learning curves", learning, Nothing, default=True)
+PICTURE = Picture("learning_curve", "draw learning curves", learning, NoFlags, default=True)

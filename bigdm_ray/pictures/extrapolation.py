@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from bigdm_ray.algorithms.base import Judge, Memoryless, Policy
+from bigdm_ray.algorithms.base import CriticValues, Memoryless, Policy
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.pictures.base import (
     COLOURS,
     GREY,
     Picture,
-    Sweep,
+    SweepFlags,
     dataset_of,
     label_axes,
     panelled,
@@ -54,7 +54,7 @@ UNKNOWN = 0.05
 
 
 @dataclass(frozen=True)
-class Promises:
+class ReturnForecasts:
     """Steps of some episodes: what was promised at each and what followed."""
 
     promised: np.ndarray  # [m] float64
@@ -91,7 +91,7 @@ def tensors(leaves: Mapping[str, np.ndarray], steps: slice = slice(None)) -> dic
 
 
 @torch.no_grad()
-def judged(judge: Judge, episode: Episode) -> np.ndarray:
+def judged(judge: CriticValues, episode: Episode) -> np.ndarray:
     """Q(s, a) of the steps of an episode `[T]` float64."""
     seen = tensors(episode.observations, slice(0, episode.length))
     values: np.ndarray = judge.values(seen, tensors(episode.actions)).double().numpy()
@@ -99,7 +99,7 @@ def judged(judge: Judge, episode: Episode) -> np.ndarray:
 
 
 def swapped(
-    judge: Judge, policy: Policy, episodes: list[Episode], chance: np.random.Generator
+    judge: CriticValues, policy: Policy, episodes: list[Episode], chance: np.random.Generator
 ) -> float:
     """The mean Q of a policy's actions in the states of episodes that others have played."""
     values = []
@@ -116,7 +116,7 @@ def swapped(
 
 def promises(
     value: Callable[[Episode], np.ndarray], episodes: list[Episode], discount: float, whole: bool
-) -> Promises:
+) -> ReturnForecasts:
     """The steps of episodes whose return is known; `whole`: what is promised is that of all."""
     promised, obtained = [], []
     for episode in episodes:
@@ -125,10 +125,10 @@ def promises(
             returns = np.full(episode.length, episode.total_return)
         promised.append(value(episode)[known].astype(np.float64))
         obtained.append(returns[known])
-    return Promises(np.concatenate(promised), np.concatenate(obtained))
+    return ReturnForecasts(np.concatenate(promised), np.concatenate(obtained))
 
 
-def compare(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
+def compare(loaded: Loaded, asked: SweepFlags) -> dict[str, Any]:
     """Play episodes; what was promised at each step, and what followed: numbers of the picture.
 
     Raises UserError for a policy that values nothing, and RunFailed.
@@ -231,7 +231,7 @@ def draw_promises(found: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def extrapolation(folders: list[Path], out: Path | None, asked: Sweep) -> None:
+def extrapolation(folders: list[Path], out: Path | None, asked: SweepFlags) -> None:
     """Play and draw what the values of runs promise and bring. Raises UserError and RunFailed."""
     found = pictured(folders, out, asked, "extrapolation", "comparisons", compare, draw_promises)
     for here in found:
@@ -253,5 +253,5 @@ PICTURE = Picture(
     "draw what critics (or predicted and asked returns) promise of a policy's own actions against "
     "what they bring",
     extrapolation,
-    Sweep,
+    SweepFlags,
 )

@@ -18,7 +18,7 @@ from bigdm_ray.pictures.base import (
     GREY,
     PUBLISHED,
     Picture,
-    Sweep,
+    SweepFlags,
     dataset_of,
     label_axes,
     mark,
@@ -57,7 +57,7 @@ def default_returns(loaded: Loaded) -> tuple[float, ...]:
     return tuple(float(f"{value:.3g}") for value in np.linspace(low, high, 9))
 
 
-def sweep(loaded: Loaded, asked: Sweep) -> dict[str, Any]:
+def sweep(loaded: Loaded, asked: SweepFlags) -> dict[str, Any]:
     """Play the episodes of a sweep; its numbers. Raises UserError, and RunFailed where a return's episodes all fail."""
     if not loaded.run.algorithm.commands:
         raise UserError(
@@ -180,7 +180,7 @@ def draw_obedience(sweeps: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def obedience(folders: list[Path], out: Path | None, asked: Sweep) -> None:
+def obedience(folders: list[Path], out: Path | None, asked: SweepFlags) -> None:
     """Play and draw the sweeps of run folders. Raises UserError and RunFailed."""
     for here in pictured(folders, out, asked, "obedience", "sweeps", sweep, draw_obedience):
         for p in here["points"]:
@@ -189,4 +189,4 @@ def obedience(folders: list[Path], out: Path | None, asked: Sweep) -> None:
             )
 
 
-PICTURE = Picture("obedience", "draw asked return against obtained return", obedience, Sweep)
+PICTURE = Picture("obedience", "draw asked return against obtained return", obedience, SweepFlags)

@@ -22,7 +22,7 @@ from bigdm_ray.models.one_step import OneStep
 from bigdm_ray.pictures.base import (
     COLOURS,
     GREY,
-    Asked,
+    EpisodeFlags,
     Picture,
     dataset_needed,
     label_axes,
@@ -46,7 +46,7 @@ SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Predicting(Asked):
+class PredictionFlags(EpisodeFlags):
     """The flags of predictions."""
 
     one_step: int = setting(
@@ -111,7 +111,7 @@ def one_step_of(model: TrajectoryModel, store: Store, steps: int, seed: int) -> 
     )
 
 
-def predict(loaded: Loaded, asked: Predicting) -> dict[str, Any]:
+def predict(loaded: Loaded, asked: PredictionFlags) -> dict[str, Any]:
     """What the model predicts of some episodes of the run's dataset, and what really happened: numbers of the picture.
 
     Each of `asked.episodes` starts is a step drawn from those that STEPS more follow, or from the longest episodes' beginnings where there is none.
@@ -247,7 +247,7 @@ def draw_prediction(predictions: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def prediction(folders: list[Path], out: Path | None, asked: Predicting) -> None:
+def prediction(folders: list[Path], out: Path | None, asked: PredictionFlags) -> None:
     """Draw what the models of run folders predict of their datasets. Raises UserError and RunFailed."""
     for here in pictured(
         folders, out, asked, "prediction", "predictions", predict, draw_prediction
@@ -268,5 +268,5 @@ PICTURE = Picture(
     "prediction",
     "draw the trajectories that a tt run and a one-step model predict against the real ones of its dataset",
     prediction,
-    Predicting,
+    PredictionFlags,
 )

@@ -20,8 +20,8 @@ from bigdm_ray.algorithms.bc import Imitation
 from bigdm_ray.errors import UserError
 from bigdm_ray.pictures.base import (
     COLOURS,
-    Opened,
     Picture,
+    PictureFlags,
     dataset_needed,
     label_axes,
     panelled,
@@ -46,7 +46,7 @@ COLOURED = (0.1, 10.0)
 
 
 @dataclass(frozen=True)
-class Weighing(Opened):
+class WeightingFlags(PictureFlags):
     """The flags of weights."""
 
     element: int = setting(
@@ -57,7 +57,7 @@ class Weighing(Opened):
     )
 
 
-def weigh(loaded: Loaded, asked: Weighing) -> dict[str, Any]:
+def weigh(loaded: Loaded, asked: WeightingFlags) -> dict[str, Any]:
     """What each step of the run's dataset counts: numbers of the picture.
 
     Raises UserError for a run that has no such weights, or whose dataset is gone.
@@ -158,11 +158,11 @@ def draw_weights(found: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def weighting(folders: list[Path], out: Path | None, asked: Weighing) -> None:
+def weighting(folders: list[Path], out: Path | None, asked: WeightingFlags) -> None:
     """Draw what the steps of one dataset count for some runs on it. Raises UserError."""
     first: dict[str, Any] = {}
 
-    def of(loaded: Loaded, flags: Weighing) -> dict[str, Any]:
+    def of(loaded: Loaded, flags: WeightingFlags) -> dict[str, Any]:
         here = weigh(loaded, flags)
         if here["sha256"] != first.setdefault("sha256", here["sha256"]):
             raise UserError(
@@ -185,5 +185,5 @@ PICTURE = Picture(
     "weighting",
     "draw what each step of a dataset counts for bc, rwr, awr and bail runs on it: m(s, a)",
     weighting,
-    Weighing,
+    WeightingFlags,
 )

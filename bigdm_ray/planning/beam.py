@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from bigdm_ray.models.trajectory import TrajectoryTransformer
-from bigdm_ray.planning.encoder import Trunk
-from bigdm_ray.planning.kept import Keeper
+from bigdm_ray.planning.cached_encoder import CachedEncoder
+from bigdm_ray.planning.encoder import EncodedWindows
 from bigdm_ray.tokens.bins import Bins
 
 SEED_BITS = 24
@@ -35,7 +35,7 @@ Numbers = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchSettings:
     """How a plan is searched for; `k` and `cdf` filters are 0 where they are off."""
 
     horizon: int = 15
@@ -63,7 +63,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Fan:
+class RankedPlans:
     """Tokens `[n, beams, H, dims]` of all beams of each row, from the current state on, and their scores `[n, beams]`, the best first."""
 
     tokens: Tensor
@@ -108,14 +108,14 @@ class Planner:
     """Searches with one network. `bins` say what numbers its tokens stand for; states have `seen` tokens, actions `acted`."""
 
     def __init__(
-        self, net: TrajectoryTransformer, bins: Bins, seen: int, acted: int, search: Search
+        self, net: TrajectoryTransformer, bins: Bins, seen: int, acted: int, search: SearchSettings
     ) -> None:
         if not 2 <= search.context <= net.window:
             raise ValueError(
                 f"a context of {search.context} transitions is not from 2 to the network's {net.window}"
             )
         self.net, self.bins, self.seen, self.acted, self.search = net, bins, seen, acted, search
-        self.encoder = Keeper(net)
+        self.encoder = CachedEncoder(net)
 
     @property
     def middles(self) -> Tensor:
@@ -149,7 +149,7 @@ class Planner:
     @torch.inference_mode()
     def fan(
         self, past: Tensor, state: Tensor, numbers: Numbers | None, goal: Tensor | None = None
-    ) -> Fan:
+    ) -> RankedPlans:
         """All beams that `plan` ends with, or, without numbers, those that `likely` ends with. Arguments as there.
 
         Where filters leave a row fewer sequences than others have, beams of stop tokens with a score of -inf fill it up.
@@ -171,7 +171,7 @@ class Planner:
             for fan in fans
         ]
         scores = [pad(fan.score, (0, most - fan.score.shape[1]), value=-torch.inf) for fan in fans]
-        return Fan(torch.cat(tokens), torch.cat(scores))
+        return RankedPlans(torch.cat(tokens), torch.cat(scores))
 
     def plan(
         self, past: Tensor, state: Tensor, numbers: Numbers, goal: Tensor | None = None
@@ -184,10 +184,12 @@ class Planner:
         """
         return self.fan(past, state, numbers, goal).best
 
-    def _plan(self, past: Tensor, state: Tensor, numbers: Numbers, goal: Tensor | None) -> Fan:
+    def _plan(
+        self, past: Tensor, state: Tensor, numbers: Numbers, goal: Tensor | None
+    ) -> RankedPlans:
         search = self.search
         n, beams = len(state), search.beams
-        written = (Kept if self.net.transformer.rotary else Anew)(
+        written = (CachedBeams if self.net.transformer.rotary else RecomputedBeams)(
             self, self.window(past), state, goal
         )
         states = state[:, None].expand(n, beams, self.seen)
@@ -217,14 +219,14 @@ class Planner:
             if search.reach and goal is not None:
                 there = (states == goal[:, None]).all(2)
                 earned = torch.maximum(earned, search.discount ** (t + 1) * there)
-        return Fan(plans, score[:, :beams])
+        return RankedPlans(plans, score[:, :beams])
 
     def window(self, transitions: Tensor) -> Tensor:
         """The transitions `[..., m, dims]` that are looked at beside the one being written."""
         return transitions[..., max(0, transitions.shape[-2] - self.search.context + 1) :, :]
 
     def _expand(
-        self, written: Anew | Kept, numbers: Numbers, t: int
+        self, written: RecomputedBeams | CachedBeams, numbers: Numbers, t: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, rewards and values of all candidates: their tokens `[n, candidates, acted + 2]`, and two of `[n, candidates]`.
 
@@ -305,7 +307,7 @@ class Planner:
         """
         return self.fan(past, state, None, goal).best
 
-    def _likely(self, past: Tensor, state: Tensor, goal: Tensor | None) -> Fan:
+    def _likely(self, past: Tensor, state: Tensor, goal: Tensor | None) -> RankedPlans:
         search, net, encoder = self.search, self.net, self.encoder
         n = len(state)
         window = self.window(past).unsqueeze(1)
@@ -348,7 +350,7 @@ class Planner:
             plans = torch.cat([plans, written.unsqueeze(2)], 2)
             window = self.window(torch.cat([window, written.unsqueeze(2)], 2))
         score, order = total.sort(dim=1, descending=True, stable=True)
-        return Fan(_rows(plans, order), score)
+        return RankedPlans(_rows(plans, order), score)
 
     @torch.inference_mode()
     def follow(
@@ -410,7 +412,7 @@ class Planner:
         return torch.stack(tokens, 1)
 
 
-class Anew:
+class RecomputedBeams:
     """The beams of a plan as the model's rule has them: where a transition begins the oldest leaves, and the windows are encoded anew."""
 
     def __init__(
@@ -458,13 +460,13 @@ class Anew:
         return states[which].view(n, beams, planner.seen)
 
 
-class Kept:
-    """The beams of a plan of a model with rotary positions: all that was computed is kept, and nothing leaves the view. Offers what `Anew` does."""
+class CachedBeams:
+    """The beams of a plan of a model with rotary positions: all that was computed is kept, and nothing leaves the view. Offers what `RecomputedBeams` does."""
 
     def __init__(
         self, planner: Planner, window: Tensor, state: Tensor, goal: Tensor | None
     ) -> None:
-        """See Anew."""
+        """See RecomputedBeams."""
         self._planner, self._place = planner, planner.net.dims * window.shape[1]
         self._stem = planner.encoder.stem(window, state, goal)
         self._which = torch.zeros(
@@ -473,21 +475,21 @@ class Kept:
 
     @property
     def last(self) -> Tensor:
-        """See Anew."""
+        """See RecomputedBeams."""
         return self._stem.last
 
     def open(self, each: int) -> None:
-        """See Anew."""
+        """See RecomputedBeams."""
         self._own = self._planner.encoder.own(len(self.last), each, self._planner.acted + 1)
 
     def branch(self, tokens: Tensor, dim: int, slot: int) -> Tensor:
-        """See Anew."""
+        """See RecomputedBeams."""
         return self._planner.encoder.fork(
             self._stem, self._own, tokens, dim, self._place + dim, slot
         )
 
     def go_on(self, best: Tensor, transitions: Tensor, chance: Tensor | None) -> Tensor:
-        """See Anew. Beams that agree are written on once."""
+        """See RecomputedBeams. Beams that agree are written on once."""
         planner, encoder = self._planner, self._planner.encoder
         n, beams = best.shape
         rows, dims = len(self._stem.last) // n, planner.net.dims
@@ -547,7 +549,7 @@ def _each(goal: Tensor | None, beams: int) -> Tensor | None:
     return None if goal is None else goal.repeat_interleave(beams, 0)
 
 
-def _grown(trunk: Trunk, parents: Tensor) -> tuple[Trunk, Tensor]:
+def _grown(trunk: EncodedWindows, parents: Tensor) -> tuple[EncodedWindows, Tensor]:
     """The trunk of beams whose parents were `parents [n, c]`, and in which order `[n, c]` the beams now stand.
 
     Where their number stays, each parent's first child stands where the parent stood, and only its other children are copied, in

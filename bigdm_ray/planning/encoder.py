@@ -25,7 +25,7 @@ ROWS = 1024
 
 
 @dataclass
-class Trunk:
+class EncodedWindows:
     """What rows of windows have been encoded to: keys and values `[rows, heads, slots, head width]` of each layer, the output of
     the last token `[rows, width]`, and how many slots are in use."""
 
@@ -34,13 +34,13 @@ class Trunk:
     last: Tensor
     used: int
 
-    def take(self, rows: Tensor) -> Trunk:
+    def take(self, rows: Tensor) -> EncodedWindows:
         """These rows, which may repeat: a copy of their keys and values; the trunk itself where they are all of them in order."""
         if len(rows) == len(self.last) and bool(
             (rows == torch.arange(len(rows), device=rows.device)).all()
         ):
             return self
-        return Trunk(
+        return EncodedWindows(
             [k.index_select(0, rows) for k in self.keys],
             [v.index_select(0, rows) for v in self.values],
             self.last[rows],
@@ -53,7 +53,7 @@ class Trunk:
             part.index_copy_(0, target, part.index_select(0, source))
 
 
-class Layer:
+class EncoderLayer:
     """A block of the network for acting alone, without dropout: its weights, and functions in place of modules, whose calls cost
     as much as a small multiplication does."""
 
@@ -91,7 +91,7 @@ class Layer:
         return linear(gelu(linear(layer_norm(x, *self._norm2), *self._up)), *self._down).add_(x)
 
 
-class Encoder:
+class WindowEncoder:
     """The network's forward pass in the pieces that a search needs. It reads weights; it trains nothing."""
 
     def __init__(self, net: TrajectoryTransformer) -> None:
@@ -99,7 +99,9 @@ class Encoder:
             "places are embedded, or turn queries and keys"
         )
         self.net = net
-        self.blocks = [Layer(block) for block in net.transformer.blocks if isinstance(block, Block)]
+        self.blocks = [
+            EncoderLayer(block) for block in net.transformer.blocks if isinstance(block, Block)
+        ]
         self.split = self.blocks[0].heads
         self._heads = torch.arange(self.split, device=net.heads.device)
         self._memory: dict[tuple[object, ...], Tensor] = {}
@@ -129,7 +131,7 @@ class Encoder:
 
     def trunk(
         self, past: Tensor, state: Tensor | None, room: int, goal: Tensor | None = None
-    ) -> tuple[Trunk, Tensor]:
+    ) -> tuple[EncodedWindows, Tensor]:
         """Encode windows of transitions `[n, m, dims]`, and where it is given the state `[n, seen]` that follows, behind goals `[n, goal]`.
 
         Returns what is different among them, with `room` more slots, and which of it each of the n rows is `[n]`. Without
@@ -168,7 +170,7 @@ class Encoder:
             )
             parts.append(self.placed(embedded, places[-1]))
         keep = 0 if state is None else state.shape[1]
-        trunk = Trunk([], [], parts[-1], net.goal + each * m + keep)
+        trunk = EncodedWindows([], [], parts[-1], net.goal + each * m + keep)
         x = torch.cat([part.flatten(0, 1) for part in parts])
         rows_of = [len(part) for part in parts]
         as_before = (
@@ -208,7 +210,7 @@ class Encoder:
         keep: int,
         room: int,
         as_before: bool,
-        trunk: Trunk,
+        trunk: EncodedWindows,
     ) -> Tensor:
         """One block over the tokens of all levels, joined to `[tokens, width]`; of the last level alone where it is the final block.
 
@@ -274,7 +276,7 @@ class Encoder:
             [block.finish(a, b) for a, b in zip(x.split(ROWS), looked.split(ROWS), strict=True)]
         )
 
-    def step(self, trunk: Trunk, tokens: Tensor, dim: int, place: int) -> None:
+    def step(self, trunk: EncodedWindows, tokens: Tensor, dim: int, place: int) -> None:
         """One more token of each row of a trunk `[rows]`, of dimension `dim`: its keys take the next slot, its output becomes `last`."""
         (x, where), slot = self._one(tokens, dim, place), trunk.used
         trunk.used += 1
@@ -292,7 +294,7 @@ class Encoder:
 
     def branch(
         self,
-        trunk: Trunk,
+        trunk: EncodedWindows,
         own: list[tuple[Tensor, Tensor]],
         tokens: Tensor,
         dim: int,

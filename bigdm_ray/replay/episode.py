@@ -38,7 +38,7 @@ class Episode:
     the whole episode (`Leaf.per`) has as many rows, which are one in memory and on disk (`held`).
     `terminated` is False where a time
     limit ended the episode. `version` is (incarnation, learner step) of the weights that played it; `source` says
-    which agent did; `seed` is that of the vector environment that it was played in. `merit` is what its player says
+    which agent did; `seed` is that of the vector environment that it was played in. `merit` is what its worker says
     of it beyond its return, where it says anything: of a rollout, the mean return of the
     episodes that were played along with it by the same weights, an estimate of what those weights return.
     """

@@ -21,7 +21,7 @@ from bigdm_ray.replay.windows import View, Windows, merge_stack, stacked_steps
 Arrays = dict[str, np.ndarray]
 
 
-class Flat:
+class FlatCache:
     """Episodes one after another in one array a leaf, for the fastest draws. Forgets what the store no longer keeps.
 
     Each takes T + 1 slots, so that observations and actions share one index. Arrays double as they fill, up to the
@@ -182,8 +182,8 @@ def _checksum(data: bytes | memoryview, mapped: Shard) -> bytes:
     return b"%08x" % zlib.crc32(data, mapped.crc)
 
 
-class Rows(Protocol):
-    """A leaf of which rows can be had: an array, or `maps.Mapped`."""
+class RowSource(Protocol):
+    """A leaf of which rows can be had: an array, or `maps.MappedLeaf`."""
 
     @property
     def ndim(self) -> int:
@@ -200,11 +200,11 @@ class Rows(Protocol):
 def gather(
     view: View,
     timesteps: np.ndarray,
-    observations: Mapping[str, Rows],
-    held: Mapping[str, Rows],
-    actions: Mapping[str, Rows],
-    rewards: Rows,
-    column: Callable[[str], Rows],
+    observations: Mapping[str, RowSource],
+    held: Mapping[str, RowSource],
+    actions: Mapping[str, RowSource],
+    rewards: RowSource,
+    column: Callable[[str], RowSource],
     start: np.ndarray,
     seen_start: np.ndarray,
     number: np.ndarray,
@@ -236,7 +236,7 @@ def gather(
     )
 
 
-def _observed(view: View, leaf: Rows, start: np.ndarray, timesteps: np.ndarray) -> np.ndarray:
+def _observed(view: View, leaf: RowSource, start: np.ndarray, timesteps: np.ndarray) -> np.ndarray:
     if view.stack == 1 or leaf.ndim != 4 or leaf.dtype != np.uint8:  # images alone are stacked
         return leaf.take(start + timesteps, axis=0)
     frames = start[..., None] + stacked_steps(timesteps, view.stack)

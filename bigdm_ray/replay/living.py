@@ -1,4 +1,4 @@
-"""Living: the episodes that live under a rule, of which a few come and go at a time.
+"""LivingEpisodes: the episodes that live under a rule, of which a few come and go at a time.
 
 No call costs more than what comes and goes, however many live: columns grow by doubling, what the
 rule evicts is cut off in front or marked, and what is marked is swept when it is half of all.
@@ -16,12 +16,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from bigdm_ray.replay.episode import EpisodeId
-from bigdm_ray.replay.table import COLUMNS, Arrival, Retention, Table
+from bigdm_ray.replay.table import COLUMNS, ArrivalOrder, Retention, Table
 
 Arrays = dict[str, np.ndarray]
 
 
-class Living:
+class LivingEpisodes:
     """See the module. Rows are the places of its arrays; positions are those of its table."""
 
     def __init__(
@@ -34,16 +34,16 @@ class Living:
         self._low = self._high = 0  # rows in use
         self._holes = 0  # dead ones among them
         self._steps = 0  # of all that live, under a limit on steps
-        self._floor: Arrival | None = None
+        self._floor: ArrivalOrder | None = None
         self._worst: list[tuple[float, int]] | None = None  # a heap of worth and row
         self._edge = (0.0, 0)  # all living up to this are in it
         self._table: Table | None = None
         self._view: _View | None = None
 
     @staticmethod
-    def of(table: Table, retention: Retention) -> Living:
+    def of(table: Table, retention: Retention) -> LivingEpisodes:
         """Those of a table, which all live under the rule."""
-        living = Living(retention)
+        living = LivingEpisodes(retention)
         living._floor = table.floor
         living.learn(table)
         return living
@@ -60,7 +60,7 @@ class Living:
         return self._table
 
     @property
-    def floor(self) -> Arrival | None:
+    def floor(self) -> ArrivalOrder | None:
         """See Table."""
         return self._floor
 
@@ -160,7 +160,7 @@ class Living:
         self._low, self._high, self._worst = 0, len(order), None
         return np.flatnonzero(order >= high - low)
 
-    def _arrival(self, row: int) -> Arrival:
+    def _arrival(self, row: int) -> ArrivalOrder:
         return _arrival(self._arrays, row)
 
     def _reserve(self, count: int) -> None:
@@ -321,8 +321,8 @@ def _hashes(ids: np.ndarray) -> np.ndarray:
     return hashes
 
 
-def _arrival(arrays: Arrays, row: int) -> Arrival:
-    return Arrival(int(arrays["serials"][row]), EpisodeId(*arrays["ids"][row].tolist()))
+def _arrival(arrays: Arrays, row: int) -> ArrivalOrder:
+    return ArrivalOrder(int(arrays["serials"][row]), EpisodeId(*arrays["ids"][row].tolist()))
 
 
 def _ascending(serials: np.ndarray, ids: np.ndarray) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""Maps: rows of many memory maps in one pass, as if all of them were one array.
+"""MappedArrays: rows of many memory maps in one pass, as if all of them were one array.
 
 A batch touches nearly as many shards as it has windows, and a call of numpy for each leaf of each
 costs more than what it copies. All maps lie in the same address space: where a row of a leaf lies is
@@ -20,7 +20,7 @@ FLAT = 0
 """The number of the flat arrays, among those of shards."""
 
 
-class Maps:
+class MappedArrays:
     """The arrays that are known by number and leaf."""
 
     def __init__(self) -> None:
@@ -61,10 +61,10 @@ class Maps:
         known = (begin[np.minimum(numbers, len(begin) - 1)] != 0) & (numbers < len(begin))
         return [] if known.all() else [int(number) for number in np.unique(numbers[~known])]
 
-    def of(self, leaf: str, numbers: np.ndarray, episodes: np.ndarray) -> Mapped:
+    def of(self, leaf: str, numbers: np.ndarray, episodes: np.ndarray) -> MappedLeaf:
         """A leaf, for windows `[B]` each of which lies under one number, in its row `episodes`."""
         still = self._still[leaf][numbers]
-        return Mapped(
+        return MappedLeaf(
             self._arrays[leaf],
             self._begin[leaf][numbers],
             numbers,
@@ -72,7 +72,7 @@ class Maps:
         )
 
 
-class Mapped:
+class MappedLeaf:
     """A leaf of a batch: rows of window i are those of its number's array."""
 
     def __init__(

@@ -17,7 +17,7 @@ GROUP_STEPS = 200_000
 
 
 @dataclass(frozen=True)
-class Group:
+class EpisodeGroup:
     """Some whole episodes, one after the other."""
 
     observations: dict[str, np.ndarray]  # leaf path -> [sum of (T + 1), ...]
@@ -26,7 +26,7 @@ class Group:
     terminated: np.ndarray  # [n] bool
 
 
-def episode_groups(store: Store, steps: int = GROUP_STEPS) -> Iterator[Group]:
+def episode_groups(store: Store, steps: int = GROUP_STEPS) -> Iterator[EpisodeGroup]:
     """The living episodes in the order of the table, in groups of about so many steps."""
     ends = store.table.ends
     for numbers in np.split(np.arange(len(ends)), np.flatnonzero(np.diff(ends // steps)) + 1):
@@ -37,7 +37,7 @@ def episode_groups(store: Store, steps: int = GROUP_STEPS) -> Iterator[Group]:
                 for path in episodes[0].observations
             }
             terminated = np.array([e.terminated for e in episodes])
-            yield Group(
+            yield EpisodeGroup(
                 seen,
                 np.concatenate([e.rewards for e in episodes]),
                 store.table.lengths[numbers],
@@ -67,7 +67,7 @@ def discounted(rewards: np.ndarray, lengths: np.ndarray, gamma: float) -> np.nda
 
 
 def td_lambda(
-    group: Group, values: np.ndarray, gamma: float, lam: float
+    group: EpisodeGroup, values: np.ndarray, gamma: float, lam: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """TD(lambda) returns, and V, of each step acted on: both `[sum of T]` float32.
 
@@ -95,7 +95,7 @@ def normalised_weights(advantages: np.ndarray, temperature: float, clip: float) 
     return weights
 
 
-def continued(group: Group, gamma: float) -> np.ndarray:
+def continued(group: EpisodeGroup, gamma: float) -> np.ndarray:
     """BAIL's returns `[sum of T]` float32: an episode that a time limit cut off goes on as from the state most like its last.
 
     Chen et al. 2020 and their code (main_get_mcret.py, which takes any episode of 1000 steps for one that was cut off): with n steps

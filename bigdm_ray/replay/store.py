@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from bigdm_ray.replay import shard as shards
-from bigdm_ray.replay.gather import Flat, gather, leaves_of, sidecar
-from bigdm_ray.replay.keeper import PREFIX, SHARD_BYTES, Arrays, Keeper
-from bigdm_ray.replay.maps import FLAT, Mapped, Maps
+from bigdm_ray.replay.gather import FlatCache, gather, leaves_of, sidecar
+from bigdm_ray.replay.maps import FLAT, MappedArrays, MappedLeaf
 from bigdm_ray.replay.shard import Shard, ShardRef
+from bigdm_ray.replay.shard_folder import PREFIX, SHARD_BYTES, Arrays, ShardFolder
 from bigdm_ray.replay.source import ShardSource
 from bigdm_ray.replay.table import Receipt, Retention, Table
-from bigdm_ray.replay.verify import Verdict, verify
+from bigdm_ray.replay.verify import VerifyResult, verify
 from bigdm_ray.replay.windows import View, Windows
 
 __all__ = [
@@ -37,12 +37,12 @@ __all__ = [
     "ShardRef",
     "Store",
     "Table",
-    "Verdict",
+    "VerifyResult",
     "verify",
 ]
 
 
-class Store(Keeper):
+class Store(ShardFolder):
     """See the module. One writer a folder; any number of readers, which `adopt` the shards the writer names."""
 
     def __init__(
@@ -54,9 +54,9 @@ class Store(Keeper):
         source: ShardSource | None = None,
     ) -> None:
         """`source` is what a reader opens shards through: the folder, unless told."""
-        self._flat = Flat(flat_bytes)
+        self._flat = FlatCache(flat_bytes)
         self._unflat = 0  # living episodes that are not in it
-        self._maps: Maps | None = None  # made at the first draw from maps
+        self._maps: MappedArrays | None = None  # made at the first draw from maps
         self._annotations: dict[str, np.ndarray] = {}
         self._among: dict[str, np.ndarray] = {}  # annotation -> the steps at which it is above 0
         self._starts = np.zeros(0, np.int64)  # where an episode's steps begin in the annotations
@@ -66,7 +66,7 @@ class Store(Keeper):
     def open(
         self, names: Iterable[ShardRef | str] | None = None, leave: Iterable[str] = ()
     ) -> Store:
-        """See Keeper."""
+        """See ShardFolder."""
         super().open(names, leave)
         return self
 
@@ -239,13 +239,13 @@ class Store(Keeper):
         episodes = np.where(there, flat.rows(slot), row) if flat.held else row
         start, seen = np.where(there, slot, begin), np.where(there, slot, begin + row)
 
-        def leaves(kind: str) -> dict[str, Mapped]:
+        def leaves(kind: str) -> dict[str, MappedLeaf]:
             return {
                 leaf.removeprefix(kind): maps.of(leaf, numbers, episodes)
                 for leaf in maps.leaves(kind)
             }
 
-        def column(name: str) -> Mapped:
+        def column(name: str) -> MappedLeaf:
             for number in maps.missing(f"columns/{name}", numbers):
                 one = self._shards[self._names[number - 1]]
                 maps.put(number, {f"columns/{name}": sidecar(one, name)})
@@ -266,10 +266,10 @@ class Store(Keeper):
             seen[:, None],
         )
 
-    def _mapped(self) -> Maps:
+    def _mapped(self) -> MappedArrays:
         """The maps of all shards, and the flat arrays as they are now."""
         if self._maps is None:
-            self._maps = Maps()
+            self._maps = MappedArrays()
             for number in self._numbers.values():
                 self._opened(number)
         if self._unflat < len(self._living):
@@ -277,7 +277,7 @@ class Store(Keeper):
         return self._maps
 
 
-def _put(maps: Maps, number: int, held: Shard | Flat) -> None:
+def _put(maps: MappedArrays, number: int, held: Shard | FlatCache) -> None:
     """Have the leaves of a shard, or of the flat arrays, known under a number."""
     for kind, arrays, still in (
         ("observations/", held.observations, False),

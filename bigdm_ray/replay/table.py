@@ -19,7 +19,7 @@ from bigdm_ray.replay.episode import Episode, EpisodeId, source_number
 from bigdm_ray.replay.shard import UNNUMBERED, ShardRef
 
 
-class Arrival(NamedTuple):
+class ArrivalOrder(NamedTuple):
     """Where an episode stands among all: by its serial, and by its id where it has none."""
 
     serial: int
@@ -74,7 +74,7 @@ class Table:
         merit: np.ndarray | None = None,
         serials: np.ndarray | None = None,
         sources: np.ndarray | None = None,
-        floor: Arrival | None = None,
+        floor: ArrivalOrder | None = None,
     ) -> None:
         size = 0 if lengths is None else len(lengths)
         self.floor = floor
@@ -97,7 +97,7 @@ class Table:
         return Table(ids, returns, lengths, merit, serials, sources)
 
     @staticmethod
-    def lazy(size: int, column: Callable[[str], np.ndarray], floor: Arrival | None) -> Table:
+    def lazy(size: int, column: Callable[[str], np.ndarray], floor: ArrivalOrder | None) -> Table:
         """A table of `size` episodes whose columns `column` gives by name, each at most once."""
         table = Table(floor=floor)
         table._size, table._made, table._column = size, {}, column

@@ -9,7 +9,7 @@ from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay.shard import SUFFIX, ClosedShard, CorruptShard, NewerShard, Shard
 
 
-class Verdict(NamedTuple):
+class VerifyResult(NamedTuple):
     """What `verify` found."""
 
     sound: int  # shards
@@ -18,7 +18,7 @@ class Verdict(NamedTuple):
     aside: int  # how many of those were set aside; the others are left as they are
 
 
-def verify(folder: Path) -> Verdict:
+def verify(folder: Path) -> VerifyResult:
     """Read every byte of every shard, and set aside those that are not sound.
 
     One of a newer version, or that cannot be opened now, is named and left as it is. Raises
@@ -46,4 +46,4 @@ def verify(folder: Path) -> Verdict:
                 ) from None
             aside += 1
             problems.append(f"shard {path} is set aside as {path.name}.corrupt: {error}")
-    return Verdict(sound, episodes, problems, aside)
+    return VerifyResult(sound, episodes, problems, aside)

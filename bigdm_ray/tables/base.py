@@ -92,7 +92,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Bar:
+class OverviewBar:
     """One bar of an overview: the mean over `rows` of a method's cells, which are those of `column`, a grid and a column of it.
 
     Without one, this project does not run the method there. `published` is the mean of the published cells.
@@ -113,7 +113,7 @@ class Overview:
 
     name: str
     title: str
-    bars: tuple[Bar, ...]
+    bars: tuple[OverviewBar, ...]
     source: str
     notes: tuple[str, ...] = ()
 

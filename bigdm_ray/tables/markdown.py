@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from bigdm_ray.envs.task import find_task
-from bigdm_ray.tables.base import Bar, Grid, Overview, Scale, find_grid
+from bigdm_ray.tables.base import Grid, Overview, OverviewBar, Scale, find_grid
+from bigdm_ray.tables.folders import Result, TableFolders, value_of
 from bigdm_ray.tables.peers import trust, trusted
-from bigdm_ray.tables.shelf import Result, Shelf, value_of
 from bigdm_ray.training.evaluation import stratified_interval
 
 SEEDS = 3
@@ -27,7 +27,7 @@ def interquartile_mean(values: Iterable[float]) -> float:
     return float((ordered * weights).sum() / weights.sum())
 
 
-def table(shelf: Shelf, only: list[str] | None = None) -> str:
+def table(shelf: TableFolders, only: list[str] | None = None) -> str:
     """The table as Markdown: ours (last weights, over seeds), the published number in brackets, and a line that says what is what.
 
     With words, the rows and columns of the cells that these are in. Raises UserError where that is none.
@@ -196,10 +196,10 @@ def spread(grid: Grid, found: dict[tuple[str, str], list[Result]], scale: Scale)
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredBar:
     """A bar with what is finished of it: the mean over seeds of each row that has any, by row."""
 
-    bar: Bar
+    bar: OverviewBar
     scores: dict[str, float]
     withheld: bool = False
     """Whether cells are finished, but no peer's own code has come to the same."""
@@ -222,7 +222,7 @@ class Measured:
         )
 
 
-def measured(overview: Overview, scale: Scale, results: Path, data: Path) -> list[Measured]:
+def measured(overview: Overview, scale: Scale, results: Path, data: Path) -> list[MeasuredBar]:
     """Every bar, made of the finished cells of the grids. Raises UserError for a file that is not a cell's result."""
     out = []
     for bar in overview.bars:
@@ -230,7 +230,7 @@ def measured(overview: Overview, scale: Scale, results: Path, data: Path) -> lis
         withheld = False
         if bar.column is not None:
             grid = find_grid(bar.column[0])
-            shelf = Shelf(grid, scale, data, results, Path())
+            shelf = TableFolders(grid, scale, data, results, Path())
             withheld = bar.peer and not trusted(shelf, bar.column[1])
             for cell in grid.cells(scale):
                 result = (
@@ -242,11 +242,11 @@ def measured(overview: Overview, scale: Scale, results: Path, data: Path) -> lis
                 if value is not None:
                     values.setdefault(cell.row, []).append(value)
         means = {row: float(np.mean(values[row])) for row in bar.rows if row in values}
-        out.append(Measured(bar, {} if withheld else means, withheld and bool(means)))
+        out.append(MeasuredBar(bar, {} if withheld else means, withheld and bool(means)))
     return out
 
 
-def overview_table(overview: Overview, scale: Scale, bars: list[Measured]) -> str:
+def overview_table(overview: Overview, scale: Scale, bars: list[MeasuredBar]) -> str:
     """The bars as Markdown: a row a domain, a column a method; ours, how much of it is there, [published]."""
     found = {(one.bar.domain, one.bar.method): one for one in bars}
 

@@ -16,18 +16,18 @@ from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.jsons import read_json, real
 from bigdm_ray.tables.base import Cell
-from bigdm_ray.tables.shelf import Result, Shelf
+from bigdm_ray.tables.folders import Result, TableFolders
 
 GAP = 5.0
 """Normalised points by which ours may differ from a peer's, at most."""
 
 
-def peer_file(shelf: Shelf, cell: Cell) -> Path:
+def peer_file(shelf: TableFolders, cell: Cell) -> Path:
     """Where the result of a cell's peer lies."""
     return shelf.root / "peers" / shelf.grid.name / shelf.scale / f"{cell.name}.json"
 
 
-def peer_result(shelf: Shelf, cell: Cell) -> Result | None:
+def peer_result(shelf: TableFolders, cell: Cell) -> Result | None:
     """What a cell's peer came to, None where it was not run on today's data. Raises UserError."""
     path = peer_file(shelf, cell)
     if not path.is_file():
@@ -44,7 +44,7 @@ def peer_result(shelf: Shelf, cell: Cell) -> Result | None:
         ) from None
 
 
-def trust(shelf: Shelf, cells: list[Cell]) -> list[str]:
+def trust(shelf: TableFolders, cells: list[Cell]) -> list[str]:
     """Lines of a Markdown table: ours beside "peer, same data", with the gap; none without peers.
 
     The standard error is that of the mean over seeds where there are two or more, else that of the mean
@@ -81,7 +81,7 @@ def trust(shelf: Shelf, cells: list[Cell]) -> list[str]:
     ]
 
 
-def trusted(shelf: Shelf, column: str) -> bool:
+def trusted(shelf: TableFolders, column: str) -> bool:
     """Whether a column was run by a peer on every row where ours is finished, and none is apart."""
     cells = [cell for cell in shelf.grid.cells(shelf.scale) if cell.column == column]
     rows = {cell.row for cell in cells if shelf.look(cell)[0] is not None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bigdm_ray.tables.base import Bar, Grid, Overview, Scale
+from bigdm_ray.tables.base import Grid, Overview, OverviewBar, Scale
 from bigdm_ray.tables.d4rl import (
     NOT_D4RL,
     NOT_REACHER_2D,
@@ -252,15 +252,17 @@ OVERVIEWS = (
         "dt-overview",
         "Decision Transformer beside learning from temporal differences (CQL) and behaviour cloning",
         (
-            Bar("Atari", "DT", GAMES, ("dt-atari", "DT"), 97.9),
-            Bar("Atari", "TD learning", GAMES, None, 107.2),
-            Bar("Atari", "BC", GAMES, ("dt-atari", "100 %"), 60.9),
-            Bar("OpenAI Gym", "DT", SETS, ("dt", "DT"), 74.7),
-            Bar("OpenAI Gym", "TD learning", SETS, ("value-based", "CQL"), 63.9, peer=True),
-            Bar("OpenAI Gym", "BC", SETS, ("dt", "100 %"), 47.7),
-            Bar("Key-to-Door", "DT", DOORS, ("key-to-door", "DT"), 83.2),
-            Bar("Key-to-Door", "TD learning", DOORS, ("key-to-door", "CQL"), 13.2, peer=True),
-            Bar("Key-to-Door", "BC", DOORS, ("key-to-door", "BC"), 1.5),
+            OverviewBar("Atari", "DT", GAMES, ("dt-atari", "DT"), 97.9),
+            OverviewBar("Atari", "TD learning", GAMES, None, 107.2),
+            OverviewBar("Atari", "BC", GAMES, ("dt-atari", "100 %"), 60.9),
+            OverviewBar("OpenAI Gym", "DT", SETS, ("dt", "DT"), 74.7),
+            OverviewBar("OpenAI Gym", "TD learning", SETS, ("value-based", "CQL"), 63.9, peer=True),
+            OverviewBar("OpenAI Gym", "BC", SETS, ("dt", "100 %"), 47.7),
+            OverviewBar("Key-to-Door", "DT", DOORS, ("key-to-door", "DT"), 83.2),
+            OverviewBar(
+                "Key-to-Door", "TD learning", DOORS, ("key-to-door", "CQL"), 13.2, peer=True
+            ),
+            OverviewBar("Key-to-Door", "BC", DOORS, ("key-to-door", "BC"), 1.5),
         ),
         "Chen et al. 2021, figure 3, as means of the cells of its tables 1, 2 and 5",
         notes=(

@@ -19,7 +19,7 @@ import numpy as np
 from bigdm_ray.algorithms.base import Columns, Mode, device_of
 from bigdm_ray.envs import Leaf, Signature
 from bigdm_ray.envs.batches import rows_reader, values_of
-from bigdm_ray.envs.values import Misfit, kind, reward_of
+from bigdm_ray.envs.values import SpaceMismatch, kind, reward_of
 from bigdm_ray.errors import UserError, nearest, quoted
 from bigdm_ray.formats.behaviour import OWN_OR_MODES
 from bigdm_ray.training.acting import TrainedRun, command_from, run_as
@@ -119,7 +119,7 @@ class Agent:
             seen = _shaped(self._read(observation), self._shapes[0])
             self._loaded.signature.check(seen)
             rewards = self._rewards(reward)
-        except Misfit as error:
+        except SpaceMismatch as error:
             raise UserError(
                 f"what {self._whose} was given does not fit {self._loaded.run.task}: {error}"
             ) from None
@@ -167,7 +167,7 @@ class Agent:
         return column
 
     def _rewards(self, reward: Any) -> np.ndarray:
-        """Rewards `[rows]` float32, 0 at first steps. Raises Misfit, UserError for a missing one."""
+        """Rewards `[rows]` float32, 0 at first steps. Raises SpaceMismatch, UserError for a missing one."""
         if reward is None:
             if self._remembers and not self._first.all():
                 raise UserError(
@@ -180,14 +180,14 @@ class Agent:
         else:
             rewards = np.asarray(reward)
             if rewards.shape != (self._n,) or rewards.dtype.kind not in "biuf":
-                raise Misfit(
+                raise SpaceMismatch(
                     f"its rewards are {kind(reward)} of shape {rewards.shape}, "
                     f"but {self._n} numbers are expected"
                 )
             rewards = rewards.astype(np.float32)
         rewards[self._first] = 0
         if not np.isfinite(rewards).all():
-            raise Misfit(f"its reward is {rewards[~np.isfinite(rewards)][0]}")
+            raise SpaceMismatch(f"its reward is {rewards[~np.isfinite(rewards)][0]}")
         return rewards
 
 

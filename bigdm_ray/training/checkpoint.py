@@ -34,7 +34,7 @@ LIVING = "store/living"
 
 
 @dataclass
-class Arrivals:
+class CountedSerials:
     """Which episodes of a store are counted, by the serials that it gave them."""
 
     arrived: int = 0  # all episodes of smaller serials are counted
@@ -52,7 +52,7 @@ class Arrivals:
 
 
 @dataclass
-class TaskCounters(Arrivals):
+class TaskCounters(CountedSerials):
     """What one of several tasks has brought."""
 
     env_steps: int = 0
@@ -61,8 +61,8 @@ class TaskCounters(Arrivals):
 
 
 @dataclass
-class Counters(Arrivals):
-    """Where a run stands. Changed by the loop alone. Arrivals are those of the only store."""
+class Counters(CountedSerials):
+    """Where a run stands. Changed by the loop alone. What is counted is of the only store."""
 
     env_steps: int = 0
     episodes: int = 0
@@ -192,7 +192,7 @@ def set_torn_aside(folder: Path) -> list[str]:
     told = []
     for path in saved(folder)[:-1]:
         try:
-            State.read(path)
+            SavedState.read(path)
         except ValueError as error:
             set_aside(path)
             told.append(f"checkpoint {path} is set aside as {path.name}{ASIDE}: {error}")
@@ -219,7 +219,7 @@ def outlived_shards(folder: Path) -> set[str]:
 
 def _shards(path: Path) -> set[str]:
     try:
-        return {ref.name for ref in State.read(path).shards}
+        return {ref.name for ref in SavedState.read(path).shards}
     except (OSError, ValueError) as error:
         raise _unread(path, error) from None
 
@@ -232,7 +232,7 @@ def _unread(path: Path, error: Exception) -> UserError:
 
 
 @dataclass(frozen=True)
-class State:
+class SavedState:
     """What a state.json says, each value of the kind that it must be."""
 
     identity: dict[str, str]
@@ -242,7 +242,7 @@ class State:
     means: dict[str, tuple[float, int]]
 
     @staticmethod
-    def read(path: Path) -> State:
+    def read(path: Path) -> SavedState:
         """That of the checkpoint `path`.
 
         Raises ValueError where it is torn or never was one, UserError for a newer version, and
@@ -258,7 +258,7 @@ class State:
             shards = told["shards"]
             if not isinstance(shards, list):
                 raise ValueError("its shards are not a list")
-            return State(
+            return SavedState(
                 {str(name): str(value) for name, value in told["identity"].items()},
                 _counters(told["counters"]),
                 [_reference(told) for told in shards],
@@ -329,7 +329,7 @@ def _count(value: Any, name: str) -> int:
 def read(path: Path, identity: dict[str, str]) -> Checkpoint:
     """Read a checkpoint. Raises UserError for one that is torn, of a newer version, or of another algorithm or task."""
     try:
-        state = State.read(path)
+        state = SavedState.read(path)
         if state.identity != identity:
             raise UserError(
                 f"checkpoint {path} is of {state.identity}, but this run is {identity}; "

@@ -19,7 +19,7 @@ from bigdm_ray.envs.vector import VectorEnv
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.params import Weights
-from bigdm_ray.training.rollout import Origin, Played, rollout
+from bigdm_ray.training.rollout import EpisodeOrigin, RolloutResult, rollout
 from bigdm_ray.training.streams import derived_seed, rng
 
 ROWS = 50
@@ -44,7 +44,7 @@ class Score:
     stopped: bool = False  # Ctrl-C ended it before all episodes had ended
 
     @classmethod
-    def of(cls, played: Played, command: dict[str, float]) -> Score:
+    def of(cls, played: RolloutResult, command: dict[str, float]) -> Score:
         """The score of a rollout, of which nothing may have come."""
         returns, lengths = (
             np.array([e.total_return for e in played.episodes]),
@@ -179,7 +179,7 @@ class Evaluator:
             except (UserError, RunFailed) as error:
                 if not self._run.several:
                     raise
-                played = Played([], discarded=episodes, problems=[str(error)])
+                played = RolloutResult([], discarded=episodes, problems=[str(error)])
             scores[task] = Score.of(played, command)
         if scores and not any(len(score.returns) for score in scores.values()):
             first = next(iter(scores))
@@ -326,13 +326,13 @@ def play(
     env: VectorEnv | None = None,
     on_end: Callable[[int], None] | None = None,
     stoppable: bool = False,
-) -> Played:
+) -> RolloutResult:
     """The episodes of an evaluation, for plots and recordings that want more than their scores. `on_end`, `stoppable`: see `rollout`."""
     env_seed = derived_seed(seed, f"{purpose} environments", round)
     rows = env or task.make(min(ROWS, episodes), env_seed, "reference")
     rows.reseed(env_seed)
     try:
-        origin = Origin(round, 0, task.name, (0, 0), purpose, env_seed, task.max_return)
+        origin = EpisodeOrigin(round, 0, task.name, (0, 0), purpose, env_seed, task.max_return)
         return rollout(
             policy,
             rows,

@@ -1,7 +1,7 @@
 """Learner: a model, its optimizers, and the learner steps; one rank of as many as there are.
 
 Every rank draws the same global indices and fetches its share. How the ranks share a network is
-`parallel.py`; the next step's windows may be drawn while a step is taken (`ahead.py`).
+`parallel.py`; the next step's windows may be drawn while a step is taken (`prefetch.py`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from bigdm_ray.errors import RunFailed, UserError, full_memory
 from bigdm_ray.models.parallel import compiled, drops, mixed
 from bigdm_ray.replay.mixture import Mixture, Source
 from bigdm_ray.replay.store import Store
-from bigdm_ray.training.ahead import Ahead
 from bigdm_ray.training.parallel import Parallel, Replicated
 from bigdm_ray.training.params import Weights
+from bigdm_ray.training.prefetch import Prefetcher
 from bigdm_ray.training.streams import rng, seed_torch
 
 
@@ -52,7 +52,7 @@ def pick_device(name: str) -> torch.device:
 
 
 @dataclass(frozen=True)
-class Progress:
+class LearnerProgress:
     """What a call of `update` did: the learner step it reached, how many it took, and means of the metrics over them."""
 
     step: int
@@ -87,7 +87,7 @@ class Learner:
         self.seed = seed
         self.rank, self.world = rank, world
         self._parallel = parallel or Replicated(world)
-        self._ahead = Ahead[dict[str, Tensor]]()
+        self._ahead = Prefetcher[dict[str, Tensor]]()
         self.device = pick_device(device)
         seed_torch(seed, "initial weights")
         self.model: nn.Module = algorithm.build(signatures).to(self.device)
@@ -122,7 +122,7 @@ class Learner:
         sources: Mapping[str, Source],
         steps: int,
         on_step: Callable[[], None] | None = None,
-    ) -> Progress:
+    ) -> LearnerProgress:
         """Take `steps` learner steps on windows of the sources; `on_step` is called after each.
 
         Raises RunFailed when the loss is no longer finite, or memory runs out.
@@ -147,7 +147,7 @@ class Learner:
                 f"{bad[0]} is {means[bad[0]]} at learner step {self.step}: training has diverged; lower --algorithm.learning-rate "
                 "and go on from the last checkpoint, or start anew"
             )
-        return Progress(self.step, steps, means, time.perf_counter() - began)
+        return LearnerProgress(self.step, steps, means, time.perf_counter() - began)
 
     def _take_step(self, sources: Mapping[str, Source], last: bool) -> dict[str, Tensor]:
         """One learner step; but for the `last` of a bout, the next draw may begin beside it."""

@@ -7,8 +7,8 @@
         episodes are played to their end and stored
         when due: evaluate, report, save
 
-`loop` is the whole of a lock-step run. Who does the verbs is a Crew: `LocalCrew` in this process, or actors of Ray
-(`distributed/crew.py`), with the same results bit for bit. `Session` is the bookkeeping that both this loop and the
+`loop` is the whole of a lock-step run. Who does the verbs is an Executor: `LocalExecutor` in this process, or actors of Ray
+(`distributed/executor.py`), with the same results bit for bit. `Session` is the bookkeeping that both this loop and the
 asynchronous one of `distributed/loop.py` share: counters, what is due, reports, the best weights, the summary.
 """
 
@@ -35,11 +35,18 @@ from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint, Counters, TaskCounters
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.evaluation import Evaluator, Score, Scores, merit, normalized
-from bigdm_ray.training.learner import Learner, Progress
-from bigdm_ray.training.metrics import JsonLines, Listener, Means, Now, Report, by_task
+from bigdm_ray.training.learner import Learner, LearnerProgress
+from bigdm_ray.training.metrics import (
+    CurrentActivity,
+    JsonLines,
+    Listener,
+    Report,
+    RunningMeans,
+    by_task,
+)
 from bigdm_ray.training.params import Commands, Weights, as_one, of_task
-from bigdm_ray.training.player import Player
-from bigdm_ray.training.rollout import Played
+from bigdm_ray.training.rollout import RolloutResult
+from bigdm_ray.training.rollout_worker import RolloutWorker
 from bigdm_ray.training.run_folder import (
     RunFolder,
     load_score,
@@ -60,7 +67,7 @@ BARREN_ROUNDS = 3
 
 
 @dataclass(frozen=True)
-class Round:
+class RoundResult:
     """What playing and storing a round came to."""
 
     added: Table
@@ -72,7 +79,7 @@ class Round:
     task: str = ""  # which of several
 
 
-class Keeper(Protocol):
+class SessionBackend(Protocol):
     """What Session scores, saves and finishes with: whoever holds the network and the episodes."""
 
     def tables(self) -> dict[str, Table]:
@@ -102,36 +109,36 @@ class Keeper(Protocol):
         """Let go of everything."""
 
 
-class Crew(Keeper, Protocol):
+class Executor(SessionBackend, Protocol):
     """Who does the verbs of the loop, too."""
 
     def play(
         self, task: str, round: int, saves: int, commands: Columns, count: int, random: bool
-    ) -> Round:
+    ) -> RoundResult:
         """Play a round of a task in all groups and store it; returns once it is acknowledged."""
 
-    def learn(self, steps: int) -> Progress:
+    def learn(self, steps: int) -> LearnerProgress:
         """Take learner steps on the stored episodes."""
 
 
-def loop(session: Session, crew: Crew) -> None:
+def loop(session: Session, executor: Executor) -> None:
     """Train in lock-step until the budget is spent."""
     run, counters = session.run, session.counters
     session.begin()
     while counters.round < len(run.tasks) and (count := run.online.warm_up()):
         task = run.tasks[counters.round].name
         with session.now.busy(f"warm-up{session.of(task)}: random episode", count):
-            session.played(crew.play(task, counters.round, 0, {}, count, random=True))
+            session.played(executor.play(task, counters.round, 0, {}, count, random=True))
     while not session.spent():
-        session.learn(crew, session.owed(crew.tables()))
+        session.learn(executor, session.owed(executor.tables()))
         if session.spent():
             break
         count, task = run.online.per_iteration(), session.turn(counters.round)
-        table = crew.tables()[task]
+        table = executor.tables()[task]
         commands = session.ask(task, table, counters.round, count)
         with session.now.busy(f"playing{session.of(task)} episode", count):
             session.played(
-                crew.play(
+                executor.play(
                     task,
                     counters.round,
                     counters.saves,
@@ -140,11 +147,11 @@ def loop(session: Session, crew: Crew) -> None:
                     random=not counters.learner_step or not len(table),
                 )
             )
-        attend(session, crew)
-    session.learn(crew, session.owed(crew.tables()))
+        attend(session, executor)
+    session.learn(executor, session.owed(executor.tables()))
 
 
-def study(session: Session, crew: Crew) -> None:
+def study(session: Session, executor: Executor) -> None:
     """Train on a dataset: the same loop, with nothing to play and all steps owed at once.
 
     A signal to stop has it save where it stands: a resume from there comes to the same bit for bit.
@@ -152,23 +159,23 @@ def study(session: Session, crew: Crew) -> None:
     session.begin()
     try:
         if session.cut_short:
-            attend(session, crew)
+            attend(session, executor)
         while not session.spent():
             with stopping.held():
-                session.learn(crew, session.stride())
-            attend(session, crew)
+                session.learn(executor, session.stride())
+            attend(session, executor)
     except KeyboardInterrupt:
         if stopping.asked():
-            session.save_between(crew)
+            session.save_between(executor)
         raise
 
 
-def attend(session: Session, crew: Crew) -> None:
+def attend(session: Session, executor: Executor) -> None:
     """Evaluate, save and report where it is due."""
-    session.evaluate_if_due(crew)
+    session.evaluate_if_due(executor)
     with stopping.held():
         if session.save_due():
-            session.save(crew)
+            session.save(executor)
         elif session.report_due():
             session.report()
 
@@ -203,12 +210,12 @@ class Session:
             )
         self.lines = JsonLines(folder.metrics, resumed.metrics_offset if resumed else 0)
         self._listeners: list[Listener] = [self.lines, *listeners]
-        self.now = Now()
+        self.now = CurrentActivity()
         self.seen()
         for listener in listeners:
             if callable(watch := getattr(listener, "watch", None)):
                 watch(self.now)
-        self._means = Means(resumed.means if resumed and exact else None)
+        self._means = RunningMeans(resumed.means if resumed and exact else None)
         self.cut_short = bool(resumed and resumed.means)
         """Whether its checkpoint was written between two reports: what was due may be so still."""
         self._began = time.monotonic()
@@ -352,20 +359,22 @@ class Session:
         ahead = self.counters.saves > self.clock // self.run.saves.every
         return ahead and self._went_on_at == self._place()
 
-    def learn(self, crew: Crew, steps: int) -> None:
-        """Have the crew take learner steps, and note them."""
+    def learn(self, executor: Executor, steps: int) -> None:
+        """Have the executor take learner steps, and note them."""
         with self.now.busy("learner step", steps):
-            self.learned(crew.learn(steps))
+            self.learned(executor.learn(steps))
 
-    def evaluate_if_due(self, crew: Keeper) -> None:
-        """Have the crew score the weights, where that is due."""
+    def evaluate_if_due(self, executor: SessionBackend) -> None:
+        """Have the executor score the weights, where that is due."""
         if not self.evaluation_due():
             return
-        weights, episodes = crew.weights(), self.run.evaluations.episodes
-        commands = self.commands(crew.tables())
+        weights, episodes = executor.weights(), self.run.evaluations.episodes
+        commands = self.commands(executor.tables())
         number = self.counters.evaluations
         with self.now.busy("evaluation: episode", episodes * len(commands)):
-            scores = crew.score(weights, commands, episodes, "validation", number, self.now.advance)
+            scores = executor.score(
+                weights, commands, episodes, "validation", number, self.now.advance
+            )
         with stopping.held():
             self.evaluated(scores, weights)
 
@@ -377,7 +386,7 @@ class Session:
 
     # --- what the loop tells
 
-    def played(self, round: Round) -> None:
+    def played(self, round: RoundResult) -> None:
         """Count a round. Raises RunFailed where rounds bring no sound episode any more."""
         counters = self.counters
         counters.round += 1
@@ -423,7 +432,7 @@ class Session:
             self.now.staleness = int(behind)
         self.seen()
 
-    def learned(self, progress: Progress) -> None:
+    def learned(self, progress: LearnerProgress) -> None:
         """Note where the learner stands. Answers of calls in flight may come in any order; only `rolled_back` takes steps back."""
         self.counters.learner_step = max(self.counters.learner_step, progress.step)
         self.counters.learn_s += progress.busy_s
@@ -501,7 +510,7 @@ class Session:
             answer = listener(report)
             self._stopped |= isinstance(answer, bool | np.bool_) and bool(answer)
 
-    def save(self, crew: Keeper) -> tuple[Weights, Commands]:
+    def save(self, executor: SessionBackend) -> tuple[Weights, Commands]:
         """Report, then write a checkpoint, and the same weights with their commands; these two.
 
         Of a run whose end is saved already the weights alone are written.
@@ -511,18 +520,18 @@ class Session:
             counters.saves = max(counters.saves + 1, self.clock // self.run.saves.every)
             self.report()
 
-        weights, commands = self._write(crew, new=not ended)
+        weights, commands = self._write(executor, new=not ended)
         if self.run.saves.milestones:
             command = as_one(commands, self.run.several)
             save_weights(self.folder, milestone(self.clock), weights, command, None)
         return weights, commands
 
-    def save_between(self, crew: Keeper) -> None:
+    def save_between(self, executor: SessionBackend) -> None:
         """Write a checkpoint as if nothing had been: no report, and in place of the last one."""
         self.counters.wall_s = self._before + time.monotonic() - self._began
-        self._write(crew, new=True)
+        self._write(executor, new=True)
 
-    def _write(self, crew: Keeper, new: bool) -> tuple[Weights, Commands]:
+    def _write(self, executor: SessionBackend, new: bool) -> tuple[Weights, Commands]:
         """Write a checkpoint if it is `new`, and the same weights with their commands; these two."""
         counters, saved = self.counters, list[Weights]()
 
@@ -539,24 +548,24 @@ class Session:
                 shards,
                 self.lines.offset,
                 learner,
-                self._living(crew),
+                self._living(executor),
                 self.run.identity,
                 self._means.state(),
             )
 
         with self.now.busy("saving"):
-            crew.save(write)
-        filled = {task: table for task, table in crew.tables().items() if len(table)}
+            executor.save(write)
+        filled = {task: table for task, table in executor.tables().items() if len(table)}
         commands = self.commands(filled) if filled else {task: {} for task in self.tasks}
         save_weights(self.folder, "last", saved[0], as_one(commands, self.run.several), None)
         return saved[0], commands
 
-    def _living(self, crew: Keeper) -> dict[str, np.ndarray]:
+    def _living(self, executor: SessionBackend) -> dict[str, np.ndarray]:
         """The ids of the living episodes that were played, by the folder of their store."""
-        tables, stop = crew.tables(), 0 if self.run.offline else None
+        tables, stop = executor.tables(), 0 if self.run.offline else None
         return {place: tables[task].ids[:stop] for task, place in places(self.run).items()}
 
-    def finish(self, crew: Keeper) -> dict[str, Any]:
+    def finish(self, executor: SessionBackend) -> dict[str, Any]:
         """Save, score the last and the best weights on fresh seeds, and write the summary. Raises RunFailed without episodes.
 
         Where there is no environment the losses stand in place of scores.
@@ -566,9 +575,9 @@ class Session:
                 "the budget was spent before a single episode was stored; give --budget.minutes or --budget.env-steps more"
             )
         stopped = self._stopped and not self.share() >= 1
-        weights, commands = self.save(crew)
+        weights, commands = self.save(executor)
         if self.plays:
-            scores = self._scores(crew, weights, commands)
+            scores = self._scores(executor, weights, commands)
         else:
             before = summary_of(self.folder.path).get("losses", {})
             scores = {"losses": self._losses or before}
@@ -603,16 +612,18 @@ class Session:
         self.folder.write_summary(summary)
         return summary
 
-    def _scores(self, crew: Keeper, weights: Weights, commands: Commands) -> dict[str, Any]:
+    def _scores(
+        self, executor: SessionBackend, weights: Weights, commands: Commands
+    ) -> dict[str, Any]:
         """What the summary says of the last weights, and of the best."""
-        last = self._final(crew, weights, commands, 0)
+        last = self._final(executor, weights, commands, 0)
         best_scores, best_commands = last, commands
         best_path = self.folder.weights("best")
         if best_path.is_file():
             best = Weights.load(best_path)
             if best.version != weights.version:
                 best_commands = self._commands(best, commands)
-                best_scores = self._final(crew, best, best_commands, 1)
+                best_scores = self._final(executor, best, best_commands, 1)
         else:
             score = merit(last, self.tasks)
             save_weights(self.folder, "best", weights, as_one(commands, self.run.several), score)
@@ -651,12 +662,14 @@ class Session:
             "best_normalized_score": self.tasks[task].normalized_score(best_mean),
         }
 
-    def _final(self, crew: Keeper, weights: Weights, commands: Commands, round: int) -> Scores:
+    def _final(
+        self, executor: SessionBackend, weights: Weights, commands: Commands, round: int
+    ) -> Scores:
         """Scores on fresh seeds."""
         episodes = self.run.evaluations.final_episodes
         which = "the last weights" if round == 0 else "the best weights"
         with self.now.busy(f"final evaluation of {which}: episode", episodes * len(commands)):
-            scores = crew.score(weights, commands, episodes, "final", round, self.now.advance)
+            scores = executor.score(weights, commands, episodes, "final", round, self.now.advance)
         self._missing(scores)
         return scores
 
@@ -676,15 +689,19 @@ class Session:
                 close()
 
 
-class LocalCrew:
+class LocalExecutor:
     """Every verb in this process: no Ray."""
 
     def __init__(
-        self, run: Run, folder: RunFolder, resumed: Checkpoint | None, now: Now | None = None
+        self,
+        run: Run,
+        folder: RunFolder,
+        resumed: Checkpoint | None,
+        now: CurrentActivity | None = None,
     ) -> None:
         torch.set_num_threads(run.machines.threads)
         self._run = run
-        self._now = now or Now()
+        self._now = now or CurrentActivity()
         self._folder = folder
         flat = run.saves.flat_mib << 20
         self._played = None if run.offline else Stores(run, folder, flat)
@@ -704,17 +721,17 @@ class LocalCrew:
             if self._played is not None:
                 self._played.open(leave=checkpoint.outlived_shards(folder.checkpoints))
                 self._played.check_living(resumed)
-        self._player = Player(run)
+        self._player = RolloutWorker(run)
         self._evaluator = Evaluator(run)
         self._incarnation = resumed.counters.incarnation if resumed else 0
 
     def play(
         self, task: str, round: int, saves: int, commands: Columns, count: int, random: bool
-    ) -> Round:
-        """See Crew."""
+    ) -> RoundResult:
+        """See Executor."""
         weights = None if random else self.weights()
         before = self._player.busy_s
-        parts: list[Played] = []
+        parts: list[RolloutResult] = []
         for group in range(self._run.groups):
             share = self._run.share(count, group)
             mine = {name: values[share] for name, values in commands.items()}
@@ -736,17 +753,17 @@ class LocalCrew:
         busy_s = self._player.busy_s - before
         return gathered(parts, receipt.added, version, busy_s, task)
 
-    def learn(self, steps: int) -> Progress:
-        """See Crew."""
+    def learn(self, steps: int) -> LearnerProgress:
+        """See Executor."""
         drawn = {task: store for task, store in self._sources.items() if len(store.table)}
         return self.learner.update(drawn, steps, self._now.advance)
 
     def tables(self) -> dict[str, Table]:
-        """See Crew."""
+        """See Executor."""
         return {task: store.table for task, store in self._sources.items()}
 
     def weights(self) -> Weights:
-        """See Crew."""
+        """See Executor."""
         return self.learner.weights(self._incarnation)
 
     def score(
@@ -758,11 +775,11 @@ class LocalCrew:
         round: int,
         on_end: Callable[[int], None] | None = None,
     ) -> Scores:
-        """See Crew."""
+        """See Executor."""
         return self._evaluator.score(weights, commands, episodes, purpose, round, on_end)
 
     def save(self, write: Callable[[int, dict[str, np.ndarray], list[ShardRef]], Any]) -> None:
-        """See Crew."""
+        """See Executor."""
         if self._played is None:
             write(self.learner.step, self.learner.state(), [])
             return
@@ -771,17 +788,17 @@ class LocalCrew:
         self._played.release(checkpoint.named_shards(self._folder.checkpoints))
 
     def close(self) -> None:
-        """See Crew."""
+        """See Executor."""
         self._player.close()
         self._evaluator.close()
 
 
 def gathered(
-    parts: list[Played], added: Table, version: tuple[int, int], busy_s: float, task: str
-) -> Round:
+    parts: list[RolloutResult], added: Table, version: tuple[int, int], busy_s: float, task: str
+) -> RoundResult:
     """The parts that groups played as one round."""
     problems = [problem for part in parts for problem in part.problems]
-    return Round(
+    return RoundResult(
         added,
         version,
         sum(p.env_steps for p in parts),
@@ -809,7 +826,7 @@ def train_local(
         )
         end.callback(session.close)
         session.note(damage)
-        crew = LocalCrew(run, home, resumed, session.now)
-        end.callback(crew.close)
-        (study if run.offline else loop)(session, crew)
-        return session.finish(crew) | {"folder": str(folder)}
+        executor = LocalExecutor(run, home, resumed, session.now)
+        end.callback(executor.close)
+        (study if run.offline else loop)(session, executor)
+        return session.finish(executor) | {"folder": str(folder)}

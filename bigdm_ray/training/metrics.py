@@ -20,7 +20,7 @@ from typing import IO
 
 import numpy as np
 
-from bigdm_ray.progress import Live, Status, ahead, say, span
+from bigdm_ray.progress import LiveDisplay, Status, ahead, say, span
 from bigdm_ray.replay.shard import unwritten
 
 Report = dict[str, float]
@@ -28,7 +28,7 @@ Listener = Callable[[Report], bool | None]
 """Hears every report; where it answers True, the run ends there (see `train`)."""
 
 
-class Means:
+class RunningMeans:
     """Sums and counts between two reports; `take` gives the means and forgets them."""
 
     def __init__(self, begun: dict[str, tuple[float, int]] | None = None) -> None:
@@ -158,7 +158,7 @@ class TensorBoard:
 
 
 @dataclass
-class Now:
+class CurrentActivity:
     """What a run is doing at this moment, for those who look at it between two reports."""
 
     doing: str = "starting"
@@ -188,7 +188,7 @@ class Now:
 EVALUATED = "evaluation/return_mean"
 
 
-class Terminal:
+class TerminalReporter:
     """A run's progress on standard error: a bar on a terminal, elsewhere a line every ten seconds.
 
     Evaluations stay on screen. `budget` is what `clock` counts up to, `minutes` the wall time from
@@ -211,13 +211,13 @@ class Terminal:
             self._budgets.setdefault("learner_steps", learner_steps)
         self._minutes = minutes
         self._stream = stream or sys.stderr
-        self._now = Now(doing)
-        self._at_first = Now()
+        self._now = CurrentActivity(doing)
+        self._at_first = CurrentActivity()
         self._opened = time.monotonic()
         self._began: float | None = None
-        self._live = Live(self.status, stream=self._stream)
+        self._live = LiveDisplay(self.status, stream=self._stream)
 
-    def watch(self, now: Now) -> None:
+    def watch(self, now: CurrentActivity) -> None:
         """Look at this from now on."""
         now.doing = self._now.doing
         self._now, self._at_first = now, dataclasses.replace(now)
@@ -269,7 +269,7 @@ class Terminal:
         ]
         return Status(", ".join(filter(None, parts)), share)
 
-    def _share(self, now: Now, passed: float) -> tuple[float, float | None]:
+    def _share(self, now: CurrentActivity, passed: float) -> tuple[float, float | None]:
         """The share of the budget that is spent, and the seconds that are left where that can be told."""
         whole = 60 * self._minutes if self._minutes is not None else None
         share, left = (0.0, None) if whole is None else (passed / whole, max(0.0, whole - passed))

@@ -133,17 +133,17 @@ def of_task(command: Mapping[str, float], task: str) -> dict[str, float]:
     return {name.removeprefix(start): v for name, v in command.items() if name.startswith(start)}
 
 
-Told = tuple[dict[str, float], float | None]
+CommandAndScore = tuple[dict[str, float], float | None]
 """A command and a mean return."""
 
 
-def _told(command: Any, score: Any) -> Told:
+def _told(command: Any, score: Any) -> CommandAndScore:
     """Raises ValueError, TypeError or AttributeError for what is neither."""
     numbers = {str(name): float(value) for name, value in command.items()}
     return numbers, None if score is None else float(score)
 
 
-def _beside(weights: Path) -> Told | tuple[None, None]:
+def _beside(weights: Path) -> CommandAndScore | tuple[None, None]:
     """What the JSON beside weights of an older version says. Raises UserError for a broken one."""
     path = weights.with_suffix(".json")
     if not path.is_file():

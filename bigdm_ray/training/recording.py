@@ -30,12 +30,12 @@ from bigdm_ray.models.heads import normals
 from bigdm_ray.progress import Progress
 from bigdm_ray.replay.episode import Episode
 from bigdm_ray.training.evaluation import constant
-from bigdm_ray.training.rollout import Origin, RandomPolicy, rollout
+from bigdm_ray.training.rollout import EpisodeOrigin, RandomPolicy, rollout
 from bigdm_ray.training.run_folder import versions
 from bigdm_ray.training.streams import derived_seed, rng
 
 ROWS = 32
-"""Environments side by side, and episodes a round, where a Recording does not say it."""
+"""Environments side by side, and episodes a round, where a RecordingRequest does not say it."""
 BARREN_ROUNDS = 3
 """Rounds in a row without a sound episode that end a recording."""
 STRETCH_STEPS = 20_000
@@ -121,7 +121,7 @@ def _boxed(leaf: Leaf) -> bool:
 
 
 @dataclass(frozen=True)
-class Recording:
+class RecordingRequest:
     """What is to be recorded. Of `episodes` and `steps` one is given; `steps` takes whole episodes until they reach it."""
 
     policy: Policy
@@ -139,7 +139,7 @@ class Recording:
 
 
 @dataclass(frozen=True)
-class Place:
+class RecordingPosition:
     """How far recordings have come."""
 
     recording: int = 0  # the one that goes on
@@ -149,12 +149,12 @@ class Place:
     steps: int = 0
 
 
-class Barren(RunFailed):
+class NoWholeEpisode(RunFailed):
     """No episode can be played to its end."""
 
 
 def record(
-    asked: Sequence[Recording], folder: Path, source: str, quiet: bool = False
+    asked: Sequence[RecordingRequest], folder: Path, source: str, quiet: bool = False
 ) -> tuple[Dataset, list[str]]:
     """Play recordings of one task, one after another, and write them as the new dataset `folder`, whose card names `source`.
 
@@ -164,7 +164,7 @@ def record(
     task = asked[0].task
     task.require()
     writer = Writer(folder, _plan(asked, source), task.name, task.signature(), marked=True)
-    place = Place(**(writer.mark or {}))
+    place = RecordingPosition(**(writer.mark or {}))
     problems: list[str] = []
     steps = [one.steps for one in asked if one.steps is not None]
     saved = time.monotonic()
@@ -178,14 +178,14 @@ def record(
         ) as bar,
     ):
         for number in range(place.recording, len(asked)):
-            place = place if number == place.recording else Place(number)
+            place = place if number == place.recording else RecordingPosition(number)
             while not _enough(asked[number], place.episodes, place.steps):
                 try:
                     for episodes, ahead in _stretch(asked[number], place, problems):
                         writer.add(episodes)
                         bar.advance(sum(episode.length for episode in episodes))
                         place = ahead
-                except Barren:
+                except NoWholeEpisode:
                     writer.discard()
                     raise
                 if time.monotonic() - saved >= SAVE_EVERY_S:
@@ -214,7 +214,7 @@ def made_with(task: Task) -> dict[str, str]:
     return told | {"backend": pooled if fast else "gymnasium"} | took_part
 
 
-def _plan(asked: Sequence[Recording], source: str) -> dict[str, Any]:
+def _plan(asked: Sequence[RecordingRequest], source: str) -> dict[str, Any]:
     """What an interrupted recording must have in common with one that goes on."""
     each = [
         [
@@ -240,8 +240,8 @@ def _plan(asked: Sequence[Recording], source: str) -> dict[str, Any]:
 
 
 def _stretch(
-    asked: Recording, begun: Place, problems: list[str]
-) -> Iterator[tuple[list[Episode], Place]]:
+    asked: RecordingRequest, begun: RecordingPosition, problems: list[str]
+) -> Iterator[tuple[list[Episode], RecordingPosition]]:
     """The rounds of a stretch: episodes in the order of their commands, up to what is asked for, and the place that they lead to."""
     seed = derived_seed(asked.seed, "record environments", begun.stretch)
     env = asked.task.make(
@@ -255,7 +255,7 @@ def _stretch(
                 if asked.episodes is None
                 else min(asked.rows, asked.episodes - place.episodes)
             )
-            origin = Origin(
+            origin = EpisodeOrigin(
                 place.round,
                 0,
                 asked.task.name,
@@ -275,7 +275,7 @@ def _stretch(
             problems += played.problems
             barren = 0 if played.episodes else barren + 1
             if barren == BARREN_ROUNDS:
-                raise Barren(
+                raise NoWholeEpisode(
                     f"no episode of {asked.task.name} could be played to its end in {BARREN_ROUNDS} rounds: {played.problems[0]}"
                 )
             kept: list[Episode] = []
@@ -286,13 +286,15 @@ def _stretch(
                 kept.append(episode)
                 count, steps = count + 1, steps + episode.length
             over = steps - begun.steps >= STRETCH_STEPS
-            place = Place(place.recording, place.stretch + over, place.round + 1, count, steps)
+            place = RecordingPosition(
+                place.recording, place.stretch + over, place.round + 1, count, steps
+            )
             yield kept, place
     finally:
         env.close()
 
 
-def _enough(asked: Recording, count: int, steps: int) -> bool:
+def _enough(asked: RecordingRequest, count: int, steps: int) -> bool:
     return (asked.episodes is not None and count >= asked.episodes) or (
         asked.steps is not None and steps >= asked.steps
     )

@@ -26,7 +26,7 @@ LOG_BYTES, LOG_STEPS = 16 * 2**20, 256
 
 
 @dataclass(frozen=True)
-class Played:
+class RolloutResult:
     """What a rollout brings back: whole episodes in the order of their commands, and what went wrong."""
 
     episodes: list[Episode]
@@ -40,7 +40,7 @@ class Played:
 
 
 @dataclass(frozen=True)
-class Origin:
+class EpisodeOrigin:
     """What is written into the episodes of one rollout beside their arrays."""
 
     round: int
@@ -58,12 +58,12 @@ def rollout(
     commands: Columns,
     count: int,
     rng: np.random.Generator,
-    origin: Origin,
+    origin: EpisodeOrigin,
     on_step: Callable[[], None] | None = None,
     persistence: Persistence = Persistence(),  # noqa: B008, it is frozen
     on_end: Callable[[int], None] | None = None,
     stoppable: bool = False,
-) -> Played:
+) -> RolloutResult:
     """Play `count` episodes, one for each row of `commands`, in the rows of `env`.
 
     A row that ends takes the next command that waits. `on_step` is called after each
@@ -156,7 +156,7 @@ class _Rows:
     """The state of a rollout: for each living row its episode's number, observation, command and policy memory."""
 
     def __init__(
-        self, policy: Policy, env: VectorEnv, commands: Columns, count: int, origin: Origin
+        self, policy: Policy, env: VectorEnv, commands: Columns, count: int, origin: EpisodeOrigin
     ) -> None:
         self._policy, self._env, self._asked, self._count = policy, env, commands, count
         self._origin = origin
@@ -315,7 +315,7 @@ class _Rows:
             self._broken |= broken
             self._replace(np.flatnonzero(np.isin(self._episode, list(broken))))
 
-    def finish(self) -> Played:
+    def finish(self) -> RolloutResult:
         """The episodes that ended well, each with the mean return of all of them."""
         episodes = [self._ended[number] for number in sorted(self._ended)]
         peers = float(np.mean([episode.total_return for episode in episodes])) if episodes else 0.0
@@ -324,7 +324,7 @@ class _Rows:
             f"an episode of {self._origin.task} is discarded: {why}"
             for why in list(self._broken.values())[:10]
         ]
-        return Played(
+        return RolloutResult(
             episodes,
             sum(e.length for e in episodes),
             len(self._broken),

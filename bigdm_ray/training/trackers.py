@@ -20,7 +20,7 @@ from bigdm_ray.training.config import Run
 from bigdm_ray.training.metrics import Listener, Report, TensorBoard
 
 
-class Told(NamedTuple):
+class TrackerCallbacks(NamedTuple):
     """How a tracker that has begun is told of a run."""
 
     report: Callable[[Report], object]
@@ -34,7 +34,7 @@ class Tracker:
     path: str
     """Of the setting that names it."""
     errors: tuple[type[Exception], ...]
-    told: Told | None
+    told: TrackerCallbacks | None
 
     def __call__(self, report: Report) -> None:
         """Pass on the finite numbers of a report; its clock is among them."""
@@ -74,7 +74,11 @@ def writers(run: Run, folder: Path) -> list[Listener]:
 
 
 def _tracker(
-    name: str, begin: Callable[[Any, Run, Path, str], Told], run: Run, folder: Path, value: str
+    name: str,
+    begin: Callable[[Any, Run, Path, str], TrackerCallbacks],
+    run: Run,
+    folder: Path,
+    value: str,
 ) -> Tracker:
     path = f"saves.{name}"
     try:
@@ -98,20 +102,20 @@ def _why(error: Exception) -> str:
     return shortened(sentence(error), 300) or type(error).__name__
 
 
-def _wandb(wandb: Any, run: Run, folder: Path, project: str) -> Told:
+def _wandb(wandb: Any, run: Run, folder: Path, project: str) -> TrackerCallbacks:
     """Where Weights & Biases cannot be reached, WANDB_MODE=offline keeps the reports on disk."""
     settings = wandb.Settings(silent=True)
     begun = wandb.init(
         project=project, name=folder.name, dir=str(folder), config=run.to_json(), settings=settings
     )
-    return Told(begun.log, begun.finish)
+    return TrackerCallbacks(begun.log, begun.finish)
 
 
-def _mlflow(mlflow: Any, run: Run, folder: Path, uri: str) -> Told:
+def _mlflow(mlflow: Any, run: Run, folder: Path, uri: str) -> TrackerCallbacks:
     mlflow.set_tracking_uri(uri)
     mlflow.set_experiment(f"{run.algorithm.name}-{run.title}")
     mlflow.start_run(run_name=folder.name)
     mlflow.log_params({"algorithm": run.algorithm.name, "task": run.title, "seed": run.seed})
-    return Told(
+    return TrackerCallbacks(
         lambda report: mlflow.log_metrics(report, step=int(report[run.clock])), mlflow.end_run
     )

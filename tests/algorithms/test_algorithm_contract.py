@@ -12,7 +12,7 @@ import bigdm_ray
 from bigdm_ray.algorithms.base import Policy, algorithms, find_algorithm, put, take
 from bigdm_ray.algorithms.learned import Learned, Supervised
 from bigdm_ray.algorithms.online import Online
-from bigdm_ray.baselines.base import Baseline, Foreign
+from bigdm_ray.baselines.base import Baseline, ExternalAlgorithm
 from bigdm_ray.envs import find_task, tasks
 from bigdm_ray.errors import UserError
 from bigdm_ray.replay import Retention, Store
@@ -155,12 +155,16 @@ def test_it_is_a_frozen_settings_class_found_by_its_name(kind):
 def test_an_algorithm_has_the_verbs_of_what_it_is_and_stubs_none():
     """Who learns online owes steps, who descends has a loss; none inherits what it must refuse."""
     parts = {Online: ("owed", "ask", "retention"), Learned: ("collate", "fit", "annotate")}
-    parts |= {Supervised: ("loss", "clip_norm"), Baseline: ("update",), Foreign: ("trainer",)}
+    parts |= {
+        Supervised: ("loss", "clip_norm"),
+        Baseline: ("update",),
+        ExternalAlgorithm: ("trainer",),
+    }
     for kind in algorithms().values():
         for part, verbs in parts.items():
             for verb in verbs:
                 assert hasattr(kind, verb) == issubclass(kind, part), (kind.name, verb)
-        assert issubclass(kind, Supervised) + issubclass(kind, Baseline | Foreign) == 1
+        assert issubclass(kind, Supervised) + issubclass(kind, Baseline | ExternalAlgorithm) == 1
         assert kind.online or not issubclass(kind, Online)
     for folder in ("algorithms", "baselines"):
         for path in (Path(bigdm_ray.__file__).parent / folder).rglob("*.py"):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from making import dataset_of, episode, played, small
 
-from bigdm_ray.algorithms.awr import ActorCritic, Awr
+from bigdm_ray.algorithms.awr import Awr, AwrModel
 from bigdm_ray.algorithms.bail import ActorEnvelope, Bail, ratio
 from bigdm_ray.algorithms.bc import Actor, Bc
 from bigdm_ray.algorithms.rwr import Rwr
@@ -100,7 +100,7 @@ def test_awr_draws_td_lambda_targets_and_clipped_weights_of_the_frozen_critic(st
     learner = learner_of(algorithm)
     learner.update({TASK: store}, 3)  # the actor's phase has begun: critic and copy agree
     model = learner.model
-    assert isinstance(model, ActorCritic)
+    assert isinstance(model, AwrModel)
     columns = algorithm.annotate(model, {TASK: store}, 0)[TASK]
     group = next(iter(episode_groups(store)))
     target, value = td_lambda(group, model.frozen.values(group.observations), 0.99, 0.95)

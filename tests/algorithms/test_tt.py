@@ -11,7 +11,7 @@ from bigdm_ray.algorithms.tt import Tt, beams_of, plan_at, values_to_go
 from bigdm_ray.envs import find_task
 from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.errors import UserError
-from bigdm_ray.planning.beam import Fan
+from bigdm_ray.planning.beam import RankedPlans
 from bigdm_ray.replay import Store
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.evaluation import evaluate
@@ -231,7 +231,7 @@ def test_the_memory_is_the_last_transitions_as_tokens(store, monkeypatch):
         given.append((past.clone(), state.clone()))
         tokens = torch.zeros(len(state), 2, 1, 6, dtype=torch.int64)
         tokens[:, 0, 0, 3] = len(given) % 4
-        return Fan(tokens, torch.zeros(len(state), 2))
+        return RankedPlans(tokens, torch.zeros(len(state), 2))
 
     monkeypatch.setattr(policy._planner, "fan", fan)
     state, seen = policy.start(1), store.episode(0).observations[""]
@@ -485,7 +485,7 @@ def test_beams_of_a_search_for_the_goal_end_at_the_goal():
     tokens[0, :, :, 0] = torch.tensor([[7, 1, 7, 2], [7, 3, 50, 7], [5, 5, 5, 5]])
     goal = torch.tensor([[7, 0, 0]])
     for sought, last in ((goal, [2, 3, 3]), (None, [3, 3, 3])):
-        (beams,) = beams_of(model, Fan(tokens, torch.zeros(1, 3)), sought)
+        (beams,) = beams_of(model, RankedPlans(tokens, torch.zeros(1, 3)), sought)
         assert [int(np.isfinite(row[:, 1]).nonzero()[0].max()) for row in beams.states] == last, (
             "the state that it stands in does not count"
         )

@@ -7,13 +7,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from foreign import bench, built, dataset, evaluated, reports, trained, whole
+from external import built, context, dataset, evaluated, reports, trained, whole
 from making import same_arrays
 
 import bigdm_ray.distributed  # noqa: F401  (settles how Ray is imported, before RLlib does it)
 from bigdm_ray.baselines.actor import plain_leaves
 from bigdm_ray.baselines.base import prefixed, to_unit
-from bigdm_ray.baselines.rllib import Cql, Iql, Marwil, Ppo, Sac, inner
+from bigdm_ray.baselines.rllib import RllibCql, RllibIql, RllibMarwil, RllibPpo, RllibSac, inner
 from bigdm_ray.baselines.rllib.inner import MODULE
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError, install
@@ -31,8 +31,8 @@ FAST = {
     "hidden": (32, 32),
 }
 SMALL = {
-    "ppo": Ppo(hidden=(32, 32), train_batch=250, learning_rate=3e-3, gamma=0.5),
-    "sac": Sac(
+    "ppo": RllibPpo(hidden=(32, 32), train_batch=250, learning_rate=3e-3, gamma=0.5),
+    "sac": RllibSac(
         **FAST,
         alpha_learning_rate=3e-3,
         batch_size=64,
@@ -40,7 +40,7 @@ SMALL = {
         learning_starts=100,
         environments=4,
     ),
-    "cql": Cql(
+    "cql": RllibCql(
         **FAST,
         alpha_learning_rate=3e-3,
         batch_size=64,
@@ -48,8 +48,8 @@ SMALL = {
         clone_steps=20,
         min_q_weight=0.1,
     ),
-    "iql": Iql(**FAST, value_learning_rate=3e-3, batch_size=128, beta=10.0),
-    "marwil": Marwil(
+    "iql": RllibIql(**FAST, value_learning_rate=3e-3, batch_size=128, beta=10.0),
+    "marwil": RllibMarwil(
         hidden=(32, 32), batch_size=128, learning_rate=3e-3, gamma=0.0, norm_start=0.05
     ),
 }
@@ -81,7 +81,7 @@ def trainers(folders):
 
     def make(name, task, steps=0, seed=1, algorithm=None):
         store = Dataset.open(folders[task]).store() if name in STUDYING else None
-        made.append((algorithm or SMALL[name]).trainer(bench(task, seed, store=store)))
+        made.append((algorithm or SMALL[name]).trainer(context(task, seed, store=store)))
         if steps:
             made[-1].step(steps)
         return made[-1]
@@ -148,7 +148,9 @@ def test_our_network_does_what_the_librarys_does(name, task, trainers):
 def test_the_critics_of_a_checkpoint_judge_as_the_librarys_do(name, trainers, folders):
     """The smaller of the two, in rewards before they were scaled, of actions in the task's units."""
     task = "toy-continuous"
-    algorithm = SMALL[name] if name != "iql" else Iql(**FAST, batch_size=128, return_range=50.0)
+    algorithm = (
+        SMALL[name] if name != "iql" else RllibIql(**FAST, batch_size=128, return_range=50.0)
+    )
     trainer = trainers(name, task, algorithm=algorithm)
     store = Dataset.open(folders[task]).store() if name in STUDYING else None
     judge = algorithm.judge(
@@ -283,7 +285,7 @@ def test_the_inner_parts_of_rllib_are_where_they_are_looked_for(trainers):
 
 
 def test_environments_begin_again_at_the_next_step_and_scale_their_actions():
-    from bigdm_ray.baselines.rllib.playing import environments
+    from bigdm_ray.baselines.rllib.online import environments
 
     rows, env = (
         environments("toy-continuous", "ppo", 2, 5, None),
@@ -352,7 +354,7 @@ def test_sac_keeps_the_steps_that_were_played(trainers):
 
 
 class Piece:
-    """As much of an episode of RLlib as Ring reads; the numbers tell which step it is."""
+    """As much of an episode of RLlib as RingBuffer reads; the numbers tell which step it is."""
 
     def __init__(self, first, count, ended=False):
         self._steps, self.is_terminated = (
@@ -374,9 +376,9 @@ class Piece:
 
 
 def test_a_ring_keeps_the_newest_steps_and_is_saved_in_their_order():
-    from bigdm_ray.baselines.rllib.sac import Ring
+    from bigdm_ray.baselines.rllib.sac import RingBuffer
 
-    ring = Ring(10, 1, 1)
+    ring = RingBuffer(10, 1, 1)
     for first, count in ((0, 4), (4, 3), (7, 6)):
         ring.add([Piece(first, count, ended=True)])
     assert ring.count == 10 and ring.position == 3
@@ -395,7 +397,7 @@ def test_a_ring_keeps_the_newest_steps_and_is_saved_in_their_order():
         (20, range(3, 13), range(3, 15)),
         (4, range(9, 13), range(11, 15)),
     ):
-        other = Ring(capacity, 1, 1)
+        other = RingBuffer(capacity, 1, 1)
         other.restore(ring.state())
         assert sorted(other.columns["obs"][: other.count, 0]) == list(held)
         other.add([Piece(13, 2)])
@@ -410,7 +412,7 @@ def test_cqls_critics_judge_all_sampled_actions_in_the_state_of_the_data(trainer
         "cql",
         "toy-continuous",
         steps=5,
-        algorithm=Cql(hidden=(16,), batch_size=32, actions=4, clone_steps=0),
+        algorithm=RllibCql(hidden=(16,), batch_size=32, actions=4, clone_steps=0),
     )
     module, learner, batch = trainer.module, trainer.learner, trainer.batch()
 
@@ -456,7 +458,7 @@ def test_iqls_policy_is_the_papers_and_all_else_is_as_rllibs_module_has_it(train
     from ray.rllib.algorithms.iql.torch.default_iql_torch_rl_module import DefaultIQLTorchRLModule
 
     trainer = trainers(
-        "iql", "toy-continuous", steps=5, algorithm=Iql(hidden=(16, 16), batch_size=32)
+        "iql", "toy-continuous", steps=5, algorithm=RllibIql(hidden=(16, 16), batch_size=32)
     )
     module, learner, batch = trainer.module, trainer.learner, trainer.batch()
     batch["actions"] = batch[
@@ -506,7 +508,7 @@ def test_iqls_policy_is_the_papers_and_all_else_is_as_rllibs_module_has_it(train
 
 
 def test_deviations_of_iqls_policy_stay_in_bounds_as_its_authors_have_it(trainers):
-    trainer = trainers("iql", "toy-continuous", algorithm=Iql(hidden=(16,), batch_size=32))
+    trainer = trainers("iql", "toy-continuous", algorithm=RllibIql(hidden=(16,), batch_size=32))
     with torch.no_grad():
         trainer.module.pi.log_std.copy_(torch.tensor([-9.0, 9.0]))
     batch = trainer.batch()
@@ -519,7 +521,7 @@ def test_deviations_of_iqls_policy_stay_in_bounds_as_its_authors_have_it(trainer
 
 def test_a_checkpoint_of_other_networks_is_refused_in_a_sentence(trainers):
     wide, narrow = (
-        trainers("iql", "toy-continuous", algorithm=Iql(hidden=(width,))) for width in (16, 8)
+        trainers("iql", "toy-continuous", algorithm=RllibIql(hidden=(width,))) for width in (16, 8)
     )
     with pytest.raises(
         UserError,
@@ -531,16 +533,16 @@ def test_a_checkpoint_of_other_networks_is_refused_in_a_sentence(trainers):
 def test_iql_brings_the_returns_of_the_data_into_the_range_that_is_asked_for(trainers):
     plain, scaled = (
         trainers(
-            "iql", "toy-continuous", algorithm=Iql(hidden=(16,), batch_size=64, return_range=r)
+            "iql", "toy-continuous", algorithm=RllibIql(hidden=(16,), batch_size=64, return_range=r)
         )
         for r in (0.0, 1000.0)
     )
-    returns = plain.bench.store.table.returns
+    returns = plain.context.store.table.returns
     torch.testing.assert_close(
         scaled.batch()["rewards"],
         plain.batch()["rewards"] * float(1000 / (returns.max() - returns.min())),
     )
-    presets = Iql.presets
+    presets = RllibIql.presets
     assert (
         presets["hopper"]["default"]["algorithm.return_range"] == 1000
         and "algorithm.return_range" not in presets["*"]["default"]
@@ -553,7 +555,7 @@ def test_cql_clones_for_as_many_steps_as_it_is_told_however_it_is_called(stops, 
     trainer = trainers(
         "cql",
         "toy-continuous",
-        algorithm=Cql(hidden=(16,), batch_size=32, clone_steps=8, critic_learning_rate=1e-6),
+        algorithm=RllibCql(hidden=(16,), batch_size=32, clone_steps=8, critic_learning_rate=1e-6),
     )
     for head in (trainer.module.qf, trainer.module.qf_twin):
         torch.nn.init.constant_(
@@ -576,9 +578,9 @@ def test_cql_clones_for_as_many_steps_as_it_is_told_however_it_is_called(stops, 
 def test_marwils_targets_are_those_of_rllibs_own_pipeline(trainers):
     from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-    algorithm = Marwil(hidden=(16,), gamma=0.9, batch_size=400)
+    algorithm = RllibMarwil(hidden=(16,), gamma=0.9, batch_size=400)
     trainer = trainers("marwil", "toy-vector", algorithm=algorithm)
-    store, learner, expected = trainer.bench.store, trainer.learner, {}
+    store, learner, expected = trainer.context.store, trainer.learner, {}
     for position in range(len(store.table)):
         episode = store.episode(position)
         columns = {
@@ -619,9 +621,9 @@ def test_marwils_targets_are_those_of_rllibs_own_pipeline(trainers):
 
 def test_marwil_divides_its_advantages_by_what_the_returns_are_of(trainers):
     trainer = trainers(
-        "marwil", "toy-vector", algorithm=Marwil(hidden=(16,), gamma=0.9, norm_rate=0.0)
+        "marwil", "toy-vector", algorithm=RllibMarwil(hidden=(16,), gamma=0.9, norm_rate=0.0)
     )
-    store = trainer.bench.store
+    store = trainer.context.store
     returns = store.draw(trainer.algorithm.view(), np.random.default_rng(0), 20_000).annotations[
         "discounted_return"
     ]
@@ -631,7 +633,7 @@ def test_marwil_divides_its_advantages_by_what_the_returns_are_of(trainers):
     assert float(trainer.algorithm.memory(trainer.learner)["squared_advantage"]) == pytest.approx(
         float(norm)
     )
-    given = trainers("marwil", "toy-vector", algorithm=Marwil(hidden=(16,), norm_start=7.0))
+    given = trainers("marwil", "toy-vector", algorithm=RllibMarwil(hidden=(16,), norm_start=7.0))
     assert float(given.algorithm.memory(given.learner)["squared_advantage"]) == 7.0
 
 

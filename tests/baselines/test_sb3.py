@@ -6,23 +6,23 @@ import sys
 import numpy as np
 import pytest
 import torch
-from foreign import bench, built, evaluated, reports, trained, whole
+from external import built, context, evaluated, reports, trained, whole
 from making import same_arrays
 
 from bigdm_ray.baselines import sb3
-from bigdm_ray.baselines.actor import Sight
-from bigdm_ray.baselines.sb3 import A2c, Dqn, Ppo
+from bigdm_ray.baselines.actor import FrameView
+from bigdm_ray.baselines.sb3 import Sb3A2c, Sb3Dqn, Sb3Ppo
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError, install
 from bigdm_ray.run import main as run
 
 SIGHT = {"frame_stack": 2, "shrink": 2, "channels": (4,), "features": 16}
 SMALL = {
-    "a2c": A2c(hidden=(16, 16), environments=3, **SIGHT),
-    "dqn": Dqn(
+    "a2c": Sb3A2c(hidden=(16, 16), environments=3, **SIGHT),
+    "dqn": Sb3Dqn(
         hidden=(16, 16), learning_starts=20, buffer_size=150, exploration_steps=100, **SIGHT
     ),
-    "sb3-ppo": Ppo(hidden=(), environments=3, n_steps=20, batch_size=30, epochs=2, **SIGHT),
+    "sb3-ppo": Sb3Ppo(hidden=(), environments=3, n_steps=20, batch_size=30, epochs=2, **SIGHT),
 }
 NAMES = list(SMALL)
 CASES = [
@@ -40,7 +40,7 @@ CASES += [
 
 
 def trainer_of(name, task, steps=0, seed=1):
-    made = SMALL[name].trainer(bench(task, seed))
+    made = SMALL[name].trainer(context(task, seed))
     if steps:
         made.step(steps)
     return made
@@ -103,7 +103,7 @@ def test_a_gaussian_is_sampled_with_its_own_deviation():
 
 def test_values_are_acted_on_with_the_last_share_of_random_actions():
     trainer = trainer_of("dqn", "toy-vector")
-    algorithm = Dqn(hidden=(16, 16), exploration_final=0.3)
+    algorithm = Sb3Dqn(hidden=(16, 16), exploration_final=0.3)
     policy = algorithm.policy(built(algorithm, "toy-vector", trainer), "sample")
     chance = np.random.default_rng(0).random((4000, policy.uniforms), np.float32)
     done, _ = policy.act(
@@ -185,12 +185,12 @@ def test_the_library_is_shown_the_stacks_that_the_policy_sees(monkeypatch):
 
 
 def test_pictures_are_shrunk_to_the_brightest_and_a_first_frame_fills_the_stack():
-    sight = Sight(3, 2, (4,), 8)
+    sight = FrameView(3, 2, (4,), 8)
     frames = np.random.default_rng(0).integers(0, 256, (2, 1, 4, 6)).astype(np.uint8)
     small = sight.shrunk(frames)
     np.testing.assert_array_equal(small[:, 0], frames.reshape(2, 2, 2, 3, 2).max((2, 4)))
     assert small.dtype == np.uint8
-    np.testing.assert_array_equal(Sight(1, 1, (4,), 8).shrunk(frames), frames)
+    np.testing.assert_array_equal(FrameView(1, 1, (4,), 8).shrunk(frames), frames)
     before = np.arange(2 * 3 * 6, dtype=np.uint8).reshape(2, 3, 1, 2, 3)
     after = sight.seen(before, frames, np.array([True, False]))
     np.testing.assert_array_equal(after[0], np.repeat(small[:1], 3, 0))
@@ -199,7 +199,7 @@ def test_pictures_are_shrunk_to_the_brightest_and_a_first_frame_fills_the_stack(
 
 def test_rewards_are_clipped_in_training_and_returns_are_not():
     ended = []
-    rows = sb3.playing(find_task("lunarlander").make(2, 5), Dqn(clip_rewards=True), ended)
+    rows = sb3.playing(find_task("lunarlander").make(2, 5), Sb3Dqn(clip_rewards=True), ended)
     rows.reset()
     seen = {float(reward) for _ in range(150) for reward in rows.step(np.zeros(2, np.int64))[1]}
     assert seen <= {-1.0, 0.0, 1.0} and ended and all(total != int(total) for total, _ in ended)
@@ -251,8 +251,8 @@ def test_a_saved_state_is_all_of_it(name, task):
 
 
 def test_rates_that_fall_do_so_over_the_whole_run():
-    trainer = A2c(environments=2, decay=True, learning_rate=1e-3).trainer(
-        bench("toy-vector", budget=400)
+    trainer = Sb3A2c(environments=2, decay=True, learning_rate=1e-3).trainer(
+        context("toy-vector", budget=400)
     )
     rates = [trainer.step(100).metrics["train/learning_rate"] for _ in range(4)]
     np.testing.assert_allclose(

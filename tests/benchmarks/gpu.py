@@ -115,13 +115,13 @@ def large(device: torch.device, size: dict[str, Any], seconds: float) -> dict[st
 def planned(device: torch.device, rows: int, seconds: float) -> dict[str, float]:
     """Seconds of a plan for so many environments at once."""
     from bigdm_ray.models.trajectory import TrajectoryTransformer
-    from bigdm_ray.planning.beam import Planner, Search
+    from bigdm_ray.planning.beam import Planner, SearchSettings
     from bigdm_ray.tokens.bins import Bins
 
     dims, chance = 16, np.random.default_rng(0)
     torch.manual_seed(0)
     net = TrajectoryTransformer([0] * dims, 100, 10, 128, 4, 4).eval().requires_grad_(False)
-    search = Search(15, 128, 2, k_act=0, cdf_act=0.6)
+    search = SearchSettings(15, 128, 2, k_act=0, cdf_act=0.6)
     planner = Planner(net.to(device), Bins([0] * dims).to(device), 11, 3, search)
     past = torch.randint(0, 100, (rows, 4, dims), device=device)
     state = torch.randint(0, 100, (rows, 11), device=device)

@@ -46,7 +46,7 @@ class Body:
         import torch
 
         from bigdm_ray.models.trajectory import TrajectoryTransformer
-        from bigdm_ray.planning.beam import Planner, Search
+        from bigdm_ray.planning.beam import Planner, SearchSettings
         from bigdm_ray.tokens.bins import Bins
 
         seen, acted, horizon, beams = BODIES[name]
@@ -58,7 +58,11 @@ class Body:
             .requires_grad_(False)
         )
         self._planner = Planner(
-            net, Bins([0] * dims), seen, acted, Search(horizon, beams, 2, k_act=0, cdf_act=0.6)
+            net,
+            Bins([0] * dims),
+            seen,
+            acted,
+            SearchSettings(horizon, beams, 2, k_act=0, cdf_act=0.6),
         )
         self._past = torch.randint(0, 100, (environments, 4, dims))
         self._state = torch.randint(0, 100, (environments, seen))

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from bigdm_ray.replay import Episode, EpisodeId, Retention, Store, Table, View
-from bigdm_ray.replay.living import Living
+from bigdm_ray.replay.living import LivingEpisodes
 from bigdm_ray.replay.rotating import RotatingStore
 from bigdm_ray.replay.shard import Shard
 from tests.benchmarks.common import header, in_turns, measure, row
@@ -107,7 +107,7 @@ def merging(retention: Retention, living: int = 1_000_000) -> Callable[[], float
         paid = np.random.default_rng(start).normal(size=count)
         return Table(ids, paid, np.full(count, 200), serials=serials)
 
-    held = Living.of(table(0, living), retention)
+    held = LivingEpisodes.of(table(0, living), retention)
     rounds = itertools.count(living, 8)
 
     def work() -> float:
@@ -219,8 +219,8 @@ def ahead(folder: Path, repeats: int) -> None:
 
     from bigdm_ray.algorithms.base import find_algorithm
     from bigdm_ray.envs import find_task
-    from bigdm_ray.training.ahead import Trial
     from bigdm_ray.training.learner import Learner
+    from bigdm_ray.training.prefetch import PrefetchTrial
 
     for name, made in (("hopper", episodes), ("breakout", pictures)):
         writer = Store(folder / name, flat_bytes=0)
@@ -257,7 +257,7 @@ def ahead(folder: Path, repeats: int) -> None:
         ]
 
         def bout(way: int) -> None:
-            forced = mock.patch.object(Trial, "ahead", bool(way))
+            forced = mock.patch.object(PrefetchTrial, "ahead", bool(way))
             with forced if way < 2 else mock.MagicMock():
                 learners[way].update({task: store}, steps)  # noqa: B023  # called in this turn
 

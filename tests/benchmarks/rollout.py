@@ -12,7 +12,7 @@ import torch
 import bigdm_ray
 from bigdm_ray.envs import find_task
 from bigdm_ray.training.params import Weights
-from bigdm_ray.training.player import Player
+from bigdm_ray.training.rollout_worker import RolloutWorker
 from tests.benchmarks.common import header, row
 
 
@@ -25,7 +25,7 @@ def playing(episodes: int, environments: int) -> Callable[[], float]:
         str(episodes),
     ]
     run = bigdm_ray.configure("udrl", "lunarlander", flags)
-    player = Player(run)
+    worker = RolloutWorker(run)
     torch.default_generator.manual_seed(0)
     model = run.algorithm.build({"lunarlander": find_task("lunarlander").signature()})
     weights = Weights.of(model, (0, 0))
@@ -36,7 +36,7 @@ def playing(episodes: int, environments: int) -> Callable[[], float]:
     }
     era, name = (0, 0, 0), run.tasks[0].name
     return lambda: float(
-        player.play(name, weights, next(rounds), 0, era, commands, episodes).env_steps
+        worker.play(name, weights, next(rounds), 0, era, commands, episodes).env_steps
     )
 
 

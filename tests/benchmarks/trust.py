@@ -22,8 +22,8 @@ from typing import Any
 from bigdm_ray.envs import find_task
 from bigdm_ray.replay.shard import publish
 from bigdm_ray.tables.base import Cell, find_grid
+from bigdm_ray.tables.folders import TableFolders
 from bigdm_ray.tables.peers import peer_file
-from bigdm_ray.tables.shelf import Shelf
 from tests.benchmarks.common import Peer, header
 from tests.benchmarks.conservative import CQL, program, scored, transitions
 
@@ -60,7 +60,7 @@ def main() -> None:
     given = parser.parse_args()
     header()
     grid = find_grid(given.table)
-    shelf = Shelf(grid, given.scale, given.data, given.results, Path())
+    shelf = TableFolders(grid, given.scale, given.data, given.results, Path())
     for cell in shelf.chosen(given.only):
         path = peer_file(shelf, cell)
         if cell.column in LEARNERS and not path.is_file():
@@ -70,7 +70,7 @@ def main() -> None:
             print(f"{cell.name}: {result['normalized_score']:.1f}, {result['peer']}", flush=True)
 
 
-def trained(shelf: Shelf, cell: Cell, python: str) -> dict[str, Any]:
+def trained(shelf: TableFolders, cell: Cell, python: str) -> dict[str, Any]:
     """What a cell's peer came to: its last policy, over as many episodes as the cell's final evaluation."""
     run = shelf.run(cell)
     algorithm: Any = run.algorithm

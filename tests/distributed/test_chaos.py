@@ -22,14 +22,14 @@ import pytest
 from helpers import TINY, descendants, episodes_on_disk, kill_one, tiny
 
 import bigdm_ray
-from bigdm_ray.distributed.crew import RayCrew
+from bigdm_ray.distributed.executor import RayExecutor
 from bigdm_ray.distributed.loop import train_on_ray
 from bigdm_ray.replay import Store, Table
-from bigdm_ray.replay.living import Living
+from bigdm_ray.replay.living import LivingEpisodes
 from bigdm_ray.replay.store import Receipt
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import Run
-from bigdm_ray.training.learner import Progress
+from bigdm_ray.training.learner import LearnerProgress
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -54,7 +54,7 @@ def check(run: Run, folder: Path, acknowledged: Table) -> None:
     """The store holds exactly what the rule keeps of all acknowledged episodes; the newest checkpoint can be read."""
     ids = list(map(tuple, acknowledged.ids.tolist()))
     assert len(ids) == len(set(ids)), "an episode was acknowledged twice"
-    living = Living(run.algorithm.retention())
+    living = LivingEpisodes(run.algorithm.retention())
     living.learn(acknowledged)
     expected = living.table
     store = Store(folder / "store", run.algorithm.retention()).open()
@@ -66,28 +66,28 @@ def check(run: Run, folder: Path, acknowledged: Table) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["PlayerActor", "ReplayActor", "LearnerActor"])
+@pytest.mark.parametrize("kind", ["RolloutActor", "ReplayActor", "LearnerActor"])
 def test_a_killed_actor_costs_nothing_that_was_acknowledged(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killer = Killer(kind, [(2, 0.0), (6, 0.004), (10, 0.02)])
     receipts: list[Receipt] = []
-    stored, learned = RayCrew.stored, RayCrew.learned
+    stored, learned = RayExecutor.stored, RayExecutor.learned
 
-    def noted(self: RayCrew, task: str, receipt: Receipt) -> None:
+    def noted(self: RayExecutor, task: str, receipt: Receipt) -> None:
         receipts.append(receipt)
         stored(self, task, receipt)
         if kind != "LearnerActor":  # rounds that waited while one was made anew come in one receipt
             for _ in np.unique(receipt.added.ids[:, :2], axis=0):
                 killer.answered()
 
-    def taken(self: RayCrew, progress: Progress, weights_ref: Any) -> None:
+    def taken(self: RayExecutor, progress: LearnerProgress, weights_ref: Any) -> None:
         learned(self, progress, weights_ref)
         if kind == "LearnerActor":
             killer.answered()
 
-    monkeypatch.setattr(RayCrew, "stored", noted)
-    monkeypatch.setattr(RayCrew, "learned", taken)
+    monkeypatch.setattr(RayExecutor, "stored", noted)
+    monkeypatch.setattr(RayExecutor, "learned", taken)
     # who plays waits for who learns, so that the budget is not spent while one is made anew
     flags = "--budget.env-steps 4000 --machines.max-staleness 10"
     run = tiny(f"{flags} --saves.every 1000 --evaluations.every 2000")
@@ -229,23 +229,23 @@ def test_a_lost_node_costs_nothing_that_was_acknowledged(
     flags = "--budget.env-steps 4000 --saves.every 1000 --evaluations.every 2000 --actors 2"
     run = tiny(f"{flags} --address {address}")
     receipts: list[Receipt] = []
-    stored = RayCrew.stored
-    players: list[int] = []
+    stored = RayExecutor.stored
+    workers: list[int] = []
     with node(*head, "--include-dashboard", "false"), node("--address", address) as second:
 
-        def noted(self: RayCrew, task: str, receipt: Receipt) -> None:
+        def noted(self: RayExecutor, task: str, receipt: Receipt) -> None:
             receipts.append(receipt)
             stored(self, task, receipt)
             if len(receipts) == 4:
                 below = descendants(second.pid)
-                players.extend(p for p in below if below[p].startswith("ray::PlayerActor"))
+                workers.extend(p for p in below if below[p].startswith("ray::RolloutActor"))
                 for pid in (*below, second.pid):
                     os.kill(pid, signal.SIGKILL)
 
-        monkeypatch.setattr(RayCrew, "stored", noted)
+        monkeypatch.setattr(RayExecutor, "stored", noted)
         summary = train_on_ray(run, tmp_path / "run")
     shutil.rmtree(where)
-    assert players, "no rollout actor was on the node that was lost"
+    assert workers, "no rollout actor was on the node that was lost"
     assert summary["env_steps"] >= 4000
     assert summary["learner_steps"] == run.algorithm.owed(summary["env_steps"], summary["episodes"])
     acknowledged = Table.joined(receipt.added for receipt in receipts)

@@ -123,7 +123,7 @@ def test_a_ray_that_does_not_come_up_is_tried_again_then_told_and_the_run_folder
 def test_the_last_words_of_a_dead_actor_are_quoted(tmp_path: Path) -> None:
     logs = tmp_path / "session_1" / "logs"
     logs.mkdir(parents=True)
-    wrote = ":job_id:01\n:actor_name:PlayerActor\nFatal Python error: Aborted\nThread 1:\n"
+    wrote = ":job_id:01\n:actor_name:RolloutActor\nFatal Python error: Aborted\nThread 1:\n"
     (logs / "worker-ab-01-77.err").write_text(wrote)
     (logs / "worker-cd-01-7.err").write_text(":job_id:01\n")
     assert last_words(tmp_path, "The actor died.\n\tpid: 77\n") == "Fatal Python error: Aborted"

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from bigdm_ray.distributed.actors import Fault
-from bigdm_ray.distributed.loop import Driver, Finished
+from bigdm_ray.distributed.actors import CallFault
+from bigdm_ray.distributed.loop import Driver, FinishedRound
 from bigdm_ray.replay import Table
 from bigdm_ray.replay.store import Receipt
 
@@ -21,16 +21,16 @@ class Storing(Driver):
         self.tasks: list[str] = []
         self.counted: list[list[int]] = []
         self.again: list[int] = []
-        self.fault = Fault.ARGUMENT
+        self.fault = CallFault.ARGUMENT
         self._jobs, self._waiting, self._storing = {}, [], 0
         self._playing, self._episodes_in_flight, self._warming_up = {0: 0}, 100, 0
-        station = SimpleNamespace(
+        slot = SimpleNamespace(
             generation=0,
             call=self._called,
             answered=lambda: None,
             failed=lambda generation, error: self.fault,
         )
-        self.crew: Any = SimpleNamespace(replay=station, stored=lambda task, receipt: None)
+        self.executor: Any = SimpleNamespace(replay=slot, stored=lambda task, receipt: None)
         self.session: Any = SimpleNamespace(
             evaluation_due=lambda: False,
             played=lambda round: self.counted.append(round.added.serials.tolist()),
@@ -47,7 +47,7 @@ class Storing(Driver):
         summary = {"round": round, "episodes": episodes, "version": (0, 0), "problems": []}
         summary |= {"env_steps": 1, "discarded": 0, "busy_s": 0.0, "task": task}
         again = lambda: self.again.append(round)  # noqa: E731
-        self._waiting.append(Finished(0, f"{round}", summary, episodes, again))
+        self._waiting.append(FinishedRound(0, f"{round}", summary, episodes, again))
         self._commit()
 
     def answer(self, *serials: int) -> None:
@@ -55,7 +55,7 @@ class Storing(Driver):
         added = Table(lengths=np.ones(len(serials), np.int64), serials=np.array(serials, np.int64))
         self._jobs.pop(min(self._jobs)).done([Receipt(added, [])])
 
-    def lose(self, fault: Fault) -> None:
+    def lose(self, fault: CallFault) -> None:
         """The oldest call fails."""
         self.fault = fault
         self._jobs.pop(min(self._jobs)).lost(RuntimeError("lost"))
@@ -79,11 +79,11 @@ def test_of_rounds_that_went_together_the_lost_one_alone_is_played_again() -> No
     for round in range(3):
         driver.finished(round, 1)
     driver.answer(0)
-    driver.lose(Fault.ARGUMENT)  # 1 and 2 went together
+    driver.lose(CallFault.ARGUMENT)  # 1 and 2 went together
     assert driver.sent[2:] == [("1",), ("2",)] and driver.again == []
     driver.finished(3, 1)
     assert len(driver.sent) == 4, "it waits for those that are under way"
-    driver.lose(Fault.ARGUMENT)
+    driver.lose(CallFault.ARGUMENT)
     assert driver.again == [1]
     driver.answer(1)
     driver.answer(2)
@@ -96,7 +96,7 @@ def test_the_same_rounds_go_again_where_the_replay_actor_died() -> None:
     for round in range(3):
         driver.finished(round, 1)
     driver.answer(0)
-    driver.lose(Fault.DEATH)
+    driver.lose(CallFault.DEATH)
     assert driver.sent == [("0",), ("1", "2"), ("1", "2")]
     driver.answer(1, 2)
     assert driver.counted == [[0], [1], [2]] and driver.again == []

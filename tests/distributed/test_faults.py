@@ -14,12 +14,12 @@ from helpers import descendants, kill_one, tiny
 
 import bigdm_ray
 from bigdm_ray.distributed import learners as groups
-from bigdm_ray.distributed.actors import Fault, Station, fault
-from bigdm_ray.distributed.crew import RayCrew
+from bigdm_ray.distributed.actors import ActorSlot, CallFault, fault
+from bigdm_ray.distributed.executor import RayExecutor
 from bigdm_ray.distributed.learners import LearnerActor
 from bigdm_ray.distributed.loop import train_on_ray
 from bigdm_ray.replay.store import Receipt
-from bigdm_ray.training.learner import Progress
+from bigdm_ray.training.learner import LearnerProgress
 from bigdm_ray.training.params import Weights
 
 # isort: split
@@ -37,13 +37,13 @@ def wrapped(cause: Exception) -> BaseException:
 def test_a_fault_of_a_machine_is_told_from_an_error_of_the_program() -> None:
     lost = exceptions.ObjectLostError("ff" * 14, None, "")
     told = {
-        Fault.DEATH: [
+        CallFault.DEATH: [
             exceptions.ActorDiedError(),
             exceptions.ActorUnavailableError("gone", None),
             exceptions.OutOfMemoryError("the node is full"),
         ],
-        Fault.RESULT: [lost, exceptions.OwnerDiedError("ff" * 14, None, "")],
-        Fault.ARGUMENT: [
+        CallFault.RESULT: [lost, exceptions.OwnerDiedError("ff" * 14, None, "")],
+        CallFault.ARGUMENT: [
             wrapped(lost),
             wrapped(exceptions.ObjectReconstructionFailedError("ff" * 14, None, "", "")),
             wrapped(exceptions.ReferenceCountingAssertionError("ff" * 14, None, "")),
@@ -79,34 +79,34 @@ def lost_object() -> Any:
 def test_a_lost_object_is_not_its_callees_death(
     lock_step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """First episodes on their way to the replay actor, then weights on theirs to a player."""
+    """First episodes on their way to the replay actor, then weights on theirs to a worker."""
     calls: list[tuple[int, int]] = []
-    crew: list[RayCrew] = []
+    executor: list[RayExecutor] = []
     receipts: list[Receipt] = []
-    submit, stored = RayCrew.submit, RayCrew.stored
+    submit, stored = RayExecutor.submit, RayExecutor.stored
 
     def losing(
-        self: RayCrew, task: str, round: int, group: int, *others: Any
-    ) -> tuple[Station, int, list[Any]]:
+        self: RayExecutor, task: str, round: int, group: int, *others: Any
+    ) -> tuple[ActorSlot, int, list[Any]]:
         calls.append((round, group))
-        crew[:] = [self]
+        executor[:] = [self]
         if len(calls) == 12:
             self._weights_ref = lost_object()
-        station, generation, (data, summary) = submit(self, task, round, group, *others)
-        return station, generation, [lost_object() if len(calls) == 5 else data, summary]
+        slot, generation, (data, summary) = submit(self, task, round, group, *others)
+        return slot, generation, [lost_object() if len(calls) == 5 else data, summary]
 
-    def noted(self: RayCrew, task: str, receipt: Receipt) -> None:
+    def noted(self: RayExecutor, task: str, receipt: Receipt) -> None:
         receipts.append(receipt)
         stored(self, task, receipt)
 
-    monkeypatch.setattr(RayCrew, "submit", losing)
-    monkeypatch.setattr(RayCrew, "stored", noted)
+    monkeypatch.setattr(RayExecutor, "submit", losing)
+    monkeypatch.setattr(RayExecutor, "stored", noted)
     flags = "--budget.env-steps 1500 --saves.every 100000 --evaluations.every 100000"
     run = tiny(f"{flags} --actors 2 --machines.lock-step {lock_step}")
     summary = train_on_ray(run, tmp_path / "run")
-    (used,) = crew
-    stations = [used.replay, *used.players]
-    assert [station.generation for station in stations] == [0] * len(stations)
+    (used,) = executor
+    slots = [used.replay, *used.workers]
+    assert [slot.generation for slot in slots] == [0] * len(slots)
     assert used.learners.generation == 0
     assert calls.count(calls[4]) >= 2, "the lost round is played again, and may lack weights then"
     assert calls.count(calls[11]) >= 2, "so is the one that had no weights"
@@ -126,10 +126,10 @@ class Fragile:
 
 
 def test_a_death_before_the_first_call_changes_no_random_stream(tmp_path: Path) -> None:
-    station = Station("rollout actor", Fragile, {}, (tmp_path / "mark",))
-    station.settle()
-    assert (tmp_path / "mark").exists() and station.generation == 0
-    station.stop()
+    slot = ActorSlot("rollout actor", Fragile, {}, (tmp_path / "mark",))
+    slot.settle()
+    assert (tmp_path / "mark").exists() and slot.generation == 0
+    slot.stop()
 
 
 class Wrong(LearnerActor.__ray_metadata__.modified_class):  # type: ignore[name-defined,misc]
@@ -137,11 +137,11 @@ class Wrong(LearnerActor.__ray_metadata__.modified_class):  # type: ignore[name-
 
     calls = 0
 
-    def _update(self, moves: Any, steps: int) -> tuple[Weights | None, Progress]:
+    def _update(self, moves: Any, steps: int) -> tuple[Weights | None, LearnerProgress]:
         self.calls += 1
         if self._learner.rank == 1 and self.calls == 3:
             raise ValueError("shapes do not match")
-        answer: tuple[Weights | None, Progress] = super()._update(moves, steps)
+        answer: tuple[Weights | None, LearnerProgress] = super()._update(moves, steps)
         return answer
 
 
@@ -155,7 +155,9 @@ def test_an_error_of_the_program_on_one_of_two_ranks_ends_the_run(
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(groups, "LearnerActor", ray.remote(Wrong))
     deaths: list[BaseException] = []
-    monkeypatch.setattr(groups.Learners, "died", lambda self, generation, why: deaths.append(why))
+    monkeypatch.setattr(
+        groups.LearnerGroup, "died", lambda self, generation, why: deaths.append(why)
+    )
     with pytest.raises(ValueError, match="shapes do not match"):
         train_on_ray(
             tiny(f"{TWO} --budget.env-steps 100000 --machines.lock-step {lock_step}"),
@@ -205,6 +207,6 @@ def test_no_actor_outlives_its_run_in_a_session_of_the_users(how: str, tmp_path:
 
 def working() -> list[str]:
     """The actors of this package that are alive below this process."""
-    kinds = ("PlayerActor", "ReplayActor", "LearnerActor", "EvaluatorActor")
+    kinds = ("RolloutActor", "ReplayActor", "LearnerActor", "EvaluatorActor")
     names = descendants(os.getpid()).values()
     return [name for name in names if name.startswith(tuple(f"ray::{kind}" for kind in kinds))]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bigdm_ray.envs import Signature, find_task, tasks
-from bigdm_ray.envs.signature import Leaf, Misfit, leaves
+from bigdm_ray.envs.signature import Leaf, SpaceMismatch, leaves
 from bigdm_ray.envs.values import flatten, unflatten
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.signatures import misfit
@@ -225,5 +225,5 @@ def test_what_does_not_fit_a_signature_is_told_by_leaf(change, says):
     signature.check({path: values[:0] for path, values in sound.items()})
     signature.check(sound | {"body/joints": np.zeros((2, 3))})
     changed = {path: values for path, values in (sound | change).items() if values is not None}
-    with pytest.raises(Misfit, match=says):
+    with pytest.raises(SpaceMismatch, match=says):
         signature.check(changed)

@@ -13,7 +13,7 @@ from bigdm_ray.baselines.base import sound
 from bigdm_ray.doors import door
 from bigdm_ray.envs.signature import leaves
 from bigdm_ray.envs.task import Task
-from bigdm_ray.envs.values import Misfit, flag_of, flatten, reward_of
+from bigdm_ray.envs.values import SpaceMismatch, flag_of, flatten, reward_of
 from bigdm_ray.envs.vector import GymnasiumRows, Step
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.run import main
@@ -80,7 +80,7 @@ TAKEN = [
 
 @pytest.mark.parametrize(("space", "value", "told"), REFUSED)
 def test_what_does_not_fit_is_named_with_what_was_expected(space, value, told):
-    with pytest.raises(Misfit, match=re.escape(told)):
+    with pytest.raises(SpaceMismatch, match=re.escape(told)):
         flatten(space, value)
 
 
@@ -103,10 +103,10 @@ def test_rewards_and_ends_are_single_values():
         ("2", "its reward is of type str"),
         (1j, "its reward is of type complex"),
     ):
-        with pytest.raises(Misfit, match=re.escape(told)):
+        with pytest.raises(SpaceMismatch, match=re.escape(told)):
             reward_of(reward)
     assert flag_of(1, "terminated") is True and flag_of(np.array(False), "truncated") is False
-    with pytest.raises(Misfit, match=r"its flag 'truncated' has the shape \(2,\)"):
+    with pytest.raises(SpaceMismatch, match=r"its flag 'truncated' has the shape \(2,\)"):
         flag_of([True, False], "truncated")
 
 

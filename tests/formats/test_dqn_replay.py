@@ -9,7 +9,7 @@ import pytest
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats import dqn_replay
-from bigdm_ray.formats.base import Said
+from bigdm_ray.formats.base import SourceMetadata
 from bigdm_ray.formats.importing import import_dataset
 from bigdm_ray.formats.tasks import task_of
 
@@ -125,7 +125,7 @@ def test_an_import_goes_on_after_the_episodes_that_it_has(tmp_path):
 def test_the_game_is_taken_from_the_path(tmp_path):
     log(tmp_path / "Pong" / "1" / "replay_logs", 0, joined([episode(1, 3)]))
     said = dqn_replay.FORMAT.open(str(tmp_path / "Pong" / "1" / "replay_logs")).said
-    assert said.likely == "pong" and isinstance(said, Said)
+    assert said.likely == "pong" and isinstance(said, SourceMetadata)
     pytest.importorskip("ale_py")
     assert task_of(said, None)[0] == "pong" and task_of(said, "pong-sticky")[0] == "pong-sticky"
     with pytest.raises(UserError, match="another task"):

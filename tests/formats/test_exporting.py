@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sources import dataset
 
-from bigdm_ray.formats.hdf5 import Sheltered, new_hdf5, open_hdf5
+from bigdm_ray.formats.hdf5 import DeferredErrorFile, new_hdf5, open_hdf5
 
 TASK = "toy-continuous"
 FULL = """
@@ -79,7 +79,7 @@ def test_after_an_error_writes_stay_in_memory_and_are_read_back(tmp_path):
                 raise OSError(errno.ENOSPC, "no space")
             return self._file.write(data[:room])
 
-    sheltered = Sheltered(tmp_path / "file")
+    sheltered = DeferredErrorFile(tmp_path / "file")
     sheltered._file = Full(sheltered._file)
     sheltered.write(b"ab")
     sheltered.check()

@@ -21,7 +21,7 @@ from bigdm_ray.pictures.curves import read_curve
 from bigdm_ray.replay import Retention, Store
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.loaded import load
-from bigdm_ray.training.loop import LocalCrew, Session
+from bigdm_ray.training.loop import LocalExecutor, Session
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder
 from bigdm_ray.training.start import drop_later, whole
@@ -140,9 +140,9 @@ def restore(folder: Path) -> int:
         session = Session(asked, home, [], found, exact=True)
         session.note(damage)
         session.close()
-        crew = LocalCrew(asked, home, found)
-        arrays = crew.weights().arrays
-        crew.close()
+        executor = LocalExecutor(asked, home, found)
+        arrays = executor.weights().arrays
+        executor.close()
     told = digest(*(one for name in sorted(arrays) for one in (name, arrays[name])))
     (folder / "restored").write_text(told)
     return 0

@@ -6,7 +6,12 @@ import torch
 
 from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.errors import UserError
-from bigdm_ray.models.continuous import Ensemble, Gaussian, Spaces, squashed_log_prob
+from bigdm_ray.models.continuous import (
+    ContinuousSpaces,
+    DiagonalGaussian,
+    Ensemble,
+    squashed_log_prob,
+)
 from bigdm_ray.models.heads import normals
 
 SEEN = {"a": Leaf("tensor", (2, 2), "float32"), "b": Leaf("discrete", (), "int32", choices=(3,))}
@@ -17,7 +22,7 @@ ACTED = {
 
 
 def spaces(seen=SEEN, acted=ACTED):
-    return Spaces("this", {"t": Signature(seen, acted)})
+    return ContinuousSpaces("this", {"t": Signature(seen, acted)})
 
 
 def test_leaves_become_one_vector_and_come_back():
@@ -106,7 +111,7 @@ def test_the_squashed_density_is_torchs():
 
 @pytest.mark.parametrize("soft", [True, False])
 def test_the_log_of_the_deviation_keeps_to_its_range(soft):
-    policy = Gaussian(3, (8,), 2, (-5.0, 0.0), soft)
+    policy = DiagonalGaussian(3, (8,), 2, (-5.0, 0.0), soft)
     with torch.no_grad():
         policy.head.bias.copy_(torch.tensor([0.0, 0.0, 90.0, -90.0]))
     mean, log_std = policy(torch.randn(4, 3))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bigdm_ray.models.parallel import mixed
-from bigdm_ray.models.transformer import Transformer, Weighted, kept
+from bigdm_ray.models.transformer import DropoutAttention, Transformer, kept
 
 KINDS = [
     {"positions": "none"},
@@ -194,13 +194,13 @@ def test_attention_with_dropout_has_the_gradients_of_the_plain_formula():
             for t in (queries, 70, 70)
         ]
         torch.manual_seed(1)
-        out = Weighted.apply(*parts, mask, 0.25)
+        out = DropoutAttention.apply(*parts, mask, 0.25)
         torch.manual_seed(1)
         share = torch.zeros(6, queries, 70, dtype=torch.float64)
-        for a in range(0, queries, Weighted.ROWS):
-            seen = int(mask[a : a + Weighted.ROWS].any(0).nonzero()[-1]) + 1
-            share[:, a : a + Weighted.ROWS, :seen] = kept(
-                torch.Size((6, min(Weighted.ROWS, queries - a), seen)), 0.25
+        for a in range(0, queries, DropoutAttention.ROWS):
+            seen = int(mask[a : a + DropoutAttention.ROWS].any(0).nonzero()[-1]) + 1
+            share[:, a : a + DropoutAttention.ROWS, :seen] = kept(
+                torch.Size((6, min(DropoutAttention.ROWS, queries - a), seen)), 0.25
             )
         weights = (
             (parts[0] @ parts[1].transpose(2, 3) / 8**0.5)

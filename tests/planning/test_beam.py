@@ -6,8 +6,8 @@ import torch
 
 from bigdm_ray.models.trajectory import TrajectoryTransformer
 from bigdm_ray.planning import beam
-from bigdm_ray.planning.beam import Planner, Search, drawn, narrowed
-from bigdm_ray.planning.encoder import Encoder
+from bigdm_ray.planning.beam import Planner, SearchSettings, drawn, narrowed
+from bigdm_ray.planning.encoder import WindowEncoder
 from bigdm_ray.tokens.bins import Bins
 
 SEEN, ACTED, BINS = 3, 2, 9
@@ -30,7 +30,7 @@ def planner(net, **more):
     fixed = {"horizon": 4, "beams": 6, "expansions": 2, "context": 3, "k_act": 4}
     bins = Bins([0] * DIMS, BINS)
     bins.edges *= torch.arange(1, DIMS + 1)[:, None]
-    return Planner(net, bins, SEEN, ACTED, Search(**(fixed | more)))
+    return Planner(net, bins, SEEN, ACTED, SearchSettings(**(fixed | more)))
 
 
 def given(n=1, m=3, seed=0):
@@ -335,7 +335,7 @@ def test_an_action_without_a_plan_follows_the_distribution_of_its_tokens():
 
 
 def test_what_agrees_is_computed_once():
-    encoder = Encoder(network(5))
+    encoder = WindowEncoder(network(5))
     past, state = given(1, 2)
     many = past.expand(7, -1, -1).clone()
     many[4, 1, 0] = (many[4, 1, 0] + 1) % BINS
@@ -355,7 +355,7 @@ def test_what_agrees_is_computed_once():
 @pytest.mark.parametrize("m", [0, 2])
 def test_the_encoder_in_pieces_is_the_forward_pass(m, positions):
     net = network(6, positions=positions)
-    encoder, places = Encoder(net), net.dims * m
+    encoder, places = WindowEncoder(net), net.dims * m
     past, state = given(4, m)
     tokens = torch.randint(0, 3, (4, ACTED + 1))
     whole = torch.cat([past.flatten(1), state, tokens], 1)
@@ -387,10 +387,10 @@ def test_another_network_is_not_planned_with_as_if_it_were_this_one():
         lambda net: setattr(net.transformer, "table", None),
     ):
         net = network()
-        Encoder(net)
+        WindowEncoder(net)
         change(net)
         with pytest.raises(AssertionError):
-            Encoder(net)
+            WindowEncoder(net)
 
 
 def test_filters_keep_what_their_rules_say():

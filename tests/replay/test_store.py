@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from making import episode, ids, same_episode, same_windows
 
 from bigdm_ray.errors import RunFailed
-from bigdm_ray.replay import Retention, Store, Table, View, keeper
+from bigdm_ray.replay import Retention, Store, Table, View, shard_folder
 from bigdm_ray.replay import shard as shards
 from bigdm_ray.replay.episode import FOREIGN
-from bigdm_ray.replay.living import Living
+from bigdm_ray.replay.living import LivingEpisodes
 from bigdm_ray.replay.shard import CorruptShard, Shard, encode
 from bigdm_ray.replay.source import FolderSource
 from bigdm_ray.replay.store import verify
@@ -231,7 +231,7 @@ def test_retention_is_a_pure_function_of_what_was_acknowledged(
     lived = surviving(order, rule)
     expected = Table.of(lived, [serial[e.id] for e in lived])
     assert not reader.problems and store.arrived == len(order)
-    driver = Living(rule)
+    driver = LivingEpisodes(rule)
     for receipt in choice.draw(st.permutations(receipts)):
         driver.learn(receipt.added)
     for name in choice.draw(st.permutations(named(store.living_shards()))):
@@ -278,9 +278,9 @@ def test_good_peers_change_the_rank(tmp_path):
 
 
 def test_the_driver_s_table_under_the_rule_is_the_store_s(tmp_path):
-    """`Living.learn`, which a driver calls with the receipts alone, says the same as the store."""
+    """`LivingEpisodes.learn`, which a driver calls with the receipts alone, says the same as the store."""
     rule = Retention("best", 3, merit_weight=0.5)
-    store, driver = Store(tmp_path, rule), Living(rule)
+    store, driver = Store(tmp_path, rule), LivingEpisodes(rule)
     for number in range(5):
         driver.learn(store.add([episode((number, 0, k)) for k in range(2)]).added)
         assert ids(driver.table) == ids(store.table)
@@ -294,7 +294,7 @@ def test_the_driver_s_table_under_the_rule_is_the_store_s(tmp_path):
 def test_a_table_stays_as_it_was_when_episodes_come_and_go(rule):
     """However much comes after it, in whatever order: columns that are first asked for then, too."""
     chance = np.random.default_rng(0)
-    living, held = Living(rule), []
+    living, held = LivingEpisodes(rule), []
     for start in chance.permutation(60) * 10:
         serials = start + np.arange(chance.integers(1, 10))
         count = len(serials)
@@ -306,7 +306,7 @@ def test_a_table_stays_as_it_was_when_episodes_come_and_go(rule):
         )
         living.learn(told)
         held.append((living.table, {n: living.table[n].copy() for n in ("serials", "returns")}))
-        lazy = Living.of(living.table, rule)
+        lazy = LivingEpisodes.of(living.table, rule)
         assert lazy.table.serials.tolist() == living.table.serials.tolist()
         before = living.table
         expected = before.take(np.arange(len(before)))
@@ -361,7 +361,7 @@ def test_adds_that_wait_share_a_shard_and_a_sync(tmp_path, monkeypatch):
         apart.add_encoded(encode(part))
     assert ids(receipt.added) == ids(apart.table) == ids(Store(tmp_path).open().table)
     same_windows(drawn(store), drawn(apart))
-    monkeypatch.setattr(keeper, "SHARD_BYTES", 1)
+    monkeypatch.setattr(shard_folder, "SHARD_BYTES", 1)
     assert len(Store(tmp_path / "large").add_encoded(*map(encode, parts)).shards) == 3
 
 
@@ -528,7 +528,7 @@ def test_the_newest_that_a_limit_on_steps_has_evicted_stays_on_disk_and_is_compa
         store.release(set())
         store = Store(store.folder, rule).open()
     for order in itertools.permutations(receipts):
-        driver = Living(rule)
+        driver = LivingEpisodes(rule)
         for receipt in order:
             driver.learn(receipt.added)
         for table in (store.table, driver.table):
@@ -704,7 +704,7 @@ def test_little_garbage_is_left_where_it_is(tmp_path):
 
 
 def test_compaction_cuts_shards_of_a_bounded_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(keeper, "SHARD_BYTES", 300)
+    monkeypatch.setattr(shard_folder, "SHARD_BYTES", 300)
     store = churned(tmp_path, Retention("best", 9))
     windows = drawn(store)
     compacted = store.compact()

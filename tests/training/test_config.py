@@ -8,7 +8,7 @@ import pytest
 import bigdm_ray
 import bigdm_ray.distributed  # how Ray is imported
 from bigdm_ray.algorithms.base import algorithms
-from bigdm_ray.baselines.base import Foreign
+from bigdm_ray.baselines.base import ExternalAlgorithm
 from bigdm_ray.errors import UserError
 from bigdm_ray.settings import flag
 from bigdm_ray.training.config import configure, parse, settings_of
@@ -81,7 +81,7 @@ def test_a_short_name_is_one_setting(kind):
             owners = {path for path in paths if path.endswith(f".{short.replace('-', '_')}")}
             assert owners <= {long}, short
     assert {*STEPS.values()} <= paths
-    if issubclass(kind, Foreign) or not kind.online:
+    if issubclass(kind, ExternalAlgorithm) or not kind.online:
         return
     for short, long in SHORT.items():
         if long in paths:

@@ -22,7 +22,7 @@ from bigdm_ray.training.config import (
     read_run,
     still_rising,
 )
-from bigdm_ray.training.loop import LocalCrew, train_local
+from bigdm_ray.training.loop import LocalExecutor, train_local
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.start import dataset_stores, taking_turns
 
@@ -103,15 +103,15 @@ def test_a_run_that_is_told_to_stop_saves_and_resumes_bit_for_bit(
     """Between two reports, where everything is due, and within an evaluation, which is made again."""
     run = run_of(dataset)
     train_local(run, tmp_path / "whole")
-    do, told = getattr(LocalCrew, verb), list[bool]()
+    do, told = getattr(LocalExecutor, verb), list[bool]()
 
-    def doing(crew, *arguments):
-        if not told and crew.learner.step + (arguments[0] if verb == "learn" else 0) >= step:
+    def doing(executor, *arguments):
+        if not told and executor.learner.step + (arguments[0] if verb == "learn" else 0) >= step:
             told.append(True)
             os.kill(os.getpid(), signal.SIGTERM)
-        return do(crew, *arguments)
+        return do(executor, *arguments)
 
-    monkeypatch.setattr(LocalCrew, verb, doing)
+    monkeypatch.setattr(LocalExecutor, verb, doing)
     with pytest.raises(KeyboardInterrupt), stopping.heeded():
         train_local(run, tmp_path / "cut")
     at = -(-step // 10) * 10  # learner steps are taken ten at a time, up to the next report

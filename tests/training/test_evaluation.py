@@ -13,7 +13,7 @@ from bigdm_ray.errors import RunFailed
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.evaluation import Evaluator, Score, bootstrap_interval, evaluate, play
 from bigdm_ray.training.learner import Learner
-from bigdm_ray.training.metrics import Terminal
+from bigdm_ray.training.metrics import TerminalReporter
 from bigdm_ray.training.rollout import RandomPolicy
 
 COMMAND = {"desired_return": 8.0, "desired_horizon": 10.0}
@@ -188,7 +188,7 @@ def test_bootstrap_intervals_cover_the_mean_and_shrink_with_the_sample():
 def test_a_terminal_shows_the_normalised_score_where_there_is_one(score, says):
     stream = io.StringIO()
     stream.isatty = lambda: True
-    terminal = Terminal(1000, stream)
+    terminal = TerminalReporter(1000, stream)
     terminal(
         {
             "time/env_steps": 500.0,

@@ -24,7 +24,7 @@ from bigdm_ray.progress import span
 from bigdm_ray.run import main
 from bigdm_ray.training import metrics
 from bigdm_ray.training.loop import FEWEST
-from bigdm_ray.training.metrics import TensorBoard, Terminal
+from bigdm_ray.training.metrics import TensorBoard, TerminalReporter
 
 TINY = "--local --quiet --budget.env-steps 300 --algorithm.hidden 8 --algorithm.batch-size 16 --algorithm.n-updates-per-iter 2"
 TINY += " --algorithm.warm-up-episodes 10 --algorithm.episodes-per-iteration 10 --evaluations.episodes 2 --evaluations.final-episodes 2"
@@ -109,9 +109,9 @@ def test_the_bar_is_of_the_budget_that_ends_first(
 ):
     clock = 1000.0
     monkeypatch.setattr(metrics.time, "monotonic", lambda: clock)
-    terminal = Terminal(1000, stream(False), minutes=minutes)
+    terminal = TerminalReporter(1000, stream(False), minutes=minutes)
     terminal.close()
-    now = metrics.Now()
+    now = metrics.CurrentActivity()
     terminal.watch(now)
     assert terminal.status().text == "starting, 0:00" and terminal.status().share is None
     now.doing = ""
@@ -143,8 +143,8 @@ def test_a_terminal_sees_it_move_and_a_pipe_sees_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "LINE_S", 0.01)
     for tty in (True, False):
         shown, drawn = stream(tty), threading.Event()
-        now = metrics.Now("starting Ray")
-        terminal = Terminal(1000, shown)
+        now = metrics.CurrentActivity("starting Ray")
+        terminal = TerminalReporter(1000, shown)
         terminal.watch(now)
         terminal.begin()
         with now.busy("learner step", 9):
@@ -169,8 +169,8 @@ def test_the_minutes_of_the_bar_are_those_of_the_run(tmp_path, monkeypatch):
     shown, began = stream(True), []
     monkeypatch.setattr("sys.stderr", shown)
     monkeypatch.setattr(progress, "DRAW_S", 0.01)
-    begin = Terminal.begin
-    monkeypatch.setattr(Terminal, "begin", lambda self: (began.append(1), begin(self)))
+    begin = TerminalReporter.begin
+    monkeypatch.setattr(TerminalReporter, "begin", lambda self: (began.append(1), begin(self)))
     words = [word for word in TINY.split() if word != "--quiet"]
     given = ["--budget.env-steps", "10000000", "--budget.minutes", "0.02"]
     arguments = ["udrl", "toy-vector", *words, *given, "--folder", str(tmp_path / "run")]
@@ -210,7 +210,7 @@ def test_a_terminal_sees_the_bar_also_where_it_has_no_size(size):
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     with open(theirs, "w", closefd=False) as stream:
-        live = progress.Live(lambda: progress.Status("at work", 0.3), stream=stream)
+        live = progress.LiveDisplay(lambda: progress.Status("at work", 0.3), stream=stream)
         live.draw()
         live.close(leave=True)
     os.set_blocking(ours, False)

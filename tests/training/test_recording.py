@@ -14,7 +14,7 @@ from bigdm_ray.formats import writer as writing
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.importing import import_dataset
 from bigdm_ray.training import recording as recordings
-from bigdm_ray.training.recording import NoisyPolicy, Recording, made_with, record
+from bigdm_ray.training.recording import NoisyPolicy, RecordingRequest, made_with, record
 from bigdm_ray.training.rollout import RandomPolicy
 
 
@@ -99,7 +99,7 @@ def test_noise_on_discrete_actions_is_a_users_mistake():
 
 def recording(task="toy-continuous", **more):
     found = find_task(task)
-    return Recording(RandomPolicy(found.signature()), found, "random", **more)
+    return RecordingRequest(RandomPolicy(found.signature()), found, "random", **more)
 
 
 @pytest.mark.parametrize("episodes", [1, 5, 32, 70])
@@ -166,7 +166,7 @@ def test_the_command_is_given_and_stored(tmp_path):
     still = Still("toy-vector", 1)
     made, _ = record(
         [
-            Recording(
+            RecordingRequest(
                 still,
                 task,
                 "still",

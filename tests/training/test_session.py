@@ -9,7 +9,7 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.training.checkpoint import Checkpoint, Counters
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.evaluation import Score
-from bigdm_ray.training.learner import Progress
+from bigdm_ray.training.learner import LearnerProgress
 from bigdm_ray.training.loop import Session
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder
@@ -20,13 +20,13 @@ def test_answers_that_overtake_each_other_owe_no_step_twice(tmp_path):
     home = RunFolder(tmp_path / "run").claim(run, False, exact=False)
     session = Session(run, home, [], None, exact=False)
     for step in (40, 20, 60):  # of three calls of 20 steps, the second was answered first
-        session.learned(Progress(step, 20, {"train/loss": 1.0}))
+        session.learned(LearnerProgress(step, 20, {"train/loss": 1.0}))
     assert session.counters.learner_step == 60 and session.counters.learned == 60
-    session.learned(Progress(100, 20))
-    session.learned(Progress(80, 20))
+    session.learned(LearnerProgress(100, 20))
+    session.learned(LearnerProgress(80, 20))
     assert session.counters.learner_step == 100
     session.rolled_back(50, 1)
-    session.learned(Progress(70, 20))
+    session.learned(LearnerProgress(70, 20))
     assert session.counters.learner_step == 70
     session.close()
     home.release()

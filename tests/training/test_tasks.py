@@ -17,7 +17,7 @@ from bigdm_ray.algorithms.bc import Bc
 from bigdm_ray.algorithms.udrl import Udrl
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.models.networks import Shared
+from bigdm_ray.models.networks import MultiTaskNetwork
 from bigdm_ray.replay import Store
 from bigdm_ray.run import default_folder
 from bigdm_ray.training.config import Run, TaskUse, parse, run_from_json
@@ -209,7 +209,7 @@ def test_tasks_share_a_trunk_and_those_of_one_signature_a_part(kind):
     signatures = {name: find_task(name).signature() for name in (*TOYS, "toy-memory")}
     assert signatures["toy-memory"] == signatures["toy-vector"]
     model = algorithm.build(signatures)
-    assert isinstance(model, Shared) and len(model.parts) == 3
+    assert isinstance(model, MultiTaskNetwork) and len(model.parts) == 3
     assert model.part("toy-memory") is model.part("toy-vector")
     state = model.state_dict()
     assert any(name.startswith("trunk.") for name in state)
@@ -235,7 +235,7 @@ def test_tasks_share_a_trunk_and_those_of_one_signature_a_part(kind):
     with pytest.raises(UserError, match="but in no task of such observations and actions"):
         algorithm.policy(model, "sample", find_task("cartpole").signature())
     alone = algorithm.build({"toy-vector": signatures["toy-vector"]})
-    assert not isinstance(alone, Shared), "a network of one task is what it was"
+    assert not isinstance(alone, MultiTaskNetwork), "a network of one task is what it was"
 
 
 # --- how it is said

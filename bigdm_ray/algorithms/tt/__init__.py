@@ -4,13 +4,13 @@
 """
 
 from bigdm_ray.algorithms.tt.network import GOAL, TrajectoryModel
-from bigdm_ray.algorithms.tt.policy import Beams, TtPolicy, beams_of, plan_at
+from bigdm_ray.algorithms.tt.policy import BeamStates, TtPolicy, beams_of, plan_at
 from bigdm_ray.algorithms.tt.tt import Tt, values_to_go
 
 __all__ = [
     "ALGORITHM",
     "GOAL",
-    "Beams",
+    "BeamStates",
     "TrajectoryModel",
     "Tt",
     "TtPolicy",

@@ -12,12 +12,12 @@ from torch import Tensor
 from bigdm_ray.algorithms.base import Columns, Mode, Policy, State
 from bigdm_ray.algorithms.tt.network import TrajectoryModel
 from bigdm_ray.algorithms.tt.settings import TtSettings
-from bigdm_ray.planning.beam import Fan, Planner
+from bigdm_ray.planning.beam import Planner, RankedPlans
 from bigdm_ray.replay.episode import Episode
 
 
 @dataclass(frozen=True)
-class Beams:
+class BeamStates:
     """All beams of a row's plan as numbers: their states `[beams, H, seen]`, from the current one
     on, and scores `[beams]`, the best first.
 
@@ -29,7 +29,9 @@ class Beams:
     scores: np.ndarray
 
 
-def beams_of(model: TrajectoryModel, fan: Fan, sought: Tensor | None = None) -> list[Beams]:
+def beams_of(
+    model: TrajectoryModel, fan: RankedPlans, sought: Tensor | None = None
+) -> list[BeamStates]:
     """The beams of each row of a search; `sought [n, seen]` are the goals of one that was after
     them, which scored no state behind them.
     """
@@ -40,7 +42,7 @@ def beams_of(model: TrajectoryModel, fan: Fan, sought: Tensor | None = None) -> 
         there = (tokens[:, :, 1:] == sought[:, None, None]).all(-1).long().cumsum(2)
         shown[:, :, 2:] &= (there[:, :, :-1] == 0).unsqueeze(-1)
     states = torch.where(shown, model.bins.decode(tokens, slice(0, seen)), torch.nan).cpu().numpy()
-    return [Beams(*row) for row in zip(states, fan.score.cpu().numpy(), strict=True)]
+    return [BeamStates(*row) for row in zip(states, fan.score.cpu().numpy(), strict=True)]
 
 
 class TtPolicy(Policy):
@@ -50,7 +52,7 @@ class TtPolicy(Policy):
     `watch`, where it is set, is called with the beams of each row that is planned for.
     """
 
-    watch: Callable[[Beams], None] | None = None
+    watch: Callable[[BeamStates], None] | None = None
 
     def __init__(self, model: TrajectoryModel, settings: TtSettings, mode: Mode) -> None:
         self._model, self._mode, self._objective = model, mode, settings.objective
@@ -151,7 +153,7 @@ class TtPolicy(Policy):
 
 def plan_at(
     model: TrajectoryModel, settings: TtSettings, episode: Episode, step: int, uniforms: np.ndarray
-) -> Beams:
+) -> BeamStates:
     """The beams of a plan at a step of an episode, after what truly came before it; its chance is
     `uniforms [2]`, see `Planner.numbers`.
     """

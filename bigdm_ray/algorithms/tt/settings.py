@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bigdm_ray.planning.beam import Search
+from bigdm_ray.planning.beam import SearchSettings
 from bigdm_ray.settings import setting
 
 
@@ -110,9 +110,9 @@ class TtSettings:
     )
 
     @property
-    def search(self) -> Search:
+    def search(self) -> SearchSettings:
         """The settings of the planner."""
-        return Search(
+        return SearchSettings(
             self.horizon,
             self.beams,
             self.expansions,

@@ -6,10 +6,10 @@ actions are for PPO and MARWIL. Neither observations nor rewards are normalised,
 Each is a file of this package.
 """
 
-from bigdm_ray.baselines.rllib.cql import Cql
-from bigdm_ray.baselines.rllib.iql import Iql
-from bigdm_ray.baselines.rllib.marwil import Marwil
-from bigdm_ray.baselines.rllib.ppo import Ppo
-from bigdm_ray.baselines.rllib.sac import Sac
+from bigdm_ray.baselines.rllib.cql import RllibCql
+from bigdm_ray.baselines.rllib.iql import RllibIql
+from bigdm_ray.baselines.rllib.marwil import RllibMarwil
+from bigdm_ray.baselines.rllib.ppo import RllibPpo
+from bigdm_ray.baselines.rllib.sac import RllibSac
 
-ALGORITHMS = (Ppo, Sac, Cql, Iql, Marwil)
+ALGORITHMS = (RllibPpo, RllibSac, RllibCql, RllibIql, RllibMarwil)

@@ -11,9 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Judge, Mode, Policy
-from bigdm_ray.baselines.actor import Actor, ActorPolicy, layers_of, plain_leaves, stacked
-from bigdm_ray.baselines.base import Foreign, below, to_unit
+from bigdm_ray.algorithms.base import CriticValues, Mode, Policy
+from bigdm_ray.baselines.actor import (
+    LayeredActor,
+    LayeredActorPolicy,
+    layers_of,
+    plain_leaves,
+    stacked,
+)
+from bigdm_ray.baselines.base import ExternalAlgorithm, below, to_unit
 from bigdm_ray.baselines.rllib import inner
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.replay.store import Store
@@ -24,7 +30,7 @@ MEAN = {"evaluations.mode": "mean"}
 
 
 @dataclass(frozen=True)
-class Rllib(Foreign):
+class Rllib(ExternalAlgorithm):
     """What all of them have in common."""
 
     library: ClassVar[str] = "RLlib"
@@ -56,19 +62,19 @@ class Rllib(Foreign):
 
     def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
         """See Algorithm."""
-        return ActorPolicy(model, mode)
+        return LayeredActorPolicy(model, mode)
 
 
-class Gaussian(Rllib):
+class RllibGaussian(Rllib):
     """Layers to logits, or to the means of a Gaussian whose deviations depend on nothing; the critic has layers of its own."""
 
     activation: ClassVar[str] = "tanh"
 
-    def build(self, signatures: Mapping[str, Signature]) -> Actor:
+    def build(self, signatures: Mapping[str, Signature]) -> LayeredActor:
         """See Algorithm."""
         (signature,) = signatures.values()
         discrete = plain_leaves(signature, self.name)[3].kind == "discrete"
-        return Actor(
+        return LayeredActor(
             signature,
             self.name,
             self.hidden,
@@ -94,7 +100,7 @@ class Gaussian(Rllib):
         )
 
 
-class Squashed(Rllib):
+class RllibSquashed(Rllib):
     """ReLU layers to a Gaussian squashed by tanh; two critics of action and observation."""
 
     gamma: float
@@ -103,10 +109,10 @@ class Squashed(Rllib):
         """The class of the RLModule that learns; RLlib's own for its AlgorithmConfig."""
         return config.get_default_rl_module_spec().module_class
 
-    def build(self, signatures: Mapping[str, Signature]) -> Actor:
+    def build(self, signatures: Mapping[str, Signature]) -> LayeredActor:
         """See Algorithm."""
         (signature,) = signatures.values()
-        return Actor(signature, self.name, self.hidden, "relu", "squashed", scaled=True)
+        return LayeredActor(signature, self.name, self.hidden, "relu", "squashed", scaled=True)
 
     def network(self, discrete: bool) -> dict[str, Any]:
         """See Rllib: the first layer is its encoder, the others are its head."""
@@ -127,9 +133,9 @@ class Squashed(Rllib):
         model: nn.Module,
         store: Store | None,
         kept: Callable[[], Mapping[str, np.ndarray]],
-    ) -> Judge:
+    ) -> CriticValues:
         """See Algorithm: RLlib's critics, out of the checkpoint."""
-        assert isinstance(model, Actor)
+        assert isinstance(model, LayeredActor)
         arrays, scale = below(dict(kept()), "foreign/module/"), self.told_scale(store)
         critics = [stacked(arrays, f"{name}_encoder.", f"{name}.") for name in ("qf", "qf_twin")]
 
@@ -138,11 +144,11 @@ class Squashed(Rllib):
             rows = torch.cat([seen[model.path].float(), packed], -1)
             return torch.minimum(*(critic(rows)[:, 0] for critic in critics)) / scale
 
-        return Judge(values, self.gamma)
+        return CriticValues(values, self.gamma)
 
 
-class Tempered(Squashed):
-    """Squashed, with a temperature that is learned."""
+class RllibTempered(RllibSquashed):
+    """RllibSquashed, with a temperature that is learned."""
 
     def memory(self, learner: Any) -> dict[str, Tensor]:
         """See Rllib."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from bigdm_ray.algorithms.base import Prelude
+from bigdm_ray.algorithms.base import Pretraining
 from bigdm_ray.baselines.rllib import inner
-from bigdm_ray.baselines.rllib.base import Tempered
+from bigdm_ray.baselines.rllib.base import RllibTempered
 from bigdm_ray.baselines.rllib.modules import conservative_module
-from bigdm_ray.baselines.rllib.studying import Studying
+from bigdm_ray.baselines.rllib.offline import RllibOffline
 from bigdm_ray.settings import setting
 
 
 @dataclass(frozen=True)
-class Cql(Tempered, Studying):
+class RllibCql(RllibTempered, RllibOffline):
     """Hyperparameters of conservative Q-learning, CQL(H) without Lagrange (Kumar et al. 2020); those of the authors' D4RL runs."""
 
     name: ClassVar[str] = "cql"
@@ -48,16 +48,16 @@ class Cql(Tempered, Studying):
     )
     deterministic_backup: bool = setting(True, "whether targets leave the entropy out")
 
-    def prelude(self) -> Prelude | None:
+    def prelude(self) -> Pretraining | None:
         """Cloning."""
-        return Prelude(self.clone_steps, ("clone_steps",), "a clone of the data")
+        return Pretraining(self.clone_steps, ("clone_steps",), "a clone of the data")
 
     def module(self, config: Any) -> Any:
-        """See Squashed."""
+        """See RllibSquashed."""
         return conservative_module()
 
     def begin(self, learner: Any, steps: int) -> None:
-        """See Studying."""
+        """See RllibOffline."""
         inner.count_iterations(learner, steps)
 
     def settings(self) -> Any:

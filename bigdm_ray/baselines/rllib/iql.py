@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bigdm_ray.algorithms.base import Presets, own_flags
-from bigdm_ray.baselines.actor import Actor, layers_of
-from bigdm_ray.baselines.rllib.base import MEAN, Squashed
+from bigdm_ray.baselines.actor import LayeredActor, layers_of
+from bigdm_ray.baselines.rllib.base import MEAN, RllibSquashed
 from bigdm_ray.baselines.rllib.modules import implicit_module
-from bigdm_ray.baselines.rllib.studying import Studying
+from bigdm_ray.baselines.rllib.offline import RllibOffline
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.replay.store import Store
 from bigdm_ray.settings import setting
@@ -27,7 +27,7 @@ PRESETS: Presets = {
 
 
 @dataclass(frozen=True)
-class Iql(Squashed, Studying):
+class RllibIql(RllibSquashed, RllibOffline):
     """Hyperparameters of implicit Q-learning (Kostrikov et al. 2021, section 5 and appendix B for MuJoCo).
 
     As there, the policy is a Gaussian whose mean alone is squashed and whose deviations depend on nothing. RLlib's is squashed whole: to it an action at a
@@ -64,15 +64,15 @@ class Iql(Squashed, Studying):
         low=0,
     )
 
-    def build(self, signatures: Mapping[str, Signature]) -> Actor:
+    def build(self, signatures: Mapping[str, Signature]) -> LayeredActor:
         """See Algorithm."""
         (signature,) = signatures.values()
-        return Actor(
+        return LayeredActor(
             signature, self.name, self.hidden, "relu", "bounded", free_std=True, scaled=True
         )
 
     def module(self, config: Any) -> Any:
-        """See Squashed."""
+        """See RllibSquashed."""
         return implicit_module()
 
     def exported(self, module: Any) -> dict[str, np.ndarray]:
@@ -80,7 +80,7 @@ class Iql(Squashed, Studying):
         return layers_of(module.pi_encoder, module.pi, log_std=module.pi.log_std)
 
     def reward_scale(self, store: Store) -> float:
-        """See Studying: the paper's standardisation of locomotion tasks."""
+        """See RllibOffline: the paper's standardisation of locomotion tasks."""
         spread = float(np.ptp(store.table.returns)) if self.return_range else 0.0
         return self.return_range / spread if spread else 1.0
 

@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bigdm_ray.baselines.base import Bench
+from bigdm_ray.baselines.base import TrainerContext
 from bigdm_ray.baselines.rllib import inner
-from bigdm_ray.baselines.rllib.base import Gaussian
-from bigdm_ray.baselines.rllib.studying import Studying
+from bigdm_ray.baselines.rllib.base import RllibGaussian
+from bigdm_ray.baselines.rllib.offline import RllibOffline
 from bigdm_ray.replay.returns import discounted, episode_groups
 from bigdm_ray.replay.windows import View
 from bigdm_ray.settings import setting
 
 
 @dataclass(frozen=True)
-class Marwil(Gaussian, Studying):
+class RllibMarwil(RllibGaussian, RllibOffline):
     """Hyperparameters of monotonic advantage re-weighted imitation learning (Wang et al. 2018); beta 0 is behaviour cloning."""
 
     name: ClassVar[str] = "marwil"
@@ -58,7 +58,7 @@ class Marwil(Gaussian, Studying):
         """See Algorithm."""
         return View(weight="length", annotations=("discounted_return", "discount_left", "episode"))
 
-    def prepare(self, bench: Bench, path: str, learner: Any) -> Tensor:
+    def prepare(self, context: TrainerContext, path: str, learner: Any) -> Tensor:
         """Annotate the steps with what their value targets are made of; the last observation of each episode `[e, width]`.
 
         The first weights are exp(beta R / c): with RLlib's own c of 10 and returns in the hundreds they would fill Adam's
@@ -67,7 +67,7 @@ class Marwil(Gaussian, Studying):
         RLlib's targets are generalised advantages with lambda 1 plus the value: the discounted return to the episode's end and,
         where a time limit ended it, the discounted value of its last observation.
         """
-        store = bench.store
+        store = context.store
         assert store is not None
         lengths = store.table.lengths
         returns, last, ends = [], [], []
@@ -90,12 +90,12 @@ class Marwil(Gaussian, Studying):
                 "episode": which.astype(np.float32),
             }
         )
-        return torch.from_numpy(np.concatenate(last)).to(bench.device)
+        return torch.from_numpy(np.concatenate(last)).to(context.device)
 
     def targets(
         self, prepared: Any, annotations: dict[str, np.ndarray], module: Any
     ) -> dict[str, Tensor]:
-        """See Studying: `value_targets` with the value as it is now."""
+        """See RllibOffline: `value_targets` with the value as it is now."""
         returns, left, which = (
             torch.from_numpy(annotations[name][:, 0]).to(prepared.device)
             for name in self.view().annotations

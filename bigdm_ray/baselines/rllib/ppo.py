@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from bigdm_ray.algorithms.base import Presets, own_flags
-from bigdm_ray.baselines.base import Bench, Turn
+from bigdm_ray.baselines.base import TrainerContext, TrainerResult
 from bigdm_ray.baselines.rllib import inner
-from bigdm_ray.baselines.rllib.base import MEAN, Gaussian
-from bigdm_ray.baselines.rllib.playing import Playing, PlayingTrainer
+from bigdm_ray.baselines.rllib.base import MEAN, RllibGaussian
+from bigdm_ray.baselines.rllib.online import RllibOnline, RllibOnlineTrainer
 from bigdm_ray.settings import setting
 
 ZOO = {
@@ -39,7 +39,7 @@ PRESETS: Presets = {
 
 
 @dataclass(frozen=True)
-class Ppo(Gaussian, Playing):
+class RllibPpo(RllibGaussian, RllibOnline):
     """Hyperparameters of proximal policy optimisation (Schulman et al. 2017)."""
 
     name: ClassVar[str] = "ppo"
@@ -87,21 +87,21 @@ class Ppo(Gaussian, Playing):
         """See Rllib."""
         return {"kl_coefficient": inner.kl_coefficient(learner)}
 
-    def trainer(self, bench: Bench) -> PpoTrainer:
-        """See Foreign."""
-        return PpoTrainer(self, bench)
+    def trainer(self, context: TrainerContext) -> RllibPpoTrainer:
+        """See ExternalAlgorithm."""
+        return RllibPpoTrainer(self, context)
 
 
-class PpoTrainer(PlayingTrainer):
+class RllibPpoTrainer(RllibOnlineTrainer):
     """An iteration: play a batch, learn from it in some epochs, hand out the policy."""
 
-    algorithm: Ppo
+    algorithm: RllibPpo
 
-    def step(self, steps: int) -> Turn:
+    def step(self, steps: int) -> TrainerResult:
         """See Trainer: one whole iteration, whatever was asked for."""
         before = self.env_steps
         pieces, returns, lengths = self.played(self.algorithm.train_batch)
         taken = inner.learn_from_episodes(self.learner, pieces, self.env_steps, self.config)
         self.learner_steps += taken
         self._sync()
-        return Turn(self.env_steps - before, taken, returns, lengths, self.metrics())
+        return TrainerResult(self.env_steps - before, taken, returns, lengths, self.metrics())

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from bigdm_ray.algorithms.base import Presets
-from bigdm_ray.baselines.base import Bench, Turn, below, prefixed
-from bigdm_ray.baselines.rllib.base import MEAN, Tempered
-from bigdm_ray.baselines.rllib.playing import SEED_STRIDE, Playing, PlayingTrainer
+from bigdm_ray.baselines.base import TrainerContext, TrainerResult, below, prefixed
+from bigdm_ray.baselines.rllib.base import MEAN, RllibTempered
+from bigdm_ray.baselines.rllib.online import SEED_STRIDE, RllibOnline, RllibOnlineTrainer
 from bigdm_ray.settings import setting
 
 BODY = {
@@ -32,7 +32,7 @@ PRESETS: Presets = {
 
 
 @dataclass(frozen=True)
-class Sac(Tempered, Playing):
+class RllibSac(RllibTempered, RllibOnline):
     """Hyperparameters of soft actor-critic (Haarnoja et al. 2018) with a temperature that is learned."""
 
     name: ClassVar[str] = "sac"
@@ -79,24 +79,26 @@ class Sac(Tempered, Playing):
             train_batch_size_per_learner=self.batch_size,
         )
 
-    def trainer(self, bench: Bench) -> SacTrainer:
-        """See Foreign."""
-        return SacTrainer(self, bench)
+    def trainer(self, context: TrainerContext) -> RllibSacTrainer:
+        """See ExternalAlgorithm."""
+        return RllibSacTrainer(self, context)
 
 
-class SacTrainer(PlayingTrainer):
+class RllibSacTrainer(RllibOnlineTrainer):
     """Play a fragment, keep its steps, take learner steps on steps drawn alike from all that are kept."""
 
-    algorithm: Sac
+    algorithm: RllibSac
 
-    def __init__(self, algorithm: Sac, bench: Bench) -> None:
-        super().__init__(algorithm, bench)
-        self._kept = Ring(
-            min(algorithm.buffer_size, bench.budget + SEED_STRIDE), self.seen.size, self.action.size
+    def __init__(self, algorithm: RllibSac, context: TrainerContext) -> None:
+        super().__init__(algorithm, context)
+        self._kept = RingBuffer(
+            min(algorithm.buffer_size, context.budget + SEED_STRIDE),
+            self.seen.size,
+            self.action.size,
         )
-        self._chance = np.random.default_rng(bench.seed)
+        self._chance = np.random.default_rng(context.seed)
 
-    def step(self, steps: int) -> Turn:
+    def step(self, steps: int) -> TrainerResult:
         """See Trainer."""
         algorithm = self.algorithm
         before, learned = self.env_steps, self.learner_steps
@@ -114,13 +116,15 @@ class SacTrainer(PlayingTrainer):
                 - self.learner_steps
             )
             for _ in range(math.floor(owed)):
-                self.learned(self._kept.draw(self._chance, algorithm.batch_size, self.bench.device))
+                self.learned(
+                    self._kept.draw(self._chance, algorithm.batch_size, self.context.device)
+                )
             if owed >= 1:
                 self._sync()
                 metrics = (
                     self.metrics()
                 )  # here, because RLlib keeps the graphs of all errors until they are reported
-        return Turn(
+        return TrainerResult(
             self.env_steps - before, self.learner_steps - learned, returns, lengths, metrics
         )
 
@@ -134,7 +138,7 @@ class SacTrainer(PlayingTrainer):
         self._kept.restore(below(state, "kept/"))
 
 
-class Ring:
+class RingBuffer:
     """The newest steps: arrays `[capacity, ...]`, of which `count` rows are filled and `position` is written next."""
 
     def __init__(self, capacity: int, seen: int, done: int) -> None:

@@ -2,9 +2,9 @@
 
 An Algorithm of RLlib starts a Ray even for one process, samples its replay as objects (39 to 78 environment steps a second
 were measured for DQN), and reads datasets through Ray Data. Here its two parts are called directly: the Learner (RLModule,
-loss, optimizers, target networks, connectors) and SingleAgentEnvRunners, in this process or as actors (`playing.py`).
+loss, optimizers, target networks, connectors) and SingleAgentEnvRunners, in this process or as actors (`online.py`).
 PPO's iteration is RLlib's own. SAC's replay is a ring of steps drawn alike, and batches of datasets are drawn by our Store
-(`studying.py`). Where RLlib's networks are not the papers', `modules.py` has others.
+(`offline.py`). Where RLlib's networks are not the papers', `modules.py` has others.
 
 Nothing is pickled into files: modules, optimizers and what a learner holds beside them are saved as arrays.
 """
@@ -21,8 +21,8 @@ import torch
 
 from bigdm_ray.baselines.actor import plain_leaves
 from bigdm_ray.baselines.base import (
-    Bench,
-    Turn,
+    TrainerContext,
+    TrainerResult,
     below,
     load_optimizer,
     optimizer_state,
@@ -30,7 +30,7 @@ from bigdm_ray.baselines.base import (
     spaces_of,
 )
 from bigdm_ray.baselines.rllib import inner
-from bigdm_ray.baselines.rllib.base import Rllib, Squashed
+from bigdm_ray.baselines.rllib.base import Rllib, RllibSquashed
 from bigdm_ray.baselines.rllib.inner import MODULE
 from bigdm_ray.baselines.rllib.modules import joint_catalog
 from bigdm_ray.errors import RunFailed, UserError
@@ -47,20 +47,20 @@ def quiet() -> None:
 class RllibTrainer(ABC):
     """See Trainer: what all have in common, which is the Learner."""
 
-    def __init__(self, algorithm: Rllib, bench: Bench) -> None:
+    def __init__(self, algorithm: Rllib, context: TrainerContext) -> None:
         quiet()
-        self.algorithm, self.bench = algorithm, bench
+        self.algorithm, self.context = algorithm, context
         self.path, self.seen, self.action_path, self.action = plain_leaves(
-            bench.task.signature(), algorithm.name
+            context.task.signature(), algorithm.name
         )
-        self.config = configured(algorithm, bench, self.action.kind == "discrete")
+        self.config = configured(algorithm, context, self.action.kind == "discrete")
         spaces = (spaces_of(self.seen), spaces_of(self.action, unit=True))
         self.learner = self.config.build_learner(spaces={MODULE: spaces})
         self.module = self.learner.module[MODULE].unwrapped()
         self.learner_steps = 0
 
     @abstractmethod
-    def step(self, steps: int) -> Turn:
+    def step(self, steps: int) -> TrainerResult:
         """See Trainer."""
 
     def learned(self, batch: dict[str, torch.Tensor]) -> None:
@@ -129,17 +129,17 @@ class RllibTrainer(ABC):
         self.learner.shutdown()
 
 
-def configured(algorithm: Rllib, bench: Bench, discrete: bool) -> Any:
+def configured(algorithm: Rllib, context: TrainerContext, discrete: bool) -> Any:
     """RLlib's AlgorithmConfig for a run."""
     from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-    config = algorithm.settings().framework("torch").debugging(seed=bench.seed, log_level="ERROR")
+    config = algorithm.settings().framework("torch").debugging(seed=context.seed, log_level="ERROR")
     config.learners(
-        num_learners=0, num_gpus_per_learner=1 if bench.device.startswith("cuda") else 0
+        num_learners=0, num_gpus_per_learner=1 if context.device.startswith("cuda") else 0
     )
     network = DefaultModelConfig(**algorithm.network(discrete))
-    if isinstance(algorithm, Squashed):
+    if isinstance(algorithm, RllibSquashed):
         return config.rl_module(
             rl_module_spec=RLModuleSpec(
                 module_class=algorithm.module(config),

@@ -6,7 +6,7 @@ presets.py       what a run has beside what was typed
 command_line.py  flags, and `configure`
 """
 
-from bigdm_ray.training.config.command_line import Door, configure, parse
+from bigdm_ray.training.config.command_line import RunCommand, configure, parse
 from bigdm_ray.training.config.files import read_run, read_yaml, run_from_json
 from bigdm_ray.training.config.presets import (
     as_begun,
@@ -20,13 +20,13 @@ from bigdm_ray.training.config.presets import (
 )
 from bigdm_ray.training.config.values import (
     Budget,
+    DatasetOrigin,
     Evaluations,
     Machines,
-    Origin,
     Rollouts,
     Run,
     Saves,
-    Start,
+    StartingRun,
     TaskUse,
     acting_as,
     described,
@@ -35,14 +35,14 @@ from bigdm_ray.training.config.values import (
 
 __all__ = [
     "Budget",
-    "Door",
+    "DatasetOrigin",
     "Evaluations",
     "Machines",
-    "Origin",
     "Rollouts",
     "Run",
+    "RunCommand",
     "Saves",
-    "Start",
+    "StartingRun",
     "TaskUse",
     "acting_as",
     "as_begun",

@@ -19,8 +19,21 @@ from bigdm_ray.envs.task import called, find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.resolving import resolve
 from bigdm_ray.settings import converted, flag
-from bigdm_ray.training.config.files import YAML, Entry, Written, entry_of, read_run, read_yaml
-from bigdm_ray.training.config.presets import SEVERAL, Wanted, made, offline_defaults, preset_of
+from bigdm_ray.training.config.files import (
+    YAML,
+    ConfigFile,
+    TaskEntry,
+    entry_of,
+    read_run,
+    read_yaml,
+)
+from bigdm_ray.training.config.presets import (
+    SEVERAL,
+    RequestedTask,
+    made,
+    offline_defaults,
+    preset_of,
+)
 from bigdm_ray.training.config.values import Run, TaskUse, settings_of
 
 SHORT = {
@@ -46,7 +59,7 @@ STEPS = {False: "budget.env_steps", True: "budget.learner_steps"}
 
 
 @dataclass(frozen=True)
-class Door:
+class RunCommand:
     """What `run` was asked to do beside the Run itself."""
 
     run: Run
@@ -57,12 +70,12 @@ class Door:
     alone: bool = False  # only --resume and --folder tell which run it is
 
 
-def parse(arguments: list[str]) -> Door:
-    """`ALGORITHM TASK... [flags]` as a Door. Raises UserError; exits 0 after --help."""
+def parse(arguments: list[str]) -> RunCommand:
+    """`ALGORITHM TASK... [flags]` as a RunCommand. Raises UserError; exits 0 after --help."""
     return _parse(arguments, ())
 
 
-def _parse(arguments: list[str], entries: Sequence[Entry]) -> Door:
+def _parse(arguments: list[str], entries: Sequence[TaskEntry]) -> RunCommand:
     """`parse`, with `entries` as the tasks where no words are."""
     parser = Parser(
         prog="python -m bigdm_ray.run",
@@ -117,11 +130,11 @@ def _parse(arguments: list[str], entries: Sequence[Entry]) -> Door:
     # which flags there are depends on the algorithm, but each setting is followed by a value
     written, words = parser.split(arguments, unknown=True)
     known, _ = parser.parse_known_args([*words, *written])
-    file = Written()
+    file = ConfigFile()
     if known.config is not None and known.config.suffix in YAML:
         file = read_yaml(known.config)
     known.algorithm = known.algorithm or file.algorithm
-    entries = [*map(Entry, known.tasks)] or entries or file.tasks
+    entries = [*map(TaskEntry, known.tasks)] or entries or file.tasks
     alone = known.resume and known.folder is not None and known.algorithm is None
     alone = alone and known.config is None and not known.help
     if alone:
@@ -173,10 +186,10 @@ def _parse(arguments: list[str], entries: Sequence[Entry]) -> Door:
     config = known.folder / "run.json" if alone else None if file.path else given.config
     start = given.start or (Path(file.start) if file.start else None)
     run = made(kind, wanted, preset, config, typed, seed, start)
-    return Door(run, given.folder, given.resume, given.local, given.quiet, alone)
+    return RunCommand(run, given.folder, given.resume, given.local, given.quiet, alone)
 
 
-def _wanted(entries: Sequence[Entry], weights: str | None) -> list[Wanted]:
+def _wanted(entries: Sequence[TaskEntry], weights: str | None) -> list[RequestedTask]:
     """The tasks that are asked for, with their datasets. Raises UserError."""
     shares = [entry.weight for entry in entries]
     if weights is not None:
@@ -196,15 +209,17 @@ def _wanted(entries: Sequence[Entry], weights: str | None) -> list[Wanted]:
             raise UserError(
                 f"the source {entry.target} of task {entry.task} is no dataset's folder"
             )
-        wanted.append(Wanted(dataset.task if dataset else called(entry.target), dataset, share))
+        wanted.append(
+            RequestedTask(dataset.task if dataset else called(entry.target), dataset, share)
+        )
     return wanted
 
 
-def _entry(use: TaskUse) -> Entry:
+def _entry(use: TaskUse) -> TaskEntry:
     """A task of a run that has begun, as it would be typed."""
     if use.dataset is None:
-        return Entry(use.name, weight=use.weight)
-    return Entry(use.dataset.folder, use.name, use.weight)
+        return TaskEntry(use.name, weight=use.weight)
+    return TaskEntry(use.dataset.folder, use.name, use.weight)
 
 
 def _names(path: str, offline: bool) -> list[str]:

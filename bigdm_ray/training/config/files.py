@@ -17,9 +17,9 @@ from bigdm_ray.settings import converted, from_json
 from bigdm_ray.training.config.values import (
     SCHEMA_VERSION,
     SETTINGS,
-    Origin,
+    DatasetOrigin,
     Run,
-    Start,
+    StartingRun,
     TaskUse,
     settings_of,
 )
@@ -54,7 +54,7 @@ def run_from_json(data: Mapping[str, Any]) -> Run:
                     f"unknown setting {name!r} in run.json{nearest(name, sorted(hints))}"
                 )
             if name == "start":
-                given[name] = None if value is None else from_json(Start, value, "start.")
+                given[name] = None if value is None else from_json(StartingRun, value, "start.")
                 continue
             given[name] = (
                 from_json(hints[name], value, f"{name}.")
@@ -76,7 +76,9 @@ def _uses(rest: dict[str, Any]) -> tuple[TaskUse, ...]:
     return tuple(
         TaskUse(
             converted(str, one["task"], "task"),
-            None if one.get("dataset") is None else from_json(Origin, one["dataset"], "dataset."),
+            None
+            if one.get("dataset") is None
+            else from_json(DatasetOrigin, one["dataset"], "dataset."),
             converted(float, one.get("weight", 1.0), "weight"),
         )
         for one in told
@@ -95,7 +97,7 @@ def read_run(path: Path) -> Run:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TaskEntry:
     """A task as a file or a program names it: what to play, or the dataset to learn from."""
 
     target: str
@@ -103,10 +105,10 @@ class Entry:
     weight: float = 1.0
 
 
-def entry_of(value: Any, where: str) -> Entry:
+def entry_of(value: Any, where: str) -> TaskEntry:
     """A name, a pair of a name and a weight, or a mapping of task, source and weight. Raises UserError."""
     if isinstance(value, str | os.PathLike):
-        return Entry(os.fspath(value))
+        return TaskEntry(os.fspath(value))
     if isinstance(value, list | tuple) and len(value) == 2:
         value = {"source": value[0], "weight": value[1]}
     keys = ("task", "source", "weight")
@@ -126,16 +128,16 @@ def entry_of(value: Any, where: str) -> Entry:
     for key, named in (("task", task), ("source", target)):
         if named is not None and not isinstance(named, str):
             raise UserError(f"in {where} {key} is {quoted(named)}, but a name is expected")
-    return Entry(target or task or "", task, float(weight))
+    return TaskEntry(target or task or "", task, float(weight))
 
 
 @dataclass(frozen=True)
-class Written:
+class ConfigFile:
     """What a YAML file says of a run: as if its lines were typed before the flags."""
 
     path: Path | None = None
     algorithm: str | None = None
-    tasks: tuple[Entry, ...] = ()
+    tasks: tuple[TaskEntry, ...] = ()
     preset: str | None = None
     seed: Any = None
     start: str | None = None
@@ -160,7 +162,7 @@ class Written:
             raise UserError(f"in {self.path} {error}") from None
 
 
-def read_yaml(path: Path) -> Written:
+def read_yaml(path: Path) -> ConfigFile:
     """A YAML file of settings, nested as a run.json is; what it leaves out has its default.
 
     Beside the groups of settings it may hold `task`, or a list `tasks`, `preset`, `seed`, `from`, and
@@ -206,8 +208,8 @@ def read_yaml(path: Path) -> Written:
     if (task := given.pop("task", None)) is not None:
         if "tasks" in given:
             raise UserError(f"{path} has both task and tasks; leave one out")
-        given["tasks"] = (Entry(task),)
-    return Written(path, start=start, settings=settings, **given)
+        given["tasks"] = (TaskEntry(task),)
+    return ConfigFile(path, start=start, settings=settings, **given)
 
 
 def _twice(node: Any) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from bigdm_ray.algorithms.base import Algorithm, algorithms
 from bigdm_ray.algorithms.learned import Learned
-from bigdm_ray.baselines.base import Foreign
+from bigdm_ray.baselines.base import ExternalAlgorithm
 from bigdm_ray.envs.task import NONE, UNPLAYED, find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.dataset import Dataset
@@ -24,14 +24,21 @@ from bigdm_ray.settings import flag, from_json, to_json
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint
 from bigdm_ray.training.config.files import filled, read_run
-from bigdm_ray.training.config.values import Evaluations, Origin, Run, Start, TaskUse, with_tasks
+from bigdm_ray.training.config.values import (
+    DatasetOrigin,
+    Evaluations,
+    Run,
+    StartingRun,
+    TaskUse,
+    with_tasks,
+)
 
 SEVERAL = "*"
 """The task whose presets a run of several tasks has: every one without its own."""
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RequestedTask:
     """A task as it is asked for: its name, the dataset to learn from, its weight among others."""
 
     task: str
@@ -131,7 +138,7 @@ FINE_TUNING = {
 
 def made(
     kind: type[Algorithm],
-    wanted: Sequence[Wanted],
+    wanted: Sequence[RequestedTask],
     preset: str | None,
     config: Path | None,
     typed: dict[str, Any],
@@ -145,7 +152,9 @@ def made(
     uses = tuple(
         TaskUse(
             one.task,
-            None if one.dataset is None else from_json(Origin, origin_of(one.dataset), "dataset."),
+            None
+            if one.dataset is None
+            else from_json(DatasetOrigin, origin_of(one.dataset), "dataset."),
             one.weight,
         )
         for one in wanted
@@ -198,7 +207,7 @@ def made(
     return run
 
 
-def _fits(kind: type[Algorithm], wanted: Wanted, start: Path | None) -> None:
+def _fits(kind: type[Algorithm], wanted: RequestedTask, start: Path | None) -> None:
     """Raise UserError for a task that is not known, or not one for this algorithm."""
     task, dataset = wanted.task, wanted.dataset
     try:
@@ -223,7 +232,9 @@ def _fits(kind: type[Algorithm], wanted: Wanted, start: Path | None) -> None:
         )
 
 
-def _fit_together(kind: type[Algorithm], wanted: Sequence[Wanted], start: Path | None) -> None:
+def _fit_together(
+    kind: type[Algorithm], wanted: Sequence[RequestedTask], start: Path | None
+) -> None:
     """Raise UserError where one run cannot have all of these tasks."""
     if len(wanted) == 1:
         return
@@ -296,14 +307,14 @@ def start_of(
     task: str,
     datasets: Sequence[Dataset],
     config: Path | None,
-) -> tuple[Run, Start]:
+) -> tuple[Run, StartingRun]:
     """The run that another starts from, and what run.json says of it. Raises UserError for one that does not fit."""
     run, saved = opened(folder)
     if run.algorithm.name != kind.name or run.title != task:
         raise UserError(
             f"--from {folder} is {run.algorithm.name} on {run.title}, not {kind.name} on {task}"
         )
-    if issubclass(kind, Foreign):
+    if issubclass(kind, ExternalAlgorithm):
         raise UserError(
             f"--from goes on with a learner of ours, but {kind.name} is trained by {kind.library}; leave --from out"
         )
@@ -311,7 +322,7 @@ def start_of(
         raise UserError(
             f"--from takes its settings from {folder} and then plays {task}: give the task's name alone, without a dataset and without --config"
         )
-    return run, Start(
+    return run, StartingRun(
         str(folder.resolve()),
         run.algorithm.name,
         saved.counters.learner_step,

@@ -32,7 +32,7 @@ SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
-class Origin:
+class DatasetOrigin:
     """The dataset that a run learns from: where it lies, and what it was when the run began."""
 
     folder: str
@@ -56,7 +56,7 @@ class TaskUse:
     """
 
     name: str
-    dataset: Origin | None = None
+    dataset: DatasetOrigin | None = None
     weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -89,7 +89,7 @@ class TaskUse:
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingRun:
     """The run that another one starts from: where it lies, and where it stood."""
 
     folder: str
@@ -217,7 +217,7 @@ class Run:
     evaluations: Evaluations = field(default_factory=Evaluations)
     saves: Saves = field(default_factory=Saves)
     machines: Machines = field(default_factory=Machines)
-    start: Start | None = None
+    start: StartingRun | None = None
     typed: tuple[str, ...] | None = field(default=None, compare=False)
     """Paths of the settings that were typed, here or for the run whose --config this took; None of
     a run that was not made from a command line."""
@@ -271,7 +271,7 @@ class Run:
         return self.only.name
 
     @property
-    def dataset(self) -> Origin | None:
+    def dataset(self) -> DatasetOrigin | None:
         """The dataset of the only task; None where it is played. Raises UserError: see `only`."""
         return self.only.dataset
 

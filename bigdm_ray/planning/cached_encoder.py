@@ -11,28 +11,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bigdm_ray.planning.encoder import Encoder
+from bigdm_ray.planning.encoder import WindowEncoder
 
-Own = list[tuple[Tensor, Tensor]]
+OwnCache = list[tuple[Tensor, Tensor]]
 
 
 @dataclass
-class Stem:
+class SharedPrefix:
     """Rows that are written on, equally many for each of n environments, behind the past that the rows of an environment share.
 
     `shared` are keys and values `[n, heads, past, head width]` of each layer, `own` those of what each row has written since
     `[n * rows, heads, slots, head width]`, of which `used` are in use; `last` are the outputs of the last tokens `[n * rows, width]`.
     """
 
-    shared: Own
-    own: Own
+    shared: OwnCache
+    own: OwnCache
     last: Tensor
     used: int = 0
 
-    def grown(self, rows: Tensor, branches: Own, each: Tensor, slots: int) -> Stem:
+    def grown(self, rows: Tensor, branches: OwnCache, each: Tensor, slots: int) -> SharedPrefix:
         """The rows `[m]` (equally many of each environment), behind each the tokens of its branch `each [m]`, with so many slots in all.
 
-        `branches` are as of `Encoder.own`; the outputs are those of the rows of before.
+        `branches` are as of `WindowEncoder.own`; the outputs are those of the rows of before.
         """
         own = []
         more = branches[0][0].shape[3]
@@ -44,20 +44,20 @@ class Stem:
                 room[:, :, self.used : self.used + more] = new[rows, :, each]
                 pair.append(room)
             own.append((pair[0], pair[1]))
-        return Stem(self.shared, own, self.last[rows], self.used + more)
+        return SharedPrefix(self.shared, own, self.last[rows], self.used + more)
 
-    def take(self, rows: Tensor) -> Stem:
+    def take(self, rows: Tensor) -> SharedPrefix:
         """These rows `[m]`, equally many of each environment, which may repeat: copies of what is their own and in use."""
         own = [
             (keys[rows, :, : self.used], values[rows, :, : self.used]) for keys, values in self.own
         ]
-        return Stem(self.shared, own, self.last[rows], self.used)
+        return SharedPrefix(self.shared, own, self.last[rows], self.used)
 
 
-class Keeper(Encoder):
-    """An Encoder that writes on behind what was encoded once. For rotary positions."""
+class CachedEncoder(WindowEncoder):
+    """A WindowEncoder that writes on behind what was encoded once. For rotary positions."""
 
-    def stem(self, past: Tensor, state: Tensor, goal: Tensor | None) -> Stem:
+    def stem(self, past: Tensor, state: Tensor, goal: Tensor | None) -> SharedPrefix:
         """The past and the state of each environment, encoded: arguments as of `trunk`. A row for each environment."""
         trunk, which = self.trunk(past, state, 0, goal)
         trunk = trunk.take(which)
@@ -65,10 +65,16 @@ class Keeper(Encoder):
             (k[:, :, : trunk.used], v[:, :, : trunk.used])
             for k, v in zip(trunk.keys, trunk.values, strict=True)
         ]
-        return Stem(shared, [(k[:, :, :0], v[:, :, :0]) for k, v in shared], trunk.last)
+        return SharedPrefix(shared, [(k[:, :, :0], v[:, :, :0]) for k, v in shared], trunk.last)
 
     def fork(
-        self, stem: Stem, branches: Own, tokens: Tensor, dim: int, place: int, slot: int
+        self,
+        stem: SharedPrefix,
+        branches: OwnCache,
+        tokens: Tensor,
+        dim: int,
+        place: int,
+        slot: int,
     ) -> Tensor:
         """A token of each branch `[rows, each]`, of dimension `dim`: outputs `[rows, each, width]`; its keys take `slot` of the branch."""
         x, where = self._one(tokens, dim, place)
@@ -88,7 +94,9 @@ class Keeper(Encoder):
         out: Tensor = self.net.transformer.norm(x)
         return out
 
-    def write(self, stem: Stem, tokens: Tensor, dim: int, place: int, kept: bool = True) -> None:
+    def write(
+        self, stem: SharedPrefix, tokens: Tensor, dim: int, place: int, kept: bool = True
+    ) -> None:
         """One more token of each row `[rows]`, of dimension `dim`: its keys take the next slot, unless it is not `kept`; its output becomes `last`."""
         x, where = self._one(tokens, dim, place)
         slot = stem.used
@@ -104,7 +112,11 @@ class Keeper(Encoder):
         stem.last = self.net.transformer.norm(x)
 
     def _gather(
-        self, stem: Stem, layer: int, query: Tensor, apart: tuple[Tensor, Tensor] | None = None
+        self,
+        stem: SharedPrefix,
+        layer: int,
+        query: Tensor,
+        apart: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """What queries `[rows, heads, each, head width]` gather from the shared past, from their row's own tokens, and from those of each `apart`.
 

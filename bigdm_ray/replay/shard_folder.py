@@ -1,4 +1,4 @@
-"""Keeper: the shards of a folder and the episodes that live in them; what a Store keeps and does not draw.
+"""ShardFolder: the shards of a folder and the episodes that live in them; what a Store keeps and does not draw.
 
 See `store.py`, whose Store is one.
 """
@@ -16,7 +16,7 @@ import pyarrow as pa
 from bigdm_ray.replay import shard as shards
 from bigdm_ray.replay.episode import Episode, EpisodeId, bytes_of
 from bigdm_ray.replay.files import file_name, sweep
-from bigdm_ray.replay.living import IdIndex, Living, last_of_each
+from bigdm_ray.replay.living import IdIndex, LivingEpisodes, last_of_each
 from bigdm_ray.replay.shard import CorruptShard, Shard, ShardRef
 from bigdm_ray.replay.source import FolderSource, ShardSource
 from bigdm_ray.replay.table import COLUMNS, Receipt, Retention, Table
@@ -27,7 +27,7 @@ PREFIX = "episodes-"
 """Of the names that a writer gives to shards; a number follows. Shards of other names are taken in too."""
 
 
-class Keeper:
+class ShardFolder:
     """See the module."""
 
     def __init__(
@@ -49,7 +49,7 @@ class Keeper:
         self._free: list[int] = []
         self._count = np.zeros(0, np.int64)  # number -> living episodes
         self._steps = np.zeros(0, np.int64)  # number -> their steps
-        self._living = Living(
+        self._living = LivingEpisodes(
             self.retention,
             {"place": np.zeros((0, 4), np.int64), "terminated": np.zeros(0, bool)},
         )  # place: shard number, row in it, place in the flat arrays or -1, first step in the shard
@@ -82,7 +82,7 @@ class Keeper:
 
     def open(
         self, names: Iterable[ShardRef | str] | None = None, leave: Iterable[str] = ()
-    ) -> Keeper:
+    ) -> ShardFolder:
         """Take in the shards of the folder: all, or those named, but none of `leave`, which stay closed until `release` unlinks them.
 
         A torn or foreign file is named in `problems` and, by a writer, set aside as `NAME.corrupt`; the rest loads.

@@ -1,4 +1,4 @@
-"""Shelf: where the finished cells of a table lie, each a small JSON file that says what was asked for and what it came to."""
+"""TableFolders: where the finished cells of a table lie, each a small JSON file that says what was asked for and what it came to."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def sound(found: Any) -> Result:
     return result
 
 
-class Shelf:
+class TableFolders:
     """Where a table's finished cells lie, its run folders, and its datasets."""
 
     def __init__(

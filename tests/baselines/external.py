@@ -4,7 +4,7 @@ import json
 
 from making import played
 
-from bigdm_ray.baselines.base import Bench
+from bigdm_ray.baselines.base import TrainerContext
 from bigdm_ray.envs import find_task
 from bigdm_ray.evaluate import main as evaluate
 from bigdm_ray.formats.writer import Writer
@@ -30,8 +30,8 @@ def reports(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def bench(task, seed=1, budget=1000, **more):
-    return Bench(find_task(task), seed, budget, "cpu", **more)
+def context(task, seed=1, budget=1000, **more):
+    return TrainerContext(find_task(task), seed, budget, "cpu", **more)
 
 
 def built(algorithm, task, trainer):

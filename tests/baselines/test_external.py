@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from bigdm_ray.algorithms.base import algorithms
-from bigdm_ray.baselines.base import Foreign, load_optimizer, optimizer_state
+from bigdm_ray.baselines.base import ExternalAlgorithm, load_optimizer, optimizer_state
 from bigdm_ray.envs import find_task
 from bigdm_ray.training.config import configure, run_from_json
 from bigdm_ray.training.params import Weights
 
-KINDS = [kind for kind in algorithms(("baselines",)).values() if issubclass(kind, Foreign)]
+KINDS = [
+    kind for kind in algorithms(("baselines",)).values() if issubclass(kind, ExternalAlgorithm)
+]
 every = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 TASKS = {
     "a2c": "lunarlander",

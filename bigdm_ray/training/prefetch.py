@@ -30,7 +30,7 @@ GAIN = 0.95
 """How much of the time may be left with the thread, at most."""
 
 
-class Trial:
+class PrefetchTrial:
     """Which of the two ways is faster, from the seconds of the steps that were taken in each."""
 
     def __init__(self) -> None:
@@ -70,11 +70,11 @@ class Trial:
             self._begin()
 
 
-class Ahead(Generic[T]):
+class Prefetcher(Generic[T]):
     """Gives a step its draw, from the thread where it was begun there; it ends with this object."""
 
     def __init__(self) -> None:
-        self.trial = Trial()
+        self.trial = PrefetchTrial()
         self._thread: ThreadPoolExecutor | None = None
         self._pending: Future[T] | None = None
         self._began = 0.0

@@ -1,4 +1,4 @@
-"""Player: plays rounds of episodes for some groups, holding their environments and a copy of the network.
+"""RolloutWorker: plays rounds of episodes for some groups, holding their environments and a copy of the network.
 
 A round is of one task. Each group's environments are made from (seed, save index, group) and made anew after each save, in every run,
 interrupted or not: that is how a resumed run meets the same environments although their state cannot be saved.
@@ -15,11 +15,11 @@ from bigdm_ray.envs.vector import VectorEnv
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.params import Weights
-from bigdm_ray.training.rollout import Origin, Played, RandomPolicy, rollout
+from bigdm_ray.training.rollout import EpisodeOrigin, RandomPolicy, RolloutResult, rollout
 from bigdm_ray.training.streams import derived_seed, rng
 
 
-class Player:
+class RolloutWorker:
     """Plays with the weights it is given last. Between calls no environment is in the middle of an episode."""
 
     def __init__(self, run: Run) -> None:
@@ -47,7 +47,7 @@ class Player:
         commands: Columns,
         count: int,
         on_end: Callable[[int], None] | None = None,
-    ) -> Played:
+    ) -> RolloutResult:
         """Play `count` episodes of a task and a round in a group's environments, at random where there are no weights.
 
         Where environments of one of several tasks cannot be made, its episodes are discarded.
@@ -62,12 +62,14 @@ class Player:
         except (UserError, RunFailed) as error:
             if not self._run.several:
                 raise
-            return Played([], discarded=count, problems=[f"no episode of {task} begins: {error}"])
+            return RolloutResult(
+                [], discarded=count, problems=[f"no episode of {task} begins: {error}"]
+            )
         policy = (self._policies if weights is not None else self._random)[task]
         source = self._run.algorithm.name if weights is not None else "random"
         version = weights.version if weights is not None else (0, 0)
         most = self._tasks[task].max_return
-        origin = Origin(round, group, task, version, source, seed, most)
+        origin = EpisodeOrigin(round, group, task, version, source, seed, most)
         persistence = self._run.online.persistence() if weights is not None else Persistence()
         played = rollout(
             policy,

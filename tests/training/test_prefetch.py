@@ -15,12 +15,12 @@ from bigdm_ray.algorithms.udrl import Udrl
 from bigdm_ray.envs import find_task
 from bigdm_ray.replay import EpisodeId, Mixture, Store
 from bigdm_ray.replay.rotating import RotatingStore
-from bigdm_ray.training import ahead
-from bigdm_ray.training.ahead import AGAIN, BLOCK, BLOCKS, Trial
+from bigdm_ray.training import prefetch
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.learner import Learner
 from bigdm_ray.training.loop import train_local
 from bigdm_ray.training.params import Weights
+from bigdm_ray.training.prefetch import AGAIN, BLOCK, BLOCKS, PrefetchTrial
 
 TASK = "toy-mixed"
 SIGNATURE = find_task(TASK).signature()
@@ -38,7 +38,7 @@ def store(tmp_path_factory):
 @pytest.fixture
 def always(monkeypatch):
     """Everything that may be drawn ahead is."""
-    monkeypatch.setattr(Trial, "ahead", True)
+    monkeypatch.setattr(PrefetchTrial, "ahead", True)
 
 
 class Watched:
@@ -60,7 +60,7 @@ def test_it_is_equal_bit_for_bit_over_bouts_fits_and_new_episodes(name, tmp_path
     more = {"envelope_steps": 5} if name == "bail" else {}
 
     def trained(way, folder):
-        monkeypatch.setattr(Trial, "ahead", way)
+        monkeypatch.setattr(PrefetchTrial, "ahead", way)
         store, learner = stored(folder, TASK, 12), learner_of(small(find_algorithm(name), **more))
         metrics = []
         for number, steps in enumerate((4, 1, 0, 4)):
@@ -96,7 +96,7 @@ def test_a_store_that_takes_turns_and_a_mixture_are_equal_too(store, tmp_path, m
         parts.add([dataclasses.replace(e, id=i) for e, i in zip(episodes, ids, strict=True)])
     states = []
     for way in (False, True):
-        monkeypatch.setattr(Trial, "ahead", way)
+        monkeypatch.setattr(PrefetchTrial, "ahead", way)
         sources = {"a": store, "b": RotatingStore(tmp_path / "b", 1, turn=2).open()}
         learner = learner_of(small(Both), names=("a", "b"), mixture=Mixture({"a": 1.0, "b": 2.0}))
         for steps in (4, 3):
@@ -112,7 +112,7 @@ def test_a_run_in_lock_step_is_the_same_with_it(tmp_path, monkeypatch):
     run = configure("udrl", "toy-vector", [*flags.split(), "1200"])
     weights = []
     for way in (False, True):
-        monkeypatch.setattr(Trial, "ahead", way)
+        monkeypatch.setattr(PrefetchTrial, "ahead", way)
         summary = train_local(run, tmp_path / str(way))
         assert summary["learner_steps"] > 8
         weights.append(Weights.load(tmp_path / str(way) / "weights" / "last.safetensors").arrays)
@@ -242,7 +242,7 @@ def steps_of(trial, count, plain=1.0, with_thread=1.0, drawing=0.3):
     ],
 )
 def test_the_faster_way_stays_and_is_tried_anew_later(with_thread, drawing, tried, kept):
-    trial = Trial()
+    trial = PrefetchTrial()
     ways = steps_of(trial, BLOCK + AGAIN, 1.0, with_thread, drawing)
     assert any(ways[: BLOCK * (BLOCKS + 1)]) == tried and set(ways[-100:]) == {kept}
     if tried:  # what was the slower way is the faster one now
@@ -251,8 +251,8 @@ def test_the_faster_way_stays_and_is_tried_anew_later(with_thread, drawing, trie
 
 
 def test_bouts_of_one_step_never_draw_ahead(store, monkeypatch):
-    monkeypatch.setattr(ahead, "SHARE", 0.0)
-    monkeypatch.setattr(ahead, "BLOCKS", 2)
+    monkeypatch.setattr(prefetch, "SHARE", 0.0)
+    monkeypatch.setattr(prefetch, "BLOCKS", 2)
     source, learner = Watched(store), learner_of()
     for _ in range(BLOCK * 3 + 2):
         learner.update({TASK: source}, 1)

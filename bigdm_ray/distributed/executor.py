@@ -1,4 +1,4 @@
-"""RayCrew: the verbs of the loop done by actors, one call at a time. With `--machines.lock-step true` it equals `--local`."""
+"""RayExecutor: the verbs of the loop done by actors, one call at a time. With `--machines.lock-step true` it equals `--local`."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import ray
 from ray.exceptions import ObjectLostError, RayError
 
 from bigdm_ray.algorithms.base import Columns
-from bigdm_ray.distributed.actors import EvaluatorActor, Fault, PlayerActor, Station
+from bigdm_ray.distributed.actors import ActorSlot, CallFault, EvaluatorActor, RolloutActor
 from bigdm_ray.distributed.cluster import cpu_options
-from bigdm_ray.distributed.learners import Learners, Moves
+from bigdm_ray.distributed.learners import LearnerGroup, Moves
 from bigdm_ray.distributed.replay import ReplayActor
-from bigdm_ray.replay.living import Living
+from bigdm_ray.replay.living import LivingEpisodes
 from bigdm_ray.replay.store import PREFIX, Receipt, ShardRef, Table
 from bigdm_ray.training.checkpoint import Checkpoint
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.evaluation import Scores
-from bigdm_ray.training.learner import Progress
-from bigdm_ray.training.loop import Round
+from bigdm_ray.training.learner import LearnerProgress
+from bigdm_ray.training.loop import RoundResult
 from bigdm_ray.training.params import Commands, Weights
 from bigdm_ray.training.start import dataset_stores
 from bigdm_ray.training.stores import below, check_living, places
 
 
-class Ledger:
+class ShardTracker:
     """What the learners have not been told yet of the shards that they map."""
 
     def __init__(self, living: list[ShardRef]) -> None:
@@ -72,7 +72,7 @@ class Ledger:
         return moves
 
 
-class RayCrew:
+class RayExecutor:
     """Players, the replay actor, the learners and the evaluator, each remade when it dies."""
 
     def __init__(
@@ -87,10 +87,10 @@ class RayCrew:
         self._run = run
         self._incarnation = incarnation
         self._rolled_back = rolled_back
-        self.players: list[Station] = []
-        self._replay: Station | None = None  # a dataset has no writer: learners map it themselves
-        self._evaluator: Station | None = None
-        self.learners = Learners(run, folder.resolve(), incarnation)
+        self.workers: list[ActorSlot] = []
+        self._replay: ActorSlot | None = None  # a dataset has no writer: learners map it themselves
+        self._evaluator: ActorSlot | None = None
+        self.learners = LearnerGroup(run, folder.resolve(), incarnation)
         try:
             self._begin(folder.resolve(), resumed)
         except BaseException:
@@ -100,15 +100,15 @@ class RayCrew:
     def _begin(self, folder: Path, resumed: Checkpoint | None) -> None:
         """Make all actors and wait until they stand."""
         run, settings = self._run, self._run.to_json()
-        self._evaluator = Station("evaluator", EvaluatorActor, cpu_options(0), (settings,))
+        self._evaluator = ActorSlot("evaluator", EvaluatorActor, cpu_options(0), (settings,))
         if not run.offline:
             for _ in range(run.machines.actors):
-                player = Station("rollout actor", PlayerActor, cpu_options(), (settings,))
-                self.players.append(player)
+                worker = ActorSlot("rollout actor", RolloutActor, cpu_options(), (settings,))
+                self.workers.append(worker)
             where = (settings, str(folder))
-            self._replay = Station("replay actor", ReplayActor, cpu_options(0), where)
-        for station in self._stations():
-            station.settle()
+            self._replay = ActorSlot("replay actor", ReplayActor, cpu_options(0), where)
+        for slot in self._slots():
+            slot.settle()
         self.learners.start()
         self._places = places(run)
         tables: dict[str, Table] = (
@@ -116,26 +116,28 @@ class RayCrew:
             if self._replay
             else {task: store.table for task, store in dataset_stores(run).items()}
         )
-        self.living = {task: Living.of(table, run.retention) for task, table in tables.items()}
+        self.living = {
+            task: LivingEpisodes.of(table, run.retention) for task, table in tables.items()
+        }
         if resumed and self._replay:
             check_living(self._places, tables, self.replay.insist("problems"), resumed)
-        self._ledgers = {task: Ledger(shards) for task, shards in self._all_shards().items()}
+        self._trackers = {task: ShardTracker(shards) for task, shards in self._all_shards().items()}
         self._step = self.learners.step
         self._weights_ref: Any = None
         self._refresh()
 
-    def _stations(self) -> list[Station]:
-        stations = [*self.players, self._evaluator, self._replay]
-        return [station for station in stations if station is not None]
+    def _slots(self) -> list[ActorSlot]:
+        slots = [*self.workers, self._evaluator, self._replay]
+        return [slot for slot in slots if slot is not None]
 
     @property
-    def evaluator(self) -> Station:
+    def evaluator(self) -> ActorSlot:
         """The evaluator."""
         assert self._evaluator is not None
         return self._evaluator
 
     @property
-    def replay(self) -> Station:
+    def replay(self) -> ActorSlot:
         """The replay actor, of a run that plays."""
         assert self._replay is not None
         return self._replay
@@ -148,14 +150,14 @@ class RayCrew:
 
     def moves(self) -> dict[str, Moves]:
         """What the learners have not been told yet, by task; it is theirs from now on."""
-        return {task: ledger.moves() for task, ledger in self._ledgers.items()}
+        return {task: tracker.moves() for task, tracker in self._trackers.items()}
 
     def stored(self, task: str, receipt: Receipt) -> None:
         """Note an acknowledged round."""
         self.living[task].learn(receipt.added)
-        self._ledgers[task].stored(receipt.shards)
+        self._trackers[task].stored(receipt.shards)
 
-    def learned(self, progress: Progress, weights_ref: Any) -> None:
+    def learned(self, progress: LearnerProgress, weights_ref: Any) -> None:
         """Note an answered update; one that a later one has overtaken brings no news."""
         self.learners.answered()
         if progress.step >= self._step:
@@ -177,7 +179,7 @@ class RayCrew:
         if not self.learners.died(generation, error):
             return False
         for task, names in self._all_shards().items():
-            self._ledgers[task].restart(names)
+            self._trackers[task].restart(names)
         self._step = self.learners.step
         self._rolled_back(self._step, self.learners.incarnation)
         return True
@@ -210,8 +212,8 @@ class RayCrew:
 
     def play(
         self, task: str, round: int, saves: int, commands: Columns, count: int, random: bool
-    ) -> Round:
-        """See Crew."""
+    ) -> RoundResult:
+        """See Executor."""
         groups = [
             g
             for g in range(self._run.groups)
@@ -227,7 +229,7 @@ class RayCrew:
                 receipt: Receipt = ray.get(self.replay.call("add", task, *shared))
                 break
             except RayError as error:
-                if self.replay.failed(generation, error) is Fault.ARGUMENT:
+                if self.replay.failed(generation, error) is CallFault.ARGUMENT:
                     parts = []
         self.replay.answered()
         self.stored(task, receipt)
@@ -244,7 +246,7 @@ class RayCrew:
     ) -> list[tuple[Any, dict[str, Any]]]:
         """For each group a reference to its episodes, and their summary."""
 
-        def submit(group: int) -> tuple[Any, Station, int, list[Any]]:
+        def submit(group: int) -> tuple[Any, ActorSlot, int, list[Any]]:
             call = self.submit(task, round, group, saves, commands, shares[group], random)
             return self._weights_ref, *call
 
@@ -252,13 +254,13 @@ class RayCrew:
         parts = []
         for group in shares:
             while True:
-                weights, station, generation, (data, summary) = calls[group]
+                weights, slot, generation, (data, summary) = calls[group]
                 try:
                     parts.append((data, ray.get(summary)))
-                    station.answered()
+                    slot.answered()
                     break
                 except RayError as error:
-                    if station.failed(generation, error) is Fault.ARGUMENT:
+                    if slot.failed(generation, error) is CallFault.ARGUMENT:
                         self.renewed(weights)
                     calls[group] = submit(group)
         return parts
@@ -272,23 +274,21 @@ class RayCrew:
         commands: Columns,
         share: slice,
         random: bool,
-    ) -> tuple[Station, int, list[Any]]:
-        """Hand a group's share of a round to its player: (station, its generation, [episodes, summary])."""
-        station = self.players[group % len(self.players)]
+    ) -> tuple[ActorSlot, int, list[Any]]:
+        """Hand a group's share of a round to its worker: (slot, its generation, [episodes, summary])."""
+        slot = self.workers[group % len(self.workers)]
         mine = {name: values[share] for name, values in commands.items()}
         weights = None if random else self._weights_ref
-        era = (saves, self._incarnation, station.generation)
+        era = (saves, self._incarnation, slot.generation)
         version = (self.learners.incarnation, 0)
         count = share.stop - share.start
-        refs = station.call(
-            "play", task, weights, round, group, era, mine, count, version, returns=2
-        )
-        return station, station.generation, refs
+        refs = slot.call("play", task, weights, round, group, era, mine, count, version, returns=2)
+        return slot, slot.generation, refs
 
-    def learn(self, steps: int) -> Progress:
-        """See Crew. After a death the steps since the last checkpoint are taken again."""
+    def learn(self, steps: int) -> LearnerProgress:
+        """See Executor. After a death the steps since the last checkpoint are taken again."""
         target = self._step + steps
-        progress = Progress(self._step)
+        progress = LearnerProgress(self._step)
         while self._step < target:
             generation = self.learners.generation
             weights, *answers = self.learners.update(self.moves(), target - self._step)
@@ -300,11 +300,11 @@ class RayCrew:
         return progress
 
     def tables(self) -> dict[str, Table]:
-        """See Crew."""
+        """See Executor."""
         return {task: living.table for task, living in self.living.items()}
 
     def weights(self) -> Weights:
-        """See Crew."""
+        """See Executor."""
         while True:
             reference = self._weights_ref
             try:
@@ -322,14 +322,14 @@ class RayCrew:
         round: int,
         on_end: Callable[[int], None] | None = None,
     ) -> Scores:
-        """See Crew. The evaluator tells nothing before it has played all."""
+        """See Executor. The evaluator tells nothing before it has played all."""
         scores: Scores = self.evaluator.insist("score", weights, commands, episodes, purpose, round)
         if on_end is not None:
             on_end(episodes * len(commands))
         return scores
 
     def save(self, write: Callable[[int, dict[str, np.ndarray], list[ShardRef]], Any]) -> None:
-        """See Crew."""
+        """See Executor."""
         while True:
             generation = self.learners.generation
             try:
@@ -345,25 +345,25 @@ class RayCrew:
         named = [ref for task, own in shards.items() for ref in below(self._places[task], own)]
         write(step, state, named)
         gone: dict[str, list[str]] = self.replay.insist("release")
-        for task, ledger in self._ledgers.items():
-            ledger.saved(shards[task], gone[task])
+        for task, tracker in self._trackers.items():
+            tracker.saved(shards[task], gone[task])
 
     def close(self) -> None:
         """End all actors: the Ray that they live in may be its user's, and go on."""
-        for station in self._stations():
-            station.stop()
+        for slot in self._slots():
+            slot.stop()
         self.learners.stop()
 
 
-def as_round(receipt: Receipt, summaries: list[dict[str, Any]]) -> Round:
-    """A stored round from what its players said."""
+def as_round(receipt: Receipt, summaries: list[dict[str, Any]]) -> RoundResult:
+    """A stored round from what its workers said."""
     version = summaries[0]["version"]
     problems = [problem for summary in summaries for problem in summary["problems"]]
     total = {
         name: sum(summary[name] for summary in summaries)
         for name in ("env_steps", "discarded", "busy_s")
     }
-    return Round(
+    return RoundResult(
         receipt.added,
         (version[0], version[1]),
         total["env_steps"],

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bigdm_ray.baselines.actor import plain_leaves
-from bigdm_ray.baselines.base import Bench, from_unit, sound, spaces_of
+from bigdm_ray.baselines.base import TrainerContext, from_unit, sound, spaces_of
 from bigdm_ray.baselines.rllib.base import Rllib
 from bigdm_ray.baselines.rllib.trainer import RllibTrainer
 from bigdm_ray.envs.task import find_task
@@ -20,7 +20,7 @@ from bigdm_ray.settings import setting
 
 
 @dataclass(frozen=True)
-class Playing(Rllib):
+class RllibOnline(Rllib):
     """Algorithms that learn from what they play."""
 
     online: ClassVar[bool] = True
@@ -36,19 +36,19 @@ SEED_STRIDE = 10_000
 """Between the seeds of two runners' environments."""
 
 
-class PlayingTrainer(RllibTrainer):
+class RllibOnlineTrainer(RllibTrainer):
     """PPO and SAC: RLlib's runners play our environments, here or in processes beside this one."""
 
-    algorithm: Playing
+    algorithm: RllibOnline
 
-    def __init__(self, algorithm: Playing, bench: Bench) -> None:
-        super().__init__(algorithm, bench)
+    def __init__(self, algorithm: RllibOnline, context: TrainerContext) -> None:
+        super().__init__(algorithm, context)
         from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
         self.env_steps = 0
         self._sums: dict[str, tuple[float, int]] = {}
-        configs = [self._runner_config(index) for index in range(max(1, bench.actors))]
-        if bench.actors == 0:
+        configs = [self._runner_config(index) for index in range(max(1, context.actors))]
+        if context.actors == 0:
             with (
                 warnings.catch_warnings()
             ):  # a second run of this process registers the runner's environment again
@@ -67,21 +67,21 @@ class PlayingTrainer(RllibTrainer):
         self._sync()
 
     def _runner_config(self, index: int) -> Any:
-        seed = (self.bench.seed + SEED_STRIDE * index) % 2**31
+        seed = (self.context.seed + SEED_STRIDE * index) % 2**31
         rows = self.algorithm.environments
         make = functools.partial(
-            environments, self.bench.task.name, self.algorithm.name, rows, seed
+            environments, self.context.task.name, self.algorithm.name, rows, seed
         )
         config = self.config.copy(copy_frozen=False).environment(env=make)
         return config.env_runners(
-            num_env_runners=self.bench.actors,
+            num_env_runners=self.context.actors,
             num_envs_per_env_runner=rows,
             gym_env_vectorize_mode="vector_entry_point",
         )
 
     def _each(self, verb: str, *arguments: Any, **more: Any) -> list[Any]:
         """Call a method of every runner, all at once where they are actors. Raises RunFailed where one has died."""
-        if self.bench.actors == 0:
+        if self.context.actors == 0:
             return [getattr(self._runners[0], verb)(*arguments, **more)]
         import ray
 
@@ -137,7 +137,7 @@ class PlayingTrainer(RllibTrainer):
 
     def close(self) -> None:
         """See Trainer."""
-        if self.bench.actors == 0:
+        if self.context.actors == 0:
             self._runners[0].stop()
         else:
             import ray

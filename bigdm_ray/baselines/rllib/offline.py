@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bigdm_ray.algorithms.base import Presets
-from bigdm_ray.baselines.base import Bench, Turn, to_unit
+from bigdm_ray.baselines.base import TrainerContext, TrainerResult, to_unit
 from bigdm_ray.baselines.rllib.base import MEAN, Rllib
 from bigdm_ray.baselines.rllib.trainer import RllibTrainer
 from bigdm_ray.errors import UserError
@@ -20,7 +20,7 @@ from bigdm_ray.settings import setting
 
 
 @dataclass(frozen=True)
-class Studying(Rllib):
+class RllibOffline(Rllib):
     """Algorithms that learn from a dataset."""
 
     stride: ClassVar[int] = 50
@@ -28,9 +28,9 @@ class Studying(Rllib):
 
     batch_size: int = setting(256, "steps drawn for one learner step", low=1, high=1_000_000)
 
-    def trainer(self, bench: Bench) -> RllibTrainer:
-        """See Foreign."""
-        return StudyingTrainer(self, bench)
+    def trainer(self, context: TrainerContext) -> RllibTrainer:
+        """See ExternalAlgorithm."""
+        return RllibOfflineTrainer(self, context)
 
     def view(self, step: int = 0) -> View:
         """See Algorithm: every step alike, with the observation that followed it."""
@@ -57,7 +57,7 @@ class Studying(Rllib):
     def begin(self, learner: Any, steps: int) -> None:
         """What RLlib's learner must be told before its next bout, after so many learner steps."""
 
-    def prepare(self, bench: Bench, path: str, learner: Any) -> Any:
+    def prepare(self, context: TrainerContext, path: str, learner: Any) -> Any:
         """What is computed once from the episodes, for `targets`. `path` is that of the observation, `learner` RLlib's."""
         return None
 
@@ -68,30 +68,30 @@ class Studying(Rllib):
         return {}
 
 
-class StudyingTrainer(RllibTrainer):
+class RllibOfflineTrainer(RllibTrainer):
     """CQL, IQL and MARWIL: our Store draws, RLlib's Learner learns."""
 
-    algorithm: Studying
+    algorithm: RllibOffline
 
-    def __init__(self, algorithm: Studying, bench: Bench) -> None:
-        super().__init__(algorithm, bench)
-        assert bench.store is not None
-        self._scale = algorithm.reward_scale(bench.store)
-        self._prepared = algorithm.prepare(bench, self.path, self.learner)
+    def __init__(self, algorithm: RllibOffline, context: TrainerContext) -> None:
+        super().__init__(algorithm, context)
+        assert context.store is not None
+        self._scale = algorithm.reward_scale(context.store)
+        self._prepared = algorithm.prepare(context, self.path, self.learner)
 
-    def step(self, steps: int) -> Turn:
+    def step(self, steps: int) -> TrainerResult:
         """See Trainer: so many learner steps."""
         self.algorithm.begin(self.learner, self.learner_steps)
         for _ in range(steps):
             self.learned(self.batch())
-        return Turn(0, steps, metrics=self.metrics())
+        return TrainerResult(0, steps, metrics=self.metrics())
 
     def batch(self) -> dict[str, torch.Tensor]:
         """The columns of RLlib for one learner step: a pure function of the seed and the learner step."""
-        store, algorithm = self.bench.store, self.algorithm
+        store, algorithm = self.context.store, self.algorithm
         assert store is not None
         chance = np.random.Generator(
-            np.random.PCG64(np.random.SeedSequence([self.bench.seed, self.learner_steps]))
+            np.random.PCG64(np.random.SeedSequence([self.context.seed, self.learner_steps]))
         )
         windows = store.draw(algorithm.view(), chance, algorithm.batch)
         actions = windows.actions[self.action_path][:, 0]
@@ -110,7 +110,7 @@ class StudyingTrainer(RllibTrainer):
                 "terminateds": windows.terminated[:, 0],
             }
         batch = {
-            name: torch.from_numpy(np.ascontiguousarray(values)).to(self.bench.device)
+            name: torch.from_numpy(np.ascontiguousarray(values)).to(self.context.device)
             for name, values in columns.items()
         }
         return batch | algorithm.targets(self._prepared, windows.annotations, self.module)

@@ -17,15 +17,22 @@ import numpy as np
 import torch
 
 from bigdm_ray.algorithms.base import Mode
-from bigdm_ray.baselines.base import Bench, Foreign, Trainer, Turn, below, prefixed
+from bigdm_ray.baselines.base import (
+    ExternalAlgorithm,
+    Trainer,
+    TrainerContext,
+    TrainerResult,
+    below,
+    prefixed,
+)
 from bigdm_ray.errors import UserError
 from bigdm_ray.replay.store import ShardRef, Store, Table
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.evaluation import Evaluator, Scores
-from bigdm_ray.training.learner import Progress, pick_device
-from bigdm_ray.training.loop import Round, Session
+from bigdm_ray.training.learner import LearnerProgress, pick_device
+from bigdm_ray.training.loop import RoundResult, Session
 from bigdm_ray.training.metrics import Listener
 from bigdm_ray.training.params import Commands, Weights
 from bigdm_ray.training.run_folder import RunFolder
@@ -53,16 +60,16 @@ def train_foreign(
             exact=False,
         )
         end.callback(session.close)
-        crew = ForeignCrew(session, resumed, actors)
-        end.callback(crew.close)
-        drive(session, crew)
-        return session.finish(crew) | {"folder": str(folder)}
+        executor = ExternalExecutor(session, resumed, actors)
+        end.callback(executor.close)
+        drive(session, executor)
+        return session.finish(executor) | {"folder": str(folder)}
 
 
-def check(run: Run) -> Foreign:
+def check(run: Run) -> ExternalAlgorithm:
     """The algorithm, once all that can be said against the run has been. Raises UserError."""
     algorithm = run.algorithm
-    assert isinstance(algorithm, Foreign)
+    assert isinstance(algorithm, ExternalAlgorithm)
     if run.machines.learners > 1:
         raise UserError(
             f"{algorithm.name} is trained by {algorithm.library} on one learner, but --learners is {run.machines.learners}; leave it out"
@@ -93,31 +100,31 @@ def check(run: Run) -> Foreign:
     return algorithm
 
 
-def drive(session: Session, crew: ForeignCrew) -> None:
+def drive(session: Session, executor: ExternalExecutor) -> None:
     """Train until the budget is spent."""
     session.begin()
     while not session.spent():
-        crew.turn(session)
-        session.evaluate_if_due(crew)
+        executor.turn(session)
+        session.evaluate_if_due(executor)
         if session.save_due():
-            session.save(crew)
+            session.save(executor)
         elif session.report_due():
             session.report()
 
 
-class ForeignCrew:
-    """A Trainer and an Evaluator, as the crew that Session saves and finishes with."""
+class ExternalExecutor:
+    """A Trainer and an Evaluator, as the executor that Session saves and finishes with."""
 
     def __init__(self, session: Session, resumed: Checkpoint | None, actors: int) -> None:
         run, self._counters = session.run, session.counters
-        assert isinstance(run.algorithm, Foreign)
+        assert isinstance(run.algorithm, ExternalAlgorithm)
         torch.set_num_threads(run.machines.threads)
         self._store: Store | None = dataset_store(run, run.only) if run.offline else None
         seed = derived_seed(run.seed, "foreign", self._counters.incarnation)
         seed_torch(run.seed, "foreign", self._counters.incarnation)
         device = str(pick_device(run.machines.device))
         self._trainer: Trainer = run.algorithm.trainer(
-            Bench(run.only.task, seed, run.total, device, actors, self._store)
+            TrainerContext(run.only.task, seed, run.total, device, actors, self._store)
         )
         if resumed is not None:
             self._trainer.restore(below(resumed.learner, "foreign/"))
@@ -133,13 +140,13 @@ class ForeignCrew:
         busy_s = time.perf_counter() - began
         counters = session.counters
         session.learned(
-            Progress(
+            LearnerProgress(
                 counters.learner_step + turn.learner_steps, turn.learner_steps, turn.metrics, busy_s
             )
         )
         if turn.returns:
             session.played(
-                Round(
+                RoundResult(
                     ended(turn),
                     (counters.incarnation, counters.learner_step),
                     turn.env_steps,
@@ -154,11 +161,11 @@ class ForeignCrew:
             session.seen()
 
     def tables(self) -> dict[str, Table]:
-        """See Keeper. The library keeps its episodes to itself."""
+        """See SessionBackend. The library keeps its episodes to itself."""
         return {self._task: self._store.table if self._store is not None else Table()}
 
     def weights(self) -> Weights:
-        """See Keeper."""
+        """See SessionBackend."""
         return Weights(
             (self._counters.incarnation, self._counters.learner_step), self._trainer.weights()
         )
@@ -172,23 +179,23 @@ class ForeignCrew:
         round: int,
         on_end: Callable[[int], None] | None = None,
     ) -> Scores:
-        """See Keeper."""
+        """See SessionBackend."""
         return self._evaluator.score(weights, commands, episodes, purpose, round, on_end)
 
     def save(self, write: Callable[[int, dict[str, np.ndarray], list[ShardRef]], Any]) -> None:
-        """See Keeper."""
+        """See SessionBackend."""
         state = prefixed("model/", self._trainer.weights()) | prefixed(
             "foreign/", self._trainer.state()
         )
         write(self._counters.learner_step, state, [])
 
     def close(self) -> None:
-        """See Keeper."""
+        """See SessionBackend."""
         self._trainer.close()
         self._evaluator.close()
 
 
-def ended(turn: Turn) -> Table:
+def ended(turn: TrainerResult) -> Table:
     """The episodes that ended in a turn, without ids of their own."""
     count = len(turn.returns)
     return Table(

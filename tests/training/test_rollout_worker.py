@@ -1,4 +1,4 @@
-"""Player: who played what with which weights is written down; environments are made anew at each save, and then repeat."""
+"""RolloutWorker: who played what with which weights is written down; environments are made anew at each save, and then repeat."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from making import same_episode
 from bigdm_ray.envs import find_task
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.learner import Learner
-from bigdm_ray.training.player import Player
+from bigdm_ray.training.rollout_worker import RolloutWorker
 from bigdm_ray.training.streams import derived_seed
 
 RUN = configure(
@@ -35,8 +35,8 @@ def commands(count):
 
 
 @pytest.fixture
-def player():
-    made = Player(RUN)
+def worker():
+    made = RolloutWorker(RUN)
     yield made
     made.close()
 
@@ -46,9 +46,9 @@ def weights():
     return Learner(RUN.algorithm, {"cartpole": find_task("cartpole").signature()}, 5).weights(1)
 
 
-def test_random_play_says_so_and_so_does_the_policy(player, weights):
-    chance = player.play(TASK, None, 0, 1, (0, 0), {}, 3).episodes
-    policy = player.play(TASK, weights, 4, 1, (0, 0), commands(3), 3).episodes
+def test_random_play_says_so_and_so_does_the_policy(worker, weights):
+    chance = worker.play(TASK, None, 0, 1, (0, 0), {}, 3).episodes
+    policy = worker.play(TASK, weights, 4, 1, (0, 0), commands(3), 3).episodes
     seed = derived_seed(RUN.seed, "environments", 0, 0, 1)
     assert [(e.source, e.version, e.seed, e.id.round, e.id.group, e.command) for e in chance] == [
         ("random", (0, 0), seed, 0, 1, {})
@@ -59,7 +59,7 @@ def test_random_play_says_so_and_so_does_the_policy(player, weights):
     assert [e.command["desired_return"] for e in policy] == [20, 21, 22]
 
 
-def test_environments_run_on_between_saves_and_begin_anew_after_one(player, weights):
+def test_environments_run_on_between_saves_and_begin_anew_after_one(worker, weights):
     def play(who, saves):
         return (
             who.play(TASK, weights, 4, 0, (saves, 0), commands(3), 3)
@@ -67,32 +67,32 @@ def test_environments_run_on_between_saves_and_begin_anew_after_one(player, weig
             .observations[""][0]
         )
 
-    first, second, saved, again = play(player, 0), play(player, 0), play(player, 1), play(player, 0)
+    first, second, saved, again = play(worker, 0), play(worker, 0), play(worker, 1), play(worker, 0)
     assert not np.array_equal(first, second), "the environment has gone on"
     assert not np.array_equal(first, saved), "another seed after a save"
     np.testing.assert_array_equal(first, again)
-    other = Player(RUN)
+    other = RolloutWorker(RUN)
     play(other, 0)
     np.testing.assert_array_equal(second, play(other, 0))
     other.close()
 
 
-def test_groups_play_apart(player, weights):
+def test_groups_play_apart(worker, weights):
     zero, one = (
-        player.play(TASK, weights, 4, group, (0, 0), commands(3), 3).episodes for group in range(2)
+        worker.play(TASK, weights, 4, group, (0, 0), commands(3), 3).episodes for group in range(2)
     )
     assert not np.array_equal(zero[0].observations[""][0], one[0].observations[""][0])
-    other = Player(RUN)  # the other way round: neither notices the other
+    other = RolloutWorker(RUN)  # the other way round: neither notices the other
     one_first = other.play(TASK, weights, 4, 1, (0, 0), commands(3), 3).episodes
     for a, b in zip(one, one_first, strict=True):
         same_episode(a, b)
     other.close()
 
 
-def test_the_weights_that_are_given_are_the_weights_that_play(player, weights):
+def test_the_weights_that_are_given_are_the_weights_that_play(worker, weights):
     for version, bias in ((1, [50.0, -50.0]), (2, [-50.0, 50.0])):
         arrays = weights.arrays | {"head.linear.bias": np.array(bias, np.float32)}
-        episodes = player.play(
+        episodes = worker.play(
             TASK, type(weights)((1, version), arrays), 4, 0, (0, 0), commands(3), 3
         ).episodes
         assert {int(a) for e in episodes for a in e.actions[""]} == {version - 1}
