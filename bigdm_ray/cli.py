@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bigdm_ray import __version__
 from bigdm_ray.doors import Parser, door
-from bigdm_ray.errors import UserError, nearest
+from bigdm_ray.errors import UserError, suggest_names
 
 DOORS = {
     "data": "Datasets and stored episodes",
@@ -56,7 +56,7 @@ def open_door(arguments: list[str]) -> int:
         raise UserError(f"a door is expected, one of {known}; `bigdm --help` explains them")
     name = arguments[0]
     if name not in DOORS and not name.startswith("-"):
-        near = nearest(name, list(DOORS))
+        near = suggest_names(name, list(DOORS))
         raise UserError(f"unknown door {name!r}{near} (`bigdm --help` lists them)")
     if name not in DOORS:
         parser().parse(arguments)

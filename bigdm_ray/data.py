@@ -33,7 +33,7 @@ from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.formats.verifying import strange_shards
 from bigdm_ray.formats.writer import stamp, totals
 from bigdm_ray.progress import Progress
-from bigdm_ray.replay.shard import SUFFIX, unwritten
+from bigdm_ray.replay.shard import SUFFIX, write_failure
 from bigdm_ray.replay.store import verify
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ MILESTONE_ROWS = 4
 """Episodes of a milestone that are played side by side: each gives few, and none is thrown away half played."""
 
 
-def counted(n: int, noun: str) -> str:
+def count_noun(n: int, noun: str) -> str:
     """`1 shard`, `2 shards`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
@@ -55,7 +55,7 @@ def counted(n: int, noun: str) -> str:
 # --- import, merge, export
 
 
-def importing(given: argparse.Namespace) -> int:
+def run_import(given: argparse.Namespace) -> int:
     """`import`: print the card of what was made."""
     from bigdm_ray.formats.importing import import_dataset
 
@@ -63,7 +63,7 @@ def importing(given: argparse.Namespace) -> int:
     return 0
 
 
-def merging(given: argparse.Namespace) -> int:
+def run_merge(given: argparse.Namespace) -> int:
     """`merge`: datasets only, as one."""
     from bigdm_ray.formats.importing import import_dataset
 
@@ -83,14 +83,14 @@ def merging(given: argparse.Namespace) -> int:
     return 0
 
 
-def exporting(given: argparse.Namespace) -> int:
+def run_export(given: argparse.Namespace) -> int:
     """`export`: say what was written."""
     from bigdm_ray.formats.exporting import export_dataset
 
     dataset = Dataset.open(given.dataset)
     export_dataset(dataset, given.to, given.folder, given.quiet)
     print(
-        f"{given.folder}: {counted(dataset.episodes, 'episode')} of {dataset.folder} as {given.to}"
+        f"{given.folder}: {count_noun(dataset.episodes, 'episode')} of {dataset.folder} as {given.to}"
     )
     return 0
 
@@ -98,7 +98,7 @@ def exporting(given: argparse.Namespace) -> int:
 # --- record
 
 
-def recording(given: argparse.Namespace) -> int:
+def run_record(given: argparse.Namespace) -> int:
     """`record`: play, and print the card of what was made."""
     from bigdm_ray.training.recording import RecordingRequest, record
     from bigdm_ray.training.rollout import RandomPolicy
@@ -127,9 +127,13 @@ def recording(given: argparse.Namespace) -> int:
         source = f"uniformly random actions, seed {given.seed}"
     elif given.weights == "milestones":
         asked = milestones(given)
-        source = f"{counted(len(asked), 'milestone')} of the run {given.run}, from {asked[0].source} on, seed {given.seed}"
+        source = f"{count_noun(len(asked), 'milestone')} of the run {given.run}, from {asked[0].source} on, seed {given.seed}"
     else:
-        asked = [played_by(given, given.weights or "last", given.episodes, given.steps, given.seed)]
+        asked = [
+            recording_request(
+                given, given.weights or "last", given.episodes, given.steps, given.seed
+            )
+        ]
         command = asked[0].command or {}
         source = f"{asked[0].source} of the run {given.run}, seed {given.seed}" + "".join(
             f", {n.replace('_', ' ')} {v:g}" for n, v in command.items()
@@ -143,7 +147,7 @@ def recording(given: argparse.Namespace) -> int:
     return 0
 
 
-def played_by(
+def recording_request(
     given: argparse.Namespace,
     weights: str,
     episodes: int | None,
@@ -196,7 +200,7 @@ def milestones(given: argparse.Namespace) -> list[RecordingRequest]:
             for n in (given.episodes, given.steps)
         )
         out.append(
-            played_by(
+            recording_request(
                 given, name, episodes, steps, derived_seed(given.seed, "milestone", stage), stage
             )
         )
@@ -216,7 +220,7 @@ def card(dataset: Dataset) -> str:
         "return mean": f"{dataset.return_mean:,.2f}",
         "return std": f"{dataset.return_std:,.2f}",
         "return min, max": f"{dataset.return_min:,.2f}, {dataset.return_max:,.2f}",
-        "normalised score": score(dataset),
+        "normalised score": score_in_words(dataset),
         "versions": ", ".join(f"{name} {version}" for name, version in dataset.versions.items())
         or "not told",
         "sha256": dataset.sha256,
@@ -226,7 +230,7 @@ def card(dataset: Dataset) -> str:
     )
 
 
-def score(dataset: Dataset) -> str:
+def score_in_words(dataset: Dataset) -> str:
     """The normalised score of the mean return, in words."""
     try:
         task = find_task(dataset.task)
@@ -238,7 +242,7 @@ def score(dataset: Dataset) -> str:
     return "none for this task" if found is None else f"{found:.1f}"
 
 
-def listing(given: argparse.Namespace) -> int:
+def run_list(given: argparse.Namespace) -> int:
     """`list`: a line for each dataset in the folders and in the folders that they hold."""
     folders = given.folders or [Path("datasets"), Path()]
     missing = [folder for folder in given.folders if not folder.is_dir()]
@@ -281,7 +285,7 @@ def listing(given: argparse.Namespace) -> int:
     return 0
 
 
-def showing(given: argparse.Namespace) -> int:
+def run_show(given: argparse.Namespace) -> int:
     """`show`: the card, how episodes ended, who acted, the returns."""
     dataset = Dataset.open(given.dataset)
     returns, lengths, terminated = dataset.returns()
@@ -294,7 +298,7 @@ def showing(given: argparse.Namespace) -> int:
     )
     behaviours = {who or "not told": count for who, count in dataset.behaviours().items()}
     for number, (who, count) in enumerate(list(behaviours.items())[:BARS]):
-        print(f"  {'' if number else 'who acted':<18}{who}: {counted(count, 'episode')}")
+        print(f"  {'' if number else 'who acted':<18}{who}: {count_noun(count, 'episode')}")
     if len(behaviours) > BARS:
         print(f"  {'':<18}and {len(behaviours) - BARS:,} more")
     print("\nreturns, episodes")
@@ -343,18 +347,18 @@ def plot(dataset: Dataset, returns: np.ndarray, lengths: np.ndarray, path: Path)
     left.set(
         xlabel="return (line: mean)",
         ylabel="episodes",
-        title=f"{dataset.name}: {counted(dataset.episodes, 'episode')}",
+        title=f"{dataset.name}: {count_noun(dataset.episodes, 'episode')}",
     )
     right.hist(lengths, bins=bins_of(lengths, 50))
     right.set(
         xlabel="length in steps",
         ylabel="episodes",
-        title=f"{counted(dataset.steps, 'step')} of {dataset.task}",
+        title=f"{count_noun(dataset.steps, 'step')} of {dataset.task}",
     )
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
-        raise unwritten(path, error) from None
+        raise write_failure(path, error) from None
 
 
 # --- verify
@@ -376,7 +380,7 @@ def store_of(folder: Path) -> Path:
     return store
 
 
-def verifying(given: argparse.Namespace) -> int:
+def run_verify(given: argparse.Namespace) -> int:
     """`verify`: print a line for each problem and a summary; the exit code. Raises UserError."""
     store = store_of(given.folder)
     with Progress(f"verifying {store}", units=""):
@@ -389,7 +393,7 @@ def verifying(given: argparse.Namespace) -> int:
     for problem in problems:
         print(problem)
     print(
-        f"{store}: {counted(sound, 'sound shard')} with {counted(episodes, 'episode')}, {aside} set aside"
+        f"{store}: {count_noun(sound, 'sound shard')} with {count_noun(episodes, 'episode')}, {aside} set aside"
     )
     return 1 if problems else 0
 
@@ -437,7 +441,7 @@ def card_problems(dataset: Dataset, episodes: int) -> list[str]:
 # --- the command line
 
 
-def number(text: str) -> int:
+def parse_whole_number(text: str) -> int:
     """A whole number, at least 1, with thousands separated by underscores at will."""
     value = int(text)
     if value < 1:
@@ -461,7 +465,7 @@ def share(text: str) -> float:
     return value
 
 
-def amount(text: str) -> float:
+def parse_amount(text: str) -> float:
     """A finite number, not below 0."""
     value = float(text)
     if not 0 <= value < float("inf"):
@@ -487,13 +491,13 @@ def parser() -> Parser:
         nargs="+",
         help="a file, a folder, or minari:NAMESPACE/NAME-v0; several are joined in this order",
     )
-    imports.set_defaults(act=importing)
+    imports.set_defaults(act=run_import)
 
     merge = commands.add_parser("merge", help="join datasets into one", allow_abbrev=False)
     merge.add_argument(
         "datasets", metavar="DATASET", nargs="+", type=Path, help="datasets, in this order"
     )
-    merge.set_defaults(act=merging)
+    merge.set_defaults(act=run_merge)
 
     for joins in (imports, merge):
         joins.add_argument(
@@ -504,7 +508,7 @@ def parser() -> Parser:
         joins.add_argument(
             "--steps",
             metavar="N",
-            type=number,
+            type=parse_whole_number,
             help="take of each source the first whole episodes that together reach N steps",
         )
 
@@ -518,7 +522,7 @@ def parser() -> Parser:
         required=True,
         help="minari (HDF5), parquet (an episode a row) or steps (a step a row, for RLlib)",
     )
-    export.set_defaults(act=exporting)
+    export.set_defaults(act=run_export)
 
     records = commands.add_parser(
         "record", help="play a trained run, or at random, and keep the episodes", allow_abbrev=False
@@ -527,14 +531,19 @@ def parser() -> Parser:
     records.add_argument(
         "--random", metavar="TASK", help="play this task with uniformly random actions instead"
     )
-    records.add_argument("--episodes", metavar="N", type=number, help="episodes to keep")
     records.add_argument(
-        "--steps", metavar="N", type=number, help="whole episodes until they reach N steps"
+        "--episodes", metavar="N", type=parse_whole_number, help="episodes to keep"
+    )
+    records.add_argument(
+        "--steps",
+        metavar="N",
+        type=parse_whole_number,
+        help="whole episodes until they reach N steps",
     )
     records.add_argument(
         "--action-noise",
         metavar="SIGMA",
-        type=amount,
+        type=parse_amount,
         help="deviation of Gaussian noise, an action's box being [-1, 1] (default: 0)",
     )
     records.add_argument(
@@ -572,7 +581,7 @@ def parser() -> Parser:
         default=1,
         help="seed of environments and actions (default: 1)",
     )
-    records.set_defaults(act=recording)
+    records.set_defaults(act=run_record)
 
     for makes in (imports, merge, export, records):
         makes.add_argument(
@@ -588,14 +597,14 @@ def parser() -> Parser:
         type=Path,
         help="where to look; default: datasets and this folder",
     )
-    lists.set_defaults(act=listing)
+    lists.set_defaults(act=run_list)
 
     show = commands.add_parser(
         "show", help="card, ends, who acted, distribution of returns", allow_abbrev=False
     )
     show.add_argument("dataset", metavar="DATASET", type=Path, help="a dataset")
     show.add_argument("--plot", action="store_true", help="also write DATASET/returns.png")
-    show.set_defaults(act=showing)
+    show.set_defaults(act=run_show)
 
     check = commands.add_parser(
         "verify",
@@ -605,7 +614,7 @@ def parser() -> Parser:
     check.add_argument(
         "folder", metavar="FOLDER", type=Path, help="a run folder, a dataset, or a folder of shards"
     )
-    check.set_defaults(act=verifying)
+    check.set_defaults(act=run_verify)
     return parser
 
 

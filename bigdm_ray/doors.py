@@ -19,10 +19,10 @@ from bigdm_ray.errors import (
     full_disk,
     full_memory,
     near_names,
-    nearest,
     sentence,
+    suggest_names,
 )
-from bigdm_ray.settings import checked, converted, flag
+from bigdm_ray.settings import check_settings, convert, flag
 
 T = TypeVar("T")
 _NUMBER = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
@@ -33,7 +33,7 @@ def door(main: Callable[[list[str]], int], arguments: list[str] | None = None) -
 
     Prints `error: ...` for a UserError, or for want of disk or memory wherever it was met.
     """
-    with stopping.heeded():
+    with stopping.heed_signals():
         return _told(main, sys.argv[1:] if arguments is None else arguments)
 
 
@@ -70,7 +70,7 @@ def _is_flag(word: str) -> bool:
     return len(name) > 1 and name[0] == "-" and " " not in name and not _NUMBER.match(word)
 
 
-def apart(arguments: list[str], prefix: str) -> tuple[dict[str, str], list[str]]:
+def split_prefixed(arguments: list[str], prefix: str) -> tuple[dict[str, str], list[str]]:
     """The values of the flags that begin with `prefix`, by the rest of their names, and the other words: for flags that are known only once these are parsed.
 
     Raises UserError for a flag without a value.
@@ -91,7 +91,7 @@ def apart(arguments: list[str], prefix: str) -> tuple[dict[str, str], list[str]]
     return found, others
 
 
-def as_called(prog: str) -> str:
+def program_name(prog: str) -> str:
     """`python -m bigdm_ray.DOOR` as the user has called it: `bigdm DOOR` by the console script."""
     called = Path(sys.argv[0] if sys.argv else "")
     if called.name == "bigdm":
@@ -106,7 +106,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *, prog: str, **options: Any) -> None:
         """As argparse; `prog` says how the door is called where nothing better is known."""
-        super().__init__(prog=as_called(prog), **options)
+        super().__init__(prog=program_name(prog), **options)
 
     def error(self, message: str) -> typing.NoReturn:
         """Raise UserError with one sentence; for an unknown flag with the nearest ones."""
@@ -114,7 +114,7 @@ class Parser(argparse.ArgumentParser):
             word = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
             known = [option for option in self._takes() if option.startswith("--")]
             near = near_names(word, known) if word.startswith("-") else []
-            message = f"unknown argument {word!r}{nearest(word, near)}"
+            message = f"unknown argument {word!r}{suggest_names(word, near)}"
         raise UserError(f"{message} (`{self.prog} --help` explains the arguments)")
 
     def _commands(self) -> dict[str, Parser]:
@@ -198,10 +198,10 @@ class Parser(argparse.ArgumentParser):
         """The settings that the flags of `add_settings` gave. Raises UserError for a value out of range."""
         hints = typing.get_type_hints(kind)
         typed = {
-            name: converted(hint, getattr(given, name), name)
+            name: convert(hint, getattr(given, name), name)
             for name, hint in hints.items()
             if getattr(given, name) is not None
         }
         made = kind(**typed)
-        checked(made, "")
+        check_settings(made, "")
         return made

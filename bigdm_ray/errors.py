@@ -3,7 +3,7 @@
 `UserError` is a mistake that its reader can mend (a wrong name, a value out of range, a folder of another run);
 `RunFailed` is what the world did to a run (a full disk, environments that all raise). Every door turns them into
 one line on standard error and the exit code of the class. What a sentence quotes may come out of a file that anyone
-has written: `quoted` shows the beginning of a value, and no sentence is longer than LONGEST.
+has written: `quote_value` shows the beginning of a value, and no sentence is longer than LONGEST.
 """
 
 import errno
@@ -41,10 +41,10 @@ class RunFailed(UserError):
 
 def sentence(message: object) -> str:
     """A text on one line, without control characters, and without its middle where it is longer than LONGEST."""
-    text = shortened(str(message), LONGEST)
+    text = elide(str(message), LONGEST)
     if not text.isprintable():
         text = "".join(one if one.isprintable() else _shown(one) for one in text)
-        text = shortened(text, LONGEST)
+        text = elide(text, LONGEST)
     return text
 
 
@@ -52,7 +52,7 @@ def _shown(one: str) -> str:
     return " " if one.isspace() else one.encode("unicode_escape").decode()
 
 
-def shortened(text: str, longest: int) -> str:
+def elide(text: str, longest: int) -> str:
     """The text, without what stands before its last quarter where it is longer than this many characters."""
     if len(text) <= longest:
         return text
@@ -60,10 +60,10 @@ def shortened(text: str, longest: int) -> str:
     return text[: longest - end - len(_GAP)] + _GAP + text[len(text) - end :]
 
 
-def quoted(value: Any) -> str:
+def quote_value(value: Any) -> str:
     """A value out of a file as a message shows it: like `repr`, in at most QUOTED characters."""
     try:
-        return sentence(shortened(_REPR.repr(value), QUOTED))
+        return sentence(elide(_REPR.repr(value), QUOTED))
     except ValueError:  # Python writes no integer of thousands of digits
         return f"a value ({type(value).__name__}) that is too large to be shown"
 
@@ -87,7 +87,7 @@ def full_memory(error: BaseException) -> bool:
     )
 
 
-def nearest(word: str, known: list[str]) -> str:
+def suggest_names(word: str, known: list[str]) -> str:
     """`"; did you mean 'x'?"` with the names that are near `word`: misspelt, or short for (`--lr`).
 
     Where none is near, the list of a few known names, or nothing where they are many.

@@ -30,16 +30,16 @@ from typing import Any
 import numpy as np
 
 from bigdm_ray import stopping
-from bigdm_ray.doors import Parser, apart, door
+from bigdm_ray.doors import Parser, door, split_prefixed
 from bigdm_ray.envs.task import Task
 from bigdm_ray.envs.vector import Arrays, Step, VectorEnv
 from bigdm_ray.errors import RunFailed, UserError, install
 from bigdm_ray.formats.behaviour import OWN_OR_MODES
 from bigdm_ray.progress import Progress
 from bigdm_ray.settings import setting
-from bigdm_ray.tables.runs import aligned, markdown, row
+from bigdm_ray.tables.runs import align_columns, markdown, row
 from bigdm_ray.training.acting import command_of, policy_of, report_head, run_as
-from bigdm_ray.training.evaluation import ROWS, constant, evaluate_in_parts, joined, parts_of
+from bigdm_ray.training.evaluation import ROWS, constant, evaluate_in_parts, join_scores, parts_of
 from bigdm_ray.training.learner import pick_device
 from bigdm_ray.training.loaded import Loaded, load
 from bigdm_ray.training.params import Weights
@@ -110,7 +110,7 @@ class EvaluateFlags:
     )
 
 
-def score(loaded: Loaded, asked: EvaluateFlags) -> dict[str, Any]:
+def score_run(loaded: Loaded, asked: EvaluateFlags) -> dict[str, Any]:
     """Play the episodes; the content of evaluation.json. Raises UserError, RunFailed where no episode ends well, and KeyboardInterrupt where none has ended."""
     if asked.actors > 1 and asked.device != "cpu":
         raise UserError(
@@ -155,7 +155,7 @@ def score(loaded: Loaded, asked: EvaluateFlags) -> dict[str, Any]:
                 asked.address,
                 bar.advance,
             )
-            result = joined(scores, command, len(scores) < len(parts)).whole(loaded.task)
+            result = join_scores(scores, command, len(scores) < len(parts)).whole(loaded.task)
     return {
         "schema_version": SCHEMA_VERSION,
         **report_head(loaded, asked.weights, mode, seed),
@@ -177,7 +177,7 @@ def score(loaded: Loaded, asked: EvaluateFlags) -> dict[str, Any]:
 
 
 def score_each(loaded: Loaded, asked: EvaluateFlags) -> dict[str, Any]:
-    """`score` of each task of a run of several, and the mean of normalised scores; the content of evaluation.json.
+    """`score_run` of each task of a run of several, and the mean of normalised scores; the content of evaluation.json.
 
     A task in which nothing can be played is told, and left out. Raises RunFailed where that is so
     of all.
@@ -186,7 +186,7 @@ def score_each(loaded: Loaded, asked: EvaluateFlags) -> dict[str, Any]:
     problems: list[str] = []
     for use in loaded.run.tasks:
         try:
-            reports[use.name] = score(loaded.of(use.name), asked)
+            reports[use.name] = score_run(loaded.of(use.name), asked)
         except RunFailed as error:
             problems.append(str(error))
             print(f"note: {error}", file=sys.stderr)
@@ -296,7 +296,7 @@ def film(path: Path, fps: int) -> Iterator[Callable[[np.ndarray], None]]:
         part.unlink(missing_ok=True)
 
 
-def record(
+def record_video(
     loaded: Loaded, report: dict[str, Any], path: Path, episodes: int = VIDEO_EPISODES
 ) -> list[float]:
     """Write a video of some episodes, played as the report's were but with seeds of their own; their returns.
@@ -316,7 +316,7 @@ def record(
     def frame() -> np.ndarray:
         plain = picture(task, env.frame())
         return (
-            drawn_into(plain, task.pixels(planned[0]))
+            draw_lines(plain, task.pixels(planned[0]))
             if planned and task.pixels is not None
             else plain
         )
@@ -329,7 +329,7 @@ def record(
         ):
 
             def on_step() -> None:
-                append(captioned(frame(), env.told(report["command"])))
+                append(add_caption(frame(), env.told(report["command"])))
                 bar.advance(1)
 
             bar.advance(0)
@@ -386,7 +386,7 @@ class ReturnCounter:
         return f"{asked}so far {self._total:,.1f}"
 
 
-def captioned(frame: np.ndarray, text: str) -> np.ndarray:
+def add_caption(frame: np.ndarray, text: str) -> np.ndarray:
     """A frame `[height, width, 3]` uint8 below a band with a line of text."""
     draw, font, image = (
         importlib.import_module(f"PIL.Image{name}") for name in ("Draw", "Font", "")
@@ -399,7 +399,7 @@ def captioned(frame: np.ndarray, text: str) -> np.ndarray:
     return np.asarray(out)
 
 
-def drawn_into(frame: np.ndarray, lines: np.ndarray) -> np.ndarray:
+def draw_lines(frame: np.ndarray, lines: np.ndarray) -> np.ndarray:
     """A frame `[height, width, 3]` with lines over it, `[beams, H, 2]` points (column, row) each, the first, which is the plan, above the others.
 
     A line ends at its first point that is not finite; what lies outside the frame is left out.
@@ -445,7 +445,7 @@ def main(arguments: list[str]) -> int:
         metavar="X",
         help="as `run ALGORITHM TASK --help` explains them: of tt --algorithm.horizon 5 --algorithm.beams 32",
     )
-    acting, others = apart(arguments, OWN)
+    acting, others = split_prefixed(arguments, OWN)
     given = parser.parse(others)
     asked = parser.settings(EvaluateFlags, given)
     if given.video:
@@ -459,20 +459,20 @@ def main(arguments: list[str]) -> int:
             raise UserError(
                 f"{flag} is for one task, but {folder} acts in several: {loaded.run.title}; leave it out"
             )
-        report = score_each(loaded, asked) if several else score(loaded, asked)
+        report = score_each(loaded, asked) if several else score_run(loaded, asked)
         reports.append((folder, report))
         if not several:
             print(table(report))
-        leave(loaded, report, results(folder), given.video)
+        write_evaluation(loaded, report, results(folder), given.video)
         if report["partial"]:
             break
     if len(given.folders) > 1:
         rows = [row(folder, report) for folder, report in reports]
-        print(aligned(rows) if sys.stdout.isatty() else markdown(rows))
+        print(align_columns(rows) if sys.stdout.isatty() else markdown(rows))
     return stopping.code() if reports[-1][1]["partial"] else 0
 
 
-def leave(loaded: Loaded, report: dict[str, Any], home: Path, video: bool) -> None:
+def write_evaluation(loaded: Loaded, report: dict[str, Any], home: Path, video: bool) -> None:
     """Write HOME/evaluation.json, then the video, where one is wanted and nothing stopped the playing."""
     file, path = home / "evaluation.json", home / "video.mp4"
     write_json(file, report)  # before the video, which may fail or be stopped
@@ -481,7 +481,7 @@ def leave(loaded: Loaded, report: dict[str, Any], home: Path, video: bool) -> No
         return
     planned = report["mode"] == "plan"
     episodes = min(VIDEO_EPISODES, report["episodes_asked"]) if planned else VIDEO_EPISODES
-    returns = record(loaded, report, path, episodes)
+    returns = record_video(loaded, report, path, episodes)
     write_json(file, report | {"video_returns": returns})
     print(f"video: {path}, returns {', '.join(f'{value:,.1f}' for value in returns)}")
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bigdm_ray.errors import quoted
+from bigdm_ray.errors import quote_value
 
 LARGEST = 1 << 24
 """Bytes of a JSON file, at most, where its reader does not say another bound."""
@@ -67,7 +67,7 @@ def read_json(
 def real(value: Any, what: str, finite: bool = True) -> float:
     """A number of JSON as float. Raises NotJson for a text, true, null, and (unless told) what is not finite."""
     if type(value) not in (int, float) or (finite and not math.isfinite(value)):
-        raise NotJson(f"{what} is {quoted(value)}, but a number is expected")
+        raise NotJson(f"{what} is {quote_value(value)}, but a number is expected")
     return float(value)
 
 

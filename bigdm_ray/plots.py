@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigdm_ray.doors import Parser, door
-from bigdm_ray.errors import UserError, nearest
-from bigdm_ray.pictures.base import Picture, kept, pictures
+from bigdm_ray.errors import UserError, suggest_names
+from bigdm_ray.pictures.base import Picture, keep_figures, pictures
 from bigdm_ray.progress import notebook
-from bigdm_ray.settings import checked, flag
-from bigdm_ray.training.zoo import is_zoo, located, results
+from bigdm_ray.settings import check_settings, flag
+from bigdm_ray.training.zoo import is_zoo, locate, results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,17 +44,17 @@ def figure(picture: str, *folders: str | Path, **settings: Any) -> Figure:
     """
     known = pictures()
     if picture not in known:
-        raise UserError(f"unknown picture {picture!r}{nearest(picture, list(known))}")
+        raise UserError(f"unknown picture {picture!r}{suggest_names(picture, list(known))}")
     kind = known[picture].settings
     fields = {field.name for field in dataclasses.fields(kind)}
     if wrong := sorted(settings.keys() - fields):
         raise UserError(
-            f"the picture {picture} has no {wrong[0]!r}{nearest(wrong[0], sorted(fields))}"
+            f"the picture {picture} has no {wrong[0]!r}{suggest_names(wrong[0], sorted(fields))}"
         )
     asked = kind(**settings)
-    checked(asked, "")
-    with kept() as figures:
-        known[picture].draw([located(folder) for folder in folders], None, asked)
+    check_settings(asked, "")
+    with keep_figures() as figures:
+        known[picture].draw([locate(folder) for folder in folders], None, asked)
     if (shell := notebook()) is not None:  # which shows figures of pyplot alone, unless told
         importlib.import_module("IPython.core.pylabtools").select_figure_formats(shell, {"png"})
     return figures[0]
@@ -70,7 +70,7 @@ def obedience(*folders: str | Path, **settings: Any) -> Figure:
     return figure("obedience", *folders, **settings)
 
 
-def wanted(given: argparse.Namespace, known: dict[str, Picture]) -> Picture:
+def find_picture(given: argparse.Namespace, known: dict[str, Picture]) -> Picture:
     """The picture that is asked for. Raises UserError where two are, and for a flag that it does not have."""
     asked = [
         picture
@@ -121,10 +121,10 @@ def main(arguments: list[str]) -> int:
             parser.add_argument(f"--{picture.name}", action="store_true", help=picture.help)
     parser.add_settings(*(picture.settings for picture in known.values()))
     given = parser.parse(arguments)
-    picture = wanted(given, known)
+    picture = find_picture(given, known)
     first, *_ = given.folders
     out = given.out or (results(first) / "plots" if is_zoo(first) else None)
-    folders = list({folder.resolve(): folder for folder in map(located, given.folders)}.values())
+    folders = list({folder.resolve(): folder for folder in map(locate, given.folders)}.values())
     picture.draw(folders, out, parser.settings(picture.settings, given))
     return 0
 

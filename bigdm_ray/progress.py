@@ -46,7 +46,7 @@ def say(text: str, stream: IO[str] | None = None) -> None:
         stream.flush()
 
 
-def animated(stream: IO[str]) -> bool:
+def is_animated(stream: IO[str]) -> bool:
     """Whether what is written there can be written over: a terminal, or a notebook."""
     return stream.isatty() or (stream is sys.stderr and notebook() is not None)
 
@@ -64,7 +64,7 @@ def span(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def ahead(seconds: float) -> str:
+def rough_duration(seconds: float) -> str:
     """Roughly so long: 40 s, 12 min, 7 h, 3 days."""
     for unit, size, until in (("s", 1, 120), ("min", 60, 120 * 60), ("h", 3600, 48 * 3600)):
         if seconds < until:
@@ -87,7 +87,7 @@ class LiveDisplay:
         self.shown = not quiet
         if quiet:
             return
-        if animated(self._stream):
+        if is_animated(self._stream):
             first = self._status()
             self._bar = _Bar(
                 total=1.0,
@@ -205,5 +205,9 @@ class Progress:
         told = f"{self._label}: {self.done:,}"
         if self._total:
             told += f" of {self._total:,}"
-            pace += f", {ahead(max(0, self._total - self.done) / rate)} left" if rate > 0 else ""
+            pace += (
+                f", {rough_duration(max(0, self._total - self.done) / rate)} left"
+                if rate > 0
+                else ""
+            )
         return f"{told} {self._units}, {pace}, {span(seconds)}"

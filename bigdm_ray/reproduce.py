@@ -30,7 +30,7 @@ from bigdm_ray.progress import Progress, say
 from bigdm_ray.replay.shard import publish
 from bigdm_ray.tables.base import SCALES, Cell, Overview, Scale, find_grid, grids, overviews
 from bigdm_ray.tables.folders import SCHEMA_VERSION, TableFolders, value_of
-from bigdm_ray.tables.markdown import MeasuredBar, measured, overview_table, table
+from bigdm_ray.tables.markdown import MeasuredBar, measure_bars, overview_table, table
 from bigdm_ray.training.config import Run, read_run, run_from_json
 from bigdm_ray.training.run_folder import SAME, difference, summary_of
 
@@ -92,9 +92,9 @@ def _fill(
                 traceback.print_exc()
                 done(cell, run, None, f"{type(error).__name__}: {error}")
         return
-    from bigdm_ray.distributed.map import side_by_side
+    from bigdm_ray.distributed.map import run_side_by_side
 
-    for number, summary, why in side_by_side(
+    for number, summary, why in run_side_by_side(
         train_cell, [(run.to_json(), folder) for _, run, folder in work], jobs
     ):
         done(*work[number][:2], summary, why)
@@ -104,10 +104,10 @@ def draw_overview(overview: Overview, bars: list[MeasuredBar], path: Path) -> No
     """Write the picture, and its numbers beside it as JSON. Raises RunFailed."""
     import matplotlib
 
-    from bigdm_ray.pictures.base import COLOURS, STYLE, mark, panelled, write
+    from bigdm_ray.pictures.base import COLOURS, STYLE, make_panels, mark_published, write
 
     with matplotlib.rc_context(STYLE):
-        figure, panels = panelled(len(overview.domains), 4.2, 4.0)
+        figure, panels = make_panels(len(overview.domains), 4.2, 4.0)
         for axes, domain in zip(panels, overview.domains, strict=True):
             here = [one for one in bars if one.bar.domain == domain]
             for place, one in enumerate(here):
@@ -129,7 +129,7 @@ def draw_overview(overview: Overview, bars: list[MeasuredBar], path: Path) -> No
                     ha="center",
                     fontsize=9,
                 )
-            mark(
+            mark_published(
                 axes,
                 [(place + 0.42, one.bar.published) for place, one in enumerate(here)],
                 "published",
@@ -179,7 +179,7 @@ def write_tables(folder: Path, results: Path, data: Path, runs: Path) -> list[Pa
                 texts.setdefault(grid.name, []).append((scale, table(shelf)))
     for overview in overviews().values():
         for scale in SCALES:
-            bars = measured(overview, scale, results, data)
+            bars = measure_bars(overview, scale, results, data)
             if any(one.scores for one in bars):
                 text = overview_table(overview, scale, bars)
                 texts.setdefault(overview.name, []).append((scale, text))
@@ -280,7 +280,7 @@ def main(arguments: list[str]) -> int:
             raise UserError(
                 f"{overview.name} is made of the cells of other tables, all of them; leave --only out"
             )
-        bars = measured(overview, scale, given.results, given.data)
+        bars = measure_bars(overview, scale, given.results, given.data)
         print(overview_table(overview, scale, bars))
         if not given.show:
             draw_overview(overview, bars, given.results / overview.name / scale / "overview.png")

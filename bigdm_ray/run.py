@@ -27,16 +27,16 @@ from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import (
     Run,
     RunCommand,
-    as_begun,
-    described,
+    describe_run,
     parse,
-    premature,
+    premature_warning,
     read_run,
+    resumed_run,
     still_rising,
 )
 from bigdm_ray.training.metrics import Listener, TerminalReporter
 from bigdm_ray.training.run_folder import LOOPS, RunFolder, metrics_of
-from bigdm_ray.training.start import taking_turns
+from bigdm_ray.training.start import rotation_note
 
 
 def train(
@@ -60,7 +60,7 @@ def train(
     progress: contextlib.AbstractContextManager[TerminalReporter | None] = (
         bar(run, local) if shown else contextlib.nullcontext()
     )
-    with home(run, folder, resume) as path, progress as terminal:
+    with open_home(run, folder, resume) as path, progress as terminal:
         listeners = [one for one in (report, terminal) if one is not None]
         return _train(run, path, listeners, resume, local)
 
@@ -84,7 +84,7 @@ def bar(run: Run, local: bool) -> Iterator[TerminalReporter]:
 def _train(
     run: Run, path: Path, listeners: list[Listener], resume: bool, local: bool
 ) -> dict[str, Any]:
-    run = as_begun(run, path) if resume else run
+    run = resumed_run(run, path) if resume else run
     if isinstance(run.algorithm, ExternalAlgorithm):
         return _train_foreign(run, path, resume, listeners, local)
     if local:
@@ -125,7 +125,7 @@ def default_folder(run: Run) -> Path:
 
 
 @contextlib.contextmanager
-def home(run: Run, folder: str | Path | None, resume: bool) -> Iterator[Path]:
+def open_home(run: Run, folder: str | Path | None, resume: bool) -> Iterator[Path]:
     """Where a run is saved: the folder that was named, else the default one.
 
     Where that is taken, the first of FOLDER-run2, FOLDER-run3, ... that is not, made at once, so that
@@ -184,10 +184,10 @@ def intent(run: Run, folder: Path, local: bool) -> str:
     return f"{does}, {where}; saved in {folder}; Ctrl-C stops it, --resume goes on"
 
 
-def stopped(folder: Path) -> str:
+def stop_sentence(folder: Path) -> str:
     """What a signal to stop has left, and what --resume makes of it, in one sentence."""
     home = RunFolder(folder)
-    if saved := checkpoint.saved(home.checkpoints):
+    if saved := checkpoint.complete_checkpoints(home.checkpoints):
         goes_on = f"stopped; --folder {folder} --resume goes on from the last checkpoint"
         return goes_on + _since(folder, saved[-1])
     if not (folder / "run.json").is_file():
@@ -215,14 +215,14 @@ def _since(folder: Path, saved: Path) -> str:
     return f", at {unit} step {at:,}{later}"
 
 
-def unscored(run: Run) -> str | None:
+def unscored_sentence(run: Run) -> str | None:
     """That nothing is scored, in one sentence; None where there is an environment."""
     if all(use.task.plays for use in run.tasks):
         return None
     return "there is no environment: losses are reported (metrics.jsonl), and nothing is scored"
 
 
-def uncounted(run: Run) -> str | None:
+def uncounted_sentence(run: Run) -> str | None:
     """Which of several tasks do not count where weights are compared, in one sentence; None where all do, or none would."""
     without = [use.name for use in run.tasks if use.task.reference_returns is None]
     if not run.several or len(without) in (0, len(run.tasks)):
@@ -233,7 +233,7 @@ def uncounted(run: Run) -> str | None:
     )
 
 
-def ending(summary: dict[str, Any]) -> str:
+def unscored_closing_line(summary: dict[str, Any]) -> str:
     """The closing line of a run that has no score."""
     losses = ", ".join(f"{name} {value:.4g}" for name, value in summary["losses"].items())
     steps = f"{summary['learner_steps']:,} learner steps, {summary['wall_s']:.0f} s"
@@ -246,44 +246,44 @@ def main(arguments: list[str]) -> int:
     if asked.alone and not asked.local and not asked.run.machines.lock_step:
         assert asked.folder is not None
         asked = dataclasses.replace(asked, local=RunFolder(asked.folder).loop == LOOPS[True])
-    with home(asked.run, asked.folder, asked.resume) as folder:
+    with open_home(asked.run, asked.folder, asked.resume) as folder:
         return _main(asked, folder)
 
 
 def _main(asked: RunCommand, folder: Path) -> int:
     run = asked.run
     if not asked.quiet:
-        print(f"{described(run)}\n{intent(run, folder, asked.local)}", file=sys.stderr)
+        print(f"{describe_run(run)}\n{intent(run, folder, asked.local)}", file=sys.stderr)
     played = [use.task for use in run.tasks if not run.offline]
     remarks = [run.algorithm.remark(task.signature()) for task in played]
     for note in (
         *(task.slow() for task in played),
         *dict.fromkeys(remarks),
-        premature(run),
+        premature_warning(run),
         still_rising(run),
-        taking_turns(run),
-        unscored(run),
-        uncounted(run),
+        rotation_note(run),
+        unscored_sentence(run),
+        uncounted_sentence(run),
     ):
         if note is not None:
             print(f"note: {note}", file=sys.stderr)
     try:
         summary = train(run, folder, resume=asked.resume, local=asked.local, quiet=asked.quiet)
     except KeyboardInterrupt:
-        print(stopped(folder), file=sys.stderr)
+        print(stop_sentence(folder), file=sys.stderr)
         return stopping.code()
     if "losses" in summary:
-        print(ending(summary))
+        print(unscored_closing_line(summary))
         print(f"summary: {folder / 'summary.json'}")
         return 0
-    print(of_several(summary) if "tasks" in summary else closing(summary))
+    print(several_closing_lines(summary) if "tasks" in summary else closing_line(summary))
     print(f"summary: {folder / 'summary.json'}")
     for problem in summary["problems"][-3:]:
         print(f"note: {problem}", file=sys.stderr)
     return 0
 
 
-def closing(summary: dict[str, Any]) -> str:
+def closing_line(summary: dict[str, Any]) -> str:
     """A run's closing line, from its summary."""
     scores = summary["normalized_score"], summary["best_normalized_score"]
     score = (
@@ -293,16 +293,16 @@ def closing(summary: dict[str, Any]) -> str:
     low, high = summary["return_low"], summary["return_high"]
     return (
         f"return {summary['return_mean']:.1f} +- {summary['return_std']:.1f} "
-        f"over {summary['return_episodes']} episodes{told(asked)} "
+        f"over {summary['return_episodes']} episodes{asked_phrase(asked)} "
         f"({low:.1f}..{high:.1f} is the mean's 95 % interval), "
         f"best weights {summary['best_return_mean']:.1f}"
-        f"{told(summary.get('best_command', {}).get('desired_return'))}; {score}"
+        f"{asked_phrase(summary.get('best_command', {}).get('desired_return'))}; {score}"
         f"{summary['env_steps']:,} environment steps, "
         f"{summary['learner_steps']:,} learner steps, {summary['wall_s']:.0f} s"
     )
 
 
-def of_several(summary: dict[str, Any]) -> str:
+def several_closing_lines(summary: dict[str, Any]) -> str:
     """The closing lines of a run of several tasks: one each, and the mean."""
     lines = []
     for task, score in summary["tasks"].items():
@@ -324,7 +324,7 @@ def of_several(summary: dict[str, Any]) -> str:
     return "\n".join([*lines, f"{mean}{steps}, {summary['wall_s']:.0f} s"])
 
 
-def told(asked: float | None) -> str:
+def asked_phrase(asked: float | None) -> str:
     """What was asked for, behind a return."""
     return "" if asked is None else f", asked for {asked:.1f}"
 

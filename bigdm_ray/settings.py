@@ -1,6 +1,6 @@
 """Settings as frozen dataclasses: fields that carry their help and range, checked when made, read from and written to JSON.
 
-`setting(default, help)` declares a field; `checked` raises UserError with the flag's name, the value, what was expected.
+`setting(default, help)` declares a field; `check_settings` raises UserError with the flag's name, the value, what was expected.
 `to_json` and `from_json` are each other's inverse; unknown keys are refused with the nearest known one.
 """
 
@@ -12,7 +12,7 @@ import types
 import typing
 from typing import Any, TypeVar
 
-from bigdm_ray.errors import UserError, nearest, quoted
+from bigdm_ray.errors import UserError, quote_value, suggest_names
 
 T = TypeVar("T")
 
@@ -43,13 +43,13 @@ def flag(path: str) -> str:
     return "--" + path.replace("_", "-")
 
 
-def checked(value: Any, prefix: str) -> None:
+def check_settings(value: Any, prefix: str) -> None:
     """Raise UserError for the first field of a settings dataclass (nested ones too) that is out of range, or empty where it may not be."""
     for field in dataclasses.fields(value):
         here = getattr(value, field.name)
         path = f"{prefix}{field.name}"
         if dataclasses.is_dataclass(here):
-            checked(here, f"{path}.")
+            check_settings(here, f"{path}.")
         elif "help" in field.metadata:
             if here == () and not field.metadata["empty"]:
                 raise UserError(f"{flag(path)} is empty, but at least one value is expected")
@@ -74,7 +74,7 @@ def _check_field(value: Any, path: str, meta: typing.Mapping[str, Any]) -> None:
             raise UserError(f"{flag(path)} is {value}, but {''.join(wanted)} is expected")
     if meta["choices"] and value not in meta["choices"]:
         raise UserError(
-            f"{flag(path)} is {quoted(value)}, but one of {', '.join(meta['choices'])} is expected{nearest(str(value), list(meta['choices']))}"
+            f"{flag(path)} is {quote_value(value)}, but one of {', '.join(meta['choices'])} is expected{suggest_names(str(value), list(meta['choices']))}"
         )
 
 
@@ -92,7 +92,9 @@ def from_json(kind: type[T], data: dict[str, Any], prefix: str = "") -> T:
     given: dict[str, Any] = {}
     for name, value in data.items():
         if name not in known:
-            raise UserError(f"unknown setting {prefix}{quoted(name)}{nearest(name, sorted(known))}")
+            raise UserError(
+                f"unknown setting {prefix}{quote_value(name)}{suggest_names(name, sorted(known))}"
+            )
         hint = hints[name]
         nested = (
             isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict)
@@ -100,22 +102,22 @@ def from_json(kind: type[T], data: dict[str, Any], prefix: str = "") -> T:
         given[name] = (
             from_json(hint, value, f"{prefix}{name}.")
             if nested
-            else converted(hint, value, f"{prefix}{name}")
+            else convert(hint, value, f"{prefix}{name}")
         )
     return kind(**given)
 
 
-def converted(hint: Any, value: Any, path: str) -> Any:
+def convert(hint: Any, value: Any, path: str) -> Any:
     """`value` (JSON, or text from a command line) as the type `hint`. Raises UserError naming the flag."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     try:
         if origin in (typing.Union, types.UnionType):
             if value is None or value == "none":
                 return None
-            return converted(next(a for a in arguments if a is not type(None)), value, path)
+            return convert(next(a for a in arguments if a is not type(None)), value, path)
         if origin is tuple:
             items = [item for item in value.split(",") if item] if isinstance(value, str) else value
-            return tuple(converted(arguments[0], item, path) for item in items)
+            return tuple(convert(arguments[0], item, path) for item in items)
         if hint is bool:
             text = str(value).lower()
             if text not in ("true", "false", "1", "0", "yes", "no"):
@@ -131,14 +133,16 @@ def converted(hint: Any, value: Any, path: str) -> Any:
                 raise ValueError
             return float(value)
         if origin is dict:
-            return {name: converted(arguments[1], item, path) for name, item in value.items()}
+            return {name: convert(arguments[1], item, path) for name, item in value.items()}
         if hint is str or origin is typing.Literal:
             if not isinstance(value, str | int | float):
                 raise ValueError
             return str(value)
     except (ValueError, TypeError, AttributeError, OverflowError):
         expected = type_name(hint)
-        raise UserError(f"{flag(path)} is {quoted(value)}, but {expected} is expected") from None
+        raise UserError(
+            f"{flag(path)} is {quote_value(value)}, but {expected} is expected"
+        ) from None
     raise UserError(f"{flag(path)} cannot be set from text")
 
 

@@ -2,7 +2,7 @@
 
 Ctrl-C itself, SIGTERM (Slurm, Kubernetes, notices of spot machines, `timeout`) and SIGHUP (a
 terminal that closes) raise KeyboardInterrupt in the main thread, and `code` is what the process
-shall end with. Passages whose steps belong together are `held`: they are told, and end at a place
+shall end with. Passages whose steps belong together are held (`hold_signals`): they are told, and end at a place
 of their own choice. A second signal ends the process at once. Commands install this (`doors.py`); a
 program that imports the package keeps its own handlers.
 """
@@ -43,18 +43,18 @@ def code() -> int:
     return 128 + (_State.number or signal.SIGINT)
 
 
-def in_force() -> bool:
+def is_heeding() -> bool:
     """Whether a command heeds signals."""
     return _State.installed
 
 
-def asked() -> bool:
+def is_stop_asked() -> bool:
     """Whether one has come."""
     return _State.installed and _State.number is not None
 
 
 @contextlib.contextmanager
-def heeded() -> Iterator[None]:
+def heed_signals() -> Iterator[None]:
     """Heed the signals in here. One that is ignored, as SIGHUP is below nohup, stays so.
 
     Without effect in another thread than the main one, and where it is in effect already.
@@ -147,17 +147,17 @@ def _without_terminal() -> None:
 
 
 @contextlib.contextmanager
-def held() -> Iterator[Callable[[], bool]]:
+def hold_signals() -> Iterator[Callable[[], bool]]:
     """In here a signal only changes the answer of the function, and is raised at the end.
 
     Without effect (the answer stays False) where no command heeds signals.
     """
     _State.held += 1
     try:
-        yield asked
+        yield is_stop_asked
     finally:
         _State.held -= 1
-    if asked() and not _State.held:
+    if is_stop_asked() and not _State.held:
         raise KeyboardInterrupt
 
 
@@ -168,7 +168,7 @@ def break_off() -> None:
 
 
 @contextlib.contextmanager
-def kept() -> Iterator[None]:
+def keep_handlers() -> Iterator[None]:
     """Around the start of Ray, which takes SIGTERM for itself: it is as before."""
     try:
         yield

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.errors import UserError
-from bigdm_ray.tables.runs import aligned, markdown, row, summary_of
-from bigdm_ray.training.zoo import located
+from bigdm_ray.tables.runs import align_columns, markdown, row, summary_of
+from bigdm_ray.training.zoo import locate
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     rows = []
     for folder in given.folders:
         try:
-            rows.append(row(folder, summary_of(located(folder))))
+            rows.append(row(folder, summary_of(locate(folder))))
         except UserError as error:
             if len(given.folders) == 1:
                 raise
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     if not rows:
         raise UserError("none of these folders holds a run that has ended; nothing to compare")
     plain = sys.stdout.isatty() and not given.markdown
-    print(aligned(rows) if plain else markdown(rows))
+    print(align_columns(rows) if plain else markdown(rows))
     return 0
 
 

@@ -31,13 +31,13 @@ from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError, install
 from bigdm_ray.formats import checkpoints, decision_transformer, trajectory_transformer
 from bigdm_ray.formats.dataset import Dataset
-from bigdm_ray.formats.exporting import appearing
+from bigdm_ray.formats.exporting import write_folder_whole
 from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.shard import publish
-from bigdm_ray.settings import converted
+from bigdm_ray.settings import convert
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Counters
-from bigdm_ray.training.config import Run, foreign_run, origin_of, run_from_json
+from bigdm_ray.training.config import Run, external_run, origin_of, run_from_json
 from bigdm_ray.training.loaded import load
 from bigdm_ray.training.packing import pack
 from bigdm_ray.training.params import Weights
@@ -59,16 +59,16 @@ OWN = re.compile(r"--algorithm\.([a-z-]+)")
 STATISTICS = ("embed_state.standardise.mean", "embed_state.standardise.std")
 
 
-def importing(given: argparse.Namespace) -> int:
+def import_weights(given: argparse.Namespace) -> int:
     """`import`: make a run folder. The names of the arrays tell which network they are of."""
-    source = fetched(given.source)
-    arrays, config = checkpoints.read(source)
+    source = fetch_source(given.source)
+    arrays, config = checkpoints.read_weights(source)
     for name, values in arrays.items():
         if not np.isfinite(values).all():
             raise UserError(
                 f"{given.source} has numbers in {name} that are not finite: weights of a training that diverged, or a damaged file"
             )
-    trajectory = trajectory_transformer.known(arrays)
+    trajectory = trajectory_transformer.is_state_dict(arrays)
     for name, of in FOR.items():
         if getattr(given, name) is not None and of != ("tt" if trajectory else "dt"):
             raise UserError(
@@ -76,9 +76,11 @@ def importing(given: argparse.Namespace) -> int:
             )
     try:
         if trajectory:
-            return import_trajectory(given, trajectory_transformer.ours(given.source, arrays))
+            return import_trajectory(
+                given, trajectory_transformer.from_published(given.source, arrays)
+            )
         return import_decision(
-            given, source, decision_transformer.ours(given.source, arrays, config)
+            given, source, decision_transformer.from_hugging_face(given.source, arrays, config)
         )
     except UserError as error:
         raise type(error)(
@@ -98,7 +100,7 @@ def import_decision(
     task = find_task(given.task)
     signature = task.signature()
     fits(given.source, found, given.task, signature)
-    heads = converted(int, given.heads or str(found.heads or 1), "heads")
+    heads = convert(int, given.heads or str(found.heads or 1), "heads")
     if found.heads is not None and heads != found.heads:
         raise UserError(
             f"--heads is {heads}, but the config.json of {given.source} says {found.heads}; leave it out"
@@ -108,7 +110,7 @@ def import_decision(
         "layers": found.layers,
         "heads": heads,
         "timesteps": found.timesteps,
-        **decision_transformer.beside(source),
+        **decision_transformer.settings_beside(source),
     }
     settings |= {
         name: value
@@ -116,7 +118,7 @@ def import_decision(
         if (value := getattr(given, name)) is not None
     }
     dataset = Dataset.open(given.data) if given.data else None
-    run = foreign_run(Dt, given.task, "none", own_flags(settings))
+    run = external_run(Dt, given.task, "none", own_flags(settings))
     if dataset is not None:
         if dataset.task != task.name:
             raise UserError(
@@ -129,7 +131,7 @@ def import_decision(
     weights = complete(run, found, signature, dataset, statistics)
     target = run.algorithm.evaluation_command(dataset.store().table) if dataset else {}
     if given.target_return is not None:
-        target = {"desired_return": converted(float, given.target_return, "target_return")}
+        target = {"desired_return": convert(float, given.target_return, "target_return")}
     publish_run(given.folder, run, weights, target)
     asked = "" if target else " --desired-return R"
     print(
@@ -150,7 +152,7 @@ def import_trajectory(
         raise UserError(
             f"{given.source} holds no thresholds of its tokens: --bins FILE is expected; {trajectory_transformer.PAGE} has the lines that write it"
         )
-    heads = converted(int, given.heads or "4", "heads")
+    heads = convert(int, given.heads or "4", "heads")
     sizes = {
         "width": found.width,
         "layers": found.layers,
@@ -160,7 +162,7 @@ def import_trajectory(
         "stop": found.stop,
     }
     sizes["context"] = min(Tt.context, found.window)
-    run = foreign_run(Tt, given.task, given.preset, own_flags(sizes))
+    run = external_run(Tt, given.task, given.preset, own_flags(sizes))
     signature = find_task(given.task).signature()
     leaves = (*signature.observations.values(), *signature.actions.values())
     if not all(leaf.kind == "tensor" for leaf in leaves):
@@ -199,7 +201,7 @@ def publish_run(folder: Path, run: Run, weights: Weights, target: dict[str, floa
     where the disk does not take it.
     """
     RunFolder(folder).vacant()
-    with appearing(folder) as hidden:
+    with write_folder_whole(folder) as hidden:
         home = RunFolder(hidden).claim(run, False, exact=True)
         try:
             for which in ("last", "best"):
@@ -219,7 +221,7 @@ def publish_run(folder: Path, run: Run, weights: Weights, target: dict[str, floa
         RunFolder(folder).free()
 
 
-def fetched(source: str) -> Path:
+def fetch_source(source: str) -> Path:
     """Where a source lies on this machine; from the Hub the two files alone. Raises UserError."""
     if not source.startswith("hf:"):
         return Path(source)
@@ -309,7 +311,7 @@ def complete(
     return weights
 
 
-def exporting(given: argparse.Namespace) -> int:
+def export_weights(given: argparse.Namespace) -> int:
     """`export`: a folder that Hugging Face's `DecisionTransformerModel.from_pretrained` loads, and the statistics beside it."""
     loaded = load(given.run, given.which)
     algorithm, model = loaded.run.algorithm, loaded.model
@@ -332,7 +334,7 @@ def exporting(given: argparse.Namespace) -> int:
         loaded.signature,
     )
     arrays = {name: value.numpy() for name, value in model.state_dict().items()}
-    out, config = decision_transformer.theirs(
+    out, config = decision_transformer.to_hugging_face(
         arrays, algorithm.heads, algorithm.dropout, algorithm.context
     )
     try:
@@ -346,7 +348,7 @@ def exporting(given: argparse.Namespace) -> int:
         raise UserError(f"--folder {given.folder} is not empty; choose another")
     named = dict(zip(("mean", "std"), (arrays[name].tolist() for name in STATISTICS), strict=True))
     statistics = {**named, "return_scale": algorithm.return_scale}
-    with appearing(given.folder) as hidden:
+    with write_folder_whole(given.folder) as hidden:
         publish(hidden / "model.safetensors", save_safetensors(out, {"format": "pt"}))
         for name, told in (("config.json", config), ("statistics.json", statistics)):
             publish(hidden / name, json.dumps(told, indent=1).encode())
@@ -356,7 +358,7 @@ def exporting(given: argparse.Namespace) -> int:
     return 0
 
 
-def packing(given: argparse.Namespace) -> int:
+def pack_weights(given: argparse.Namespace) -> int:
     """`pack`: a small folder that `load` and `evaluate` open as they open a run's."""
     card = pack(given.run, given.folder, given.which, given.description)
     size = sum(file.stat().st_size for file in given.folder.rglob("*") if file.is_file())
@@ -423,7 +425,7 @@ def main(arguments: list[str]) -> int:
     one.add_argument(
         "--preset", metavar="NAME", help="tt: how it plans, a preset of the task (default: default)"
     )
-    one.set_defaults(call=importing)
+    one.set_defaults(call=import_weights)
     two = commands.add_parser(
         "export", help="a dt run in Hugging Face's layout", allow_abbrev=False
     )
@@ -432,7 +434,7 @@ def main(arguments: list[str]) -> int:
     two.add_argument(
         "--which", choices=("last", "best"), default="last", help="which weights (default: last)"
     )
-    two.set_defaults(call=exporting)
+    two.set_defaults(call=export_weights)
     three = commands.add_parser(
         "pack",
         help="run.json, summary, card and weights of a run that was scored, without its episodes",
@@ -444,7 +446,7 @@ def main(arguments: list[str]) -> int:
         "--which", choices=("last", "best"), default="last", help="which weights (default: last)"
     )
     three.add_argument("--description", default="", metavar="TEXT", help="a sentence for the card")
-    three.set_defaults(call=packing)
+    three.set_defaults(call=pack_weights)
     given = parser.parse(arguments)
     torch.set_num_threads(1)
     code: int = given.call(given)

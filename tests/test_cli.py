@@ -15,8 +15,8 @@ import bigdm_ray
 from bigdm_ray import cli
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.errors import UserError, install, near_names
-from bigdm_ray.run import home
 from bigdm_ray.run import main as run
+from bigdm_ray.run import open_home
 from bigdm_ray.settings import setting
 from bigdm_ray.training.config import configure, parse
 
@@ -394,7 +394,7 @@ def test_the_default_folder_numbers_itself(tmp_path, monkeypatch):
     made = configure("udrl", "toy-vector")
 
     def begun(_):
-        with home(made, None, False) as path:
+        with open_home(made, None, False) as path:
             (path / "run.json").write_text("{}")
             return str(path)
 
@@ -402,10 +402,10 @@ def test_the_default_folder_numbers_itself(tmp_path, monkeypatch):
         paths = sorted(pool.map(begun, range(4)))
     first = "runs/udrl-toy-vector-1"
     assert paths == [first, f"{first}-run2", f"{first}-run3", f"{first}-run4"]
-    with home(made, None, True) as path:
+    with open_home(made, None, True) as path:
         assert str(path) == f"{first}-run4"
-    with home(made, None, False) as path:
+    with open_home(made, None, False) as path:
         assert path.is_dir() and str(path) == f"{first}-run5"
     assert not path.exists()
-    with home(made, "mine", False) as path:
+    with open_home(made, "mine", False) as path:
         assert str(path) == "mine" and not path.exists()

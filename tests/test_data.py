@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from making import episode, played
 
-from bigdm_ray.data import histogram, main, parser, played_by, plot
+from bigdm_ray.data import histogram, main, parser, plot, recording_request
 from bigdm_ray.doors import door
 from bigdm_ray.envs import find_task
 from bigdm_ray.formats.dataset import Dataset
@@ -548,7 +548,7 @@ def test_a_recording_goes_on_with_the_same_weights_and_noise_only(trained, tmp_p
         given = parser().parse(
             ["record", str(tmp_path / "run"), "--folder", "x", "--episodes", "5", *flags]
         )
-        return played_by(given, "last", 5, None, 1).made_of
+        return recording_request(given, "last", 5, None, 1).made_of
 
     before = made_of("--epsilon", "0.1")
     assert made_of("--epsilon", "0.1") == before != made_of("--epsilon", "0.10000001"), (

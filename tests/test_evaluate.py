@@ -20,12 +20,12 @@ from bigdm_ray.evaluate import (
     BOLD,
     FAINT,
     EvaluateFlags,
-    captioned,
-    drawn_into,
+    add_caption,
+    draw_lines,
     film,
     main,
-    record,
-    score,
+    record_video,
+    score_run,
     table,
 )
 from bigdm_ray.training.acting import command_of, run_as
@@ -97,7 +97,7 @@ def test_scores_are_those_of_the_evaluation_with_the_runs_command(folder, capsys
 def test_parts_are_rollouts_of_their_own(folder):
     """So it does not matter who plays them; what a report of several parts says is the sum of them."""
     loaded = load(folder)
-    report = score(loaded, EvaluateFlags(episodes=8, rows=3))
+    report = score_run(loaded, EvaluateFlags(episodes=8, rows=3))
     parts = [
         evaluate(loaded.policy("sample"), loaded.task, loaded.command, count, 3, "evaluate", number)
         for number, count in enumerate((3, 3, 2))
@@ -121,7 +121,7 @@ def test_a_planned_run_is_scored_with_as_many_episodes_as_its_own_evaluations(pl
         EvaluateFlags(mode="mean", episodes=1),
         EvaluateFlags(mode="mean"),
     ):
-        score(load(planned), flags)
+        score_run(load(planned), flags)
     assert asked == [[1], [1], [50, 50]]
 
 
@@ -153,7 +153,7 @@ def stop_at(monkeypatch, call):
 
 
 def test_ctrl_c_reports_the_episodes_that_have_ended(folder, capsys, monkeypatch):
-    whole = score(load(folder), EvaluateFlags(episodes=30, rows=10))
+    whole = score_run(load(folder), EvaluateFlags(episodes=30, rows=10))
     steps = max(whole["lengths"][:10]) + max(whole["lengths"][10:20])
     stop_at(monkeypatch, steps)  # the last step of the second part
     assert door(main, [str(folder), "--episodes", "30", "--rows", "10", "--video"]) == 130
@@ -189,7 +189,7 @@ def terminal(monkeypatch):
 
 def test_a_terminal_shows_how_many_episodes_have_ended(folder, monkeypatch):
     stream = terminal(monkeypatch)
-    score(load(folder), EvaluateFlags(episodes=6, rows=4))
+    score_run(load(folder), EvaluateFlags(episodes=6, rows=4))
     shown = stream.getvalue().split("\r")
     assert "0 of 6 episodes" in shown[1] and "6 of 6 episodes" in shown[-1]
 
@@ -244,7 +244,7 @@ def test_settings_that_affect_acting_alone_are_taken_as_flags(planned, tmp_path)
         "plan, horizon 2, beams 3, cdf act 0.5, expected rewards False, objective likelihood, seed 4"
         in table(report)
     )
-    same = score(
+    same = score_run(
         load(same_but(planned, tmp_path, **given, objective="likelihood")),
         EvaluateFlags(episodes=2, seed=4, mode="plan"),
     )
@@ -266,9 +266,9 @@ def test_acting_settings_reach_search_video_and_actors(planned, tmp_path, monkey
         "bigdm_ray.evaluate.film", lambda path, fps: contextlib.nullcontext(frames.append)
     )
     monkeypatch.setattr(
-        "bigdm_ray.evaluate.drawn_into", lambda frame, lines: shapes.add(lines.shape) or frame
+        "bigdm_ray.evaluate.draw_lines", lambda frame, lines: shapes.add(lines.shape) or frame
     )
-    record(
+    record_video(
         loaded,
         {"mode": "plan", "cached": False, "seed": 1, "command": {}},
         tmp_path / "video.mp4",
@@ -285,12 +285,12 @@ def test_a_transformers_cache_and_context_are_acting_settings(tmp_path):
     flags = "--algorithm.width 16 --algorithm.layers 1 --algorithm.context 3 --budget.learner-steps 1 --evaluations.final-episodes 1"
     dataset_of(tmp_path / "data", "toy-vector", 5)
     train_local(configure("dt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
-    report = score(
+    report = score_run(
         load(tmp_path / "run", acting={"cached": "true", "acting_context": "2"}),
         EvaluateFlags(episodes=1),
     )
     assert report["cached"] and report["acting"] == {"cached": True, "acting_context": 2}
-    assert not score(
+    assert not score_run(
         load(tmp_path / "run", acting={"cached": True}), EvaluateFlags(episodes=1, cached=False)
     )["cached"]
 
@@ -364,21 +364,23 @@ def test_acting_settings_are_fields_that_shape_nothing(kind):
 
 def test_seed_and_command_decide_the_returns(folder):
     loaded = load(folder)
-    own = score(loaded, EvaluateFlags(episodes=20))
-    assert score(loaded, EvaluateFlags(episodes=20))["returns"] == own["returns"]
-    assert score(loaded, EvaluateFlags(episodes=20, seed=4))["returns"] != own["returns"]
-    other = score(loaded, EvaluateFlags(episodes=20, desired_return=-400.0, desired_horizon=900.0))
+    own = score_run(loaded, EvaluateFlags(episodes=20))
+    assert score_run(loaded, EvaluateFlags(episodes=20))["returns"] == own["returns"]
+    assert score_run(loaded, EvaluateFlags(episodes=20, seed=4))["returns"] != own["returns"]
+    other = score_run(
+        loaded, EvaluateFlags(episodes=20, desired_return=-400.0, desired_horizon=900.0)
+    )
     assert other["command"] == {"desired_return": -400.0, "desired_horizon": 900.0}
     assert other["returns"] != own["returns"]
 
 
 def test_mode_defaults_to_the_runs_own(folder):
-    assert score(load(folder), EvaluateFlags(episodes=1))["mode"] == "sample"
+    assert score_run(load(folder), EvaluateFlags(episodes=1))["mode"] == "sample"
     settings = json.loads((folder / "run.json").read_text())
     settings["evaluations"]["mode"] = "mean"
     (folder / "run.json").write_text(json.dumps(settings))
-    assert score(load(folder), EvaluateFlags(episodes=1))["mode"] == "mean"
-    assert score(load(folder), EvaluateFlags(episodes=1, mode="sample"))["mode"] == "sample"
+    assert score_run(load(folder), EvaluateFlags(episodes=1))["mode"] == "mean"
+    assert score_run(load(folder), EvaluateFlags(episodes=1, mode="sample"))["mode"] == "sample"
 
 
 def test_best_weights_come_with_their_own_command(folder):
@@ -396,7 +398,7 @@ def test_discarded_episodes_are_counted(folder):
     settings = json.loads((folder / "run.json").read_text())
     settings["task"] = "toy-broken"
     (folder / "run.json").write_text(json.dumps(settings))
-    report = score(load(folder), EvaluateFlags(episodes=30))
+    report = score_run(load(folder), EvaluateFlags(episodes=30))
     assert 0 < report["episodes_discarded"] < 30
     assert report["episodes_discarded"] + len(report["returns"]) == 30
     assert f"{report['episodes_discarded']} more discarded" in table(report)
@@ -485,18 +487,18 @@ def test_video_holds_a_frame_for_each_step(folder):
 
 def test_frames_show_what_was_asked_for_and_what_came_of_it(folder, tmp_path, monkeypatch):
     shown, frames = [], []
-    monkeypatch.setattr("bigdm_ray.evaluate.captioned", lambda f, text: shown.append(text) or f)
+    monkeypatch.setattr("bigdm_ray.evaluate.add_caption", lambda f, text: shown.append(text) or f)
     monkeypatch.setattr("bigdm_ray.evaluate.film", lambda *_: contextlib.nullcontext(frames.append))
     command = {"desired_return": 7.0, "desired_horizon": 9.0}
     report = {"mode": "sample", "cached": False, "seed": 1, "command": command}
-    returns = record(load(folder), report, tmp_path / "video.mp4", 2)
+    returns = record_video(load(folder), report, tmp_path / "video.mp4", 2)
     assert len(shown) == len(frames) and all(
         text.startswith("asked 7.0, so far ") for text in shown
     )
     assert shown[-1] == f"asked 7.0, so far {returns[1]:,.1f}"
     assert f"asked 7.0, so far {returns[0]:,.1f}" in shown
     blank = np.full((60, 90, 3), 9, np.uint8)
-    out = captioned(blank, "asked 7.0, so far 3.0")
+    out = add_caption(blank, "asked 7.0, so far 3.0")
     assert out.shape == (76, 90, 3) and (out[16:] == 9).all()
     assert (out[:16] == 0).any() and (out[:16] == 255).mean() > 0.5, "letters on a white band"
 
@@ -506,7 +508,7 @@ def test_lines_are_drawn_into_a_frame_the_plan_above_the_others():
     lines = np.array(
         [[[2, 2], [2, 9], [np.nan, np.nan]], [[2, 5], [40, 5], [40, 9]], [[np.nan, np.nan]] * 3]
     )
-    out = drawn_into(frame, lines)
+    out = draw_lines(frame, lines)
     assert (frame == 9).all() and out.shape == frame.shape
     assert (out[2:10, 1:4] == BOLD).all(), "three pixels wide"
     assert (out[5, 4:] == FAINT).all() and (out[5, 1:4] == BOLD).all()
@@ -521,7 +523,7 @@ def test_a_video_of_plans_shows_them(planned, tmp_path, monkeypatch):
     )
     for mode in ("mean", "plan"):
         frames.clear()
-        record(
+        record_video(
             load(planned),
             {"mode": mode, "cached": False, "seed": 1, "command": {}},
             tmp_path / "video.mp4",
@@ -550,11 +552,11 @@ def test_a_plan_is_drawn_where_the_point_is_by_a_model_that_is_told_no_goal(
     monkeypatch.setattr(
         "bigdm_ray.evaluate.film", lambda path, fps: contextlib.nullcontext(frames.append)
     )
-    monkeypatch.setattr("bigdm_ray.evaluate.captioned", lambda frame, _: frame)
+    monkeypatch.setattr("bigdm_ray.evaluate.add_caption", lambda frame, _: frame)
     monkeypatch.setattr(
-        "bigdm_ray.evaluate.drawn_into", lambda frame, drawn: lines.append(drawn) or frame
+        "bigdm_ray.evaluate.draw_lines", lambda frame, drawn: lines.append(drawn) or frame
     )
-    record(
+    record_video(
         load(tmp_path / "run"),
         {"mode": "plan", "cached": False, "seed": 1, "command": {}},
         tmp_path / "video.mp4",
@@ -617,7 +619,7 @@ def test_an_environment_without_pictures_is_a_users_mistake(folder, capsys, monk
 
 def test_ctrl_c_while_filming_leaves_the_evaluation(folder, capsys, monkeypatch):
     pytest.importorskip("imageio_ffmpeg")
-    whole = score(load(folder), EvaluateFlags(episodes=4))
+    whole = score_run(load(folder), EvaluateFlags(episodes=4))
     stop_at(monkeypatch, max(whole["lengths"]) + 3)  # the third step of the video
     assert door(main, [str(folder), "--episodes", "4", "--video"]) == 130
     report, said = written(folder), capsys.readouterr()
@@ -635,7 +637,9 @@ def test_a_terminal_shows_that_filming_goes_on(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "bigdm_ray.evaluate.film", lambda path, fps: contextlib.nullcontext(frames.append)
     )
-    record(load(folder), score(load(folder), EvaluateFlags(episodes=1)), tmp_path / "video.mp4", 1)
+    record_video(
+        load(folder), score_run(load(folder), EvaluateFlags(episodes=1)), tmp_path / "video.mp4", 1
+    )
     shown = stream.getvalue()
     assert (
         "video of toy-vector: 0 frames" in shown
@@ -648,7 +652,7 @@ def test_a_video_of_plans_has_no_more_episodes_than_were_asked_for(planned, tmp_
     folder, asked = shutil.copytree(planned, tmp_path / "run"), []
     monkeypatch.setattr("bigdm_ray.evaluate.require_video", lambda: None)
     monkeypatch.setattr(
-        "bigdm_ray.evaluate.record", lambda *arguments: asked.append(arguments[3]) or [1.5]
+        "bigdm_ray.evaluate.record_video", lambda *arguments: asked.append(arguments[3]) or [1.5]
     )
     for mode, episodes in (("plan", "2"), ("plan", "4"), ("mean", "2")):
         assert (

@@ -84,7 +84,7 @@ def test_a_run_folder_of_version_1_goes_on(folders: Path) -> None:
     """Its checkpoint names shards alone, and its episodes have no serials: they stay before the new."""
     home = folders / "run-v1"
     run = read_run(home)
-    saved = checkpoint.last(home / "checkpoints", run.identity)
+    saved = checkpoint.last_checkpoint(home / "checkpoints", run.identity)
     assert saved is not None and {ref.size for ref in saved.shards} == {None}
     before = Store(home / "store", run.retention, write=False).open().table
     assert {EpisodeId(*id) for id in before.ids.tolist()} == saved.living[""]
@@ -96,7 +96,7 @@ def test_a_run_folder_of_version_1_goes_on(folders: Path) -> None:
     old = int((after.serials == -1).sum())
     assert 0 < old < len(after) and (np.diff(after.serials[old:]) > 0).all()
     assert after.ids.tolist() == sorted(after.ids.tolist())  # one process plays in order
-    again = checkpoint.last(home / "checkpoints", run.identity)
+    again = checkpoint.last_checkpoint(home / "checkpoints", run.identity)
     assert again is not None and None not in {ref.crc for ref in again.shards}
 
 
@@ -119,7 +119,7 @@ def test_a_run_folder_of_version_1_is_loaded_acts_and_is_said_as_it_was(
     written = json.loads((homes / name / "run.json").read_text())
     told = loaded.run.to_json()
     assert told == {key: written[key] for key in told} and list(told) == [*written][: len(told)]
-    saved = checkpoint.last(homes / name / "checkpoints", loaded.run.identity)
+    saved = checkpoint.last_checkpoint(homes / name / "checkpoints", loaded.run.identity)
     assert saved is not None and len(saved.living.get("", ())) == {"played": 8, "studied": 0}[name]
 
 

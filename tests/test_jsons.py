@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bigdm_ray.errors import LONGEST, QUOTED, RunFailed, UserError, quoted
+from bigdm_ray.errors import LONGEST, QUOTED, RunFailed, UserError, quote_value
 from bigdm_ray.jsons import DEEPEST, NotJson, read_json
 
 
@@ -106,7 +106,7 @@ def test_no_message_is_longer_than_a_screen(kind: type[UserError]) -> None:
     ids=["text", "number", "list", "dict", "huge"],
 )
 def test_what_a_message_quotes(value: object, shown: str) -> None:
-    assert quoted(value) == shown
+    assert quote_value(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -115,4 +115,4 @@ def test_what_a_message_quotes(value: object, shown: str) -> None:
     ids=["text", "list", "dict", "array"],
 )
 def test_what_a_message_quotes_is_cut(value: object) -> None:
-    assert len(quoted(value)) <= QUOTED and quoted(value).isprintable()
+    assert len(quote_value(value)) <= QUOTED and quote_value(value).isprintable()

@@ -12,8 +12,8 @@ from bigdm_ray.doors import door
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.dataset import Dataset
-from bigdm_ray.pictures.base import PUBLISHED, SweepFlags, target
-from bigdm_ray.pictures.beams import draw_beams, mapped
+from bigdm_ray.pictures.base import PUBLISHED, SweepFlags, output_path
+from bigdm_ray.pictures.beams import draw_beams, map_elements
 from bigdm_ray.pictures.curves import draw_curves, lines_of, read_curve
 from bigdm_ray.pictures.obedience import default_returns, draw_obedience, sweep
 from bigdm_ray.pictures.prediction import deviations
@@ -245,10 +245,10 @@ def test_out_is_a_file_or_a_folder(tmp_path, out, file):
 
 def test_out_with_another_ending_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"ends in \.jpgg"):
-        target(tmp_path / "a.jpgg", tmp_path, "x")
+        output_path(tmp_path / "a.jpgg", tmp_path, "x")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be made"):
-        target(tmp_path / "file" / "below", tmp_path, "x")
+        output_path(tmp_path / "file" / "below", tmp_path, "x")
 
 
 def test_a_line_that_is_still_being_written_is_left_out(tmp_path, capsys):
@@ -851,12 +851,12 @@ def test_beams_of_a_model_that_is_told_no_goal_are_drawn_where_the_point_is(tmp_
 def test_a_map_is_of_the_leaf_that_the_task_says():
     rooms, plain = find_task("four-rooms"), find_task("cartpole")
     leaves = rooms.signature().observations
-    assert mapped(rooms, Elements(leaves)) == [2, 3] and mapped(
+    assert map_elements(rooms, Elements(leaves)) == [2, 3] and map_elements(
         rooms, Elements({"position": leaves["position"]})
     ) == [0, 1]
-    assert mapped(rooms, Elements({"goal": leaves["goal"]})) == [], "a state without the leaf"
-    assert mapped(rooms, Elements(leaves, first=3)) == [], "a state with half of it"
-    assert mapped(plain, Elements(plain.signature().observations)) == []
+    assert map_elements(rooms, Elements({"goal": leaves["goal"]})) == [], "a state without the leaf"
+    assert map_elements(rooms, Elements(leaves, first=3)) == [], "a state with half of it"
+    assert map_elements(plain, Elements(plain.signature().observations)) == []
 
 
 def test_only_a_search_has_beams(trained, capsys):

@@ -15,7 +15,7 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.reproduce import write_tables
 from bigdm_ray.tables.base import SCALES, Grid, find_grid, grids, overviews
 from bigdm_ray.tables.folders import TableFolders
-from bigdm_ray.tables.markdown import interquartile_mean, measured, table
+from bigdm_ray.tables.markdown import interquartile_mean, measure_bars, table
 from bigdm_ray.tables.peers import peer_file
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.evaluation import stratified_interval
@@ -468,7 +468,7 @@ def test_cells_side_by_side_leave_the_same_files(shelf, monkeypatch):
         yield 1, None, "its worker died"
         yield 0, work(*jobs[0]), ""
 
-    monkeypatch.setattr("bigdm_ray.distributed.map.side_by_side", answers)
+    monkeypatch.setattr("bigdm_ray.distributed.map.run_side_by_side", answers)
     assert reproduce.fill_missing(shelf, ["a one"], 2, local=False) == [
         "a, one, seed 2: its worker died"
     ]
@@ -708,7 +708,7 @@ def test_a_bar_is_the_mean_of_its_cells_and_says_how_many_are_there(tmp_path, ca
     )  # the same cell in the table that goes before
     finished(tmp_path, "imitation", "quick", "hopper-medium-replay", "BC", 1, 10.0)
     finished(tmp_path, "percent-bc", "quick", "walker2d-medium", "10 %", 1, 99.0)  # another column
-    bars = measured(overviews()["dt-overview"], "quick", tmp_path, tmp_path)
+    bars = measure_bars(overviews()["dt-overview"], "quick", tmp_path, tmp_path)
     assert (
         bar_of(bars, "Key-to-Door", "DT").mean == pytest.approx((65 + 91) / 2)
         and bar_of(bars, "Key-to-Door", "DT").state == ""
@@ -754,7 +754,7 @@ def peer_came_to(folder, row, score, seed=1):
 
 def test_a_bar_of_bootstrapping_waits_for_a_peer_that_comes_to_the_same(tmp_path):
     def bar():
-        bars = measured(overviews()["dt-overview"], "quick", tmp_path, tmp_path)
+        bars = measure_bars(overviews()["dt-overview"], "quick", tmp_path, tmp_path)
         return bar_of(bars, "OpenAI Gym", "TD learning")
 
     for seed, score in ((1, 40.0), (2, 44.0)):

@@ -27,7 +27,7 @@ from bigdm_ray.replay import shard as shards
 from bigdm_ray.replay.episode import FOREIGN
 from bigdm_ray.replay.shard import Shard
 from bigdm_ray.replay.store import verify
-from bigdm_ray.run import main, stopped
+from bigdm_ray.run import main, stop_sentence
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Counters
 from bigdm_ray.training.config import Run, read_run
@@ -123,7 +123,7 @@ def test_killed_before_the_first_checkpoint_begins_anew(tmp_path: Path) -> None:
 def test_checkpoints_keep_two_and_only_named_shards_stay(tmp_path: Path) -> None:
     run = run_of("toy-vector", 6000)
     train_local(run, tmp_path)
-    assert len(checkpoint.saved(tmp_path / "checkpoints")) == 2
+    assert len(checkpoint.complete_checkpoints(tmp_path / "checkpoints")) == 2
     store = Store(tmp_path / "store", run.algorithm.retention()).open()
     living = {ref.name for ref in store.living_shards()}
     on_disk = {path.name for path in (tmp_path / "store").glob("*.arrow")}
@@ -146,7 +146,7 @@ def shards_of(folder: Path) -> list[set[str]]:
     """The shards that each kept checkpoint names, the oldest first."""
     return [
         {told["name"] for told in json.loads((path / "state.json").read_text())["shards"]}
-        for path in checkpoint.saved(folder / "checkpoints")
+        for path in checkpoint.complete_checkpoints(folder / "checkpoints")
     ]
 
 
@@ -178,7 +178,7 @@ def test_a_damaged_shard_of_the_newest_checkpoint_sends_the_run_back_to_the_one_
     damage: str, undamaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = copied(undamaged, tmp_path)
-    before, newest = (path.name for path in checkpoint.saved(folder / "checkpoints"))
+    before, newest = (path.name for path in checkpoint.complete_checkpoints(folder / "checkpoints"))
     older, newer = shards_of(folder)
     shard = folder / "store" / min(newer - older)
     if damage == "torn":
@@ -211,7 +211,10 @@ def test_damage_to_all_checkpoints_is_told_and_nothing_is_unlinked(
             match=r"no checkpoint in .* is whole .*put the shards back from a copy, or begin in another --folder",
         ) as told:
             train_local(run_of("toy-vector", 4000), folder, resume=True)
-        assert "\n" not in str(told.value) and len(checkpoint.saved(folder / "checkpoints")) == 2
+        assert (
+            "\n" not in str(told.value)
+            and len(checkpoint.complete_checkpoints(folder / "checkpoints")) == 2
+        )
         assert {
             path.name.removesuffix(".corrupt") for path in (folder / "store").iterdir()
         } >= there
@@ -232,7 +235,7 @@ def test_a_resume_spares_what_the_older_checkpoint_needs(undamaged: Path, tmp_pa
     with pytest.raises(Killed):
         train_local(run_of("toy-vector", 4000), folder, resume=True, listeners=[strike])
     assert {path.name for path in (folder / "store").glob("*.arrow")} >= older | newer
-    shutil.rmtree(checkpoint.saved(folder / "checkpoints")[-1])
+    shutil.rmtree(checkpoint.complete_checkpoints(folder / "checkpoints")[-1])
     train_local(run_of("toy-vector", 4000), folder, resume=True)
     same_run(undamaged, folder)
     left = {path.name for path in (folder / "store").glob("*.arrow")}
@@ -244,15 +247,15 @@ def test_a_resume_spares_what_the_older_checkpoint_needs(undamaged: Path, tmp_pa
 def test_an_asynchronous_resume_names_damaged_shards_and_counts_what_is_left(
     undamaged: Path, tmp_path: Path
 ) -> None:
-    from bigdm_ray.distributed.loop import counted
+    from bigdm_ray.distributed.loop import count_stored
 
     folder, run = copied(undamaged, tmp_path), run_of("toy-vector", 4000)
-    sound, damage = counted(run, RunFolder(folder))
+    sound, damage = count_stored(run, RunFolder(folder))
     assert damage == [] and sound.counters.env_steps > 2000
     shard = folder / "store" / max(shards_of(folder)[-1])
     os.truncate(shard, 300)
     for why in ("not a whole Arrow file", f"set aside as {shard.name}.corrupt"):
-        found, (sentence,) = counted(run, RunFolder(folder))
+        found, (sentence,) = count_stored(run, RunFolder(folder))
         assert (
             str(shard) in sentence
             and why in sentence
@@ -263,7 +266,7 @@ def test_an_asynchronous_resume_names_damaged_shards_and_counts_what_is_left(
 
 def test_an_asynchronous_resume_counts_what_came_since_whoever_played_it(tmp_path: Path) -> None:
     """Budgets go by arrival: episodes of clients, whose ids may be of any number, count once."""
-    from bigdm_ray.distributed.loop import counted
+    from bigdm_ray.distributed.loop import count_stored
 
     run, home = run_of("toy-vector", 4000), RunFolder(tmp_path)
     store = Store(home.store, run.algorithm.retention())
@@ -281,14 +284,14 @@ def test_an_asynchronous_resume_counts_what_came_since_whoever_played_it(tmp_pat
     living, shards = {"": store.table.ids}, store.living_shards()
     checkpoint.write(home.checkpoints, counters, shards, 0, {}, living, run.identity)
     added((7, FOREIGN, 1), (3, 0, 0), (0, FOREIGN, 5))
-    found, damage = counted(run, home)
+    found, damage = count_stored(run, home)
     assert (found.counters.episodes, found.counters.env_steps, damage) == (3 + 4, 9 + 12, [])
     assert found.counters.round == 4 and (found.counters.arrived, found.counters.arrived_ahead) == (
         7,
         [],
     )
     checkpoint.write(home.checkpoints, found.counters, shards, 0, {}, living, run.identity)
-    again, _ = counted(run, home)
+    again, _ = count_stored(run, home)
     assert again.counters == found.counters
 
 
@@ -296,7 +299,7 @@ def test_a_resume_by_an_older_version_is_refused_and_changes_nothing(
     undamaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever shard is of a newer version: one of the checkpoint, or one that came after it."""
-    from bigdm_ray.distributed.loop import counted
+    from bigdm_ray.distributed.loop import count_stored
 
     folder, run = copied(undamaged, tmp_path), run_of("toy-vector", 4000)
     with monkeypatch.context() as patch:
@@ -311,7 +314,7 @@ def test_a_resume_by_an_older_version_is_refused_and_changes_nothing(
             patch.setattr(shards, "SCHEMA_VERSION", shards.SCHEMA_VERSION - 1)
             for resume in (
                 lambda: train_local(run, folder, resume=True),
-                lambda: counted(run, RunFolder(folder)),
+                lambda: count_stored(run, RunFolder(folder)),
             ):
                 with pytest.raises(shards.NewerShard, match=rf"{path.name} .*: update bigdm_ray$"):
                     resume()
@@ -360,7 +363,7 @@ def test_a_checkpoint_whose_values_are_of_a_wrong_kind_is_one_sentence(
     )
     for victim in victims:
         victim.write_text("mine")
-    changed(checkpoint.saved(folder / "checkpoints")[-1], WRONG[wrong])
+    changed(checkpoint.complete_checkpoints(folder / "checkpoints")[-1], WRONG[wrong])
     before = sorted(folder.rglob("*"))
     with pytest.raises(UserError, match=r"cannot be read .*; remove that folder to go on") as told:
         train_local(run_of("toy-vector", 4000), folder, resume=True)
@@ -375,7 +378,7 @@ def test_a_torn_older_checkpoint_is_set_aside_and_the_run_goes_on(
     torn: str, undamaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = copied(undamaged, tmp_path)
-    older = checkpoint.saved(folder / "checkpoints")[0]
+    older = checkpoint.complete_checkpoints(folder / "checkpoints")[0]
     (older / "state.json").write_text(torn)
     train_local(run_of("toy-vector", 4000), folder, resume=True)
     told = capsys.readouterr().err
@@ -445,7 +448,7 @@ def test_what_cannot_be_resumed_is_told(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="seed is 1, here 2"):
         train_local(other, tmp_path / "run", resume=True)
-    newest = checkpoint.saved(tmp_path / "run" / "checkpoints")[-1]
+    newest = checkpoint.complete_checkpoints(tmp_path / "run" / "checkpoints")[-1]
     with pytest.raises(UserError, match="choose another --folder"):
         checkpoint.read(newest, {"algorithm": "bc", "task": "toy-vector"})
     (newest / "learner.safetensors").write_bytes(b"torn")
@@ -520,7 +523,7 @@ def test_ctrl_c_promises_what_resume_does(
     assert any((folder / "store").iterdir())
     run_json = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(run_json | {"loop": "asynchronous"}))
-    assert stopped(folder).endswith("--resume begins anew, with the episodes that are stored")
+    assert stop_sentence(folder).endswith("--resume begins anew, with the episodes that are stored")
     (folder / "run.json").write_text(json.dumps(run_json))
     at = 1500
     assert main([*flags, "--resume"]) == 130
@@ -531,9 +534,11 @@ def test_ctrl_c_promises_what_resume_does(
         told,
     )
     assert found is not None, told
-    counters = checkpoint.SavedState.read(checkpoint.saved(folder / "checkpoints")[-1]).counters
+    counters = checkpoint.SavedState.read(
+        checkpoint.complete_checkpoints(folder / "checkpoints")[-1]
+    ).counters
     assert found[1] == f"{counters.env_steps:,}" and int(found[2].replace(",", "")) > 1000
-    assert stopped(tmp_path / "none") == "stopped before the run began"
+    assert stop_sentence(tmp_path / "none") == "stopped before the run began"
 
 
 def test_ctrl_c_before_the_beginning_leaves_the_folder_free(
@@ -565,11 +570,11 @@ def test_a_finished_run_that_is_resumed_comes_to_the_same_and_adds_nothing(
     folder = Path(shutil.copytree(undamaged / "whole", tmp_path / "whole"))
     (folder / "summary.json").unlink()
     (folder / "weights" / "last.safetensors").unlink()
-    saves = [path.name for path in checkpoint.saved(folder / "checkpoints")]
+    saves = [path.name for path in checkpoint.complete_checkpoints(folder / "checkpoints")]
     shutil.copytree(folder / "checkpoints" / saves[0], folder / "checkpoints" / "save-000001")
     train_local(run_of("toy-vector", 4000), folder, resume=True)
     same_run(undamaged, folder)
-    assert [path.name for path in checkpoint.saved(folder / "checkpoints")] == saves
+    assert [path.name for path in checkpoint.complete_checkpoints(folder / "checkpoints")] == saves
     summaries = [
         json.loads((path / "summary.json").read_text()) for path in (undamaged / "whole", folder)
     ]

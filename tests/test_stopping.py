@@ -23,7 +23,7 @@ from bigdm_ray.doors import door
 DOOR = """
 import sys, time
 from bigdm_ray.doors import door
-from bigdm_ray.stopping import held
+from bigdm_ray.stopping import hold_signals
 
 def main(arguments):
     {body}
@@ -44,7 +44,7 @@ SLOW_TO_END = """
         time.sleep(60)
 """
 HELD = """
-    with held() as asked:
+    with hold_signals() as asked:
         print("ready", flush=True)
         while not asked():
             time.sleep(0.05)
@@ -126,7 +126,7 @@ def test_a_terminal_that_closes_is_a_hangup_and_what_is_printed_then_does_no_har
 ) -> None:
     ours, theirs = pty.openpty()
     body = f"""
-    with held() as asked:
+    with hold_signals() as asked:
         print("here", flush=True)
         while not asked():
             time.sleep(0.05)
@@ -189,12 +189,12 @@ def test_a_library_that_takes_sigterm_for_itself_does_not_keep_it() -> None:
     def end(number: int, frame: object) -> None:
         raise SystemExit(number)
 
-    with stopping.heeded():
+    with stopping.heed_signals():
         ours = signal.getsignal(signal.SIGTERM)
-        with stopping.kept():
+        with stopping.keep_handlers():
             signal.signal(signal.SIGTERM, end)
         assert signal.getsignal(signal.SIGTERM) == ours
-        with pytest.raises(KeyboardInterrupt), stopping.kept():
+        with pytest.raises(KeyboardInterrupt), stopping.keep_handlers():
             signal.signal(signal.SIGTERM, end)
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(10)
@@ -220,7 +220,11 @@ def test_a_run_that_is_terminated_tells_how_it_goes_on(tmp_path: Path) -> None:
 def test_a_thread_breaks_off_what_is_held(ignored: bool) -> None:
     """As the watch over Ray does, also in the background of a script, where Ctrl-C is ignored."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN) if ignored else None
-    with stopping.heeded(), pytest.raises(KeyboardInterrupt), stopping.held() as asked:
+    with (
+        stopping.heed_signals(),
+        pytest.raises(KeyboardInterrupt),
+        stopping.hold_signals() as asked,
+    ):
         threading.Timer(0.2, stopping.break_off).start()
         time.sleep(60)  # from which it is woken
         pytest.fail("it was not broken off")

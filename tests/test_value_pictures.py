@@ -10,7 +10,7 @@ from making import dataset_of, small, stored
 
 from bigdm_ray.algorithms.bail import Bail
 from bigdm_ray.algorithms.bc import Bc
-from bigdm_ray.algorithms.dt.critic import predicted
+from bigdm_ray.algorithms.dt.critic import predict_returns
 from bigdm_ray.algorithms.rwr import Rwr
 from bigdm_ray.baselines.bcq import Bcq
 from bigdm_ray.baselines.bear import Bear
@@ -20,8 +20,8 @@ from bigdm_ray.doors import door
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.dataset import Dataset
-from bigdm_ray.pictures.base import SweepFlags, told_returns
-from bigdm_ray.pictures.extrapolation import UNKNOWN, compare, followed
+from bigdm_ray.pictures.base import SweepFlags, returns_asked
+from bigdm_ray.pictures.extrapolation import UNKNOWN, compare, known_returns
 from bigdm_ray.pictures.obedience import draw_obedience
 from bigdm_ray.pictures.weighting import WeightingFlags, draw_weights, weigh
 from bigdm_ray.plots import main
@@ -119,14 +119,16 @@ def of_rewards(rewards, terminated):
 
 def test_behind_a_time_limit_a_return_is_known_of_the_first_steps_alone():
     rewards = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
-    returns, known = followed(of_rewards(rewards, True), 0.5)
+    returns, known = known_returns(of_rewards(rewards, True), 0.5)
     slow = [sum(r * 0.5**k for k, r in enumerate(rewards[t:])) for t in range(8)]
     np.testing.assert_allclose(returns, slow)
     assert known.all()
-    assert followed(of_rewards(rewards, False), 1.0)[1].all(), "without a discount limits count"
-    _, known = followed(of_rewards(rewards, False), 0.5)
+    assert known_returns(of_rewards(rewards, False), 1.0)[1].all(), (
+        "without a discount limits count"
+    )
+    _, known = known_returns(of_rewards(rewards, False), 0.5)
     assert known.tolist() == [0.5 ** (8 - t) <= UNKNOWN for t in range(8)]
-    assert followed(of_rewards(rewards, False), 0.99)[1].tolist() == [True] + 7 * [False]
+    assert known_returns(of_rewards(rewards, False), 0.99)[1].tolist() == [True] + 7 * [False]
 
 
 def test_what_a_critic_promises_stands_against_what_followed(home):
@@ -139,7 +141,7 @@ def test_what_a_critic_promises_stands_against_what_followed(home):
     here = compare(loaded, SweepFlags(episodes=4))
     task = find_task(TASK)
     played = play(loaded.policy("mean"), task, {}, 4, loaded.run.seed, "extrapolation", 0).episodes
-    known = [followed(episode, 0.99) for episode in played]
+    known = [known_returns(episode, 0.99) for episode in played]
     obtained = np.concatenate([returns[which] for returns, which in known])
     assert here["promise"] == "Q(s, a)" and here["discount"] == 0.99
     assert here["own"]["steps"] == len(obtained)
@@ -149,7 +151,7 @@ def test_what_a_critic_promises_stands_against_what_followed(home):
     np.testing.assert_allclose(np.sort(here["own"]["obtained"]), np.sort(obtained))
     store = Dataset.open(home / "data").store()
     episodes = [store.episode(i) for i in range(len(store.table))]
-    of_data = [returns[which] for returns, which in (followed(e, 0.99) for e in episodes)]
+    of_data = [returns[which] for returns, which in (known_returns(e, 0.99) for e in episodes)]
     np.testing.assert_allclose(here["data"]["obtained_mean"], np.concatenate(of_data).mean())
     np.testing.assert_allclose(here["own_actions_in_data"], 7)
 
@@ -169,7 +171,9 @@ def test_a_transformer_promises_what_it_predicts_of_the_steps_that_it_looks_back
             times = torch.arange(last.start, last.stop)[None]
             embedding = model.embed(seen, acted, torch.full(times.shape, 3.0), times)[0, -1]
             slow.append(float(model.criticise(embedding)) / algorithm.return_scale)
-    np.testing.assert_allclose(predicted(model, algorithm, episode), slow, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        predict_returns(model, algorithm, episode), slow, rtol=1e-4, atol=1e-5
+    )
     here = compare(loaded, SweepFlags(episodes=2))
     assert here["promise"] == "predicted return" and here["discount"] == 1
     assert here["data"]["steps"] == Dataset.open(home / "data").steps
@@ -183,7 +187,7 @@ def test_without_a_critic_a_promise_is_what_is_still_asked_for(home):
     episodes = play(
         loaded.policy(here["mode"]), task, constant(command, 2), 2, 1, "extrapolation", 0
     ).episodes
-    told = [told_returns(loaded.policy("sample"), command, e.rewards, None) for e in episodes]
+    told = [returns_asked(loaded.policy("sample"), command, e.rewards, None) for e in episodes]
     for mine, episode in zip(told, episodes, strict=True):
         left = 5 - np.append(0, np.cumsum(episode.rewards.astype(np.float64))[:-1])
         np.testing.assert_allclose(mine, left, rtol=1e-5, atol=1e-5)

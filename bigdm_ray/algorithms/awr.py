@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Columns, Presets, Pretraining
-from bigdm_ray.algorithms.bc import Actor, Imitation, acted_on, only_task, steps_of
+from bigdm_ray.algorithms.bc import Actor, Imitation, acted_observations, only_task, single_steps
 from bigdm_ray.algorithms.learned import Loss
 from bigdm_ray.algorithms.online import Online
 from bigdm_ray.envs.signature import Signature
@@ -200,7 +200,7 @@ class Awr(Imitation, Online):
         """Freeze the critic; follow the observations' mean and deviation."""
         assert isinstance(model, AwrModel)
         if step <= self.standardised_steps and step % self.turn == 0:
-            model.actor.encoder.fit(acted_on(stores))
+            model.actor.encoder.fit(acted_observations(stores))
             model.critic.encoder.standardise.load_state_dict(
                 model.actor.encoder.standardise.state_dict()
             )
@@ -226,7 +226,7 @@ class Awr(Imitation, Online):
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
         """Half the critic's squared error, or the actor's weighted negative log-likelihood with the penalty on its outputs (learning/awr_agent.py)."""
         assert isinstance(model, AwrModel)
-        seen, actions, mask = steps_of(batch)
+        seen, actions, mask = single_steps(batch)
         if step % self.turn < self.critic_updates:
             error = (
                 0.5

@@ -29,12 +29,12 @@ import torch
 from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Columns, Pretraining
-from bigdm_ray.algorithms.bc import Actor, Imitation, acted_on, only_task, steps_of
+from bigdm_ray.algorithms.bc import Actor, Imitation, acted_observations, only_task, single_steps
 from bigdm_ray.algorithms.learned import Loss
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.networks import Encoder
-from bigdm_ray.replay.returns import continued, episode_groups
+from bigdm_ray.replay.returns import continued_returns, episode_groups
 from bigdm_ray.replay.store import Store
 from bigdm_ray.replay.windows import View
 from bigdm_ray.settings import setting
@@ -146,7 +146,7 @@ class Bail(Imitation):
         """Mean and deviation of the observations."""
         assert isinstance(model, ActorEnvelope)
         if step == 0:
-            model.actor.encoder.fit(acted_on(stores))
+            model.actor.encoder.fit(acted_observations(stores))
             model.envelope.encoder.standardise.load_state_dict(
                 model.actor.encoder.standardise.state_dict()
             )
@@ -160,7 +160,7 @@ class Bail(Imitation):
             return {
                 task: {
                     "return": np.concatenate(
-                        [continued(group, self.discount) for group in episode_groups(store)]
+                        [continued_returns(group, self.discount) for group in episode_groups(store)]
                     )
                 }
                 for task, store in stores.items()
@@ -182,7 +182,7 @@ class Bail(Imitation):
         device = envelope.out.weight.device
         returns, ratios = [], []
         for group in episode_groups(store):
-            returns.append(continued(group, self.discount))
+            returns.append(continued_returns(group, self.discount))
             keep = np.ones(len(group.lengths) + int(group.lengths.sum()), bool)
             keep[np.cumsum(group.lengths + 1) - 1] = False  # the last observation is not acted on
             values = envelope(
@@ -202,7 +202,7 @@ class Bail(Imitation):
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
         """The envelope's error (Chen et al., equation 3), the policy's squared error, or both (progressive)."""
         assert isinstance(model, ActorEnvelope)
-        seen, actions, mask = steps_of(batch)
+        seen, actions, mask = single_steps(batch)
         if not self.progressive and step >= self.envelope_steps:
             negative = -(model.actor.head.log_prob(model.actor(seen), actions) * mask).sum()
             return Loss(negative, mask.sum(), {"train/loss": negative.detach()})

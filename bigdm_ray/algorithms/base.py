@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from bigdm_ray.envs.signature import Signature
-from bigdm_ray.errors import UserError, nearest
+from bigdm_ray.errors import UserError, suggest_names
 from bigdm_ray.formats.behaviour import Mode as Mode
 from bigdm_ray.plugins import plugins
 from bigdm_ray.replay.episode import Episode
@@ -315,5 +315,5 @@ def find_algorithm(name: str) -> type[Algorithm]:
     """The class of an algorithm. Raises UserError with the nearest names."""
     known = algorithms()
     if name not in known:
-        raise UserError(f"unknown algorithm {name!r}{nearest(name, list(known))}")
+        raise UserError(f"unknown algorithm {name!r}{suggest_names(name, list(known))}")
     return known[name]

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Memoryless, Mode, Policy
-from bigdm_ray.algorithms.learned import Loss, Supervised, leaves_of, of_tasks
+from bigdm_ray.algorithms.learned import Loss, Supervised, of_tasks, select_leaves
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.heads import ActionHead
-from bigdm_ray.models.networks import Encoder, MultiTaskNetwork, SharedTrunk, acting_in
+from bigdm_ray.models.networks import Encoder, MultiTaskNetwork, SharedTrunk, network_for
 from bigdm_ray.replay.store import Store
 from bigdm_ray.replay.windows import View
 from bigdm_ray.settings import setting
@@ -70,7 +70,7 @@ def only_task(name: str, signatures: Mapping[str, Signature]) -> Signature:
     return next(iter(signatures.values()))
 
 
-def acted_on(stores: Mapping[str, Store]) -> Iterator[dict[str, np.ndarray]]:
+def acted_observations(stores: Mapping[str, Store]) -> Iterator[dict[str, np.ndarray]]:
     """The observations of each living episode that were acted on, by leaf: `[T, ...]`."""
     for store in stores.values():
         for position in range(len(store.table)):
@@ -79,24 +79,24 @@ def acted_on(stores: Mapping[str, Store]) -> Iterator[dict[str, np.ndarray]]:
             }
 
 
-def seen_by(
+def observations_by_network(
     model: nn.Module, stores: Mapping[str, Store]
 ) -> Iterator[tuple[nn.Module, Iterator[dict[str, np.ndarray]]]]:
-    """Each network of a model, and `acted_on` of the tasks that it acts in, where they have episodes."""
+    """Each network of a model, and `acted_observations` of the tasks that it acts in, where they have episodes."""
     if not isinstance(model, MultiTaskNetwork):
-        yield model, acted_on(stores)
+        yield model, acted_observations(stores)
         return
     for number, part in enumerate(model.parts):
         mine = {task: store for task, store in stores.items() if model.tasks[task] == number}
         if any(len(store.table) for store in mine.values()):
-            yield part, acted_on(mine)
+            yield part, acted_observations(mine)
 
 
-def steps_of(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+def single_steps(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """Observations, actions and mask of single steps: `[B, 1, ...]` to `[B, ...]`."""
     steps = {name: value.flatten(0, 1) for name, value in batch.items()}
-    seen = leaves_of(steps, "observations")
-    actions = leaves_of(steps, "actions")
+    seen = select_leaves(steps, "observations")
+    actions = select_leaves(steps, "actions")
     return seen, actions, steps["mask"].float()
 
 
@@ -146,7 +146,7 @@ class Imitation(Supervised):
         """`sample` draws from the head (its mean, where it is trained on the squared error), `mean` takes the most likely action."""
         if mode == "plan":
             raise UserError(f"{self.name} has no planner; its modes are sample and mean")
-        model = acting_in(model, signature)
+        model = network_for(model, signature)
         actor = model if isinstance(model, Actor) else model.get_submodule("actor")
         assert isinstance(actor, Actor)
         return Memoryless(
@@ -198,7 +198,7 @@ class Bc(Imitation):
 
     def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:
         """Mean and deviation of the observations, over all episodes as the official Decision Transformer code takes them."""
-        for part, seen in seen_by(model, stores):
+        for part, seen in observations_by_network(model, stores):
             assert isinstance(part, Actor)
             part.encoder.fit(seen)
 
@@ -207,7 +207,7 @@ class Bc(Imitation):
         if isinstance(model, MultiTaskNetwork):
             return of_tasks(model, batch, lambda part, own: self.loss(part, own, step))
         assert isinstance(model, Actor)
-        seen, actions, mask = steps_of(batch)
+        seen, actions, mask = single_steps(batch)
         negative = -(model.head.log_prob(model(seen), actions) * mask).sum()
         return Loss(negative, mask.sum(), {"train/loss": negative.detach()})
 

@@ -26,7 +26,7 @@ Batch = dict[str, np.ndarray]
 """What a loss reads: arrays by name; leaves are `observations/PATH` and `actions/PATH`."""
 
 
-def leaves_of(batch: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
+def select_leaves(batch: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
     """The leaves of a batch by path: those of `observations`, `actions`, `next_observations` or `goals`; or what it has of a task."""
     return {
         name.removeprefix(f"{group}/"): values
@@ -56,7 +56,7 @@ def of_tasks(
     nothing = next(iter(batch.values())).new_zeros((), dtype=torch.float32)
     total, weight, metrics = nothing, nothing, dict[str, Tensor]()
     for task in model.tasks:
-        share, own = nothing, leaves_of(batch, task)
+        share, own = nothing, select_leaves(batch, task)
         if own:
             one = loss(model.part(task), own)
             total, weight, share = total + one.sum, weight + one.weight, one.weight

@@ -17,11 +17,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Columns, Presets
-from bigdm_ray.algorithms.bc import Actor, Imitation, acted_on, only_task, steps_of
+from bigdm_ray.algorithms.bc import Actor, Imitation, acted_observations, only_task, single_steps
 from bigdm_ray.algorithms.learned import Loss
 from bigdm_ray.algorithms.online import Online
 from bigdm_ray.envs.signature import Signature
-from bigdm_ray.replay.returns import discounted, episode_groups, normalised_weights
+from bigdm_ray.replay.returns import discounted_returns, episode_groups, normalised_weights
 from bigdm_ray.replay.store import Retention, Store
 from bigdm_ray.replay.windows import View
 from bigdm_ray.settings import setting
@@ -69,7 +69,7 @@ class Rwr(Imitation, Online):
     def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:
         """Mean and deviation of the observations."""
         assert isinstance(model, Actor)
-        model.encoder.fit(acted_on(stores))
+        model.encoder.fit(acted_observations(stores))
 
     def annotate(
         self, model: nn.Module, stores: Mapping[str, Store], step: int
@@ -80,7 +80,7 @@ class Rwr(Imitation, Online):
     def _weights(self, store: Store) -> np.ndarray:
         returns = np.concatenate(
             [
-                discounted(group.rewards, group.lengths, self.discount)
+                discounted_returns(group.rewards, group.lengths, self.discount)
                 for group in episode_groups(store)
             ]
         )
@@ -89,7 +89,7 @@ class Rwr(Imitation, Online):
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
         """Weighted negative log-likelihood of the stored actions."""
         assert isinstance(model, Actor)
-        seen, actions, mask = steps_of(batch)
+        seen, actions, mask = single_steps(batch)
         negative = -(
             model.head.log_prob(model(seen), actions) * batch["weight"].flatten(0, 1) * mask
         ).sum()

@@ -45,8 +45,8 @@ from bigdm_ray.algorithms.base import (
     device_of,
     own_flags,
 )
-from bigdm_ray.algorithms.bc import seen_by
-from bigdm_ray.algorithms.learned import Loss, Supervised, leaves_of, of_tasks
+from bigdm_ray.algorithms.bc import observations_by_network
+from bigdm_ray.algorithms.learned import Loss, Supervised, of_tasks, select_leaves
 from bigdm_ray.algorithms.online import Online, Persistence
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
@@ -57,8 +57,8 @@ from bigdm_ray.models.networks import (
     SharedTrunk,
     Standardise,
     Vector,
-    acting_in,
     mlp,
+    network_for,
     orthogonal,
 )
 from bigdm_ray.replay.store import Retention, Store, Table
@@ -376,7 +376,7 @@ class Udrl(Supervised, Online):
 
     def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:
         """Mean and deviation of what was observed before the first learner step, if asked for."""
-        for part, seen in seen_by(model, stores):
+        for part, seen in observations_by_network(model, stores):
             assert isinstance(part, BehaviourFunction)
             part.fit(seen)
 
@@ -392,8 +392,8 @@ class Udrl(Supervised, Online):
         steps = {
             name: value.flatten(0, 1) for name, value in batch.items()
         }  # windows of one step: [B, 1, ...] to [B, ...]
-        seen = leaves_of(steps, "observations")
-        actions = leaves_of(steps, "actions")
+        seen = select_leaves(steps, "observations")
+        actions = select_leaves(steps, "actions")
         parameters = model(seen, steps["returns_to_go"], steps["steps_remaining"])
         mask = steps["mask"].float()
         negative = -(model.head.log_prob(parameters, actions) * mask).sum()
@@ -403,7 +403,7 @@ class Udrl(Supervised, Online):
         """`sample` is the paper's; `mean` takes the most likely action."""
         if mode == "plan":
             raise UserError("udrl has no planner; its modes are sample and mean")
-        model = acting_in(model, signature)
+        model = network_for(model, signature)
         assert isinstance(model, BehaviourFunction)
         return UdrlPolicy(model, self.frame_stack, greedy=mode == "mean")
 

@@ -212,7 +212,7 @@ def layers_of(*modules: nn.Module, log_std: Tensor | None = None) -> dict[str, n
     return out if log_std is None else {"log_std": log_std.detach().cpu().numpy().copy()} | out
 
 
-def stacked(arrays: Mapping[str, np.ndarray], *prefixes: str) -> nn.Sequential:
+def stack_linear_layers(arrays: Mapping[str, np.ndarray], *prefixes: str) -> nn.Sequential:
     """The linear layers that a library's modules of these prefixes hold, ReLU between them.
 
     `arrays` are parameters by name; within a prefix the layers follow the order of their names.
@@ -230,7 +230,7 @@ def stacked(arrays: Mapping[str, np.ndarray], *prefixes: str) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def pictures_of(module: nn.Module) -> dict[str, np.ndarray]:
+def convolution_state(module: nn.Module) -> dict[str, np.ndarray]:
     """The state of the convolutions of a LayeredActor out of the one ImageLayers below a library's module; empty where it has none."""
     found = next((part for part in module.modules() if isinstance(part, ImageLayers)), None)
     return (

@@ -143,7 +143,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, arrays: dict[str, np.ndarra
     )
 
 
-def below(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+def strip_prefix(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """The arrays whose names begin with a prefix, without it."""
     return {
         name.removeprefix(prefix): value
@@ -152,12 +152,12 @@ def below(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     }
 
 
-def prefixed(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `below`."""
+def add_prefix(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of `strip_prefix`."""
     return {prefix + name: value for name, value in arrays.items()}
 
 
-def sound(step: Step, name: str) -> None:
+def require_sound(step: Step, name: str) -> None:
     """Raise RunFailed where a row is not sound: the libraries cannot discard an episode."""
     if not step.sound:
         why = next(iter(step.problems().values()))

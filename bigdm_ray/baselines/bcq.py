@@ -29,10 +29,10 @@ from bigdm_ray.baselines.offline import (
     Transitions,
     best_of,
     descend,
-    frozen,
-    on_vectors,
-    repeated,
-    soft_clipped,
+    frozen_copy,
+    repeat_rows,
+    soft_clip,
+    vector_policy,
 )
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
@@ -67,7 +67,7 @@ class BcqModel(nn.Module):
         self.spaces = spaces
         self.autoencoder = Autoencoder(spaces, settings.vae_hidden)
         self.perturbation = Perturbation(spaces, settings.hidden, settings.perturbation)
-        self.perturbation_target = frozen(self.perturbation)
+        self.perturbation_target = frozen_copy(self.perturbation)
         self.critics = Critics(spaces, settings.hidden)
 
     def generated(self, seen: Tensor, noise: Tensor, perturbation: nn.Module) -> Tensor:
@@ -126,13 +126,13 @@ class Bcq(OfflineBaseline):
 
     def targets(self, model: BcqModel, t: Transitions) -> Tensor:
         """r + gamma max over generated actions of the soft-clipped target critics `[B]` (equation 13)."""
-        seen = repeated(t.seen_next, self.target_actions)
+        seen = repeat_rows(t.seen_next, self.target_actions)
         action = model.generated(
             seen,
             torch.randn(len(seen), model.autoencoder.latent, device=seen.device),
             model.perturbation_target,
         )
-        values = soft_clipped(model.critics.slow(seen, action), self.min_share).reshape(
+        values = soft_clip(model.critics.slow(seen, action), self.min_share).reshape(
             -1, self.target_actions
         )
         return t.reward + self.discount * t.goes_on * values.amax(1)
@@ -175,10 +175,10 @@ class Bcq(OfflineBaseline):
 
         def choose(seen: Tensor, uniforms: Tensor) -> Tensor:
             noise = normals(uniforms).reshape(-1, latent)
-            generated = model.generated(repeated(seen, count), noise, model.perturbation)
+            generated = model.generated(repeat_rows(seen, count), noise, model.perturbation)
             return best_of(model.critics, seen, generated.reshape(len(seen), count, -1))
 
-        return on_vectors(model.spaces, choose, count * latent)
+        return vector_policy(model.spaces, choose, count * latent)
 
 
 ALGORITHM = Bcq

@@ -30,10 +30,10 @@ from bigdm_ray.baselines.offline import (
     Transitions,
     best_of,
     descend,
-    frozen,
-    on_vectors,
-    repeated,
-    soft_clipped,
+    frozen_copy,
+    repeat_rows,
+    soft_clip,
+    vector_policy,
 )
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
@@ -64,7 +64,7 @@ class BearModel(nn.Module):
         self.actor = DiagonalGaussian(
             spaces.seen, settings.hidden, spaces.acted, LOG_STD_RANGE, soft=False
         )
-        self.actor_target = frozen(self.actor)
+        self.actor_target = frozen_copy(self.actor)
         self.critics = Critics(spaces, settings.hidden)
         self.multiplier = Multiplier()
 
@@ -163,12 +163,12 @@ class Bear(OfflineBaseline):
 
     def targets(self, model: BearModel, t: Transitions) -> Tensor:
         """r + gamma max over sampled actions of the soft-clipped target critics `[B]` (algorithm 1, line 4)."""
-        seen = repeated(t.seen_next, self.target_actions)
+        seen = repeat_rows(t.seen_next, self.target_actions)
         mean, log_std = (
-            repeated(value, self.target_actions) for value in model.actor_target(t.seen_next)
+            repeat_rows(value, self.target_actions) for value in model.actor_target(t.seen_next)
         )
         action = torch.tanh(mean + torch.exp(log_std) * torch.randn_like(mean))
-        values = soft_clipped(model.critics.slow(seen, action), self.min_share).reshape(
+        values = soft_clip(model.critics.slow(seen, action), self.min_share).reshape(
             -1, self.target_actions
         )
         return t.reward + self.discount * t.goes_on * values.amax(1)
@@ -195,7 +195,7 @@ class Bear(OfflineBaseline):
         if step >= self.warm_start:
             count = raw.shape[1]
             judged = (
-                model.critics.both(repeated(t.seen, count), torch.tanh(raw).flatten(0, 1))
+                model.critics.both(repeat_rows(t.seen, count), torch.tanh(raw).flatten(0, 1))
                 .reshape(2, -1, count)
                 .mean(2)
                 .amin(0)
@@ -220,7 +220,9 @@ class Bear(OfflineBaseline):
             latent = torch.randn(n * count, model.autoencoder.latent, device=seen.device).clamp(
                 -0.5, 0.5
             )
-            imitated = model.autoencoder.decode(repeated(seen, count), latent).reshape(n, count, -1)
+            imitated = model.autoencoder.decode(repeat_rows(seen, count), latent).reshape(
+                n, count, -1
+            )
         mean, log_std = model.actor(seen)
         raw = mean.unsqueeze(1) + torch.exp(log_std).unsqueeze(1) * torch.randn_like(
             imitated
@@ -247,7 +249,7 @@ class Bear(OfflineBaseline):
         def middle(seen: Tensor, uniforms: Tensor) -> Tensor:
             return torch.tanh(model.actor(seen)[0])
 
-        return on_vectors(
+        return vector_policy(
             model.spaces, best if mode == "sample" else middle, count * model.spaces.acted
         )
 

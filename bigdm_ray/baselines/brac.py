@@ -30,9 +30,9 @@ from bigdm_ray.baselines.offline import (
     OfflineBaseline,
     Transitions,
     descend,
-    frozen,
-    on_vectors,
-    soft_clipped,
+    frozen_copy,
+    soft_clip,
+    vector_policy,
 )
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
@@ -54,7 +54,7 @@ class BracModel(nn.Module):
         self.actor = DiagonalGaussian(
             spaces.seen, settings.policy_hidden, spaces.acted, LOG_STD_RANGE, soft=True
         )
-        self.clone = frozen(self.actor)
+        self.clone = frozen_copy(self.actor)
         self.critics = Critics(spaces, settings.hidden)
 
     def divergence(self, seen: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class Brac(OfflineBaseline):
         """r + gamma (min of the target critics at a sampled action - alpha KL) `[B]` (equation 4)."""
         mean, log_std = model.actor(t.seen_next)
         action = torch.tanh(mean + torch.exp(log_std) * torch.randn_like(mean))
-        value = soft_clipped(model.critics.slow(t.seen_next, action), self.min_share)
+        value = soft_clip(model.critics.slow(t.seen_next, action), self.min_share)
         if self.value_penalty:
             value = value - self.alpha * model.divergence(t.seen_next, mean, log_std)
         return t.reward + self.discount * t.goes_on * value
@@ -155,7 +155,7 @@ class Brac(OfflineBaseline):
             mean, log_std = model.actor(t.seen)
             divergence = model.divergence(t.seen, mean, log_std).mean()
             action = torch.tanh(mean + torch.exp(log_std) * torch.randn_like(mean))
-            judged = soft_clipped(model.critics.both(t.seen, action), self.min_share).mean()
+            judged = soft_clip(model.critics.both(t.seen, action), self.min_share).mean()
             descend(self.alpha * divergence - judged, optimizers["actor"])
             metrics |= {"divergence": divergence, "policy_value": judged}
         follow(model.critics.target, model.critics.online, self.follow_rate)
@@ -173,7 +173,7 @@ class Brac(OfflineBaseline):
                 mean if mode == "mean" else mean + torch.exp(log_std) * normals(uniforms)
             )
 
-        return on_vectors(model.spaces, choose, model.spaces.acted)
+        return vector_policy(model.spaces, choose, model.spaces.acted)
 
 
 ALGORITHM = Brac

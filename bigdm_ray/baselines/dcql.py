@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
 from bigdm_ray.algorithms.base import CriticValues, Memoryless, Mode, Policy
-from bigdm_ray.algorithms.bc import acted_on, only_task
-from bigdm_ray.algorithms.learned import leaves_of
+from bigdm_ray.algorithms.bc import acted_observations, only_task
+from bigdm_ray.algorithms.learned import select_leaves
 from bigdm_ray.baselines.base import Baseline, follow
-from bigdm_ray.baselines.offline import descend, frozen
+from bigdm_ray.baselines.offline import descend, frozen_copy
 from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.networks import Encoder
@@ -63,7 +63,7 @@ class DcqlModel(nn.Module):
         self.online = QNetwork(
             signature.observations, settings.hidden, settings.channels, 1, leaf.choices[0]
         )
-        self.target = frozen(self.online)
+        self.target = frozen_copy(self.online)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Dcql(Baseline):
     def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:
         """Mean and deviation of the observations."""
         assert isinstance(model, DcqlModel)
-        model.online.encoder.fit(acted_on(stores))
+        model.online.encoder.fit(acted_observations(stores))
         model.target.load_state_dict(model.online.state_dict())
 
     def judge(
@@ -148,7 +148,10 @@ class Dcql(Baseline):
         """One step on the penalised error; the slow copy follows."""
         assert isinstance(model, DcqlModel)
         steps = {name: values[:, 0] for name, values in batch.items()}
-        seen, after = leaves_of(steps, "observations"), leaves_of(steps, "next_observations")
+        seen, after = (
+            select_leaves(steps, "observations"),
+            select_leaves(steps, "next_observations"),
+        )
         taken = batch[f"actions/{model.path}"].reshape(-1, 1).long()
         with torch.no_grad():
             best = model.online(after).argmax(1, keepdim=True)

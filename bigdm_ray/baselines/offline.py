@@ -60,7 +60,7 @@ class Critics(nn.Module):
     def __init__(self, spaces: ContinuousSpaces, hidden: tuple[int, ...]) -> None:
         super().__init__()
         self.online = Ensemble(2, [spaces.seen + spaces.acted, *hidden, 1])
-        self.target = frozen(self.online)
+        self.target = frozen_copy(self.online)
 
     def both(self, seen: Tensor, action: Tensor) -> Tensor:
         """Q1 and Q2 of rows: `[2, n]`."""
@@ -77,12 +77,12 @@ class Critics(nn.Module):
         return out
 
 
-def soft_clipped(values: Tensor, share: float) -> Tensor:
+def soft_clip(values: Tensor, share: float) -> Tensor:
     """`share` of the smaller and 1 - `share` of the larger of two critics `[2, ...]` (Fujimoto et al. 2019, equation 13)."""
     return share * values.amin(0) + (1 - share) * values.amax(0)
 
 
-def frozen(network: nn.Module) -> nn.Module:
+def frozen_copy(network: nn.Module) -> nn.Module:
     """A copy that no optimizer changes."""
     return copy.deepcopy(network).requires_grad_(False)
 
@@ -93,7 +93,7 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def repeated(rows: Tensor, times: int) -> Tensor:
+def repeat_rows(rows: Tensor, times: int) -> Tensor:
     """Each row `times` times, one after another: `[n, w]` to `[n * times, w]`."""
     return rows.repeat_interleave(times, 0)
 
@@ -152,7 +152,7 @@ class OfflineBaseline(Baseline):
         )
 
 
-def on_vectors(
+def vector_policy(
     spaces: ContinuousSpaces, choose: Callable[[Tensor, Tensor], Tensor], uniforms: int
 ) -> Policy:
     """Acts without memory: `choose` makes packed actions `[n, acted]` of rows `[n, seen]` and uniforms `[n, k]`."""
@@ -164,5 +164,5 @@ def on_vectors(
 def best_of(critics: Critics, seen: Tensor, candidates: Tensor) -> Tensor:
     """Of `[n, c, acted]` candidates for rows `[n, seen]`, those that the first critic likes best: `[n, acted]`."""
     n, count, _ = candidates.shape
-    values = critics.first(repeated(seen, count), candidates.flatten(0, 1)).reshape(n, count)
+    values = critics.first(repeat_rows(seen, count), candidates.flatten(0, 1)).reshape(n, count)
     return candidates[torch.arange(n, device=values.device), values.argmax(1)]

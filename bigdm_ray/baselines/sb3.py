@@ -31,20 +31,20 @@ from bigdm_ray.baselines.actor import (
     ImageLayers,
     LayeredActor,
     LayeredActorPolicy,
+    convolution_state,
     layers_of,
-    pictures_of,
     plain_leaves,
 )
 from bigdm_ray.baselines.base import (
     ExternalAlgorithm,
     TrainerContext,
     TrainerResult,
-    below,
+    add_prefix,
     load_optimizer,
     optimizer_state,
-    prefixed,
-    sound,
+    require_sound,
     spaces_of,
+    strip_prefix,
 )
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.envs.vector import VectorEnv
@@ -115,7 +115,7 @@ class Sb3(ExternalAlgorithm):
         return FrameView(self.frame_stack, self.shrink, self.channels, self.features)
 
     def networks(self, env: Any, hidden: tuple[int, ...]) -> dict[str, Any]:
-        """The library's `policy_kwargs` for an environment of `playing`: our convolutions where it shows pictures, then these layers."""
+        """The library's `policy_kwargs` for an environment of `make_vector_env`: our convolutions where it shows pictures, then these layers."""
         shape = env.observation_space.shape
         kwargs: dict[str, Any] = {"net_arch": list(hidden)}
         if len(shape) == 1:
@@ -200,7 +200,7 @@ class Sb3ActorCritic(Sb3):
             policy.action_net,
             log_std=getattr(policy, "log_std", None),
         )
-        return pictures_of(policy.features_extractor) | layers
+        return convolution_state(policy.features_extractor) | layers
 
 
 A2C_ZOO = {
@@ -429,7 +429,7 @@ class Sb3Dqn(Sb3):
 
     def exported(self, learner: Any) -> dict[str, np.ndarray]:
         """See Sb3."""
-        return pictures_of(learner.q_net) | layers_of(learner.q_net.q_net)
+        return convolution_state(learner.q_net) | layers_of(learner.q_net.q_net)
 
 
 ALGORITHMS = (Sb3A2c, Sb3Dqn, Sb3Ppo)
@@ -443,7 +443,9 @@ class Sb3Trainer:
 
         self._algorithm = algorithm
         self._ended: list[tuple[float, int]] = []
-        self._env = playing(context.task.make(algorithm.rows, context.seed), algorithm, self._ended)
+        self._env = make_vector_env(
+            context.task.make(algorithm.rows, context.seed), algorithm, self._ended
+        )
         self._learner = algorithm.learner(self._env, context)
         self._learner.set_logger(Logger(folder=None, output_formats=[]))
 
@@ -480,7 +482,7 @@ class Sb3Trainer:
             "updates": learner._n_updates,
             "calls": getattr(learner, "_n_calls", 0),
         }
-        state = prefixed("policy/", policy) | prefixed(
+        state = add_prefix("policy/", policy) | add_prefix(
             "optimizer/", optimizer_state(learner.policy.optimizer)
         )
         state |= {f"count/{name}": np.array(value) for name, value in counts.items()}
@@ -497,10 +499,10 @@ class Sb3Trainer:
         learner.policy.load_state_dict(
             {
                 name: torch.from_numpy(np.array(value))
-                for name, value in below(state, "policy/").items()
+                for name, value in strip_prefix(state, "policy/").items()
             }
         )
-        load_optimizer(learner.policy.optimizer, below(state, "optimizer/"))
+        load_optimizer(learner.policy.optimizer, strip_prefix(state, "optimizer/"))
         learner.num_timesteps, learner._n_updates = (
             int(state["count/steps"]),
             int(state["count/updates"]),
@@ -508,7 +510,7 @@ class Sb3Trainer:
         if (buffer := getattr(learner, "replay_buffer", None)) is not None:
             learner._n_calls = int(state["count/calls"])
             learner.exploration_rate = learner.exploration_schedule(0.0)
-            for name, kept in below(state, "buffer/").items():
+            for name, kept in strip_prefix(state, "buffer/").items():
                 getattr(buffer, name)[: len(kept)] = kept
             buffer.pos, buffer.full = (
                 int(state["count/position"]),
@@ -538,7 +540,7 @@ def extractor() -> Any:
     return Extractor
 
 
-def playing(env: VectorEnv, algorithm: Sb3, ended: list[tuple[float, int]]) -> Any:
+def make_vector_env(env: VectorEnv, algorithm: Sb3, ended: list[tuple[float, int]]) -> Any:
     """`env` as the library's vector environment: rows that end begin again at once. Return and length of each episode go to `ended`."""
     from gymnasium import spaces
     from stable_baselines3.common.vec_env import VecEnv
@@ -549,7 +551,7 @@ def playing(env: VectorEnv, algorithm: Sb3, ended: list[tuple[float, int]]) -> A
     shown = spaces.Box(0, 255, sight.shape(leaf), np.uint8) if pictures else spaces_of(leaf)
 
     class Rows(VecEnv):
-        """See `playing`."""
+        """See `make_vector_env`."""
 
         def __init__(self) -> None:
             super().__init__(env.n, shown, spaces_of(action))
@@ -569,7 +571,7 @@ def playing(env: VectorEnv, algorithm: Sb3, ended: list[tuple[float, int]]) -> A
         def reset(self) -> np.ndarray:
             self._totals[:], self._lengths[:] = 0, 0
             step = env.reset(self._all)
-            sound(step, name)
+            require_sound(step, name)
             return self._see(self._all, step.observations[path], True)
 
         def step_async(self, actions: np.ndarray) -> None:
@@ -579,7 +581,7 @@ def playing(env: VectorEnv, algorithm: Sb3, ended: list[tuple[float, int]]) -> A
             step = env.step(
                 self._all, {action_path: self._actions.astype(action.dtype, copy=False)}
             )
-            sound(step, name)
+            require_sound(step, name)
             self._totals += step.rewards
             self._lengths += 1
             observations, done = (
@@ -597,7 +599,7 @@ def playing(env: VectorEnv, algorithm: Sb3, ended: list[tuple[float, int]]) -> A
                 rows = np.flatnonzero(done)
                 self._totals[rows], self._lengths[rows] = 0, 0
                 begun = env.reset(rows)
-                sound(begun, name)
+                require_sound(begun, name)
                 observations[rows] = self._see(rows, begun.observations[path], True)
             return observations, np.sign(step.rewards) if clip else step.rewards.copy(), done, infos
 

@@ -3,7 +3,7 @@
 An actor's constructor does nothing, so it cannot throw (Ray never retries one); its real set-up is
 a method. What a slot is set up with is small and travels by value. Calls in flight when an actor
 dies are for its owner to repeat: every call of this project may be repeated. An object that is lost
-on its way (`fault`) is not the callee's death: the call is made again, after what it carried.
+on its way (`classify_fault`) is not the callee's death: the call is made again, after what it carried.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CallFault(enum.Enum):
     RESULT = "its answer is gone, with the machine that held it"
 
 
-def fault(error: BaseException) -> CallFault | None:
+def classify_fault(error: BaseException) -> CallFault | None:
     """What the error of a call says of the machines; None where it says something of the program.
 
     Ray wraps what is raised where a call runs, and an argument that cannot be fetched is raised
@@ -107,14 +107,14 @@ class ActorSlot:
         A dead actor is made anew, if it is still that generation. Raises an error of the program as
         it is, and RunFailed after too many faults in a row.
         """
-        what = fault(error)
+        what = classify_fault(error)
         if what is None:
             raise error
         if what is CallFault.DEATH and generation != self.generation:
             return what
         self._faults += 1
         if self._faults > MAX_DEATHS:
-            raise RunFailed(given_up(self.what, what, error))
+            raise RunFailed(give_up_sentence(self.what, what, error))
         if what is CallFault.DEATH:
             self.stop()
             self.start()
@@ -140,7 +140,7 @@ class ActorSlot:
                 return answer
 
 
-def given_up(who: str, what: CallFault, error: BaseException) -> str:
+def give_up_sentence(who: str, what: CallFault, error: BaseException) -> str:
     """Why a run ends after so many faults in a row, in one sentence."""
     why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     fate = "died" if what is CallFault.DEATH else "lost what it was sent or what it answered"

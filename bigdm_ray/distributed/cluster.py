@@ -33,7 +33,7 @@ from ray.exceptions import AuthenticationError
 
 from bigdm_ray import stopping
 from bigdm_ray.distributed.session_folder import SessionFolder
-from bigdm_ray.distributed.watch import shut_down, watched
+from bigdm_ray.distributed.watch import shut_down, watch_ray
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.learner import pick_device
@@ -87,7 +87,7 @@ def _join(address: str) -> None:
     expected = "expected is `local`, `auto` on a node of a cluster, or HOST:PORT of its head"
     _look_again()
     try:
-        with stopping.kept():
+        with stopping.keep_handlers():
             ray.init(address=address, log_to_driver=False, logging_level="error")
     except AuthenticationError:
         raise UserError(
@@ -117,7 +117,7 @@ def own_ray(cpus: int) -> Iterator[None]:
         _look_again()
         folder = _started(max(os.cpu_count() or 1, cpus))
         try:
-            with watched(folder.remove):
+            with watch_ray(folder.remove):
                 yield
         finally:
             _stop(folder)
@@ -148,7 +148,7 @@ def _started(cpus: int) -> SessionFolder:
     for attempt in range(1, START_ATTEMPTS + 1):
         folder = SessionFolder()
         try:
-            with stopping.kept(), _alone(), _apart():
+            with stopping.keep_handlers(), _alone(), _apart():
                 ray.init(
                     address="local",
                     log_to_driver=False,

@@ -24,7 +24,7 @@ from bigdm_ray.training.learner import LearnerProgress
 from bigdm_ray.training.loop import RoundResult
 from bigdm_ray.training.params import Commands, Weights
 from bigdm_ray.training.start import dataset_stores
-from bigdm_ray.training.stores import below, check_living, places
+from bigdm_ray.training.stores import check_living, shards_below, store_places
 
 
 class ShardTracker:
@@ -110,7 +110,7 @@ class RayExecutor:
         for slot in self._slots():
             slot.settle()
         self.learners.start()
-        self._places = places(run)
+        self._places = store_places(run)
         tables: dict[str, Table] = (
             self.replay.insist("tables")
             if self._replay
@@ -233,7 +233,7 @@ class RayExecutor:
                     parts = []
         self.replay.answered()
         self.stored(task, receipt)
-        return as_round(receipt, [summary for _, summary in parts])
+        return round_result(receipt, [summary for _, summary in parts])
 
     def _played(
         self,
@@ -342,7 +342,9 @@ class RayExecutor:
             write(step, state, [])
             return
         shards: dict[str, list[ShardRef]] = self.replay.insist("compact")
-        named = [ref for task, own in shards.items() for ref in below(self._places[task], own)]
+        named = [
+            ref for task, own in shards.items() for ref in shards_below(self._places[task], own)
+        ]
         write(step, state, named)
         gone: dict[str, list[str]] = self.replay.insist("release")
         for task, tracker in self._trackers.items():
@@ -355,7 +357,7 @@ class RayExecutor:
         self.learners.stop()
 
 
-def as_round(receipt: Receipt, summaries: list[dict[str, Any]]) -> RoundResult:
+def round_result(receipt: Receipt, summaries: list[dict[str, Any]]) -> RoundResult:
     """A stored round from what its workers said."""
     version = summaries[0]["version"]
     problems = [problem for summary in summaries for problem in summary["problems"]]

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from ray.exceptions import RayError, RayTaskError
 
-from bigdm_ray.distributed.actors import MAX_DEATHS, CallFault, fault, given_up
+from bigdm_ray.distributed.actors import MAX_DEATHS, CallFault, classify_fault, give_up_sentence
 from bigdm_ray.distributed.cluster import learner_options, loopback
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay.mixture import Mixture
@@ -92,7 +92,7 @@ class LearnerActor:
             if settings.offline
             else Stores(settings, home, flat, write=False).by_task
         )
-        saved = checkpoint.last(home.checkpoints, settings.identity)
+        saved = checkpoint.last_checkpoint(home.checkpoints, settings.identity)
         if saved is not None:
             self._learner.load(saved.learner, saved.counters.learner_step)
         return self._learner.step
@@ -171,7 +171,7 @@ class LearnerGroup:
     def _bury(self, why: BaseException) -> None:
         self._deaths += 1
         if self._deaths > MAX_DEATHS:
-            raise RunFailed(given_up("learner", CallFault.DEATH, why))
+            raise RunFailed(give_up_sentence("learner", CallFault.DEATH, why))
         self.stop()
 
     def stop(self) -> None:
@@ -225,4 +225,4 @@ class LearnerGroup:
         All ranks are made anew then: where one has not answered, the others have stopped half-way.
         """
         lost = isinstance(error, RayTaskError) and isinstance(error.cause, PeerLost)
-        return lost or fault(error) is not None
+        return lost or classify_fault(error) is not None

@@ -23,7 +23,7 @@ from bigdm_ray import stopping
 from bigdm_ray.algorithms.base import Columns
 from bigdm_ray.distributed.actors import CallFault
 from bigdm_ray.distributed.cluster import cluster
-from bigdm_ray.distributed.executor import RayExecutor, as_round
+from bigdm_ray.distributed.executor import RayExecutor, round_result
 from bigdm_ray.errors import RunFailed, UserError, full_disk, full_memory
 from bigdm_ray.replay.episode import FOREIGN
 from bigdm_ray.replay.shard import SUFFIX, UNNUMBERED
@@ -36,8 +36,8 @@ from bigdm_ray.training.loop import Session, loop, study
 from bigdm_ray.training.metrics import Listener
 from bigdm_ray.training.params import Commands
 from bigdm_ray.training.run_folder import RunFolder
-from bigdm_ray.training.start import drop_later, take_over, whole
-from bigdm_ray.training.stores import lost, places, within
+from bigdm_ray.training.start import drop_later, last_whole_checkpoint, take_over
+from bigdm_ray.training.stores import count_lost, shards_within, store_places
 from bigdm_ray.training.trackers import writers
 
 IN_FLIGHT = 2
@@ -48,23 +48,23 @@ def train_on_ray(
     run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None
 ) -> dict[str, Any]:
     """Train with Ray; the summary. Raises UserError, and RunFailed with everything stored so far kept."""
-    with RunFolder(folder).claimed(run, resume, exact=in_lock_step(run)) as home:
+    with RunFolder(folder).claimed(run, resume, exact=runs_in_lock_step(run)) as home:
         try:
             with cluster(run):
                 return _train(run, folder, home, resume, listeners or [])
         except RayTaskError as error:
-            if meant(error.cause):  # without the traceback that Ray adds
+            if is_for_user(error.cause):  # without the traceback that Ray adds
                 raise error.cause from None
             raise
 
 
-def meant(cause: BaseException) -> bool:
+def is_for_user(cause: BaseException) -> bool:
     """Whether what an actor raised is for the user: a mistake, want of disk or memory."""
     full = (isinstance(cause, OSError) and full_disk(cause)) or full_memory(cause)
     return full or isinstance(cause, UserError)
 
 
-def in_lock_step(run: Run) -> bool:
+def runs_in_lock_step(run: Run) -> bool:
     """Whether a resume repeats the run: a run on a dataset has nothing to do side by side."""
     return run.machines.lock_step or run.offline
 
@@ -72,11 +72,11 @@ def in_lock_step(run: Run) -> bool:
 def _train(
     run: Run, folder: Path, home: RunFolder, resume: bool, listeners: list[Listener]
 ) -> dict[str, Any]:
-    exact = in_lock_step(run)
+    exact = runs_in_lock_step(run)
     take_over(run, home)
     resumed, damage = None, list[str]()
     if resume or run.start:
-        resumed, damage = (whole if exact else counted)(run, home)
+        resumed, damage = (last_whole_checkpoint if exact else count_stored)(run, home)
     if exact:
         drop_later(run, home)
     with contextlib.ExitStack() as end:
@@ -100,24 +100,29 @@ def _train(
         return session.finish(executor) | {"folder": str(folder)}
 
 
-def counted(run: Run, home: RunFolder) -> tuple[Checkpoint, list[str]]:
+def count_stored(run: Run, home: RunFolder) -> tuple[Checkpoint, list[str]]:
     """The last checkpoint with the budget counted from the episodes on disk: those of rounds that were open or later are new.
 
     The second value names damaged shards: their episodes are left out.
     """
     aside = checkpoint.set_torn_aside(home.checkpoints)
-    saved = checkpoint.last(home.checkpoints, run.identity)
+    saved = checkpoint.last_checkpoint(home.checkpoints, run.identity)
     base = saved or Checkpoint(Counters(), [], 0, {}, {}, {})
-    counters, where, tables, problems = base.counters, places(run), dict[str, Table](), list[str]()
+    counters, where, tables, problems = (
+        base.counters,
+        store_places(run),
+        dict[str, Table](),
+        list[str](),
+    )
     for task, place in where.items():
         on_disk = {path.name for path in (home.store / place).glob(f"*{SUFFIX}")}
-        named = {ref.name for ref in within(place, base.shards)}
+        named = {ref.name for ref in shards_within(place, base.shards)}
         store = Store(home.store / place, flat_bytes=0).open(sorted(on_disk | named))
         tables[task] = store.table
         problems += store.problems
     damage = (
         [
-            f"the run goes on without {lost(where, tables, base)} episodes of its last checkpoint ({', '.join(problems)})"
+            f"the run goes on without {count_lost(where, tables, base)} episodes of its last checkpoint ({', '.join(problems)})"
         ]
         if problems
         else []
@@ -197,7 +202,7 @@ class Driver:
         self.executor = executor
         session = self.session
         session.begin()
-        with stopping.held() as asked:
+        with stopping.hold_signals() as asked:
             while not session.spent() and not asked():
                 self._hand_out()
                 if not self._jobs:
@@ -364,7 +369,7 @@ class Driver:
                 added = receipt.added.take(np.arange(start, end))
                 self._episodes_in_flight -= one.count
                 self._warming_up = max(0, self._warming_up - 1)
-                self.session.played(as_round(Receipt(added, []), [one.summary]))
+                self.session.played(round_result(Receipt(added, []), [one.summary]))
             self._evaluate_if_due()
             self._commit()
 

@@ -16,7 +16,7 @@ from bigdm_ray.errors import UserError
 DEATHS_FORGIVEN = 2
 
 
-def side_by_side(
+def run_side_by_side(
     work: Callable[..., Any], jobs: list[tuple[Any, ...]], at_once: int
 ) -> Iterator[tuple[int, Any, str]]:
     """Call `work(*job)` for every job, `at_once` of them at a time; (its number, the answer or None, why there is none) as they end.

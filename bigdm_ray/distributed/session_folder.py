@@ -44,7 +44,7 @@ class SessionFolder:
 
     def __init__(self) -> None:
         refused: list[str] = []
-        for place in places():
+        for place in candidate_folders():
             _sweep(place)
             try:
                 self._folder, self._held = _made(place)
@@ -98,7 +98,7 @@ def last_words(folder: Path, death: str) -> str:
     return (fatal or lines or [""])[-1][:QUOTED]
 
 
-def places() -> list[Path]:
+def candidate_folders() -> list[Path]:
     """Where a folder may be made: what the user names, what is on disk, what is in memory."""
     named = [os.environ.get(name) for name in ("RAY_TMPDIR", "TMPDIR")]
     runtime = os.environ.get("XDG_RUNTIME_DIR")

@@ -62,7 +62,11 @@ class _Watch(threading.Thread):
             while not self._over.is_set():
                 death.poll(1000 * EVERY_S)
                 if self.look(self._interrupts):
-                    if self._interrupts and stopping.in_force() and not self._over.wait(PATIENCE_S):
+                    if (
+                        self._interrupts
+                        and stopping.is_heeding()
+                        and not self._over.wait(PATIENCE_S)
+                    ):
                         self._end_command()
                     return
 
@@ -84,7 +88,7 @@ class _Watch(threading.Thread):
         """End it from here: the main thread waits for the dead, where it hears nothing."""
         print(f"error: {SENTENCE.format(self.dead)}", file=sys.stderr)
         self._at_end()
-        _leave(stopping.code() if stopping.asked() else RunFailed.exit_code)
+        _leave(stopping.code() if stopping.is_stop_asked() else RunFailed.exit_code)
 
     def end(self) -> None:
         """Look no more."""
@@ -106,7 +110,7 @@ def _kill_children(raylet: int) -> None:
 
 
 @contextlib.contextmanager
-def watched(at_end: Callable[[], None]) -> Iterator[None]:
+def watch_ray(at_end: Callable[[], None]) -> Iterator[None]:
     """In here the death of the Ray that this process has started is RunFailed, whatever is done.
 
     Where it cannot be raised the command ends at once, after `at_end`.
@@ -143,10 +147,12 @@ def _end_of_ray() -> None:
     Raises KeyboardInterrupt where a signal was to end it: one that went to all its processes.
     """
     global _dead
-    if stopping.in_force():
+    if stopping.is_heeding():
         _dead = True
-        atexit.register(_leave, stopping.code() if stopping.asked() else RunFailed.exit_code)
-        if stopping.asked():
+        atexit.register(
+            _leave, stopping.code() if stopping.is_stop_asked() else RunFailed.exit_code
+        )
+        if stopping.is_stop_asked():
             raise KeyboardInterrupt
 
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
-from bigdm_ray.errors import UserError, nearest, quoted
+from bigdm_ray.errors import UserError, quote_value, suggest_names
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
@@ -39,7 +39,7 @@ _NAMED = {kind.__name__: kind for kind in _WORDS}
 _UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
-def split(name: str) -> tuple[str, dict[str, str]]:
+def split_name(name: str) -> tuple[str, dict[str, str]]:
     """A task's name without its arguments, and these as text. Raises UserError."""
     base, asks, query = name.partition("?")
     found: dict[str, str] = {}
@@ -55,8 +55,8 @@ def split(name: str) -> tuple[str, dict[str, str]]:
     return base, found
 
 
-def joined(base: str, arguments: Mapping[str, Any]) -> str:
-    """The name of a task with these arguments, which `split` and `typed` take apart again."""
+def join_name(base: str, arguments: Mapping[str, Any]) -> str:
+    """The name of a task with these arguments, which `split_name` and `convert_arguments` take apart again."""
     parts = [f"{key}={quote(_text(value), safe=_SAFE)}" for key, value in sorted(arguments.items())]
     return f"{base}?{'&'.join(parts)}" if parts else base
 
@@ -79,7 +79,7 @@ def _read(text: str) -> Any:
 def plain(arguments: Mapping[str, Any]) -> bool:
     """Whether a file may tell these: JSON of numbers, truth values and words that name no place."""
     try:
-        short = len(joined("", arguments)) <= LONGEST
+        short = len(join_name("", arguments)) <= LONGEST
     except (TypeError, ValueError, RecursionError):
         return False
     return short and all(
@@ -100,7 +100,7 @@ def _is_plain(value: Any) -> bool:
     )
 
 
-def typed(given: Mapping[str, str], env_id: str) -> dict[str, Any]:
+def convert_arguments(given: Mapping[str, str], env_id: str) -> dict[str, Any]:
     """What `gymnasium.make` is given for these texts. Raises UserError for one that is unknown or of a wrong type."""
     known, more = parameters(env_id)
     out: dict[str, Any] = {}
@@ -111,22 +111,24 @@ def typed(given: Mapping[str, str], env_id: str) -> dict[str, Any]:
             out[key] = _limit(text, env_id)
             continue
         if key not in known and not more:
-            raise unknown(key, env_id)
+            raise unknown_argument(key, env_id)
         kind, default, empty = known.get(key, (None, None, True))
         out[key] = _typed(key, text, kind, default, empty, env_id)
     return out
 
 
-def unknown(key: str, env_id: str) -> UserError:
+def unknown_argument(key: str, env_id: str) -> UserError:
     """The sentence for an argument that an environment does not take."""
     names = [*_named(env_id), LIMIT]
-    return UserError(f"{env_id} takes no argument {key!r}{nearest(key, names)}")
+    return UserError(f"{env_id} takes no argument {key!r}{suggest_names(key, names)}")
 
 
-def unexpected(error: Exception, given: Mapping[str, str], env_id: str) -> UserError | None:
-    """`unknown`, where that is why the constructor raised."""
+def unexpected_argument(
+    error: Exception, given: Mapping[str, str], env_id: str
+) -> UserError | None:
+    """`unknown_argument`, where that is why the constructor raised."""
     found = _UNEXPECTED.search(str(error)) if isinstance(error, TypeError) else None
-    return unknown(found[1], env_id) if found and found[1] in given else None
+    return unknown_argument(found[1], env_id) if found and found[1] in given else None
 
 
 def _limit(text: str, env_id: str) -> int:
@@ -135,7 +137,7 @@ def _limit(text: str, env_id: str) -> int:
         return -1  # gymnasium's word for no limit
     if type(value) is not int or value < 1:
         raise UserError(
-            f"{env_id}: {LIMIT} is {quoted(text)}, but a whole number from 1 up, or none, is expected"
+            f"{env_id}: {LIMIT} is {quote_value(text)}, but a whole number from 1 up, or none, is expected"
         )
     return value
 
@@ -155,7 +157,7 @@ def _typed(key: str, text: str, kind: Any, default: Any, empty: bool, env_id: st
         return int(value)
     if kind is float and number:  # a whole one where the default is: it may count something
         return value if type(default) is type(value) is int else float(value)
-    raise UserError(f"{env_id}: {key} is {quoted(text)}, but {_WORDS[kind]} is expected")
+    raise UserError(f"{env_id}: {key} is {quote_value(text)}, but {_WORDS[kind]} is expected")
 
 
 @functools.lru_cache(maxsize=64)

@@ -109,7 +109,7 @@ def game(
     )
 
 
-def both(
+def with_and_without_sticky(
     name: str,
     ale: str,
     reference_returns: tuple[float, float],
@@ -133,16 +133,20 @@ def both(
 TASKS = {
     task.name: task
     for pair in (
-        both(
+        with_and_without_sticky(
             "breakout",
             "Breakout",
             (2.0, 30.0),
             864.0,
             "clear two walls of bricks with a ball that has to be served",
         ),
-        both("qbert", "Qbert", (164.0, 13455.0), None, "hop over a pyramid and paint its cubes"),
-        both("pong", "Pong", (-21.0, 15.0), 21.0, "play table tennis until one side has 21 points"),
-        both(
+        with_and_without_sticky(
+            "qbert", "Qbert", (164.0, 13455.0), None, "hop over a pyramid and paint its cubes"
+        ),
+        with_and_without_sticky(
+            "pong", "Pong", (-21.0, 15.0), 21.0, "play table tennis until one side has 21 points"
+        ),
+        with_and_without_sticky(
             "seaquest",
             "Seaquest",
             (68.0, 42055.0),

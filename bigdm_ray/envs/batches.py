@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bigdm_ray.envs.values import Arrays, SpaceMismatch, below, kind, named, reader, unflatten
+from bigdm_ray.envs.values import (
+    Arrays,
+    SpaceMismatch,
+    child_path,
+    kind,
+    leaf_phrase,
+    reader,
+    unflatten,
+)
 from bigdm_ray.envs.vector import stack
 
 if TYPE_CHECKING:
@@ -31,7 +39,7 @@ def rows_reader(space: gymnasium.Space[Any], n: int | None) -> Callable[[Any], A
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 bad = values[~np.isfinite(values)][0]
                 raise SpaceMismatch(
-                    f"{named(path)} has an element {bad}, but finite numbers are expected"
+                    f"{leaf_phrase(path)} has an element {bad}, but finite numbers are expected"
                 )
         return out
 
@@ -46,12 +54,12 @@ def _rows(space: gymnasium.Space[Any], value: Any, n: int, path: str) -> list[An
         items = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
         parts: dict[Any, list[Any]] = {}
         for name, child in items:
-            where = below(path, name)
+            where = child_path(path, name)
             try:
                 part = value[name]
             except (LookupError, TypeError):
                 raise SpaceMismatch(
-                    f"{named(where)} is missing in what is of type {kind(value)}"
+                    f"{leaf_phrase(where)} is missing in what is of type {kind(value)}"
                 ) from None
             parts[name] = _rows(child, part, n, where)
         return [{name: rows[k] for name, rows in parts.items()} for k in range(n)]
@@ -59,10 +67,10 @@ def _rows(space: gymnasium.Space[Any], value: Any, n: int, path: str) -> list[An
         found = len(value)
     except TypeError:
         raise SpaceMismatch(
-            f"{named(path)} is one {kind(value)}, but {n} rows of them are expected"
+            f"{leaf_phrase(path)} is one {kind(value)}, but {n} rows of them are expected"
         ) from None
     if found != n or isinstance(value, str | dict):
-        raise SpaceMismatch(f"{named(path)} has {found} rows, but {n} are expected")
+        raise SpaceMismatch(f"{leaf_phrase(path)} has {found} rows, but {n} are expected")
     return list(value)
 
 

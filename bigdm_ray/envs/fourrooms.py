@@ -23,7 +23,7 @@ import numpy as np
 
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.envs.task import Task
-from bigdm_ray.envs.vector import ArrayRows, Arrays, Step, still
+from bigdm_ray.envs.vector import ArrayRows, Arrays, Step, reset_step
 
 if TYPE_CHECKING:
     import gymnasium
@@ -43,7 +43,7 @@ _SIDE = 240
 _FLOOR, _WALL, _POINT, _GOAL = (236, 232, 222), (70, 72, 84), (44, 110, 190), (226, 110, 30)
 
 
-def drawn(chance: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def draw_start_and_goal(chance: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A start and a goal, each `[2]` float64, at least APART from each other."""
     while True:
         start, goal = chance.uniform(-1.0, 1.0, (2, 2))
@@ -89,7 +89,7 @@ def four_rooms(render_mode: str | None) -> gymnasium.Env[Any, Any]:
         ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             super().reset(seed=seed)
             self.t = 0
-            self.position, self.goal = drawn(self.np_random)
+            self.position, self.goal = draw_start_and_goal(self.np_random)
             return self._observe(), {}
 
         def step(
@@ -143,8 +143,8 @@ class FourRoomsRows(ArrayRows):
         """See VectorEnv."""
         self._t[rows] = 0
         for i in rows.tolist():
-            self._position[i], self._goal[i] = drawn(self._chance[i])
-        return still(len(rows), self._observe(rows))
+            self._position[i], self._goal[i] = draw_start_and_goal(self._chance[i])
+        return reset_step(len(rows), self._observe(rows))
 
     def step(self, rows: np.ndarray, actions: Arrays) -> Step:
         """See VectorEnv. A row whose action is not finite fails."""

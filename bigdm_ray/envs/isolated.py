@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from bigdm_ray.envs.signature import Signature
-from bigdm_ray.envs.vector import Arrays, Step, blank, still
+from bigdm_ray.envs.vector import Arrays, Step, reset_step, zero_step
 from bigdm_ray.errors import RunFailed, UserError
 
 END_S = 10.0
@@ -30,7 +30,7 @@ class EnvProcessEnded(Exception):
     """The process of the environments is no more: one clause why."""
 
 
-def packed(head: dict[str, Any], arrays: Arrays) -> bytes:
+def pack_message(head: dict[str, Any], arrays: Arrays) -> bytes:
     """A message: values of JSON, and arrays by name."""
     told = [[name, values.dtype.str, values.shape] for name, values in arrays.items()]
     text = json.dumps([head, told]).encode()
@@ -39,8 +39,8 @@ def packed(head: dict[str, Any], arrays: Arrays) -> bytes:
     )
 
 
-def unpacked(message: bytes) -> tuple[dict[str, Any], Arrays]:
-    """The inverse of `packed`; the arrays may be written to."""
+def unpack_message(message: bytes) -> tuple[dict[str, Any], Arrays]:
+    """The inverse of `pack_message`; the arrays may be written to."""
     (size,) = struct.unpack_from("<I", message)
     head, told = json.loads(message[4 : 4 + size])
     arrays, at = {}, 4 + size
@@ -72,8 +72,8 @@ class EnvProcess:
     ) -> tuple[dict[str, Any], Arrays]:
         """Its answer. Raises EnvProcessEnded, and what it says was raised: UserError, RunFailed."""
         try:
-            self._line.send_bytes(packed({"verb": verb, **head}, arrays or {}))
-            answer, values = unpacked(self._line.recv_bytes())
+            self._line.send_bytes(pack_message({"verb": verb, **head}, arrays or {}))
+            answer, values = unpack_message(self._line.recv_bytes())
         except (EOFError, OSError):
             raise EnvProcessEnded(f"its process {self._end()}") from None
         if "raised" in answer:
@@ -181,8 +181,8 @@ class IsolatedRows:
         )
 
     def _nothing(self, m: int, failures: dict[int, str]) -> Step:
-        empty = blank(self.signature.observations)
-        return still(m, {path: np.stack([v] * m) for path, v in empty.items()}, failures)
+        empty = zero_step(self.signature.observations)
+        return reset_step(m, {path: np.stack([v] * m) for path, v in empty.items()}, failures)
 
     def reseed(self, seed: int) -> None:
         """See VectorEnv."""
@@ -200,7 +200,7 @@ class IsolatedRows:
 
 def answer_of(step: Step) -> bytes:
     """A Step as a message."""
-    return packed(
+    return pack_message(
         {"failures": {str(k): why for k, why in step.failures.items()}},
         {
             **_under("o/", step.observations),

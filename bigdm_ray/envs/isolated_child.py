@@ -7,7 +7,7 @@ import sys
 from multiprocessing.connection import Connection
 from typing import Any
 
-from bigdm_ray.envs.isolated import answer_of, packed, unpacked
+from bigdm_ray.envs.isolated import answer_of, pack_message, unpack_message
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.envs.vector import Arrays, VectorEnv
@@ -23,7 +23,7 @@ class HostedRows:
     def answer(self, verb: str, head: dict[str, Any], arrays: Arrays) -> bytes:
         """The answer to a message. Raises UserError, RunFailed."""
         if verb in ("make", "signature"):
-            return packed({"signature": self._made(verb, head).to_json()}, {})
+            return pack_message({"signature": self._made(verb, head).to_json()}, {})
         assert self._env is not None
         if verb == "reset":
             return answer_of(self._env.reset(arrays["rows"]))
@@ -31,9 +31,9 @@ class HostedRows:
             actions = {name[2:]: v for name, v in arrays.items() if name.startswith("a/")}
             return answer_of(self._env.step(arrays["rows"], actions))
         if verb == "frame":
-            return packed({}, {"frame": self._env.frame()})
+            return pack_message({}, {"frame": self._env.frame()})
         self._env.reseed(head["seed"])
-        return packed({}, {})
+        return pack_message({}, {})
 
     def _made(self, verb: str, head: dict[str, Any]) -> Signature:
         task = find_task(head["task"])
@@ -51,11 +51,11 @@ def main(descriptor: int) -> None:
     line, rows = Connection(descriptor), HostedRows()
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            head, arrays = unpacked(line.recv_bytes())
+            head, arrays = unpack_message(line.recv_bytes())
             try:
                 answer = rows.answer(head.pop("verb"), head, arrays)
             except (UserError, RunFailed) as error:
-                answer = packed({"raised": type(error).__name__, "why": str(error)}, {})
+                answer = pack_message({"raised": type(error).__name__, "why": str(error)}, {})
             line.send_bytes(answer)
 
 

@@ -34,7 +34,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.envs.task import Task
-from bigdm_ray.envs.vector import ArrayRows, Arrays, Step, still
+from bigdm_ray.envs.vector import ArrayRows, Arrays, Step, reset_step
 
 if TYPE_CHECKING:
     import gymnasium
@@ -169,7 +169,7 @@ class KeyToDoorRows(ArrayRows):
         drawn = np.array([self._chance[i].integers(len(KEY_CELLS), size=2) for i in rows])
         self._t[rows], self._carries[rows] = 0, False
         self._key[rows], self._player[rows] = KEY_CELLS[drawn[:, 0]], START_CELLS[drawn[:, 1]]
-        return still(len(rows), self._observe(rows))
+        return reset_step(len(rows), self._observe(rows))
 
     def step(self, rows: np.ndarray, actions: Arrays) -> Step:
         """See VectorEnv. A row whose action is none fails."""

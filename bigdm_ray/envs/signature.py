@@ -28,7 +28,7 @@ class SpaceMismatch(ValueError):
     """What came is not what spaces or a signature say: one clause, "its ..."."""
 
 
-def named(path: str) -> str:
+def leaf_phrase(path: str) -> str:
     """An observation's leaf, for a sentence."""
     return f"its observation {path!r}" if path else "its observation"
 
@@ -87,25 +87,27 @@ class Signature:
         for path in arrays:
             if path not in self.observations:
                 expected = ", ".join(map(repr, self.observations))
-                raise SpaceMismatch(f"{named(path)} is not known, but {expected} are expected")
+                raise SpaceMismatch(
+                    f"{leaf_phrase(path)} is not known, but {expected} are expected"
+                )
         for path, leaf in self.observations.items():
             values = arrays.get(path)
             if values is None:
                 raise SpaceMismatch(
-                    f"{named(path)} is missing, but {leaf.dtype} {leaf.shape} is expected"
+                    f"{leaf_phrase(path)} is missing, but {leaf.dtype} {leaf.shape} is expected"
                 )
             if values.shape[1:] != leaf.shape or values.ndim == 0:
                 raise SpaceMismatch(
-                    f"{named(path)} has the shape {values.shape[1:]}, but {leaf.shape} is expected"
+                    f"{leaf_phrase(path)} has the shape {values.shape[1:]}, but {leaf.shape} is expected"
                 )
             if not np.can_cast(values.dtype, leaf.dtype, "same_kind"):
                 raise SpaceMismatch(
-                    f"{named(path)} is of type {values.dtype}, but {leaf.dtype} is expected"
+                    f"{leaf_phrase(path)} is of type {values.dtype}, but {leaf.dtype} is expected"
                 )
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 odd = values[~np.isfinite(values)][0]
                 raise SpaceMismatch(
-                    f"{named(path)} has an element {odd}, but finite numbers are expected"
+                    f"{leaf_phrase(path)} has an element {odd}, but finite numbers are expected"
                 )
             if leaf.kind == "discrete":
                 most = np.array(leaf.choices).reshape(leaf.shape) - 1
@@ -113,7 +115,7 @@ class Signature:
                 if bad.any():
                     limit = np.broadcast_to(most, values.shape)[bad][0]
                     raise SpaceMismatch(
-                        f"{named(path)} has an element {values[bad][0]}, "
+                        f"{leaf_phrase(path)} has an element {values[bad][0]}, "
                         f"but 0 to {limit} are expected"
                     )
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from bigdm_ray.envs import arguments, remembered
 from bigdm_ray.envs.signature import PER_EPISODE, Signature
-from bigdm_ray.errors import RunFailed, UserError, install, nearest
+from bigdm_ray.errors import RunFailed, UserError, install, suggest_names
 from bigdm_ray.plugins import plugins
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ def _registered_by(name: str) -> str | None:
     """The installed package that has `gymnasium:ID?key=value`, if no argument leads to a file."""
     import gymnasium
 
-    base, given = arguments.split(name) if name.startswith("gymnasium:") else ("", {})
+    base, given = arguments.split_name(name) if name.startswith("gymnasium:") else ("", {})
     spec = gymnasium.registry.get(base.removeprefix("gymnasium:"))
     plain = all(re.fullmatch(r"[A-Za-z_]*|[-+.\deE]+", value) for value in given.values())
     if spec is None or not isinstance(spec.entry_point, str) or not plain:
@@ -304,7 +304,7 @@ def _tasks_of(module: Any) -> dict[str, Task]:
     return {name: suite.of(task) for name, task in getattr(module, "TASKS", {}).items()}
 
 
-def listed(name: str) -> Task | None:
+def find_listed(name: str) -> Task | None:
     """The task of a suite by its short name or as `suite/task`; None where no suite lists it.
 
     Raises UserError for a short name that several suites share.
@@ -328,10 +328,10 @@ def _suite_modules() -> Iterator[tuple[Any, str, bool]]:
         yield finder, f"bigdm_ray.envs.{name}", is_package
 
 
-def called(name: str) -> str:
+def canonical_name(name: str) -> str:
     """The name that a task has here, of any of its names; what is not known stays as it is."""
     try:
-        found = listed(name)
+        found = find_listed(name)
     except UserError:  # its short name alone, which several suites share
         return name
     return name if found is None else found.name
@@ -344,20 +344,20 @@ def find_task(name: str) -> Task:
 
     Raises UserError. Arguments are typed when an environment is made, which raises it too.
     """
-    if (found := listed(name)) is not None:
+    if (found := find_listed(name)) is not None:
         return found
     if name == NONE:
         return Task(NONE, _unplayed, about="episodes of a dataset, without an environment")
-    base, given = arguments.split(name)
+    base, given = arguments.split_name(name)
     if ":" not in base:
-        if listed(base) is not None:
+        if find_listed(base) is not None:
             raise UserError(
                 f"task {base!r} takes no arguments; name its environment, as in 'gymnasium:ID?key=value'"
             )
         full = "/" in name
         known = [task.full_name if full else task.name for task in tasks().values()]
         raise UserError(
-            f"unknown task {name!r}{nearest(name, known)} (any gymnasium id works as 'gymnasium:ID', your own as 'my_module:MyEnv-v0')"
+            f"unknown task {name!r}{suggest_names(name, known)} (any gymnasium id works as 'gymnasium:ID', your own as 'my_module:MyEnv-v0')"
         )
     module, _, env_id = base.partition(":")
     if not all(part.isidentifier() for part in module.split(".")) or (
@@ -375,14 +375,14 @@ def find_task(name: str) -> Task:
             more: dict[str, Any] = {}
             if given:
                 importlib.import_module(module)
-                more = arguments.typed(given, env_id)
+                more = arguments.convert_arguments(given, env_id)
             if render_mode is not None:  # a constructor may not know the word
                 more["render_mode"] = render_mode
             return gymnasium.make(gymnasium_id, **more)
         except UserError:
             raise
         except Exception as error:  # noqa: BLE001  (a module and a constructor are foreign code, which may raise anything)
-            raise arguments.unexpected(error, given, env_id) or UserError(
+            raise arguments.unexpected_argument(error, given, env_id) or UserError(
                 f"cannot make the environment {name!r}: {_unmade(error, env_id)}"
             ) from None
 
@@ -407,7 +407,7 @@ def _unmade(error: Exception, env_id: str) -> str:
             else text
         )
     if isinstance(error, gymnasium.error.Error):
-        return text + nearest(env_id, [str(key) for key in gymnasium.registry])
+        return text + suggest_names(env_id, [str(key) for key in gymnasium.registry])
     where = traceback.extract_tb(error.__traceback__)[-1]
     place = (
         ""

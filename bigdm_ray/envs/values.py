@@ -21,7 +21,7 @@ import numpy as np
 
 from bigdm_ray.envs.signature import SpaceMismatch as SpaceMismatch
 from bigdm_ray.envs.signature import channels_first, leaf_dtype
-from bigdm_ray.envs.signature import named as named
+from bigdm_ray.envs.signature import leaf_phrase as leaf_phrase
 
 if TYPE_CHECKING:
     import gymnasium
@@ -32,7 +32,7 @@ WHOLE, REAL, TRUTH = (int, np.integer), (float, int), (bool, np.bool_)
 """Scalars that need no closer look."""
 
 
-def below(path: str, name: object) -> str:
+def child_path(path: str, name: object) -> str:
     """The path of a child."""
     return f"{path}/{name}" if path else str(name)
 
@@ -70,7 +70,8 @@ def _parts(
 
     items = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
     children = [
-        (name, below(path, name), reader(child, below(path, name))) for name, child in items
+        (name, child_path(path, name), reader(child, child_path(path, name)))
+        for name, child in items
     ]
 
     def read(value: Any) -> Arrays:
@@ -80,7 +81,7 @@ def _parts(
                 part = value[name]
             except (LookupError, TypeError):
                 raise SpaceMismatch(
-                    f"{named(where)} is missing in what is of type {kind(value)}"
+                    f"{leaf_phrase(where)} is missing in what is of type {kind(value)}"
                 ) from None
             out.update(child(part))
         return out
@@ -99,7 +100,7 @@ def _box(space: gymnasium.spaces.Box, path: str) -> Callable[[Any], np.ndarray]:
         if (
             type(value) is not np.ndarray or value.dtype != dtype or value.shape != shape or truth
         ):  # else it is as it is expected: the usual case
-            value = numbers(value, shape, path, dtype)
+            value = as_numbers(value, shape, path, dtype)
             value = cast(value, dtype, path, 1 if truth else None)
         if stored == shape:
             out: np.ndarray = value
@@ -114,11 +115,11 @@ def _discrete(space: gymnasium.spaces.Discrete[Any], path: str) -> Callable[[Any
 
     def read(value: Any) -> np.ndarray:
         if not isinstance(value, WHOLE):
-            value = whole(numbers(value, (), path, np.dtype(np.int32)), path)
+            value = as_whole_numbers(as_numbers(value, (), path, np.dtype(np.int32)), path)
         picked = int(value) - start
         if not 0 <= picked < n:
             raise SpaceMismatch(
-                f"{named(path)} is {value}, but {start} to {start + n - 1} are expected"
+                f"{leaf_phrase(path)} is {value}, but {start} to {start + n - 1} are expected"
             )
         return np.asarray(picked, np.int32)
 
@@ -135,12 +136,12 @@ def _picks(space: gymnasium.Space[Any], path: str) -> Callable[[Any], np.ndarray
         start, n = np.asarray(space.start), np.asarray(space.nvec)
 
     def read(value: Any) -> np.ndarray:
-        picked = whole(numbers(value, shape, path, np.dtype(np.int32)), path) - start
+        picked = as_whole_numbers(as_numbers(value, shape, path, np.dtype(np.int32)), path) - start
         bad = (picked < 0) | (picked >= n)
         if bad.any():
             got, first, choices = ((v[bad][0]) for v in (picked + start, start, n))
             raise SpaceMismatch(
-                f"{named(path)} has an element {got}, "
+                f"{leaf_phrase(path)} has an element {got}, "
                 f"but {first} to {first + choices - 1} are expected"
             )
         out: np.ndarray = picked.astype(np.int32)
@@ -154,10 +155,12 @@ def _text(space: gymnasium.spaces.Text, path: str) -> Callable[[Any], np.ndarray
 
     def read(value: Any) -> np.ndarray:
         if not isinstance(value, str):
-            raise SpaceMismatch(f"{named(path)} is of type {kind(value)}, but text is expected")
+            raise SpaceMismatch(
+                f"{leaf_phrase(path)} is of type {kind(value)}, but text is expected"
+            )
         if len(value) > longest:
             raise SpaceMismatch(
-                f"{named(path)} is a text of {len(value):,} characters, "
+                f"{leaf_phrase(path)} is a text of {len(value):,} characters, "
                 f"but at most {longest:,} are expected"
             )
         return np.frombuffer(value.encode().ljust(4 * longest, b"\0"), np.uint8)
@@ -165,7 +168,7 @@ def _text(space: gymnasium.spaces.Text, path: str) -> Callable[[Any], np.ndarray
     return read
 
 
-def numbers(value: Any, shape: tuple[int, ...], path: str, dtype: np.dtype[Any]) -> np.ndarray:
+def as_numbers(value: Any, shape: tuple[int, ...], path: str, dtype: np.dtype[Any]) -> np.ndarray:
     """Numbers or truth values of this shape; `dtype` is what others are told. Raises SpaceMismatch."""
     try:
         array = np.asarray(value)
@@ -173,20 +176,24 @@ def numbers(value: Any, shape: tuple[int, ...], path: str, dtype: np.dtype[Any])
             array = np.asarray(array.tolist())
     except ValueError:
         raise SpaceMismatch(
-            f"{named(path)} is a ragged {kind(value)}, but the shape {shape} is expected"
+            f"{leaf_phrase(path)} is a ragged {kind(value)}, but the shape {shape} is expected"
         ) from None
     if array.shape != shape:
-        raise SpaceMismatch(f"{named(path)} has the shape {array.shape}, but {shape} is expected")
+        raise SpaceMismatch(
+            f"{leaf_phrase(path)} has the shape {array.shape}, but {shape} is expected"
+        )
     if array.dtype.kind not in "biuf":
-        raise SpaceMismatch(f"{named(path)} is of type {kind(value)}, but {dtype} is expected")
+        raise SpaceMismatch(
+            f"{leaf_phrase(path)} is of type {kind(value)}, but {dtype} is expected"
+        )
     return array
 
 
-def whole(array: np.ndarray, path: str) -> np.ndarray:
+def as_whole_numbers(array: np.ndarray, path: str) -> np.ndarray:
     """Whole numbers or truth values as int64. Raises SpaceMismatch."""
     if array.dtype.kind == "f":
         raise SpaceMismatch(
-            f"{named(path)} is of type {array.dtype}, but whole numbers are expected"
+            f"{leaf_phrase(path)} is of type {array.dtype}, but whole numbers are expected"
         )
     out: np.ndarray = array.astype(np.int64)
     return out
@@ -198,13 +205,15 @@ def cast(array: np.ndarray, dtype: np.dtype[Any], path: str, most: int | None = 
         with np.errstate(over="ignore"):  # too large becomes infinite, which is told of later
             return array.astype(dtype)
     if array.dtype.kind == "f":
-        raise SpaceMismatch(f"{named(path)} is of type {array.dtype}, but {dtype} is expected")
+        raise SpaceMismatch(
+            f"{leaf_phrase(path)} is of type {array.dtype}, but {dtype} is expected"
+        )
     if most is not None or not np.can_cast(array.dtype, dtype):
         low, high = (0, most) if most is not None else (np.iinfo(dtype).min, np.iinfo(dtype).max)
         if array.size and not (low <= array.min() and array.max() <= high):
             extreme = array.min() if array.min() < low else array.max()
             raise SpaceMismatch(
-                f"{named(path)} has an element {extreme}, but {low} to {high} are expected"
+                f"{leaf_phrase(path)} has an element {extreme}, but {low} to {high} are expected"
             )
     return array.astype(dtype)
 
@@ -247,12 +256,12 @@ def unflatten(space: gymnasium.Space[Any], arrays: Arrays, path: str = "") -> An
 
     if isinstance(space, spaces.Dict):
         return {
-            name: unflatten(child, arrays, below(path, name))
+            name: unflatten(child, arrays, child_path(path, name))
             for name, child in space.spaces.items()
         }
     if isinstance(space, spaces.Tuple):
         return tuple(
-            unflatten(child, arrays, below(path, i)) for i, child in enumerate(space.spaces)
+            unflatten(child, arrays, child_path(path, i)) for i, child in enumerate(space.spaces)
         )
     value = arrays[path]
     if isinstance(space, spaces.Discrete):

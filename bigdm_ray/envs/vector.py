@@ -21,7 +21,7 @@ import numpy as np
 
 from bigdm_ray.envs.signature import PER_EPISODE, Leaf, Signature, leaves
 from bigdm_ray.envs.values import Arrays as Arrays
-from bigdm_ray.envs.values import SpaceMismatch, flag_of, named, reader, reward_of, unflatten
+from bigdm_ray.envs.values import SpaceMismatch, flag_of, leaf_phrase, reader, reward_of, unflatten
 from bigdm_ray.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Step:
                     got = flat[k][~np.isfinite(flat[k])][0]
                     problems.setdefault(
                         int(k),
-                        f"{named(path)} is not finite (it has {got} as {values.dtype})",
+                        f"{leaf_phrase(path)} is not finite (it has {got} as {values.dtype})",
                     )
         return problems
 
@@ -98,7 +98,7 @@ class VectorEnv(Protocol):
         """Free what the environments hold."""
 
 
-def still(m: int, observations: Arrays, failures: dict[int, str] | None = None) -> Step:
+def reset_step(m: int, observations: Arrays, failures: dict[int, str] | None = None) -> Step:
     """A Step of m rows without reward or end: the answer to a reset."""
     off = np.zeros(m, bool)
     return Step(observations, np.zeros(m, np.float32), off, off.copy(), failures or {})
@@ -155,11 +155,11 @@ class GymnasiumRows:
                 seen.append(self._read(observation))
             except SpaceMismatch as error:
                 failures[k] = str(error)
-                seen.append(blank(self.signature.observations))
+                seen.append(zero_step(self.signature.observations))
             except Exception as error:  # noqa: BLE001  (an environment is foreign code: any error is a failure of its row)
                 failures[k] = self._failed(i, error)
-                seen.append(blank(self.signature.observations))
-        return still(len(rows), stack(seen), failures)
+                seen.append(zero_step(self.signature.observations))
+        return reset_step(len(rows), stack(seen), failures)
 
     def step(self, rows: np.ndarray, actions: Arrays) -> Step:
         """See VectorEnv."""
@@ -181,10 +181,10 @@ class GymnasiumRows:
                 seen.append(self._read(observation))
             except SpaceMismatch as error:
                 failures[k] = str(error)
-                seen.append(blank(self.signature.observations))
+                seen.append(zero_step(self.signature.observations))
             except Exception as error:  # noqa: BLE001  (as above)
                 failures[k] = self._failed(i, error)
-                seen.append(blank(self.signature.observations))
+                seen.append(zero_step(self.signature.observations))
         return Step(stack(seen), rewards, terminated, truncated, failures)
 
     def _failed(self, i: int, error: Exception) -> str:
@@ -277,9 +277,9 @@ class EnvPoolRows:
         seen = self._read(observations)
         for path, leaf in self.signature.observations.items():
             if seen[path].shape[1:] != leaf.shape:  # of a pool, they are the same for ever
-                why = f"{named(path)} has the shape {seen[path].shape[1:]}"
+                why = f"{leaf_phrase(path)} has the shape {seen[path].shape[1:]}"
                 return self._nothing(len(rows), f"{why}, but {leaf.shape} is expected")
-        return still(len(rows), seen)
+        return reset_step(len(rows), seen)
 
     def step(self, rows: np.ndarray, actions: Arrays) -> Step:
         """See VectorEnv."""
@@ -317,8 +317,8 @@ class EnvPoolRows:
 
     def _nothing(self, m: int, why: str) -> Step:
         """The failure of m rows."""
-        return still(
-            m, stack([blank(self.signature.observations)] * m), dict.fromkeys(range(m), why)
+        return reset_step(
+            m, stack([zero_step(self.signature.observations)] * m), dict.fromkeys(range(m), why)
         )
 
     def reseed(self, seed: int) -> None:
@@ -342,7 +342,7 @@ class EnvPoolRows:
         made its last, and was interrupted before it looked whether to go on. With all buffers made, the thread sleeps.
         """
         until = time.monotonic() + REST_S
-        while not resting(self._threads) and time.monotonic() < until:
+        while not threads_rest(self._threads) and time.monotonic() < until:
             time.sleep(0.001)
         self._env = None
 
@@ -354,7 +354,7 @@ def threads() -> set[str]:
     return set()
 
 
-def resting(names: set[str]) -> bool:
+def threads_rest(names: set[str]) -> bool:
     """Whether these threads of this process sleep, or have ended."""
     for thread in names:
         with contextlib.suppress(OSError):
@@ -409,7 +409,7 @@ def envpool_rows(env_id: str, **options: Any) -> Callable[[int, int, Signature],
     return make
 
 
-def blank(leaves: dict[str, Leaf]) -> Arrays:
+def zero_step(leaves: dict[str, Leaf]) -> Arrays:
     """Zeros in the shape of one step."""
     return {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
 

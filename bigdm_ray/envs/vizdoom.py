@@ -37,7 +37,7 @@ def setpriv() -> str | None:
     )
 
 
-def leashed(engine: Path, folder: Path) -> Path:
+def leash_engine(engine: Path, folder: Path) -> Path:
     """A program in `folder` that starts the engine so that Linux ends it with the process that plays, were that killed with -9.
 
     VizDoom starts its engine, a process of its own, by the path of a program, and only the engine's own process can ask for
@@ -83,7 +83,7 @@ def takecover(render_mode: str | None) -> Any:
                 contextlib.chdir(folder),
             ):  # and leaves a folder _vizdoom
                 game.set_vizdoom_path(
-                    str(leashed(Path(vizdoom.__file__).with_name("vizdoom"), Path(folder)))
+                    str(leash_engine(Path(vizdoom.__file__).with_name("vizdoom"), Path(folder)))
                 )
                 game.init()
             self._game = game

@@ -121,7 +121,7 @@ def open_source(source: str) -> Reader:
     raise UserError(f"{source} {what}; known are: {kinds}")
 
 
-def needed(module: str, extra: str) -> Any:
+def import_optional(module: str, extra: str) -> Any:
     """An optional package. Raises UserError, naming the extra that helps, where it is missing."""
     try:
         return importlib.import_module(module)
@@ -131,7 +131,7 @@ def needed(module: str, extra: str) -> Any:
         ) from None
 
 
-def inside(path: Path, folder: Path) -> Path:
+def require_inside(path: Path, folder: Path) -> Path:
     """`path`, which must lie in `folder` once links are followed. Raises UserError."""
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{path} leads out of {folder} (to {path.resolve()}); nothing was imported")

@@ -64,6 +64,6 @@ class Behaviour:
             return Behaviour(line)
 
 
-def at_stage(line: str, stage: int) -> str:
+def with_stage(line: str, stage: int) -> str:
     """The line with another stage."""
     return str(dataclasses.replace(Behaviour.read(line), stage=stage))

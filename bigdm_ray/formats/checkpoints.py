@@ -20,7 +20,7 @@ SCRIPT = (
 )
 
 
-def read(source: Path) -> tuple[Arrays, dict[str, Any]]:
+def read_weights(source: Path) -> tuple[Arrays, dict[str, Any]]:
     """Arrays and config.json ({} where there is none) of a folder with model.safetensors, or of a safetensors file. Raises UserError."""
     file = source / "model.safetensors" if source.is_dir() else source
     if source.is_dir() and not file.is_file():

@@ -30,7 +30,7 @@ def conform(batch: Sequence[Episode], signature: Signature, place: Locator) -> l
         return []
     lengths = np.array([len(episode.rewards) for episode in batch], np.int64)
     if not lengths.all():
-        raise refused(place(int(np.argmin(lengths))), "rewards", "it has no steps")
+        raise refusal(place(int(np.argmin(lengths))), "rewards", "it has no steps")
     for what, expected in (
         ("observations", signature.observations.keys()),
         ("actions", signature.actions.keys()),
@@ -38,7 +38,7 @@ def conform(batch: Sequence[Episode], signature: Signature, place: Locator) -> l
         for k, episode in enumerate(batch):
             if getattr(episode, what).keys() != expected:
                 path = sorted(getattr(episode, what).keys() ^ expected)[0]
-                raise refused(
+                raise refusal(
                     place(k),
                     field_name(what, path),
                     "it is missing" if path in expected else "the task has no such field",
@@ -71,7 +71,7 @@ def _rewards(batch: Sequence[Episode], lengths: np.ndarray, place: Locator) -> n
     flat = np.concatenate([episode.rewards.reshape(len(episode.rewards), -1) for episode in batch])
     ends = np.cumsum(lengths)
     if flat.shape[1] != 1 or flat.dtype.kind not in "biuf":
-        raise refused(
+        raise refusal(
             place(0),
             "rewards",
             f"one number a step is expected, not {flat.shape[1]} of type {flat.dtype}",
@@ -90,19 +90,19 @@ def _leaf(
     for k, part in enumerate(parts):
         if len(part) != rows[k]:
             steps = rows[k] - (what == "observations")
-            raise refused(
+            raise refusal(
                 place(k),
                 name,
                 f"it has {len(part):,} entries where {rows[k]:,} belong to {steps:,} steps",
             )
         if part.shape[1:] != leaf.shape and part.size != rows[k] * leaf.size:
-            raise refused(
+            raise refusal(
                 place(k),
                 name,
                 f"an entry has the shape {list(part.shape[1:])} where {list(leaf.shape)} is expected",
             )
         if part.dtype.kind not in "biuf":
-            raise refused(place(k), name, f"numbers are expected, not {part.dtype}")
+            raise refusal(place(k), name, f"numbers are expected, not {part.dtype}")
     flat = np.concatenate(parts).reshape(-1, *leaf.shape)
     ends = np.cumsum(rows)
     if leaf.kind == "discrete":
@@ -198,10 +198,10 @@ def _none(
     step = int(index[0]) - int(ends[k - 1] if k else 0)
     element = f", element {', '.join(str(int(i)) for i in index[1:])}" if len(index) > 1 else ""
     space = f" [{bounds[0][index[1:]]:g}, {bounds[1][index[1:]]:g}]" if bounds else ""
-    raise refused(place(k), name, f"step {step}{element}: {values[index]:g} {why}{space}")
+    raise refusal(place(k), name, f"step {step}{element}: {values[index]:g} {why}{space}")
 
 
-def followed(
+def check_next_observations(
     after: np.ndarray, seen: np.ndarray, ends: np.ndarray, field: str, place: Locator
 ) -> None:
     """What was seen after a step `[n, ...]` must be finite, and what the next step of the episode saw, but for rounding.
@@ -209,7 +209,7 @@ def followed(
     `ends` are rows that no other row of the same episode follows here, `place` says where a row is. Raises UserError.
     """
     if after.shape != seen.shape:
-        raise refused(
+        raise refusal(
             place(0),
             field,
             f"an entry has the shape {list(after.shape[1:])} where {list(seen.shape[1:])} is expected",
@@ -222,7 +222,7 @@ def followed(
         bad[:-1] &= ~goes_on | np.isfinite(mine)  # the next step's own number is told of elsewhere
         if bad.any():
             index = np.unravel_index(int(np.argmax(bad)), bad.shape)
-            raise refused(place(int(index[0])), field, f"{after[index]:g} is not a finite number")
+            raise refusal(place(int(index[0])), field, f"{after[index]:g} is not a finite number")
         rounding = max(
             [
                 ROUNDING,
@@ -237,10 +237,10 @@ def followed(
     if differ.any():
         index = np.unravel_index(int(np.argmax(differ)), differ.shape)
         why = f"{theirs[index]:g} is not what the next step saw, {mine[index]:g}: rows are missing or out of order"
-        raise refused(place(int(index[0])), field, why)
+        raise refusal(place(int(index[0])), field, why)
 
 
-def refused(place: str, field: str, why: str) -> UserError:
+def refusal(place: str, field: str, why: str) -> UserError:
     """The one sentence for an episode that cannot be taken in."""
     return UserError(f"{place}, field {field!r}: {why}; nothing was imported")
 
@@ -250,18 +250,18 @@ def kept_seed(seed: int | np.integer) -> int:
     return int(seed) if abs(int(seed)) < 2**63 else 0
 
 
-def truths(flags: np.ndarray, field: str, place: Locator) -> np.ndarray:
+def as_truth_values(flags: np.ndarray, field: str, place: Locator) -> np.ndarray:
     """Flags `[n]` as bool; `place` says where the k-th is. Raises UserError for NaN and for every number but 0 and 1."""
     if flags.dtype == bool:
         return flags
     bad = (flags != 0) & (flags != 1)
     if bad.any():
         k = int(np.argmax(bad))
-        raise refused(place(k), field, f"{flags[k]:g} is no flag; 0 or 1 is expected")
+        raise refusal(place(k), field, f"{flags[k]:g} is no flag; 0 or 1 is expected")
     return flags.astype(bool)
 
 
-def ended(
+def check_ends(
     terminated: np.ndarray,
     truncated: np.ndarray,
     ends: np.ndarray,
@@ -278,7 +278,7 @@ def ended(
         return int(np.searchsorted(ends, at, side="right"))
 
     over, cut = (
-        truths(flags, name, lambda at: place(episode(at)))
+        as_truth_values(flags, name, lambda at: place(episode(at)))
         for flags, name in ((terminated, names[0]), (truncated, names[1]))
     )
     for flags, name in ((over, names[0]), (cut, names[1])):
@@ -287,7 +287,7 @@ def ended(
             early[ends - 1] = False
             at = int(np.argmax(early))
             k = episode(at)
-            raise refused(
+            raise refusal(
                 place(k),
                 name,
                 f"step {at - int(ends[k - 1] if k else 0)} ends the episode, but more steps follow",

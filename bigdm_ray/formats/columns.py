@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError, one_line
-from bigdm_ray.formats.base import inside
-from bigdm_ray.formats.checks import refused
+from bigdm_ray.formats.base import require_inside
+from bigdm_ray.formats.checks import refusal
 from bigdm_ray.formats.claims import hold, parquet_claim
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.signatures import misfit, sound_signature
@@ -46,7 +46,7 @@ PACKAGES = (
 
 
 @contextlib.contextmanager
-def reading(place: Callable[[], str]) -> Iterator[None]:
+def name_read_errors(place: Callable[[], str]) -> Iterator[None]:
     """What pyarrow raises for bytes that it cannot read becomes one sentence that begins with `place()`."""
     try:
         yield
@@ -70,7 +70,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
             f"{path} is not a whole Parquet file ({one_line(error)}); nothing was imported"
         ) from None
     if twice := [name for name in names if names.count(name) > 1]:
-        raise refused(str(path), twice[0], "there is more than one such column")
+        raise refusal(str(path), twice[0], "there is more than one such column")
     hold(claimed, path)
     return file
 
@@ -103,7 +103,7 @@ def expect_types(path: Path, schema: pa.Schema, expected: Mapping[str, str]) -> 
             and not pa.types.is_null(kind := schema.field(name).type)
             and not TYPES[what](kind)
         ):
-            raise refused(str(path), name, f"{what} is expected, not {kind}")
+            raise refusal(str(path), name, f"{what} is expected, not {kind}")
 
 
 PROBE_ROWS = 8
@@ -125,11 +125,13 @@ def parquet_files(source: str) -> list[Path]:
     if path.is_dir() and not any(
         (folder / "metadata.json").exists() for folder in (path, path / "data")
     ):
-        return [inside(file, path) for file in sorted(path.rglob("*.parquet"))]
+        return [require_inside(file, path) for file in sorted(path.rglob("*.parquet"))]
     return []
 
 
-def flat(column: pa.Array, name: str, place: Callable[[int], str]) -> tuple[np.ndarray, np.ndarray]:
+def flatten_lists(
+    column: pa.Array, name: str, place: Callable[[int], str]
+) -> tuple[np.ndarray, np.ndarray]:
     """A list column as its numbers, one after another, and where each row begins: `[numbers]`, `[rows + 1]` int64."""
     values, offsets = column, np.arange(len(column) + 1, dtype=np.int64)
     depth = 0
@@ -143,19 +145,19 @@ def flat(column: pa.Array, name: str, place: Callable[[int], str]) -> tuple[np.n
             if depth and (odd := np.flatnonzero(sizes != sizes[:1])).size:
                 k = int(np.searchsorted(offsets, odd[0], side="right")) - 1
                 why = f"it holds lists of {sizes[0]:,} and of {sizes[odd[0]]:,}"
-                raise refused(place(k), name, f"{why} entries, but all must be of one length")
+                raise refusal(place(k), name, f"{why} entries, but all must be of one length")
         depth += 1
         values, offsets = values.flatten(), (inner - inner[0])[offsets]
     if values is column:
-        raise refused(place(0), name, f"a list is expected, not {column.type}")
+        raise refusal(place(0), name, f"a list is expected, not {column.type}")
     _filled(values, offsets, name, place)
-    return numbers(values, name, place), offsets
+    return column_numbers(values, name, place), offsets
 
 
-def numbers(values: pa.Array, name: str, place: Callable[[int], str]) -> np.ndarray:
+def column_numbers(values: pa.Array, name: str, place: Callable[[int], str]) -> np.ndarray:
     """A plain column of numbers or truth values as numpy."""
     if not is_plain(values.type):
-        raise refused(place(0), name, f"numbers are expected, not {values.type}")
+        raise refusal(place(0), name, f"numbers are expected, not {values.type}")
     _filled(values, np.arange(len(values) + 1), name, place)
     made: np.ndarray = values.to_numpy(zero_copy_only=False)
     return made
@@ -193,7 +195,7 @@ def _filled(values: pa.Array, offsets: np.ndarray, name: str, place: Callable[[i
     if values.null_count:
         at = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
         k = int(np.searchsorted(offsets, at, side="right")) - 1
-        raise refused(place(k), name, "a value is missing (null)")
+        raise refusal(place(k), name, "a value is missing (null)")
 
 
 # --- metadata
@@ -207,7 +209,7 @@ def metadata_of(file: pq.ParquetFile) -> dict[str, str]:
     }
 
 
-def carried(dataset: Dataset) -> dict[str, str]:
+def schema_metadata(dataset: Dataset) -> dict[str, str]:
     """What a Parquet file that is written here carries in its schema's metadata."""
     told = {
         "task": dataset.task,
@@ -249,7 +251,7 @@ def _sizes(signature: Signature) -> dict[str, str]:
     }
 
 
-def ours(meta: Mapping[str, str], where: str) -> tuple[str, Signature | None]:
+def own_metadata(meta: Mapping[str, str], where: str) -> tuple[str, Signature | None]:
     """Task and signature of a file that was written here; empty and None for others. Raises UserError where they are broken."""
     if META not in meta:
         return "", None
@@ -267,7 +269,7 @@ def said_versions(meta: Mapping[str, str]) -> dict[str, str]:
     return {name: meta[name] for name in PACKAGES if meta.get(name)}
 
 
-def told_alike(
+def common_metadata(
     files: list[Path], opened: Iterable[pq.ParquetFile]
 ) -> tuple[dict[str, str], str, Signature | None]:
     """What the first file's metadata tell, and its task and signature: empty and None where they are silent.
@@ -277,7 +279,7 @@ def told_alike(
     each = []
     for path, file in zip(files, opened, strict=True):
         meta = metadata_of(file)
-        task, signature = ours(meta, str(path))
+        task, signature = own_metadata(meta, str(path))
         each.append((meta, task, signature or _plain_signature(meta, str(path))))
         if why := _difference(each[0], each[-1]):
             raise UserError(

@@ -20,12 +20,12 @@ import numpy as np
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import Format, Reader, SourceMetadata
-from bigdm_ray.formats.checks import refused, truths
+from bigdm_ray.formats.checks import as_truth_values, refusal
 from bigdm_ray.formats.d4rl import SUFFIXES
 from bigdm_ray.formats.hdf5 import Hdf5Fields, open_hdf5
-from bigdm_ray.formats.looks import ActionColumns, guessed, moved, seen_leaf
+from bigdm_ray.formats.looks import ActionColumns, guess_signature, move_channels_first, seen_leaf
 from bigdm_ray.formats.signatures import field_name
-from bigdm_ray.formats.unread import unread
+from bigdm_ray.formats.unread import unread_names
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
 FIELD = re.compile(r"(.+?)_\d+(?:_\d+)?")
@@ -44,14 +44,14 @@ class D3rlpyFile(Reader):
             fields = Hdf5Fields(path)
             count = fields.high(file.id, b"num_episodes", str(path))
             if count.shape != () or count.dtype.kind not in "iu" or count[()] < 0:
-                raise refused(str(path), "num_episodes", "a count is expected")
+                raise refusal(str(path), "num_episodes", "a count is expected")
             self._count = int(count[()])
             columns = sorted({found[1] for name in file if (found := FIELD.fullmatch(name))})
             for name in COLUMNS:
                 if name not in columns:
                     why = f"there is no such column (columns are {', '.join(columns)})"
-                    raise refused(str(path), name, why)
-            self.beside = unread(columns, COLUMNS, str(path))
+                    raise refusal(str(path), name, why)
+            self.beside = unread_names(columns, COLUMNS, str(path))
             self._parts = {
                 what: [(str(k), f"{what}_{{}}_{k}") for k in range(1024) if f"{what}_0_{k}" in file]
                 or [("", f"{what}_{{}}")]
@@ -77,7 +77,7 @@ class D3rlpyFile(Reader):
                             acted[path].add(values)
                         elif path not in seen:
                             seen[path] = seen_leaf(values)
-        return guessed(seen, acted.items()) if seen else None
+        return guess_signature(seen, acted.items()) if seen else None
 
     def _read(self, fields: Hdf5Fields, file: Any, name: str, number: int) -> np.ndarray:
         return fields.read(file.id, name.format(number).encode(), self.place(number))
@@ -110,14 +110,16 @@ class D3rlpyFile(Reader):
         rewards = self._read(fields, file, "rewards_{}", at).reshape(-1)
         flag = fields.high(file.id, f"terminated_{at}".encode(), place)
         if flag.size != 1 or flag.dtype.kind not in "biuf":
-            raise refused(place, "terminated", "one flag is expected")
-        over = bool(truths(np.asarray(flag[()]).reshape(1), "terminated", lambda _: place)[0])
+            raise refusal(place, "terminated", "one flag is expected")
+        over = bool(
+            as_truth_values(np.asarray(flag[()]).reshape(1), "terminated", lambda _: place)[0]
+        )
         arrays: dict[str, dict[str, np.ndarray]] = {}
         for what, parts in self._parts.items():
             arrays[what] = {path: self._read(fields, file, name, at) for path, name in parts}
             for path, values in arrays[what].items():
                 if len(values) != len(rewards):
-                    raise refused(
+                    raise refusal(
                         place,
                         field_name(what, path),
                         f"it has {len(values):,} entries where there are {len(rewards):,} rewards",
@@ -126,7 +128,7 @@ class D3rlpyFile(Reader):
         if steps < 1:
             return
         seen = {
-            path: moved(values, signature.observations[path])
+            path: move_channels_first(values, signature.observations[path])
             for path, values in arrays["observations"].items()
         }
         if over:

@@ -30,12 +30,12 @@ from bigdm_ray.envs.signature import Signature
 from bigdm_ray.envs.task import tasks
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import Format, Reader, SourceMetadata
-from bigdm_ray.formats.checks import followed, refused, truths
+from bigdm_ray.formats.checks import as_truth_values, check_next_observations, refusal
 from bigdm_ray.formats.hdf5 import ERRORS, Hdf5Fields, open_hdf5
-from bigdm_ray.formats.looks import ActionColumns, guessed, moved, seen_leaf
-from bigdm_ray.formats.spellings import missing, spelled
+from bigdm_ray.formats.looks import ActionColumns, guess_signature, move_channels_first, seen_leaf
+from bigdm_ray.formats.spellings import match_columns, missing_columns
 from bigdm_ray.formats.tasks import step_limit
-from bigdm_ray.formats.unread import unread
+from bigdm_ray.formats.unread import unread_names
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
 SUFFIXES = (".hdf5", ".h5")
@@ -79,21 +79,23 @@ class FlatArrays(Reader):
             }
             for name in NEEDED:
                 if name not in found and not (name == "terminals" and "dones" in found):
-                    raise refused(str(path), name, missing(self._found, TABLE[name]))
-            self.beside = unread(names, (*self._found.names, *TABLE, *CUTS, *D3RLPY), str(path))
+                    raise refusal(str(path), name, missing_columns(self._found, TABLE[name]))
+            self.beside = unread_names(
+                names, (*self._found.names, *TABLE, *CUTS, *D3RLPY), str(path)
+            )
             if set(CUTS) <= found.keys():
                 why = "it tells where episodes end, and so does 'timeouts'; leave one of them out"
-                raise refused(str(path), "episode_terminals", why)
+                raise refusal(str(path), "episode_terminals", why)
             self._picks = told
             self._cut = next((name for name in CUTS if name in found), None)
             for name, values in found.items():
                 if values.dtype.kind not in "biuf" or not values.ndim:
                     why = f"an array of numbers is expected, not {values.dtype}"
-                    raise refused(f"{path}, episode 0", self._theirs(name), why)
+                    raise refusal(f"{path}, episode 0", self._theirs(name), why)
                 if name in ("rewards", "terminals", "dones", *CUTS) and values.size != len(values):
                     shape = list(values.shape)
                     why = f"one number a row is expected, not an array of shape {shape}"
-                    raise refused(f"{path}, episode 0", self._theirs(name), why)
+                    raise refusal(f"{path}, episode 0", self._theirs(name), why)
             rows = {name: len(values) for name, values in found.items()}
             self._rows = max(rows.values())
             self._row_bytes = sum(
@@ -108,7 +110,7 @@ class FlatArrays(Reader):
                     over = cut if self._cut == "episode_terminals" else over | cut
                 ends = int(np.count_nonzero(over))
                 why = f"the file holds {rows[name]:,} rows of it where it holds {self._rows:,} of others"
-                raise refused(f"{path}, episode {ends}", self._theirs(name), why)
+                raise refusal(f"{path}, episode {ends}", self._theirs(name), why)
         word = re.split(r"[-_.]", path.name.lower())[0]
         likely = word if word in tasks() else ""
         self.said = SourceMetadata(str(path), likely, steps=self._rows, likely=likely)
@@ -121,7 +123,9 @@ class FlatArrays(Reader):
 
     def _spelled(self, names: list[str]) -> dict[str, str]:
         """The names that a file has for D4RL's."""
-        self._found = spelled(names, TABLE.values(), {what: name for name, what in TABLE.items()})
+        self._found = match_columns(
+            names, TABLE.values(), {what: name for name, what in TABLE.items()}
+        )
         own = {
             name: self._found.plain[what]
             for name, what in TABLE.items()
@@ -147,7 +151,7 @@ class FlatArrays(Reader):
             seen = seen_leaf(np.asarray(file["observations"][:1]))
             for at in range(0, self._rows, BLOCK):
                 acted.add(np.asarray(file["actions"][at : at + BLOCK]))
-        return guessed({"": seen}, [("", acted)])
+        return guess_signature({"": seen}, [("", acted)])
 
     def episodes(self, task: str, signature: Signature, skip: int = 0) -> Iterator[Episode]:
         """See Reader."""
@@ -207,7 +211,7 @@ class FlatArrays(Reader):
                 begin = end
         if doubled:
             why = "it is set on the last row, where 'episode_terminals' ends no episode"
-            raise refused(f"{self._path}, row {self._rows - 1:,}", "terminals", why)
+            raise refusal(f"{self._path}, row {self._rows - 1:,}", "terminals", why)
         while begin < self._rows:
             end = min(self._rows, begin + limit) if self._cut is None else self._rows
             yield from whole(begin, end, False)
@@ -226,19 +230,21 @@ class FlatArrays(Reader):
         if lone.any():
             row = at + int(np.argmax(lone)) - 1
             why = "it is set, but 'episode_terminals' ends no episode there or on the next row"
-            raise refused(f"{self._path}, row {row:,}", "terminals", why)
+            raise refusal(f"{self._path}, row {row:,}", "terminals", why)
         return bool(early[-1])
 
     def _flags(self, file: Any, name: str, at: int) -> np.ndarray:
         try:
             values = np.asarray(file[name][at : at + BLOCK]).reshape(-1)
         except ERRORS as error:
-            raise refused(
+            raise refusal(
                 f"{self._path}, in rows {at:,} to {at + BLOCK:,}",
                 self._theirs(name),
                 f"it cannot be read ({' '.join(str(error).split())})",
             ) from None
-        return truths(values, self._theirs(name), lambda k: f"{self._path}, row {at + k:,}")
+        return as_truth_values(
+            values, self._theirs(name), lambda k: f"{self._path}, row {at + k:,}"
+        )
 
     def _read(self, file: Any, spans: list[Span], number: int) -> Iterator[Episode]:
         first, last = spans[0].start, spans[-1].end
@@ -246,16 +252,16 @@ class FlatArrays(Reader):
             name: self._slice(file, name, first, last, number)
             for name in ("observations", "actions", "rewards")
         }
-        fields["observations"] = moved(fields["observations"], self._leaf)
+        fields["observations"] = move_channels_first(fields["observations"], self._leaf)
         after = (
             self._slice(file, "next_observations", first, last, number)
             if "next_observations" in self._names
             else None
         )
         if after is not None:
-            after = moved(after, self._leaf)
+            after = move_channels_first(after, self._leaf)
             lasts = np.array([span.end - first - 1 for span in spans])
-            followed(
+            check_next_observations(
                 after,
                 fields["observations"],
                 lasts,
@@ -284,7 +290,7 @@ class FlatArrays(Reader):
         try:
             return np.asarray(file[name][first:last])
         except ERRORS as error:
-            raise refused(
+            raise refusal(
                 f"{self.place(number)} or a later one",
                 self._theirs(name),
                 f"it cannot be read ({' '.join(str(error).split())})",

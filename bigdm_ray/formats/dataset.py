@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from bigdm_ray.envs.signature import Signature
-from bigdm_ray.envs.task import called, find_task
+from bigdm_ray.envs.task import canonical_name, find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.signatures import checked_signature, misfit
 from bigdm_ray.jsons import read_json
@@ -73,7 +73,7 @@ class Dataset:
                 raise UserError(
                     f"{path} has schema version {version}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray"
                 )
-            made = sound(
+            made = check_card(
                 Dataset(
                     folder=folder,
                     **data
@@ -83,7 +83,7 @@ class Dataset:
                     },
                 )
             )
-            return dataclasses.replace(made, task=called(made.task))
+            return dataclasses.replace(made, task=canonical_name(made.task))
         except OSError as error:
             raise UserError(
                 f"{folder} is not a dataset ({CARD}: {error.strerror}); make one with: python -m bigdm_ray.data import SOURCE --folder {folder}"
@@ -197,7 +197,7 @@ def references(value: Any) -> tuple[float, float] | None:
     return (low, high) if low < high else None
 
 
-def sound(dataset: Dataset) -> Dataset:
+def check_card(dataset: Dataset) -> Dataset:
     """A dataset whose card holds what each of its fields may. Raises ValueError: whoever wrote the card may have written anything."""
     file_name(dataset.name)
     expected: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {

@@ -40,7 +40,9 @@ class DecisionTransformerCheckpoint:
     acted: int
 
 
-def ours(source: str, arrays: Arrays, config: dict[str, Any]) -> DecisionTransformerCheckpoint:
+def from_hugging_face(
+    source: str, arrays: Arrays, config: dict[str, Any]
+) -> DecisionTransformerCheckpoint:
     """A checkpoint's arrays by this project's names. Raises UserError for one that is no Decision Transformer of this layout."""
     prefix = next(
         (p for p in ("encoder.", "transformer.") if f"{p}h.0.ln_1.weight" in arrays), None
@@ -129,7 +131,7 @@ def statistics_beside(source: Path) -> Path | None:
     return file if isinstance(told, dict) and {"mean", "std"} <= set(told) else None
 
 
-def beside(source: Path) -> dict[str, float]:
+def settings_beside(source: Path) -> dict[str, float]:
     """What lies beside weights that `weights export` wrote: `context` and `return_scale`, where they are said."""
     folder = source if source.is_dir() else source.parent
     found: dict[str, float] = {}
@@ -146,7 +148,7 @@ def beside(source: Path) -> dict[str, float]:
     return found
 
 
-def theirs(
+def to_hugging_face(
     arrays: Arrays, heads: int, dropout: float, context: int
 ) -> tuple[Arrays, dict[str, Any]]:
     """This project's arrays in Hugging Face's layout, and the config.json of it. The heads for states and returns, which we lack, are zero."""

@@ -28,10 +28,10 @@ import numpy as np
 from bigdm_ray.envs.atari import TASKS
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError, one_line
-from bigdm_ray.formats.base import MAX_EPISODE_BYTES, Format, Reader, SourceMetadata, inside
-from bigdm_ray.formats.checks import refused, truths
+from bigdm_ray.formats.base import MAX_EPISODE_BYTES, Format, Reader, SourceMetadata, require_inside
+from bigdm_ray.formats.checks import as_truth_values, refusal
 from bigdm_ray.formats.claims import hold
-from bigdm_ray.formats.unread import unread
+from bigdm_ray.formats.unread import unread_names
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
 BLOCK = 1 << 10
@@ -137,9 +137,10 @@ class DqnLog:
     def __init__(self, folder: Path, number: int) -> None:
         self.number = number
         self.paths = {
-            name: inside(folder / f"$store$_{name}_ckpt.{number}.gz", folder) for name in FIELDS
+            name: require_inside(folder / f"$store$_{name}_ckpt.{number}.gz", folder)
+            for name in FIELDS
         }
-        self.counted = inside(folder / f"add_count_ckpt.{number}.gz", folder)
+        self.counted = require_inside(folder / f"add_count_ckpt.{number}.gz", folder)
         for name, path in self.paths.items():
             if not path.is_file():
                 raise UserError(
@@ -203,7 +204,7 @@ class DqnReplayFolder(Reader):
             for path in folder.iterdir()
             if (found := _ANY.fullmatch(path.name)) and int(found[2]) in numbers
         }
-        self.beside = unread(names, (*FIELDS, *OTHERS), str(folder))
+        self.beside = unread_names(names, (*FIELDS, *OTHERS), str(folder))
         self._begun: list[tuple[int, Path]] = []  # the first episode of each file that was reached
         opened = self._logs[0].open()
         for one in opened.values():
@@ -268,7 +269,9 @@ class DqnReplayFolder(Reader):
                 opening = False
                 begin = 0
                 for stop in np.flatnonzero(
-                    truths(block["terminal"], "terminal", lambda _: str(log.paths["terminal"]))
+                    as_truth_values(
+                        block["terminal"], "terminal", lambda _: str(log.paths["terminal"])
+                    )
                 ).tolist():
                     if (
                         sound
@@ -279,7 +282,7 @@ class DqnReplayFolder(Reader):
                 held.append(_part(block, begin, None))
                 size += held[-1]["observation"].nbytes
                 if size > MAX_EPISODE_BYTES:
-                    raise refused(
+                    raise refusal(
                         str(log.paths["terminal"]),
                         "terminal",
                         f"an episode does not end within {MAX_EPISODE_BYTES >> 30} GiB of frames",

@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from bigdm_ray.errors import UserError, nearest
+from bigdm_ray.errors import UserError, suggest_names
 from bigdm_ray.formats.base import formats
 from bigdm_ray.formats.dataset import Dataset
-from bigdm_ray.formats.writer import vacant
+from bigdm_ray.formats.writer import require_vacant
 from bigdm_ray.progress import Progress
-from bigdm_ray.replay.files import sweep, temporary
-from bigdm_ray.replay.shard import sync_folder, unwritten
+from bigdm_ray.replay.files import sweep, temporary_path
+from bigdm_ray.replay.shard import sync_folder, write_failure
 
 
 def export_dataset(dataset: Dataset, to: str, folder: Path, quiet: bool = False) -> None:
@@ -24,24 +24,24 @@ def export_dataset(dataset: Dataset, to: str, folder: Path, quiet: bool = False)
     known = {name: made for name, made in formats().items() if made.writes}
     if to not in known:
         raise UserError(
-            f"--to is {to!r}, but one of {', '.join(known)} is expected{nearest(to, list(known))}"
+            f"--to is {to!r}, but one of {', '.join(known)} is expected{suggest_names(to, list(known))}"
         )
     with (
-        appearing(vacant(folder)) as hidden,
+        write_folder_whole(require_vacant(folder)) as hidden,
         Progress(folder.name, dataset.steps, quiet=quiet) as bar,
     ):
         known[to].write(dataset, hidden, bar.advance)
 
 
 @contextlib.contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
+def write_folder_whole(folder: Path) -> Iterator[Path]:
     """A hidden folder to write into, which becomes `folder` at the end: all is there, or nothing.
 
     Where `folder` is there it must be empty. What killed writers of it left goes first. Errors of
     the disk are RunFailed.
     """
     place = folder.resolve()
-    hidden = temporary(place)
+    hidden = temporary_path(place)
     try:
         sweep(place.parent, place.name)
         shutil.rmtree(hidden, ignore_errors=True)
@@ -52,7 +52,7 @@ def appearing(folder: Path) -> Iterator[Path]:
         hidden.rename(place)
         sync_folder(place.parent)
     except OSError as error:
-        raise unwritten(folder, error) from None
+        raise write_failure(folder, error) from None
     except UserError as error:
         if str(hidden) not in str(error):
             raise

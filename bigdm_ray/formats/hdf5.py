@@ -18,8 +18,8 @@ import numpy as np
 
 from bigdm_ray import stopping
 from bigdm_ray.errors import UserError, one_line
-from bigdm_ray.formats.base import MAX_EPISODE_BYTES, needed
-from bigdm_ray.formats.checks import refused
+from bigdm_ray.formats.base import MAX_EPISODE_BYTES, import_optional
+from bigdm_ray.formats.checks import refusal
 from bigdm_ray.formats.claims import hold
 
 ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
@@ -29,7 +29,7 @@ ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 @contextlib.contextmanager
 def open_hdf5(path: Path) -> Iterator[Any]:
     """An open `h5py.File`. Raises UserError for a torn one, and for whatever h5py raises while it is read."""
-    h5py = needed("h5py", "datasets")
+    h5py = import_optional("h5py", "datasets")
     try:
         file = h5py.File(path, "r", locking="best-effort")
     except ERRORS as error:
@@ -62,7 +62,7 @@ class DeferredErrorFile:
         """Raise the first OSError that a write met, or KeyboardInterrupt, if a signal has come."""
         if self._error is not None:
             raise self._error
-        if stopping.asked():
+        if stopping.is_stop_asked():
             raise KeyboardInterrupt
 
     def seek(self, offset: int, whence: int = 0) -> int:
@@ -137,8 +137,8 @@ def new_hdf5(path: Path) -> Iterator[tuple[Any, DeferredErrorFile]]:
 
     Signals are held: HDF5 takes what they raise in a write for a failed one, and cannot close then.
     """
-    h5py = needed("h5py", "datasets")
-    with stopping.held():
+    h5py = import_optional("h5py", "datasets")
+    with stopping.hold_signals():
         written = DeferredErrorFile(path)
         try:
             with h5py.File(written, "w", track_order=True) as file:
@@ -152,7 +152,7 @@ class Hdf5Fields:
 
     def __init__(self, path: Path) -> None:
         self._path, self._claimed = path, 0
-        h5py = needed("h5py", "datasets")
+        h5py = import_optional("h5py", "datasets")
         self._h5py, self._open_dataset, self._open_group, self._hard_link = (
             h5py,
             h5py.h5d.open,
@@ -170,9 +170,9 @@ class Hdf5Fields:
             found = self._open_dataset(group, name)
             made = found.get_create_plist()
             if made.get_layout() == self._virtual or made.get_external_count():
-                raise refused(place, name.decode(errors="replace"), "its data lie in another file")
+                raise refusal(place, name.decode(errors="replace"), "its data lie in another file")
         except ERRORS as error:
-            raise refused(
+            raise refusal(
                 place,
                 name.decode(errors="replace"),
                 f"it is missing or cannot be read ({one_line(error)})",
@@ -186,7 +186,7 @@ class Hdf5Fields:
         links = group.links
         for prefix in self._prefixes[name]:
             if links.get_info(prefix).type != self._hard_link:
-                raise refused(
+                raise refusal(
                     place, name.decode(errors="replace"), "it is a link that leads elsewhere"
                 )
 
@@ -194,7 +194,7 @@ class Hdf5Fields:
         """A low-level group of a file. Raises UserError where it is missing or a link."""
         try:
             if file.links.get_info(name).type != self._hard_link:
-                raise refused(
+                raise refusal(
                     place, name.decode(errors="replace"), "it is a link that leads elsewhere"
                 )
             return self._open_group(file, name)
@@ -228,12 +228,12 @@ class Hdf5Fields:
             dtype = known[1]
             if dtype.kind not in "biuf":
                 what = "objects" if dtype.kind == "O" else dtype
-                raise refused(
+                raise refusal(
                     place, name.decode(errors="replace"), f"numbers are expected, not {what}"
                 )
             if not shape or math.prod(shape) * dtype.itemsize > MAX_EPISODE_BYTES:
                 limit = f"an array of at most {MAX_EPISODE_BYTES >> 30} GiB is expected"
-                raise refused(
+                raise refusal(
                     place,
                     name.decode(errors="replace"),
                     f"it claims the shape {list(shape)}, but {limit}",
@@ -244,7 +244,7 @@ class Hdf5Fields:
                 found.read(self._all, self._all, values, known[0])
             return values
         except ERRORS as error:
-            raise refused(
+            raise refusal(
                 place, name.decode(errors="replace"), f"it cannot be read ({one_line(error)})"
             ) from None
 
@@ -276,12 +276,12 @@ class Hdf5Fields:
         found = self.high(group, name, place)
         field = name.decode(errors="replace")
         if self._h5py.check_string_dtype(found.dtype) is None or found.ndim != 1:
-            raise refused(place, field, f"text is expected, not {found.dtype}")
+            raise refusal(place, field, f"text is expected, not {found.dtype}")
         self.claim(found.size * found.dtype.itemsize)
         try:
             return [value.decode("utf-8", errors="replace") for value in found[()]]
         except ERRORS as error:
-            raise refused(place, field, f"it cannot be read ({one_line(error)})") from None
+            raise refusal(place, field, f"it cannot be read ({one_line(error)})") from None
 
     def blobs(self, group: Any, name: bytes, place: str) -> list[bytes]:
         """A dataset whose entries are bytes: `[N, bytes]` uint8, or lists of uint8 of any length."""
@@ -289,9 +289,9 @@ class Hdf5Fields:
         field = name.decode(errors="replace")
         inner = self._h5py.check_vlen_dtype(found.dtype)
         if found.dtype != np.uint8 and inner != np.uint8:
-            raise refused(place, field, f"encoded pictures are expected, not {found.dtype}")
+            raise refusal(place, field, f"encoded pictures are expected, not {found.dtype}")
         self.claim(found.size * found.dtype.itemsize)
         try:
             return [bytes(row) for row in found[()]]
         except ERRORS as error:
-            raise refused(place, field, f"it cannot be read ({one_line(error)})") from None
+            raise refusal(place, field, f"it cannot be read ({one_line(error)})") from None

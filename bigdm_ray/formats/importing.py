@@ -19,13 +19,13 @@ from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.envs.task import NONE
 from bigdm_ray.errors import UserError, one_line
 from bigdm_ray.formats.base import Reader, open_source
-from bigdm_ray.formats.behaviour import at_stage
+from bigdm_ray.formats.behaviour import with_stage
 from bigdm_ray.formats.checks import conform
 from bigdm_ray.formats.dataset import SCHEMA_VERSION, Dataset
-from bigdm_ray.formats.signatures import words
-from bigdm_ray.formats.tasks import altered, task_of
-from bigdm_ray.formats.unread import note
-from bigdm_ray.formats.writer import WRONG_VALUES, Writer, free, keeping, stamp
+from bigdm_ray.formats.signatures import describe_leaf
+from bigdm_ray.formats.tasks import describe_differences, task_of
+from bigdm_ray.formats.unread import unread_note
+from bigdm_ray.formats.writer import WRONG_VALUES, Writer, free_folder, keep_on_interruption, stamp
 from bigdm_ray.progress import Progress
 from bigdm_ray.replay.episode import Episode, bytes_of
 
@@ -47,7 +47,7 @@ def import_dataset(
     join two files). With several sources, the number of the source stands as `stage` in the episodes' `source`.
     Raises UserError (nothing is left) or RunFailed (the disk; what was written waits for the same command).
     """
-    free(folder)
+    free_folder(folder)
     readers = [open_source(source) for source in sources]
     name, signature = task_of(readers[0].said, task, readers[0].looks)
     for reader in readers[1:]:
@@ -61,14 +61,14 @@ def import_dataset(
     writer = Writer(folder, _plan(readers, name, signature, steps), name, signature)
     with (
         _told(readers),
-        keeping(writer),
+        keep_on_interruption(writer),
         Progress(folder.name, _total(readers, steps), sum(writer.lengths), quiet) as bar,
     ):
         for number, reader in enumerate(readers):
             for batch in _batches(reader, name, signature, _taken(writer, number), steps):
                 if len(readers) > 1:
                     batch = [
-                        dataclasses.replace(episode, source=at_stage(episode.source, number))
+                        dataclasses.replace(episode, source=with_stage(episode.source, number))
                         for episode in batch
                     ]
                 writer.add(batch, number)
@@ -82,7 +82,7 @@ def import_dataset(
         for told in reader.notes:
             print(f"note: {told}", file=sys.stderr)
         if reader.beside:
-            print(f"note: {note(reader.said.name, reader.beside)}", file=sys.stderr)
+            print(f"note: {unread_note(reader.said.name, reader.beside)}", file=sys.stderr)
     return made
 
 
@@ -92,8 +92,8 @@ def _widened(mine: Signature, theirs: Signature, first: Reader, other: Reader) -
     def wider(a: Leaf, b: Leaf) -> Leaf:
         if a.kind != b.kind or a.shape != b.shape or a.dtype != b.dtype:
             raise UserError(
-                f"{other.said.name} does not look like {first.said.name}: {words(b)} where "
-                f"{words(a)} is expected; nothing was imported"
+                f"{other.said.name} does not look like {first.said.name}: {describe_leaf(b)} where "
+                f"{describe_leaf(a)} is expected; nothing was imported"
             )
         bounds = [
             None if x is None or y is None else tuple(map(pick, x, y))
@@ -208,7 +208,7 @@ def _versions(readers: list[Reader], task: str) -> dict[str, str]:
             if reader.said.env_id and not reader.said.likely
             else {}
         )  # a file's name tells no id
-        if changed := altered(reader.said, task):
+        if changed := describe_differences(reader.said, task):
             environment["environment_arguments"] = changed
         for name, version in (environment | reader.said.versions).items():
             merged.setdefault(name, []).append(version)

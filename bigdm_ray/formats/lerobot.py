@@ -17,9 +17,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from bigdm_ray.errors import UserError, quoted
-from bigdm_ray.formats.base import Format, Reader, inside
-from bigdm_ray.formats.spellings import ColumnMatch, spelled
+from bigdm_ray.errors import UserError, quote_value
+from bigdm_ray.formats.base import Format, Reader, require_inside
+from bigdm_ray.formats.spellings import ColumnMatch, match_columns
 from bigdm_ray.formats.steps import ParquetSteps
 from bigdm_ray.jsons import read_json
 
@@ -42,7 +42,9 @@ class LeRobotFolder(ParquetSteps):
     def __init__(self, folder: Path) -> None:
         info = _info(folder)
         features: dict[str, Any] = info["features"]
-        files = [inside(path, folder) for path in sorted((folder / "data").rglob("*.parquet"))]
+        files = [
+            require_inside(path, folder) for path in sorted((folder / "data").rglob("*.parquet"))
+        ]
         if not files:
             raise UserError(f"{folder} holds no data/*/*.parquet; nothing was imported")
         kinds = {name: str(told.get("dtype")) for name, told in features.items()}
@@ -60,7 +62,7 @@ class LeRobotFolder(ParquetSteps):
             )
         rest = [name for name in features if not name.startswith(_PREFIX)]
         plain = {"observations": self._seen[0] if len(self._seen) == 1 else _ALL}
-        found = ColumnMatch(plain | spelled(rest).plain, {})
+        found = ColumnMatch(plain | match_columns(rest).plain, {})
         super().__init__(str(folder), files, found, (*KNOWN, *self._seen, *films))
         if self.said.steps != info["total_frames"]:
             raise UserError(
@@ -86,13 +88,13 @@ class LeRobotFolder(ParquetSteps):
 
 def _info(folder: Path) -> dict[str, Any]:
     """What meta/info.json tells. Raises UserError for another version, and for what is none."""
-    path = inside(folder / INFO, folder)
+    path = require_inside(folder / INFO, folder)
     try:
         info: dict[str, Any] = read_json(path)
         version = info["codebase_version"]
         if not str(version).startswith(_VERSIONS):
             raise UserError(
-                f"{path} is of LeRobot's version {quoted(version)}, but v2 or v3 is expected; "
+                f"{path} is of LeRobot's version {quote_value(version)}, but v2 or v3 is expected; "
                 "nothing was imported"
             )
         told = [info["features"], *info["features"].values()]

@@ -76,12 +76,12 @@ class ActionColumns:
         return Leaf("tensor", shape, "float32", tuple(low.tolist()), tuple(high.tolist()))
 
 
-def guessed(seen: dict[str, Leaf], acted: Iterable[tuple[str, ActionColumns]]) -> Signature:
+def guess_signature(seen: dict[str, Leaf], acted: Iterable[tuple[str, ActionColumns]]) -> Signature:
     """The signature of leaves by path."""
     return Signature(dict(sorted(seen.items())), {path: one.leaf() for path, one in sorted(acted)})
 
 
-def moved(values: np.ndarray, leaf: Leaf) -> np.ndarray:
+def move_channels_first(values: np.ndarray, leaf: Leaf) -> np.ndarray:
     """Pictures `[N, ...]` with channels first, where a leaf of pictures is expected and they come last."""
     shape = values.shape[1:]
     if leaf.kind != "image" or shape == leaf.shape or len(shape) != 3:

@@ -30,9 +30,22 @@ import pyarrow.compute
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import RunFailed, UserError, install, one_line
-from bigdm_ray.formats.base import Advance, Format, Reader, SourceMetadata, inside, needed
-from bigdm_ray.formats.checks import ended, kept_seed, refused
-from bigdm_ray.formats.columns import flat, numbers, open_parquet, parts_of, reading
+from bigdm_ray.formats.base import (
+    Advance,
+    Format,
+    Reader,
+    SourceMetadata,
+    import_optional,
+    require_inside,
+)
+from bigdm_ray.formats.checks import check_ends, kept_seed, refusal
+from bigdm_ray.formats.columns import (
+    column_numbers,
+    flatten_lists,
+    name_read_errors,
+    open_parquet,
+    parts_of,
+)
 from bigdm_ray.formats.dataset import Dataset, references
 from bigdm_ray.formats.hdf5 import Hdf5Fields, new_hdf5, open_hdf5
 from bigdm_ray.formats.signatures import field_name
@@ -46,7 +59,7 @@ from bigdm_ray.formats.spaces import (
     unflatten_leaf,
 )
 from bigdm_ray.formats.tasks import spec_of
-from bigdm_ray.formats.unread import unread
+from bigdm_ray.formats.unread import unread_names
 from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
@@ -134,14 +147,14 @@ class MinariFolder(Reader):
         return self._from_hdf5(skip) if self._format == "hdf5" else self._from_arrow(skip)
 
     def _see(self, names: list[str], place: str) -> None:
-        found = unread(names, _FIELDS, place)
+        found = unread_names(names, _FIELDS, place)
         if not set(found) <= set(self.beside):
             self.beside = tuple(sorted({*self.beside, *found}))
 
     # --- HDF5
 
     def _hdf5(self) -> Path:
-        path = inside(self._data / HDF5_FILE, self._data)
+        path = require_inside(self._data / HDF5_FILE, self._data)
         if not path.is_file():
             raise UserError(f"{self._data} holds no {HDF5_FILE}; nothing was imported")
         return path
@@ -181,13 +194,13 @@ class MinariFolder(Reader):
     # --- Arrow and Parquet, a folder an episode
 
     def _parts(self, number: int) -> list[Path]:
-        folder = inside(self._data / str(number), self._data)
+        folder = require_inside(self._data / str(number), self._data)
         found = sorted(path for path in folder.glob(f"*.{self._format}")) if folder.is_dir() else []
         if not found:
             raise UserError(
                 f"{self.place(number)}: there is no {self._format} file in {folder}; nothing was imported"
             )
-        return [inside(path, self._data) for path in found]
+        return [require_inside(path, self._data) for path in found]
 
     def _from_arrow(self, skip: int) -> Iterator[Episode]:
         leaves = {what: leaf_spaces(space) for what, space in self._spaces.items()}
@@ -196,7 +209,7 @@ class MinariFolder(Reader):
             batch = self._batch(number, place)
             missing = [name for name in _FIELDS if name not in batch.schema.names]
             if missing:
-                raise refused(place, missing[0], "there is no such column")
+                raise refusal(place, missing[0], "there is no such column")
             self._see(batch.schema.names, place)
             rows = len(batch) - 1
             arrays = {
@@ -219,7 +232,7 @@ class MinariFolder(Reader):
 
     def _batch(self, number: int, place: str) -> pa.RecordBatch:
         parts = self._parts(number)
-        with reading(lambda: place):
+        with name_read_errors(lambda: place):
             if self._format == "parquet":
                 tables = [open_parquet(path).read() for path in parts]
             else:
@@ -228,12 +241,14 @@ class MinariFolder(Reader):
                 table.validate(full=True)  # Arrow trusts the offsets of an IPC file otherwise
             batches = pa.concat_tables(tables).combine_chunks().to_batches()
         if not batches or len(batches[0]) < 2:
-            raise refused(place, "rewards", "it has no steps")
+            raise refusal(place, "rewards", "it has no steps")
         return batches[0]
 
     def _seed(self, number: int) -> Any:
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            return read_json(inside(self._data / str(number) / METADATA, self._data)).get("seed")
+            return read_json(require_inside(self._data / str(number) / METADATA, self._data)).get(
+                "seed"
+            )
         return None
 
     def _episode(
@@ -248,13 +263,13 @@ class MinariFolder(Reader):
         place = self.place(number)
         steps = len(rewards)
         if not steps:
-            raise refused(place, "rewards", "it has no steps")
+            raise refusal(place, "rewards", "it has no steps")
         for name, flags in (("terminations", terminated), ("truncations", truncated)):
             if len(flags) != steps:
-                raise refused(
+                raise refusal(
                     place, name, f"it has {len(flags):,} entries where there are {steps:,} rewards"
                 )
-        over = ended(
+        over = check_ends(
             terminated,
             truncated,
             np.array([steps]),
@@ -293,7 +308,7 @@ def _leaf(fields: Hdf5Fields, group: Any, name: bytes, space: Any, place: str) -
 
 
 def _metadata(data: Path) -> dict[str, Any]:
-    path = inside(data / METADATA, data)
+    path = require_inside(data / METADATA, data)
     try:
         found: dict[str, Any] = read_json(path)
     except OSError as error:
@@ -350,7 +365,7 @@ def _pictured(space: Any) -> bool:
 
 def _decoded(blobs: list[bytes], space: Any, name: str, place: str) -> np.ndarray:
     """JPEG pictures as `[N, *space.shape]`."""
-    image = needed("PIL.Image", "datasets")
+    image = import_optional("PIL.Image", "datasets")
     out = np.empty((len(blobs), *space.shape), np.uint8)
     for step, blob in enumerate(blobs):
         try:
@@ -361,14 +376,14 @@ def _decoded(blobs: list[bytes], space: Any, name: str, place: str) -> np.ndarra
                     )
                 out[step] = np.asarray(picture).reshape(space.shape)
         except Exception as error:  # noqa: BLE001  (a decoder of foreign bytes: whatever it raises is a broken picture)
-            raise refused(
+            raise refusal(
                 place, name, f"step {step}: the picture cannot be decoded ({one_line(error)})"
             ) from None
     return out
 
 
 def _numbers(column: pa.Array, name: str, place: str) -> np.ndarray:
-    return numbers(column, name, lambda _: place)
+    return column_numbers(column, name, lambda _: place)
 
 
 def _column(column: pa.Array, what: str, name: str, space: Any, place: str) -> np.ndarray:
@@ -382,25 +397,25 @@ def _column(column: pa.Array, what: str, name: str, space: Any, place: str) -> n
 
     parts = parts_of(column.type, name) if name else []
     if parts is None:
-        raise refused(place, field, "there is no such field")
+        raise refusal(place, field, "there is no such field")
     for part in parts:
         at = [part]
         column = column.field(part) if not column.offset else pa.compute.struct_field(column, at)
     if isinstance(space, spaces.Text):
         if not pa.types.is_string(column.type) or column.null_count:
-            raise refused(place, field, f"text is expected, not {column.type}")
+            raise refusal(place, field, f"text is expected, not {column.type}")
         return flatten_texts(space, column.to_pylist(), field, lambda k: f"{place}, step {k}")
     if pa.types.is_binary(column.type):
         if not _pictured(space) or column.null_count:
-            raise refused(place, field, "numbers are expected, not bytes")
+            raise refusal(place, field, "numbers are expected, not bytes")
         return flatten_leaf(space, _decoded(column.to_pylist(), space, field, place))
     if isinstance(space, spaces.Discrete):
-        return flatten_leaf(space, numbers(column, field, here))
-    values, offsets = flat(column, field, here)
+        return flatten_leaf(space, column_numbers(column, field, here))
+    values, offsets = flatten_lists(column, field, here)
     width = math.prod(space.shape)
     if (wrong := np.flatnonzero(np.diff(offsets) != width)).size:
         step = int(wrong[0])
-        raise refused(
+        raise refusal(
             place,
             field,
             f"step {step}: it holds {int(np.diff(offsets)[step]):,} numbers where {width:,} are expected",
@@ -428,7 +443,7 @@ def dataset_id(source: str) -> str | None:
 
 def download(name: str) -> Path:
     """The folder of a dataset in Minari's own cache, downloaded where it is not there yet. Raises UserError, RunFailed."""
-    minari = needed("minari", "datasets")
+    minari = import_optional("minari", "datasets")
     try:
         storage = importlib.import_module("minari.storage.datasets_root_dir")
         folder = Path(storage.get_dataset_path(name))
@@ -473,12 +488,12 @@ class Minari(Format):
         folder = data_folder(path)
         if folder is None:
             raise UserError(f"{path} holds no data/{METADATA}; delete it and try again")
-        inside(folder, path)
+        require_inside(folder, path)
         return MinariFolder(folder, source if name is None else f"minari:{name}")
 
     def write(self, dataset: Dataset, folder: Path, advance: Advance) -> None:
         """FOLDER/data/main_data.hdf5 and its metadata; `minari.MinariDataset(FOLDER / "data")` reads them."""
-        h5py = needed("h5py", "datasets")
+        h5py = import_optional("h5py", "datasets")
         data = folder / "data"
         data.mkdir()
         seen, done = layout(dataset.task, dataset.signature)

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from bigdm_ray.envs.signature import Signature
-from bigdm_ray.formats.base import Format, Reader, SourceMetadata, inside
+from bigdm_ray.formats.base import Format, Reader, SourceMetadata, require_inside
 from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.replay.episode import Episode
 
@@ -36,7 +36,7 @@ class OwnDataset(Reader):
     def files(self) -> list[Path]:
         """See Reader."""
         folder = self._dataset.folder
-        return [inside(path, folder) for path in (folder / CARD, *self._dataset.shards())]
+        return [require_inside(path, folder) for path in (folder / CARD, *self._dataset.shards())]
 
     def episodes(self, task: str, signature: Signature, skip: int = 0) -> Iterator[Episode]:
         """See Reader."""

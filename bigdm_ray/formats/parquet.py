@@ -31,26 +31,26 @@ from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import Advance, Format, Reader, SourceMetadata
 from bigdm_ray.formats.behaviour import Behaviour
-from bigdm_ray.formats.checks import ended, followed, kept_seed, refused
+from bigdm_ray.formats.checks import check_ends, check_next_observations, kept_seed, refusal
 from bigdm_ray.formats.columns import (
-    carried,
+    column_numbers,
+    common_metadata,
     env_id_of,
     expect_types,
-    flat,
-    numbers,
+    flatten_lists,
+    name_read_errors,
     open_parquet,
     parquet_files,
-    reading,
     rows_at_once,
     said_versions,
-    told_alike,
+    schema_metadata,
 )
 from bigdm_ray.formats.dataset import Dataset
-from bigdm_ray.formats.looks import ActionColumns, guessed, seen_leaf
+from bigdm_ray.formats.looks import ActionColumns, guess_signature, seen_leaf
 from bigdm_ray.formats.signatures import field_name
-from bigdm_ray.formats.spellings import spelled
+from bigdm_ray.formats.spellings import match_columns
 from bigdm_ray.formats.tasks import step_limit
-from bigdm_ray.formats.unread import unread
+from bigdm_ray.formats.unread import unread_names
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId, bytes_of
 
 ROW_BYTES = 16 << 20
@@ -80,7 +80,7 @@ TABLE = (
 
 def _own_names(names: list[str]) -> dict[str, str]:
     """Columns of a file, by what they are called here, where they are called otherwise."""
-    found = spelled(names, TABLE, {what: what for what in TABLE}).plain
+    found = match_columns(names, TABLE, {what: what for what in TABLE}).plain
     return {what: name for what, name in found.items() if name != what and name not in DONES}
 
 
@@ -110,12 +110,12 @@ class EpisodeRows(Reader):
         self._schema = opened[0].schema_arrow
         self.taken = _own_names(self._schema.names)
         self._names = _Named(files[0], self.taken).names
-        meta, told, signature = told_alike(files, opened)
+        meta, told, signature = common_metadata(files, opened)
         for path, file in zip(files, opened, strict=True):
             if file.schema_arrow.names != self._schema.names:
                 raise UserError(f"{path} has other columns than {files[0]}; nothing was imported")
             expect_types(path, file.schema_arrow, SCALARS)
-        with reading(lambda: source):
+        with name_read_errors(lambda: source):
             steps = _sum_of_lengths(files) if "length" in self._names else None
             first_id = self._first_env_id(opened)
         env_id = meta.get("env_id") or first_id
@@ -148,7 +148,7 @@ class EpisodeRows(Reader):
         flags = FLAGS if not done or set(FLAGS) & set(self._names) else ()
         for name in (*lists, "rewards", *flags):
             if name not in self._names:
-                raise refused(str(self._files[0]), name, "there is no such column")
+                raise refusal(str(self._files[0]), name, "there is no such column")
         nexts = [field_name("next_observations", p) for p in signature.observations]
         nexts = nexts if set(nexts) <= set(self._names) else []
         known = {*lists, *nexts, "rewards", *FLAGS, *SCALARS, FOLLOWS, done or DONES[0]}
@@ -183,10 +183,12 @@ class EpisodeRows(Reader):
         for path in self._files:
             file = _Named(path, self.taken)
             groups = list(range(file.metadata.num_row_groups))
-            with reading(lambda: self.place(0)):
+            with name_read_errors(lambda: self.place(0)):
                 each = rows_at_once(file, columns, groups, ROW_BYTES, 1024) if groups else 1
                 for batch in file.iter_batches(batch_size=each, columns=columns):
-                    steps = np.diff(flat(batch.column("rewards"), "rewards", self.place)[1])
+                    steps = np.diff(
+                        flatten_lists(batch.column("rewards"), "rewards", self.place)[1]
+                    )
                     for name in names["observations"] if len(batch) else ():
                         values, width = self._per_step(batch, name, steps, (1, 0))
                         leaf = seen_leaf(values.reshape(-1, *width)[:1])
@@ -195,14 +197,14 @@ class EpisodeRows(Reader):
                         values, width = self._per_step(batch, name, steps, (0,))
                         part = acted.setdefault(name.partition("/")[2], ActionColumns())
                         part.add(values.reshape(-1, *width))
-        return guessed(seen, acted.items()) if seen else None
+        return guess_signature(seen, acted.items()) if seen else None
 
     def _per_step(
         self, batch: pa.RecordBatch, name: str, steps: np.ndarray, more: tuple[int, ...]
     ) -> tuple[np.ndarray, tuple[int, ...]]:
         """The numbers of a list column, and the shape of a step's, of which a row has one for each reward, or `more`."""
         column = batch.column(name)
-        values, at = flat(column, name, self.place)
+        values, at = flatten_lists(column, name, self.place)
         if pa.types.is_nested(column.type.value_type):
             entries = pc.list_value_length(column).to_numpy(zero_copy_only=False)
             more = tuple(extra for extra in more if (entries == steps + extra).all())
@@ -215,7 +217,7 @@ class EpisodeRows(Reader):
         if len(fits) == 1:
             return values, fits[0]
         could = " or ".join(f"{shape[0]} numbers a step" for shape in fits if shape)
-        raise refused(
+        raise refusal(
             self.place(0),
             name,
             f"its lists could hold {could}: write lists of lists, or name the task with --task TASK"
@@ -227,18 +229,19 @@ class EpisodeRows(Reader):
         """Note the columns that are not read; a row is an episode, so only lists tell of ends."""
         kinds = dict(zip(self._names, self._schema.types, strict=True))
         plain = [name for name, kind in kinds.items() if not pa.types.is_nested(kind)]
-        found = unread(set(kinds) - set(plain), known, str(self._files[0]))
+        found = unread_names(set(kinds) - set(plain), known, str(self._files[0]))
         self.beside = tuple(sorted({*found, *plain} - known))
 
     def _lacks_the_last(self, name: str, leaf: Leaf) -> bool:
         """Whether the first row has as many observations as rewards, and not one more."""
         for path in self._files:
             file = _Named(path, self.taken)
-            with reading(lambda: self.place(0)):
+            with name_read_errors(lambda: self.place(0)):
                 for batch in file.iter_batches(batch_size=1, columns=[name, "rewards"]):
                     if len(batch):
                         sizes = [
-                            len(flat(batch.column(n), n, self.place)[0]) for n in (name, "rewards")
+                            len(flatten_lists(batch.column(n), n, self.place)[0])
+                            for n in (name, "rewards")
                         ]
                         return sizes[0] == sizes[1] * leaf.size
         return False
@@ -252,7 +255,7 @@ class EpisodeRows(Reader):
         self, file: _Named, signature: Signature, columns: list[str], start: int, skip: int
     ) -> Iterator[Episode]:
         number = start
-        with reading(lambda: f"{self.place(number)} or a later one"):
+        with name_read_errors(lambda: f"{self.place(number)} or a later one"):
             groups, before = _groups(file, skip)
             number += before
             each = rows_at_once(file, columns, groups, ROW_BYTES, 1024) if groups else 1
@@ -270,7 +273,7 @@ class EpisodeRows(Reader):
         def place(k: int) -> str:
             return self.place(number + k)
 
-        rewards, offsets = flat(batch.column("rewards"), "rewards", place)
+        rewards, offsets = flatten_lists(batch.column("rewards"), "rewards", place)
         lengths = np.diff(offsets)
         if (
             "length" in batch.schema.names
@@ -281,13 +284,13 @@ class EpisodeRows(Reader):
             ).size
         ):
             k = int(wrong[0])
-            raise refused(
+            raise refusal(
                 place(k),
                 "length",
                 f"it says {batch.column('length')[k].as_py()} where there are {lengths[k]:,} rewards",
             )
         if not lengths.all():
-            raise refused(place(int(np.argmin(lengths))), "rewards", "it has no steps")
+            raise refusal(place(int(np.argmin(lengths))), "rewards", "it has no steps")
         observations: dict[str, np.ndarray] = {}
         actions: dict[str, np.ndarray] = {}
         for what, leaves, more, out in (
@@ -295,7 +298,7 @@ class EpisodeRows(Reader):
             ("actions", signature.actions, 0, actions),
         ):
             for path, leaf in leaves.items():
-                values, at = flat(
+                values, at = flatten_lists(
                     batch.column(field_name(what, path)), field_name(what, path), place
                 )
                 _expect(np.diff(at), lengths + more, leaf, field_name(what, path), place, lengths)
@@ -328,10 +331,10 @@ class EpisodeRows(Reader):
         found = {name: self._flag(batch, name, offsets, place) for name in self._flags}
         both = [found[name] for name in FLAGS if name in found]
         for name in found.keys() - set(FLAGS):
-            over = ended(found[name], found[name], ends, place, (name, name))
+            over = check_ends(found[name], found[name], ends, place, (name, name))
             if not both:
                 return np.asarray(over & (np.diff(offsets) != (self._limit or -1)))
-        return ended(both[0], both[1], ends, place, FLAGS)
+        return check_ends(both[0], both[1], ends, place, FLAGS)
 
     def _flag(
         self, batch: pa.RecordBatch, name: str, offsets: np.ndarray, place: Any
@@ -340,12 +343,12 @@ class EpisodeRows(Reader):
         column = batch.column(name)
         if pa.types.is_boolean(column.type):
             one = np.zeros(int(offsets[-1]), bool)
-            one[offsets[1:] - 1] = numbers(column, name, place)
+            one[offsets[1:] - 1] = column_numbers(column, name, place)
             return one
-        values, at = flat(column, name, place)
+        values, at = flatten_lists(column, name, place)
         if (wrong := np.flatnonzero(np.diff(at) != np.diff(offsets))).size:
             k = int(wrong[0])
-            raise refused(
+            raise refusal(
                 place(k),
                 name,
                 f"it has {at[k + 1] - at[k]:,} entries where there are "
@@ -365,10 +368,10 @@ class EpisodeRows(Reader):
         after, lengths = {}, np.diff(offsets)
         for path, leaf in signature.observations.items():
             name = field_name("next_observations", path)
-            values, at = flat(batch.column(name), name, place)
+            values, at = flatten_lists(batch.column(name), name, place)
             _expect(np.diff(at), lengths, leaf, name, place, lengths)
             after[path] = values.reshape(-1, *leaf.shape)
-            followed(
+            check_next_observations(
                 after[path],
                 observations[path],
                 offsets[1:] - 1,
@@ -382,7 +385,7 @@ class EpisodeRows(Reader):
             return
         for k, env_id in enumerate(batch.column("env_id").to_pylist()):
             if env_id and env_id != self.said.env_id:
-                raise refused(
+                raise refusal(
                     place(k),
                     "env_id",
                     f"a dataset of another task: it says {env_id} where the file is of {self.said.env_id}",
@@ -426,7 +429,7 @@ def _expect(
 ) -> None:
     if (wrong := np.flatnonzero(found != rows * leaf.size)).size:
         k = int(wrong[0])
-        raise refused(
+        raise refusal(
             place(k),
             name,
             f"it holds {found[k]:,} numbers where {rows[k] * leaf.size:,} ({rows[k]:,} times {leaf.size}) belong to {lengths[k]:,} rewards",
@@ -482,7 +485,7 @@ class EpisodeParquet(Format):
         if not files:
             return False
         schema = open_parquet(files[0]).schema_arrow
-        rewards = spelled(schema.names).plain.get("rewards")
+        rewards = match_columns(schema.names).plain.get("rewards")
         rows = rewards is not None and pa.types.is_nested(schema.field(rewards).type)
         leaves = any(name.partition("/")[0] == "observations" for name in schema.names)
         return rows or (leaves and rewards is None)
@@ -542,7 +545,7 @@ def _schema(dataset: Dataset) -> pa.Schema:
         ("seed", pa.int64()),
         ("env_id", pa.string()),
     ]
-    return pa.schema(fields, carried(dataset))
+    return pa.schema(fields, schema_metadata(dataset))
 
 
 def _table(batch: list[Episode], schema: pa.Schema, dataset: Dataset) -> pa.Table:

@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 
 from bigdm_ray.errors import UserError, one_line
-from bigdm_ray.formats.base import Format, Reader, SourceMetadata, inside
-from bigdm_ray.formats.checks import refused
+from bigdm_ray.formats.base import Format, Reader, SourceMetadata, require_inside
+from bigdm_ray.formats.checks import refusal
 from bigdm_ray.formats.rows import StepRows
-from bigdm_ray.formats.spellings import spelled
+from bigdm_ray.formats.spellings import match_columns
 
 SUFFIXES = (".json", ".jsonl")
 MOST = 256 << 20
@@ -44,7 +44,7 @@ class JsonRows(StepRows):
         first = next((batch for path in files for batch in _lines(path)), None)
         if first is None:
             raise UserError(f"{source} holds no episodes; nothing was imported")
-        super().__init__(files, spelled(first), list(first), KNOWN)
+        super().__init__(files, match_columns(first), list(first), KNOWN)
         self.said = SourceMetadata(source)
 
     def _rows_of(self, path: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
@@ -52,7 +52,7 @@ class JsonRows(StepRows):
             place = f"{path}, batch {number}"
             for name in names:
                 if name not in batch:
-                    raise refused(place, name, "there is no such column")
+                    raise refusal(place, name, "there is no such column")
             arrays = [_array(batch[name], name, place) for name in names]
             yield pa.RecordBatch.from_arrays(arrays, names)
 
@@ -92,7 +92,7 @@ def _array(value: Any, name: str, place: str) -> pa.Array:
         parts = {key: _array(inner, f"{name}/{key}", place) for key, inner in value.items()}
         return pa.StructArray.from_arrays(list(parts.values()), list(parts))
     if not isinstance(value, list):
-        raise refused(place, name, f"lists of numbers are expected ({_PACKED})")
+        raise refusal(place, name, f"lists of numbers are expected ({_PACKED})")
     try:
         array = np.asarray(value)
     except ValueError:  # rows of several lengths, which are told of where they are read
@@ -109,7 +109,9 @@ def _files(source: str) -> list[Path]:
     if not path.is_dir():
         return []
     found = sorted(one for one in path.iterdir() if one.suffix in SUFFIXES and one.is_file())
-    return [inside(one, path) for one in found] if found and all(map(_is_batch, found)) else []
+    return (
+        [require_inside(one, path) for one in found] if found and all(map(_is_batch, found)) else []
+    )
 
 
 def _is_batch(path: Path) -> bool:

@@ -27,14 +27,20 @@ import pyarrow.compute as pc
 
 from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.formats.base import MAX_EPISODE_BYTES, Reader
-from bigdm_ray.formats.checks import followed, refused, truths
-from bigdm_ray.formats.columns import flat, is_plain, numbers, parts_of, reading
-from bigdm_ray.formats.looks import ActionColumns, guessed, seen_leaf
+from bigdm_ray.formats.checks import as_truth_values, check_next_observations, refusal
+from bigdm_ray.formats.columns import (
+    column_numbers,
+    flatten_lists,
+    is_plain,
+    name_read_errors,
+    parts_of,
+)
+from bigdm_ray.formats.looks import ActionColumns, guess_signature, seen_leaf
 from bigdm_ray.formats.signatures import field_name
 from bigdm_ray.formats.spaces import flatten_leaf, flatten_texts, layout, leaf_spaces
-from bigdm_ray.formats.spellings import SPELLINGS, ColumnMatch, joined, missing
+from bigdm_ray.formats.spellings import SPELLINGS, ColumnMatch, join_columns, missing_columns
 from bigdm_ray.formats.tasks import step_limit
-from bigdm_ray.formats.unread import unread
+from bigdm_ray.formats.unread import unread_names
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
 FRAGMENTS = "unroll_id"
@@ -93,9 +99,9 @@ class StepRows(Reader):
         self._spaces: tuple[Any, Any] | None = None
         for what in self.needed:
             if what not in found and not (what == "terminated" and "dones" in found):
-                raise refused(str(files[0]), SPELLINGS[what][0], missing(found, what))
+                raise refusal(str(files[0]), SPELLINGS[what][0], missing_columns(found, what))
         own = {*found.names, *(one[0] for one in SPELLINGS.values()), FRAGMENTS, *known}
-        self.beside = unread(names, own, str(files[0]))
+        self.beside = unread_names(names, own, str(files[0]))
         self.taken = {what: found.name(what) for what in (*found.plain, *found.cut)}
 
     @abstractmethod
@@ -105,10 +111,10 @@ class StepRows(Reader):
     def _batches(self) -> Iterator[pa.RecordBatch]:
         for path in self._files:
             self._over = False  # ids of a file are its own
-            with reading(functools.partial(self._within, path)):
+            with name_read_errors(functools.partial(self._within, path)):
                 for batch in self._rows_of(path, self._found.names):
                     if len(batch):
-                        yield joined(batch, self._found)
+                        yield join_columns(batch, self._found)
 
     def looks(self) -> Signature | None:
         """See Reader."""
@@ -123,7 +129,7 @@ class StepRows(Reader):
                 seen = {path: seen_leaf(values) for path, values in self._arrays(column, "")}
             for path, values in self._arrays(batch.column(self._found.name("actions")), ""):
                 acted.setdefault(path, ActionColumns()).add(values)
-        return guessed(seen, acted.items()) if seen else None
+        return guess_signature(seen, acted.items()) if seen else None
 
     def _arrays(self, column: pa.Array, path: str) -> Iterator[tuple[str, np.ndarray]]:
         """The leaves of a column as it lies in the file, each `[rows, ...]`."""
@@ -134,13 +140,13 @@ class StepRows(Reader):
                 inner = f"{path}/{field.name}" if path else field.name
                 yield from self._arrays(pc.struct_field(column, [field.name]), inner)
         elif pa.types.is_nested(column.type):
-            values, offsets = flat(column, path, self._here)
+            values, offsets = flatten_lists(column, path, self._here)
             widths = np.diff(offsets)
             if (widths != widths[0]).any():
-                raise refused(self._here(), path, "rows hold different counts of numbers")
+                raise refusal(self._here(), path, "rows hold different counts of numbers")
             yield path, values.reshape(len(column), *(shape or _shape(column) or (widths[0],)))
         else:
-            yield path, numbers(column, path, self._here)
+            yield path, column_numbers(column, path, self._here)
 
     def files(self) -> list[Path]:
         """See Reader."""
@@ -186,7 +192,7 @@ class StepRows(Reader):
                     None if after is None else {path: values[-1:] for path, values in after.items()}
                 )
             if sum(part.nbytes for part in open_parts) > MAX_EPISODE_BYTES:
-                raise refused(
+                raise refusal(
                     self.place(self._number),
                     self._found.name("episode"),
                     f"the episode has no end within {MAX_EPISODE_BYTES >> 30} GiB",
@@ -239,8 +245,10 @@ class StepRows(Reader):
             return np.zeros(len(batch), np.float32)
         name = self._found.name("rewards")
         column = batch.column(name)
-        values = flat(column, name, self._here)[0] if pa.types.is_nested(column.type) else None
-        return numbers(column, name, self._here) if values is None else values
+        values = (
+            flatten_lists(column, name, self._here)[0] if pa.types.is_nested(column.type) else None
+        )
+        return column_numbers(column, name, self._here) if values is None else values
 
     def _after(
         self,
@@ -263,10 +271,10 @@ class StepRows(Reader):
         }
         for path, values in after.items():
             field = field_name(self._found.name("next_observations"), path)
-            followed(values, rows.observations[path], ends - 1, field, self._here)
+            check_next_observations(values, rows.observations[path], ends - 1, field, self._here)
             if last is not None:
                 first = np.concatenate([last[path], rows.observations[path][:1]])
-                followed(
+                check_next_observations(
                     np.concatenate([last[path], last[path]]),
                     first,
                     np.array([], np.int64),
@@ -283,12 +291,12 @@ class StepRows(Reader):
         if name:
             kind, parts = column.type, parts_of(column.type, name)
             if parts is None:
-                raise refused(self._here(), field, f"there is no such field in {kind}")
+                raise refusal(self._here(), field, f"there is no such field in {kind}")
             for part in parts:
                 column = _storage(pc.struct_field(column, [part]))
         if isinstance(space, spaces.Text):
             if not pa.types.is_string(column.type) or column.null_count:
-                raise refused(
+                raise refusal(
                     self._here(_first_null(column)),
                     field,
                     f"text is expected, not {column.type if column.null_count == 0 else 'null'}",
@@ -296,15 +304,15 @@ class StepRows(Reader):
             return flatten_texts(space, column.to_pylist(), field, self._here)
         if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
             why = f"numbers are expected, not {column.type} ({self.packed})"
-            raise refused(self._here(), field, why)
+            raise refusal(self._here(), field, why)
         if math.prod(space.shape or ()) == 1 and not pa.types.is_nested(column.type):
-            values = numbers(column, field, self._here)
+            values = column_numbers(column, field, self._here)
             return flatten_leaf(space, values.reshape(-1, *(space.shape or ())))
-        values, offsets = flat(column, field, self._here)
+        values, offsets = flatten_lists(column, field, self._here)
         width = math.prod(space.shape or ())
         found = np.diff(offsets)
         if (wrong := np.flatnonzero(found != width)).size:
-            raise refused(
+            raise refusal(
                 self._here(int(wrong[0])),
                 field,
                 f"a row holds {int(found[wrong[0]]):,} numbers where {width:,} are expected",
@@ -313,7 +321,9 @@ class StepRows(Reader):
 
     def _flags(self, batch: pa.RecordBatch, what: str) -> np.ndarray:
         name = self._found.name(what)
-        return truths(numbers(batch.column(name), name, self._here), name, self._here)
+        return as_truth_values(
+            column_numbers(batch.column(name), name, self._here), name, self._here
+        )
 
     def _ends(self, batch: pa.RecordBatch, begun: int) -> tuple[np.ndarray, np.ndarray, bool]:
         """Rows after which an episode ends (as counts of rows), which of them terminated, and whether one ended before the first row.
@@ -336,7 +346,9 @@ class StepRows(Reader):
         ends = np.flatnonzero(over) + 1
         if "t" in self._found:
             self._check_t(
-                numbers(batch.column(self._found.name("t")), self._found.name("t"), self._here),
+                column_numbers(
+                    batch.column(self._found.name("t")), self._found.name("t"), self._here
+                ),
                 ends,
                 before,
             )
@@ -349,7 +361,7 @@ class StepRows(Reader):
     def _changes(self, ids: pa.Array, over: np.ndarray) -> bool:
         """Mark in `over` the rows before a change of id; whether the first row has another id than the row before it."""
         if ids.null_count:
-            raise refused(
+            raise refusal(
                 self._here(_first_null(ids)),
                 self._found.name("episode"),
                 "a value is missing (null)",
@@ -364,7 +376,7 @@ class StepRows(Reader):
             if (self._over and first == self._last_id) or goes_on.any():
                 at = 0 if self._over and first == self._last_id else int(np.argmax(goes_on)) + 1
                 place = self._here(at - 1) if at else self.place(max(self._number - 1, 0))
-                raise refused(
+                raise refusal(
                     place,
                     self._found.name("episode"),
                     f"{ids[at].as_py()!r} goes on after a row whose flags end the episode",
@@ -375,7 +387,7 @@ class StepRows(Reader):
         begun = [0, *starts.tolist()] if self._last_id is None or before else starts.tolist()
         for at, one in zip(begun, ids.take(pa.array(begun, pa.int64())).to_pylist(), strict=True):
             if one in self._seen_ids:
-                raise refused(
+                raise refusal(
                     self._here(at),
                     self._found.name("episode"),
                     f"{one!r} comes back after another episode; the rows of an episode must follow each other",
@@ -392,7 +404,7 @@ class StepRows(Reader):
         goes_on = self._t is not None and not before and t[0] != self._t
         if goes_on or gaps.any():
             at = 0 if goes_on else int(np.argmax(gaps)) + 1
-            raise refused(
+            raise refusal(
                 self._here(at),
                 "t",
                 f"{t[at]} does not follow the row before it; rows are missing or out of order",
@@ -402,7 +414,7 @@ class StepRows(Reader):
         )
         counted_on = np.concatenate([[self._counted], t[:-1]])[begun] + 1  # through the whole file
         if (late := begun[(t[begun] != 0) & (t[begun] != 1) & (t[begun] != counted_on)]).size:
-            raise refused(
+            raise refusal(
                 self._here(int(late[0])),
                 "t",
                 f"the episode begins with {t[late[0]]}; its first rows are missing",

@@ -27,7 +27,7 @@ def misfit(theirs: Signature, mine: Signature) -> str | None:
             return f"its {what} {'have' if path in a else 'lack'} {path!r}"
         for path in a:
             if _form(a[path]) != _form(b[path]):
-                return f"its {field_name(what, path)} are {words(a[path])} where {words(b[path])} is expected"
+                return f"its {field_name(what, path)} are {describe_leaf(a[path])} where {describe_leaf(b[path])} is expected"
     return None
 
 
@@ -36,7 +36,7 @@ def _form(leaf: Leaf) -> tuple[str, int | tuple[int, ...], tuple[int, ...]]:
     return leaf.kind, leaf.shape if leaf.kind == "image" else leaf.size, leaf.choices
 
 
-def words(leaf: Leaf) -> str:
+def describe_leaf(leaf: Leaf) -> str:
     """A leaf for messages."""
     if leaf.kind == "discrete":
         return f"discrete of {' x '.join(map(str, leaf.choices))}"

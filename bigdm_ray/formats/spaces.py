@@ -17,7 +17,7 @@ import numpy as np
 from bigdm_ray.envs.signature import Leaf, Signature, channels_first
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.checks import Locator, refused
+from bigdm_ray.formats.checks import Locator, refusal
 from bigdm_ray.formats.claims import expect_size
 from bigdm_ray.jsons import read_json
 
@@ -280,10 +280,10 @@ def flatten_texts(
     if 4 * int(space.max_length) * len(values) > MAX_TEXT_BYTES:
         why = f"{len(values):,} texts of up to {space.max_length:,} characters"
         limit = f"{MAX_TEXT_BYTES >> 20} MiB are expected at most"
-        raise refused(place(0), field, f"{why} take more memory than one episode's may: {limit}")
+        raise refusal(place(0), field, f"{why} take more memory than one episode's may: {limit}")
     for k, value in enumerate(values):
         if len(value) > space.max_length:
-            raise refused(
+            raise refusal(
                 place(k),
                 field,
                 f"a text of {len(value):,} characters where at most {space.max_length:,} are expected",

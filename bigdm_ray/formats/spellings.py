@@ -60,7 +60,7 @@ class ColumnMatch:
         return ", ".join(f"{what} from {self.name(what)!r}" for what in (*self.plain, *self.cut))
 
 
-def spelled(
+def match_columns(
     names: Iterable[str], of: Collection[str] = SPELLINGS, own: Mapping[str, str] | None = None
 ) -> ColumnMatch:
     """Which of a file's columns are which of `of`; `own` are names that go before the table's."""
@@ -89,7 +89,7 @@ def _numbered(names: list[str], wanted: list[str]) -> tuple[str, ...]:
     return ()
 
 
-def joined(batch: pa.RecordBatch, found: ColumnMatch) -> pa.RecordBatch:
+def join_columns(batch: pa.RecordBatch, found: ColumnMatch) -> pa.RecordBatch:
     """A batch whose numbered columns are one each, by what it is. A cell that is missing stays so."""
     arrays = {name: batch.column(name) for name in found.plain.values()}
     for what, names in found.cut.items():
@@ -106,7 +106,7 @@ def joined(batch: pa.RecordBatch, found: ColumnMatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(list(arrays.values()), list(arrays))
 
 
-def missing(found: ColumnMatch, what: str) -> str:
+def missing_columns(found: ColumnMatch, what: str) -> str:
     """Why a file is refused that lacks a column, with what was taken for what."""
     names = ", ".join(SPELLINGS[what])
     return f"there is no such column (one of {names} is expected; taken were {found or 'none'})"

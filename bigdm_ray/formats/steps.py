@@ -26,13 +26,13 @@ from bigdm_ray.formats.base import (
 )
 from bigdm_ray.formats.columns import (
     META,
-    carried,
+    common_metadata,
     expect_types,
     open_parquet,
     parquet_files,
     rows_at_once,
     said_versions,
-    told_alike,
+    schema_metadata,
 )
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.rows import StepRows
@@ -42,7 +42,7 @@ from bigdm_ray.formats.spaces import (
     space_to_json,
     unflatten_leaf,
 )
-from bigdm_ray.formats.spellings import ColumnMatch, spelled
+from bigdm_ray.formats.spellings import ColumnMatch, match_columns
 from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.episode import Episode
 
@@ -64,15 +64,15 @@ class ParquetSteps(StepRows):
         known: tuple[str, ...] = (),
     ) -> None:
         names = open_parquet(files[0]).schema_arrow.names
-        super().__init__(files, found or spelled(names), names, known)
+        super().__init__(files, found or match_columns(names), names, known)
         ids, rows = {self._found.plain.get("episode", ""): "text or a whole number"}, 0
         for path in files:  # one is open at a time: a recording may have thousands
             file = open_parquet(path)
-            if spelled(file.schema_arrow.names) != spelled(names):
+            if match_columns(file.schema_arrow.names) != match_columns(names):
                 raise UserError(f"{path} has other columns than {files[0]}; nothing was imported")
             expect_types(path, file.schema_arrow, ids)
             rows += file.metadata.num_rows
-        meta, task, signature = told_alike(files, (open_parquet(path) for path in files))
+        meta, task, signature = common_metadata(files, (open_parquet(path) for path in files))
         self._spaces = _spaces(meta, source)
         self.said = SourceMetadata(
             source,
@@ -129,7 +129,7 @@ class Steps(Format):
             raise UserError(
                 f"{files[0]} holds RLlib's packed episodes, which are never opened here; have RLlib write with {ROW_BY_ROW}"
             )
-        rewards = spelled(schema.names).plain.get("rewards")
+        rewards = match_columns(schema.names).plain.get("rewards")
         return rewards is not None and not pa.types.is_nested(schema.field(rewards).type)
 
     def open(self, source: str) -> Reader:
@@ -139,7 +139,7 @@ class Steps(Format):
     def write(self, dataset: Dataset, folder: Path, advance: Advance) -> None:
         """One file, NAME.parquet, with whole episodes in each row group."""
         spaces = layout(dataset.task, dataset.signature)
-        meta = carried(dataset)
+        meta = schema_metadata(dataset)
         told = json.loads(meta[META]) | {
             "spaces": {
                 name: space_to_json(space)

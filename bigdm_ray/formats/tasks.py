@@ -15,7 +15,7 @@ from typing import Any
 
 from bigdm_ray.envs import arguments
 from bigdm_ray.envs.signature import Signature
-from bigdm_ray.envs.task import NONE, Task, called, find_task, listed, tasks
+from bigdm_ray.envs.task import NONE, Task, canonical_name, find_listed, find_task, tasks
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.base import SourceMetadata
 from bigdm_ray.formats.signatures import misfit
@@ -50,7 +50,7 @@ def task_of(
             )
         return NONE, signature
     written = said.task != NONE and _written(said.task)
-    if written and (asked is None or called(asked) == called(said.task)):
+    if written and (asked is None or canonical_name(asked) == canonical_name(said.task)):
         asked = said.task
     elif written:
         raise UserError(
@@ -105,13 +105,13 @@ def _guess(said: SourceMetadata) -> str:
 def _written(task: str) -> bool:
     """Whether a file may name this task: a short name, or a gymnasium id with arguments that lead nowhere."""
     try:
-        if listed(task) is not None:
+        if find_listed(task) is not None:
             return True
-        base, given = arguments.split(task)
+        base, given = arguments.split_name(task)
         env_id = base.removeprefix("gymnasium:")
         if base == env_id or not _ENV_ID.fullmatch(env_id):
             return False
-        return not given or arguments.plain(arguments.typed(given, env_id))
+        return not given or arguments.plain(arguments.convert_arguments(given, env_id))
     except UserError:
         return False
 
@@ -128,7 +128,7 @@ def _modified(said: SourceMetadata, told: dict[str, Any]) -> str:
     elif not arguments.plain(told):
         why = "only numbers, truth values and plain words are taken from a file"
     else:
-        name = arguments.joined(f"gymnasium:{said.env_id}", told)
+        name = arguments.join_name(f"gymnasium:{said.env_id}", told)
         try:
             env = find_task(name).env(None)
             env.close()
@@ -174,7 +174,7 @@ def _same_environment(said: SourceMetadata, task: Task) -> bool:
     ) == _arguments_of(mine)
 
 
-def altered(said: SourceMetadata, task: str = "") -> str:
+def describe_differences(said: SourceMetadata, task: str = "") -> str:
     """`differences` in words, for a card or a message; empty where there are none."""
     return _in_words(differences(said, task))
 
@@ -258,7 +258,7 @@ def _kin(said: SourceMetadata, task: Task) -> bool:
     mine = spec_of(task)
     ids = [
         task.name,
-        arguments.split(task.name)[0].partition(":")[2],
+        arguments.split_name(task.name)[0].partition(":")[2],
         *([] if mine is None else [mine.id]),
     ]
     return _alike(task.name, said.env_id) or _base(said.env_id) in [_base(id) for id in ids]

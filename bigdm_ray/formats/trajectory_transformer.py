@@ -48,12 +48,12 @@ class TrajectoryTransformerCheckpoint:
     stop: bool
 
 
-def known(arrays: Arrays) -> bool:
+def is_state_dict(arrays: Arrays) -> bool:
     """Whether these are the names of a Trajectory Transformer's state dict."""
     return {"tok_emb.weight", "pos_emb"} <= arrays.keys()
 
 
-def ours(source: str, arrays: Arrays) -> TrajectoryTransformerCheckpoint:
+def from_published(source: str, arrays: Arrays) -> TrajectoryTransformerCheckpoint:
     """A checkpoint's arrays by this project's names. Raises UserError for one that is incomplete, or another network."""
     original = "ln_f.weight" in arrays
     if "goal_emb.weight" in arrays:

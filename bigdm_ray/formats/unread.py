@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 
-from bigdm_ray.errors import quoted, sentence
-from bigdm_ray.formats.checks import refused
+from bigdm_ray.errors import quote_value, sentence
+from bigdm_ray.formats.checks import refusal
 
 SHOWN = 12
 """Names that a note lists, at most."""
@@ -38,7 +38,7 @@ def tells_ends(name: str) -> bool:
     return bool(_ENDS.search(plain) or words & _WORDS)
 
 
-def unread(names: Iterable[str], known: Collection[str], place: str) -> tuple[str, ...]:
+def unread_names(names: Iterable[str], known: Collection[str], place: str) -> tuple[str, ...]:
     """The names that are neither `known` nor harmless, sorted.
 
     Raises UserError for one that may tell of ends.
@@ -48,7 +48,7 @@ def unread(names: Iterable[str], known: Collection[str], place: str) -> tuple[st
     )
     for name in beside:
         if tells_ends(name):
-            raise refused(
+            raise refusal(
                 place,
                 name,
                 "it is not known here and may say where episodes end: give it a name that is "
@@ -57,8 +57,8 @@ def unread(names: Iterable[str], known: Collection[str], place: str) -> tuple[st
     return tuple(beside)
 
 
-def note(source: str, beside: tuple[str, ...]) -> str:
+def unread_note(source: str, beside: tuple[str, ...]) -> str:
     """The sentence that tells what was not read."""
     more = f" and {len(beside) - SHOWN:,} more" if len(beside) > SHOWN else ""
-    names = ", ".join(quoted(name) for name in beside[:SHOWN])
+    names = ", ".join(quote_value(name) for name in beside[:SHOWN])
     return sentence(f"{source} holds more than episodes have, which was not read: {names}{more}")

@@ -29,7 +29,7 @@ from bigdm_ray.replay.shard import (
     encode,
     publish,
     sync_folder,
-    unwritten,
+    write_failure,
 )
 from bigdm_ray.replay.store import SHARD_BYTES
 
@@ -44,13 +44,13 @@ WRONG_VALUES = (TypeError, ValueError, LookupError, ArithmeticError, NotImplemen
 """What Python, numpy and Arrow raise for values that they cannot take, however often they are given them."""
 
 
-def free(folder: Path) -> Path:
-    """`vacant`; and a dataset that is there loses what a writer left that was killed at its end."""
+def free_folder(folder: Path) -> Path:
+    """`require_vacant`; and a dataset that is there loses what a writer left that was killed at its end."""
     if (folder / CARD).is_file() and (folder / PROGRESS).is_file():
         for left in (LOCK, PROGRESS):
             with contextlib.suppress(OSError):
                 (folder / left).unlink(missing_ok=True)
-    return vacant(folder)
+    return require_vacant(folder)
 
 
 class Writer:
@@ -71,7 +71,7 @@ class Writer:
         signature: Signature,
         marked: bool = False,
     ) -> None:
-        self.folder = free(folder)
+        self.folder = free_folder(folder)
         self.taken: list[int] = []
         self.lengths = array("q")
         self.mark: Any = None
@@ -93,7 +93,7 @@ class Writer:
             ) from None
         except OSError as error:
             if full_disk(error):
-                raise unwritten(folder, error) from None
+                raise write_failure(folder, error) from None
             raise UserError(
                 f"--folder {folder} cannot be written: {error.strerror}; choose another folder"
             ) from None
@@ -222,7 +222,7 @@ class Writer:
                 (self.folder / left).unlink(missing_ok=True)
             sync_folder(self.folder.parent)
         except OSError as error:
-            raise unwritten(self.folder, error) from None
+            raise write_failure(self.folder, error) from None
         finally:
             self._lock.close()
         return dataset
@@ -238,7 +238,7 @@ class Writer:
 
 
 @contextlib.contextmanager
-def keeping(writer: Writer) -> Iterator[None]:
+def keep_on_interruption(writer: Writer) -> Iterator[None]:
     """After a mistake of the user nothing stays; after an interruption, a full disk or a crash the beginning does.
 
     Values that no check foresaw are such a mistake: the same command would meet them again.
@@ -272,7 +272,7 @@ def shard_name(number: int) -> str:
     return f"episodes-{number:07d}{SUFFIX}"
 
 
-def vacant(folder: Path) -> Path:
+def require_vacant(folder: Path) -> Path:
     """`folder`, where nothing may be yet. Raises UserError."""
     if folder.exists() or folder.is_symlink():
         raise UserError(f"--folder {folder} exists already; choose another, or delete it first")

@@ -146,11 +146,11 @@ def _categorical(part: Tensor, leaf: Leaf, chance: Tensor | None) -> Tensor:
         if chance is None:
             picks.append(logits.argmax(-1).int())
         else:
-            picks.append(drawn(torch.softmax(logits, -1), chance[:, j : j + 1]))
+            picks.append(draw_choice(torch.softmax(logits, -1), chance[:, j : j + 1]))
     return picks[0] if len(picks) == 1 else torch.stack(picks, -1)
 
 
-def drawn(shares: Tensor, chance: Tensor) -> Tensor:
+def draw_choice(shares: Tensor, chance: Tensor) -> Tensor:
     """Which of the choices whose probabilities are `shares [n, choices]` uniforms `[n, 1]` draw: `[n]` int32.
 
     On a CPU numpy does it, in a third of the time for few rows; as torch, it adds up in float64.

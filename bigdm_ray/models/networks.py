@@ -80,7 +80,7 @@ class MultiTaskNetwork(nn.Module):
         return self.parts[self.tasks[task]]
 
 
-def acting_in(model: nn.Module, signature: Signature | None) -> nn.Module:
+def network_for(model: nn.Module, signature: Signature | None) -> nn.Module:
     """The network that acts in tasks of a signature: a part, or the model itself where it is of one task.
 
     Raises UserError for a signature that none of the tasks has.

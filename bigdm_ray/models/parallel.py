@@ -27,7 +27,7 @@ def drops(model: nn.Module) -> bool:
     return any(isinstance(module, Dropout) and module.p > 0 for module in inside)
 
 
-def mixed(model: nn.Module) -> int:
+def use_bfloat16(model: nn.Module) -> int:
     """Have every Transformer in `model` multiply in bfloat16; how many there are.
 
     Weights, the residual stream, what goes in and what comes out stay float32, so embeddings, heads and losses are as before. Only `forward` is
@@ -44,7 +44,7 @@ def _in_bfloat16(self: Transformer, x: Tensor, *more: Any, **named: Any) -> Tens
         return Transformer.forward(self, x, *more, **named).float()
 
 
-def compiled(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> int:
+def compile_transformers(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> int:
     """Have torch.compile compile every Transformer in `model` at its first call; how many there are.
 
     It is done in place: names, shapes and values of parameters stay, so weights and checkpoints know nothing of it. Numbers change by rounding,

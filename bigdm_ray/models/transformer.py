@@ -48,11 +48,11 @@ class Dropout(nn.Dropout):
         """As nn.Dropout."""
         if not self.training or not self.p or input.is_cuda or self.p == 1:
             return super().forward(input)
-        out: Tensor = input * kept(input.shape, self.p)
+        out: Tensor = input * dropout_mask(input.shape, self.p)
         return out
 
 
-def kept(shape: torch.Size, p: float) -> Tensor:
+def dropout_mask(shape: torch.Size, p: float) -> Tensor:
     """A mask of ones and zeros over 1 - p: float32, of CPU."""
     count = shape.numel()
     bits = (
@@ -89,7 +89,7 @@ class DropoutAttention(torch.autograd.Function):
             weights = torch.baddbmm(
                 bias[a:b, :s], q[:, a:b], k[:, :s].transpose(1, 2), alpha=ctx.scale
             ).softmax(-1)
-            mask = kept(weights.shape, dropout).to(weights.dtype)
+            mask = dropout_mask(weights.shape, dropout).to(weights.dtype)
             out[:, a:b] = (weights * mask) @ v[:, :s]
             ctx.blocks.append((a, b, s))
             saved += [weights, mask]
@@ -405,10 +405,10 @@ class Transformer(nn.Module):
         return ((look & mask[:, None, :]) | itself)[:, None]
 
     def _turn(self, heads: Tensor, place: Tensor) -> Tensor:
-        return turned(heads, place) if self.rotary else heads
+        return rotate(heads, place) if self.rotary else heads
 
 
-def turned(heads: Tensor, place: Tensor) -> Tensor:
+def rotate(heads: Tensor, place: Tensor) -> Tensor:
     """Queries or keys `[..., t, head width]` at the places `[t]`, by rotary positions (Su et al. 2021, equation 34).
 
     Halves of a head's width are the pairs. Their products depend on the distance between places alone.

@@ -15,7 +15,7 @@ import torch
 
 from bigdm_ray.algorithms.dt import DecisionTransformer, Dt
 from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.pictures.base import Picture, SweepFlags, panelled, pictured, told_returns
+from bigdm_ray.pictures.base import Picture, SweepFlags, make_panels, make_picture, returns_asked
 from bigdm_ray.progress import say
 from bigdm_ray.training.acting import command_of, policy_of
 from bigdm_ray.training.evaluation import constant, play
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def look(loaded: Loaded, asked: SweepFlags) -> dict[str, Any]:
+def observe_attention(loaded: Loaded, asked: SweepFlags) -> dict[str, Any]:
     """Play episodes, take the best, and see which steps each of its steps looked at. Raises UserError for a policy without attention."""
     model, algorithm = loaded.model, loaded.run.algorithm
     if (
@@ -55,7 +55,7 @@ def look(loaded: Loaded, asked: SweepFlags) -> dict[str, Any]:
         )
     best = max(played.episodes, key=lambda episode: episode.total_return)
     last = slice(max(0, best.length - context), best.length)
-    told = told_returns(policy, command, best.rewards, loaded.task.max_return)
+    told = returns_asked(policy, command, best.rewards, loaded.task.max_return)
     seen, acted = (
         {p: torch.from_numpy(np.array(v[last]))[None] for p, v in leaves.items()}
         for leaves in (best.observations, best.actions)
@@ -87,7 +87,7 @@ def look(loaded: Loaded, asked: SweepFlags) -> dict[str, Any]:
 
 def draw_attention(looks: list[dict[str, Any]]) -> Figure:
     """Steps against the steps that they look at, a panel for each run."""
-    figure, panels = panelled(len(looks), 6.2, 5.0)
+    figure, panels = make_panels(len(looks), 6.2, 5.0)
     for axes, here in zip(panels, looks, strict=True):
         values, first = np.array(here["attention"]), here["first_step"]
         end = first + len(values)
@@ -119,7 +119,7 @@ def draw_attention(looks: list[dict[str, Any]]) -> Figure:
 
 def attention(folders: list[Path], out: Path | None, asked: SweepFlags) -> None:
     """Draw what the transformers of run folders look at. Raises UserError and RunFailed."""
-    pictured(folders, out, asked, "attention", "looks", look, draw_attention)
+    make_picture(folders, out, asked, "attention", "looks", observe_attention, draw_attention)
 
 
 PICTURE = Picture(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from bigdm_ray.algorithms.base import Policy
-from bigdm_ray.errors import RunFailed, UserError, nearest
+from bigdm_ray.errors import RunFailed, UserError, suggest_names
 from bigdm_ray.formats.behaviour import OWN_OR_MODES
 from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.progress import Progress
@@ -153,7 +153,7 @@ def dataset_of(run: Run) -> Dataset | None:
     return Dataset.open(Path(run.dataset.folder))
 
 
-def dataset_needed(loaded: Loaded, else_: str) -> Dataset:
+def require_dataset(loaded: Loaded, else_: str) -> Dataset:
     """The dataset that a run learned from. Raises UserError: it has none, so `else_`, or it is gone."""
     found, named = dataset_of(loaded.run), loaded.run.dataset
     if named is None:
@@ -169,7 +169,7 @@ def dataset_needed(loaded: Loaded, else_: str) -> Dataset:
     return found
 
 
-def told_returns(
+def returns_asked(
     policy: Policy, command: dict[str, float], rewards: np.ndarray, max_return: float | None
 ) -> np.ndarray:
     """The return that a policy was told to achieve at each step `[T]` float32 of an episode."""
@@ -180,7 +180,7 @@ def told_returns(
     return np.array(told, np.float32)
 
 
-def panelled(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def make_panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure with `count` panels of this size in inches, at most three in a row."""
     from matplotlib.figure import Figure
 
@@ -190,7 +190,7 @@ def panelled(count: int, width: float, height: float) -> tuple[Figure, list[Axes
     return figure, [figure.add_subplot(down, across, number + 1) for number in range(count)]
 
 
-def mark(axes: Axes, points: list[tuple[float, float]], text: str) -> None:
+def mark_published(axes: Axes, points: list[tuple[float, float]], text: str) -> None:
     """Draw published values as thin grey markers."""
     if points:
         x, y = zip(*points, strict=True)
@@ -215,7 +215,7 @@ def label_axes(axes: Axes, title: str, x: str, y: str) -> None:
     axes.legend(loc="best")
 
 
-def target(out: Path | None, first: Path, name: str) -> Path:
+def output_path(out: Path | None, first: Path, name: str) -> Path:
     """The picture's file: --out itself where it ends as a picture does, NAME.png in it, or in plots/ of the first folder. Raises UserError."""
     kinds = [".png", ".pdf", ".svg"]
     if _KEPT.get() is not None:
@@ -225,7 +225,7 @@ def target(out: Path | None, first: Path, name: str) -> Path:
     if out is not None and out.suffix and not out.is_dir():
         if out.suffix.lower() not in kinds:
             raise UserError(
-                f"--out {out} ends in {out.suffix}, but a folder or one of {', '.join(kinds)} is expected{nearest(out.suffix, kinds)}"
+                f"--out {out} ends in {out.suffix}, but a folder or one of {', '.join(kinds)} is expected{suggest_names(out.suffix, kinds)}"
             )
         path = out
     try:
@@ -241,7 +241,7 @@ _KEPT: ContextVar[list[Figure] | None] = ContextVar("kept", default=None)
 
 
 @contextlib.contextmanager
-def kept() -> Iterator[list[Figure]]:
+def keep_figures() -> Iterator[list[Figure]]:
     """Inside the block pictures are not written, and nothing is printed of them: they are in this list."""
     figures: list[Figure] = []
     token = _KEPT.set(figures)
@@ -255,7 +255,7 @@ def kept() -> Iterator[list[Figure]]:
 def write(figure: Figure, numbers: dict[str, Any], path: Path) -> None:
     """Write the picture, and its numbers beside it as JSON. Raises RunFailed.
 
-    Inside `kept` it is kept as it is, and nothing is written.
+    Inside `keep_figures` it is kept as it is, and nothing is written.
     """
     if (figures := _KEPT.get()) is not None:
         figures.append(figure)
@@ -274,7 +274,7 @@ Numbers = list[dict[str, Any]]
 Kind = TypeVar("Kind", bound=PictureFlags)
 
 
-def pictured(
+def make_picture(
     folders: list[Path],
     out: Path | None,
     asked: Kind,
@@ -287,7 +287,7 @@ def pictured(
     import matplotlib
 
     runs = [load(folder, asked.weights) for folder in folders]
-    path = target(out, folders[0], name)
+    path = output_path(out, folders[0], name)
     found = []
     for folder, loaded in zip(folders, runs, strict=True):
         with Progress(f"{name} of {folder}", units=""):

@@ -23,8 +23,8 @@ from bigdm_ray.pictures.base import (
     Numbers,
     Picture,
     PictureFlags,
-    panelled,
-    pictured,
+    make_panels,
+    make_picture,
 )
 from bigdm_ray.settings import setting
 from bigdm_ray.tokens.bins import Elements
@@ -58,7 +58,7 @@ class BeamFlags(PictureFlags):
     )
 
 
-def mapped(task: Task, seen: Elements) -> list[int]:
+def map_elements(task: Task, seen: Elements) -> list[int]:
     """The two elements of a state that the task's map is of; none where it has no map, or the state not that leaf."""
     place = seen.columns(task.place) if task.outline or task.pixels else None
     return [] if place is None or place.stop - place.start < 2 else [place.start, place.start + 1]
@@ -71,7 +71,7 @@ def plans(loaded: Loaded, asked: BeamFlags) -> dict[str, Any]:
         raise UserError(
             f"the {algorithm.name} policy of {loaded.folder} searches no beams to draw; a tt run is expected"
         )
-    of_map = mapped(loaded.task, model.seen)
+    of_map = map_elements(loaded.task, model.seen)
     axes = list(asked.axes) or of_map or [0, 1]
     if len(set(axes)) != 2 or len(axes) != 2 or max(axes) >= model.seen.width:
         given = ",".join(str(axis) for axis in axes)
@@ -136,7 +136,7 @@ def draw_beams(found: Numbers) -> Figure:
     """Beams over two elements of the state, a panel for each state at which a plan was made."""
     from matplotlib.collections import LineCollection
 
-    figure, panels = panelled(sum(len(here["plans"]) for here in found), 4.6, 4.4)
+    figure, panels = make_panels(sum(len(here["plans"]) for here in found), 4.6, 4.4)
     shown = [(here, plan) for here in found for plan in here["plans"]]
     for axes, (here, plan) in zip(panels, shown, strict=True):
         lines, scores, path = (
@@ -183,7 +183,7 @@ def draw_beams(found: Numbers) -> Figure:
 
 def beams(folders: list[Path], out: Path | None, asked: BeamFlags) -> None:
     """Draw the beams of the plans of run folders. Raises UserError and RunFailed."""
-    for here in pictured(folders, out, asked, "beams", "fans", plans, draw_beams):
+    for here in make_picture(folders, out, asked, "beams", "fans", plans, draw_beams):
         for plan in here["plans"]:
             text = f"{len(plan['scores'])} beams, scores {plan['scores'][0]:.3f} to {plan['scores'][-1]:.3f}"
             print(f"  {here['task']}, seed {here['run_seed']}: step {plan['step']}, {text}")

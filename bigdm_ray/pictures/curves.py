@@ -31,9 +31,9 @@ from bigdm_ray.pictures.base import (
     STYLE,
     Picture,
     label_axes,
-    mark,
-    panelled,
-    target,
+    make_panels,
+    mark_published,
+    output_path,
     write,
 )
 from bigdm_ray.settings import to_json
@@ -118,13 +118,13 @@ def _curve(
     if summary := summary_of(folder):
         own = summary if task is None else summary.get("tasks", {}).get(task, {})
         if task is None or "return_mean" in own:
-            take(summary | own, steps_of(run), "", files.summary_file)
+            take(summary | own, clock_name(run), "", files.summary_file)
     if not points:
         return None
     return Curve(folder, run, *np.array([[x, *points[x]] for x in sorted(points)], np.float64).T)
 
 
-def steps_of(run: Run) -> str:
+def clock_name(run: Run) -> str:
     """What the run's clock counts: `env_steps` or `learner_steps`."""
     return run.clock.rpartition("/")[2]
 
@@ -139,7 +139,7 @@ def settings_of(run: Run) -> dict[str, Any]:
 def kind_of(run: Run) -> tuple[str, str, str, str, str]:
     """Task, clock, algorithm, preset, name of the dataset: within one, settings part the lines."""
     data = run.dataset.name if run.dataset else ""
-    return run.task, steps_of(run), run.algorithm.name, run.preset, data
+    return run.task, clock_name(run), run.algorithm.name, run.preset, data
 
 
 Lines = dict[tuple[str, str], list[CurveGroup]]
@@ -208,7 +208,7 @@ AXES = {"env_steps": "environment steps", "learner_steps": "learner steps"}
 
 def draw_curves(lines: Lines) -> Figure:
     """Learning curves, a panel for each task and clock."""
-    figure, panels = panelled(len(lines), 6.4, 4.2)
+    figure, panels = make_panels(len(lines), 6.4, 4.2)
     for axes, ((task, clock), here) in zip(panels, lines.items(), strict=True):
         for number, line in enumerate(here):
             colour = COLOURS[number % len(COLOURS)]
@@ -226,7 +226,7 @@ def draw_curves(lines: Lines) -> Figure:
             if task in PUBLISHED and clock == "env_steps"
             else []
         )
-        mark(axes, published, "UDRL, Srivastava et al. 2019 (digitised)")
+        mark_published(axes, published, "UDRL, Srivastava et al. 2019 (digitised)")
         axes.set_xlim(0, 1.05 * reach)
         label_axes(axes, task, AXES[clock], "mean return of an evaluation")
         axes.xaxis.set_major_formatter(thousands())
@@ -276,7 +276,7 @@ def curves_json(lines: Lines) -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "tasks": tasks}
 
 
-def learning(folders: list[Path], out: Path | None, asked: NoFlags) -> None:
+def draw_learning_curves(folders: list[Path], out: Path | None, asked: NoFlags) -> None:
     """Draw the learning curves of run folders. Raises UserError where none of them has been evaluated."""
     import matplotlib
 
@@ -288,7 +288,7 @@ def learning(folders: list[Path], out: Path | None, asked: NoFlags) -> None:
         )
     for folder in (folder for folder, found in read.items() if not any(found)):
         print(f"note: {folder} has not been evaluated yet and is left out", file=sys.stderr)
-    path = target(out, folders[0], "learning_curve")
+    path = output_path(out, folders[0], "learning_curve")
     lines = lines_of(curves)
     with matplotlib.rc_context(STYLE):
         write(draw_curves(lines), curves_json(lines), path)
@@ -299,4 +299,6 @@ def learning(folders: list[Path], out: Path | None, asked: NoFlags) -> None:
             print(f"  {task}: {line.label}: {line.mean[-1]:,.1f} ({band}) at {at}")
 
 
-PICTURE = Picture("learning_curve", "draw learning curves", learning, NoFlags, default=True)
+PICTURE = Picture(
+    "learning_curve", "draw learning curves", draw_learning_curves, NoFlags, default=True
+)

@@ -29,13 +29,13 @@ from bigdm_ray.pictures.base import (
     SweepFlags,
     dataset_of,
     label_axes,
-    panelled,
-    pictured,
-    told_returns,
+    make_panels,
+    make_picture,
+    returns_asked,
 )
 from bigdm_ray.progress import say
 from bigdm_ray.replay.episode import Episode
-from bigdm_ray.replay.returns import discounted
+from bigdm_ray.replay.returns import discounted_returns
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.acting import command_of, policy_of, report_head
 from bigdm_ray.training.evaluation import constant, play
@@ -73,13 +73,13 @@ class ReturnForecasts:
         }
 
 
-def followed(episode: Episode, discount: float) -> tuple[np.ndarray, np.ndarray]:
+def known_returns(episode: Episode, discount: float) -> tuple[np.ndarray, np.ndarray]:
     """The discounted return from each step `[T]`, and which steps `[T]` bool it is known of.
 
     The first step counts always: an episode may be too short for any other.
     """
     length = episode.length
-    returns = discounted(episode.rewards, np.array([length]), discount).astype(np.float64)
+    returns = discounted_returns(episode.rewards, np.array([length]), discount).astype(np.float64)
     unknown = discount ** (length - np.arange(length, dtype=np.float64))
     known = unknown <= max(UNKNOWN, float(unknown[0]))
     return returns, known | episode.terminated | (discount == 1)
@@ -91,14 +91,14 @@ def tensors(leaves: Mapping[str, np.ndarray], steps: slice = slice(None)) -> dic
 
 
 @torch.no_grad()
-def judged(judge: CriticValues, episode: Episode) -> np.ndarray:
+def values_along(judge: CriticValues, episode: Episode) -> np.ndarray:
     """Q(s, a) of the steps of an episode `[T]` float64."""
     seen = tensors(episode.observations, slice(0, episode.length))
     values: np.ndarray = judge.values(seen, tensors(episode.actions)).double().numpy()
     return values
 
 
-def swapped(
+def mean_policy_value(
     judge: CriticValues, policy: Policy, episodes: list[Episode], chance: np.random.Generator
 ) -> float:
     """The mean Q of a policy's actions in the states of episodes that others have played."""
@@ -120,7 +120,7 @@ def promises(
     """The steps of episodes whose return is known; `whole`: what is promised is that of all."""
     promised, obtained = [], []
     for episode in episodes:
-        returns, known = followed(episode, discount)
+        returns, known = known_returns(episode, discount)
         if whole:
             returns = np.full(episode.length, episode.total_return)
         promised.append(value(episode)[known].astype(np.float64))
@@ -146,7 +146,7 @@ def compare(loaded: Loaded, asked: SweepFlags) -> dict[str, Any]:
     store = None if dataset is None else dataset.store()
 
     def kept() -> Mapping[str, np.ndarray]:
-        last = checkpoint.last(RunFolder(loaded.folder).checkpoints, run.identity)
+        last = checkpoint.last_checkpoint(RunFolder(loaded.folder).checkpoints, run.identity)
         if asked.weights != "last" or last is None:
             raise UserError(
                 f"the critics of {algorithm.name} lie in the last checkpoint of {loaded.folder}, "
@@ -171,10 +171,10 @@ def compare(loaded: Loaded, asked: SweepFlags) -> dict[str, Any]:
 
     def value(episode: Episode) -> np.ndarray:
         if judge is not None:
-            return judged(judge, episode)
+            return values_along(judge, episode)
         if expected is not None:
             return expected(episode)
-        return told_returns(policy, command, episode.rewards, loaded.task.max_return)
+        return returns_asked(policy, command, episode.rewards, loaded.task.max_return)
 
     discount = 1.0 if judge is None else judge.discount
     whole = algorithm.whole_returns
@@ -185,7 +185,7 @@ def compare(loaded: Loaded, asked: SweepFlags) -> dict[str, Any]:
         episodes = [store.episode(int(position)) for position in which]
         data = promises(value, episodes, discount, whole).numbers(chance)
         if judge is not None and isinstance(policy, Memoryless):
-            elsewhere = swapped(judge, policy, episodes, chance)
+            elsewhere = mean_policy_value(judge, policy, episodes, chance)
     return {
         "folder": str(loaded.folder),
         "label": f"{algorithm.name}, {loaded.folder.name}",
@@ -204,7 +204,7 @@ def compare(loaded: Loaded, asked: SweepFlags) -> dict[str, Any]:
 
 def draw_promises(found: list[dict[str, Any]]) -> Figure:
     """What was promised against what followed, a panel for each run."""
-    figure, panels = panelled(len(found), 4.8, 4.4)
+    figure, panels = make_panels(len(found), 4.8, 4.4)
     for axes, here in zip(panels, found, strict=True):
         kinds = [("data", "steps of the data", COLOURS[1]), ("own", "own actions", COLOURS[0])]
         ends = []
@@ -233,7 +233,9 @@ def draw_promises(found: list[dict[str, Any]]) -> Figure:
 
 def extrapolation(folders: list[Path], out: Path | None, asked: SweepFlags) -> None:
     """Play and draw what the values of runs promise and bring. Raises UserError and RunFailed."""
-    found = pictured(folders, out, asked, "extrapolation", "comparisons", compare, draw_promises)
+    found = make_picture(
+        folders, out, asked, "extrapolation", "comparisons", compare, draw_promises
+    )
     for here in found:
         print(f"  {here['label']}: {here['promise']}, mean return {here['return_mean']:,.1f}")
         for name, text in (("own", "own actions, played"), ("data", "actions of the data")):

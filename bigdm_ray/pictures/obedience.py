@@ -21,9 +21,9 @@ from bigdm_ray.pictures.base import (
     SweepFlags,
     dataset_of,
     label_axes,
-    mark,
-    panelled,
-    pictured,
+    make_panels,
+    make_picture,
+    mark_published,
 )
 from bigdm_ray.progress import say
 from bigdm_ray.training.acting import command_of, policy_of, report_head
@@ -48,7 +48,7 @@ def default_returns(loaded: Loaded) -> tuple[float, ...]:
     ]
     low = task.reference_returns[0] if task.reference_returns else min(played, default=math.nan)
     high = task.max_return if task.max_return is not None else max(scored, default=math.nan)
-    if not low < high and (dataset := learned_from(loaded)) is not None:
+    if not low < high and (dataset := source_dataset(loaded)) is not None:
         low, high = dataset.return_min, dataset.return_max
     if not low < high:
         raise UserError(
@@ -87,7 +87,7 @@ def sweep(loaded: Loaded, asked: SweepFlags) -> dict[str, Any]:
     return {
         "folder": str(loaded.folder),
         **report_head(loaded, asked.weights, mode, seed),
-        "data_best": data_best(loaded),
+        "data_best": best_return_of_data(loaded),
         "points": [
             point(command, np.array(returns))
             for command, returns in zip(commands, obtained, strict=True)
@@ -96,7 +96,7 @@ def sweep(loaded: Loaded, asked: SweepFlags) -> dict[str, Any]:
     }
 
 
-def learned_from(loaded: Loaded) -> Dataset | None:
+def source_dataset(loaded: Loaded) -> Dataset | None:
     """The dataset that a run, or the one that it started from, learned from, where it still lies there."""
     before = loaded.run.start
     return dataset_of(
@@ -106,9 +106,9 @@ def learned_from(loaded: Loaded) -> Dataset | None:
     )
 
 
-def data_best(loaded: Loaded) -> float | None:
+def best_return_of_data(loaded: Loaded) -> float | None:
     """The best return of that dataset."""
-    dataset = learned_from(loaded)
+    dataset = source_dataset(loaded)
     return None if dataset is None else dataset.return_max
 
 
@@ -125,7 +125,7 @@ def point(command: dict[str, float], returns: np.ndarray) -> dict[str, Any]:
 
 def draw_obedience(sweeps: list[dict[str, Any]]) -> Figure:
     """Asked return against obtained return, a panel for each run."""
-    figure, panels = panelled(len(sweeps), 5.4, 5.0)
+    figure, panels = make_panels(len(sweeps), 5.4, 5.0)
     for axes, here in zip(panels, sweeps, strict=True):
         asked, mean, spread = (
             np.array([p[name] for p in here["points"]])
@@ -161,7 +161,7 @@ def draw_obedience(sweeps: list[dict[str, Any]]) -> Figure:
                 label="best of the data",
             )
         published = PUBLISHED[here["task"]].obedience if here["task"] in PUBLISHED else ()
-        mark(
+        mark_published(
             axes,
             [pair for pair in published if low <= pair[0] <= high],
             "UDRL, Srivastava et al. 2019 (digitised)",
@@ -182,7 +182,7 @@ def draw_obedience(sweeps: list[dict[str, Any]]) -> Figure:
 
 def obedience(folders: list[Path], out: Path | None, asked: SweepFlags) -> None:
     """Play and draw the sweeps of run folders. Raises UserError and RunFailed."""
-    for here in pictured(folders, out, asked, "obedience", "sweeps", sweep, draw_obedience):
+    for here in make_picture(folders, out, asked, "obedience", "sweeps", sweep, draw_obedience):
         for p in here["points"]:
             print(
                 f"  {here['task']}, seed {here['run_seed']}: asked {p['desired_return']:,.1f}, obtained {p['return_mean']:,.1f} +- {p['return_std']:,.1f}"

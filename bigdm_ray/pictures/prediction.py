@@ -24,9 +24,9 @@ from bigdm_ray.pictures.base import (
     GREY,
     EpisodeFlags,
     Picture,
-    dataset_needed,
     label_axes,
-    pictured,
+    make_picture,
+    require_dataset,
 )
 from bigdm_ray.planning.beam import Planner
 from bigdm_ray.progress import say
@@ -57,7 +57,7 @@ class PredictionFlags(EpisodeFlags):
     )
 
 
-def seen_in(model: TrajectoryModel, store: Store) -> Iterator[Tensor]:
+def episode_states(model: TrajectoryModel, store: Store) -> Iterator[Tensor]:
     """The states of each episode of a store `[T + 1, seen]`, the last included."""
     for position in range(len(store.table)):
         episode = store.episode(position)
@@ -90,7 +90,7 @@ def deviations(parts: Iterable[Tensor]) -> np.ndarray:
 def one_step_of(model: TrajectoryModel, store: Store, steps: int, seed: int) -> OneStep:
     """A one-step model of all steps of a store, over the same elements of states and actions as `model`."""
     states, actions, following = [], [], []
-    for position, seen in enumerate(seen_in(model, store)):
+    for position, seen in enumerate(episode_states(model, store)):
         states.append(seen[:-1])
         following.append(seen[1:])
         actions.append(
@@ -124,7 +124,7 @@ def predict(loaded: Loaded, asked: PredictionFlags) -> dict[str, Any]:
         raise UserError(
             f"the {algorithm.name} policy of {loaded.folder} predicts no states to draw; a tt run is expected"
         )
-    store = dataset_needed(loaded, "there is nothing to compare predictions with").store()
+    store = require_dataset(loaded, "there is nothing to compare predictions with").store()
     seed = loaded.run.seed if asked.seed is None else asked.seed
     steps = min(STEPS, int(store.table.lengths.max()))
     chance = np.random.default_rng(seed)
@@ -179,7 +179,7 @@ def predict(loaded: Loaded, asked: PredictionFlags) -> dict[str, Any]:
             .follow(real[:, 0], torch.stack(actions))
             .numpy()
         )
-    spread = deviations(seen_in(model, store))
+    spread = deviations(episode_states(model, store))
     moving = np.flatnonzero(spread > 0)
 
     def error(guess: np.ndarray) -> list[float]:
@@ -249,7 +249,7 @@ def draw_prediction(predictions: list[dict[str, Any]]) -> Figure:
 
 def prediction(folders: list[Path], out: Path | None, asked: PredictionFlags) -> None:
     """Draw what the models of run folders predict of their datasets. Raises UserError and RunFailed."""
-    for here in pictured(
+    for here in make_picture(
         folders, out, asked, "prediction", "predictions", predict, draw_prediction
     ):
         print(

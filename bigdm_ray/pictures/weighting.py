@@ -22,13 +22,13 @@ from bigdm_ray.pictures.base import (
     COLOURS,
     Picture,
     PictureFlags,
-    dataset_needed,
     label_axes,
-    panelled,
-    pictured,
+    make_panels,
+    make_picture,
+    require_dataset,
 )
 from bigdm_ray.progress import say
-from bigdm_ray.replay.returns import discounted, episode_groups
+from bigdm_ray.replay.returns import discounted_returns, episode_groups
 from bigdm_ray.settings import setting
 from bigdm_ray.tokens.bins import Elements
 from bigdm_ray.training.loaded import Loaded
@@ -68,7 +68,7 @@ def weigh(loaded: Loaded, asked: WeightingFlags) -> dict[str, Any]:
             f"{algorithm.name} of {loaded.folder} clones no steps by weights; "
             "a run of bc, rwr, awr or bail on a dataset is expected"
         )
-    dataset = dataset_needed(loaded, "there are no steps to weigh")
+    dataset = require_dataset(loaded, "there are no steps to weigh")
     store = dataset.store()
     elements = Elements(loaded.signature.observations)
     if asked.element >= elements.width:
@@ -83,7 +83,7 @@ def weigh(loaded: Loaded, asked: WeightingFlags) -> dict[str, Any]:
     weights = weights / weights.mean()
     followed, seen = [], []
     for group in episode_groups(store):
-        followed.append(discounted(group.rewards, group.lengths, asked.discount))
+        followed.append(discounted_returns(group.rewards, group.lengths, asked.discount))
         acted = np.ones(int((group.lengths + 1).sum()), bool)
         acted[np.cumsum(group.lengths + 1) - 1] = False  # nothing is done in the last state
         states = {path: torch.from_numpy(v[acted]) for path, v in group.observations.items()}
@@ -126,7 +126,7 @@ def draw_weights(found: list[dict[str, Any]]) -> Figure:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
 
-    figure, panels = panelled(len(found) + 1, 4.6, 3.8)
+    figure, panels = make_panels(len(found) + 1, 4.6, 3.8)
     colours = ScalarMappable(LogNorm(*COLOURED), "viridis")
     for axes, here in zip(panels, found, strict=False):
         state, followed, weight = (
@@ -171,7 +171,7 @@ def weighting(folders: list[Path], out: Path | None, asked: WeightingFlags) -> N
             )
         return here
 
-    found = pictured(folders, out, asked, "weighting", "weighings", of, draw_weights)
+    found = make_picture(folders, out, asked, "weighting", "weighings", of, draw_weights)
     width = max(len(here["label"]) for here in found)
     print(f"  {'m(s, a)':<{width}}  steps that count  effective  largest  return, weighted")
     for here in found:

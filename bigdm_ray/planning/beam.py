@@ -75,7 +75,7 @@ class RankedPlans:
         return Plan(self.tokens[:, 0], self.score[:, 0])
 
 
-def narrowed(logits: Tensor, k: int, cdf: float) -> Tensor:
+def filter_logits(logits: Tensor, k: int, cdf: float) -> Tensor:
     """Logits `[..., m]` with -inf at what may not be drawn.
 
     `cdf`: the least likely tokens go, as many as stay under this probability together, and what is as unlikely as the last of
@@ -94,7 +94,7 @@ def narrowed(logits: Tensor, k: int, cdf: float) -> Tensor:
     return logits
 
 
-def drawn(logits: Tensor, k: int, uniforms: Tensor | None) -> Tensor:
+def sample_tokens(logits: Tensor, k: int, uniforms: Tensor | None) -> Tensor:
     """A token of each distribution `[..., m]` by the inverse of its distribution function: `[...]`; the most likely where k is 1."""
     if k == 1 or uniforms is None:
         return logits.argmax(-1)
@@ -250,15 +250,17 @@ class Planner:
             dim = self.seen + j
             logits = net.logits(hidden, dim)
             if j < self.acted:
-                logits = narrowed(self._acting(logits, t), search.k_act, search.cdf_act)
-                token = drawn(
+                logits = filter_logits(self._acting(logits, t), search.k_act, search.cdf_act)
+                token = sample_tokens(
                     logits.expand(-1, each, -1), search.k_act, by_row(numbers["actions"][:, t, j])
                 )
             else:
                 chance = (
                     by_row(numbers["outcomes"][:, t, j - self.acted]) if search.k_rew != 1 else None
                 )
-                token = drawn(narrowed(logits, search.k_rew, 0.0), search.k_rew, chance)
+                token = sample_tokens(
+                    filter_logits(logits, search.k_rew, 0.0), search.k_rew, chance
+                )
                 numbers_of.append(self._number(logits, token, dim))
             tokens.append(token)
             if j <= self.acted:
@@ -295,8 +297,12 @@ class Planner:
         search, tokens = self.search, []
         for dim in range(self.seen):
             logits = self.net.logits(last(), dim)
-            logits = logits if chance is None else narrowed(logits, search.k_obs, search.cdf_obs)
-            tokens.append(drawn(logits, search.k_obs, None if chance is None else chance[:, dim]))
+            logits = (
+                logits if chance is None else filter_logits(logits, search.k_obs, search.cdf_obs)
+            )
+            tokens.append(
+                sample_tokens(logits, search.k_obs, None if chance is None else chance[:, dim])
+            )
             write(tokens[-1], dim)
         return torch.stack(tokens, 1)
 
@@ -326,11 +332,11 @@ class Planner:
             for dim in range(written.shape[2], net.dims):
                 logits = net.logits(trunk.last, dim)
                 if dim < self.seen:
-                    logits = narrowed(logits, search.k_obs, search.cdf_obs)
+                    logits = filter_logits(logits, search.k_obs, search.cdf_obs)
                 elif dim < self.seen + self.acted:
-                    logits = narrowed(self._acting(logits, t), search.k_act, search.cdf_act)
+                    logits = filter_logits(self._acting(logits, t), search.k_act, search.cdf_act)
                 else:
-                    logits = narrowed(logits, search.k_rew, 0.0)
+                    logits = filter_logits(logits, search.k_rew, 0.0)
                 sums = (
                     total.unsqueeze(2) + torch.log_softmax(logits, -1).view(*total.shape, -1)
                 ).flatten(1)
@@ -406,7 +412,7 @@ class Planner:
         for j in range(self.acted):
             dim = self.seen + j
             logits = self._acting(self.net.logits(trunk.last, dim), 0)
-            tokens.append(drawn(logits, 0, None if uniforms is None else uniforms[:, j]))
+            tokens.append(sample_tokens(logits, 0, None if uniforms is None else uniforms[:, j]))
             if j < self.acted - 1:
                 self.encoder.step(trunk, tokens[-1], dim, self.net.dims * window.shape[1] + dim)
         return torch.stack(tokens, 1)

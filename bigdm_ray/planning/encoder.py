@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
 from bigdm_ray.models.trajectory import TrajectoryTransformer
-from bigdm_ray.models.transformer import Block, turned
+from bigdm_ray.models.transformer import Block, rotate
 
 ROWS = 1024
 """Tokens that pass a feed-forward layer at once: more do not fit a core's cache."""
@@ -119,7 +119,7 @@ class WindowEncoder:
 
     def turn(self, heads: Tensor, place: Tensor) -> Tensor:
         """Queries or keys `[..., t, head width]` at the places `[t]`: as they are, unless positions are rotary."""
-        return turned(heads, place) if self.net.transformer.rotary else heads
+        return rotate(heads, place) if self.net.transformer.rotary else heads
 
     def _mask(self, own: int, before: int) -> Tensor:
         """Which keys each of `own` tokens may look at, when `before` come before them: `[own, before + own]`."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bigdm_ray.errors import quoted
+from bigdm_ray.errors import quote_value
 from bigdm_ray.jsons import read_json
 
 MALFORMED = (
@@ -55,7 +55,7 @@ def check_batch(batch: pa.RecordBatch, meta: dict[str, Any]) -> None:
     if not batch.num_rows:
         raise ValueError("it has no episode")
     if not isinstance(meta["task"], str):
-        raise TypeError(f"its task is {quoted(meta['task'])}, where a text is expected")
+        raise TypeError(f"its task is {quote_value(meta['task'])}, where a text is expected")
     types = {n: t for n, t in SCALARS.items() if n not in LATER or n in batch.schema.names}
     once = _held(meta)
     types |= {name: _leaf_type(meta, name, name in once) for name in meta["shapes"]}
@@ -84,13 +84,13 @@ def _held(meta: dict[str, Any]) -> set[str]:
         isinstance(name, str) and name.startswith("observations/") and name in meta["shapes"]
         for name in told
     ):
-        raise ValueError(f"what holds for whole episodes is {quoted(told)}")
+        raise ValueError(f"what holds for whole episodes is {quote_value(told)}")
     return set(told)
 
 
 def _check_serials(serials: np.ndarray, arrived: Any) -> None:
     if type(arrived) is not int or not -1 <= serials.min() <= serials.max() < arrived < 2**62:
-        raise ValueError(f"its serials do not end before {quoted(arrived)}")
+        raise ValueError(f"its serials do not end before {quote_value(arrived)}")
 
 
 def _leaf_type(meta: dict[str, Any], name: str, once: bool) -> pa.DataType:
@@ -102,7 +102,7 @@ def _leaf_type(meta: dict[str, Any], name: str, once: bool) -> pa.DataType:
     if dtype.kind not in ("f" if name == "rewards" else "iuf"):
         raise TypeError(f"its column {name!r} is of {dtype}, where numbers are expected")
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise TypeError(f"its column {name!r} has the shape {quoted(shape)}")
+        raise TypeError(f"its column {name!r} has the shape {quote_value(shape)}")
     items = pa.from_numpy_dtype(dtype)
     items = pa.list_(items, int(np.prod(shape, dtype=object))) if shape else items
     return items if once else pa.large_list(items)
@@ -129,4 +129,6 @@ def check_commands(texts: pa.StringArray) -> None:
     for text in texts.unique().to_pylist():
         for value in read_json(text).values():
             if type(value) not in (int, float):
-                raise ValueError(f"a command holds {quoted(value)}, where a number is expected")
+                raise ValueError(
+                    f"a command holds {quote_value(value)}, where a number is expected"
+                )

@@ -35,7 +35,7 @@ class Episode:
     """One whole episode of T steps; arrays only, never changed after it is made.
 
     The last observation is seen, not acted on, so observations have T + 1 steps. One that holds for
-    the whole episode (`Leaf.per`) has as many rows, which are one in memory and on disk (`held`).
+    the whole episode (`Leaf.per`) has as many rows, which are one in memory and on disk (`broadcast_held`).
     `terminated` is False where a time
     limit ended the episode. `version` is (incarnation, learner step) of the weights that played it; `source` says
     which agent did; `seed` is that of the vector environment that it was played in. `merit` is what its worker says
@@ -86,20 +86,20 @@ class Episode:
         return None
 
 
-def held(value: np.ndarray, steps: int) -> np.ndarray:
+def broadcast_held(value: np.ndarray, steps: int) -> np.ndarray:
     """An observation that holds for a whole episode as `[steps, ...]`, without a copy; read-only."""
     return np.broadcast_to(value, (steps, *value.shape))
 
 
 def is_held(values: np.ndarray) -> bool:
-    """Whether the rows of a leaf are one row in memory, as `held` makes them."""
+    """Whether the rows of a leaf are one row in memory, as `broadcast_held` makes them."""
     return len(values) > 1 and values.size > 0 and values.strides[0] == 0
 
 
 def hold(observations: dict[str, np.ndarray], once: Collection[str]) -> dict[str, np.ndarray]:
-    """Observations of an episode, those leaves `held` that are `once` an episode, and are so in truth."""
+    """Observations of an episode, the leaves held that are `once` an episode, and are so in truth."""
     return {
-        path: held(v[0], len(v)) if path in once and (v == v[0]).all() else v
+        path: broadcast_held(v[0], len(v)) if path in once and (v == v[0]).all() else v
         for path, v in observations.items()
     }
 

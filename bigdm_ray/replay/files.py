@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from bigdm_ray.errors import quoted
+from bigdm_ray.errors import quote_value
 
 ENDING = ".tmp"
 
@@ -34,7 +34,7 @@ def file_name(value: Any, suffix: str = "") -> str:
     )
     if not plain:
         ending = f" that ends in {suffix}" if suffix else ""
-        raise ValueError(f"{quoted(value)} is not the name of a file{ending}")
+        raise ValueError(f"{quote_value(value)} is not the name of a file{ending}")
     return str(value)
 
 
@@ -45,13 +45,13 @@ def _fits(name: str) -> bool:
         return False
 
 
-def temporary(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """The name, beside `path`, under which this process writes it until it is whole."""
     return path.with_name(f".{path.name}.{os.getpid()}{ENDING}")
 
 
 def sweep(folder: Path, name: str | None = None, alone: bool = False) -> None:
-    """Remove what killed processes left under `temporary` names in `folder`.
+    """Remove what killed processes left under names of `temporary_path` in `folder`.
 
     Where `name` is given, of that file or folder only. `alone` says that nobody is writing there
     (the folder is locked, say): then all goes, whoever wrote it. Else what belongs to a process

@@ -14,7 +14,7 @@ import numpy as np
 
 from bigdm_ray.replay.contents import MALFORMED
 from bigdm_ray.replay.episode import Episode, is_held
-from bigdm_ray.replay.files import sweep, temporary
+from bigdm_ray.replay.files import sweep, temporary_path
 from bigdm_ray.replay.shard import Shard
 from bigdm_ray.replay.windows import View, Windows, merge_stack, stacked_steps
 
@@ -164,7 +164,7 @@ def sidecar(mapped: Shard, name: str) -> np.ndarray:
     made = np.concatenate(
         [derive(name, mapped.rewards[a:b]) for a, b in itertools.pairwise(mapped.offsets)]
     )
-    hidden = temporary(path.with_name(f"{path.name}.{uuid.uuid4().hex}"))
+    hidden = temporary_path(path.with_name(f"{path.name}.{uuid.uuid4().hex}"))
     try:
         sweep(path.parent)
         with hidden.open("wb") as file:
@@ -243,7 +243,7 @@ def _observed(view: View, leaf: RowSource, start: np.ndarray, timesteps: np.ndar
     return merge_stack(leaf.take(frames, axis=0))
 
 
-def leaves_of(windows: Windows) -> list[np.ndarray]:
+def step_arrays(windows: Windows) -> list[np.ndarray]:
     """Every array of windows that has a row for each step."""
     groups = (windows.observations, windows.actions, windows.columns, windows.next_observations)
     return [*itertools.chain.from_iterable(group.values() for group in groups), windows.rewards]

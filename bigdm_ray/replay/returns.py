@@ -45,25 +45,25 @@ def episode_groups(store: Store, steps: int = GROUP_STEPS) -> Iterator[EpisodeGr
             )
 
 
-def padded(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def pad_episodes(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """`[sum of lengths]` as `[n, longest]` float64, zeros behind each end."""
     out = np.zeros((len(lengths), int(lengths.max())))
     out[np.arange(out.shape[1]) < lengths[:, None]] = values
     return out
 
 
-def flattened(rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The inverse of `padded`, float32."""
+def unpad_episodes(rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The inverse of `pad_episodes`, float32."""
     flat: np.ndarray = rows[np.arange(rows.shape[1]) < lengths[:, None]].astype(np.float32)
     return flat
 
 
-def discounted(rewards: np.ndarray, lengths: np.ndarray, gamma: float) -> np.ndarray:
+def discounted_returns(rewards: np.ndarray, lengths: np.ndarray, gamma: float) -> np.ndarray:
     """Discounted Monte-Carlo returns of each step, nothing added behind the end: `[sum of T]` float32."""
-    rows = padded(rewards, lengths)
+    rows = pad_episodes(rewards, lengths)
     for t in range(rows.shape[1] - 2, -1, -1):
         rows[:, t] += gamma * rows[:, t + 1]
-    return flattened(rows, lengths)
+    return unpad_episodes(rows, lengths)
 
 
 def td_lambda(
@@ -74,10 +74,10 @@ def td_lambda(
     `values [sum of (T + 1)]` are V of all observations; V is 0 behind an episode that terminated (Peng et al. 2019, section 3.2).
     """
     lengths = group.lengths
-    after = padded(values, lengths + 1)
+    after = pad_episodes(values, lengths + 1)
     here = np.arange(len(lengths))
     after[here, lengths] *= ~group.terminated
-    rewards = padded(group.rewards, lengths)
+    rewards = pad_episodes(group.rewards, lengths)
     returns = np.zeros_like(rewards)
     running = after[here, lengths]
     for t in range(rewards.shape[1] - 1, -1, -1):
@@ -85,7 +85,7 @@ def td_lambda(
         step = rewards[:, t] + gamma * ((1 - lam) * after[:, t + 1] + lam * running)
         running = np.where(inside, step, running)
         returns[:, t] = running
-    return flattened(returns, lengths), flattened(after[:, :-1], lengths)
+    return unpad_episodes(returns, lengths), unpad_episodes(after[:, :-1], lengths)
 
 
 def normalised_weights(advantages: np.ndarray, temperature: float, clip: float) -> np.ndarray:
@@ -95,14 +95,14 @@ def normalised_weights(advantages: np.ndarray, temperature: float, clip: float) 
     return weights
 
 
-def continued(group: EpisodeGroup, gamma: float) -> np.ndarray:
+def continued_returns(group: EpisodeGroup, gamma: float) -> np.ndarray:
     """BAIL's returns `[sum of T]` float32: an episode that a time limit cut off goes on as from the state most like its last.
 
     Chen et al. 2020 and their code (main_get_mcret.py, which takes any episode of 1000 steps for one that was cut off): with n steps
     left, gamma^n times the return from the state nearest to the last one, sought among the first n + 1 states, of which so much
     is cut off that as many terms remain as the episode has steps. An episode that terminated has its plain returns.
     """
-    out = discounted(group.rewards, group.lengths, gamma)
+    out = discounted_returns(group.rewards, group.lengths, gamma)
     start, seen = 0, 0
     for length, terminated in zip(group.lengths.tolist(), group.terminated.tolist(), strict=True):
         if not terminated:

@@ -4,7 +4,7 @@ Every step leaf is a `large_list<fixed_size_list<dtype>[n]>` column (a plain `la
 scalars) with the episode's scalars beside it; an observation that holds for whole episodes is a
 column of one value each. One record batch, uncompressed, so that a draw copies
 nothing. The footer carries the file's size, a CRC-32 of the body and one of the footer itself; and,
-where a store has taken it in, the serial of the first episode (`numbered`): the others follow it,
+where a store has taken it in, the serial of the first episode (`number_episodes`): the others follow it,
 unless a column tells them, as in shards that compaction has written.
 Opening checks size, footer and how the batch is put together (`contents.py`); whoever uses what is
 in it checks the body first, once (`check_body`, or `verify` at opening).
@@ -35,8 +35,8 @@ import pyarrow as pa
 from bigdm_ray.errors import RunFailed, UserError, full_disk
 from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.contents import MALFORMED, check_batch, check_commands
-from bigdm_ray.replay.episode import Episode, EpisodeId, held, is_held, source_number
-from bigdm_ray.replay.files import temporary
+from bigdm_ray.replay.episode import Episode, EpisodeId, broadcast_held, is_held, source_number
+from bigdm_ray.replay.files import temporary_path
 
 SCHEMA_VERSION = 2
 SUFFIX = ".arrow"
@@ -109,7 +109,7 @@ def encode(
     """The bytes of a shard file that holds `episodes`, which must be of one task and one signature.
 
     `serials` are those that a store has given them, `arrived` the one that it gives next. Without,
-    `numbered` may tell them later.
+    `number_episodes` may tell them later.
     """
     columns: dict[str, pa.Array] = {
         "round": pa.array([e.id.round for e in episodes], pa.int64()),
@@ -186,7 +186,7 @@ def _sealed(data: bytearray) -> bytes:
     return bytes(data)
 
 
-def numbered(data: Any, first: int) -> tuple[memoryview, bytes]:
+def number_episodes(data: Any, first: int) -> tuple[memoryview, bytes]:
     """What `encode` gave, with the serial of its first episode: (body, footer). No copy of the body."""
     view = memoryview(data)
     start = _footer_start(view)
@@ -199,7 +199,7 @@ def numbered(data: Any, first: int) -> tuple[memoryview, bytes]:
 
 
 def _first_serial(data: Any) -> int | None:
-    """What `numbered` wrote; None where nothing did."""
+    """What `number_episodes` wrote; None where nothing did."""
     footer = bytes(data[_footer_start(data) :])
     at = footer.find(_SERIAL)
     digits = footer[at + len(_SERIAL) : at + len(_UNNUMBERED)]
@@ -239,7 +239,7 @@ def check(data: Any, body: bool) -> int:
 
 def publish(path: Path, *data: Any) -> None:
     """Write bytes, one part after the other, sync, rename, sync the folder: the file is there whole, or not at all and RunFailed is raised."""
-    hidden = temporary(path)
+    hidden = temporary_path(path)
     try:
         with hidden.open("wb") as file:
             for part in data:
@@ -251,10 +251,10 @@ def publish(path: Path, *data: Any) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             hidden.unlink()
-        raise unwritten(path, error) from None
+        raise write_failure(path, error) from None
 
 
-def unwritten(path: Path, error: OSError) -> RunFailed:
+def write_failure(path: Path, error: OSError) -> RunFailed:
     """One sentence for a file that could not be written, with what may help."""
     help = (
         "free some space" if full_disk(error) else "see that its folder exists and may be written"
@@ -371,7 +371,7 @@ class Shard:
         seen = slice(start + row, end + row + 1)
         observations = {path: values[seen] for path, values in self.observations.items()}
         for path, values in self.held.items():
-            observations[path] = held(values[row], end - start + 1)
+            observations[path] = broadcast_held(values[row], end - start + 1)
         return Episode(
             dict(sorted(observations.items())) if self.held else observations,
             {path: values[start:end] for path, values in self.actions.items()},
@@ -412,7 +412,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def decayed(path: Path, error: CorruptShard) -> RunFailed:
+def decay_failure(path: Path, error: CorruptShard) -> RunFailed:
     """One sentence for decay that is found while a shard is in use."""
     return RunFailed(
         f"shard {path} has decayed: {error}; `data verify` sets it aside, then --resume goes on "

@@ -301,7 +301,7 @@ class ShardFolder:
 
     def _publish(self, data: bytes | pa.Buffer) -> None:
         """Write the bytes of a shard, its episodes numbered from the next serial on."""
-        self._written(*shards.numbered(data, self._arrived))
+        self._written(*shards.number_episodes(data, self._arrived))
 
     def _written(self, *data: bytes | memoryview) -> None:
         """Write the bytes of a shard, and take it in."""
@@ -310,7 +310,7 @@ class ShardFolder:
         try:
             written = Shard.open(self.folder / name)
         except CorruptShard as error:  # the folder went away in between
-            raise shards.unwritten(
+            raise shards.write_failure(
                 self.folder / name, OSError(f"right after it was written {error}")
             ) from None
         self._take([written])
@@ -376,7 +376,7 @@ class ShardFolder:
             try:
                 self._shards[name].check_body()
             except CorruptShard as error:
-                raise shards.decayed(self.folder / name, error) from None
+                raise shards.decay_failure(self.folder / name, error) from None
             self._unread.discard(name)
         return self._shards[name]
 
@@ -420,7 +420,7 @@ class ShardFolder:
                 try:
                     Shard.open(self.folder / name, verify=True)
                 except CorruptShard as error:
-                    raise shards.decayed(self.folder / name, error) from None
+                    raise shards.decay_failure(self.folder / name, error) from None
             needed = self._where[:, :2].tolist() + ([list(self._floor)] if self._floor else [])
             first, held = 0, 0
             for position, (number, row) in enumerate(needed):

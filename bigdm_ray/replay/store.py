@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from bigdm_ray.replay import shard as shards
-from bigdm_ray.replay.gather import FlatCache, gather, leaves_of, sidecar
+from bigdm_ray.replay.gather import FlatCache, gather, sidecar, step_arrays
 from bigdm_ray.replay.maps import FLAT, MappedArrays, MappedLeaf
 from bigdm_ray.replay.shard import Shard, ShardRef
 from bigdm_ray.replay.shard_folder import PREFIX, SHARD_BYTES, Arrays, ShardFolder
@@ -136,7 +136,7 @@ class Store(ShardFolder):
         }
         if not mask.all():
             empty = ~mask
-            for values in (*leaves_of(windows), *noted.values()):
+            for values in (*step_arrays(windows), *noted.values()):
                 values[empty] = 0
             timesteps = np.where(mask, timesteps, 0)
         ends = (

@@ -6,7 +6,7 @@ The rows of DDPG and of other bodies are there to be filled by whoever has the b
 from __future__ import annotations
 
 from bigdm_ray.tables.base import Grid, Scale
-from bigdm_ray.tables.d4rl import Made, played, recorded, steps
+from bigdm_ray.tables.d4rl import Made, learner_flags, record_command, sac_command
 
 BATCH = 100_000
 """Environment steps of a batch, and of the SAC that it is of; the paper's have a million."""
@@ -37,7 +37,7 @@ SAC Humanoid B2|3565 153|1221 207|0 0|1216 826|1033 257
 """
 
 
-def published() -> dict[tuple[str, str], tuple[float, float | None]]:
+def published_scores() -> dict[tuple[str, str], tuple[float, float | None]]:
     """(row, column) -> (mean, deviation)."""
     out: dict[tuple[str, str], tuple[float, float | None]] = {}
     for line in PUBLISHED.strip().splitlines():
@@ -64,7 +64,7 @@ def make(row: str, column: str, scale: Scale) -> Made:
         column.lower(),
         "bail-" + row.lower().replace(" ", "-"),
         True,
-        steps(budget, *more, final=20 if short else 100),
+        learner_flags(budget, *more, final=20 if short else 100),
     )
 
 
@@ -76,7 +76,7 @@ def batches() -> dict[str, str]:
         for seed in (1, 2):
             run = f"sac-{short}-b{seed}"
             out[f"bail-{run}"] = (
-                f"{played(task, run, BATCH, BATCH // 20, seed)} && {recorded(run, BATCH)} {{folder}} --weights milestones"
+                f"{sac_command(task, run, BATCH, BATCH // 20, seed)} && {record_command(run, BATCH)} {{folder}} --weights milestones"
             )
     return out
 
@@ -96,7 +96,7 @@ GRIDS = (
             "100 final episodes",
         },
         "Chen et al. 2020, table 1",
-        published(),
+        published_scores(),
         averages=False,
         notes=(
             "The batches are not the paper's: those of SAC on Hopper, Walker and HalfCheetah are recorded with an agent of our own, "

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bigdm_ray.errors import UserError, nearest
+from bigdm_ray.errors import UserError, suggest_names
 
 Scale = Literal["quick", "paper"]
 SCALES: tuple[Scale, ...] = ("quick", "paper")
@@ -163,5 +163,5 @@ def find_grid(name: str) -> Grid:
     """The grid of a name. Raises UserError with the nearest names, those of overviews among them."""
     known = grids()
     if name not in known:
-        raise UserError(f"unknown table {name!r}{nearest(name, [*known, *overviews()])}")
+        raise UserError(f"unknown table {name!r}{suggest_names(name, [*known, *overviews()])}")
     return known[name]

@@ -27,27 +27,27 @@ NOT_REACHER_2D = (
 )
 
 
-def played(task: str, run: str, steps: int, every: int, seed: int = 1) -> str:
+def sac_command(task: str, run: str, steps: int, every: int, seed: int = 1) -> str:
     """The command of a SAC that leaves the weights of its stages behind."""
     return f"python -m bigdm_ray.run sac {task} --seed {seed} --budget.env-steps {steps} --saves.every {every} --saves.milestones true --folder runs/{run}"
 
 
-def recorded(run: str, steps: int) -> str:
+def record_command(run: str, steps: int) -> str:
     """The start of the command that records a SAC as it explores; the folder is to follow."""
     return f"python -m bigdm_ray.data record runs/{run} --mode sample --steps {steps} --folder"
 
 
-_MEDIUM = played("reacher", "reacher-medium", 17_000, 1_000)
-_EXPERT = played("reacher", "reacher-expert", 60_000, 5_000)
+_MEDIUM = sac_command("reacher", "reacher-medium", 17_000, 1_000)
+_EXPERT = sac_command("reacher", "reacher-expert", 60_000, 5_000)
 RECIPES = {
     **{
         f"{body}-medium-expert": "python -m bigdm_ray.data import SOURCE --folder {folder}, where SOURCE is one file, "
         "or two, of medium and of expert, with --steps N to take the first N steps of each"
         for body in BODIES
     },
-    "reacher-medium": f"{_MEDIUM} && {recorded('reacher-medium', 100_000)} {{folder}}",
-    "reacher-medium-replay": f"{recorded('reacher-medium', 100_000)} {{folder}} --weights milestones, after the run that reacher-medium is of",
-    "reacher-medium-expert": f"{_EXPERT} && {recorded('reacher-expert', 100_000)} {{data}}/reacher-expert && "
+    "reacher-medium": f"{_MEDIUM} && {record_command('reacher-medium', 100_000)} {{folder}}",
+    "reacher-medium-replay": f"{record_command('reacher-medium', 100_000)} {{folder}} --weights milestones, after the run that reacher-medium is of",
+    "reacher-medium-expert": f"{_EXPERT} && {record_command('reacher-expert', 100_000)} {{data}}/reacher-expert && "
     "python -m bigdm_ray.data merge {data}/reacher-medium {data}/reacher-expert --folder {folder}",
 }
 """How data are made that are more than one file to import. Those of Reacher, like D4RL's of the other bodies: a run of SAC that is stopped early, its
@@ -56,7 +56,9 @@ stages, and it together with an expert."""
 Made = tuple[str, str, bool, tuple[str, ...]] | None
 
 
-def steps(count: int, *more: str, every: int | None = None, final: int = 100) -> tuple[str, ...]:
+def learner_flags(
+    count: int, *more: str, every: int | None = None, final: int = 100
+) -> tuple[str, ...]:
     """Flags of a budget in learner steps, scored five times on the way."""
     period = every or count // 5
     scored = (
@@ -80,7 +82,7 @@ def percent(row: str, column: str, scale: Scale) -> Made:
         "bc",
         row,
         True,
-        steps(
+        learner_flags(
             budget[0],
             "--algorithm.decay-steps",
             str(budget[0]),
@@ -97,15 +99,15 @@ def imitation(row: str, column: str, scale: Scale) -> Made:
         return percent(row, "100 %", scale)
     short = scale == "quick"
     flags = {
-        "BAIL": steps(
+        "BAIL": learner_flags(
             15_000 if short else 212_500,
             "--algorithm.envelope-steps",
             "5000" if short else "12500",
             final=20 if short else 100,
         ),
-        "AWR": steps(12_000 if short else 120_000, final=20 if short else 100),
-        "RWR": steps(10_000 if short else 100_000, final=20 if short else 100),
-        "MARWIL": steps(10_000 if short else 100_000, final=20 if short else 100),
+        "AWR": learner_flags(12_000 if short else 120_000, final=20 if short else 100),
+        "RWR": learner_flags(10_000 if short else 100_000, final=20 if short else 100),
+        "MARWIL": learner_flags(10_000 if short else 100_000, final=20 if short else 100),
     }
     if column == "BAIL" and short:
         flags["BAIL"] += ("--algorithm.batch-size", "256")
@@ -134,7 +136,7 @@ def value_based(row: str, column: str, scale: Scale) -> Made:
         column.lower(),
         row,
         True,
-        steps(budget, *more.get(column, ()), final=20 if short else 100),
+        learner_flags(budget, *more.get(column, ()), final=20 if short else 100),
     )
 
 

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bigdm_ray.errors import UserError, quoted
+from bigdm_ray.errors import UserError, quote_value
 from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.jsons import read_json, real
 from bigdm_ray.models.parallel import transformers
@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 Result = dict[str, Any]
 
 
-def sound(found: Any) -> Result:
+def check_result(found: Any) -> Result:
     """What a result's file holds, its numbers as floats. Raises KeyError, TypeError or ValueError for what is missing or of another kind."""
     result: Result = dict(found)
     result["return_mean"] = real(result["return_mean"], "return_mean")
@@ -35,9 +35,9 @@ def sound(found: Any) -> Result:
         }
     for name, value in result.get("settings", {}).items():
         if not isinstance(value, dict):
-            raise TypeError(f"its settings of {quoted(name)} are {quoted(value)}")
+            raise TypeError(f"its settings of {quote_value(name)} are {quote_value(value)}")
     if not isinstance(result.get("task", ""), str):
-        raise TypeError(f"its task is {quoted(result['task'])}")
+        raise TypeError(f"its task is {quote_value(result['task'])}")
     return result
 
 
@@ -112,7 +112,7 @@ class TableFolders:
         if not path.is_file():
             return None, ""
         try:
-            found = sound(read_json(path))
+            found = check_result(read_json(path))
             differing = [name for name in asked if found[name] != asked[name]]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(

@@ -11,7 +11,7 @@ import numpy as np
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.tables.base import Grid, Overview, OverviewBar, Scale, find_grid
 from bigdm_ray.tables.folders import Result, TableFolders, value_of
-from bigdm_ray.tables.peers import trust, trusted
+from bigdm_ray.tables.peers import compare_with_peers, is_trusted
 from bigdm_ray.training.evaluation import stratified_interval
 
 SEEDS = 3
@@ -95,7 +95,7 @@ def table(shelf: TableFolders, only: list[str] | None = None) -> str:
         "",
         *lines,
     ]
-    return "\n".join(text + spread(grid, found, shelf.scale) + trust(shelf, cells))
+    return "\n".join(text + spread(grid, found, shelf.scale) + compare_with_peers(shelf, cells))
 
 
 def scores(results: list[Result], unit: str, which: str = "last") -> np.ndarray:
@@ -222,7 +222,7 @@ class MeasuredBar:
         )
 
 
-def measured(overview: Overview, scale: Scale, results: Path, data: Path) -> list[MeasuredBar]:
+def measure_bars(overview: Overview, scale: Scale, results: Path, data: Path) -> list[MeasuredBar]:
     """Every bar, made of the finished cells of the grids. Raises UserError for a file that is not a cell's result."""
     out = []
     for bar in overview.bars:
@@ -231,7 +231,7 @@ def measured(overview: Overview, scale: Scale, results: Path, data: Path) -> lis
         if bar.column is not None:
             grid = find_grid(bar.column[0])
             shelf = TableFolders(grid, scale, data, results, Path())
-            withheld = bar.peer and not trusted(shelf, bar.column[1])
+            withheld = bar.peer and not is_trusted(shelf, bar.column[1])
             for cell in grid.cells(scale):
                 result = (
                     shelf.look(cell)[0]

@@ -8,7 +8,7 @@ from bigdm_ray.tables.d4rl import Made
 MILLION = {"quick": 1_000_000, "paper": 10_000_000}
 
 
-def online(steps: int, *more: str) -> tuple[str, ...]:
+def online_flags(steps: int, *more: str) -> tuple[str, ...]:
     """Flags of a budget in environment steps, scored twenty times on the way."""
     return (
         "--budget.env-steps",
@@ -26,7 +26,12 @@ def udrl(row: str, column: str, scale: Scale) -> Made:
     algorithm, _, preset = column.lower().partition(" ")
     if row == "takecover" and algorithm == "ppo":
         algorithm = "sb3-ppo"  # RLlib's sees vectors alone
-    return algorithm, row, False, online(MILLION[scale], *(("--preset", "paper") if preset else ()))
+    return (
+        algorithm,
+        row,
+        False,
+        online_flags(MILLION[scale], *(("--preset", "paper") if preset else ())),
+    )
 
 
 def awr(row: str, column: str, scale: Scale) -> Made:
@@ -35,7 +40,7 @@ def awr(row: str, column: str, scale: Scale) -> Made:
         "awr",
         row,
         False,
-        online(MILLION[scale], *(() if column == "AWR" else ("--preset", "default"))),
+        online_flags(MILLION[scale], *(() if column == "AWR" else ("--preset", "default"))),
     )
 
 

@@ -44,7 +44,7 @@ def peer_result(shelf: TableFolders, cell: Cell) -> Result | None:
         ) from None
 
 
-def trust(shelf: TableFolders, cells: list[Cell]) -> list[str]:
+def compare_with_peers(shelf: TableFolders, cells: list[Cell]) -> list[str]:
     """Lines of a Markdown table: ours beside "peer, same data", with the gap; none without peers.
 
     The standard error is that of the mean over seeds where there are two or more, else that of the mean
@@ -81,12 +81,14 @@ def trust(shelf: TableFolders, cells: list[Cell]) -> list[str]:
     ]
 
 
-def trusted(shelf: TableFolders, column: str) -> bool:
+def is_trusted(shelf: TableFolders, column: str) -> bool:
     """Whether a column was run by a peer on every row where ours is finished, and none is apart."""
     cells = [cell for cell in shelf.grid.cells(shelf.scale) if cell.column == column]
     rows = {cell.row for cell in cells if shelf.look(cell)[0] is not None}
     held = {cell.row for cell in cells if peer_result(shelf, cell) is not None}
-    return rows <= held and not any(line.endswith("apart |") for line in trust(shelf, cells)[3:])
+    return rows <= held and not any(
+        line.endswith("apart |") for line in compare_with_peers(shelf, cells)[3:]
+    )
 
 
 def _seeds(results: list[Result]) -> str:

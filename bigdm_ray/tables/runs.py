@@ -8,7 +8,7 @@ from typing import Any
 
 from bigdm_ray.errors import UserError
 from bigdm_ray.jsons import read_json
-from bigdm_ray.progress import ahead
+from bigdm_ray.progress import rough_duration
 
 HEAD: tuple[str, ...] = (
     *("run", "algorithm", "task", "seed", "steps", "asked"),
@@ -52,7 +52,7 @@ def row(folder: Path, told: Mapping[str, Any]) -> list[str]:
         _number(told.get("return_mean")),
         "" if None in bounds else " to ".join(map(_number, bounds)),
         _number(normalized),
-        "" if wall is None else ahead(wall),
+        "" if wall is None else rough_duration(wall),
     ]
 
 
@@ -60,7 +60,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.1f}"
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
+def align_columns(rows: Sequence[Sequence[str]]) -> str:
     """The table for a terminal; columns that are empty in every row are left out."""
     kept = [n for n in range(len(HEAD)) if any(cells[n] for cells in rows)]
     table = [[cells[n] for n in kept] for cells in (HEAD, *rows)]

@@ -14,8 +14,8 @@ from bigdm_ray.tables.d4rl import (
     RECIPES,
     SETS,
     Made,
+    learner_flags,
     percent,
-    steps,
     table,
 )
 
@@ -48,8 +48,8 @@ def transformer(row: str, column: str, scale: Scale, *more: str) -> Made:
             "12000",
         )  # what the official code asks these two for beside 6000
     if scale == "quick":
-        return "dt", row, True, steps(10_000, *SHORT, *more, final=50)
-    return "dt", row, True, steps(100_000, *more)
+        return "dt", row, True, learner_flags(10_000, *SHORT, *more, final=50)
+    return "dt", row, True, learner_flags(100_000, *more)
 
 
 def locomotion(row: str, column: str, scale: Scale) -> Made:
@@ -86,17 +86,17 @@ def door(row: str, column: str, scale: Scale) -> Made:
             "dt",
             data,
             True,
-            steps(count, "--algorithm.batch-size", str(batch), *more, *MOST_LIKELY),
+            learner_flags(count, "--algorithm.batch-size", str(batch), *more, *MOST_LIKELY),
         )
     if column == "CQL":
-        return "dcql", data, True, steps(10_000 if short else 100_000, *MOST_LIKELY)
+        return "dcql", data, True, learner_flags(10_000 if short else 100_000, *MOST_LIKELY)
     count = 25_000 if not short else 1_000 if column == "%BC" else 5_000
     best = ("--algorithm.best-fraction", "0.02") if column == "%BC" else ()
     return (
         "bc",
         data,
         True,
-        steps(count, "--algorithm.decay-steps", str(count), *best, *MOST_LIKELY),
+        learner_flags(count, "--algorithm.decay-steps", str(count), *best, *MOST_LIKELY),
     )
 
 
@@ -111,7 +111,9 @@ def atari(row: str, column: str, scale: Scale) -> Made:
         "dt",
         row,
         True,
-        steps(5_000 if short or row == "pong" else 20_000, *more, final=20 if short else 10),
+        learner_flags(
+            5_000 if short or row == "pong" else 20_000, *more, final=20 if short else 10
+        ),
     )
 
 

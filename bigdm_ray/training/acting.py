@@ -16,8 +16,8 @@ from bigdm_ray.envs.signature import Signature
 from bigdm_ray.envs.task import Task
 from bigdm_ray.errors import UserError
 from bigdm_ray.settings import flag
-from bigdm_ray.training.config import Run, acting_as
-from bigdm_ray.training.params import of_task
+from bigdm_ray.training.config import Run, with_acting_settings
+from bigdm_ray.training.params import commands_of_task
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TrainedRun:
         run = self.run.of(task)
         if not self.run.several:
             return self
-        command = of_task(self.command, run.task)
+        command = commands_of_task(self.command, run.task)
         summary = self.summary | self.summary.get("tasks", {}).get(run.task, {})
         return dataclasses.replace(
             self,
@@ -126,7 +126,7 @@ def run_as(loaded: TrainedRun, mode: str, cached: bool | None = None) -> Run:
             raise UserError(
                 f"the {run.algorithm.name} policy of {loaded.folder} has no cache; leave --cached out"
             )
-        changed = acting_as(run.algorithm, {"cached": cached})
+        changed = with_acting_settings(run.algorithm, {"cached": cached})
         run = dataclasses.replace(run, algorithm=changed)
     return (
         run

@@ -20,7 +20,7 @@ from bigdm_ray.algorithms.base import Columns, Mode, device_of
 from bigdm_ray.envs import Leaf, Signature
 from bigdm_ray.envs.batches import rows_reader, values_of
 from bigdm_ray.envs.values import SpaceMismatch, kind, reward_of
-from bigdm_ray.errors import UserError, nearest, quoted
+from bigdm_ray.errors import UserError, quote_value, suggest_names
 from bigdm_ray.formats.behaviour import OWN_OR_MODES
 from bigdm_ray.training.acting import TrainedRun, command_from, run_as
 from bigdm_ray.training.learner import pick_device
@@ -40,14 +40,16 @@ class Agent:
         spaces: tuple[Any, Any] | None = None,
     ) -> None:
         if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
-            raise UserError(f"n is {quoted(n)}, but a number of environments is expected, or None")
+            raise UserError(
+                f"n is {quote_value(n)}, but a number of environments is expected, or None"
+            )
         if mode not in OWN_OR_MODES:
-            near = nearest(str(mode), list(OWN_OR_MODES))
-            raise UserError(f"mode is {quoted(mode)}, but how to act is expected{near}")
+            near = suggest_names(str(mode), list(OWN_OR_MODES))
+            raise UserError(f"mode is {quote_value(mode)}, but how to act is expected{near}")
         seed = loaded.run.seed if seed is None else seed
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
             raise UserError(
-                f"seed is {quoted(seed)}, but an integer from 0 to 2147483647 is expected"
+                f"seed is {quote_value(seed)}, but an integer from 0 to 2147483647 is expected"
             )
         where, model = pick_device(device), loaded.model
         if device_of(model) != where:
@@ -59,7 +61,7 @@ class Agent:
         self._loaded, self._n, self._count = loaded, n, n or 1
         self._chance = rng(seed, "evaluate", 0)
         seen, self._action_space = (
-            _own_spaces(loaded) if spaces is None else fitting(loaded, spaces)
+            _own_spaces(loaded) if spaces is None else match_spaces(loaded, spaces)
         )
         self._read = rows_reader(seen, n)
         self._shapes = loaded.signature.observations, Signature.of(seen, self._action_space).actions
@@ -91,7 +93,7 @@ class Agent:
         known = self._loaded.run.algorithm.commands
         for name in command:
             if name not in known:
-                takes = nearest(name, list(known)) if known else "; it takes no command"
+                takes = suggest_names(name, list(known)) if known else "; it takes no command"
                 raise UserError(f"{self._whose} takes no {name!r}{takes}")
         columns = {name: self._column(name, value) for name, value in command.items()}
         made: list[Mapping[str, float]] = [
@@ -152,7 +154,7 @@ class Agent:
         if self._n is None or mask.shape != (self._n,) or mask.dtype != bool:
             expected = "none, as it acts for one environment," if self._n is None else "a mask"
             shape = "" if self._n is None else f" of shape ({self._n},) and type bool"
-            raise UserError(f"rows is {quoted(rows)}, but {expected}{shape} is expected")
+            raise UserError(f"rows is {quote_value(rows)}, but {expected}{shape} is expected")
         return mask
 
     def _column(self, name: str, value: Any) -> np.ndarray:
@@ -163,7 +165,9 @@ class Agent:
             column = np.array([np.nan])
         if not np.isfinite(column).all():
             each = "" if self._n is None else f", or {self._n} of them,"
-            raise UserError(f"{name} is {quoted(value)}, but a finite number{each} is expected")
+            raise UserError(
+                f"{name} is {quote_value(value)}, but a finite number{each} is expected"
+            )
         return column
 
     def _rewards(self, reward: Any) -> np.ndarray:
@@ -203,7 +207,7 @@ def _own_spaces(loaded: TrainedRun) -> tuple[Any, Any]:
     return env.observation_space, env.action_space
 
 
-def fitting(loaded: TrainedRun, spaces: tuple[Any, Any]) -> tuple[Any, Any]:
+def match_spaces(loaded: TrainedRun, spaces: tuple[Any, Any]) -> tuple[Any, Any]:
     """Observation and action space, if the network reads and writes such values. Raises UserError.
 
     Bounds may differ, and so may shapes of the same size but of pictures: a dataset without an

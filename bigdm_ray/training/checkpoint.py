@@ -24,8 +24,8 @@ from safetensors.numpy import save as save_safetensors
 from bigdm_ray.errors import UserError
 from bigdm_ray.jsons import read_json, real
 from bigdm_ray.replay.episode import EpisodeId
-from bigdm_ray.replay.files import file_name, sweep, temporary
-from bigdm_ray.replay.shard import SUFFIX, ShardRef, sync_folder, unwritten
+from bigdm_ray.replay.files import file_name, sweep, temporary_path
+from bigdm_ray.replay.shard import SUFFIX, ShardRef, sync_folder, write_failure
 
 SCHEMA_VERSION = 2
 KEEP = 2
@@ -120,7 +120,7 @@ def write(
         "means": means or {},
     }
     final = folder / f"save-{counters.saves:06d}"
-    hidden = temporary(final)
+    hidden = temporary_path(final)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder, alone=True)
@@ -135,7 +135,7 @@ def write(
         sync_folder(folder)
     except OSError as error:
         shutil.rmtree(hidden, ignore_errors=True)
-        raise unwritten(final, error) from None
+        raise write_failure(final, error) from None
     drop_old(folder)
     return final
 
@@ -147,14 +147,14 @@ def _living(place: str) -> str:
 
 def drop_old(folder: Path) -> None:
     """Remove all checkpoints under `folder` but the last two."""
-    for old in saved(folder)[:-KEEP]:
+    for old in complete_checkpoints(folder)[:-KEEP]:
         with contextlib.suppress(OSError):
             _removed(old)
 
 
 def _removed(path: Path) -> None:
     """Remove a checkpoint, which counts no more before its first file goes: no half of it stays."""
-    hidden = temporary(path.with_name(f"{path.name}.old"))
+    hidden = temporary_path(path.with_name(f"{path.name}.old"))
     shutil.rmtree(hidden, ignore_errors=True)
     path.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
@@ -167,7 +167,7 @@ def _synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def saved(folder: Path) -> list[Path]:
+def complete_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints under `folder`, oldest first."""
     return sorted(
         path
@@ -190,7 +190,7 @@ def set_torn_aside(folder: Path) -> list[str]:
     The newest is left to `read`. Raises UserError for one that cannot be opened at all.
     """
     told = []
-    for path in saved(folder)[:-1]:
+    for path in complete_checkpoints(folder)[:-1]:
         try:
             SavedState.read(path)
         except ValueError as error:
@@ -208,12 +208,12 @@ def named_shards(folder: Path) -> set[str]:
 
     Raises UserError for a checkpoint that is torn.
     """
-    return set[str]().union(*map(_shards, saved(folder)))
+    return set[str]().union(*map(_shards, complete_checkpoints(folder)))
 
 
 def outlived_shards(folder: Path) -> set[str]:
     """The shards that older checkpoints name and the newest does not: they hold nothing that lived when it was written."""
-    found = saved(folder)
+    found = complete_checkpoints(folder)
     return named_shards(folder) - _shards(found[-1]) if found else set()
 
 
@@ -356,7 +356,7 @@ def read(path: Path, identity: dict[str, str]) -> Checkpoint:
     )
 
 
-def last(folder: Path, identity: dict[str, str]) -> Checkpoint | None:
+def last_checkpoint(folder: Path, identity: dict[str, str]) -> Checkpoint | None:
     """The newest checkpoint under `folder`, or None."""
-    found = saved(folder)
+    found = complete_checkpoints(folder)
     return read(found[-1], identity) if found else None

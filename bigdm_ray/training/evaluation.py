@@ -115,7 +115,7 @@ def means_of(scores: Scores) -> dict[str, float]:
     return {task: float(s.returns.mean()) for task, s in scores.items() if len(s.returns)}
 
 
-def normalized(scores: Scores, tasks: Mapping[str, Task]) -> float | None:
+def mean_normalized_score(scores: Scores, tasks: Mapping[str, Task]) -> float | None:
     """The mean of normalised scores over the tasks that have one; None where there is none."""
     each = [tasks[task].normalized_score(mean) for task, mean in means_of(scores).items()]
     known = [score for score in each if score is not None]
@@ -123,11 +123,11 @@ def normalized(scores: Scores, tasks: Mapping[str, Task]) -> float | None:
 
 
 def merit(scores: Scores, tasks: Mapping[str, Task]) -> float | None:
-    """What weights are compared by: the mean return in the only task, of several `normalized`.
+    """What weights are compared by: the mean return in the only task, of several `mean_normalized_score`.
 
     Where none of several has reference returns, it is the mean of returns. None without a score.
     """
-    score = normalized(scores, tasks) if len(tasks) > 1 else None
+    score = mean_normalized_score(scores, tasks) if len(tasks) > 1 else None
     means = [*means_of(scores).values()]
     return score if score is not None or not means else float(np.mean(means))
 
@@ -293,13 +293,13 @@ def evaluate_in_parts(
             if scores[-1].stopped:
                 break
     except KeyboardInterrupt:
-        return joined(scores, command, stopped=True)
+        return join_scores(scores, command, stopped=True)
     finally:
         env.close()
-    return joined(scores, command, scores[-1].stopped).whole(task)
+    return join_scores(scores, command, scores[-1].stopped).whole(task)
 
 
-def joined(scores: list[Score], command: dict[str, float], stopped: bool = False) -> Score:
+def join_scores(scores: list[Score], command: dict[str, float], stopped: bool = False) -> Score:
     """Parts as one score. Raises KeyboardInterrupt where Ctrl-C came before any episode had ended well."""
     if stopped and not any(len(score.returns) for score in scores):
         raise KeyboardInterrupt

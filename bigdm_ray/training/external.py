@@ -22,8 +22,8 @@ from bigdm_ray.baselines.base import (
     Trainer,
     TrainerContext,
     TrainerResult,
-    below,
-    prefixed,
+    add_prefix,
+    strip_prefix,
 )
 from bigdm_ray.errors import UserError
 from bigdm_ray.replay.store import ShardRef, Store, Table
@@ -51,7 +51,7 @@ def train_foreign(
     """Train with the algorithm's library, `actors` processes playing beside this one; the summary. Raises UserError and RunFailed."""
     check(run)
     with RunFolder(folder).claimed(run, resume, exact=False) as home, contextlib.ExitStack() as end:
-        resumed = checkpoint.last(home.checkpoints, run.identity) if resume else None
+        resumed = checkpoint.last_checkpoint(home.checkpoints, run.identity) if resume else None
         session = Session(
             run,
             home,
@@ -127,7 +127,7 @@ class ExternalExecutor:
             TrainerContext(run.only.task, seed, run.total, device, actors, self._store)
         )
         if resumed is not None:
-            self._trainer.restore(below(resumed.learner, "foreign/"))
+            self._trainer.restore(strip_prefix(resumed.learner, "foreign/"))
         self._task = run.task
         self._evaluator = Evaluator(run)
         self._stride = run.algorithm.stride
@@ -147,7 +147,7 @@ class ExternalExecutor:
         if turn.returns:
             session.played(
                 RoundResult(
-                    ended(turn),
+                    ended_episodes(turn),
                     (counters.incarnation, counters.learner_step),
                     turn.env_steps,
                     0,
@@ -184,7 +184,7 @@ class ExternalExecutor:
 
     def save(self, write: Callable[[int, dict[str, np.ndarray], list[ShardRef]], Any]) -> None:
         """See SessionBackend."""
-        state = prefixed("model/", self._trainer.weights()) | prefixed(
+        state = add_prefix("model/", self._trainer.weights()) | add_prefix(
             "foreign/", self._trainer.state()
         )
         write(self._counters.learner_step, state, [])
@@ -195,7 +195,7 @@ class ExternalExecutor:
         self._evaluator.close()
 
 
-def ended(turn: TrainerResult) -> Table:
+def ended_episodes(turn: TrainerResult) -> Table:
     """The episodes that ended in a turn, without ids of their own."""
     count = len(turn.returns)
     return Table(

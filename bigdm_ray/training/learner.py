@@ -19,7 +19,7 @@ from bigdm_ray.algorithms.learned import Supervised
 from bigdm_ray.baselines.base import Baseline
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import RunFailed, UserError, full_memory
-from bigdm_ray.models.parallel import compiled, drops, mixed
+from bigdm_ray.models.parallel import compile_transformers, drops, use_bfloat16
 from bigdm_ray.replay.mixture import Mixture, Source
 from bigdm_ray.replay.store import Store
 from bigdm_ray.training.parallel import Parallel, Replicated
@@ -95,11 +95,11 @@ class Learner:
             raise UserError(
                 "--machines.compile is true, but on a CPU dropout is drawn by code that is not compiled; give --algorithm.dropout 0 or a GPU"
             )
-        if precision == "bf16" and not mixed(self.model):
+        if precision == "bf16" and not use_bfloat16(self.model):
             raise UserError(
                 f"--machines.precision is bf16, but {algorithm.name} has no transformer that could gain by it; leave it out"
             )
-        if compile and not compiled(self.model):
+        if compile and not compile_transformers(self.model):
             raise UserError(
                 f"--machines.compile is true, but {algorithm.name} has no transformer to compile; leave it out"
             )

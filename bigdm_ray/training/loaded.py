@@ -13,10 +13,10 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.settings import to_json
 from bigdm_ray.training.acting import TrainedRun
 from bigdm_ray.training.agent import Agent
-from bigdm_ray.training.config import acting_as, read_run
+from bigdm_ray.training.config import read_run, with_acting_settings
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder, summary_of
-from bigdm_ray.training.zoo import located
+from bigdm_ray.training.zoo import locate
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ def load(
     `acting` are settings of the algorithm, by name, that stand in place of the run's own: `{"horizon": 5}`. They must be such as affect acting alone
     (`Algorithm.acting`), and go together with the others. Raises UserError.
     """
-    path = located(folder)
+    path = locate(folder)
     if not (path / "run.json").is_file():
         raise UserError(f"there is no run in {path}: it holds no run.json")
     run = read_run(path)
     if acting:
-        run = dataclasses.replace(run, algorithm=acting_as(run.algorithm, acting))
+        run = dataclasses.replace(run, algorithm=with_acting_settings(run.algorithm, acting))
     tasks = {use.name: use.task for use in run.tasks}
     weights = Weights.load(RunFolder(path).weights(which))
     signatures = {name: task.signature() for name, task in tasks.items()}

@@ -34,7 +34,7 @@ from bigdm_ray.settings import to_json
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint, Counters, TaskCounters
 from bigdm_ray.training.config import Run
-from bigdm_ray.training.evaluation import Evaluator, Score, Scores, merit, normalized
+from bigdm_ray.training.evaluation import Evaluator, Score, Scores, mean_normalized_score, merit
 from bigdm_ray.training.learner import Learner, LearnerProgress
 from bigdm_ray.training.metrics import (
     CurrentActivity,
@@ -44,7 +44,7 @@ from bigdm_ray.training.metrics import (
     RunningMeans,
     by_task,
 )
-from bigdm_ray.training.params import Commands, Weights, as_one, of_task
+from bigdm_ray.training.params import Commands, Weights, commands_of_task, flatten_commands
 from bigdm_ray.training.rollout import RolloutResult
 from bigdm_ray.training.rollout_worker import RolloutWorker
 from bigdm_ray.training.run_folder import (
@@ -55,8 +55,8 @@ from bigdm_ray.training.run_folder import (
     summary_of,
     versions,
 )
-from bigdm_ray.training.start import dataset_stores, drop_later, take_over, whole
-from bigdm_ray.training.stores import Stores, places
+from bigdm_ray.training.start import dataset_stores, drop_later, last_whole_checkpoint, take_over
+from bigdm_ray.training.stores import Stores, store_places
 from bigdm_ray.training.streams import rng
 from bigdm_ray.training.trackers import writers
 
@@ -161,11 +161,11 @@ def study(session: Session, executor: Executor) -> None:
         if session.cut_short:
             attend(session, executor)
         while not session.spent():
-            with stopping.held():
+            with stopping.hold_signals():
                 session.learn(executor, session.stride())
             attend(session, executor)
     except KeyboardInterrupt:
-        if stopping.asked():
+        if stopping.is_stop_asked():
             session.save_between(executor)
         raise
 
@@ -173,7 +173,7 @@ def study(session: Session, executor: Executor) -> None:
 def attend(session: Session, executor: Executor) -> None:
     """Evaluate, save and report where it is due."""
     session.evaluate_if_due(executor)
-    with stopping.held():
+    with stopping.hold_signals():
         if session.save_due():
             session.save(executor)
         elif session.report_due():
@@ -375,7 +375,7 @@ class Session:
             scores = executor.score(
                 weights, commands, episodes, "validation", number, self.now.advance
             )
-        with stopping.held():
+        with stopping.hold_signals():
             self.evaluated(scores, weights)
 
     def seen(self) -> None:
@@ -469,7 +469,7 @@ class Session:
             told = {k: float(v) for k, v in summary.items() if v is not None}
             told |= score.latency() | score.command
             report |= {f"{name}/{k}": v for k, v in told.items()}
-        if self.run.several and (over_all := normalized(scores, self.tasks)) is not None:
+        if self.run.several and (over_all := mean_normalized_score(scores, self.tasks)) is not None:
             report["evaluation/normalized_score"] = over_all
         self._tell(report)
         mean = merit(scores, self.tasks)
@@ -479,7 +479,9 @@ class Session:
 
     def _as_one(self, scores: Scores) -> dict[str, float]:
         """The commands of some scores, as a file keeps them."""
-        return as_one({task: score.command for task, score in scores.items()}, self.run.several)
+        return flatten_commands(
+            {task: score.command for task, score in scores.items()}, self.run.several
+        )
 
     def report(self, extra: Report | None = None) -> None:
         """Tell the listeners the means since the last report."""
@@ -522,7 +524,7 @@ class Session:
 
         weights, commands = self._write(executor, new=not ended)
         if self.run.saves.milestones:
-            command = as_one(commands, self.run.several)
+            command = flatten_commands(commands, self.run.several)
             save_weights(self.folder, milestone(self.clock), weights, command, None)
         return weights, commands
 
@@ -557,13 +559,15 @@ class Session:
             executor.save(write)
         filled = {task: table for task, table in executor.tables().items() if len(table)}
         commands = self.commands(filled) if filled else {task: {} for task in self.tasks}
-        save_weights(self.folder, "last", saved[0], as_one(commands, self.run.several), None)
+        save_weights(
+            self.folder, "last", saved[0], flatten_commands(commands, self.run.several), None
+        )
         return saved[0], commands
 
     def _living(self, executor: SessionBackend) -> dict[str, np.ndarray]:
         """The ids of the living episodes that were played, by the folder of their store."""
         tables, stop = executor.tables(), 0 if self.run.offline else None
-        return {place: tables[task].ids[:stop] for task, place in places(self.run).items()}
+        return {place: tables[task].ids[:stop] for task, place in store_places(self.run).items()}
 
     def finish(self, executor: SessionBackend) -> dict[str, Any]:
         """Save, score the last and the best weights on fresh seeds, and write the summary. Raises RunFailed without episodes.
@@ -599,7 +603,7 @@ class Session:
                 else {"dataset": to_json(self.run.dataset)}
             ),
             "start": to_json(self.run.start),
-            "command": as_one(commands, self.run.several),
+            "command": flatten_commands(commands, self.run.several),
             "mode": self.run.evaluations.mode,
             "wall_s": counters.wall_s,
             "rollout_env_steps_per_s": counters.env_steps / max(counters.play_s, 1e-9),
@@ -626,7 +630,9 @@ class Session:
                 best_scores = self._final(executor, best, best_commands, 1)
         else:
             score = merit(last, self.tasks)
-            save_weights(self.folder, "best", weights, as_one(commands, self.run.several), score)
+            save_weights(
+                self.folder, "best", weights, flatten_commands(commands, self.run.several), score
+            )
         told = {
             task: self._told(task, score, best_scores.get(task), best_commands.get(task, {}))
             for task, score in last.items()
@@ -635,8 +641,8 @@ class Session:
             return told[self.run.task]
         return {
             "tasks": told,
-            "normalized_score": normalized(last, self.tasks),
-            "best_normalized_score": normalized(best_scores, self.tasks),
+            "normalized_score": mean_normalized_score(last, self.tasks),
+            "best_normalized_score": mean_normalized_score(best_scores, self.tasks),
         }
 
     def _commands(self, best: Weights, commands: Commands) -> Commands:
@@ -645,7 +651,7 @@ class Session:
             return commands
         if not self.run.several:
             return {self.run.task: best.command}
-        return {task: of_task(best.command, task) or own for task, own in commands.items()}
+        return {task: commands_of_task(best.command, task) or own for task, own in commands.items()}
 
     def _told(
         self, task: str, last: Score, best: Score | None, best_command: dict[str, float]
@@ -751,7 +757,7 @@ class LocalExecutor:
         receipt = self._sources[task].add([e for part in parts for e in part.episodes])
         version = weights.version if weights else (self._incarnation, 0)
         busy_s = self._player.busy_s - before
-        return gathered(parts, receipt.added, version, busy_s, task)
+        return gather_round(parts, receipt.added, version, busy_s, task)
 
     def learn(self, steps: int) -> LearnerProgress:
         """See Executor."""
@@ -793,7 +799,7 @@ class LocalExecutor:
         self._evaluator.close()
 
 
-def gathered(
+def gather_round(
     parts: list[RolloutResult], added: Table, version: tuple[int, int], busy_s: float, task: str
 ) -> RoundResult:
     """The parts that groups played as one round."""
@@ -815,7 +821,7 @@ def train_local(
     """Train in this process; the summary. Raises UserError, and RunFailed with everything stored so far kept."""
     with RunFolder(folder).claimed(run, resume, exact=True) as home, contextlib.ExitStack() as end:
         take_over(run, home)
-        resumed, damage = whole(run, home) if resume or run.start else (None, [])
+        resumed, damage = last_whole_checkpoint(run, home) if resume or run.start else (None, [])
         drop_later(run, home)
         session = Session(
             run,

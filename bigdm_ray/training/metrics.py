@@ -20,8 +20,8 @@ from typing import IO
 
 import numpy as np
 
-from bigdm_ray.progress import LiveDisplay, Status, ahead, say, span
-from bigdm_ray.replay.shard import unwritten
+from bigdm_ray.progress import LiveDisplay, Status, rough_duration, say, span
+from bigdm_ray.replay.shard import write_failure
 
 Report = dict[str, float]
 Listener = Callable[[Report], bool | None]
@@ -84,7 +84,7 @@ class JsonLines:
                 self._file.truncate(offset)
                 self._file.seek(offset)
         except OSError as error:
-            raise unwritten(path, error) from None
+            raise write_failure(path, error) from None
 
     def __call__(self, report: Report) -> None:
         """Write one line. Raises RunFailed on a full disk."""
@@ -92,7 +92,7 @@ class JsonLines:
             self._file.write(json.dumps(report) + "\n")
             self._file.flush()
         except OSError as error:
-            raise unwritten(Path(self._file.name), error) from None
+            raise write_failure(Path(self._file.name), error) from None
 
     @property
     def offset(self) -> int:
@@ -154,7 +154,7 @@ class TensorBoard:
             yield
         except OSError as error:
             self._failed = True
-            raise unwritten(self._folder, error) from None
+            raise write_failure(self._folder, error) from None
 
 
 @dataclass
@@ -264,7 +264,7 @@ class TerminalReporter:
             "" if now.played is None else f"return {now.played:.1f}",
             f"staleness {now.staleness}" if now.staleness else "",
             span(passed) + ("" if self._minutes is None else f" of {span(60 * self._minutes)}"),
-            "" if left is None or share >= 1 else f"{ahead(left)} left",
+            "" if left is None or share >= 1 else f"{rough_duration(left)} left",
             doing,
         ]
         return Status(", ".join(filter(None, parts)), share)

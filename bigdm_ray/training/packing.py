@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.exporting import appearing
+from bigdm_ray.formats.exporting import write_folder_whole
 from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.shard import publish
-from bigdm_ray.training.config import described
+from bigdm_ray.training.config import describe_run
 from bigdm_ray.training.loaded import Loaded, load
 from bigdm_ray.training.run_folder import RunFolder, summary_of
 
@@ -52,7 +52,7 @@ def pack(folder: Path, out: Path, which: str = "last", words: str = "") -> dict[
             told["dataset"]["source"] = Path(told["dataset"]["source"]).name
     card = {
         "schema_version": 1,
-        "description": words or described(loaded.run),
+        "description": words or describe_run(loaded.run),
         "algorithm": loaded.run.algorithm.name,
         "task": loaded.run.task,
         "trained": {
@@ -70,7 +70,7 @@ def pack(folder: Path, out: Path, which: str = "last", words: str = "") -> dict[
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
     weights = RunFolder(folder).weights(which).read_bytes()
-    with appearing(out) as hidden:
+    with write_folder_whole(out) as hidden:
         (hidden / "weights").mkdir()
         publish(RunFolder(hidden).weights("last"), weights)
         for name, value in (("run", run), ("summary", summary), ("card", card)):

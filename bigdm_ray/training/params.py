@@ -120,15 +120,15 @@ Commands = Mapping[str, dict[str, float]]
 """A command for each task."""
 
 
-def as_one(commands: Commands, several: bool) -> dict[str, float]:
+def flatten_commands(commands: Commands, several: bool) -> dict[str, float]:
     """The commands of a run's tasks as a file keeps them: of several, `TASK/NAME` for each number."""
     if not several:
         return dict(*commands.values())
     return {f"{task}/{name}": v for task, own in commands.items() for name, v in own.items()}
 
 
-def of_task(command: Mapping[str, float], task: str) -> dict[str, float]:
-    """What `as_one` has of one of several tasks."""
+def commands_of_task(command: Mapping[str, float], task: str) -> dict[str, float]:
+    """What `flatten_commands` has of one of several tasks."""
     start = f"{task}/"
     return {name.removeprefix(start): v for name, v in command.items() if name.startswith(start)}
 

@@ -25,7 +25,7 @@ from bigdm_ray.envs.vector import Arrays
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.tasks import spec_of
-from bigdm_ray.formats.writer import Writer, keeping
+from bigdm_ray.formats.writer import Writer, keep_on_interruption
 from bigdm_ray.models.heads import normals
 from bigdm_ray.progress import Progress
 from bigdm_ray.replay.episode import Episode
@@ -169,7 +169,7 @@ def record(
     steps = [one.steps for one in asked if one.steps is not None]
     saved = time.monotonic()
     with (
-        keeping(writer),
+        keep_on_interruption(writer),
         Progress(
             folder.name,
             sum(steps) if len(steps) == len(asked) else None,
@@ -191,10 +191,10 @@ def record(
                 if time.monotonic() - saved >= SAVE_EVERY_S:
                     writer.save(asdict(place))
                     saved = time.monotonic()
-        return writer.finish(folder.name, source, made_with(task)), problems
+        return writer.finish(folder.name, source, versions_of_recording(task)), problems
 
 
-def made_with(task: Task) -> dict[str, str]:
+def versions_of_recording(task: Task) -> dict[str, str]:
     """What a recording of this task is made with, for its card.
 
     The id that the environment is registered with, whose environments play (`EnvPool`, `gymnasium`, or `bigdm-ray` for arrays of our own), and

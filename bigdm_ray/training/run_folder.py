@@ -22,7 +22,7 @@ from typing import IO, Any
 from bigdm_ray.errors import RunFailed, UserError, full_disk, install
 from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.files import ENDING, sweep
-from bigdm_ray.replay.shard import publish, unwritten
+from bigdm_ray.replay.shard import publish, write_failure
 from bigdm_ray.training.config import Run, read_run
 from bigdm_ray.training.params import Weights
 
@@ -120,7 +120,7 @@ class RunFolder:
         except OSError as error:
             self.release()
             if full_disk(error):
-                raise unwritten(self.path, error) from None
+                raise write_failure(self.path, error) from None
             raise UserError(
                 f"--folder {self.path} cannot be written: {error.strerror}; choose another folder"
             ) from None

@@ -4,7 +4,7 @@
 run's first checkpoint, so that everything after it, a resume too, goes on as from any other. Episodes get foreign ids in the order
 of their returns: under a retention of the newest the worst of them are replaced first (Zheng et al. 2022, section 4.3).
 
-A lock-step `--resume` goes on from the newest checkpoint whose episodes are all there (`whole`), and plays what came after it again.
+A lock-step `--resume` goes on from the newest checkpoint whose episodes are all there (`last_whole_checkpoint`), and plays what came after it again.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from bigdm_ray.replay.shard import SUFFIX, refuse_unknown
 from bigdm_ray.replay.store import Store
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint, Counters
-from bigdm_ray.training.config import Run, TaskUse, opened
+from bigdm_ray.training.config import Run, TaskUse, open_start
 from bigdm_ray.training.run_folder import RunFolder
-from bigdm_ray.training.stores import Stores, names_within, places
+from bigdm_ray.training.stores import Stores, names_within, store_places
 
 FIRST_ROUND = 1
 """The first round of a run that starts from another: its inherited episodes count as round 0."""
@@ -32,9 +32,9 @@ SHARD_EPISODES = 64
 
 def take_over(run: Run, home: RunFolder) -> None:
     """Write the first checkpoint of a run that starts from another, unless it has one. Raises UserError, and RunFailed on a full disk."""
-    if run.start is None or checkpoint.saved(home.checkpoints):
+    if run.start is None or checkpoint.complete_checkpoints(home.checkpoints):
         return
-    before, saved = opened(Path(run.start.folder))
+    before, saved = open_start(Path(run.start.folder))
     if (before.algorithm.name, before.task, saved.counters.learner_step) != (
         run.algorithm.name,
         run.task,
@@ -106,7 +106,7 @@ def dataset_store(run: Run, use: TaskUse) -> Store:
     return found.store((run.saves.flat_mib << 20) // len(run.tasks), run.total)
 
 
-def taking_turns(run: Run) -> str | None:
+def rotation_note(run: Run) -> str | None:
     """That the run's dataset does not fit into its memory, in one sentence, and what follows; None where it does or there is none."""
     count, limit = len(run.tasks), run.saves.flat_mib
     folders = [Path(use.dataset.folder) for use in run.tasks if use.dataset is not None]
@@ -125,7 +125,7 @@ def taking_turns(run: Run) -> str | None:
     )
 
 
-def whole(run: Run, home: RunFolder) -> tuple[Checkpoint | None, list[str]]:
+def last_whole_checkpoint(run: Run, home: RunFolder) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint whose living episodes are all on disk, and one sentence for each newer one, which is set aside.
 
     Nothing is unlinked. Raises UserError for a checkpoint that cannot be read, RunFailed where episodes of all of them are gone.
@@ -133,7 +133,7 @@ def whole(run: Run, home: RunFolder) -> tuple[Checkpoint | None, list[str]]:
     aside = checkpoint.set_torn_aside(home.checkpoints)
     damage: list[str] = []
     damaged: list[Path] = []
-    for path in reversed(checkpoint.saved(home.checkpoints)):
+    for path in reversed(checkpoint.complete_checkpoints(home.checkpoints)):
         found = checkpoint.read(path, run.identity)
         try:
             Stores(run, home, 0).open(found.shards).check_living(found)
@@ -164,7 +164,7 @@ def drop_later(run: Run, home: RunFolder) -> None:
     named = checkpoint.named_shards(home.checkpoints)
     later = [
         path
-        for place in places(run).values()
+        for place in store_places(run).values()
         for path in (home.store / place).glob(f"*{SUFFIX}")
         if path.name not in names_within(place, named)
     ]

@@ -18,7 +18,7 @@ from bigdm_ray.training.config import Run
 from bigdm_ray.training.run_folder import RunFolder
 
 
-def places(run: Run) -> dict[str, str]:
+def store_places(run: Run) -> dict[str, str]:
     """The folder of each task below `store/`; nothing where there is one task, which has it all."""
     if not run.several:
         return {run.task: ""}
@@ -35,12 +35,12 @@ def names_within(place: str, names: Iterable[str]) -> list[str]:
     return [name.removeprefix(f"{place}/") for name in names if name.startswith(f"{place}/")]
 
 
-def within(place: str, shards: Iterable[ShardRef]) -> list[ShardRef]:
+def shards_within(place: str, shards: Iterable[ShardRef]) -> list[ShardRef]:
     """See `names_within`."""
     return [ref._replace(name=n) for ref in shards for n in names_within(place, [ref.name])]
 
 
-def below(place: str, shards: Iterable[ShardRef]) -> list[ShardRef]:
+def shards_below(place: str, shards: Iterable[ShardRef]) -> list[ShardRef]:
     """The shards of one store as a checkpoint names them."""
     return [ref._replace(name=f"{place}/{ref.name}") if place else ref for ref in shards]
 
@@ -50,7 +50,7 @@ class Stores:
 
     def __init__(self, run: Run, home: RunFolder, flat_bytes: int, write: bool = True) -> None:
         """`flat_bytes` are those of all stores together: see Store."""
-        self.places = places(run)
+        self.places = store_places(run)
         self.by_task = {
             task: Store(
                 home.store / place,
@@ -65,7 +65,7 @@ class Stores:
         """Take in all shards, or those named, but none of `leave`: see Store."""
         chosen, left = None if shards is None else list(shards), list(leave)
         for task, place in self.places.items():
-            mine = None if chosen is None else within(place, chosen)
+            mine = None if chosen is None else shards_within(place, chosen)
             self.by_task[task].open(mine, leave=names_within(place, left))
         return self
 
@@ -97,14 +97,14 @@ class Stores:
 
     def named(self, shards: Mapping[str, Iterable[ShardRef]]) -> list[ShardRef]:
         """Shards by task as a checkpoint names them."""
-        return [ref for task, own in shards.items() for ref in below(self.places[task], own)]
+        return [ref for task, own in shards.items() for ref in shards_below(self.places[task], own)]
 
     def check_living(self, resumed: Checkpoint) -> None:
         """Raise RunFailed where episodes that the checkpoint counts as living are gone."""
         check_living(self.places, self.tables, self.problems, resumed)
 
 
-def lost(places: Mapping[str, str], tables: Mapping[str, Table], resumed: Checkpoint) -> int:
+def count_lost(places: Mapping[str, str], tables: Mapping[str, Table], resumed: Checkpoint) -> int:
     """How many episodes that the checkpoint counts as living are in no table."""
     return sum(
         len(resumed.living.get(place, set()) - {EpisodeId(*map(int, i)) for i in tables[task].ids})
@@ -119,7 +119,7 @@ def check_living(
     resumed: Checkpoint,
 ) -> None:
     """Raise RunFailed where episodes that the checkpoint counts as living are gone."""
-    if count := lost(places, tables, resumed):
+    if count := count_lost(places, tables, resumed):
         raise RunFailed(
             f"{count} episodes of the checkpoint are missing ({', '.join(problems) or 'their shards are gone'})"
         )

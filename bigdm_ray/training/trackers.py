@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bigdm_ray.errors import UserError, sentence, shortened
+from bigdm_ray.errors import UserError, elide, sentence
 from bigdm_ray.progress import say
 from bigdm_ray.settings import flag
 from bigdm_ray.training.config import Run
@@ -99,7 +99,7 @@ def _tracker(
 
 
 def _why(error: Exception) -> str:
-    return shortened(sentence(error), 300) or type(error).__name__
+    return elide(sentence(error), 300) or type(error).__name__
 
 
 def _wandb(wandb: Any, run: Run, folder: Path, project: str) -> TrackerCallbacks:

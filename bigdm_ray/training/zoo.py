@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bigdm_ray.errors import RunFailed, UserError, nearest
+from bigdm_ray.errors import RunFailed, UserError, suggest_names
 
 PREFIX = "zoo:"
 HOME = Path(__file__).parent.parent / "zoo"
@@ -25,14 +25,14 @@ def is_zoo(folder: str | os.PathLike[str]) -> bool:
     return os.fspath(folder).startswith(PREFIX)
 
 
-def located(folder: str | os.PathLike[str]) -> Path:
+def locate(folder: str | os.PathLike[str]) -> Path:
     """The run folder that is meant, `zoo:NAME` or its path. Raises UserError for an unknown name."""
     text = os.fspath(folder)
     if not is_zoo(folder):
         return Path(folder)
     known, name = zoo(), text.removeprefix(PREFIX)
     if name not in known:
-        near = nearest(name, list(known)) if known else "; this installation has none"
+        near = suggest_names(name, list(known)) if known else "; this installation has none"
         raise UserError(f"unknown policy {text!r}{near}")
     return known[name]
 

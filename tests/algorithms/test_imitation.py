@@ -11,7 +11,12 @@ from bigdm_ray.algorithms.bc import Actor, Bc
 from bigdm_ray.algorithms.rwr import Rwr
 from bigdm_ray.envs import find_task
 from bigdm_ray.replay import Store
-from bigdm_ray.replay.returns import continued, discounted, episode_groups, td_lambda
+from bigdm_ray.replay.returns import (
+    continued_returns,
+    discounted_returns,
+    episode_groups,
+    td_lambda,
+)
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.learner import Learner
 from bigdm_ray.training.loop import train_local
@@ -221,7 +226,7 @@ def test_awr_keeps_the_newest_steps(tmp_path):
 def test_rwr_weighs_by_normalised_discounted_returns(store):
     columns = Rwr(temperature=0.5).annotate(learner_of(small(Rwr)).model, {TASK: store}, 0)[TASK]
     returns = np.concatenate(
-        [discounted(g.rewards, g.lengths, 0.99) for g in episode_groups(store)]
+        [discounted_returns(g.rewards, g.lengths, 0.99) for g in episode_groups(store)]
     )
     want = np.minimum(np.exp((returns - returns.mean()) / (returns.std() + 1e-5) / 0.5), 20)
     np.testing.assert_allclose(columns["weight"], want, rtol=1e-3)
@@ -237,7 +242,7 @@ def test_bail_fits_an_upper_envelope_and_then_clones_the_best_quarter(store):
     assert isinstance(model, ActorEnvelope)
     untouched = model.actor.head.linear.weight.detach().clone()
     group = next(iter(episode_groups(store)))
-    returns = continued(group, 0.99)
+    returns = continued_returns(group, 0.99)
     columns = algorithm.annotate(model, {TASK: store}, 300)[TASK]
     np.testing.assert_allclose(columns["return"], returns, rtol=1e-5)
     seen = np.concatenate([store.episode(i).observations[""][:-1] for i in range(len(store.table))])

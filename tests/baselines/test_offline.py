@@ -9,7 +9,7 @@ from making import played, same_arrays
 from toy_data import KINDS, SIGNATURE, TASK, act, batch_of, made, small
 
 from bigdm_ray.baselines.mbop import Mbop
-from bigdm_ray.baselines.offline import Transitions, descend, soft_clipped
+from bigdm_ray.baselines.offline import Transitions, descend, soft_clip
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.writer import Writer
@@ -148,7 +148,7 @@ def test_a_transition_is_a_step_with_what_followed_and_actions_between_minus_one
 
 def test_soft_clipping_and_descending():
     values = torch.tensor([[1.0, 5.0], [3.0, 2.0]])
-    assert soft_clipped(values, 0.75).tolist() == [1.5, 2.75]
+    assert soft_clip(values, 0.75).tolist() == [1.5, 2.75]
     one, other = torch.nn.Parameter(torch.tensor(2.0)), torch.nn.Parameter(torch.tensor(3.0))
     descend(one * other, torch.optim.SGD([one], lr=0.1))
     assert one.item() == pytest.approx(1.7) and other.item() == 3.0 and other.grad is None

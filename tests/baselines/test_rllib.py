@@ -12,7 +12,7 @@ from making import same_arrays
 
 import bigdm_ray.distributed  # noqa: F401  (settles how Ray is imported, before RLlib does it)
 from bigdm_ray.baselines.actor import plain_leaves
-from bigdm_ray.baselines.base import prefixed, to_unit
+from bigdm_ray.baselines.base import add_prefix, to_unit
 from bigdm_ray.baselines.rllib import RllibCql, RllibIql, RllibMarwil, RllibPpo, RllibSac, inner
 from bigdm_ray.baselines.rllib.inner import MODULE
 from bigdm_ray.envs import find_task
@@ -154,7 +154,7 @@ def test_the_critics_of_a_checkpoint_judge_as_the_librarys_do(name, trainers, fo
     trainer = trainers(name, task, algorithm=algorithm)
     store = Dataset.open(folders[task]).store() if name in STUDYING else None
     judge = algorithm.judge(
-        built(algorithm, task, trainer), store, lambda: prefixed("foreign/", trainer.state())
+        built(algorithm, task, trainer), store, lambda: add_prefix("foreign/", trainer.state())
     )
     path, seen, action_path, action = plain_leaves(find_task(task).signature(), name)
     observations, actions = torch.randn(16, seen.size), torch.rand(16, action.size) * 2 - 1

@@ -116,7 +116,7 @@ def test_values_are_acted_on_with_the_last_share_of_random_actions():
 
 def test_its_environments_keep_the_two_ends_of_an_episode_apart():
     task, ended = find_task("toy-vector"), []
-    rows, env = sb3.playing(task.make(2, 5), SMALL["a2c"], ended), task.make(2, 5)
+    rows, env = sb3.make_vector_env(task.make(2, 5), SMALL["a2c"], ended), task.make(2, 5)
     seen = [rows.reset()]
     env.reset(np.arange(2))
     both = set()
@@ -150,7 +150,7 @@ def test_its_environments_keep_the_two_ends_of_an_episode_apart():
 def test_the_library_is_shown_the_stacks_that_the_policy_sees(monkeypatch):
     """A policy that acts in the same rows with its own memory sees the same pictures, over the ends of episodes too."""
     task, algorithm, ended = find_task("toy-image"), SMALL["sb3-ppo"], []
-    rows, env = sb3.playing(task.make(3, 5), algorithm, ended), task.make(3, 5)
+    rows, env = sb3.make_vector_env(task.make(3, 5), algorithm, ended), task.make(3, 5)
     policy = algorithm.policy(algorithm.build({task.name: task.signature()}), "mean")
     told = []
     monkeypatch.setattr(
@@ -199,7 +199,9 @@ def test_pictures_are_shrunk_to_the_brightest_and_a_first_frame_fills_the_stack(
 
 def test_rewards_are_clipped_in_training_and_returns_are_not():
     ended = []
-    rows = sb3.playing(find_task("lunarlander").make(2, 5), Sb3Dqn(clip_rewards=True), ended)
+    rows = sb3.make_vector_env(
+        find_task("lunarlander").make(2, 5), Sb3Dqn(clip_rewards=True), ended
+    )
     rows.reset()
     seen = {float(reward) for _ in range(150) for reward in rows.step(np.zeros(2, np.int64))[1]}
     assert seen <= {-1.0, 0.0, 1.0} and ended and all(total != int(total) for total, _ in ended)

@@ -93,12 +93,12 @@ def learning(
 
 def large(device: torch.device, size: dict[str, Any], seconds: float) -> dict[str, float]:
     """Tokens a second, forward and backward in bfloat16, and the operations that they take."""
-    from bigdm_ray.models.parallel import mixed
+    from bigdm_ray.models.parallel import use_bfloat16
     from bigdm_ray.models.transformer import Transformer
 
     layers, width, heads, context, rows = size["large"]
     net = Transformer(width, layers, heads, context).to(device)
-    mixed(net)
+    use_bfloat16(net)
     x = torch.randn(rows, context, width, device=device)
 
     def step() -> None:

@@ -62,7 +62,8 @@ def check(run: Run, folder: Path, acknowledged: Table) -> None:
     np.testing.assert_array_equal(store.table.ids, expected.ids)
     np.testing.assert_array_equal(store.table.returns, expected.returns)
     assert (
-        checkpoint.last(folder / "checkpoints", {"algorithm": "udrl", "task": run.task}) is not None
+        checkpoint.last_checkpoint(folder / "checkpoints", {"algorithm": "udrl", "task": run.task})
+        is not None
     )
 
 
@@ -109,14 +110,14 @@ def struck(command: list[str], folder: Path, saves: int) -> Table:
         assert process.poll() is None, "the run ended before it could be killed"
         return time.monotonic() < deadline
 
-    while len(checkpoint.saved(folder / "checkpoints")) < saves and waiting():
+    while len(checkpoint.complete_checkpoints(folder / "checkpoints")) < saves and waiting():
         time.sleep(0.05)
     there = set((folder / "store").glob("*.arrow"))
     while not set((folder / "store").glob("*.arrow")) - there and waiting():
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert len(checkpoint.saved(folder / "checkpoints")) >= saves
+    assert len(checkpoint.complete_checkpoints(folder / "checkpoints")) >= saves
     return episodes_on_disk(folder / "store")
 
 
@@ -154,7 +155,7 @@ def test_a_killed_driver_resumes_without_losing_an_episode(
     for count in saves:
         on_disk.append(struck(command, folder, count))
         if not count:
-            assert len(on_disk[0]) and checkpoint.saved(folder / "checkpoints") == []
+            assert len(on_disk[0]) and checkpoint.complete_checkpoints(folder / "checkpoints") == []
         command += [] if "--resume" in command else ["--resume"]
     for _ in range(3):
         done = subprocess.run(command, capture_output=True, text=True, timeout=900)
@@ -179,7 +180,9 @@ def test_a_killed_driver_resumes_without_losing_an_episode(
             if value > worst and tuple(row) not in ids
         ]
         assert lost == []
-    saved = checkpoint.last(folder / "checkpoints", {"algorithm": "udrl", "task": run.task})
+    saved = checkpoint.last_checkpoint(
+        folder / "checkpoints", {"algorithm": "udrl", "task": run.task}
+    )
     assert saved is not None and saved.counters.env_steps == summary["env_steps"]
     assert {tuple(id) for id in saved.living[""]} == ids
     loaded = bigdm_ray.load(folder)

@@ -10,7 +10,7 @@ from making import dataset_of
 
 import bigdm_ray
 from bigdm_ray.distributed.loop import train_on_ray
-from bigdm_ray.distributed.map import side_by_side
+from bigdm_ray.distributed.map import run_side_by_side
 from bigdm_ray.reproduce import train_cell
 from bigdm_ray.training.loop import train_local
 from bigdm_ray.training.params import Weights
@@ -44,7 +44,7 @@ def test_jobs_run_side_by_side_and_a_mistake_stops_no_other(tmp_path: Path) -> N
     bad = good | {"dataset": good["dataset"] | {"sha256": "0" * 64}}
     answers = {
         n: (summary, why)
-        for n, summary, why in side_by_side(
+        for n, summary, why in run_side_by_side(
             train_cell, [(r, str(tmp_path / f"{i}")) for i, r in enumerate((good, bad, good))], 2
         )
     }

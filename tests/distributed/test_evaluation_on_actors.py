@@ -16,7 +16,7 @@ from bigdm_ray.distributed.evaluation import evaluate_on_actors
 from bigdm_ray.doors import door
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.evaluate import main
-from bigdm_ray.training.evaluation import evaluate_in_parts, joined
+from bigdm_ray.training.evaluation import evaluate_in_parts, join_scores
 from bigdm_ray.training.loaded import load
 from bigdm_ray.training.loop import train_local
 from bigdm_ray.training.params import Weights
@@ -99,7 +99,7 @@ def test_ctrl_c_leaves_the_parts_that_have_ended(trained: Path) -> None:
     (part,) = evaluate_on_actors(
         run, run.task, weights, command, [3] * 6, "evaluate", 2, "local", stop
     )
-    assert len(joined([part], loaded.command, stopped=True).returns) == 3
+    assert len(join_scores([part], loaded.command, stopped=True).returns) == 3
 
 
 def test_environments_that_all_fail_are_told_in_one_sentence(trained: Path, tmp_path: Path) -> None:

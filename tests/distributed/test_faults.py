@@ -14,7 +14,7 @@ from helpers import descendants, kill_one, tiny
 
 import bigdm_ray
 from bigdm_ray.distributed import learners as groups
-from bigdm_ray.distributed.actors import ActorSlot, CallFault, fault
+from bigdm_ray.distributed.actors import ActorSlot, CallFault, classify_fault
 from bigdm_ray.distributed.executor import RayExecutor
 from bigdm_ray.distributed.learners import LearnerActor
 from bigdm_ray.distributed.loop import train_on_ray
@@ -56,7 +56,7 @@ def test_a_fault_of_a_machine_is_told_from_an_error_of_the_program() -> None:
         ],
     }
     for expected, errors in told.items():
-        assert [fault(error) for error in errors] == [expected] * len(errors)
+        assert [classify_fault(error) for error in errors] == [expected] * len(errors)
 
 
 @ray.remote

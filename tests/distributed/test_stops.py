@@ -97,7 +97,7 @@ def test_a_terminated_run_saves_and_leaves_no_process(begun: Command) -> None:
     assert code == 143
     assert told[-1].startswith("stopped; ")
     assert "--resume goes on from the last checkpoint, at environment step " in told[-1]
-    assert len(checkpoint.saved(begun.folder / "checkpoints")) == 1
+    assert len(checkpoint.complete_checkpoints(begun.folder / "checkpoints")) == 1
     assert (begun.folder / "weights" / "last.safetensors").is_file()
 
 

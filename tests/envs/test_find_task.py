@@ -9,7 +9,7 @@ import gymnasium
 import pytest
 
 from bigdm_ray.envs import Task, arguments, find_task, tasks
-from bigdm_ray.envs.task import called
+from bigdm_ray.envs.task import canonical_name
 from bigdm_ray.errors import UserError, install
 from bigdm_ray.plugins import Plugin, plugins
 
@@ -52,7 +52,10 @@ def test_a_short_name_of_two_suites_is_an_error_that_names_both(monkeypatch):
             find_task("cartpole")
         for name in ("classic/cartpole", "mine/cartpole"):
             assert find_task(name).name == find_task(name).full_name == name
-        assert called("cartpole") == "cartpole" and called("classic/acrobot") == "acrobot"
+        assert (
+            canonical_name("cartpole") == "cartpole"
+            and canonical_name("classic/acrobot") == "acrobot"
+        )
         assert find_task("mine/cartpole").signature() == find_task("acrobot").signature()
     finally:
         tasks.cache_clear()
@@ -221,9 +224,9 @@ def test_a_short_name_takes_no_arguments():
     [8, "8", "8x8", "a&b=c d?%26#", "true", True, None, "none", '"q"', [1, {"a": "b"}], 0.5],
 )
 def test_a_name_with_arguments_can_be_taken_apart(value):
-    base, given = arguments.split(arguments.joined("gymnasium:Open-v0", {"x": value}))
+    base, given = arguments.split_name(arguments.join_name("gymnasium:Open-v0", {"x": value}))
     assert base == "gymnasium:Open-v0"
-    assert arguments.typed(given, "Unregistered-v0") == {"x": value}
+    assert arguments.convert_arguments(given, "Unregistered-v0") == {"x": value}
 
 
 def test_arguments_reach_ones_own_environment_with_postponed_annotations(tmp_path, monkeypatch):

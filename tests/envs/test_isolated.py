@@ -7,7 +7,7 @@ import pytest
 from making import origin
 
 from bigdm_ray.envs import find_task, task
-from bigdm_ray.envs.isolated import IsolatedRows, packed, unpacked
+from bigdm_ray.envs.isolated import IsolatedRows, pack_message, unpack_message
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.plugins import plugins
 from bigdm_ray.training.rollout import RandomPolicy, rollout
@@ -80,7 +80,7 @@ def test_messages_come_back_as_they_were_sent():
         "": np.zeros((0, 4), np.uint8),
         "c": np.array([True, False]),
     }
-    head, back = unpacked(packed({"verb": "x", "n": [1, None]}, arrays))
+    head, back = unpack_message(pack_message({"verb": "x", "n": [1, None]}, arrays))
     assert head == {"verb": "x", "n": [1, None]} and list(back) == list(arrays)
     for name, values in arrays.items():
         assert back[name].dtype == values.dtype and back[name].shape == values.shape

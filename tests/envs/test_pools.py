@@ -30,7 +30,7 @@ def test_a_pool_is_kept_until_its_threads_rest(pool, monkeypatch):
         asked.append((threads, kept() is not None))
         return len(asked) == 4
 
-    monkeypatch.setattr(vector, "resting", resting)
+    monkeypatch.setattr(vector, "threads_rest", resting)
     pool.close()
     assert len(asked) == 4 and all(alive for _, alive in asked) and kept() is None
     assert len(asked[0][0]) >= 2, "one that steps, and one that makes buffers"
@@ -39,7 +39,7 @@ def test_a_pool_is_kept_until_its_threads_rest(pool, monkeypatch):
 
 
 def test_a_pool_whose_threads_never_rest_is_let_go_of_all_the_same(pool, monkeypatch):
-    monkeypatch.setattr(vector, "resting", lambda threads: False)
+    monkeypatch.setattr(vector, "threads_rest", lambda threads: False)
     monkeypatch.setattr(vector, "REST_S", 0.01)
     pool.close()
     assert pool._env is None
@@ -53,7 +53,9 @@ def test_a_pool_that_fails_is_let_go_of_before_the_next_is_made(pool, monkeypatc
     env = find_task("lunarlander").make(2, 1)
     real, env._env = env._env, Failing()
     gone, left = weakref.ref(env._env), []
-    monkeypatch.setattr(vector, "resting", lambda threads: left.append(gone() is not None) or True)
+    monkeypatch.setattr(
+        vector, "threads_rest", lambda threads: left.append(gone() is not None) or True
+    )
     step = env.step(np.arange(2), {"": np.zeros(2, np.int64)})
     assert set(step.failures) == {0, 1} and "a row fell over" in step.failures[0]
     assert left == [True] and gone() is None and env._env is not None
@@ -74,16 +76,16 @@ def test_whether_threads_rest_is_what_linux_says_of_them():
     one.start()
     mine = vector.threads() - before
     try:
-        assert len(mine) == 1 and soon(lambda: not vector.resting(mine))
+        assert len(mine) == 1 and soon(lambda: not vector.threads_rest(mine))
     finally:
         stop.set()
         one.join()
-    assert soon(lambda: vector.resting(mine)), "it has ended"
+    assert soon(lambda: vector.threads_rest(mine)), "it has ended"
     wake = threading.Event()
     sleeper = threading.Thread(target=wake.wait)
     sleeper.start()
     mine = vector.threads() - before
-    assert soon(lambda: vector.resting(mine)), "it waits"
+    assert soon(lambda: vector.threads_rest(mine)), "it waits"
     wake.set()
     sleeper.join()
 

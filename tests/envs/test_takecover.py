@@ -11,7 +11,7 @@ import pytest
 from making import played, soon
 
 from bigdm_ray.envs import find_task
-from bigdm_ray.envs.vizdoom import TICS, leashed, setpriv
+from bigdm_ray.envs.vizdoom import TICS, leash_engine, setpriv
 
 
 @pytest.fixture(scope="module")
@@ -99,16 +99,16 @@ def test_engines_end_with_a_player_that_is_killed():
 def test_where_engines_cannot_be_leashed_they_are_started_as_they_are(tmp_path, monkeypatch):
     engine = tmp_path / "some where" / "vizdoom"
     monkeypatch.setattr("bigdm_ray.envs.vizdoom.setpriv", lambda: "/usr/bin/setpriv")
-    assert leashed(engine, tmp_path) == engine, "it is missing, as VizDoom then says"
+    assert leash_engine(engine, tmp_path) == engine, "it is missing, as VizDoom then says"
     engine.parent.mkdir()
     engine.touch()
-    assert leashed(engine, tmp_path) == tmp_path / "engine"
+    assert leash_engine(engine, tmp_path) == tmp_path / "engine"
     assert f"setpriv --pdeathsig KILL '{engine}' " in (tmp_path / "engine").read_text()
     with monkeypatch.context() as patch:
         patch.setattr("os.access", lambda *_: False)  # as where the folder is mounted noexec
-        assert leashed(engine, tmp_path) == engine
+        assert leash_engine(engine, tmp_path) == engine
     monkeypatch.setattr("bigdm_ray.envs.vizdoom.setpriv", lambda: None)
-    assert leashed(engine, tmp_path) == engine
+    assert leash_engine(engine, tmp_path) == engine
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from gymnasium import spaces
 from making import origin
 
-from bigdm_ray.baselines.base import sound
+from bigdm_ray.baselines.base import require_sound
 from bigdm_ray.doors import door
 from bigdm_ray.envs.signature import leaves
 from bigdm_ray.envs.task import Task
@@ -179,14 +179,14 @@ def test_a_score_of_nothing_names_the_cause():
 
 def test_what_a_library_plays_is_held_against_the_space_too():
     good = Step({"": np.zeros((2, 3))}, np.zeros(2), np.zeros(2, bool), np.zeros(2, bool))
-    sound(good, "dqn")
+    require_sound(good, "dqn")
     for step in (
         Step(good.observations, np.array([0, np.nan]), good.terminated, good.truncated),
         Step({"": np.full((2, 3), np.inf)}, good.rewards, good.terminated, good.truncated),
         Step(good.observations, good.rewards, good.terminated, good.truncated, {1: "its reward"}),
     ):
         with pytest.raises(RunFailed, match="an environment failed while dqn played it: it"):
-            sound(step, "dqn")
+            require_sound(step, "dqn")
 
 
 def test_a_run_that_ends_for_want_of_sound_episodes_names_the_cause(monkeypatch, tmp_path, capsys):

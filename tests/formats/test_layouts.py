@@ -14,7 +14,7 @@ from sources import dataset, episode_parquet, imported, rows_of, step_columns
 
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.exporting import export_dataset
-from bigdm_ray.formats.spellings import SPELLINGS, spelled
+from bigdm_ray.formats.spellings import SPELLINGS, match_columns
 
 TASKS = ["cartpole", "toy-continuous"]
 
@@ -89,10 +89,10 @@ def test_what_was_taken_for_what_is_told(tmp_path, episodes, task):
 def test_the_table_takes_the_first_name_and_no_column_for_two():
     names = [name for names in SPELLINGS.values() for name in names]
     assert len(names) == len(set(names))
-    found = spelled(["state", "obs", "action_1", "action_0", "action_3"])
+    found = match_columns(["state", "obs", "action_1", "action_0", "action_3"])
     assert found.plain == {"observations": "obs"} and not found.cut
-    assert spelled(["obs_1", "obs_2", "obs_10"]).cut == {}
-    ten = spelled([f"obs_{k}" for k in range(11)]).cut["observations"]
+    assert match_columns(["obs_1", "obs_2", "obs_10"]).cut == {}
+    ten = match_columns([f"obs_{k}" for k in range(11)]).cut["observations"]
     assert ten == tuple(f"obs_{k}" for k in range(11)), "by number, not by letter"
 
 

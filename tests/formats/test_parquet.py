@@ -10,7 +10,7 @@ from sources import dataset, episode_parquet, episodes_of, imported, rows_of
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats import parquet
-from bigdm_ray.formats.behaviour import Behaviour, at_stage
+from bigdm_ray.formats.behaviour import Behaviour, with_stage
 from bigdm_ray.formats.exporting import export_dataset
 
 TASK = "toy-continuous"
@@ -245,9 +245,9 @@ def test_a_behaviour_is_one_line(line, made):
 
 
 def test_another_stage():
-    assert at_stage("sac sto sigma 0.5 stage 3", 1) == "sac sto sigma 0.5 stage 1"
-    assert at_stage("random", 2) == "random stage 2"
-    assert at_stage(at_stage("", 2), 3) == "stage 3"
+    assert with_stage("sac sto sigma 0.5 stage 3", 1) == "sac sto sigma 0.5 stage 1"
+    assert with_stage("random", 2) == "random stage 2"
+    assert with_stage(with_stage("", 2), 3) == "stage 3"
 
 
 def hub(episodes, limit_done=True, **more):

@@ -7,7 +7,7 @@ from making import played
 from sources import d4rl_file, episode_parquet, imported, minari_folder, rows_of, step_columns
 
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.unread import tells_ends, unread
+from bigdm_ray.formats.unread import tells_ends, unread_names
 
 TASK = "toy-continuous"
 
@@ -88,4 +88,4 @@ def test_names_that_do_not(name):
 
 
 def test_groups_of_infos_are_known():
-    assert unread(["infos", "infos/terminal_x", "metadata/policy"], (), "here") == ()
+    assert unread_names(["infos", "infos/terminal_x", "metadata/policy"], (), "here") == ()

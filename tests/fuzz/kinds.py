@@ -24,7 +24,7 @@ from bigdm_ray.training.loaded import load
 from bigdm_ray.training.loop import LocalExecutor, Session
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder
-from bigdm_ray.training.start import drop_later, whole
+from bigdm_ray.training.start import drop_later, last_whole_checkpoint
 
 SMALL = [
     "--algorithm.hidden",
@@ -135,7 +135,7 @@ def restore(folder: Path) -> int:
     """What `run --resume` does before the first step: the folder is claimed, checkpoint and episodes are taken up."""
     asked = configure("udrl", "toy-vector", [*SMALL, "--budget.env-steps", "310"])
     with RunFolder(folder / "run").claimed(asked, True, exact=True) as home:
-        found, damage = whole(asked, home)
+        found, damage = last_whole_checkpoint(asked, home)
         drop_later(asked, home)
         session = Session(asked, home, [], found, exact=True)
         session.note(damage)

@@ -6,7 +6,7 @@ import torch
 
 from bigdm_ray.envs.signature import Leaf
 from bigdm_ray.models.heads import LOG_STD_RANGE, ActionHead
-from bigdm_ray.models.heads import drawn as picked
+from bigdm_ray.models.heads import draw_choice as picked
 
 LEAVES = {
     "arm": Leaf("tensor", (2,), "float32", (-1.0, -0.5), (1.0, 0.5)),

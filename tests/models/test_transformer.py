@@ -8,8 +8,8 @@ import itertools
 import pytest
 import torch
 
-from bigdm_ray.models.parallel import mixed
-from bigdm_ray.models.transformer import DropoutAttention, Transformer, kept
+from bigdm_ray.models.parallel import use_bfloat16
+from bigdm_ray.models.transformer import DropoutAttention, Transformer, dropout_mask
 
 KINDS = [
     {"positions": "none"},
@@ -199,7 +199,7 @@ def test_attention_with_dropout_has_the_gradients_of_the_plain_formula():
         share = torch.zeros(6, queries, 70, dtype=torch.float64)
         for a in range(0, queries, DropoutAttention.ROWS):
             seen = int(mask[a : a + DropoutAttention.ROWS].any(0).nonzero()[-1]) + 1
-            share[:, a : a + DropoutAttention.ROWS, :seen] = kept(
+            share[:, a : a + DropoutAttention.ROWS, :seen] = dropout_mask(
                 torch.Size((6, min(DropoutAttention.ROWS, queries - a), seen)), 0.25
             )
         weights = (
@@ -224,7 +224,7 @@ def test_attention_with_dropout_has_the_gradients_of_the_plain_formula():
 def test_bfloat16_is_close_to_float32_in_outputs_and_gradients(kind, at, dropout):
     plain = made(**kind, dropout=dropout).train()
     other = copy.deepcopy(plain)
-    assert mixed(other) == 1
+    assert use_bfloat16(other) == 1
     x, answers = torch.randn(2, 12, 16), []
     for model in (plain, other):
         torch.manual_seed(1)  # the same is dropped
@@ -248,7 +248,7 @@ def test_bfloat16_is_close_to_float32_in_outputs_and_gradients(kind, at, dropout
 
 def test_a_copy_of_what_multiplies_in_bfloat16_has_weights_of_its_own():
     model, x = made(), torch.randn(2, 12, 16)
-    mixed(model)
+    use_bfloat16(model)
     other = copy.deepcopy(model)
     for p in other.parameters():
         torch.nn.init.zeros_(p)

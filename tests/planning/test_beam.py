@@ -6,7 +6,7 @@ import torch
 
 from bigdm_ray.models.trajectory import TrajectoryTransformer
 from bigdm_ray.planning import beam
-from bigdm_ray.planning.beam import Planner, SearchSettings, drawn, narrowed
+from bigdm_ray.planning.beam import Planner, SearchSettings, filter_logits, sample_tokens
 from bigdm_ray.planning.encoder import WindowEncoder
 from bigdm_ray.tokens.bins import Bins
 
@@ -406,15 +406,15 @@ def test_filters_keep_what_their_rules_say():
         (1, 0.99, {1}),
     ]
     for k, cdf, kept in cases:
-        out = narrowed(probability.log(), k, cdf)
+        out = filter_logits(probability.log(), k, cdf)
         assert set((out > -torch.inf).nonzero().flatten().tolist()) == kept, (k, cdf)
-    assert (narrowed(torch.zeros(4), 0, 0.9) > -torch.inf).all(), "of equals all stay"
+    assert (filter_logits(torch.zeros(4), 0, 0.9) > -torch.inf).all(), "of equals all stay"
 
 
 def test_draws_never_take_what_is_closed():
     logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]).expand(1000, 5)
     chance = torch.linspace(0, 1 - 2**-24, 1000)
-    tokens = drawn(logits, 0, chance)
+    tokens = sample_tokens(logits, 0, chance)
     assert set(tokens.tolist()) == {1, 3} and tokens[0] == 1 and tokens[-1] == 3
     assert float((tokens == 3).float().mean()) == pytest.approx(np.e / (1 + np.e), abs=0.002)
 

@@ -11,7 +11,7 @@ from making import episode, same_windows
 
 from bigdm_ray.replay import Retention, Store, View, Windows
 from bigdm_ray.replay import store as stores
-from bigdm_ray.replay.episode import EpisodeId, bytes_of, held, is_held
+from bigdm_ray.replay.episode import EpisodeId, broadcast_held, bytes_of, is_held
 from bigdm_ray.replay.rotating import RotatingStore
 from bigdm_ray.replay.shard import encode
 from bigdm_ray.training.streams import rng
@@ -26,8 +26,8 @@ def made(kind):
             dataclasses.replace(
                 e,
                 observations={
-                    "mission": held(np.full(6, 65 + number, np.int32), e.length + 1),
-                    "picture": held(e.observations["eye"][0], e.length + 1),
+                    "mission": broadcast_held(np.full(6, 65 + number, np.int32), e.length + 1),
+                    "picture": broadcast_held(e.observations["eye"][0], e.length + 1),
                     "joints": e.observations["joints"],
                 },
             )

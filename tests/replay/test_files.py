@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bigdm_ray.replay.files import file_name, sweep, temporary
+from bigdm_ray.replay.files import file_name, sweep, temporary_path
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_plain_names_stay_as_they_are():
 def test_what_ended_processes_left_goes_and_what_living_ones_write_stays(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    mine, theirs = temporary(tmp_path / "a"), tmp_path / f".a.{os.getppid()}.tmp"
+    mine, theirs = temporary_path(tmp_path / "a"), tmp_path / f".a.{os.getppid()}.tmp"
     others = [tmp_path / name for name in (".b.uuid.tmp", "a", "c.tmp")]
     left = [tmp_path / f".{name}.{ended.pid}.tmp" for name in ("a", "b.json", "folder")]
     for path in (mine, theirs, *others, *left[:2]):

@@ -6,13 +6,13 @@ from making import episode
 
 from bigdm_ray.replay import Store
 from bigdm_ray.replay.returns import (
-    continued,
-    discounted,
+    continued_returns,
+    discounted_returns,
     episode_groups,
-    flattened,
     normalised_weights,
-    padded,
+    pad_episodes,
     td_lambda,
+    unpad_episodes,
 )
 
 
@@ -43,11 +43,14 @@ def test_groups_hold_every_step_in_the_order_of_the_table(store):
 
 def test_flattened_inverts_padded():
     values, lengths = np.arange(9, dtype=np.float32), np.array([2, 4, 3])
-    np.testing.assert_array_equal(flattened(padded(values, lengths), lengths), values)
+    np.testing.assert_array_equal(unpad_episodes(pad_episodes(values, lengths), lengths), values)
 
 
 def test_discounted_returns_are_the_sums_that_define_them(store):
-    got, start = discounted(next(iter(episode_groups(store))).rewards, store.table.lengths, 0.9), 0
+    got, start = (
+        discounted_returns(next(iter(episode_groups(store))).rewards, store.table.lengths, 0.9),
+        0,
+    )
     for position in range(len(store.table)):
         rewards = store.episode(position).rewards.astype(np.float64)
         want = [
@@ -114,7 +117,10 @@ def test_an_episode_that_was_cut_off_goes_on_from_the_state_most_like_its_last(t
         ]
     )
     group = next(iter(episode_groups(made)))
-    got, plain = continued(group, 0.9), discounted(group.rewards, group.lengths, 0.9)
+    got, plain = (
+        continued_returns(group, 0.9),
+        discounted_returns(group.rewards, group.lengths, 0.9),
+    )
     start = 0
     for n, seen, ended in zip(lengths, states, terminated, strict=True):
         here = slice(start, start + n)
@@ -140,7 +146,7 @@ def test_a_constant_reward_continues_to_the_sum_of_all_terms(tmp_path):
             )
         ]
     )
-    got = continued(next(iter(episode_groups(made))), 0.9)
+    got = continued_returns(next(iter(episode_groups(made))), 0.9)
     np.testing.assert_allclose(
         got, (1 - 0.9**50) / (1 - 0.9), rtol=1e-4
     )  # 50 terms remain from everywhere

@@ -14,17 +14,17 @@ from bigdm_ray.doors import door
 from bigdm_ray.errors import UserError
 from bigdm_ray.replay.rotating import RotatingStore, turn_of
 from bigdm_ray.run import default_folder, main, train
-from bigdm_ray.training.checkpoint import read, saved
+from bigdm_ray.training.checkpoint import complete_checkpoints, read
 from bigdm_ray.training.config import (
-    as_begun,
     configure,
-    premature,
+    premature_warning,
     read_run,
+    resumed_run,
     still_rising,
 )
 from bigdm_ray.training.loop import LocalExecutor, train_local
 from bigdm_ray.training.params import Weights
-from bigdm_ray.training.start import dataset_stores, taking_turns
+from bigdm_ray.training.start import dataset_stores, rotation_note
 
 SMALL = "--algorithm.hidden 16,16 --algorithm.batch-size 16 --evaluations.episodes 3 --evaluations.final-episodes 3"
 FLAGS = SMALL + " --evaluations.every 40 --saves.every 30 --saves.report-every 10"
@@ -112,11 +112,14 @@ def test_a_run_that_is_told_to_stop_saves_and_resumes_bit_for_bit(
         return do(executor, *arguments)
 
     monkeypatch.setattr(LocalExecutor, verb, doing)
-    with pytest.raises(KeyboardInterrupt), stopping.heeded():
+    with pytest.raises(KeyboardInterrupt), stopping.heed_signals():
         train_local(run, tmp_path / "cut")
     at = -(-step // 10) * 10  # learner steps are taken ten at a time, up to the next report
     assert (
-        read(saved(tmp_path / "cut" / "checkpoints")[-1], run.identity).counters.learner_step == at
+        read(
+            complete_checkpoints(tmp_path / "cut" / "checkpoints")[-1], run.identity
+        ).counters.learner_step
+        == at
     )
     assert Weights.load(tmp_path / "cut" / "weights" / "last.safetensors").version == (0, at)
     train_local(run, tmp_path / "cut", resume=True)
@@ -216,7 +219,7 @@ def test_a_short_run_leaves_checkpoints_and_metrics_on_its_way(dataset, tmp_path
 
     with pytest.raises(Killed):
         train_local(run_of(dataset, flags=SMALL), tmp_path / "run", listeners=[strike])
-    assert [path.name for path in saved(tmp_path / "run" / "checkpoints")] and len(
+    assert [path.name for path in complete_checkpoints(tmp_path / "run" / "checkpoints")] and len(
         (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ) >= 70
 
@@ -272,13 +275,13 @@ def test_a_setting_that_is_typed_is_asked_for_though_it_equals_the_default(datas
     with pytest.raises(UserError, match=r"saves\.every is 8, here 12"):
         train(run, folder, resume=True, local=True)
     config = f" --config {folder / 'run.json'} --saves.every 8 --seed 1"
-    begun = as_begun(run_of(dataset, steps=60, flags=SMALL + config), folder)
+    begun = resumed_run(run_of(dataset, steps=60, flags=SMALL + config), folder)
     assert (begun.saves.every, begun.evaluations.every) == (8, 8)
     assert {"saves.every", "seed", *typed} == {*begun.typed}
     old = json.loads((folder / "run.json").read_text())
     del old["typed"]
     (folder / "run.json").write_text(json.dumps(old))
-    assert as_begun(run, folder).saves.every == 8, "an old folder leaves a guess"
+    assert resumed_run(run, folder).saves.every == 8, "an old folder leaves a guess"
     assert read_run(folder).typed is None
 
 
@@ -328,12 +331,15 @@ def test_a_budget_that_ends_before_the_policy_learns_is_told(
 ):
     """Refused where the policy would be untrained, a note where it would be something less."""
     flags = [*more, "--budget.learner-steps"]
-    assert premature(configure(algorithm, str(dataset.folder), [*flags, str(steps + 1)])) is None
-    assert premature(configure(algorithm, str(dataset.folder))) is None, (
+    assert (
+        premature_warning(configure(algorithm, str(dataset.folder), [*flags, str(steps + 1)]))
+        is None
+    )
+    assert premature_warning(configure(algorithm, str(dataset.folder))) is None, (
         "the default budget is enough"
     )
     if policy:
-        note = premature(configure(algorithm, str(dataset.folder), [*flags, str(steps)]))
+        note = premature_warning(configure(algorithm, str(dataset.folder), [*flags, str(steps)]))
         assert (
             f"is {steps}, but the policy of {algorithm} learns from its critics only after learner step {steps}: it will be {policy};"
             in note
@@ -353,7 +359,7 @@ def test_progressive_bail_has_no_budget_to_pass(dataset):
         str(dataset.folder),
         ["--algorithm.progressive", "true", "--budget.learner-steps", "10"],
     )
-    assert premature(run) is None
+    assert premature_warning(run) is None
 
 
 RISING = [
@@ -389,9 +395,9 @@ def test_a_learning_rate_that_rises_for_most_of_the_budget_is_told(algorithm, mo
 
 
 def test_a_dataset_that_does_not_fit_into_memory_is_told(dataset):
-    assert taking_turns(configure("bc", str(dataset.folder))) is None
-    assert taking_turns(configure("dt", "hopper")) is None
-    told = taking_turns(configure("bc", str(dataset.folder), ["--saves.flat-mib", "0"]))
+    assert rotation_note(configure("bc", str(dataset.folder))) is None
+    assert rotation_note(configure("dt", "hopper")) is None
+    told = rotation_note(configure("bc", str(dataset.folder), ["--saves.flat-mib", "0"]))
     assert told is not None and "--saves.flat-mib is 0" in told and "in turns" in told
 
 

@@ -16,7 +16,7 @@ from bigdm_ray.algorithms.base import algorithms, find_algorithm
 from bigdm_ray.algorithms.udrl import Udrl
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.models.parallel import compiled, transformers
+from bigdm_ray.models.parallel import compile_transformers, transformers
 from bigdm_ray.replay import EpisodeId, Store
 from bigdm_ray.training.learner import Learner, pick_device
 
@@ -216,7 +216,7 @@ def test_a_backend_that_cannot_compile_is_told_in_one_sentence(store):
         raise OSError("no compiler\nis here")
 
     learner = learner_of(small(find_algorithm("dt")))
-    assert compiled(learner.model, broken) == 1
+    assert compile_transformers(learner.model, broken) == 1
     with pytest.raises(RunFailed, match=r"leave --machines\.compile out") as told:
         learner.update({TASK: store}, 1)
     assert "\n" not in str(told.value)

@@ -14,7 +14,12 @@ from bigdm_ray.formats import writer as writing
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.importing import import_dataset
 from bigdm_ray.training import recording as recordings
-from bigdm_ray.training.recording import NoisyPolicy, RecordingRequest, made_with, record
+from bigdm_ray.training.recording import (
+    NoisyPolicy,
+    RecordingRequest,
+    record,
+    versions_of_recording,
+)
 from bigdm_ray.training.rollout import RandomPolicy
 
 
@@ -136,7 +141,7 @@ def test_the_card_tells_the_environment_and_who_took_part(
         == import_dataset([str(tmp_path / "set")], tmp_path / "again").versions
     )
     monkeypatch.setitem(sys.modules, "envpool", None)
-    alone = made_with(find_task(task))
+    alone = versions_of_recording(find_task(task))
     assert alone["backend"] == ("gymnasium" if "envpool" in packages else backend) and set(
         alone
     ) == set(made.versions) - {"envpool"}

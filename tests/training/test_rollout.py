@@ -14,7 +14,7 @@ from bigdm_ray.algorithms.online import Persistence
 from bigdm_ray.doors import door
 from bigdm_ray.envs import Signature, find_task
 from bigdm_ray.envs.signature import PER_EPISODE, Leaf
-from bigdm_ray.envs.vector import GymnasiumRows, Step, still
+from bigdm_ray.envs.vector import GymnasiumRows, Step, reset_step
 from bigdm_ray.replay import EpisodeId, Store
 from bigdm_ray.replay.episode import is_held
 from bigdm_ray.replay.shard import encode
@@ -51,7 +51,7 @@ class Counting:
         for row in rows:
             self.length_of[row] = self.lengths[self.begun]
             self.begun += 1
-        return still(len(rows), self._seen(rows))
+        return reset_step(len(rows), self._seen(rows))
 
     def step(self, rows, actions):
         assert len(rows) and not self.over[rows].any(), "a row that has ended was stepped"

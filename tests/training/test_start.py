@@ -31,7 +31,9 @@ def offline(tmp_path_factory):
 
 
 def arrays(folder):
-    saved = checkpoint.last(folder / "checkpoints", {"algorithm": "dt", "task": "toy-continuous"})
+    saved = checkpoint.last_checkpoint(
+        folder / "checkpoints", {"algorithm": "dt", "task": "toy-continuous"}
+    )
     return saved.counters, saved.learner
 
 
@@ -119,7 +121,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(offline, tmp_path):
     half = [*flags, "--budget.env-steps", "150"]
     train(configure("dt", "toy-continuous", half), tmp_path / "parts", local=True)
     (tmp_path / "parts" / "summary.json").unlink()
-    for save in checkpoint.saved(tmp_path / "parts" / "checkpoints")[
+    for save in checkpoint.complete_checkpoints(tmp_path / "parts" / "checkpoints")[
         -1:
     ]:  # the one at the end of the half budget
         for file in save.iterdir():

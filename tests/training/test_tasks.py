@@ -26,7 +26,7 @@ from bigdm_ray.training.loop import train_local
 from bigdm_ray.training.metrics import by_task
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import difference
-from bigdm_ray.training.stores import places
+from bigdm_ray.training.stores import store_places
 
 TOYS = ("toy-vector", "toy-continuous", "toy-mixed")
 PLAYED = [
@@ -139,7 +139,7 @@ def test_a_run_of_three_tasks_has_a_store_a_score_and_metrics_of_each(trained):
     assert summary["best_normalized_score"] == best, "it alone has reference returns"
     run = bigdm_ray.load(folder).run
     assert [use.weight for use in run.tasks] == [3, 1, 1] and run == playing()
-    for task, place in places(run).items():
+    for task, place in store_places(run).items():
         store = Store(folder / "store" / place, run.algorithm.retention()).open()
         assert 0 < len(store.table) <= 12 and store.episode(0).task == task
     told = {name for line in reports(folder) for name in line}
@@ -170,7 +170,7 @@ def test_a_killed_and_resumed_run_of_several_equals_the_uninterrupted_one(traine
     train_local(playing(), cut, resume=True)
     same_weights(last(whole), last(cut))
     assert reports(whole) == reports(cut)
-    for place in places(playing()).values():
+    for place in store_places(playing()).values():
         tables = [Store(home / "store" / place).open().table for home in (whole, cut)]
         np.testing.assert_array_equal(tables[0].ids, tables[1].ids)
     with pytest.raises(UserError, match=r"another run .task is .*toy-vector with weight 3"):
@@ -376,6 +376,6 @@ def test_the_loss_of_a_task_is_the_mean_over_its_own_windows():
 
 def test_a_place_is_one_folder_whatever_the_task_is_called():
     uses = ("gymnasium:CartPole-v1?sutton_barto_reward=true", "toys/toy-vector", "a.b:C/D-v0")
-    names = [*places(Run(Udrl(), tuple(map(TaskUse, uses)))).values()]
+    names = [*store_places(Run(Udrl(), tuple(map(TaskUse, uses)))).values()]
     assert len({*names}) == 3 and all(Path(name).name == name for name in names)
-    assert places(Run(Udrl(), (TaskUse("cartpole"),))) == {"cartpole": ""}
+    assert store_places(Run(Udrl(), (TaskUse("cartpole"),))) == {"cartpole": ""}

@@ -13,7 +13,9 @@ from bigdm_ray.replay.windows import View
 
 
 @torch.no_grad()
-def predicted(model: DecisionTransformer, settings: DtSettings, episode: Episode) -> np.ndarray:
+def predict_returns(
+    model: DecisionTransformer, settings: DtSettings, episode: Episode
+) -> np.ndarray:
     """The return to come that a transformer with a critic expects at each step `[T]` float64.
 
     It looks back as far as its policy does, and is told no returns.

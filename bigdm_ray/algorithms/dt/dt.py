@@ -36,13 +36,13 @@ import torch
 from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Columns, Mode, Policy, Presets
-from bigdm_ray.algorithms.bc import acted_on, only_task
-from bigdm_ray.algorithms.dt.critic import predicted
+from bigdm_ray.algorithms.bc import acted_observations, only_task
+from bigdm_ray.algorithms.dt.critic import predict_returns
 from bigdm_ray.algorithms.dt.network import DecisionTransformer
 from bigdm_ray.algorithms.dt.policy import CachedPolicy, DtPolicy
 from bigdm_ray.algorithms.dt.presets import PRESETS
 from bigdm_ray.algorithms.dt.settings import DtSettings
-from bigdm_ray.algorithms.learned import Loss, Supervised, leaves_of
+from bigdm_ray.algorithms.learned import Loss, Supervised, select_leaves
 from bigdm_ray.algorithms.online import Online
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
@@ -130,7 +130,7 @@ class Dt(DtSettings, Supervised, Online):
                         for p, v in seen.items()
                         if p in state.vector.leaves
                     }
-                    for seen in acted_on(stores)
+                    for seen in acted_observations(stores)
                 )
                 state.standardise.fit(state.vector(part) for part in parts)
 
@@ -139,8 +139,8 @@ class Dt(DtSettings, Supervised, Online):
         (equations 3 to 5), over real steps.
         """
         assert isinstance(model, DecisionTransformer)
-        seen = leaves_of(batch, "observations")
-        actions = leaves_of(batch, "actions")
+        seen = select_leaves(batch, "observations")
+        actions = select_leaves(batch, "actions")
         embeddings = model.embed(seen, actions, batch[self._column], batch["timesteps"])
         parameters = model.head(embeddings)
         mask = batch["mask"].float()
@@ -258,7 +258,7 @@ class Dt(DtSettings, Supervised, Online):
                 "the critic of dt reads stacks of pictures, which are not made here; give a run "
                 "with --algorithm.frame-stack 1"
             )
-        return functools.partial(predicted, model, self)
+        return functools.partial(predict_returns, model, self)
 
     @property
     def whole_returns(self) -> bool:

@@ -53,14 +53,14 @@ from torch.nn.functional import cross_entropy
 
 from bigdm_ray.algorithms.base import Columns, Mode, Policy, Presets
 from bigdm_ray.algorithms.bc import only_task
-from bigdm_ray.algorithms.learned import Loss, Supervised, leaves_of
+from bigdm_ray.algorithms.learned import Loss, Supervised, select_leaves
 from bigdm_ray.algorithms.tt.network import GOAL, TrajectoryModel
 from bigdm_ray.algorithms.tt.policy import TtPolicy
 from bigdm_ray.algorithms.tt.presets import PRESETS
 from bigdm_ray.algorithms.tt.settings import TtSettings
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError
-from bigdm_ray.replay.returns import discounted, episode_groups
+from bigdm_ray.replay.returns import discounted_returns, episode_groups
 from bigdm_ray.replay.store import Store
 from bigdm_ray.replay.windows import View
 
@@ -82,7 +82,7 @@ def values_to_go(store: Store, discount: float, penalty: float | None) -> np.nda
         rewards = group.rewards.copy()
         if penalty is not None:
             rewards[ends[group.terminated]] = penalty
-        after = np.append(discounted(rewards, group.lengths, discount)[1:], np.float32(0))
+        after = np.append(discounted_returns(rewards, group.lengths, discount)[1:], np.float32(0))
         after[ends] = 0
         parts.append(after)
     return np.concatenate(parts)
@@ -246,15 +246,15 @@ class Tt(TtSettings, Supervised):
         they count into the sum, not into the weight. A window ends where its goal is reached.
         """
         assert isinstance(model, TrajectoryModel)
-        seen = leaves_of(batch, "observations")
-        acted = leaves_of(batch, "actions")
+        seen = select_leaves(batch, "observations")
+        acted = select_leaves(batch, "actions")
         mask, rewards = batch["mask"], batch["rewards"]
         ends = batch["terminated"] & mask
         if self.termination_penalty is not None:
             rewards = torch.where(ends, self.termination_penalty, rewards)
         tokens = model.bins.encode(model.rows(seen, acted, rewards, batch["value"]))
         tokens = torch.where(mask.unsqueeze(-1), tokens, model.bins.count if self.stop else 0)
-        reached = leaves_of(batch, "goals")
+        reached = select_leaves(batch, "goals")
         logits = model.net(tokens, model.states(reached) if reached else None)
         targets = tokens.flatten(0, 1).T
         nats = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(

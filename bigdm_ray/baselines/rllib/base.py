@@ -17,9 +17,9 @@ from bigdm_ray.baselines.actor import (
     LayeredActorPolicy,
     layers_of,
     plain_leaves,
-    stacked,
+    stack_linear_layers,
 )
-from bigdm_ray.baselines.base import ExternalAlgorithm, below, to_unit
+from bigdm_ray.baselines.base import ExternalAlgorithm, strip_prefix, to_unit
 from bigdm_ray.baselines.rllib import inner
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.replay.store import Store
@@ -136,8 +136,11 @@ class RllibSquashed(Rllib):
     ) -> CriticValues:
         """See Algorithm: RLlib's critics, out of the checkpoint."""
         assert isinstance(model, LayeredActor)
-        arrays, scale = below(dict(kept()), "foreign/module/"), self.told_scale(store)
-        critics = [stacked(arrays, f"{name}_encoder.", f"{name}.") for name in ("qf", "qf_twin")]
+        arrays, scale = strip_prefix(dict(kept()), "foreign/module/"), self.told_scale(store)
+        critics = [
+            stack_linear_layers(arrays, f"{name}_encoder.", f"{name}.")
+            for name in ("qf", "qf_twin")
+        ]
 
         def values(seen: dict[str, Tensor], acted: dict[str, Tensor]) -> Tensor:
             packed = torch.from_numpy(to_unit(acted[model.action_path].numpy(), model.action))

@@ -13,7 +13,7 @@ from bigdm_ray.baselines.base import TrainerContext
 from bigdm_ray.baselines.rllib import inner
 from bigdm_ray.baselines.rllib.base import RllibGaussian
 from bigdm_ray.baselines.rllib.offline import RllibOffline
-from bigdm_ray.replay.returns import discounted, episode_groups
+from bigdm_ray.replay.returns import discounted_returns, episode_groups
 from bigdm_ray.replay.windows import View
 from bigdm_ray.settings import setting
 
@@ -72,7 +72,7 @@ class RllibMarwil(RllibGaussian, RllibOffline):
         lengths = store.table.lengths
         returns, last, ends = [], [], []
         for group in episode_groups(store):
-            returns.append(discounted(group.rewards, group.lengths, self.gamma))
+            returns.append(discounted_returns(group.rewards, group.lengths, self.gamma))
             last.append(
                 group.observations[path][np.cumsum(group.lengths + 1) - 1].astype(np.float32)
             )

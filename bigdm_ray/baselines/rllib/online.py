@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bigdm_ray.baselines.actor import plain_leaves
-from bigdm_ray.baselines.base import TrainerContext, from_unit, sound, spaces_of
+from bigdm_ray.baselines.base import TrainerContext, from_unit, require_sound, spaces_of
 from bigdm_ray.baselines.rllib.base import Rllib
 from bigdm_ray.baselines.rllib.trainer import RllibTrainer
 from bigdm_ray.envs.task import find_task
@@ -181,7 +181,7 @@ def rows_class() -> Any:
         ) -> tuple[np.ndarray, dict[str, Any]]:
             self._over[:] = False
             step = self._env.reset(self._all)
-            sound(step, self._name)
+            require_sound(step, self._name)
             return step.observations[self._path].copy(), {}
 
         def step(
@@ -202,12 +202,12 @@ def rows_class() -> Any:
                     else from_unit(chosen, self._action)
                 )
                 step = self._env.step(go, {self._action_path: moved})
-                sound(step, self._name)
+                require_sound(step, self._name)
                 observations[go], rewards[go] = step.observations[self._path], step.rewards
                 terminated[go], truncated[go] = step.terminated, step.truncated & ~step.terminated
             if len(begin):
                 begun = self._env.reset(begin)
-                sound(begun, self._name)
+                require_sound(begun, self._name)
                 observations[begin] = begun.observations[self._path]
             self._over = terminated | truncated
             return observations, rewards, terminated, truncated, {}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from bigdm_ray.algorithms.base import Presets
-from bigdm_ray.baselines.base import TrainerContext, TrainerResult, below, prefixed
+from bigdm_ray.baselines.base import TrainerContext, TrainerResult, add_prefix, strip_prefix
 from bigdm_ray.baselines.rllib.base import MEAN, RllibTempered
 from bigdm_ray.baselines.rllib.online import SEED_STRIDE, RllibOnline, RllibOnlineTrainer
 from bigdm_ray.settings import setting
@@ -130,12 +130,12 @@ class RllibSacTrainer(RllibOnlineTrainer):
 
     def state(self) -> dict[str, np.ndarray]:
         """See Trainer: with the steps that are kept."""
-        return super().state() | prefixed("kept/", self._kept.state())
+        return super().state() | add_prefix("kept/", self._kept.state())
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """See Trainer."""
         super().restore(state)
-        self._kept.restore(below(state, "kept/"))
+        self._kept.restore(strip_prefix(state, "kept/"))
 
 
 class RingBuffer:

@@ -23,11 +23,11 @@ from bigdm_ray.baselines.actor import plain_leaves
 from bigdm_ray.baselines.base import (
     TrainerContext,
     TrainerResult,
-    below,
+    add_prefix,
     load_optimizer,
     optimizer_state,
-    prefixed,
     spaces_of,
+    strip_prefix,
 )
 from bigdm_ray.baselines.rllib import inner
 from bigdm_ray.baselines.rllib.base import Rllib, RllibSquashed
@@ -36,7 +36,7 @@ from bigdm_ray.baselines.rllib.modules import joint_catalog
 from bigdm_ray.errors import RunFailed, UserError
 
 
-def quiet() -> None:
+def silence_warnings() -> None:
     """Keep RLlib from warning of its own defaults and deprecations. It sets its loggers up when it is imported."""
     import ray.rllib  # noqa: F401
 
@@ -48,12 +48,12 @@ class RllibTrainer(ABC):
     """See Trainer: what all have in common, which is the Learner."""
 
     def __init__(self, algorithm: Rllib, context: TrainerContext) -> None:
-        quiet()
+        silence_warnings()
         self.algorithm, self.context = algorithm, context
         self.path, self.seen, self.action_path, self.action = plain_leaves(
             context.task.signature(), algorithm.name
         )
-        self.config = configured(algorithm, context, self.action.kind == "discrete")
+        self.config = make_config(algorithm, context, self.action.kind == "discrete")
         spaces = (spaces_of(self.seen), spaces_of(self.action, unit=True))
         self.learner = self.config.build_learner(spaces={MODULE: spaces})
         self.module = self.learner.module[MODULE].unwrapped()
@@ -99,7 +99,7 @@ class RllibTrainer(ABC):
             for name, value in self.module.state_dict().items()
         }
         for name, optimizer in self.learner.get_optimizers_for_module(MODULE):
-            state |= prefixed(f"optimizer/{name}/", optimizer_state(optimizer))
+            state |= add_prefix(f"optimizer/{name}/", optimizer_state(optimizer))
         state |= {
             f"memory/{name}": value.detach().cpu().numpy().copy()
             for name, value in self.algorithm.memory(self.learner).items()
@@ -108,7 +108,7 @@ class RllibTrainer(ABC):
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """See Trainer."""
-        kept, mine = below(state, "module/"), self.module.state_dict()
+        kept, mine = strip_prefix(state, "module/"), self.module.state_dict()
         if {name: value.shape for name, value in kept.items()} != {
             name: tuple(value.shape) for name, value in mine.items()
         }:
@@ -119,7 +119,7 @@ class RllibTrainer(ABC):
             {name: torch.from_numpy(np.array(value)) for name, value in kept.items()}
         )
         for name, optimizer in self.learner.get_optimizers_for_module(MODULE):
-            load_optimizer(optimizer, below(state, f"optimizer/{name}/"))
+            load_optimizer(optimizer, strip_prefix(state, f"optimizer/{name}/"))
         for name, value in self.algorithm.memory(self.learner).items():
             value.data.copy_(torch.from_numpy(np.array(state[f"memory/{name}"])))
         self.learner_steps = int(state["count/learner_steps"])
@@ -129,7 +129,7 @@ class RllibTrainer(ABC):
         self.learner.shutdown()
 
 
-def configured(algorithm: Rllib, context: TrainerContext, discrete: bool) -> Any:
+def make_config(algorithm: Rllib, context: TrainerContext, discrete: bool) -> Any:
     """RLlib's AlgorithmConfig for a run."""
     from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec

@@ -9,13 +9,13 @@ command_line.py  flags, and `configure`
 from bigdm_ray.training.config.command_line import RunCommand, configure, parse
 from bigdm_ray.training.config.files import read_run, read_yaml, run_from_json
 from bigdm_ray.training.config.presets import (
-    as_begun,
-    foreign_run,
+    external_run,
     offline_defaults,
-    opened,
+    open_start,
     origin_of,
-    premature,
+    premature_warning,
     preset_of,
+    resumed_run,
     still_rising,
 )
 from bigdm_ray.training.config.values import (
@@ -28,9 +28,9 @@ from bigdm_ray.training.config.values import (
     Saves,
     StartingRun,
     TaskUse,
-    acting_as,
-    described,
+    describe_run,
     settings_of,
+    with_acting_settings,
 )
 
 __all__ = [
@@ -44,20 +44,20 @@ __all__ = [
     "Saves",
     "StartingRun",
     "TaskUse",
-    "acting_as",
-    "as_begun",
     "configure",
-    "described",
-    "foreign_run",
+    "describe_run",
+    "external_run",
     "offline_defaults",
-    "opened",
+    "open_start",
     "origin_of",
     "parse",
-    "premature",
+    "premature_warning",
     "preset_of",
     "read_run",
     "read_yaml",
+    "resumed_run",
     "run_from_json",
     "settings_of",
     "still_rising",
+    "with_acting_settings",
 ]

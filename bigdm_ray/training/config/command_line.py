@@ -15,10 +15,10 @@ from typing import Any
 
 from bigdm_ray.algorithms.base import algorithms, find_algorithm
 from bigdm_ray.doors import Parser
-from bigdm_ray.envs.task import called, find_task
+from bigdm_ray.envs.task import canonical_name, find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.resolving import resolve
-from bigdm_ray.settings import converted, flag
+from bigdm_ray.settings import convert, flag
 from bigdm_ray.training.config.files import (
     YAML,
     ConfigFile,
@@ -30,7 +30,7 @@ from bigdm_ray.training.config.files import (
 from bigdm_ray.training.config.presets import (
     SEVERAL,
     RequestedTask,
-    made,
+    make_run,
     offline_defaults,
     preset_of,
 )
@@ -172,7 +172,7 @@ def _parse(arguments: list[str], entries: Sequence[TaskEntry]) -> RunCommand:
         raise SystemExit(0)
     given = parser.parse(arguments)
     typed = {
-        path: converted(hint, getattr(given, path), path)
+        path: convert(hint, getattr(given, path), path)
         for path, hint in flags.values()
         if getattr(given, path) is not None
     }
@@ -182,10 +182,10 @@ def _parse(arguments: list[str], entries: Sequence[TaskEntry]) -> RunCommand:
         )
     typed = file.typed(kind) | typed
     seed = given.seed if given.seed is not None else file.seed
-    seed = converted(int, seed, "seed") if seed is not None else None
+    seed = convert(int, seed, "seed") if seed is not None else None
     config = known.folder / "run.json" if alone else None if file.path else given.config
     start = given.start or (Path(file.start) if file.start else None)
-    run = made(kind, wanted, preset, config, typed, seed, start)
+    run = make_run(kind, wanted, preset, config, typed, seed, start)
     return RunCommand(run, given.folder, given.resume, given.local, given.quiet, alone)
 
 
@@ -193,7 +193,7 @@ def _wanted(entries: Sequence[TaskEntry], weights: str | None) -> list[Requested
     """The tasks that are asked for, with their datasets. Raises UserError."""
     shares = [entry.weight for entry in entries]
     if weights is not None:
-        shares = list(converted(tuple[float, ...], weights, "weights"))
+        shares = list(convert(tuple[float, ...], weights, "weights"))
         if len(shares) != len(entries):
             raise UserError(
                 f"--weights is {weights}, but one number for each task is expected, "
@@ -210,7 +210,7 @@ def _wanted(entries: Sequence[TaskEntry], weights: str | None) -> list[Requested
                 f"the source {entry.target} of task {entry.task} is no dataset's folder"
             )
         wanted.append(
-            RequestedTask(dataset.task if dataset else called(entry.target), dataset, share)
+            RequestedTask(dataset.task if dataset else canonical_name(entry.target), dataset, share)
         )
     return wanted
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from bigdm_ray.algorithms.base import Algorithm, find_algorithm
-from bigdm_ray.errors import UserError, nearest, quoted
+from bigdm_ray.errors import UserError, quote_value, suggest_names
 from bigdm_ray.jsons import read_json
-from bigdm_ray.settings import converted, from_json
+from bigdm_ray.settings import convert, from_json
 from bigdm_ray.training.config.values import (
     SCHEMA_VERSION,
     SETTINGS,
@@ -51,7 +51,7 @@ def run_from_json(data: Mapping[str, Any]) -> Run:
         for name, value in rest.items():
             if name not in hints:
                 raise UserError(
-                    f"unknown setting {name!r} in run.json{nearest(name, sorted(hints))}"
+                    f"unknown setting {name!r} in run.json{suggest_names(name, sorted(hints))}"
                 )
             if name == "start":
                 given[name] = None if value is None else from_json(StartingRun, value, "start.")
@@ -59,7 +59,7 @@ def run_from_json(data: Mapping[str, Any]) -> Run:
             given[name] = (
                 from_json(hints[name], value, f"{name}.")
                 if dataclasses.is_dataclass(hints[name])
-                else converted(hints[name], value, name)
+                else convert(hints[name], value, name)
             )
         return Run(from_json(kind, settings, "algorithm."), uses, **given)
     except (KeyError, TypeError, AttributeError) as error:
@@ -70,16 +70,16 @@ def _uses(rest: dict[str, Any]) -> tuple[TaskUse, ...]:
     """The tasks of a run.json, taken out of what it holds. Raises KeyError, UserError."""
     told = rest.pop("tasks") if "tasks" in rest else [{"task": rest.pop("task")}]
     if not isinstance(told, list) or not all(isinstance(one, dict) for one in told):
-        raise UserError(f"run.json says tasks {quoted(told)}, but a list of tasks is expected")
+        raise UserError(f"run.json says tasks {quote_value(told)}, but a list of tasks is expected")
     if "dataset" in rest:
         told = [told[0] | {"dataset": rest.pop("dataset")}]
     return tuple(
         TaskUse(
-            converted(str, one["task"], "task"),
+            convert(str, one["task"], "task"),
             None
             if one.get("dataset") is None
             else from_json(DatasetOrigin, one["dataset"], "dataset."),
-            converted(float, one.get("weight", 1.0), "weight"),
+            convert(float, one.get("weight", 1.0), "weight"),
         )
         for one in told
     )
@@ -114,20 +114,20 @@ def entry_of(value: Any, where: str) -> TaskEntry:
     keys = ("task", "source", "weight")
     if not isinstance(value, Mapping) or not {"task", "source"} & value.keys():
         raise UserError(
-            f"{where} has {quoted(value)}, but a name or a mapping of task, source and weight is expected"
+            f"{where} has {quote_value(value)}, but a name or a mapping of task, source and weight is expected"
         )
     if unknown := [str(key) for key in value if key not in keys]:
         raise UserError(
-            f"{where} has the unknown setting {unknown[0]!r}{nearest(unknown[0], list(keys))}"
+            f"{where} has the unknown setting {unknown[0]!r}{suggest_names(unknown[0], list(keys))}"
         )
     task, source = (value.get(key) for key in keys[:2])
     weight = value.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float):
-        raise UserError(f"in {where} weight is {quoted(weight)}, but a number is expected")
+        raise UserError(f"in {where} weight is {quote_value(weight)}, but a number is expected")
     target = os.fspath(source) if isinstance(source, os.PathLike) else source
     for key, named in (("task", task), ("source", target)):
         if named is not None and not isinstance(named, str):
-            raise UserError(f"in {where} {key} is {quoted(named)}, but a name is expected")
+            raise UserError(f"in {where} {key} is {quote_value(named)}, but a name is expected")
     return TaskEntry(target or task or "", task, float(weight))
 
 
@@ -154,10 +154,10 @@ class ConfigFile:
         hints = {path: hint for path, hint, *_ in settings_of(kind)}
         for path in self.settings:
             if path not in hints:
-                near = nearest(path, list(hints))
+                near = suggest_names(path, list(hints))
                 raise UserError(f"{self.path} has the unknown setting {path!r}{near}")
         try:
-            return {path: converted(hints[path], v, path) for path, v in self.settings.items()}
+            return {path: convert(hints[path], v, path) for path, v in self.settings.items()}
         except UserError as error:
             raise UserError(f"in {self.path} {error}") from None
 
@@ -188,19 +188,21 @@ def read_yaml(path: Path) -> ConfigFile:
     settings: dict[str, Any] = {}
     for name, value in data.items():
         if name not in (*words, *SETTINGS):
-            near = nearest(str(name), [*words, *SETTINGS])
-            raise UserError(f"{path} has the unknown setting {quoted(name)}{near}")
+            near = suggest_names(str(name), [*words, *SETTINGS])
+            raise UserError(f"{path} has the unknown setting {quote_value(name)}{near}")
         if name in SETTINGS or isinstance(value, dict):
             if not isinstance(value, dict) or name not in ("algorithm", *SETTINGS):
                 wanted = "a group of settings" if name in SETTINGS else "one value"
-                raise UserError(f"in {path} {name} is {quoted(value)}, but {wanted} is expected")
+                raise UserError(
+                    f"in {path} {name} is {quote_value(value)}, but {wanted} is expected"
+                )
             inner = {str(key).replace("-", "_"): item for key, item in value.items()}
             if name == "algorithm":
                 given[name] = inner.pop("name", None)
             settings |= {f"{name}.{key}": item for key, item in inner.items()}
         elif name == "tasks":
             if not isinstance(value, list):
-                raise UserError(f"in {path} tasks is {quoted(value)}, but a list is expected")
+                raise UserError(f"in {path} tasks is {quote_value(value)}, but a list is expected")
             given[name] = tuple(entry_of(one, str(path)) for one in value)
         elif value is not None:
             given[name] = value if name == "seed" else str(value)
@@ -224,7 +226,7 @@ def _twice(node: Any) -> str | None:
     return None
 
 
-def filled(data: dict[str, Any], values: dict[str, Any]) -> Run:
+def fill_run(data: dict[str, Any], values: dict[str, Any]) -> Run:
     """The Run of a run.json with these settings, by their paths, in place of its own. Raises UserError."""
     for path, value in values.items():
         owner, _, key = path.partition(".")

@@ -23,7 +23,7 @@ from bigdm_ray.jsons import read_json
 from bigdm_ray.settings import flag, from_json, to_json
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint
-from bigdm_ray.training.config.files import filled, read_run
+from bigdm_ray.training.config.files import fill_run, read_run
 from bigdm_ray.training.config.values import (
     DatasetOrigin,
     Evaluations,
@@ -74,7 +74,7 @@ def offline_defaults(kind: type[Algorithm], given: Mapping[str, Any]) -> dict[st
     return {"budget.learner_steps": steps, **counted}
 
 
-def as_begun(run: Run, folder: Path) -> Run:
+def resumed_run(run: Run, folder: Path) -> Run:
     """A run as it is resumed.
 
     A hyperparameter that its run.json does not know, being older, is what was done before there was
@@ -99,7 +99,7 @@ def as_begun(run: Run, folder: Path) -> Run:
         given = path in typed or data[owner][key] != value
         if key in ("every", "report_every") and not given:
             kept[path] = began[owner][key]
-    return filled(data, kept)
+    return fill_run(data, kept)
 
 
 def _without_later(run: Run, file: Path) -> Run:
@@ -117,7 +117,7 @@ def _without_later(run: Run, file: Path) -> Run:
             owner, _, name = path.partition(".")
             later |= {path: began[name]} if owner == "algorithm" else {}
     kept = {path: value for path, value in later.items() if path not in (run.typed or ())}
-    return filled(run.to_json(), kept) if kept else run
+    return fill_run(run.to_json(), kept) if kept else run
 
 
 def _preset(run: Run) -> dict[str, Any]:
@@ -136,7 +136,7 @@ FINE_TUNING = {
 """What a run that starts from another has in place of the defaults: the budget of Zheng et al. 2022."""
 
 
-def made(
+def make_run(
     kind: type[Algorithm],
     wanted: Sequence[RequestedTask],
     preset: str | None,
@@ -190,7 +190,7 @@ def made(
         values = offline_defaults(kind, values | typed) | values
     data |= {"preset": name} | ({} if seed is None else {"seed": seed})
     data["typed"] = sorted({*(data["typed"] or ()), *typed, *([] if seed is None else ["seed"])})
-    run = filled(data, values | typed)
+    run = fill_run(data, values | typed)
     if datasets:
         steps, episodes = (
             sum(getattr(d, what) for d in datasets) for what in ("steps", "episodes")
@@ -203,7 +203,7 @@ def made(
                 raise UserError(
                     f"--algorithm.{name.replace('_', '-')} is {mine}, but --from {start} has {theirs}: what shapes network and optimizers must stay"
                 )
-    premature(run)
+    premature_warning(run)
     return run
 
 
@@ -253,7 +253,7 @@ def _fit_together(
         )
 
 
-def premature(run: Run) -> str | None:
+def premature_warning(run: Run) -> str | None:
     """What a run on a dataset comes to whose budget ends before its policy's own learning begins, in one sentence; None where it does not.
 
     Raises UserError where its policy would not have been trained at all.
@@ -286,14 +286,14 @@ def still_rising(run: Run) -> str | None:
     )
 
 
-def opened(folder: Path) -> tuple[Run, Checkpoint]:
+def open_start(folder: Path) -> tuple[Run, Checkpoint]:
     """A run and its last checkpoint, to start another from. Raises UserError where there is none."""
     if not (folder / "run.json").is_file():
         raise UserError(
             f"--from {folder} holds no run: a folder with a run.json is expected, as `run` leaves one"
         )
     run = read_run(folder)
-    saved = checkpoint.last(folder / "checkpoints", run.identity)
+    saved = checkpoint.last_checkpoint(folder / "checkpoints", run.identity)
     if saved is None:
         raise UserError(
             f"--from {folder} has no checkpoint yet: train it to its first one, or start anew without --from"
@@ -309,7 +309,7 @@ def start_of(
     config: Path | None,
 ) -> tuple[Run, StartingRun]:
     """The run that another starts from, and what run.json says of it. Raises UserError for one that does not fit."""
-    run, saved = opened(folder)
+    run, saved = open_start(folder)
     if run.algorithm.name != kind.name or run.title != task:
         raise UserError(
             f"--from {folder} is {run.algorithm.name} on {run.title}, not {kind.name} on {task}"
@@ -342,12 +342,12 @@ def origin_of(dataset: Dataset) -> dict[str, Any]:
     return {"folder": str(dataset.folder.resolve()), **named, **told}
 
 
-def foreign_run(
+def external_run(
     kind: type[Algorithm], task: str, preset: str | None, settings: dict[str, Any]
 ) -> Run:
     """The Run of weights that were trained elsewhere: a task, a preset's settings, and those by path that the weights ask for. Raises UserError."""
     found = find_task(task)
     name, values = preset_of(kind, found.name, preset)
-    return filled(
+    return fill_run(
         Run(kind(), (TaskUse(found.name),)).to_json() | {"preset": name}, values | settings
     )

@@ -19,13 +19,13 @@ from bigdm_ray.algorithms.base import Algorithm
 from bigdm_ray.algorithms.learned import Supervised
 from bigdm_ray.algorithms.online import Online
 from bigdm_ray.baselines.base import Baseline
-from bigdm_ray.envs.task import Task, called, find_task
-from bigdm_ray.errors import UserError, nearest
+from bigdm_ray.envs.task import Task, canonical_name, find_task
+from bigdm_ray.errors import UserError, suggest_names
 from bigdm_ray.formats.behaviour import MODES
 from bigdm_ray.formats.dataset import references
 from bigdm_ray.formats.signatures import sound_signature
 from bigdm_ray.replay.table import Retention
-from bigdm_ray.settings import checked, converted, flag, setting, to_json
+from bigdm_ray.settings import check_settings, convert, flag, setting, to_json
 
 SCHEMA_VERSION = 2
 """Of a run of several tasks; that of one task is written as version 1 wrote it."""
@@ -60,7 +60,7 @@ class TaskUse:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", called(self.name))
+        object.__setattr__(self, "name", canonical_name(self.name))
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise UserError(
                 f"the weight of task {self.name} is {self.weight:g}, but a number above 0 is expected"
@@ -231,9 +231,9 @@ class Run:
                 f"--seed is {self.seed}, but an integer from 0 to 2147483647 is expected"
             )
         self._check_tasks()
-        checked(self.algorithm, "algorithm.")
+        check_settings(self.algorithm, "algorithm.")
         for name in SETTINGS:
-            checked(getattr(self, name), f"{name}.")
+            check_settings(getattr(self, name), f"{name}.")
 
     def _check_tasks(self) -> None:
         names = [use.name for use in self.tasks]
@@ -288,8 +288,8 @@ class Run:
     def use(self, task: str) -> TaskUse:
         """The task of this name, of any of its names. Raises UserError for one that it has not."""
         names = [use.name for use in self.tasks]
-        if (name := called(task)) not in names:
-            raise UserError(f"the run has no task {task!r}{nearest(task, names)}")
+        if (name := canonical_name(task)) not in names:
+            raise UserError(f"the run has no task {task!r}{suggest_names(task, names)}")
         return self.tasks[names.index(name)]
 
     def of(self, task: str) -> Run:
@@ -385,7 +385,7 @@ def settings_of(kind: type[Algorithm]) -> Iterator[tuple[str, Any, Any, str]]:
                 yield f"{prefix}.{f.name}", hints[f.name], f.default, f.metadata["help"] + choices
 
 
-def acting_as(algorithm: Algorithm, given: Mapping[str, Any]) -> Algorithm:
+def with_acting_settings(algorithm: Algorithm, given: Mapping[str, Any]) -> Algorithm:
     """A trained algorithm with other values, as text too, of settings that affect acting alone. Raises UserError for another setting, and one out of range."""
     may = [flag(f"algorithm.{name}") for name in algorithm.acting]
     hints = typing.get_type_hints(type(algorithm))
@@ -394,7 +394,7 @@ def acting_as(algorithm: Algorithm, given: Mapping[str, Any]) -> Algorithm:
         path = f"algorithm.{name}"
         if name not in known:
             raise UserError(
-                f"{algorithm.name} has no setting {flag(path)}{nearest(flag(path), may)}"
+                f"{algorithm.name} has no setting {flag(path)}{suggest_names(flag(path), may)}"
             )
         if name not in algorithm.acting:
             rest = (
@@ -405,16 +405,13 @@ def acting_as(algorithm: Algorithm, given: Mapping[str, Any]) -> Algorithm:
             raise UserError(f"{flag(path)} was settled when the run was trained; {rest}")
     made = dataclasses.replace(
         algorithm,
-        **{
-            name: converted(hints[name], value, f"algorithm.{name}")
-            for name, value in given.items()
-        },
+        **{name: convert(hints[name], value, f"algorithm.{name}") for name, value in given.items()},
     )
-    checked(made, "algorithm.")
+    check_settings(made, "algorithm.")
     return made
 
 
-def described(run: Run) -> str:
+def describe_run(run: Run) -> str:
     """One line that says what is about to be trained."""
     data = ", ".join(use.dataset.name for use in run.tasks if use.dataset)
     budget = (
