@@ -47,6 +47,7 @@ def train(
     resume: bool = False,
     local: bool = False,
     quiet: bool | None = None,
+    dashboard: bool = False,
 ) -> dict[str, Any]:
     """Train `run` and return its summary (also in FOLDER/summary.json); `report` hears every report.
 
@@ -54,15 +55,23 @@ def train(
 
     Where `report` returns True, the run ends as if its budget ended there: with a checkpoint, final
     scores and a summary that says `"stopped": true`. `resume` goes on from it.
-    Through Ray by default, in this process with `local`. Raises UserError, and RunFailed where the world stops a run.
+    Through Ray by default, in this process with `local`. With `dashboard` Ray's web page is there while the run goes on,
+    and its address is told on standard error. Raises UserError, and RunFailed where the world stops a run.
     """
+    if dashboard and (local or not _on_ray(run)):
+        raise UserError("--dashboard shows Ray, but this run is in one process; leave it out")
     shown = notebook() is not None if quiet is None else not quiet
     progress: contextlib.AbstractContextManager[TerminalReporter | None] = (
         bar(run, local) if shown else contextlib.nullcontext()
     )
     with open_home(run, folder, resume) as path, progress as terminal:
         listeners = [one for one in (report, terminal) if one is not None]
-        return _train(run, path, listeners, resume, local)
+        return _train(run, path, listeners, resume, local, dashboard)
+
+
+def _on_ray(run: Run) -> bool:
+    """Whether a run is on Ray unless it is told `--local`."""
+    return not isinstance(run.algorithm, ExternalAlgorithm) or run.algorithm.on_ray
 
 
 @contextlib.contextmanager
@@ -82,33 +91,33 @@ def bar(run: Run, local: bool) -> Iterator[TerminalReporter]:
 
 
 def _train(
-    run: Run, path: Path, listeners: list[Listener], resume: bool, local: bool
+    run: Run, path: Path, listeners: list[Listener], resume: bool, local: bool, dashboard: bool
 ) -> dict[str, Any]:
     run = resumed_run(run, path) if resume else run
     if isinstance(run.algorithm, ExternalAlgorithm):
-        return _train_foreign(run, path, resume, listeners, local)
+        return _train_foreign(run, path, resume, listeners, local, dashboard)
     if local:
         from bigdm_ray.training.loop import train_local
 
         return train_local(run, path, resume, listeners)
     from bigdm_ray.distributed.loop import train_on_ray
 
-    return train_on_ray(run, path, resume, listeners)
+    return train_on_ray(run, path, resume, listeners, dashboard)
 
 
 def _train_foreign(
-    run: Run, path: Path, resume: bool, listeners: list[Listener], local: bool
+    run: Run, path: Path, resume: bool, listeners: list[Listener], local: bool, dashboard: bool
 ) -> dict[str, Any]:
     import bigdm_ray.distributed  # noqa: F401  (settles how Ray is imported, which the library may do)
     from bigdm_ray.training.external import check, train_foreign
 
     assert isinstance(run.algorithm, ExternalAlgorithm)
-    if local or not run.algorithm.on_ray:
+    if local or not _on_ray(run):
         return train_foreign(run, path, resume, listeners)
     check(run)  # before a Ray is started
     from bigdm_ray.distributed.cluster import cluster
 
-    with cluster(run):
+    with cluster(run, dashboard):
         return train_foreign(run, path, resume, listeners, actors=run.machines.actors)
 
 
@@ -268,7 +277,14 @@ def _main(asked: RunCommand, folder: Path) -> int:
         if note is not None:
             print(f"note: {note}", file=sys.stderr)
     try:
-        summary = train(run, folder, resume=asked.resume, local=asked.local, quiet=asked.quiet)
+        summary = train(
+            run,
+            folder,
+            resume=asked.resume,
+            local=asked.local,
+            quiet=asked.quiet,
+            dashboard=asked.dashboard,
+        )
     except KeyboardInterrupt:
         print(stop_sentence(folder), file=sys.stderr)
         return stopping.code()

@@ -2,6 +2,8 @@
 
     python tuning/udrl_lunarlander.py --folder runs/tune-lunarlander            48 samples of 2 million steps, 2 at a time
     python tuning/udrl_lunarlander.py --folder runs/tune-lunarlander            the same again goes on where it was stopped
+    python tuning/udrl_lunarlander.py --dashboard                               with Ray's web page, whose address is told
+    tensorboard --logdir runs/tune-lunarlander/trials                           curves; the tab HParams compares the trials
     python tuning/udrl_lunarlander.py --help
 
 A trial is an ordinary run with a run folder of its own (FOLDER/trials/ID), trained in one process (`--local`) on one
@@ -113,10 +115,12 @@ def sweep(
     rungs: tuple[int, ...] = (500_000, 1_000_000, 2_000_000),
     concurrent: int = 2,
     verbose: int = 1,
+    dashboard: bool = False,
 ) -> list[dict[str, Any]]:
     """Try `samples` draws from `space` on top of `base`; the rows of the table, best first (also in FOLDER/table.json).
 
-    Lists in `space` are drawn from uniformly; anything else is a search space of Tune's. Raises UserError.
+    Lists in `space` are drawn from uniformly; anything else is a search space of Tune's. With `dashboard` the address of
+    Ray's web page is told. Raises UserError.
     """
     root = folder.resolve()
     settings = {name: value for name, value in base.to_json().items() if name != "machines"}
@@ -134,7 +138,7 @@ def sweep(
     crowd = dataclasses.replace(
         base.machines, actors=concurrent
     )  # a Ray that is started here has a CPU for each trial
-    with cluster(dataclasses.replace(base, machines=crowd)):
+    with cluster(dataclasses.replace(base, machines=crowd), dashboard):
         trainable = tune.with_resources(
             tune.with_parameters(trial, base=base.to_json(), root=str(root)), {"cpu": 1}
         )
@@ -276,6 +280,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--address", default="local", help="Ray cluster to join; `local` starts one on this machine"
     )
+    parser.add_argument(
+        "--dashboard",
+        action="store_true",
+        help="show Ray's web page while the sweep goes on; its address is told",
+    )
     given = parser.parse(arguments)
     try:
         rungs = tuple(int(rung) for rung in given.rungs.split(","))
@@ -300,7 +309,12 @@ def main(arguments: list[str]) -> int:
     base = configure("udrl", given.task, flags)
     try:
         rows = sweep(
-            base, given.folder, samples=given.samples, rungs=rungs, concurrent=given.concurrent
+            base,
+            given.folder,
+            samples=given.samples,
+            rungs=rungs,
+            concurrent=given.concurrent,
+            dashboard=given.dashboard,
         )
     except (
         KeyboardInterrupt

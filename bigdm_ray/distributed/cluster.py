@@ -35,6 +35,7 @@ from bigdm_ray import stopping
 from bigdm_ray.distributed.session_folder import SessionFolder
 from bigdm_ray.distributed.watch import shut_down, watch_ray
 from bigdm_ray.errors import RunFailed, UserError
+from bigdm_ray.progress import say
 from bigdm_ray.training.config import Run
 from bigdm_ray.training.learner import pick_device
 
@@ -47,19 +48,25 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THRE
 
 
 @contextlib.contextmanager
-def cluster(run: Run) -> Iterator[Any]:
-    """The connected `ray` module; what was started here is stopped at the end. Raises UserError where it cannot join."""
+def cluster(run: Run, dashboard: bool = False) -> Iterator[Any]:
+    """The connected `ray` module; what was started here is stopped at the end.
+
+    With `dashboard` the address of Ray's web page is told: that of the cluster, or of the Ray that is
+    started here, which has none otherwise. Raises UserError where it cannot join.
+    """
     check_device(run)
     if ray.is_initialized():  # inside a Tune trial, or a user's own session
         yield ray
         return
     machines = run.machines
     if machines.address == "local":
-        with own_ray(machines.actors + machines.learners + 1):
+        with own_ray(machines.actors + machines.learners + 1, dashboard):
             yield ray
     else:
         _join(machines.address)
         try:
+            if dashboard:
+                say(_dashboard_of_a_cluster())
             yield ray
         finally:
             ray.shutdown()
@@ -105,18 +112,20 @@ def _join(address: str) -> None:
 
 
 @contextlib.contextmanager
-def own_ray(cpus: int) -> Iterator[None]:
+def own_ray(cpus: int, dashboard: bool = False) -> Iterator[None]:
     """A Ray of this process's own on this machine, with at least so many (logical) CPUs.
 
-    It listens on loopback only, has a token and a folder of its own, and is stopped at the end.
-    Raises RunFailed.
+    It listens on loopback only, has a token and a folder of its own, and is stopped at the end. With
+    `dashboard` it has a web page too, whose address and token are told. Raises RunFailed.
     """
     _check_loopback()
     token = {} if _named_token() else {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with _environment(token):
         _look_again()
-        folder = _started(max(os.cpu_count() or 1, cpus))
+        folder = _started(max(os.cpu_count() or 1, cpus), dashboard)
         try:
+            if dashboard:
+                say(f"dashboard: {_page()}, which asks for a token: {_answer(token)}")
             with watch_ray(folder.remove):
                 yield
         finally:
@@ -140,7 +149,30 @@ def _named_token() -> bool:
     return "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
 
 
-def _started(cpus: int) -> SessionFolder:
+def _page() -> str:
+    """The address of the web page of the Ray that is connected; empty where it has none."""
+    url = ray._private.worker.get_dashboard_url()
+    return f"http://{url}" if url else ""
+
+
+def _answer(token: dict[str, str]) -> str:
+    """What to type where the web page of a Ray of one's own asks for a token."""
+    if not token:
+        return "the one that RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH says"
+    return f"{token['RAY_AUTH_TOKEN']} (it ends with this command)"
+
+
+def _dashboard_of_a_cluster() -> str:
+    """Where its web page is, in one line."""
+    if not (page := _page()):
+        return "dashboard: the cluster has none; start its head with --include-dashboard=true"
+    return (
+        f"dashboard: {page} on the head, whose token it asks for; `ray dashboard FILE` brings it "
+        "here, with the file of the cluster"
+    )
+
+
+def _started(cpus: int, dashboard: bool) -> SessionFolder:
     """The folder of a Ray that runs.
 
     A busy machine, or a port that another took first, is worth another try.
@@ -154,7 +186,7 @@ def _started(cpus: int) -> SessionFolder:
                     log_to_driver=False,
                     logging_level="critical",  # what fails is told once, below
                     num_cpus=cpus,
-                    include_dashboard=False,
+                    include_dashboard=dashboard,
                     _temp_dir=str(folder.path),
                     _system_config={"enable_metrics_collection": False},
                 )

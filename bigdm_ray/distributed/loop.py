@@ -45,12 +45,19 @@ IN_FLIGHT = 2
 
 
 def train_on_ray(
-    run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None
+    run: Run,
+    folder: Path,
+    resume: bool = False,
+    listeners: list[Listener] | None = None,
+    dashboard: bool = False,
 ) -> dict[str, Any]:
-    """Train with Ray; the summary. Raises UserError, and RunFailed with everything stored so far kept."""
+    """Train with Ray; the summary. Raises UserError, and RunFailed with everything stored so far kept.
+
+    With `dashboard` the address of Ray's web page is told.
+    """
     with RunFolder(folder).claimed(run, resume, exact=runs_in_lock_step(run)) as home:
         try:
-            with cluster(run):
+            with cluster(run, dashboard):
                 return _train(run, folder, home, resume, listeners or [])
         except RayTaskError as error:
             if is_for_user(error.cause):  # without the traceback that Ray adds

@@ -13,10 +13,10 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -107,16 +107,33 @@ class JsonLines:
             self._file.close()
 
 
+def _words(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as TensorBoard takes them: it knows numbers, words and truth values, but no lists."""
+    return {
+        name: ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+        for name, value in settings.items()
+    }
+
+
 class TensorBoard:
     """Event files in `tensorboard/`, the horizontal axis being `clock`: environment steps, learner steps on a dataset.
 
     They are written here and now, not by the thread of tensorboardX's own writer: what that meets on a full disk nobody could catch.
+    Its HParams tab shows `settings` beside the newest values of the metrics named `results`.
     """
 
     FLUSH_S = 10.0
 
-    def __init__(self, folder: Path, clock: str = "time/env_steps") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        clock: str = "time/env_steps",
+        settings: Mapping[str, Any] | None = None,
+        results: Sequence[str] = (),
+    ) -> None:
         from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import hparams
 
         self._clock = clock
         self._folder = folder
@@ -124,6 +141,10 @@ class TensorBoard:
         with self._told():
             folder.mkdir(parents=True, exist_ok=True)
             self._events = EventsWriter(str(folder / "events"))
+            if settings:
+                begun = hparams(_words(settings), dict.fromkeys(results))[:2]  # the third ends it
+                for summary in begun:
+                    self._events.write_event(Event(wall_time=time.time(), summary=summary))
         self._flushed = time.monotonic()
 
     def __call__(self, report: Report) -> None:

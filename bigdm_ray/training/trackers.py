@@ -17,7 +17,7 @@ from bigdm_ray.errors import UserError, elide, sentence
 from bigdm_ray.progress import say
 from bigdm_ray.settings import flag
 from bigdm_ray.training.config import Run
-from bigdm_ray.training.metrics import Listener, Report, TensorBoard
+from bigdm_ray.training.metrics import EVALUATED, Listener, Report, TensorBoard
 
 
 class TrackerCallbacks(NamedTuple):
@@ -70,7 +70,10 @@ def writers(run: Run, folder: Path) -> list[Listener]:
         for tracker in trackers:  # they write to the folder, which a refused run leaves as it was
             tracker.close()
         raise
-    return [TensorBoard(folder / "tensorboard", run.clock), *trackers]
+    settings = run.to_json()["algorithm"] | {"task": run.title, "seed": run.seed}
+    prefixes = [f"{use.name}/" for use in run.tasks] if run.several else [""]
+    results = [prefix + name for prefix in prefixes for name in (EVALUATED, "train/loss")]
+    return [TensorBoard(folder / "tensorboard", run.clock, settings, results), *trackers]
 
 
 def _tracker(

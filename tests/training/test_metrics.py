@@ -16,6 +16,7 @@ import threading
 import pytest
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from bigdm_ray import progress
 from bigdm_ray.doors import door
@@ -61,6 +62,26 @@ def test_numbers_of_a_report_become_scalars_at_its_step(tmp_path):
         (20, [("train/loss", 0.5)]),
         (40, [("train/loss", 0.25)]),
     ]
+
+
+def test_a_run_s_settings_and_scores_are_in_the_tab_that_compares_runs(tmp_path):
+    """What TensorBoard's HParams tab reads; it takes no lists, and `hidden` is one."""
+    assert main(["udrl", "toy-vector", *TINY.split(), "--folder", str(tmp_path / "run")]) == 0
+    hparams = {
+        value.tag: HParamsPluginData.FromString(value.metadata.plugin_data.content)
+        for event in events(tmp_path / "run" / "tensorboard")
+        for value in event.summary.value
+        if value.metadata.plugin_data.plugin_name == "hparams"
+    }
+    shown = hparams["_hparams_/session_start_info"].session_start_info.hparams
+    assert shown["hidden"].string_value == "8"
+    assert shown["batch_size"].number_value == 16
+    assert (shown["name"].string_value, shown["task"].string_value) == ("udrl", "toy-vector")
+    told = hparams["_hparams_/experiment"].experiment.metric_infos
+    values = (event.summary.value for event in events(tmp_path / "run" / "tensorboard"))
+    tags = {value.tag for one in values for value in one}
+    assert [one.name.tag for one in told] == ["evaluation/return_mean", "train/loss"]
+    assert {one.name.tag for one in told} <= tags
 
 
 def test_a_full_disk_is_told_once(tmp_path, monkeypatch):

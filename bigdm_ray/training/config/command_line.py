@@ -68,6 +68,7 @@ class RunCommand:
     local: bool
     quiet: bool
     alone: bool = False  # only --resume and --folder tell which run it is
+    dashboard: bool = False
 
 
 def parse(arguments: list[str]) -> RunCommand:
@@ -102,6 +103,11 @@ def _parse(arguments: list[str], entries: Sequence[TaskEntry]) -> RunCommand:
     )
     parser.add_argument("--local", action="store_true", help="one process, without Ray")
     parser.add_argument("--quiet", action="store_true", help="no progress, only the summary")
+    parser.add_argument(
+        "--dashboard",
+        action="store_true",
+        help="show Ray's web page of actors, logs and load while the run goes on; its address is told",
+    )
     parser.add_argument(
         "--preset",
         default=None,
@@ -186,7 +192,9 @@ def _parse(arguments: list[str], entries: Sequence[TaskEntry]) -> RunCommand:
     config = known.folder / "run.json" if alone else None if file.path else given.config
     start = given.start or (Path(file.start) if file.start else None)
     run = make_run(kind, wanted, preset, config, typed, seed, start)
-    return RunCommand(run, given.folder, given.resume, given.local, given.quiet, alone)
+    return RunCommand(
+        run, given.folder, given.resume, given.local, given.quiet, alone, given.dashboard
+    )
 
 
 def _wanted(entries: Sequence[TaskEntry], weights: str | None) -> list[RequestedTask]:
