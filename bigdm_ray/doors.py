@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import dataclasses
+import gc
 import re
 import sys
 import typing
@@ -31,8 +33,11 @@ _NUMBER = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
 def door(main: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
     """Run a door's main, which signals can stop (`stopping.py`); the exit code.
 
-    Prints `error: ...` for a UserError, or for want of disk or memory wherever it was met.
+    Prints `error: ...` for a UserError, or for want of disk or memory wherever it was met. The end of
+    the process does not look for cycles in all that torch holds, which takes a second and frees nothing.
     """
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)
     with stopping.heed_signals():
         return _told(main, sys.argv[1:] if arguments is None else arguments)
 

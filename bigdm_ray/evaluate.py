@@ -33,7 +33,7 @@ from bigdm_ray import stopping
 from bigdm_ray.doors import Parser, door, split_prefixed
 from bigdm_ray.envs.task import Task
 from bigdm_ray.envs.vector import Arrays, Step, VectorEnv
-from bigdm_ray.errors import RunFailed, UserError, install
+from bigdm_ray.errors import RunFailed, UserError, install, one_line
 from bigdm_ray.formats.behaviour import OWN_OR_MODES
 from bigdm_ray.progress import Progress
 from bigdm_ray.settings import setting
@@ -41,7 +41,7 @@ from bigdm_ray.tables.runs import align_columns, markdown, row
 from bigdm_ray.training.acting import command_of, policy_of, report_head, run_as
 from bigdm_ray.training.evaluation import ROWS, constant, evaluate_in_parts, join_scores, parts_of
 from bigdm_ray.training.learner import pick_device
-from bigdm_ray.training.loaded import Loaded, load
+from bigdm_ray.training.loaded import Loaded, load, locate_run
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.rollout import EpisodeOrigin, rollout
 from bigdm_ray.training.run_folder import versions, write_json
@@ -126,6 +126,8 @@ def score_run(loaded: Loaded, asked: EvaluateFlags) -> dict[str, Any]:
     episodes = asked.episodes or (loaded.run.evaluations.final_episodes if planned else 100)
     parts = parts_of(episodes, asked.rows or (PLANNED_ROWS if planned else ROWS))
     print(f"playing {episodes:,} episodes of {loaded.run.task}", file=sys.stderr)
+    if (note := horizon_note(asked, command)) is not None:
+        print(f"note: {note}", file=sys.stderr)
     if len(parts) < asked.actors:
         print(
             f"note: there are {len(parts)} parts of at most {max(parts)} episodes, for as many actors; a smaller --rows makes more",
@@ -174,6 +176,19 @@ def score_run(loaded: Loaded, asked: EvaluateFlags) -> dict[str, Any]:
         "lengths": result.lengths.tolist(),
         "versions": versions(),
     }
+
+
+def horizon_note(asked: EvaluateFlags, command: Mapping[str, float]) -> str | None:
+    """That a return was asked for without the steps to reach it in, in one sentence."""
+    if asked.desired_return is None or asked.desired_horizon is not None:
+        return None
+    if "desired_horizon" not in command:
+        return None
+    return (
+        f"the return of {asked.desired_return:,.1f} is asked for within "
+        f"{command['desired_horizon']:,.1f} steps, the horizon of the run's own evaluation; "
+        "--desired-horizon asks for another"
+    )
 
 
 def score_each(loaded: Loaded, asked: EvaluateFlags) -> dict[str, Any]:
@@ -314,7 +329,7 @@ def record_video(
         policy.show_plans(task.place, lambda plans: planned.__setitem__(slice(None), [plans]))
 
     def frame() -> np.ndarray:
-        plain = picture(task, env.frame())
+        plain = picture(task, env.frame)
         return (
             draw_lines(plain, task.pixels(planned[0]))
             if planned and task.pixels is not None
@@ -354,8 +369,15 @@ def record_video(
     return returns
 
 
-def picture(task: Task, frame: np.ndarray) -> np.ndarray:
-    """The frame. Raises UserError where the environment draws none."""
+def picture(task: Task, draw: Callable[[], np.ndarray]) -> np.ndarray:
+    """A frame. Raises UserError where the environment draws none, RunFailed where it fails to."""
+    try:
+        frame = draw()
+    except (UserError, RunFailed):
+        raise
+    except Exception as error:  # noqa: BLE001  (drawing is foreign code, which may raise anything)
+        why = f"its environment raised {type(error).__name__} as it drew: {one_line(error)}"
+        raise RunFailed(f"no video of {task.name} could be made: {why}") from None
     if frame.ndim != 3 or frame.dtype != np.uint8:
         raise UserError(f"task {task.name!r} draws no pictures; leave --video out")
     return frame
@@ -450,6 +472,8 @@ def main(arguments: list[str]) -> int:
     asked = parser.settings(EvaluateFlags, given)
     if given.video:
         require_video()
+    for folder in given.folders:
+        locate_run(folder, asked.weights)  # before one of them is played
     reports: list[tuple[Path, dict[str, Any]]] = []
     for folder in given.folders:
         loaded = load(folder, asked.weights, acting)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bigdm_ray import stopping
+from bigdm_ray.algorithms.online import Online
 from bigdm_ray.baselines.base import ExternalAlgorithm
 from bigdm_ray.doors import door
 from bigdm_ray.errors import RunFailed, UserError
@@ -34,9 +35,11 @@ from bigdm_ray.training.config import (
     resumed_run,
     still_rising,
 )
+from bigdm_ray.training.external import check_settings
+from bigdm_ray.training.learner import pick_device
 from bigdm_ray.training.metrics import Listener, TerminalReporter
 from bigdm_ray.training.run_folder import LOOPS, RunFolder, metrics_of
-from bigdm_ray.training.start import rotation_note
+from bigdm_ray.training.start import open_dataset, rotation_note
 
 
 def train(
@@ -82,7 +85,7 @@ def bar(run: Run, local: bool) -> Iterator[TerminalReporter]:
         clock=run.clock,
         minutes=run.budget.minutes,
         learner_steps=run.budget.learner_steps,
-        doing="starting" if local else "starting Ray",
+        doing="loading libraries" if local else "starting Ray",
     )
     try:
         yield terminal
@@ -103,6 +106,31 @@ def _train(
     from bigdm_ray.distributed.loop import train_on_ray
 
     return train_on_ray(run, path, resume, listeners, dashboard)
+
+
+def check_run(run: Run, folder: Path, resume: bool, local: bool) -> Run:
+    """The run as it will be trained, if nothing that is known before it begins speaks against it.
+
+    Nothing is made, nor is Ray started. Raises UserError.
+    """
+    run = resumed_run(run, folder) if resume else run
+    foreign = isinstance(run.algorithm, ExternalAlgorithm)
+    if foreign:
+        check_settings(run)
+    RunFolder(folder).check(run, resume, exact=not foreign and in_lock_step(run, local))
+    for use in run.tasks:
+        if use.dataset is not None:
+            open_dataset(use)
+        elif not run.several:  # of several, one that cannot be played is left out
+            use.task.signature()
+    if local or run.machines.address == "local":
+        pick_device(run.machines.device)
+    return run
+
+
+def in_lock_step(run: Run, local: bool) -> bool:
+    """Whether a resume of a run of our own learners repeats what came after its last checkpoint."""
+    return local or run.machines.lock_step or run.offline
 
 
 def _train_foreign(
@@ -174,23 +202,53 @@ def _made(path: Path) -> bool:
     return True
 
 
-def intent(run: Run, folder: Path, local: bool) -> str:
-    """What a run is about to do, and where it will be, for its header."""
+def intent(run: Run, folder: Path, local: bool, resume: bool = False) -> str:
+    """What a run is about to do, from where on, and where it will be, for its header."""
     if run.offline:
         told = [use.dataset for use in run.tasks if use.dataset is not None]
         each = " and ".join(f"{data.episodes:,} episodes of {data.name}" for data in told)
         does = f"learns from {each}, plays to score"
     else:
-        does = (
-            f"plays {run.title} from {'its start' if run.start else 'nothing'} and learns from it"
-        )
+        does = f"plays {run.title} and learns from it"
+    if resume:
+        does += f", {_goes_on(run, folder)}"
+    elif not run.offline:
+        does += ", from another run's learner on" if run.start else ", from nothing"
     machines = run.machines
     where = "in this process"
     if not local:
         where = (
             f"on Ray ({machines.address}), actors {machines.actors}, learners {machines.learners}"
         )
-    return f"{does}, {where}; saved in {folder}; Ctrl-C stops it, --resume goes on"
+    back = ""
+    if not run.offline and in_lock_step(run, local) and run.saves.every < run.total:
+        back = f" from its last checkpoint, one every {run.saves.every:,} steps"
+    return f"{does}, {where}; saved in {folder}; Ctrl-C stops it, --resume goes on{back}"
+
+
+def _goes_on(run: Run, folder: Path) -> str:
+    """Where a resume begins, for its header."""
+    if saved := checkpoint.complete_checkpoints(RunFolder(folder).checkpoints):
+        return f"going on from {_place(run, saved[-1]) or 'its last checkpoint'}"
+    return "beginning anew, for want of a checkpoint" + _kept(folder)
+
+
+def _kept(folder: Path) -> str:
+    """What a run without a checkpoint begins anew with."""
+    home = RunFolder(folder)
+    kept = home.loop == LOOPS[False] and any(home.store.rglob(f"*{SUFFIX}"))
+    return ", with the episodes that are stored" if kept else ""
+
+
+def _place(run: Run, saved: Path) -> str | None:
+    """Where a checkpoint stands, by the run's clock; None where it cannot be read."""
+    try:
+        counters = checkpoint.SavedState.read(saved).counters
+    except (OSError, ValueError, UserError):  # the resume will tell
+        return None
+    if run.offline:
+        return f"learner step {counters.learner_step:,}"
+    return f"environment step {counters.env_steps:,}"
 
 
 def stop_sentence(folder: Path) -> str:
@@ -201,27 +259,22 @@ def stop_sentence(folder: Path) -> str:
         return goes_on + _since(folder, saved[-1])
     if not (folder / "run.json").is_file():
         return "stopped before the run began"
-    kept = (
-        ", with the episodes that are stored"
-        if home.loop == LOOPS[False] and any(home.store.rglob(f"*{SUFFIX}"))
-        else ""
-    )
-    return f"stopped before the first checkpoint; --folder {folder} --resume begins anew{kept}"
+    anew = f"--folder {folder} --resume begins anew{_kept(folder)}"
+    return f"stopped before the first checkpoint; {anew}"
 
 
 def _since(folder: Path, saved: Path) -> str:
     """Where a checkpoint stands, and how far the run had come by its last report if that is later."""
     run = read_run(folder)
+    if (place := _place(run, saved)) is None:
+        return ""
     try:
-        counters = checkpoint.SavedState.read(saved).counters
         come = max((int(report.get(run.clock, 0)) for report in metrics_of(folder)), default=0)
     except (OSError, ValueError, UserError):  # the resume will tell
         return ""
-    at, unit = (
-        (counters.learner_step, "learner") if run.offline else (counters.env_steps, "environment")
-    )
+    at = int(place.rpartition(" ")[2].replace(",", ""))
     later = f"; the last report was at {come:,}" if come > at else ""
-    return f", at {unit} step {at:,}{later}"
+    return f", at {place}{later}"
 
 
 def unscored_sentence(run: Run) -> str | None:
@@ -229,6 +282,20 @@ def unscored_sentence(run: Run) -> str | None:
     if all(use.task.plays for use in run.tasks):
         return None
     return "there is no environment: losses are reported (metrics.jsonl), and nothing is scored"
+
+
+def overrun_sentence(run: Run, env_steps: int) -> str | None:
+    """That a run has played far more than its budget, and why, in one sentence; None where it has not."""
+    if not isinstance(run.algorithm, Online) or run.offline:
+        return None
+    if env_steps <= 1.2 * run.budget.env_steps:
+        return None
+    first, later = run.algorithm.warm_up(), run.algorithm.per_iteration()
+    rounds = f"{later:,} at a time" + (f", at first {first:,} at random" if first else "")
+    return (
+        f"{env_steps:,} environment steps were played for a budget of {run.budget.env_steps:,}: "
+        f"episodes are played to their end, {rounds}"
+    )
 
 
 def uncounted_sentence(run: Run) -> str | None:
@@ -260,11 +327,12 @@ def main(arguments: list[str]) -> int:
 
 
 def _main(asked: RunCommand, folder: Path) -> int:
-    run = asked.run
-    if not asked.quiet:
-        print(f"{describe_run(run)}\n{intent(run, folder, asked.local)}", file=sys.stderr)
+    run = check_run(asked.run, folder, asked.resume, asked.local)
     played = [use.task for use in run.tasks if not run.offline]
     remarks = [run.algorithm.remark(task.signature()) for task in played]
+    if not asked.quiet:
+        does = intent(run, folder, asked.local, asked.resume)
+        print(f"{describe_run(run)}\n{does}", file=sys.stderr)
     for note in (
         *(task.slow() for task in played),
         *dict.fromkeys(remarks),
@@ -294,6 +362,8 @@ def _main(asked: RunCommand, folder: Path) -> int:
         return 0
     print(several_closing_lines(summary) if "tasks" in summary else closing_line(summary))
     print(f"summary: {folder / 'summary.json'}")
+    if (note := overrun_sentence(run, summary["env_steps"])) is not None:
+        print(f"note: {note}", file=sys.stderr)
     for problem in summary["problems"][-3:]:
         print(f"note: {problem}", file=sys.stderr)
     return 0

@@ -68,7 +68,7 @@ def heed_signals() -> Iterator[None]:
         _install()
         yield
     finally:
-        _State.installed = False
+        _State.installed, _State.number = False, None
         for number, handler in before.items():
             if handler is not None:  # None is one that was not installed from Python
                 signal.signal(number, handler)
@@ -159,6 +159,18 @@ def hold_signals() -> Iterator[Callable[[], bool]]:
         _State.held -= 1
     if is_stop_asked() and not _State.held:
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def release_signals() -> Iterator[None]:
+    """Inside `hold_signals`: a signal is raised here at once, also one that has come before."""
+    before, _State.held = _State.held, 0
+    try:
+        if is_stop_asked():
+            raise KeyboardInterrupt
+        yield
+    finally:
+        _State.held = before
 
 
 def break_off() -> None:

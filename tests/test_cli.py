@@ -112,6 +112,15 @@ def test_a_users_mistake_inside_a_door_is_one_sentence(capsys, tmp_path):
     one_error(capsys, str(tmp_path), "run.json")
 
 
+def test_the_end_of_a_command_looks_for_no_cycles() -> None:
+    code = (
+        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0))\n"
+        "from bigdm_ray.cli import main; main(['--help'])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.endswith("True\n")
+
+
 def test_version():
     done = subprocess.run(
         [sys.executable, "-m", "bigdm_ray.cli", "--version"], capture_output=True, text=True

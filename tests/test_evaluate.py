@@ -617,6 +617,48 @@ def test_an_environment_without_pictures_is_a_users_mistake(folder, capsys, monk
     assert len(written(folder)["returns"]) == 1 and "video_returns" not in written(folder)
 
 
+def test_an_environment_that_fails_to_draw_costs_the_video_alone(folder, capsys, monkeypatch):
+    pytest.importorskip("imageio_ffmpeg")
+    vector = importlib.import_module("bigdm_ray.envs.vector")
+    monkeypatch.setattr(vector.GymnasiumRows, "frame", lambda self: 1 // 0)
+    assert door(main, [str(folder), "--episodes", "1", "--video"]) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith(
+        "error: no video of toy-vector could be made: its environment raised Zero"
+    )
+    assert not (folder / "video.mp4").exists() and not list(folder.glob(".part-*"))
+    assert len(written(folder)["returns"]) == 1 and "video_returns" not in written(folder)
+
+
+def test_a_run_that_goes_on_says_which_weights_there_are(folder, capsys):
+    (folder / "weights" / "last.safetensors").unlink()
+    (folder / "summary.json").unlink()
+    assert door(main, [str(folder)]) == 2
+    one_error(capsys, "has no last weights yet", "take --weights best")
+    with pytest.raises(UserError, match="take --weights best"):
+        load(folder)
+    (folder / "weights" / "best.safetensors").unlink()
+    assert door(main, [str(folder)]) == 2
+    one_error(capsys, "has no last weights yet", "nor any others: let it go on")
+
+
+def test_every_folder_is_looked_at_before_one_is_played(folder, capsys):
+    pattern = str(folder.parent / "other-*")
+    assert door(main, [str(folder), pattern]) == 2
+    one_error(capsys, f"nothing is called {pattern}; a run folder is expected")
+    assert not (folder / "evaluation.json").exists()
+
+
+def test_a_return_without_a_horizon_says_within_how_many_steps(folder, capsys):
+    assert door(main, [str(folder), "--episodes", "1", "--desired-return", "3"]) == 0
+    own = written(folder)["command"]["desired_horizon"]
+    told = f"note: the return of 3.0 is asked for within {own:,.1f} steps, the horizon of"
+    assert told in capsys.readouterr().err
+    asked = ["--desired-return", "3", "--desired-horizon", "9"]
+    assert door(main, [str(folder), "--episodes", "1", *asked]) == 0
+    assert "the horizon of" not in capsys.readouterr().err
+
+
 def test_ctrl_c_while_filming_leaves_the_evaluation(folder, capsys, monkeypatch):
     pytest.importorskip("imageio_ffmpeg")
     whole = score_run(load(folder), EvaluateFlags(episodes=4))

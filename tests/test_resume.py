@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -27,13 +29,15 @@ from bigdm_ray.replay import shard as shards
 from bigdm_ray.replay.episode import FOREIGN
 from bigdm_ray.replay.shard import Shard
 from bigdm_ray.replay.store import verify
-from bigdm_ray.run import main, stop_sentence
+from bigdm_ray.run import main, overrun_sentence, stop_sentence
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Counters
 from bigdm_ray.training.config import Run, read_run
+from bigdm_ray.training.learner import Learner
 from bigdm_ray.training.loop import RoundResult, Session, train_local
 from bigdm_ray.training.metrics import Report
 from bigdm_ray.training.params import Weights
+from bigdm_ray.training.rollout_worker import RolloutWorker
 from bigdm_ray.training.run_folder import RunFolder
 
 FLAGS = (
@@ -539,6 +543,82 @@ def test_ctrl_c_promises_what_resume_does(
     ).counters
     assert found[1] == f"{counters.env_steps:,}" and int(found[2].replace(",", "")) > 1000
     assert stop_sentence(tmp_path / "none") == "stopped before the run began"
+
+
+@pytest.mark.parametrize("where", ["warm-up", "play", "store", "learn"])
+def test_a_stop_before_the_first_checkpoint_saves_where_it_stands(
+    where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is being played is left out, what is being stored is counted, a learner step is whole."""
+    folder = tmp_path / "run"
+    words = (
+        f"udrl toy-vector {FLAGS} --saves.every 100000 --budget.env-steps 1500 --local --quiet "
+        f"--rollouts.groups 1 --algorithm.replay-size 1000 --folder {folder}"
+    )
+    flags = words.split()
+    at = {"warm-up": 0, "play": 3, "store": 3, "learn": 20}[where]
+    owner, verb = {
+        "learn": (Learner, "_take_step"),
+        "store": (Store, "add"),
+    }.get(where, (RolloutWorker, "play"))
+    do, calls = getattr(owner, verb), itertools.count()
+
+    def doing(*arguments: Any, **more: Any) -> Any:
+        if next(calls) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return do(*arguments, **more)
+
+    monkeypatch.setattr(owner, verb, doing)
+    assert door(main, flags) == 143
+    told = capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.undo()
+    saves = checkpoint.complete_checkpoints(folder / "checkpoints")
+    if where == "warm-up":
+        assert "begins anew" in told and not saves
+    else:
+        counters = checkpoint.SavedState.read(saves[-1]).counters
+        store = Store(folder / "store", run_of("toy-vector", 1).retention, write=False).open()
+        assert counters.env_steps == store.table.lengths.sum() > 0
+        expected = {"play": (3, None), "store": (4, None), "learn": (None, 21)}[where]
+        for found, value in zip((counters.round, counters.learner_step), expected, strict=True):
+            assert value in (None, found)
+        assert f"at environment step {counters.env_steps:,}" in told
+    assert main([*flags, "--resume"]) == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["env_steps"] >= 1500 and summary["incarnation"] == (where != "warm-up")
+
+
+def test_a_run_is_refused_before_its_header_which_says_from_where_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    flags = f"udrl toy-vector {FLAGS} --budget.env-steps 500 --local --folder {folder}".split()
+    assert door(main, [*flags, "--resume"]) == 2
+    assert door(main, [*flags, "--device", "cuda:77"]) == 2
+    assert not folder.exists()
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and all(line.startswith("error: ") for line in told)
+    assert door(main, flags) == 0
+    told = capsys.readouterr().err
+    assert "plays toy-vector and learns from it, from nothing, in this process" in told
+    assert door(main, flags) == 2
+    assert capsys.readouterr().err.startswith(f"error: --folder {folder} already holds a run")
+    counters = checkpoint.SavedState.read(
+        checkpoint.complete_checkpoints(folder / "checkpoints")[-1]
+    ).counters
+    assert door(main, [*flags, "--budget.env-steps", "700", "--resume"]) == 0
+    told = capsys.readouterr().err
+    assert f"learns from it, going on from environment step {counters.env_steps:,}, in" in told
+
+
+def test_a_budget_that_one_round_goes_far_beyond_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = f"udrl toy-vector {FLAGS} --local --quiet --folder {tmp_path}/run --env-steps"
+    assert door(main, [*flags.split(), "20"]) == 0
+    told = capsys.readouterr().err
+    assert "environment steps were played for a budget of 20: episodes are played to their" in told
+    assert overrun_sentence(run_of("toy-vector", 1000), 1100) is None
 
 
 def test_ctrl_c_before_the_beginning_leaves_the_folder_free(

@@ -10,6 +10,7 @@ import numpy as np
 import ray
 from ray.exceptions import ObjectLostError, RayError
 
+from bigdm_ray import stopping
 from bigdm_ray.algorithms.base import Columns
 from bigdm_ray.distributed.actors import ActorSlot, CallFault, EvaluatorActor, RolloutActor
 from bigdm_ray.distributed.cluster import cpu_options
@@ -222,7 +223,8 @@ class RayExecutor:
         shares = {group: self._run.share(count, group) for group in groups}
         parts: list[tuple[Any, dict[str, Any]]] = []
         while True:
-            parts = parts or self._played(task, round, saves, commands, shares, random)
+            with stopping.release_signals():
+                parts = parts or self._played(task, round, saves, commands, shares, random)
             generation = self.replay.generation
             try:
                 shared = [data for data, _ in parts]

@@ -34,7 +34,7 @@ _LITERALS: dict[str, Any] = dict.fromkeys(_NONE) | {"True": True, "False": False
 _PLAIN = re.compile(r"[\w -]*")
 _PLACES = {"file", "files", "path", "paths", "module", "entry", "import", "xml", "url", "dir"}
 """Words of names of arguments whose text leads to a file or to code."""
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 _NAMED = {kind.__name__: kind for kind in _WORDS}
 _UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 
@@ -137,7 +137,7 @@ def _limit(text: str, env_id: str) -> int:
         return -1  # gymnasium's word for no limit
     if type(value) is not int or value < 1:
         raise UserError(
-            f"{env_id}: {LIMIT} is {quote_value(text)}, but a whole number from 1 up, or none, is expected"
+            f"{env_id}: {LIMIT} is {quote_value(text)}, but an integer from 1 up, or none, is expected"
         )
     return value
 
@@ -157,7 +157,10 @@ def _typed(key: str, text: str, kind: Any, default: Any, empty: bool, env_id: st
         return int(value)
     if kind is float and number:  # a whole one where the default is: it may count something
         return value if type(default) is type(value) is int else float(value)
-    raise UserError(f"{env_id}: {key} is {quote_value(text)}, but {_WORDS[kind]} is expected")
+    expected = _WORDS[kind]
+    if kind is float and type(default) is int:
+        expected = f"an integer, as its default {default}, or another number"
+    raise UserError(f"{env_id}: {key} is {quote_value(text)}, but {expected} is expected")
 
 
 @functools.lru_cache(maxsize=64)

@@ -9,6 +9,7 @@ by their entry points in the group `bigdm_ray.envs`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -371,7 +372,7 @@ def find_task(name: str) -> Task:
     def env(render_mode: str | None) -> gymnasium.Env[Any, Any]:
         import gymnasium
 
-        try:
+        with _foreign(name):
             more: dict[str, Any] = {}
             if given:
                 importlib.import_module(module)
@@ -379,25 +380,54 @@ def find_task(name: str) -> Task:
             if render_mode is not None:  # a constructor may not know the word
                 more["render_mode"] = render_mode
             return gymnasium.make(gymnasium_id, **more)
-        except UserError:
-            raise
-        except Exception as error:  # noqa: BLE001  (a module and a constructor are foreign code, which may raise anything)
-            raise arguments.unexpected_argument(error, given, env_id) or UserError(
-                f"cannot make the environment {name!r}: {_unmade(error, env_id)}"
-            ) from None
 
     return Task(name=name, env=env, about="an environment registered with gymnasium")
+
+
+def check_task(name: str) -> None:
+    """Raise UserError for a task that is not known here, or that does not take these arguments.
+
+    The module that registers an environment is imported for it; no environment is made.
+    """
+    find_task(name)
+    base, given = arguments.split_name(name)
+    module, colon, env_id = base.partition(":")
+    if not colon or find_listed(name) is not None:
+        return
+    import gymnasium
+
+    with _foreign(name):
+        importlib.import_module(module)
+        if not any(key == env_id or key.startswith(f"{env_id}-v") for key in gymnasium.registry):
+            gymnasium.spec(env_id)  # raises
+        arguments.convert_arguments(given, env_id)
+
+
+@contextlib.contextmanager
+def _foreign(name: str) -> Iterator[None]:
+    """Around a module of others and a constructor of theirs, which may raise anything: UserError."""
+    base, given = arguments.split_name(name)
+    env_id = base.partition(":")[2]
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001  (see above)
+        raise arguments.unexpected_argument(error, given, env_id) or UserError(
+            f"cannot make the environment {name!r}: {_unmade(error, base)}"
+        ) from None
 
 
 def _unplayed(render_mode: str | None) -> gymnasium.Env[Any, Any]:
     raise UserError(UNPLAYED)
 
 
-def _unmade(error: Exception, env_id: str) -> str:
-    """Why gymnasium could not make an environment, on one line, with what may help."""
+def _unmade(error: Exception, base: str) -> str:
+    """Why gymnasium could not make an environment `module:ID`, on one line, with what may help."""
     import gymnasium
 
-    text = " ".join(str(error).split())
+    module, _, env_id = base.partition(":")
+    text = re.sub(r" Did you mean: .*", "", " ".join(str(error).split()))
     if isinstance(error, ImportError | gymnasium.error.DependencyNotInstalled):
         helps = {module: task.extra for task in tasks().values() for module in task.needs}
         missing = next((module for module in helps if re.search(rf"\b{module}\b", text)), None)
@@ -407,7 +437,10 @@ def _unmade(error: Exception, env_id: str) -> str:
             else text
         )
     if isinstance(error, gymnasium.error.Error):
-        return text + suggest_names(env_id, [str(key) for key in gymnasium.registry])
+        near = suggest_names(env_id, [str(key) for key in gymnasium.registry])
+        if module == "gymnasium" and env_id not in gymnasium.registry:
+            near += f"; one that a module of your own registers is 'my_module:{env_id}'"
+        return text + near
     where = traceback.extract_tb(error.__traceback__)[-1]
     place = (
         ""

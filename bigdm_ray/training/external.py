@@ -60,7 +60,9 @@ def train_foreign(
             exact=False,
         )
         end.callback(session.close)
-        executor = ExternalExecutor(session, resumed, actors)
+        assert isinstance(run.algorithm, ExternalAlgorithm)
+        with session.now.busy(f"starting {run.algorithm.library}"):
+            executor = ExternalExecutor(session, resumed, actors)
         end.callback(executor.close)
         drive(session, executor)
         return session.finish(executor) | {"folder": str(folder)}
@@ -68,6 +70,21 @@ def train_foreign(
 
 def check(run: Run) -> ExternalAlgorithm:
     """The algorithm, once all that can be said against the run has been. Raises UserError."""
+    algorithm = check_settings(run)
+    task = run.only.task
+    algorithm.require()
+    signature = task.signature()
+    algorithm.policy(
+        algorithm.build({task.name: signature}), cast(Mode, run.evaluations.mode), signature
+    )
+    return algorithm
+
+
+def check_settings(run: Run) -> ExternalAlgorithm:
+    """The algorithm, if the run asks for nothing that its library has not, which is not imported.
+
+    Raises UserError.
+    """
     algorithm = run.algorithm
     assert isinstance(algorithm, ExternalAlgorithm)
     if run.machines.learners > 1:
@@ -86,17 +103,11 @@ def check(run: Run) -> ExternalAlgorithm:
             raise UserError(
                 f"{algorithm.name} is trained by {algorithm.library}, but --machines.{name} is {str(given).lower()}; leave it out"
             )
-    task = run.only.task
-    if not task.plays:
+    if not run.only.task.plays:
         raise UserError(
             f"{algorithm.name} is trained by {algorithm.library}, which asks an environment what it "
             "sees and does, but the dataset has none; take an algorithm of our own, such as bc"
         )
-    algorithm.require()
-    signature = task.signature()
-    algorithm.policy(
-        algorithm.build({task.name: signature}), cast(Mode, run.evaluations.mode), signature
-    )
     return algorithm
 
 

@@ -122,12 +122,14 @@ class Learner:
         sources: Mapping[str, Source],
         steps: int,
         on_step: Callable[[], None] | None = None,
+        enough: Callable[[], bool] | None = None,
     ) -> LearnerProgress:
         """Take `steps` learner steps on windows of the sources; `on_step` is called after each.
 
-        Raises RunFailed when the loss is no longer finite, or memory runs out.
+        Where `enough` says so after one of them, it is the last. Raises RunFailed when the loss is
+        no longer finite, or memory runs out.
         """
-        began = time.perf_counter()
+        began, first = time.perf_counter(), self.step
         totals: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         try:
@@ -139,6 +141,8 @@ class Learner:
                 self.step += 1
                 if on_step is not None:
                     on_step()
+                if enough is not None and enough():
+                    break
         finally:
             self._ahead.settle()
         means = {name: float(value) / counts[name] for name, value in totals.items()}
@@ -147,7 +151,7 @@ class Learner:
                 f"{bad[0]} is {means[bad[0]]} at learner step {self.step}: training has diverged; lower --algorithm.learning-rate "
                 "and go on from the last checkpoint, or start anew"
             )
-        return LearnerProgress(self.step, steps, means, time.perf_counter() - began)
+        return LearnerProgress(self.step, self.step - first, means, time.perf_counter() - began)
 
     def _take_step(self, sources: Mapping[str, Source], last: bool) -> dict[str, Tensor]:
         """One learner step; but for the `last` of a bout, the next draw may begin beside it."""

@@ -6,6 +6,8 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from glob import has_magic
+from pathlib import Path
 from typing import Any, Literal
 
 from bigdm_ray.algorithms.base import Mode
@@ -17,6 +19,30 @@ from bigdm_ray.training.config import read_run, with_acting_settings
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder, summary_of
 from bigdm_ray.training.zoo import locate
+
+
+def locate_run(folder: str | os.PathLike[str], which: str = "last") -> Path:
+    """The run folder that is meant, if it holds these weights.
+
+    Raises UserError, which says what there is in their place.
+    """
+    path = locate(folder)
+    if not (path / "run.json").is_file():
+        if has_magic(os.fspath(folder)) and not path.exists():
+            raise UserError(f"nothing is called {os.fspath(folder)}; a run folder is expected")
+        raise UserError(f"there is no run in {path}: it holds no run.json")
+    home = RunFolder(path)
+    if home.weights(which).is_file():
+        return path
+    others = [name for name in ("last", "best") if home.weights(name).is_file()]
+    if which not in ("last", "best") or not (others or not home.summary_file.is_file()):
+        return path  # the reader of weights tells
+    if others:
+        have = f"its {others[0]} ones are there: take --weights {others[0]}"
+    else:
+        have = "nor any others: let it go on (`run --folder FOLDER --resume` if it was stopped)"
+    why = "it has not come to its first save" if which == "last" else "it has not been scored"
+    raise UserError(f"the run in {path} has no {which} weights yet ({why}), {have}")
 
 
 @dataclass(frozen=True)
@@ -58,9 +84,7 @@ def load(
     `acting` are settings of the algorithm, by name, that stand in place of the run's own: `{"horizon": 5}`. They must be such as affect acting alone
     (`Algorithm.acting`), and go together with the others. Raises UserError.
     """
-    path = locate(folder)
-    if not (path / "run.json").is_file():
-        raise UserError(f"there is no run in {path}: it holds no run.json")
+    path = locate_run(folder, which)
     run = read_run(path)
     if acting:
         run = dataclasses.replace(run, algorithm=with_acting_settings(run.algorithm, acting))

@@ -115,28 +115,46 @@ class Executor(SessionBackend, Protocol):
     def play(
         self, task: str, round: int, saves: int, commands: Columns, count: int, random: bool
     ) -> RoundResult:
-        """Play a round of a task in all groups and store it; returns once it is acknowledged."""
+        """Play a round of a task in all groups and store it; returns once it is acknowledged.
+
+        It may be called where signals are held: they are raised while it plays, not while it stores.
+        """
 
     def learn(self, steps: int) -> LearnerProgress:
         """Take learner steps on the stored episodes."""
 
 
 def loop(session: Session, executor: Executor) -> None:
-    """Train in lock-step until the budget is spent."""
-    run, counters = session.run, session.counters
+    """Train in lock-step until the budget is spent.
+
+    A signal to stop before the first checkpoint has it save where it stands.
+    """
     session.begin()
+    try:
+        take_turns(session, executor)
+    except KeyboardInterrupt:
+        if stopping.is_stop_asked() and session.counters.round and not session.counters.saves:
+            session.save_between(executor)
+        raise
+
+
+def take_turns(session: Session, executor: Executor) -> None:
+    """The loop itself. Where a signal ends it, what was played is counted, and learner steps are whole."""
+    run, counters = session.run, session.counters
     while counters.round < len(run.tasks) and (count := run.online.warm_up()):
         task = run.tasks[counters.round].name
-        with session.now.busy(f"warm-up{session.of(task)}: random episode", count):
+        doing = f"warm-up{session.of(task)}: random episode"
+        with session.now.busy(doing, count), stopping.hold_signals():
             session.played(executor.play(task, counters.round, 0, {}, count, random=True))
     while not session.spent():
-        session.learn(executor, session.owed(executor.tables()))
+        with stopping.hold_signals():
+            session.learn(executor, session.owed(executor.tables()))
         if session.spent():
             break
         count, task = run.online.per_iteration(), session.turn(counters.round)
         table = executor.tables()[task]
         commands = session.ask(task, table, counters.round, count)
-        with session.now.busy(f"playing{session.of(task)} episode", count):
+        with session.now.busy(f"playing{session.of(task)} episode", count), stopping.hold_signals():
             session.played(
                 executor.play(
                     task,
@@ -148,7 +166,8 @@ def loop(session: Session, executor: Executor) -> None:
                 )
             )
         attend(session, executor)
-    session.learn(executor, session.owed(executor.tables()))
+    with stopping.hold_signals():
+        session.learn(executor, session.owed(executor.tables()))
 
 
 def study(session: Session, executor: Executor) -> None:
@@ -197,8 +216,10 @@ class Session:
         self.counters = resumed.counters if resumed else Counters()
         if run.several and not self.counters.tasks:
             self.counters.tasks = {use.name: TaskCounters() for use in run.tasks}
-        if resumed and not exact:
-            self.counters.incarnation += 1
+        self.cut_short = bool(resumed and resumed.means)
+        """Whether its checkpoint was written between two reports: what was due may be so still."""
+        if resumed and (not exact or (self.cut_short and not run.offline)):
+            self.counters.incarnation += 1  # environments that are made here are others than before
         if not exact:  # a lock-step run comes to them again; this one may have kept better weights since its checkpoint
             self.counters.best_return = max(
                 (
@@ -216,8 +237,6 @@ class Session:
             if callable(watch := getattr(listener, "watch", None)):
                 watch(self.now)
         self._means = RunningMeans(resumed.means if resumed and exact else None)
-        self.cut_short = bool(resumed and resumed.means)
-        """Whether its checkpoint was written between two reports: what was due may be so still."""
         self._began = time.monotonic()
         self._before = self.counters.wall_s
         self._mark = (time.monotonic(), self.counters.env_steps, self.counters.learner_step)
@@ -614,6 +633,7 @@ class Session:
             "versions": versions(),
         }
         self.folder.write_summary(summary)
+        self.now.doing = "ending environments and actors"
         return summary
 
     def _scores(
@@ -738,22 +758,23 @@ class LocalExecutor:
         weights = None if random else self.weights()
         before = self._player.busy_s
         parts: list[RolloutResult] = []
-        for group in range(self._run.groups):
-            share = self._run.share(count, group)
-            mine = {name: values[share] for name, values in commands.items()}
-            if share.stop > share.start:
-                parts.append(
-                    self._player.play(
-                        task,
-                        weights,
-                        round,
-                        group,
-                        (saves, self._incarnation, 0),
-                        mine,
-                        share.stop - share.start,
-                        self._now.advance,
+        with stopping.release_signals():
+            for group in range(self._run.groups):
+                share = self._run.share(count, group)
+                mine = {name: values[share] for name, values in commands.items()}
+                if share.stop > share.start:
+                    parts.append(
+                        self._player.play(
+                            task,
+                            weights,
+                            round,
+                            group,
+                            (saves, self._incarnation, 0),
+                            mine,
+                            share.stop - share.start,
+                            self._now.advance,
+                        )
                     )
-                )
         receipt = self._sources[task].add([e for part in parts for e in part.episodes])
         version = weights.version if weights else (self._incarnation, 0)
         busy_s = self._player.busy_s - before
@@ -762,7 +783,8 @@ class LocalExecutor:
     def learn(self, steps: int) -> LearnerProgress:
         """See Executor."""
         drawn = {task: store for task, store in self._sources.items() if len(store.table)}
-        return self.learner.update(drawn, steps, self._now.advance)
+        enough = None if self._run.offline else stopping.is_stop_asked
+        return self.learner.update(drawn, steps, self._now.advance, enough)
 
     def tables(self) -> dict[str, Table]:
         """See Executor."""
@@ -832,7 +854,8 @@ def train_local(
         )
         end.callback(session.close)
         session.note(damage)
-        executor = LocalExecutor(run, home, resumed, session.now)
+        with session.now.busy("making network, optimizers and environments"):
+            executor = LocalExecutor(run, home, resumed, session.now)
         end.callback(executor.close)
         (study if run.offline else loop)(session, executor)
         return session.finish(executor) | {"folder": str(folder)}

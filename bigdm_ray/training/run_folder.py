@@ -86,15 +86,7 @@ class RunFolder:
         `exact` runs are in lock-step. They drop what was stored after their checkpoint and play it again, which an
         asynchronous run must never do, so neither kind is resumed as the other. A resume first waits for the actors of a killed driver to end.
         """
-        holds_run = (self.path / "run.json").is_file()
-        if resume and not holds_run:
-            raise UserError(
-                f"--resume: there is no run in {self.path}; leave --resume out to begin one there"
-            )
-        if resume:
-            self._same(run, exact)
-        else:
-            self.vacant()
+        self.check(run, resume, exact)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
@@ -128,6 +120,17 @@ class RunFolder:
             self.release()
             raise
         return self
+
+    def check(self, run: Run, resume: bool, exact: bool) -> None:
+        """Raise UserError where `claim` would refuse what is here; nothing is made."""
+        if not resume:
+            self.vacant()
+        elif (self.path / "run.json").is_file():
+            self._same(run, exact)
+        else:
+            raise UserError(
+                f"--resume: there is no run in {self.path}; leave --resume out to begin one there"
+            )
 
     def _undo(self) -> None:
         """Remove the folder: run.json after what a run has made, so a kill here is no dead end."""

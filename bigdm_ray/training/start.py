@@ -93,6 +93,11 @@ def dataset_stores(run: Run) -> dict[str, Store]:
 
 def dataset_store(run: Run, use: TaskUse) -> Store:
     """The episodes of a task's dataset. Raises UserError where it is gone, damaged, or another one than the run began with."""
+    return open_dataset(use).store((run.saves.flat_mib << 20) // len(run.tasks), run.total)
+
+
+def open_dataset(use: TaskUse) -> Dataset:
+    """A task's dataset. Raises UserError: see `dataset_store`."""
     assert use.dataset is not None
     found, began = Dataset.open(Path(use.dataset.folder)), use.dataset.sha256
     if found.sha256 != began:
@@ -103,7 +108,7 @@ def dataset_store(run: Run, use: TaskUse) -> Store:
         raise UserError(
             f"{found.folder} does not fit its task {found.task} as it is now: {why}; record or import the episodes anew"
         )
-    return found.store((run.saves.flat_mib << 20) // len(run.tasks), run.total)
+    return found
 
 
 def rotation_note(run: Run) -> str | None:

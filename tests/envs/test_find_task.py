@@ -9,7 +9,7 @@ import gymnasium
 import pytest
 
 from bigdm_ray.envs import Task, arguments, find_task, tasks
-from bigdm_ray.envs.task import canonical_name
+from bigdm_ray.envs.task import canonical_name, check_task
 from bigdm_ray.errors import UserError, install
 from bigdm_ray.plugins import Plugin, plugins
 
@@ -189,6 +189,9 @@ def test_a_whole_number_stays_whole_where_the_default_is():
     try:
         env = find_task("gymnasium:Plain-v0?length=12&scale=0.5").env(None).unwrapped
         assert env.observation_space.shape == (12,) and env.scale == 0.5
+        told = "length is 'abc', but an integer, as its default 8, or another number is expected"
+        with pytest.raises(UserError, match=told):
+            find_task("gymnasium:Plain-v0?length=abc").env(None)
     finally:
         del gymnasium.registry["Plain-v0"]
 
@@ -201,7 +204,7 @@ def test_a_whole_number_stays_whole_where_the_default_is():
         ("LunarLander-v3?gravity=abc", "gravity is 'abc', but a number is expected"),
         ("LunarLander-v3?enable_wind=2", "enable_wind is '2', but true or false is expected"),
         ("LunarLander-v3?gravity=3", "gravity (current value: 3.0) must be between -12 and 0"),
-        ("CartPole-v1?max_episode_steps=0", "a whole number from 1 up, or none, is expected"),
+        ("CartPole-v1?max_episode_steps=0", "an integer from 1 up, or none, is expected"),
         ("CartPole-v1?render_mode=human", "leave it out"),
         ("CartPoll-v1?x=1", "CartPole"),
         ("CartPole-v1?", "KEY=VALUE"),
@@ -212,6 +215,25 @@ def test_arguments_that_cannot_be_had_are_one_sentence(name, says):
     with pytest.raises(UserError) as told:
         find_task(f"gymnasium:{name}").make(1, 0)
     assert says in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("gymnasium:Corridor-v0", "own registers is 'my_module:Corridor-v0'"),
+        ("gymnasium:CartPoll-v1", "did you mean 'CartPole-v1'"),
+        ("gymnasium:CartPole-v1?suton_barto_reward=1", "takes no argument 'suton_barto_reward'"),
+        ("no_such_module:X-v0", "No module named 'no_such_module'"),
+        ("cartpol", "did you mean 'cartpole'"),
+    ],
+)
+def test_what_cannot_be_made_is_told_before_anything_is_made(name, says, monkeypatch):
+    monkeypatch.setattr(gymnasium, "make", None)
+    for known in ("cartpole", "gymnasium:CartPole-v1?sutton_barto_reward=1", "gymnasium:CartPole"):
+        check_task(known)
+    with pytest.raises(UserError) as told:
+        check_task(name)
+    assert says in str(told.value) and str(told.value).lower().count("did you mean") <= 1
 
 
 def test_a_short_name_takes_no_arguments():
@@ -242,7 +264,7 @@ def test_arguments_reach_ones_own_environment_with_postponed_annotations(tmp_pat
     env = find_task("my_typed_envs:Typed-v0?length=2&name=12&steps=4").env(None)
     assert env.unwrapped.told == (2.0, "12", 4) and isinstance(env.unwrapped.told[0], float)
     assert find_task("my_typed_envs:Typed-v0?length=none").env(None).unwrapped.told[0] is None
-    with pytest.raises(UserError, match=r"steps is '1.5', but a whole number is expected"):
+    with pytest.raises(UserError, match=r"steps is '1.5', but an integer is expected"):
         find_task("my_typed_envs:Typed-v0?steps=1.5").env(None)
 
 

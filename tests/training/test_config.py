@@ -68,6 +68,40 @@ def test_wrong_values_are_told_as_flags_are(given, told):
     assert told in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        ({"sed": 3}, "configure takes no 'sed'; did you mean 'seed'?"),
+        ({"minutes": 3}, "did you mean budget={'minutes': ...}?"),
+        ({"lr": 3}, "did you mean algorithm={'learning_rate': ...}?"),
+        ({"learning_rte": 3}, "did you mean algorithm={'learning_rate': ...}?"),
+        ({"banana": 3}, "configure takes no 'banana'; it takes tasks, algorithm, budget"),
+        ({"budget": 3}, "budget is 3, but settings by their names are expected"),
+    ],
+)
+def test_what_configure_does_not_take_is_one_sentence(given, told):
+    with pytest.raises(UserError) as error:
+        configure("udrl", "cartpole", **given)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "task, told",
+    [
+        (3, "the task is 3, but its name is expected"),
+        ("gymnasium:CartPoll-v1", "did you mean 'CartPole-v1'"),
+        (
+            "gymnasium:LunarLander-v3?gravty=-3",
+            "takes no argument 'gravty'; did you mean 'gravity'",
+        ),
+    ],
+)
+def test_a_task_that_cannot_be_had_is_refused_where_it_is_said(task, told):
+    with pytest.raises(UserError) as error:
+        configure("udrl", task)
+    assert told in str(error.value)
+
+
 # --- short names and underscores
 
 

@@ -24,7 +24,8 @@ from bigdm_ray.errors import RunFailed
 from bigdm_ray.progress import span
 from bigdm_ray.run import main
 from bigdm_ray.training import metrics
-from bigdm_ray.training.loop import FEWEST
+from bigdm_ray.training.config import parse
+from bigdm_ray.training.loop import FEWEST, LocalExecutor, train_local
 from bigdm_ray.training.metrics import TensorBoard, TerminalReporter
 
 TINY = "--local --quiet --budget.env-steps 300 --algorithm.hidden 8 --algorithm.batch-size 16 --algorithm.n-updates-per-iter 2"
@@ -200,6 +201,33 @@ def test_the_minutes_of_the_bar_are_those_of_the_run(tmp_path, monkeypatch):
     assert percents == sorted(percents) and percents[-1] == 100 and began == [1]
     assert "0.02 minutes, at most 10,000,000 environment steps" in shown.getvalue()
     assert "plays toy-vector from nothing" in shown.getvalue()
+
+
+def test_a_run_says_what_it_does_from_its_start_to_its_end(tmp_path, monkeypatch):
+    seen, made, played = [], LocalExecutor.__init__, LocalExecutor.play
+
+    class Looks:
+        def watch(self, now):
+            self.now = now
+
+        def __call__(self, report):
+            return False
+
+    looks = Looks()
+
+    def making(*arguments):
+        seen.append(looks.now.doing)
+        made(*arguments)
+
+    def playing(*arguments, **more):
+        seen.append(looks.now.doing)
+        return played(*arguments, **more)
+
+    monkeypatch.setattr(LocalExecutor, "__init__", making)
+    monkeypatch.setattr(LocalExecutor, "play", playing)
+    train_local(parse(["udrl", "toy-vector", *TINY.split()]).run, tmp_path / "run", False, [looks])
+    assert seen[:2] == ["making network, optimizers and environments", "warm-up: random episode"]
+    assert looks.now.doing == "ending environments and actors"
 
 
 def test_a_quiet_run_says_nothing_on_the_way(tmp_path, capsys):

@@ -7,6 +7,7 @@ which with such a `--config` must be named, the YAML file of `--config`, and the
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 from bigdm_ray.algorithms.base import algorithms, find_algorithm
 from bigdm_ray.doors import Parser
 from bigdm_ray.envs.task import canonical_name, find_task
-from bigdm_ray.errors import UserError
+from bigdm_ray.errors import UserError, near_names, quote_value
 from bigdm_ray.formats.resolving import resolve
 from bigdm_ray.settings import convert, flag
 from bigdm_ray.training.config.files import (
@@ -256,6 +257,7 @@ def configure(
     seed: int | None = None,
     config: str | os.PathLike[str] | None = None,
     start: str | os.PathLike[str] | None = None,
+    **unknown: Any,
 ) -> Run:
     """The Run that `python -m bigdm_ray.run NAME TASK FLAGS` trains.
 
@@ -263,18 +265,47 @@ def configure(
     algorithm={"learning_rate": 1e-3}, seed=2)`, which stand behind the flags, so they win. `config`
     is a run.json or a YAML file (which may name algorithm and task), `start` the folder that
     `--from` names. `tasks`, in place of TASK, are several: names and folders of datasets, pairs of
-    such with a weight, or mappings as in a YAML file: `{"source": FOLDER, "weight": 3}`. Raises UserError, which names a setting as the flag that it is.
+    such with a weight, or mappings as in a YAML file: `{"source": FOLDER, "weight": 3}`. Raises UserError, which names a setting as the flag that it is; `unknown` are refused.
     """
+    for key in unknown:
+        raise UserError(_misnamed(key))
+    for what, word in (("algorithm", name), ("task", task)):
+        if word is not None and not isinstance(word, str):
+            raise UserError(f"the {what} is {quote_value(word)}, but its name is expected")
     groups = {"algorithm": algorithm, "budget": budget, "rollouts": rollouts, "saves": saves}
     groups |= {"evaluations": evaluations, "machines": machines}
     given = {"preset": preset, "seed": seed, "config": config, "from": start}
     words = [f"--{key}={_word(value)}" for key, value in given.items() if value is not None]
     for group, values in groups.items():
+        if values is not None and not isinstance(values, Mapping):
+            raise UserError(
+                f"{group} is {quote_value(values)}, but settings by their names are expected"
+            )
         words += [f"{flag(f'{group}.{key}')}={_word(v)}" for key, v in (values or {}).items()]
     if task and tasks:
         raise UserError(f"task is {task!r} and tasks are given too; leave one out")
     entries = [entry_of(one, "tasks") for one in tasks]
     return _parse([*(word for word in (name, task) if word), *(flags or ()), *words], entries).run
+
+
+def _misnamed(key: str) -> str:
+    """What `configure` says of an argument that it does not take."""
+    own = [
+        one.name
+        for one in inspect.signature(configure).parameters.values()
+        if one.kind is one.KEYWORD_ONLY
+    ]
+    paths = sorted({path for kind in algorithms().values() for path, *_ in settings_of(kind)})
+    named = [path for path in paths if path.endswith(f".{key}")]
+    short = SHORT.get(key.replace("_", "-"), STEPS[False] if key == "steps" else "")
+    if not (meant := [short] if short else named[:1]):
+        if near := near_names(key, own):
+            return f"configure takes no {key!r}; did you mean {' or '.join(map(repr, near))}?"
+        meant = near_names(key, paths)
+    if meant:
+        group, _, setting = meant[0].partition(".")
+        return f"configure takes no {key!r}; did you mean {group}={{{setting!r}: ...}}?"
+    return f"configure takes no {key!r}; it takes {', '.join(own)}"
 
 
 def _word(value: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from bigdm_ray.algorithms.base import Algorithm, algorithms
 from bigdm_ray.algorithms.learned import Learned
 from bigdm_ray.baselines.base import ExternalAlgorithm
-from bigdm_ray.envs.task import NONE, UNPLAYED, find_task
+from bigdm_ray.envs.task import NONE, UNPLAYED, check_task, find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.jsons import read_json
@@ -211,7 +211,10 @@ def _fits(kind: type[Algorithm], wanted: RequestedTask, start: Path | None) -> N
     """Raise UserError for a task that is not known, or not one for this algorithm."""
     task, dataset = wanted.task, wanted.dataset
     try:
-        find_task(task)
+        if dataset is None:
+            check_task(task)
+        else:  # no code is imported because a file names it
+            find_task(task)
     except UserError as error:
         if dataset is None and kind.offline and ":" not in task:
             raise UserError(f"{error}; nor is there a folder {task} with a dataset") from None
