@@ -138,7 +138,7 @@ def run_record(given: argparse.Namespace) -> int:
         source = f"{asked[0].source} of the run {given.run}, seed {given.seed}" + "".join(
             f", {n.replace('_', ' ')} {v:g}" for n, v in command.items()
         )
-    if slow := asked[0].task.slow():
+    if slow := asked[0].task.slow_reason():
         print(f"note: {slow}", file=sys.stderr)
     dataset, problems = record(asked, given.folder, source, given.quiet)
     for problem in problems:

@@ -344,7 +344,7 @@ def record_video(
         ):
 
             def on_step() -> None:
-                append(add_caption(frame(), env.told(report["command"])))
+                append(add_caption(frame(), env.caption(report["command"])))
                 bar.advance(1)
 
             bar.advance(0)
@@ -402,7 +402,7 @@ class ReturnCounter:
         self._total += float(step.rewards[0])
         return step
 
-    def told(self, command: Mapping[str, float]) -> str:
+    def caption(self, command: Mapping[str, float]) -> str:
         """What was asked for, where something was, and what has come of it."""
         asked = f"asked {command['desired_return']:,.1f}, " if "desired_return" in command else ""
         return f"{asked}so far {self._total:,.1f}"

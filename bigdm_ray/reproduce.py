@@ -175,7 +175,7 @@ def write_tables(folder: Path, results: Path, data: Path, runs: Path) -> list[Pa
     for grid in grids().values():
         for scale in SCALES:
             shelf = TableFolders(grid, scale, data, results, runs)
-            if any(shelf.look(cell)[0] for cell in grid.cells(scale)):
+            if any(shelf.find_result(cell)[0] for cell in grid.cells(scale)):
                 texts.setdefault(grid.name, []).append((scale, table(shelf)))
     for overview in overviews().values():
         for scale in SCALES:
@@ -302,18 +302,18 @@ def main(arguments: list[str]) -> int:
 
 def fill_missing(shelf: TableFolders, only: list[str], jobs: int, local: bool) -> list[str]:
     """Train the cells that are asked for, missing, and possible; one sentence for each that failed. Raises UserError for words that fit none."""
-    asked = shelf.chosen(only)
+    asked = shelf.choose_cells(only)
     wanted = []
     for cell in asked:
-        result, why = shelf.look(cell)
+        result, why = shelf.find_result(cell)
         if result is None:
             wanted.append(cell)
         if why:
             print(f"outdated, so not run: {shelf.file(cell)}: {why}", file=sys.stderr)
-    lacking = sorted({lack for cell in wanted if (lack := shelf.missing(cell))})
+    lacking = sorted({lack for cell in wanted if (lack := shelf.missing_input(cell))})
     for lack in lacking:
         print(f"not run, the dataset is missing: {lack}", file=sys.stderr)
-    possible = [cell for cell in wanted if shelf.missing(cell) is None]
+    possible = [cell for cell in wanted if shelf.missing_input(cell) is None]
     for name in sorted({cell.target for cell in possible if cell.dataset}):
         Dataset.open(shelf.data / name)
     print(

@@ -334,7 +334,7 @@ def _main(asked: RunCommand, folder: Path) -> int:
         does = intent(run, folder, asked.local, asked.resume)
         print(f"{describe_run(run)}\n{does}", file=sys.stderr)
     for note in (
-        *(task.slow() for task in played),
+        *(task.slow_reason() for task in played),
         *dict.fromkeys(remarks),
         premature_warning(run),
         still_rising(run),

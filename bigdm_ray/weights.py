@@ -200,7 +200,7 @@ def publish_run(folder: Path, run: Run, weights: Weights, target: dict[str, floa
     Before that step a run fits what it fits. Raises UserError where the folder is taken, RunFailed
     where the disk does not take it.
     """
-    RunFolder(folder).vacant()
+    RunFolder(folder).require_vacant()
     with write_folder_whole(folder) as hidden:
         home = RunFolder(hidden).claim(run, False, exact=True)
         try:
@@ -286,7 +286,7 @@ def complete(
     """The checkpoint's arrays with the statistics of the states: those of the data, those given, or none. Raises UserError."""
     model = run.algorithm.build({run.task: signature})
     if dataset is not None:
-        run.learned.fit(model, {run.task: dataset.store()}, 0)
+        run.learned_algorithm.fit(model, {run.task: dataset.store()}, 0)
     arrays = {
         name: value.numpy() for name, value in model.state_dict().items() if name in STATISTICS
     }

@@ -156,20 +156,20 @@ def test_reachers_rows_are_published_stand_apart_and_say_how_their_data_are_made
     apart = ("reacher-medium", "reacher-medium-replay", "reacher-medium-expert")[:rows]
     assert (
         grid.apart == apart
-        and len(grid.averaged) == 9
-        and set(grid.rows) == {*grid.averaged, *apart}
+        and len(grid.averaged_rows) == 9
+        and set(grid.rows) == {*grid.averaged_rows, *apart}
     )
     assert grid.published["reacher-medium", "10 %"] == (51.0, None) and grid.published[
         "reacher-medium-replay", "100 %"
     ] == (5.4, None)
     if name == "dt":
         assert [grid.published[row, "DT"][0] for row in apart] == [51.2, 18.0, 89.1]
-        assert np.mean([grid.published[row, "DT"][0] for row in grid.averaged]) == pytest.approx(
-            74.7, abs=0.06
-        )
-        assert np.mean([grid.published[row, "100 %"][0] for row in grid.averaged]) == pytest.approx(
-            47.7, abs=0.06
-        )
+        assert np.mean(
+            [grid.published[row, "DT"][0] for row in grid.averaged_rows]
+        ) == pytest.approx(74.7, abs=0.06)
+        assert np.mean(
+            [grid.published[row, "100 %"][0] for row in grid.averaged_rows]
+        ) == pytest.approx(47.7, abs=0.06)
     shelf = TableFolders(grid, "quick", tmp_path, tmp_path / "results", tmp_path / "runs")
     text = table(shelf)
     assert (
@@ -329,7 +329,7 @@ def write(shelf, cell, **more):
         "dataset": held,
     }
     shelf.results.mkdir(parents=True, exist_ok=True)
-    shelf.file(cell).write_text(json.dumps(shelf.asked(cell) | fixed | more))
+    shelf.file(cell).write_text(json.dumps(shelf.request_of(cell) | fixed | more))
 
 
 @pytest.mark.parametrize(
@@ -430,16 +430,16 @@ def test_a_default_that_has_changed_since_outdates_a_result(shelf):
     settings = shelf.run(cell).to_json()
     kept = {name: settings[name] for name in ("algorithm", "budget", "evaluations")}
     write(shelf, cell, settings=kept)
-    assert shelf.look(cell)[0] and "settings were not kept" not in table(shelf)
+    assert shelf.find_result(cell)[0] and "settings were not kept" not in table(shelf)
     write(shelf, cell)
-    assert shelf.look(cell)[0] and "Of 1 of these the settings were not kept" in table(shelf)
+    assert shelf.find_result(cell)[0] and "Of 1 of these the settings were not kept" in table(shelf)
     later = {name: value for name, value in kept["algorithm"].items() if name != "batch_size"}
     write(shelf, cell, settings=kept | {"algorithm": later})
-    assert "batch_size" in kept["algorithm"] and shelf.look(cell)[0], (
+    assert "batch_size" in kept["algorithm"] and shelf.find_result(cell)[0], (
         "what came later is not compared"
     )
     write(shelf, cell, settings=kept | {"algorithm": kept["algorithm"] | {"learning_rate": 0.5}})
-    assert shelf.look(cell) == (None, "its algorithm.learning_rate is not today's")
+    assert shelf.find_result(cell) == (None, "its algorithm.learning_rate is not today's")
     assert shelf.folder(cell) != shelf.runs / cell.name
 
 
@@ -473,7 +473,7 @@ def test_cells_side_by_side_leave_the_same_files(shelf, monkeypatch):
         "a, one, seed 2: its worker died"
     ]
     assert [path.name for path in shelf.results.iterdir()] == ["a--one--1.json"]
-    assert shelf.look(GRID.cells("quick")[0])[0]["seed"] == 1
+    assert shelf.find_result(GRID.cells("quick")[0])[0]["seed"] == 1
 
 
 def test_a_result_counts_where_its_dataset_is_not_at_hand(shelf):
@@ -775,7 +775,7 @@ def test_a_bar_of_bootstrapping_waits_for_a_peer_that_comes_to_the_same(tmp_path
     finished(tmp_path, "value-based", "quick", "walker2d-medium", "CQL", 1, 50.0)
     assert bar().mean is None  # a row of ours that no peer was run on
     peer_came_to(tmp_path, "walker2d-medium", 49.0)
-    peer_file(shelf, shelf.chosen(["walker2d-medium", "CQL", "seed=1"])[0]).write_text("{}")
+    peer_file(shelf, shelf.choose_cells(["walker2d-medium", "CQL", "seed=1"])[0]).write_text("{}")
     with pytest.raises(UserError, match="is not the result of a peer"):
         table(shelf)
 

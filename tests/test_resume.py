@@ -510,14 +510,14 @@ def test_ctrl_c_promises_what_resume_does(
         "--folder",
         str(folder),
     ]
-    played = Session.played
+    played = Session.note_round
 
     def interrupted(session: Session, round: RoundResult) -> None:
         played(session, round)
         if session.counters.env_steps >= at:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Session, "played", interrupted)
+    monkeypatch.setattr(Session, "note_round", interrupted)
     at = 300
     assert main(flags) == 130
     assert (

@@ -160,7 +160,7 @@ class Awr(Imitation, Online):
         """Learner steps of critic and actor together."""
         return self.critic_updates + self.actor_updates
 
-    def prelude(self) -> Pretraining | None:
+    def pretraining(self) -> Pretraining | None:
         """The critic's steps in the first turn."""
         return Pretraining(self.critic_updates, ("critic_updates",))
 

@@ -113,7 +113,7 @@ class Bail(Imitation):
             return View(weight="length", annotations=("return",))
         return View(weight="length", among="selected")
 
-    def prelude(self) -> Pretraining | None:
+    def pretraining(self) -> Pretraining | None:
         """The envelope's steps, where the policy's come after them."""
         return None if self.progressive else Pretraining(self.envelope_steps, ("envelope_steps",))
 

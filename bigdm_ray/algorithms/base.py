@@ -242,7 +242,7 @@ class Algorithm(ABC):
         """
         return None
 
-    def expected(self, model: nn.Module) -> Callable[[Episode], np.ndarray] | None:
+    def return_estimator(self, model: nn.Module) -> Callable[[Episode], np.ndarray] | None:
         """What the network expects to be paid yet at each step of an episode `[T]`, where it says so.
 
         Raises UserError where it cannot be asked for with these settings.
@@ -259,7 +259,7 @@ class Algorithm(ABC):
         """Whether the policy keeps what it computed of earlier steps; None where it has no choice."""
         return None
 
-    def completed(self, asked: Mapping[str, float]) -> dict[str, float]:
+    def complete_command(self, asked: Mapping[str, float]) -> dict[str, float]:
         """What is asked for, with what follows from it."""
         return dict(asked)
 
@@ -271,7 +271,7 @@ class Algorithm(ABC):
         """What surprises of these settings where episodes are played for training, in one sentence."""
         return None
 
-    def prelude(self) -> Pretraining | None:
+    def pretraining(self) -> Pretraining | None:
         """The learner steps that a budget must pass to be of use, if there are any."""
         return None
 

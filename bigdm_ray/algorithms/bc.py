@@ -132,7 +132,7 @@ class Imitation(Supervised):
         view, table = self.view(step), store.table
         columns = self.annotate(model, {"": store}, step).get("", {})
         drawn = np.zeros(len(table))
-        drawn[view.eligible(table)] = 1.0
+        drawn[view.eligible_episodes(table)] = 1.0
         weights: np.ndarray = np.repeat(drawn, table.lengths)
         if view.among:
             weights = weights * (columns[view.among] > 0)

@@ -442,7 +442,7 @@ class Udrl(Supervised, Online):
         )
 
     def _best(self, table: Table) -> Table:
-        return table.take(table.ranked(self.retention(), self.last_few))
+        return table.take(table.rank(self.retention(), self.last_few))
 
     def ask(self, table: Table, rng: np.random.Generator, n: int) -> Columns:
         """Exploratory commands from the last_few best: mean horizon, return in U[M, M + S] (section 2.3.4)."""
@@ -451,7 +451,7 @@ class Udrl(Supervised, Online):
         desired = rng.uniform(mean, mean + spread, n).astype(np.float32)
         return {"desired_return": desired, "desired_horizon": self._horizon(desired, best)}
 
-    def completed(self, asked: Mapping[str, float]) -> dict[str, float]:
+    def complete_command(self, asked: Mapping[str, float]) -> dict[str, float]:
         """See Algorithm: a horizon may follow from the return (`horizon_equals_return`)."""
         made = dict(asked)
         if (

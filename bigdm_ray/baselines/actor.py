@@ -90,7 +90,7 @@ class FrameView:
             )
         return self.stack * channels, height // self.shrink, width // self.shrink
 
-    def shrunk(self, frames: np.ndarray) -> np.ndarray:
+    def shrink_frames(self, frames: np.ndarray) -> np.ndarray:
         """Frames `[n, channels, height, width]` uint8, smaller by `shrink`."""
         parts = [
             frames[..., row :: self.shrink, column :: self.shrink]
@@ -103,9 +103,9 @@ class FrameView:
         channels, height, width = self.shape(leaf)
         return np.zeros((n, self.stack, channels // self.stack, height, width), np.uint8)
 
-    def seen(self, stacks: np.ndarray, frames: np.ndarray, first: np.ndarray) -> np.ndarray:
+    def push(self, stacks: np.ndarray, frames: np.ndarray, first: np.ndarray) -> np.ndarray:
         """The stacks with new frames `[n, channels, height, width]` at their ends; where `first [n]`, a stack is filled with its frame."""
-        return push_frame(stacks, self.shrunk(frames), first)
+        return push_frame(stacks, self.shrink_frames(frames), first)
 
 
 class ImageLayers(nn.Module):
@@ -143,7 +143,7 @@ class LayeredActor(nn.Module):
     """Linear layers with an activation between them; with `free_std`, a Gaussian's deviations are parameters of their own.
 
     A Gaussian's outputs are its means and, without `free_std`, the logarithms of its deviations. `scaled`: the mean -1..1 stands
-    for the bounds of the action, as RLlib has it; else it is the action itself, as Stable-Baselines3 has it. With a `sight` the
+    for the bounds of the action, as RLlib has it; else it is the action itself, as Stable-Baselines3 has it. With a `frame_view` the
     task may show a picture in place of a vector.
     """
 
@@ -156,12 +156,12 @@ class LayeredActor(nn.Module):
         way: Way,
         free_std: bool = False,
         scaled: bool = False,
-        sight: FrameView | None = None,
+        frame_view: FrameView | None = None,
     ) -> None:
         super().__init__()
         kinds = ("discrete",) if way in ("logits", "values") else ("tensor",)
         self.path, self.leaf, self.action_path, self.action = plain_leaves(
-            signature, name, kinds, sight is not None
+            signature, name, kinds, frame_view is not None
         )
         if way in ("squashed", "bounded") and self.action.low is None:
             raise UserError(
@@ -173,13 +173,15 @@ class LayeredActor(nn.Module):
             if self.action.kind == "discrete"
             else self.action.size * (1 if free_std else 2)
         )
-        self.sight = sight if self.leaf.kind == "image" else None
+        self.frame_view = frame_view if self.leaf.kind == "image" else None
         self.pictures = (
-            ImageLayers(self.sight.shape(self.leaf), self.sight.channels, self.sight.features)
-            if self.sight
+            ImageLayers(
+                self.frame_view.shape(self.leaf), self.frame_view.channels, self.frame_view.features
+            )
+            if self.frame_view
             else None
         )
-        widths = (self.sight.features if self.sight else self.leaf.size, *hidden)
+        widths = (self.frame_view.features if self.frame_view else self.leaf.size, *hidden)
         layers: list[nn.Module] = []
         for narrow, wide in itertools.pairwise(widths):
             layers += [nn.Linear(narrow, wide), ACTIVATIONS[activation]()]
@@ -262,8 +264,8 @@ class LayeredActorPolicy(Memoryless):
         """See Policy."""
         return (
             {}
-            if self._model.sight is None
-            else {"frames": self._model.sight.empty(n, self._model.leaf)}
+            if self._model.frame_view is None
+            else {"frames": self._model.frame_view.empty(n, self._model.leaf)}
         )
 
     def act(
@@ -277,8 +279,10 @@ class LayeredActorPolicy(Memoryless):
     ) -> tuple[dict[str, np.ndarray], State]:
         """See Policy."""
         model = self._model
-        if model.sight is not None:
-            state = {"frames": model.sight.seen(state["frames"], observations[model.path], first)}
+        if model.frame_view is not None:
+            state = {
+                "frames": model.frame_view.push(state["frames"], observations[model.path], first)
+            }
             observations = {model.path: merge_stack(state["frames"])}
         return super().act(state, observations, rewards, commands, first, uniforms)
 

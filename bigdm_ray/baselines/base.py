@@ -159,7 +159,7 @@ def add_prefix(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarr
 
 def require_sound(step: Step, name: str) -> None:
     """Raise RunFailed where a row is not sound: the libraries cannot discard an episode."""
-    if not step.sound:
+    if not step.is_sound:
         why = next(iter(step.problems().values()))
         raise RunFailed(f"an environment failed while {name} played it: {why}")
 

@@ -70,7 +70,7 @@ class BcqModel(nn.Module):
         self.perturbation_target = frozen_copy(self.perturbation)
         self.critics = Critics(spaces, settings.hidden)
 
-    def generated(self, seen: Tensor, noise: Tensor, perturbation: nn.Module) -> Tensor:
+    def generate(self, seen: Tensor, noise: Tensor, perturbation: nn.Module) -> Tensor:
         """Perturbed samples of the auto-encoder `[n, acted]`; `noise [n, latent]` is cut to [-0.5, 0.5]."""
         out: Tensor = perturbation(
             seen, torch.tanh(self.autoencoder.decode(seen, noise.clamp(-0.5, 0.5)))
@@ -127,12 +127,12 @@ class Bcq(OfflineBaseline):
     def targets(self, model: BcqModel, t: Transitions) -> Tensor:
         """r + gamma max over generated actions of the soft-clipped target critics `[B]` (equation 13)."""
         seen = repeat_rows(t.seen_next, self.target_actions)
-        action = model.generated(
+        action = model.generate(
             seen,
             torch.randn(len(seen), model.autoencoder.latent, device=seen.device),
             model.perturbation_target,
         )
-        values = soft_clip(model.critics.slow(seen, action), self.min_share).reshape(
+        values = soft_clip(model.critics.target_values(seen, action), self.min_share).reshape(
             -1, self.target_actions
         )
         return t.reward + self.discount * t.goes_on * values.amax(1)
@@ -175,7 +175,7 @@ class Bcq(OfflineBaseline):
 
         def choose(seen: Tensor, uniforms: Tensor) -> Tensor:
             noise = normals(uniforms).reshape(-1, latent)
-            generated = model.generated(repeat_rows(seen, count), noise, model.perturbation)
+            generated = model.generate(repeat_rows(seen, count), noise, model.perturbation)
             return best_of(model.critics, seen, generated.reshape(len(seen), count, -1))
 
         return vector_policy(model.spaces, choose, count * latent)

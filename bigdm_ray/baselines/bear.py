@@ -143,7 +143,7 @@ class Bear(OfflineBaseline):
     )
     candidates: int = setting(10, "actions sampled to act, of which the best is taken", low=1)
 
-    def prelude(self) -> Pretraining | None:
+    def pretraining(self) -> Pretraining | None:
         """The steps on the discrepancy alone."""
         return Pretraining(self.warm_start, ("warm_start",), "an imitation of the data")
 
@@ -168,7 +168,7 @@ class Bear(OfflineBaseline):
             repeat_rows(value, self.target_actions) for value in model.actor_target(t.seen_next)
         )
         action = torch.tanh(mean + torch.exp(log_std) * torch.randn_like(mean))
-        values = soft_clip(model.critics.slow(seen, action), self.min_share).reshape(
+        values = soft_clip(model.critics.target_values(seen, action), self.min_share).reshape(
             -1, self.target_actions
         )
         return t.reward + self.discount * t.goes_on * values.amax(1)
@@ -195,7 +195,7 @@ class Bear(OfflineBaseline):
         if step >= self.warm_start:
             count = raw.shape[1]
             judged = (
-                model.critics.both(repeat_rows(t.seen, count), torch.tanh(raw).flatten(0, 1))
+                model.critics.both_values(repeat_rows(t.seen, count), torch.tanh(raw).flatten(0, 1))
                 .reshape(2, -1, count)
                 .mean(2)
                 .amin(0)

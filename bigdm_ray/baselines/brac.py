@@ -104,7 +104,7 @@ class Brac(OfflineBaseline):
         low=0,
     )
 
-    def prelude(self) -> Pretraining | None:
+    def pretraining(self) -> Pretraining | None:
         """Cloning, and the critics alone."""
         return Pretraining(
             self.clone_steps + self.warm_start, ("clone_steps", "warm_start"), "a clone of the data"
@@ -126,7 +126,7 @@ class Brac(OfflineBaseline):
         """r + gamma (min of the target critics at a sampled action - alpha KL) `[B]` (equation 4)."""
         mean, log_std = model.actor(t.seen_next)
         action = torch.tanh(mean + torch.exp(log_std) * torch.randn_like(mean))
-        value = soft_clip(model.critics.slow(t.seen_next, action), self.min_share)
+        value = soft_clip(model.critics.target_values(t.seen_next, action), self.min_share)
         if self.value_penalty:
             value = value - self.alpha * model.divergence(t.seen_next, mean, log_std)
         return t.reward + self.discount * t.goes_on * value
@@ -155,7 +155,7 @@ class Brac(OfflineBaseline):
             mean, log_std = model.actor(t.seen)
             divergence = model.divergence(t.seen, mean, log_std).mean()
             action = torch.tanh(mean + torch.exp(log_std) * torch.randn_like(mean))
-            judged = soft_clip(model.critics.both(t.seen, action), self.min_share).mean()
+            judged = soft_clip(model.critics.both_values(t.seen, action), self.min_share).mean()
             descend(self.alpha * divergence - judged, optimizers["actor"])
             metrics |= {"divergence": divergence, "policy_value": judged}
         follow(model.critics.target, model.critics.online, self.follow_rate)

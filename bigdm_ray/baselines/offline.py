@@ -62,7 +62,7 @@ class Critics(nn.Module):
         self.online = Ensemble(2, [spaces.seen + spaces.acted, *hidden, 1])
         self.target = frozen_copy(self.online)
 
-    def both(self, seen: Tensor, action: Tensor) -> Tensor:
+    def both_values(self, seen: Tensor, action: Tensor) -> Tensor:
         """Q1 and Q2 of rows: `[2, n]`."""
         out: Tensor = self.online(torch.cat([seen, action], -1)).squeeze(-1)
         return out
@@ -71,7 +71,7 @@ class Critics(nn.Module):
         """Q1 of rows: `[n]`."""
         return self.online.first(torch.cat([seen, action], -1)).squeeze(-1)
 
-    def slow(self, seen: Tensor, action: Tensor) -> Tensor:
+    def target_values(self, seen: Tensor, action: Tensor) -> Tensor:
         """The target networks' Q1 and Q2 of rows: `[2, n]`."""
         out: Tensor = self.target(torch.cat([seen, action], -1)).squeeze(-1)
         return out
@@ -126,7 +126,7 @@ class OfflineBaseline(Baseline):
         self, critics: Critics, t: Transitions, targets: Tensor, optimizer: torch.optim.Optimizer
     ) -> dict[str, Tensor]:
         """One step of both critics towards `targets [B]`; metrics."""
-        values = critics.both(t.seen, t.action)
+        values = critics.both_values(t.seen, t.action)
         fit = ((values - targets) ** 2).mean(1).sum()
         descend(fit, optimizer)
         return {"loss": fit, "value": values.mean(), "target": targets.mean()}
@@ -141,7 +141,7 @@ class OfflineBaseline(Baseline):
         spaces, critics = model.get_submodule("spaces"), model.get_submodule("critics")
         assert isinstance(spaces, ContinuousSpaces) and isinstance(critics, Critics)
         return CriticValues(
-            lambda seen, acted: critics.both(spaces.see(seen), spaces.pack(acted)).amin(0),
+            lambda seen, acted: critics.both_values(spaces.see(seen), spaces.pack(acted)).amin(0),
             self.discount,
         )
 

@@ -101,16 +101,16 @@ class Sb3(ExternalAlgorithm):
         """Environments that are played side by side."""
 
     @abstractmethod
-    def exported(self, learner: Any) -> dict[str, np.ndarray]:
+    def export_state(self, learner: Any) -> dict[str, np.ndarray]:
         """The state of our network, out of the library's."""
 
     @property
-    def counted(self) -> int:
+    def steps_per_count(self) -> int:
         """Learner steps of what the library counts as one."""
         return 1
 
     @property
-    def sight(self) -> FrameView:
+    def frame_view(self) -> FrameView:
         """How a picture is seen."""
         return FrameView(self.frame_stack, self.shrink, self.channels, self.features)
 
@@ -165,7 +165,7 @@ class Sb3ActorCritic(Sb3):
             "tanh",
             "logits" if discrete else "gaussian",
             free_std=not discrete,
-            sight=self.sight,
+            frame_view=self.frame_view,
         )
 
     def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
@@ -173,7 +173,7 @@ class Sb3ActorCritic(Sb3):
         return LayeredActorPolicy(model, mode)
 
     @abstractmethod
-    def made(self, env: Any, shared: dict[str, Any]) -> Any:
+    def make_learner(self, env: Any, shared: dict[str, Any]) -> Any:
         """The library's own object, made with these settings and those of one's own."""
 
     def learner(self, env: Any, context: TrainerContext) -> Any:
@@ -186,13 +186,13 @@ class Sb3ActorCritic(Sb3):
             "seed": context.seed,
             "device": context.device,
         }
-        made = self.made(env, shared)
+        made = self.make_learner(env, shared)
         if self.decay:  # over the whole run, which is trained in many calls of `learn`
             rate = made.learning_rate
             made.lr_schedule = lambda _: rate * max(0.0, 1.0 - made.num_timesteps / context.budget)
         return made
 
-    def exported(self, learner: Any) -> dict[str, np.ndarray]:
+    def export_state(self, learner: Any) -> dict[str, np.ndarray]:
         """See Sb3."""
         policy = learner.policy
         layers = layers_of(
@@ -235,7 +235,7 @@ class Sb3A2c(Sb3ActorCritic):
     )
     entropy_coefficient: float = setting(0.0, "weight of the entropy bonus", low=0)
 
-    def made(self, env: Any, shared: dict[str, Any]) -> Any:
+    def make_learner(self, env: Any, shared: dict[str, Any]) -> Any:
         """See Sb3ActorCritic."""
         from stable_baselines3 import A2C
 
@@ -294,7 +294,7 @@ class Sb3Ppo(Sb3ActorCritic):
     entropy_coefficient: float = setting(0.0, "weight of the entropy bonus", low=0)
 
     @property
-    def counted(self) -> int:
+    def steps_per_count(self) -> int:
         """See Sb3: the library counts passes."""
         return self.environments * self.n_steps // self.batch_size
 
@@ -306,7 +306,7 @@ class Sb3Ppo(Sb3ActorCritic):
             )
         return super().build(signatures)
 
-    def made(self, env: Any, shared: dict[str, Any]) -> Any:
+    def make_learner(self, env: Any, shared: dict[str, Any]) -> Any:
         """See Sb3ActorCritic."""
         from stable_baselines3 import PPO
 
@@ -392,7 +392,9 @@ class Sb3Dqn(Sb3):
     def build(self, signatures: Mapping[str, Signature]) -> LayeredActor:
         """See Algorithm: ReLU layers to the value of each action."""
         (signature,) = signatures.values()
-        return LayeredActor(signature, self.name, self.hidden, "relu", "values", sight=self.sight)
+        return LayeredActor(
+            signature, self.name, self.hidden, "relu", "values", frame_view=self.frame_view
+        )
 
     def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
         """See Algorithm."""
@@ -427,7 +429,7 @@ class Sb3Dqn(Sb3):
         made.exploration_rate = 1.0
         return made
 
-    def exported(self, learner: Any) -> dict[str, np.ndarray]:
+    def export_state(self, learner: Any) -> dict[str, np.ndarray]:
         """See Sb3."""
         return convolution_state(learner.q_net) | layers_of(learner.q_net.q_net)
 
@@ -463,12 +465,12 @@ class Sb3Trainer:
         learner.logger.dump()
         ended, self._ended[:] = list(self._ended), []
         returns, lengths = [total for total, _ in ended], [length for _, length in ended]
-        learned = (learner._n_updates - updates) * self._algorithm.counted
+        learned = (learner._n_updates - updates) * self._algorithm.steps_per_count
         return TrainerResult(learner.num_timesteps - before, learned, returns, lengths, metrics)
 
     def weights(self) -> dict[str, np.ndarray]:
         """See Trainer."""
-        return self._algorithm.exported(self._learner)
+        return self._algorithm.export_state(self._learner)
 
     def state(self) -> dict[str, np.ndarray]:
         """See Trainer: policy with its target, optimizer, counters, and the filled part of the replay buffer."""
@@ -545,10 +547,10 @@ def make_vector_env(env: VectorEnv, algorithm: Sb3, ended: list[tuple[float, int
     from gymnasium import spaces
     from stable_baselines3.common.vec_env import VecEnv
 
-    name, sight, clip = algorithm.name, algorithm.sight, algorithm.clip_rewards
+    name, frame_view, clip = algorithm.name, algorithm.frame_view, algorithm.clip_rewards
     path, leaf, action_path, action = plain_leaves(env.signature, name, pictures=True)
     pictures = leaf.kind == "image"
-    shown = spaces.Box(0, 255, sight.shape(leaf), np.uint8) if pictures else spaces_of(leaf)
+    shown = spaces.Box(0, 255, frame_view.shape(leaf), np.uint8) if pictures else spaces_of(leaf)
 
     class Rows(VecEnv):
         """See `make_vector_env`."""
@@ -557,13 +559,13 @@ def make_vector_env(env: VectorEnv, algorithm: Sb3, ended: list[tuple[float, int
             super().__init__(env.n, shown, spaces_of(action))
             self._all = np.arange(env.n)
             self._totals, self._lengths = np.zeros(env.n), np.zeros(env.n, np.int64)
-            self._frames = sight.empty(env.n, leaf) if pictures else np.zeros(0, np.uint8)
+            self._frames = frame_view.empty(env.n, leaf) if pictures else np.zeros(0, np.uint8)
 
         def _see(self, rows: np.ndarray, observations: np.ndarray, first: bool) -> np.ndarray:
             """What the library is shown of the observations of these rows."""
             if not pictures:
                 return observations.copy()
-            self._frames[rows] = sight.seen(
+            self._frames[rows] = frame_view.push(
                 self._frames[rows], observations, np.full(len(rows), first)
             )
             return merge_stack(self._frames[rows])

@@ -91,17 +91,17 @@ class ActorSlot:
                 self.generation = 0
                 return
             except RayError as error:
-                self.failed(generation, error)
+                self.handle_failure(generation, error)
 
     def call(self, method: str, *arguments: Any, returns: int = 1) -> Any:
         """Call a method; its reference, or a list of them."""
         return getattr(self.handle, method).options(num_returns=returns).remote(*arguments)
 
-    def answered(self) -> None:
+    def note_answer(self) -> None:
         """A call has been answered: earlier faults are forgiven."""
         self._faults = 0
 
-    def failed(self, generation: int, error: BaseException) -> CallFault:
+    def handle_failure(self, generation: int, error: BaseException) -> CallFault:
         """See to it that a call which failed can be made again; what became of it.
 
         A dead actor is made anew, if it is still that generation. Raises an error of the program as
@@ -134,9 +134,9 @@ class ActorSlot:
             try:
                 answer = ray.get(self.call(method, *arguments))
             except RayError as error:
-                self.failed(generation, error)
+                self.handle_failure(generation, error)
             else:
-                self.answered()
+                self.note_answer()
                 return answer
 
 

@@ -87,7 +87,7 @@ def _play(
         try:
             answer = ray.get(ref)
         except RayError as error:
-            what = slot.failed(generation, error)
+            what = slot.handle_failure(generation, error)
             if what is CallFault.ARGUMENT:
                 shared = ray.put(weights)
             if number is not None:
@@ -95,7 +95,7 @@ def _play(
             running[slot.ready] = slot, slot.generation, None
             continue
         if number is not None:
-            slot.answered()
+            slot.note_answer()
             scores[number] = answer
             on_end(parts[number])
         if waiting:

@@ -45,14 +45,14 @@ class ShardTracker:
     def _forget(self) -> None:
         self._taken, self._moved, self._gone = list[ShardRef](), list[ShardRef](), list[str]()
 
-    def stored(self, shards: list[ShardRef]) -> None:
+    def note_stored(self, shards: list[ShardRef]) -> None:
         """Shards that a receipt names. It may arrive after a save that has left its episodes elsewhere, and has unlinked them."""
         for ref in shards:
             if ref.name not in self._told and (ref.name > self._newest or ref.name in self._living):
                 self._taken.append(ref)
                 self._told.add(ref.name)
 
-    def saved(self, living: list[ShardRef], released: list[str]) -> None:
+    def note_saved(self, living: list[ShardRef], released: list[str]) -> None:
         """A save has left the living episodes in these shards, and has unlinked those."""
         names = [ref.name for ref in living]
         # these ascend, and none comes twice
@@ -84,7 +84,7 @@ class RayExecutor:
         incarnation: int,
         rolled_back: Callable[[int, int], None],
     ) -> None:
-        """`rolled_back(learner step, incarnation)` is told when the learners went back to a checkpoint."""
+        """`roll_back(learner step, incarnation)` is told when the learners went back to a checkpoint."""
         self._run = run
         self._incarnation = incarnation
         self._rolled_back = rolled_back
@@ -153,14 +153,14 @@ class RayExecutor:
         """What the learners have not been told yet, by task; it is theirs from now on."""
         return {task: tracker.moves() for task, tracker in self._trackers.items()}
 
-    def stored(self, task: str, receipt: Receipt) -> None:
+    def note_stored(self, task: str, receipt: Receipt) -> None:
         """Note an acknowledged round."""
         self.living[task].learn(receipt.added)
-        self._trackers[task].stored(receipt.shards)
+        self._trackers[task].note_stored(receipt.shards)
 
-    def learned(self, progress: LearnerProgress, weights_ref: Any) -> None:
+    def note_update(self, progress: LearnerProgress, weights_ref: Any) -> None:
         """Note an answered update; one that a later one has overtaken brings no news."""
-        self.learners.answered()
+        self.learners.note_answer()
         if progress.step >= self._step:
             self._step, self._weights_ref = progress.step, weights_ref
 
@@ -177,7 +177,7 @@ class RayExecutor:
         error = self.learners.verdict(error, answers)
         if not self.learners.is_death(error):
             raise error
-        if not self.learners.died(generation, error):
+        if not self.learners.handle_death(generation, error):
             return False
         for task, names in self._all_shards().items():
             self._trackers[task].restart(names)
@@ -198,7 +198,7 @@ class RayExecutor:
                 self._weights_ref = weights
                 return
 
-    def renewed(self, weights: Any) -> Any:
+    def renew_weights(self, weights: Any) -> Any:
         """A reference to weights in place of one whose weights are gone: the newest."""
         if weights is self._weights_ref:
             self._refresh()
@@ -231,10 +231,10 @@ class RayExecutor:
                 receipt: Receipt = ray.get(self.replay.call("add", task, *shared))
                 break
             except RayError as error:
-                if self.replay.failed(generation, error) is CallFault.ARGUMENT:
+                if self.replay.handle_failure(generation, error) is CallFault.ARGUMENT:
                     parts = []
-        self.replay.answered()
-        self.stored(task, receipt)
+        self.replay.note_answer()
+        self.note_stored(task, receipt)
         return round_result(receipt, [summary for _, summary in parts])
 
     def _played(
@@ -259,11 +259,11 @@ class RayExecutor:
                 weights, slot, generation, (data, summary) = calls[group]
                 try:
                     parts.append((data, ray.get(summary)))
-                    slot.answered()
+                    slot.note_answer()
                     break
                 except RayError as error:
-                    if slot.failed(generation, error) is CallFault.ARGUMENT:
-                        self.renewed(weights)
+                    if slot.handle_failure(generation, error) is CallFault.ARGUMENT:
+                        self.renew_weights(weights)
                     calls[group] = submit(group)
         return parts
 
@@ -296,7 +296,7 @@ class RayExecutor:
             weights, *answers = self.learners.update(self.moves(), target - self._step)
             try:
                 progress = ray.get(answers)[0]
-                self.learned(progress, weights)
+                self.note_update(progress, weights)
             except RayError as error:
                 self.learners_lost(generation, error, answers)
         return progress
@@ -313,7 +313,7 @@ class RayExecutor:
                 weights: Weights = ray.get(reference)
                 return weights
             except ObjectLostError:
-                self.renewed(reference)
+                self.renew_weights(reference)
 
     def score(
         self,
@@ -350,7 +350,7 @@ class RayExecutor:
         write(step, state, named)
         gone: dict[str, list[str]] = self.replay.insist("release")
         for task, tracker in self._trackers.items():
-            tracker.saved(shards[task], gone[task])
+            tracker.note_saved(shards[task], gone[task])
 
     def close(self) -> None:
         """End all actors: the Ray that they live in may be its user's, and go on."""

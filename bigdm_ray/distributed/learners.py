@@ -64,7 +64,7 @@ class LearnerActor:
         machines = settings.machines
         signatures = {use.name: use.task.signature() for use in settings.tasks}
         self._learner = Learner(
-            settings.learned,
+            settings.learned_algorithm,
             signatures,
             settings.seed,
             machines.device,
@@ -190,11 +190,11 @@ class LearnerGroup:
         state: tuple[int, dict[str, np.ndarray]] = ray.get(self._ranks[0].state.remote())
         return state
 
-    def answered(self) -> None:
+    def note_answer(self) -> None:
         """An update has been answered: earlier deaths are forgiven."""
         self._deaths = 0
 
-    def died(self, generation: int, why: BaseException) -> bool:
+    def handle_death(self, generation: int, why: BaseException) -> bool:
         """Make all ranks anew if they are still that generation; whether this was done."""
         if generation != self.generation:
             return False

@@ -55,7 +55,7 @@ def train_on_ray(
 
     With `dashboard` the address of Ray's web page is told.
     """
-    with RunFolder(folder).claimed(run, resume, exact=runs_in_lock_step(run)) as home:
+    with RunFolder(folder).hold(run, resume, exact=runs_in_lock_step(run)) as home:
         try:
             with cluster(run, dashboard):
                 return _train(run, folder, home, resume, listeners or [])
@@ -97,7 +97,7 @@ def _train(
                 folder,
                 resumed if exact else None,
                 session.counters.incarnation,
-                driver.rolled_back,
+                driver.roll_back,
             )
         end.callback(executor.close)
         if exact:
@@ -198,11 +198,11 @@ class Driver:
         self._waiting: list[FinishedRound] = []
         self._storing = 0
 
-    def rolled_back(self, step: int, incarnation: int) -> None:
+    def roll_back(self, step: int, incarnation: int) -> None:
         """The learners were made anew: calls that the dead ones held are not waited for, their steps are owed again."""
         self._jobs = {ref: job for ref, job in self._jobs.items() if not job.learning}
         self._learning = self._owed_in_flight = 0
-        self.session.rolled_back(step, incarnation)
+        self.session.roll_back(step, incarnation)
 
     def drive(self, executor: RayExecutor) -> None:
         """Until the budget is spent: hand out, wait, read. A signal to stop has it save first."""
@@ -210,7 +210,7 @@ class Driver:
         session = self.session
         session.begin()
         with stopping.hold_signals() as asked:
-            while not session.spent() and not asked():
+            while not session.is_spent() and not asked():
                 self._hand_out()
                 if not self._jobs:
                     raise RunFailed(
@@ -260,7 +260,11 @@ class Driver:
             for task in session.tasks:
                 for group in range(run.groups):
                     self._warming_up += self._play(
-                        task, group, {}, run.share(run.online.warm_up(), group), random=True
+                        task,
+                        group,
+                        {},
+                        run.share(run.online_algorithm.warm_up(), group),
+                        random=True,
                     )
         if not self._warming_up and (session.counters.learner_step > 0 or not self._owed()):
             self._start_rollouts()
@@ -273,7 +277,7 @@ class Driver:
 
     def _start_rollouts(self) -> None:
         run = self.session.run
-        share = run.share(run.online.per_iteration(), 0)
+        share = run.share(run.online_algorithm.per_iteration(), 0)
         count = max(1, share.stop - share.start)
         for group in sorted(self._playing, key=lambda g: self._playing[g]):
             while (
@@ -323,12 +327,12 @@ class Driver:
             self._submit_play(task, round, group, commands, share, random)
 
         def lost(error: BaseException) -> None:
-            if slot.failed(generation, error) is CallFault.ARGUMENT:
-                self.executor.renewed(weights)
+            if slot.handle_failure(generation, error) is CallFault.ARGUMENT:
+                self.executor.renew_weights(weights)
             again()
 
         def done(answer: list[Any]) -> None:
-            slot.answered()
+            slot.note_answer()
             self._playing[group] -= 1
             count = share.stop - share.start
             self._waiting.append(FinishedRound(group, data, answer[0], count, again))
@@ -355,7 +359,7 @@ class Driver:
 
         def lost(error: BaseException) -> None:
             self._storing -= 1
-            if slot.failed(generation, error) is not CallFault.ARGUMENT:
+            if slot.handle_failure(generation, error) is not CallFault.ARGUMENT:
                 self._store(together)
             elif len(together) > 1:  # which one it was shows when each goes by itself
                 for one in together:
@@ -367,16 +371,16 @@ class Driver:
 
         def done(answer: list[Any]) -> None:
             self._storing -= 1
-            slot.answered()
+            slot.note_answer()
             receipt: Receipt = answer[0]
-            self.executor.stored(task, receipt)
+            self.executor.note_stored(task, receipt)
             end = 0
             for one in together:
                 start, end = end, end + one.summary["episodes"]
                 added = receipt.added.take(np.arange(start, end))
                 self._episodes_in_flight -= one.count
                 self._warming_up = max(0, self._warming_up - 1)
-                self.session.played(round_result(Receipt(added, []), [one.summary]))
+                self.session.note_round(round_result(Receipt(added, []), [one.summary]))
             self._evaluate_if_due()
             self._commit()
 
@@ -386,7 +390,8 @@ class Driver:
     def _start_learning(self) -> None:
         while self._learning < IN_FLIGHT:
             steps = min(
-                self._owed() - self._owed_in_flight, self.session.run.online.steps_per_call()
+                self._owed() - self._owed_in_flight,
+                self.session.run.online_algorithm.steps_per_call(),
             )
             if steps <= 0:
                 return
@@ -405,8 +410,8 @@ class Driver:
         def done(answer: list[Any]) -> None:
             self._learning -= 1
             self._owed_in_flight -= steps
-            self.executor.learned(answer[0], weights)
-            self.session.learned(answer[0])
+            self.executor.note_update(answer[0], weights)
+            self.session.note_progress(answer[0])
 
         self._jobs[progress[0]] = PendingCall(progress, done, lost, learning=True)
 
@@ -432,18 +437,18 @@ class Driver:
         )
 
         def lost(error: BaseException) -> None:
-            gone = slot.failed(generation, error) is CallFault.ARGUMENT
-            fresh = self.executor.renewed(weights) if gone else weights
+            gone = slot.handle_failure(generation, error) is CallFault.ARGUMENT
+            fresh = self.executor.renew_weights(weights) if gone else weights
             self._score(fresh, commands, number, at)
 
         def done(answer: list[Any]) -> None:
             try:
                 scored = ray.get(weights)
             except ObjectLostError:  # they might be the best, and cannot be kept
-                self._score(self.executor.renewed(weights), commands, number, at)
+                self._score(self.executor.renew_weights(weights), commands, number, at)
                 return
-            slot.answered()
+            slot.note_answer()
             self._evaluating = False
-            self.session.evaluated(answer[0], scored, at)
+            self.session.note_evaluation(answer[0], scored, at)
 
         self._jobs[ref] = PendingCall([ref], done, lost)

@@ -144,7 +144,7 @@ class Signature:
         return Signature(found, leaves(action_space))
 
     @property
-    def once(self) -> frozenset[str]:
+    def per_episode(self) -> frozenset[str]:
         """The observations that hold for a whole episode."""
         return frozenset(path for path, leaf in self.observations.items() if leaf.per == "episode")
 

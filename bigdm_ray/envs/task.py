@@ -106,7 +106,7 @@ class Task:
                     f"install it with: {how}"
                 ) from None
 
-    def missing(self) -> str | None:
+    def missing_module(self) -> str | None:
         """The module for want of which `fast` cannot play, None where it can or where there is no `fast`."""
         for module in self.fast_needs:
             try:
@@ -115,16 +115,16 @@ class Task:
                 return module
         return None
 
-    def slow(self) -> str | None:
+    def slow_reason(self) -> str | None:
         """One sentence that `fast` cannot play here, naming the extra that helps; None where it can."""
-        if (module := self.missing()) is None:
+        if (module := self.missing_module()) is None:
             return None
         return f"gymnasium's environments play {self.name}, slowly, for want of the package {module!r}; install it with: {install(self.extra)}"
 
     @property
     def backend(self) -> Backend:
         """Which environments play here, as `make` takes it: `fast` where there are any and their packages are installed, else `reference`."""
-        return "reference" if self.fast is None or self.missing() else "fast"
+        return "reference" if self.fast is None or self.missing_module() else "fast"
 
     def signature(self) -> Signature:
         """What the arrays of this task look like: as it is remembered (`envs/remembered.py`), or as

@@ -44,14 +44,14 @@ class Step:
     )  # position among the m rows -> what it raised, or how what it returned does not fit
 
     @property
-    def sound(self) -> bool:
+    def is_sound(self) -> bool:
         """Whether no row failed and every number is finite: the cheap question, for each step."""
         if self.failures or not _finite(self.rewards):
             return False
         return all(_finite(v) for v in self.observations.values() if v.dtype.kind == "f")
 
     @property
-    def ended(self) -> bool:
+    def any_ended(self) -> bool:
         """Whether any row did."""
         return bool(np.count_nonzero(self.terminated) or np.count_nonzero(self.truncated))
 

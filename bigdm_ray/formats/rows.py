@@ -64,7 +64,7 @@ class StepBatch:
         )
 
     @staticmethod
-    def joined(parts: list[StepBatch]) -> StepBatch:
+    def concatenate(parts: list[StepBatch]) -> StepBatch:
         """Parts one after another."""
         if len(parts) == 1:
             return parts[0]
@@ -173,7 +173,7 @@ class StepRows(Reader):
                 batch, sum(len(part.rewards) for part in open_parts)
             )
             if before and open_parts:
-                yield from self._episode(StepBatch.joined(open_parts), last, False)
+                yield from self._episode(StepBatch.concatenate(open_parts), last, False)
                 open_parts, self._open_id = [], None
             after = self._after(batch, rows, ends, last if open_parts else None)
             start = 0
@@ -184,7 +184,9 @@ class StepRows(Reader):
                     if after is None
                     else {path: values[end - 1 : end] for path, values in after.items()}
                 )
-                yield from self._episode(StepBatch.joined(open_parts), final, bool(terminated[k]))
+                yield from self._episode(
+                    StepBatch.concatenate(open_parts), final, bool(terminated[k])
+                )
                 open_parts, start = [], end
             if start < len(batch):
                 open_parts.append(rows.take(start, len(batch)))
@@ -198,7 +200,7 @@ class StepRows(Reader):
                     f"the episode has no end within {MAX_EPISODE_BYTES >> 30} GiB",
                 )
         if open_parts:
-            yield from self._episode(StepBatch.joined(open_parts), last, False)
+            yield from self._episode(StepBatch.concatenate(open_parts), last, False)
 
     def _within(self, path: Path) -> str:
         return f"{path}, episode {self._number} or a later one"

@@ -157,7 +157,7 @@ class Writer:
             self._take(
                 dataclasses.replace(
                     episode,
-                    observations=hold(episode.observations, self._signature.once),
+                    observations=hold(episode.observations, self._signature.per_episode),
                     id=EpisodeId(0, FOREIGN, len(self.lengths)),
                     task=self._task,
                 )

@@ -160,7 +160,7 @@ def compare(loaded: Loaded, asked: SweepFlags) -> dict[str, Any]:
             f"the {algorithm.name} policy of {loaded.folder} neither values actions nor is told a "
             "return; a run of bcq, bear, brac, cql, dcql, iql, sac, dt or udrl is expected"
         )
-    expected = algorithm.expected(model)
+    expected = algorithm.return_estimator(model)
     say(f"playing {asked.episodes:,} episodes of {run.task}")
     commands = constant(command, asked.episodes)
     played = play(policy, loaded.task, commands, asked.episodes, seed, "extrapolation", 0)

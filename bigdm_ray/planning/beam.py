@@ -1,7 +1,7 @@
 """Beam search over the tokens of a TrajectoryTransformer (Janner, Li, Levine 2021, section 3.2, algorithm 1).
 
 Three uses: the plan with the highest reward and reward-to-go (offline reinforcement learning, `Planner.plan`), the most likely
-continuation (imitation, `Planner.likely`), and either for a network that is told a goal (goal-reaching). The rules are those of the paper's
+continuation (imitation, `Planner.most_likely_plan`), and either for a network that is told a goal (goal-reaching). The rules are those of the paper's
 official implementation (jannerm/trajectory-transformer, trajectory/search): the model sees `context` transitions, the one being written included,
 so when a new one begins the oldest leaves and the places of all others move by one; cached keys are worth nothing then, for places are
 embedded. What remains to be saved without changing what is computed `planning/encoder.py` saves; and a head is evaluated only where its
@@ -150,7 +150,7 @@ class Planner:
     def fan(
         self, past: Tensor, state: Tensor, numbers: Numbers | None, goal: Tensor | None = None
     ) -> RankedPlans:
-        """All beams that `plan` ends with, or, without numbers, those that `likely` ends with. Arguments as there.
+        """All beams that `plan` ends with, or, without numbers, those that `most_likely_plan` ends with. Arguments as there.
 
         Where filters leave a row fewer sequences than others have, beams of stop tokens with a score of -inf fill it up.
         """
@@ -306,7 +306,7 @@ class Planner:
             write(tokens[-1], dim)
         return torch.stack(tokens, 1)
 
-    def likely(self, past: Tensor, state: Tensor, goal: Tensor | None = None) -> Plan:
+    def most_likely_plan(self, past: Tensor, state: Tensor, goal: Tensor | None = None) -> Plan:
         """The most likely continuation for `horizon` transitions under the filtered distributions; its score is the log-probability in nats.
 
         Token by token the `beams` most likely sequences are kept. Arguments as in `plan`.
@@ -513,7 +513,7 @@ class CachedBeams:
             transitions.gather(1, first[..., None].expand(-1, -1, dims)).flatten(0, 1),
             best.gather(1, first),
         )
-        stem = self._stem.grown(
+        stem = self._stem.grow(
             (base + chosen % rows).flatten(),
             self._own,
             (chosen // rows).flatten(),

@@ -29,7 +29,7 @@ class SharedPrefix:
     last: Tensor
     used: int = 0
 
-    def grown(self, rows: Tensor, branches: OwnCache, each: Tensor, slots: int) -> SharedPrefix:
+    def grow(self, rows: Tensor, branches: OwnCache, each: Tensor, slots: int) -> SharedPrefix:
         """The rows `[m]` (equally many of each environment), behind each the tokens of its branch `each [m]`, with so many slots in all.
 
         `branches` are as of `WindowEncoder.own`; the outputs are those of the rows of before.

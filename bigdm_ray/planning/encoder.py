@@ -107,7 +107,7 @@ class WindowEncoder:
         self._memory: dict[tuple[object, ...], Tensor] = {}
         self._masks: dict[tuple[int, int], Tensor] = {}
 
-    def placed(self, x: Tensor, place: Tensor) -> Tensor:
+    def add_positions(self, x: Tensor, place: Tensor) -> Tensor:
         """Embedded tokens `[..., t, width]` with their places `[t]`, counted from the first token of the goal, where places are embedded."""
         table = self.net.transformer.table
         return x if table is None else x + table[place]
@@ -115,7 +115,9 @@ class WindowEncoder:
     def _one(self, tokens: Tensor, dim: int, place: int) -> tuple[Tensor, Tensor]:
         """One token of each row `[...]`, of dimension `dim`: `[..., width]` with its place, and that place `[1]`."""
         where = torch.tensor([place + self.net.goal], device=self.net.heads.device)
-        return self.placed(self.net.embed(tokens, dim).unsqueeze(-2), where).squeeze(-2), where
+        return self.add_positions(self.net.embed(tokens, dim).unsqueeze(-2), where).squeeze(
+            -2
+        ), where
 
     def turn(self, heads: Tensor, place: Tensor) -> Tensor:
         """Queries or keys `[..., t, head width]` at the places `[t]`: as they are, unless positions are rotary."""
@@ -168,7 +170,7 @@ class WindowEncoder:
                 if k < 0
                 else net.embed(rows[:, 1:], slice(begin, begin + count))
             )
-            parts.append(self.placed(embedded, places[-1]))
+            parts.append(self.add_positions(embedded, places[-1]))
         keep = 0 if state is None else state.shape[1]
         trunk = EncodedWindows([], [], parts[-1], net.goal + each * m + keep)
         x = torch.cat([part.flatten(0, 1) for part in parts])

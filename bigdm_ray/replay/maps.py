@@ -55,7 +55,7 @@ class MappedArrays:
             self._leaves[kind] = sorted(leaf for leaf in self._arrays if leaf.startswith(kind))
         return self._leaves[kind]
 
-    def missing(self, leaf: str, numbers: np.ndarray) -> list[int]:
+    def missing_numbers(self, leaf: str, numbers: np.ndarray) -> list[int]:
         """Which of these numbers have no such leaf."""
         begin = self._begin.get(leaf, np.zeros(1, np.int64))
         known = (begin[np.minimum(numbers, len(begin) - 1)] != 0) & (numbers < len(begin))

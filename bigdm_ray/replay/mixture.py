@@ -61,11 +61,11 @@ class Mixture:
             )
 
     @staticmethod
-    def even(names: Iterable[str]) -> Mixture:
+    def uniform(names: Iterable[str]) -> Mixture:
         """All sources alike."""
         return Mixture(dict.fromkeys(names, 1.0))
 
-    def drawn(self, names: Iterable[str]) -> list[str]:
+    def names_drawn(self, names: Iterable[str]) -> list[str]:
         """Those of the sources that are drawn from, by name. Raises UserError where there is none.
 
         Sources that are not among `names` leave their share to the others.
@@ -87,7 +87,7 @@ class Mixture:
 
         One multinomial draw; no chance is used where there is one source.
         """
-        names = self.drawn(names)
+        names = self.names_drawn(names)
         if len(names) == 1:
             return {names[0]: size}
         weights = np.array([self.weights[name] for name in names], np.float64)

@@ -121,7 +121,7 @@ class RotatingStore(Store):
             if len(self._order) > 16:
                 self._order, self._eligible = {}, {}
             mask = np.zeros(len(self.table), bool)
-            mask[view.eligible(self.table)] = True
+            mask[view.eligible_episodes(self.table)] = True
             holding = np.unique(self._number_of[mask])
             if not len(holding):
                 raise ValueError(

@@ -74,7 +74,7 @@ class ShardFolder:
         return self._living.table
 
     @property
-    def arrived(self) -> int:
+    def next_serial(self) -> int:
         """The serial of the next episode: all that were ever added have smaller ones."""
         return self._arrived
 
@@ -266,7 +266,7 @@ class ShardFolder:
         if len(buffers) > 1 and sum(buffer.size for buffer in buffers) > SHARD_BYTES:
             receipts = [self.add_encoded(buffer) for buffer in buffers]
             named = dict.fromkeys(ref for receipt in receipts for ref in receipt.shards)
-            return Receipt(Table.joined(receipt.added for receipt in receipts), [*named])
+            return Receipt(Table.concatenate(receipt.added for receipt in receipts), [*named])
         incoming = [Shard.read(buffer, self.folder / "incoming") for buffer in buffers]
         episodes = [one.episode(row) for one in incoming for row in range(len(one.serials))]
         return self._add(episodes, buffers[0] if len(buffers) == 1 else None)

@@ -121,7 +121,7 @@ class Store(ShardFolder):
         """
         positions, steps = self._rows(view, rng, size, turn)
         lengths = self.table.lengths[positions]
-        reached = view.reached(steps, lengths, rng)
+        reached = view.goal_steps(steps, lengths, rng)
         if world > 1:
             share = slice(rank * size // world, (rank + 1) * size // world)
             positions, steps, lengths = positions[share], steps[share], lengths[share]
@@ -191,7 +191,7 @@ class Store(ShardFolder):
     def annotate(self, columns: dict[str, np.ndarray]) -> None:
         """Columns `[steps]` of the living episodes, one after the other as the table has them, for views that name them.
 
-        They hold until an episode comes or goes (`annotated`).
+        They hold until an episode comes or goes (`has_annotations`).
         """
         steps = int(self.table.lengths.sum())
         for name, values in columns.items():
@@ -202,7 +202,7 @@ class Store(ShardFolder):
         self._annotations, self._among = columns, {}
         self._starts = self.table.ends - self.table.lengths
 
-    def annotated(self, view: View) -> bool:
+    def has_annotations(self, view: View) -> bool:
         """Whether every annotation that a view names is there and holds."""
         named = {*view.annotations, *([view.among] if view.among else [])}
         return named <= self._annotations.keys()
@@ -246,7 +246,7 @@ class Store(ShardFolder):
             }
 
         def column(name: str) -> MappedLeaf:
-            for number in maps.missing(f"columns/{name}", numbers):
+            for number in maps.missing_numbers(f"columns/{name}", numbers):
                 one = self._shards[self._names[number - 1]]
                 maps.put(number, {f"columns/{name}": sidecar(one, name)})
             return maps.of(f"columns/{name}", numbers, episodes)

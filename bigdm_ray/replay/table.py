@@ -91,7 +91,7 @@ class Table:
         self._column: Callable[[str], np.ndarray] = self._made.__getitem__
 
     @staticmethod
-    def made(*columns: np.ndarray) -> Table:
+    def from_columns(*columns: np.ndarray) -> Table:
         """The table of all COLUMNS."""
         ids, returns, lengths, merit, serials, sources = columns
         return Table(ids, returns, lengths, merit, serials, sources)
@@ -115,7 +115,7 @@ class Table:
             self._made[name] = self._column(name)
         return self._made[name]
 
-    def noted(self, key: Any, make: Callable[[], np.ndarray]) -> np.ndarray:
+    def memoize(self, key: Any, make: Callable[[], np.ndarray]) -> np.ndarray:
         """What `make` says of this table, which is asked for often and made once."""
         if key not in self._noted:
             self._noted[key] = make()
@@ -158,10 +158,10 @@ class Table:
 
     @functools.cached_property
     def by_return(self) -> np.ndarray:
-        """`ranked` by return: `[n]` int64."""
-        return self.ranked()
+        """`rank` by return: `[n]` int64."""
+        return self.rank()
 
-    def ranked(self, rule: Retention | None = None, count: int | None = None) -> np.ndarray:
+    def rank(self, rule: Retention | None = None, count: int | None = None) -> np.ndarray:
         """Positions from the best return, or the best by `rule`, to the worst. [n] int64
 
         A tie goes to the one that came later. With a `count`, so many of the best, in the time that
@@ -182,14 +182,14 @@ class Table:
 
     def take(self, rows: np.ndarray) -> Table:
         """The table of these positions."""
-        return Table.made(*(self[name][rows] for name in COLUMNS))
+        return Table.from_columns(*(self[name][rows] for name in COLUMNS))
 
     @staticmethod
-    def joined(tables: Iterable[Table]) -> Table:
+    def concatenate(tables: Iterable[Table]) -> Table:
         """The rows of one table after those of another."""
         every = (Table(), *tables)
         columns = (np.concatenate([table[name] for table in every]) for name in COLUMNS)
-        return Table.made(*columns)
+        return Table.from_columns(*columns)
 
     @staticmethod
     def of(episodes: Iterable[Episode], serials: Iterable[int] | None = None) -> Table:

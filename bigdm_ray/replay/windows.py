@@ -58,9 +58,9 @@ class View:
         if unknown or self.length < 1 or self.stack < 1 or not 0 < self.best <= 1:
             raise ValueError(f"a View that cannot be drawn: {self}; derived columns are {DERIVED}")
 
-    def eligible(self, table: Table) -> np.ndarray:
+    def eligible_episodes(self, table: Table) -> np.ndarray:
         """Positions in `table` of the episodes that may be drawn, ascending. [e] int64"""
-        return table.noted((self.best, self.above), lambda: self._eligible(table))
+        return table.memoize((self.best, self.above), lambda: self._eligible(table))
 
     def _eligible(self, table: Table) -> np.ndarray:
         rows = np.arange(len(table))
@@ -76,7 +76,7 @@ class View:
         self, table: Table, rng: np.random.Generator, size: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """`size` draws: positions in `table` and the drawn steps, both [size] int64. Raises ValueError if none may be drawn."""
-        among = None if self.best == 1.0 and self.above is None else self.eligible(table)
+        among = None if self.best == 1.0 and self.above is None else self.eligible_episodes(table)
         lengths = table.lengths if among is None else table.lengths[among]
         if len(lengths) == 0:
             raise ValueError(
@@ -91,14 +91,14 @@ class View:
             ends = (
                 table.ends
                 if among is None
-                else table.noted((self.best, self.above, "ends"), lambda: np.cumsum(lengths))
+                else table.memoize((self.best, self.above, "ends"), lambda: np.cumsum(lengths))
             )
             flat = rng.integers(0, ends[-1], size)
             chosen = np.searchsorted(ends, flat, side="right")
             steps = flat - (ends[chosen] - lengths[chosen])
         return (chosen if among is None else among[chosen]), steps
 
-    def reached(
+    def goal_steps(
         self, steps: np.ndarray, lengths: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
         """At which observation the goal of each drawn step is reached `[B]` int64, from the next to the episode's last; without hindsight the last."""

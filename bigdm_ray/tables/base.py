@@ -72,7 +72,7 @@ class Grid:
     headings: Mapping[tuple[Scale, str], str] = field(default_factory=dict)
 
     @property
-    def averaged(self) -> tuple[str, ...]:
+    def averaged_rows(self) -> tuple[str, ...]:
         """The rows that averages are over."""
         return tuple(row for row in self.rows if row not in self.apart) if self.averages else ()
 

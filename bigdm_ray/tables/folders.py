@@ -60,7 +60,7 @@ class TableFolders:
         self.runs = runs / grid.name / scale
         self._sha256: dict[str, str | None] = {}
 
-    def chosen(self, only: list[str]) -> list[Cell]:
+    def choose_cells(self, only: list[str]) -> list[Cell]:
         """The cells that all these words are in. Raises UserError where that is none."""
         cells = [
             cell
@@ -78,7 +78,7 @@ class TableFolders:
         """The result of a cell (of the grid, or of another)."""
         return self.root / (grid or self.grid.name) / self.scale / f"{cell.name}.json"
 
-    def asked(self, cell: Cell, grid: str = "") -> dict[str, Any]:
+    def request_of(self, cell: Cell, grid: str = "") -> dict[str, Any]:
         """What a result of this cell (of the grid, or of another) says of it."""
         told = {
             name: getattr(cell, name) for name in ("row", "column", "seed", "algorithm", "target")
@@ -90,7 +90,7 @@ class TableFolders:
             "flags": list(cell.flags),
         }
 
-    def look(self, cell: Cell) -> tuple[Result | None, str]:
+    def find_result(self, cell: Cell) -> tuple[Result | None, str]:
         """What a finished cell left, here or as a cell of another table that is the same run.
 
         Or None with, in words, what of its file is not as it is asked for (nothing where there is none). Raises UserError for a
@@ -108,7 +108,7 @@ class TableFolders:
         return elsewhere, "" if elsewhere else why
 
     def _held(self, cell: Cell, grid: str) -> tuple[Result | None, str]:
-        path, asked = self.file(cell, grid), self.asked(cell, grid)
+        path, asked = self.file(cell, grid), self.request_of(cell, grid)
         if not path.is_file():
             return None, ""
         try:
@@ -135,7 +135,7 @@ class TableFolders:
 
         Settings that came later are not compared, nor are those of results from before settings were kept, nor where the dataset is not at hand.
         """
-        if not isinstance(held, dict) or self.missing(cell):
+        if not isinstance(held, dict) or self.missing_input(cell):
             return None
         now = self._plain(cell).to_json()
         return next(
@@ -164,7 +164,7 @@ class TableFolders:
             )
         return self._sha256[cell.target]
 
-    def missing(self, cell: Cell) -> str | None:
+    def missing_input(self, cell: Cell) -> str | None:
         """What a cell lacks, with the way to make it."""
         if not cell.dataset or (self.data / cell.target / CARD).is_file():
             return None
@@ -189,11 +189,11 @@ class TableFolders:
 
     def folder(self, cell: Cell) -> Path:
         """The run folder of a cell. Where its result is outdated, that run's folder is left alone: a fresh one is named by what is asked for now."""
-        if not self.look(cell)[1]:
+        if not self.find_result(cell)[1]:
             return self.runs / cell.name
         mark = hashlib.sha256(
             json.dumps(
-                [self.asked(cell), self.sha256(cell), self._plain(cell).to_json()["algorithm"]]
+                [self.request_of(cell), self.sha256(cell), self._plain(cell).to_json()["algorithm"]]
             ).encode()
         ).hexdigest()[:8]
         return self.runs / f"{cell.name}-{mark}"
@@ -207,7 +207,7 @@ class TableFolders:
         dataset, settings = summary.get("dataset"), run.to_json()
         result = {
             "schema_version": SCHEMA_VERSION,
-            **self.asked(cell),
+            **self.request_of(cell),
             "seed": run.seed,
             "settings": {name: settings[name] for name in ("algorithm", "budget", "evaluations")},
             "precision": run.machines.precision,

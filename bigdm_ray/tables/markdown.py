@@ -33,11 +33,11 @@ def table(shelf: TableFolders, only: list[str] | None = None) -> str:
     With words, the rows and columns of the cells that these are in. Raises UserError where that is none.
     """
     grid = shelf.grid
-    cells = shelf.chosen(only or [])
+    cells = shelf.choose_cells(only or [])
     found: dict[tuple[str, str], list[Result]] = {}
     outdated: list[str] = []
     for cell in cells:
-        result, why = shelf.look(cell)
+        result, why = shelf.find_result(cell)
         if result:
             found.setdefault((cell.row, cell.column), []).append(result)
         elif why:
@@ -67,9 +67,9 @@ def table(shelf: TableFolders, only: list[str] | None = None) -> str:
         lines.append(
             f"| {' | '.join([row, *printed, *([_data(row, grid, found)] if offline else [])])} |"
         )
-    if grid.averages and set(grid.averaged) <= set(rows):
+    if grid.averages and set(grid.averaged_rows) <= set(rows):
         named = (
-            f"mean of the {len(grid.averaged)} rows without {', '.join(grid.apart)}"
+            f"mean of the {len(grid.averaged_rows)} rows without {', '.join(grid.apart)}"
             if grid.apart
             else "mean of the rows"
         )
@@ -142,12 +142,14 @@ def _data(row: str, grid: Grid, found: dict[tuple[str, str], list[Result]]) -> s
 
 def _average(grid: Grid, found: dict[tuple[str, str], list[Result]], column: str) -> str:
     """Over the rows that are averaged, where all of them are there."""
-    rows = [scores(found.get((row, column), []), grid.unit) for row in grid.averaged]
+    rows = [scores(found.get((row, column), []), grid.unit) for row in grid.averaged_rows]
     ours = f"{np.mean([row.mean() for row in rows]):.1f}" if all(map(len, rows)) else "not complete"
     known = [
-        grid.published[row, column][0] for row in grid.averaged if (row, column) in grid.published
+        grid.published[row, column][0]
+        for row in grid.averaged_rows
+        if (row, column) in grid.published
     ]
-    return f"{ours} [{np.mean(known):.1f}]" if len(known) == len(grid.averaged) else ours
+    return f"{ours} [{np.mean(known):.1f}]" if len(known) == len(grid.averaged_rows) else ours
 
 
 def spread(grid: Grid, found: dict[tuple[str, str], list[Result]], scale: Scale) -> list[str]:
@@ -164,7 +166,7 @@ def spread(grid: Grid, found: dict[tuple[str, str], list[Result]], scale: Scale)
     lines += ["|---|---|---|---|---|---|"]
     if grid.averages:
         groups = {
-            grid.heading(column, scale): [(row, column) for row in grid.averaged]
+            grid.heading(column, scale): [(row, column) for row in grid.averaged_rows]
             for column in grid.columns
         }
     else:
@@ -234,7 +236,7 @@ def measure_bars(overview: Overview, scale: Scale, results: Path, data: Path) ->
             withheld = bar.peer and not is_trusted(shelf, bar.column[1])
             for cell in grid.cells(scale):
                 result = (
-                    shelf.look(cell)[0]
+                    shelf.find_result(cell)[0]
                     if cell.column == bar.column[1] and cell.row in bar.rows
                     else None
                 )

@@ -56,7 +56,7 @@ def compare_with_peers(shelf: TableFolders, cells: list[Cell]) -> list[str]:
         if theirs is not None:
             ours, peers = groups.setdefault((cell.row, cell.column), ([], []))
             peers.append(theirs)
-            if (result := shelf.look(cell)[0]) is not None:
+            if (result := shelf.find_result(cell)[0]) is not None:
                 ours.append(result)
     lines = []
     for (row, column), (ours, peers) in groups.items():
@@ -84,7 +84,7 @@ def compare_with_peers(shelf: TableFolders, cells: list[Cell]) -> list[str]:
 def is_trusted(shelf: TableFolders, column: str) -> bool:
     """Whether a column was run by a peer on every row where ours is finished, and none is apart."""
     cells = [cell for cell in shelf.grid.cells(shelf.scale) if cell.column == column]
-    rows = {cell.row for cell in cells if shelf.look(cell)[0] is not None}
+    rows = {cell.row for cell in cells if shelf.find_result(cell)[0] is not None}
     held = {cell.row for cell in cells if peer_result(shelf, cell) is not None}
     return rows <= held and not any(
         line.endswith("apart |") for line in compare_with_peers(shelf, cells)[3:]

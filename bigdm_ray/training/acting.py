@@ -108,7 +108,7 @@ def command_from(
             f"the {algorithm.name} policy of {loaded.folder} takes no "
             f"{refused[0].replace('_', ' ')}; leave {spelt(refused[0])} out"
         )
-    wanted = algorithm.completed(asked)
+    wanted = algorithm.complete_command(asked)
     if missing := [
         spelt(name) for name in algorithm.commands if name not in own and name not in wanted
     ]:

@@ -50,7 +50,7 @@ def train_foreign(
 ) -> dict[str, Any]:
     """Train with the algorithm's library, `actors` processes playing beside this one; the summary. Raises UserError and RunFailed."""
     check(run)
-    with RunFolder(folder).claimed(run, resume, exact=False) as home, contextlib.ExitStack() as end:
+    with RunFolder(folder).hold(run, resume, exact=False) as home, contextlib.ExitStack() as end:
         resumed = checkpoint.last_checkpoint(home.checkpoints, run.identity) if resume else None
         session = Session(
             run,
@@ -150,13 +150,13 @@ class ExternalExecutor:
             turn = self._trainer.step(session.stride(self._stride))
         busy_s = time.perf_counter() - began
         counters = session.counters
-        session.learned(
+        session.note_progress(
             LearnerProgress(
                 counters.learner_step + turn.learner_steps, turn.learner_steps, turn.metrics, busy_s
             )
         )
         if turn.returns:
-            session.played(
+            session.note_round(
                 RoundResult(
                     ended_episodes(turn),
                     (counters.incarnation, counters.learner_step),
@@ -169,7 +169,7 @@ class ExternalExecutor:
         else:  # no episode has ended, and none needs to
             counters.env_steps += turn.env_steps
             counters.play_s += busy_s
-            session.seen()
+            session.show_counters()
 
     def tables(self) -> dict[str, Table]:
         """See SessionBackend. The library keeps its episodes to itself."""

@@ -87,7 +87,7 @@ class Learner:
         self.seed = seed
         self.rank, self.world = rank, world
         self._parallel = parallel or Replicated(world)
-        self._ahead = Prefetcher[dict[str, Tensor]]()
+        self._prefetcher = Prefetcher[dict[str, Tensor]]()
         self.device = pick_device(device)
         seed_torch(seed, "initial weights")
         self.model: nn.Module = algorithm.build(signatures).to(self.device)
@@ -144,7 +144,7 @@ class Learner:
                 if enough is not None and enough():
                     break
         finally:
-            self._ahead.settle()
+            self._prefetcher.settle()
         means = {name: float(value) / counts[name] for name, value in totals.items()}
         if bad := [name for name, value in means.items() if not math.isfinite(value)]:
             raise RunFailed(
@@ -158,9 +158,9 @@ class Learner:
         now, following = self.step, self.step + 1
         seed_torch(self.seed, "dropout", now, self.rank)
         try:
-            batch = self._ahead.take(lambda: self._draw(sources, now))
-            if not last and self._ahead.wanted and self._ready(sources, following):
-                self._ahead.begin(lambda: self._draw(sources, following))
+            batch = self._prefetcher.take(lambda: self._draw(sources, now))
+            if not last and self._prefetcher.should_prefetch and self._ready(sources, following):
+                self._prefetcher.begin(lambda: self._draw(sources, following))
             metrics = self._step(batch)
         except RuntimeError as error:
             if full_memory(error):
@@ -170,7 +170,7 @@ class Learner:
                     "or network"
                 ) from None
             raise
-        self._ahead.stepped()
+        self._prefetcher.note_step()
         return metrics
 
     def _ready(self, sources: Mapping[str, Source], step: int) -> bool:
@@ -179,7 +179,7 @@ class Learner:
         return (
             self._annotated
             and not self.algorithm.fits(step)
-            and all(store.annotated(views[name]) for name, store in _stores(sources).items())
+            and all(store.has_annotations(views[name]) for name, store in _stores(sources).items())
         )
 
     def _prepare(self, sources: Mapping[str, Source]) -> None:
@@ -196,7 +196,7 @@ class Learner:
 
     def _draw(self, sources: Mapping[str, Source], step: int) -> dict[str, Tensor]:
         """The batch of a step, on the CPU; in pinned memory if it goes to a GPU."""
-        mixture = self._mixture or Mixture.even(sources)
+        mixture = self._mixture or Mixture.uniform(sources)
         windows = mixture.draw(
             sources,
             self.algorithm.views(self._signatures, step),

@@ -141,21 +141,21 @@ def loop(session: Session, executor: Executor) -> None:
 def take_turns(session: Session, executor: Executor) -> None:
     """The loop itself. Where a signal ends it, what was played is counted, and learner steps are whole."""
     run, counters = session.run, session.counters
-    while counters.round < len(run.tasks) and (count := run.online.warm_up()):
+    while counters.round < len(run.tasks) and (count := run.online_algorithm.warm_up()):
         task = run.tasks[counters.round].name
         doing = f"warm-up{session.of(task)}: random episode"
         with session.now.busy(doing, count), stopping.hold_signals():
-            session.played(executor.play(task, counters.round, 0, {}, count, random=True))
-    while not session.spent():
+            session.note_round(executor.play(task, counters.round, 0, {}, count, random=True))
+    while not session.is_spent():
         with stopping.hold_signals():
             session.learn(executor, session.owed(executor.tables()))
-        if session.spent():
+        if session.is_spent():
             break
-        count, task = run.online.per_iteration(), session.turn(counters.round)
+        count, task = run.online_algorithm.per_iteration(), session.turn(counters.round)
         table = executor.tables()[task]
         commands = session.ask(task, table, counters.round, count)
         with session.now.busy(f"playing{session.of(task)} episode", count), stopping.hold_signals():
-            session.played(
+            session.note_round(
                 executor.play(
                     task,
                     counters.round,
@@ -179,7 +179,7 @@ def study(session: Session, executor: Executor) -> None:
     try:
         if session.cut_short:
             attend(session, executor)
-        while not session.spent():
+        while not session.is_spent():
             with stopping.hold_signals():
                 session.learn(executor, session.stride())
             attend(session, executor)
@@ -232,7 +232,7 @@ class Session:
         self.lines = JsonLines(folder.metrics, resumed.metrics_offset if resumed else 0)
         self._listeners: list[Listener] = [self.lines, *listeners]
         self.now = CurrentActivity()
-        self.seen()
+        self.show_counters()
         for listener in listeners:
             if callable(watch := getattr(listener, "watch", None)):
                 watch(self.now)
@@ -257,7 +257,7 @@ class Session:
 
     # --- what the loop asks
 
-    def spent(self) -> bool:
+    def is_spent(self) -> bool:
         """Whether the budget is used up, or a listener has stopped the run."""
         return self._stopped or self.share() >= 1
 
@@ -285,7 +285,7 @@ class Session:
             return 0
         owed = (
             sum(
-                self.run.online.owed(played[task].env_steps, played[task].episodes)
+                self.run.online_algorithm.owed(played[task].env_steps, played[task].episodes)
                 for task in tasks
             )
             + self.counters.began_at
@@ -317,7 +317,7 @@ class Session:
         """The commands of a round of a task, capped at what it can pay."""
         if not len(table):
             return {}
-        commands = self.run.online.ask(table, rng(self.run.seed, "ask", round), count)
+        commands = self.run.online_algorithm.ask(table, rng(self.run.seed, "ask", round), count)
         most = self.tasks[task].max_return
         if most is not None and "desired_return" in commands:
             commands["desired_return"] = np.minimum(commands["desired_return"], np.float32(most))
@@ -381,7 +381,7 @@ class Session:
     def learn(self, executor: Executor, steps: int) -> None:
         """Have the executor take learner steps, and note them."""
         with self.now.busy("learner step", steps):
-            self.learned(executor.learn(steps))
+            self.note_progress(executor.learn(steps))
 
     def evaluate_if_due(self, executor: SessionBackend) -> None:
         """Have the executor score the weights, where that is due."""
@@ -395,9 +395,9 @@ class Session:
                 weights, commands, episodes, "validation", number, self.now.advance
             )
         with stopping.hold_signals():
-            self.evaluated(scores, weights)
+            self.note_evaluation(scores, weights)
 
-    def seen(self) -> None:
+    def show_counters(self) -> None:
         """Show the counters to those who look between two reports."""
         now, counters = self.now, self.counters
         now.env_steps, now.episodes = counters.env_steps, counters.episodes
@@ -405,7 +405,7 @@ class Session:
 
     # --- what the loop tells
 
-    def played(self, round: RoundResult) -> None:
+    def note_round(self, round: RoundResult) -> None:
         """Count a round. Raises RunFailed where rounds bring no sound episode any more."""
         counters = self.counters
         counters.round += 1
@@ -449,16 +449,16 @@ class Session:
             self._means.add(means, len(round.added))
             self.now.played = mean if own is None else None
             self.now.staleness = int(behind)
-        self.seen()
+        self.show_counters()
 
-    def learned(self, progress: LearnerProgress) -> None:
-        """Note where the learner stands. Answers of calls in flight may come in any order; only `rolled_back` takes steps back."""
+    def note_progress(self, progress: LearnerProgress) -> None:
+        """Note where the learner stands. Answers of calls in flight may come in any order; only `roll_back` takes steps back."""
         self.counters.learner_step = max(self.counters.learner_step, progress.step)
         self.counters.learn_s += progress.busy_s
         self.counters.learned += progress.steps
         if progress.steps:
             self._means.add(progress.metrics, progress.steps)
-        self.seen()
+        self.show_counters()
 
     def note(self, problems: list[str]) -> None:
         """Tell of what is wrong and does not end the run: at once on standard error, and in the summary."""
@@ -466,12 +466,12 @@ class Session:
             say(f"note: {problem}")
         self.problems = (self.problems + problems)[-100:]
 
-    def rolled_back(self, step: int, incarnation: int) -> None:
+    def roll_back(self, step: int, incarnation: int) -> None:
         """The learners went back to a checkpoint: the steps since then are owed again."""
         self.counters.learner_step = step
         self.counters.incarnation = incarnation
 
-    def evaluated(self, scores: Scores, weights: Weights, at: int | None = None) -> None:
+    def note_evaluation(self, scores: Scores, weights: Weights, at: int | None = None) -> None:
         """Report validation scores; keep the best weights."""
         counters = self.counters
         counters.evaluations = max(
@@ -734,7 +734,7 @@ class LocalExecutor:
         self._sources = dataset_stores(run) if self._played is None else self._played.by_task
         machines = run.machines
         self.learner = Learner(
-            run.learned,
+            run.learned_algorithm,
             {use.name: use.task.signature() for use in run.tasks},
             run.seed,
             machines.device,
@@ -811,7 +811,7 @@ class LocalExecutor:
         if self._played is None:
             write(self.learner.step, self.learner.state(), [])
             return
-        names = self._played.named(self._played.compact())
+        names = self._played.name_shards(self._played.compact())
         write(self.learner.step, self.learner.state(), names)
         self._played.release(checkpoint.named_shards(self._folder.checkpoints))
 
@@ -841,7 +841,7 @@ def train_local(
     run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None
 ) -> dict[str, Any]:
     """Train in this process; the summary. Raises UserError, and RunFailed with everything stored so far kept."""
-    with RunFolder(folder).claimed(run, resume, exact=True) as home, contextlib.ExitStack() as end:
+    with RunFolder(folder).hold(run, resume, exact=True) as home, contextlib.ExitStack() as end:
         take_over(run, home)
         resumed, damage = last_whole_checkpoint(run, home) if resume or run.start else (None, [])
         drop_later(run, home)

@@ -43,7 +43,7 @@ class PrefetchTrial:
         self._drawing: list[float] = []
 
     @property
-    def ahead(self) -> bool:
+    def prefetch_next(self) -> bool:
         """Whether the next step is to be drawn ahead."""
         if 0 <= self._step < BLOCK * BLOCKS:
             return self._step // BLOCK % 2 == 1
@@ -92,16 +92,16 @@ class Prefetcher(Generic[T]):
         return drawn
 
     @property
-    def wanted(self) -> bool:
+    def should_prefetch(self) -> bool:
         """Whether the thread is to draw for the next step, if that can be drawn as things are."""
-        return self.trial.ahead
+        return self.trial.prefetch_next
 
     def begin(self, draw: Callable[[], T]) -> None:
         """Draw for the step after this one in the thread."""
         self._thread = self._thread or ThreadPoolExecutor(1, "draw")
         self._pending = self._thread.submit(draw)
 
-    def stepped(self) -> None:
+    def note_step(self) -> None:
         """The step that has taken its draw is done."""
         begun = self._pending is not None
         way = begun if begun == self._threaded else None

@@ -180,7 +180,7 @@ class _Rows:
         self._ended: dict[int, Episode] = {}
         self._broken: dict[int, str] = {}
         self._calls: list[tuple[float, int]] = []
-        if not step.sound:
+        if not step.is_sound:
             self._settle(step)
 
     @property
@@ -220,7 +220,7 @@ class _Rows:
         if self._fresh:
             self._first = np.zeros(len(self.live), bool)
             self._fresh = False
-        if step.ended or self._steps >= self._limit or not step.sound:
+        if step.any_ended or self._steps >= self._limit or not step.is_sound:
             self._settle(step)
 
     def _settle(self, step: Step) -> None:
@@ -263,7 +263,7 @@ class _Rows:
         return Episode(
             hold(
                 {path: whole(f"observations/{path}", (v[None],)) for path, v in last.items()},
-                self._env.signature.once,
+                self._env.signature.per_episode,
             ),
             {path: whole(f"actions/{path}") for path in self._env.signature.actions},
             whole("rewards"),
@@ -310,7 +310,7 @@ class _Rows:
             if self._state and len(self.live):
                 self._state = take(self._state, np.flatnonzero(keep))
         self._limit = int(self._since.min(initial=self._steps)) + LONGEST
-        if fresh is not None and not fresh.sound:
+        if fresh is not None and not fresh.is_sound:
             broken = {int(numbers[k]): why for k, why in fresh.problems().items()}
             self._broken |= broken
             self._replace(np.flatnonzero(np.isin(self._episode, list(broken))))

@@ -70,7 +70,9 @@ class RolloutWorker:
         version = weights.version if weights is not None else (0, 0)
         most = self._tasks[task].max_return
         origin = EpisodeOrigin(round, group, task, version, source, seed, most)
-        persistence = self._run.online.persistence() if weights is not None else Persistence()
+        persistence = (
+            self._run.online_algorithm.persistence() if weights is not None else Persistence()
+        )
         played = rollout(
             policy,
             env,
@@ -93,7 +95,7 @@ class RolloutWorker:
                 del self._envs[task, group]
                 held[2].close()
             seed = derived_seed(self._run.seed, "environments", *era, group)
-            episodes = self._run.share(self._run.online.per_iteration(), group)
+            episodes = self._run.share(self._run.online_algorithm.per_iteration(), group)
             n = max(1, min(self._run.rollouts.environments, episodes.stop - episodes.start))
             self._envs[task, group] = (era, seed, self._tasks[task].make(n, seed))
         _, seed, env = self._envs[task, group]

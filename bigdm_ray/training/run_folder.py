@@ -60,7 +60,7 @@ class RunFolder:
         return began
 
     @contextlib.contextmanager
-    def claimed(self, run: Run, resume: bool, exact: bool) -> Iterator[RunFolder]:
+    def hold(self, run: Run, resume: bool, exact: bool) -> Iterator[RunFolder]:
         """`claim`, and `release` at the end.
 
         A new run that an error or a signal ends before it has `begun` leaves its folder as it was.
@@ -92,7 +92,7 @@ class RunFolder:
             self._lock = (self.path / ".lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not resume:
-                self.vacant()  # another may have begun and ended a run here meanwhile
+                self.require_vacant()  # another may have begun and ended a run here meanwhile
                 played = {} if run.offline else {"backend": backend_of(run)}
                 about = {"loop": LOOPS[exact], **played, "versions": versions()}
                 publish(
@@ -124,7 +124,7 @@ class RunFolder:
     def check(self, run: Run, resume: bool, exact: bool) -> None:
         """Raise UserError where `claim` would refuse what is here; nothing is made."""
         if not resume:
-            self.vacant()
+            self.require_vacant()
         elif (self.path / "run.json").is_file():
             self._same(run, exact)
         else:
@@ -143,8 +143,8 @@ class RunFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def free(self) -> None:
-        """`vacant`, and without what killed beginnings left. Raises UserError and OSError."""
-        self.vacant()
+        """`require_vacant`, and without what killed beginnings left. Raises UserError and OSError."""
+        self.require_vacant()
         if self.path.is_dir():
             for path in self.path.iterdir():
                 if path.is_dir():
@@ -152,7 +152,7 @@ class RunFolder:
                 else:
                     path.unlink()
 
-    def vacant(self) -> None:
+    def require_vacant(self) -> None:
         """Raise UserError unless there is nothing here, or what killed beginnings of runs left."""
         if (self.path / "run.json").is_file():
             what = "already holds a run; give --resume to go on with it"
@@ -207,7 +207,7 @@ class RunFolder:
             backend = backends.get(task.name) if run.several else backends or None
             if backend in (None, task.backend):
                 continue
-            why = f"on the fast environments, whose package {task.missing()!r} is missing here; install it with: {install(task.extra)}"
+            why = f"on the fast environments, whose package {task.missing_module()!r} is missing here; install it with: {install(task.extra)}"
             if backend == "reference":
                 uninstall = "".join(f"uninstall {package}, or " for package in task.fast_needs)
                 why = f"on gymnasium's environments, but the fast ones would play here; {uninstall}begin anew in another folder"

@@ -48,7 +48,10 @@ def take_over(run: Run, home: RunFolder) -> None:
         dataset_store(before, before.only)
         if before.offline
         else Store(
-            RunFolder(Path(run.start.folder)).store, before.online.retention(), 0, write=False
+            RunFolder(Path(run.start.folder)).store,
+            before.online_algorithm.retention(),
+            0,
+            write=False,
         ).open()
     )
     if not len(theirs.table):
@@ -58,8 +61,8 @@ def take_over(run: Run, home: RunFolder) -> None:
     refuse_unknown(home.store.glob(f"*{SUFFIX}"))
     for left in home.store.glob("*"):  # of a start that was cut short
         left.unlink()
-    mine = Store(home.store, run.online.retention(), 0)
-    best = theirs.table.ranked()[: run.online.retention().count or None][::-1]
+    mine = Store(home.store, run.online_algorithm.retention(), 0)
+    best = theirs.table.rank()[: run.online_algorithm.retention().count or None][::-1]
     for at in range(0, len(best), SHARD_EPISODES):
         part = enumerate(best[at : at + SHARD_EPISODES], at)
         mine.add(

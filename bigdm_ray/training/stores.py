@@ -95,7 +95,7 @@ class Stores:
             for task, store in self.by_task.items()
         }
 
-    def named(self, shards: Mapping[str, Iterable[ShardRef]]) -> list[ShardRef]:
+    def name_shards(self, shards: Mapping[str, Iterable[ShardRef]]) -> list[ShardRef]:
         """Shards by task as a checkpoint names them."""
         return [ref for task, own in shards.items() for ref in shards_below(self.places[task], own)]
 

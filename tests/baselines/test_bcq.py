@@ -98,7 +98,7 @@ def test_it_takes_the_candidate_that_the_first_critic_likes_best(learnt):
     assert values[1].mean() > values[0].mean()
     with torch.no_grad():
         torch.testing.assert_close(
-            model.critics.first(t.seen, t.action), model.critics.both(t.seen, t.action)[0]
+            model.critics.first(t.seen, t.action), model.critics.both_values(t.seen, t.action)[0]
         )
 
 

@@ -62,7 +62,9 @@ def test_targets_are_the_best_of_the_target_policys_actions(tmp_path):
             for k in range(3):
                 action = torch.tanh(mean + log_std.exp() * noise[3 * row + k])
                 low, high = (
-                    model.critics.slow(t.seen_next[row : row + 1], action[None])[:, 0].sort().values
+                    model.critics.target_values(t.seen_next[row : row + 1], action[None])[:, 0]
+                    .sort()
+                    .values
                 )
                 found.append(0.75 * low + 0.25 * high)
             torch.testing.assert_close(

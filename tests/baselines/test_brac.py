@@ -55,7 +55,7 @@ def test_targets_are_the_smaller_critic_less_alpha_times_the_divergence(tmp_path
             )
             divergence = torch.distributions.kl_divergence(policy, clone).sum()
             assert divergence > 0
-            value = model.critics.slow(t.seen_next[row : row + 1], action[None]).min()
+            value = model.critics.target_values(t.seen_next[row : row + 1], action[None]).min()
             value = value - 0.7 * divergence if value_penalty else value
             torch.testing.assert_close(
                 targets[row], t.reward[row] + 0.99 * t.goes_on[row] * value, rtol=1e-4, atol=1e-4

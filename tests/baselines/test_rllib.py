@@ -329,14 +329,14 @@ def test_actions_between_minus_one_and_one_stand_for_the_bounds():
 
 def test_sac_keeps_the_steps_that_were_played(trainers):
     trainer = trainers("sac", "toy-continuous")
-    pieces, real = [], trainer.played
+    pieces, real = [], trainer.play_episodes
 
     def watched(*arguments, **more):
         answer = real(*arguments, **more)
         pieces.extend(answer[0])
         return answer
 
-    trainer.played = watched
+    trainer.play_episodes = watched
     trainer.step(90)
     kept, start = trainer._kept, 0
     assert kept.count == trainer.env_steps == sum(map(len, pieces)) >= 90
@@ -561,13 +561,13 @@ def test_cql_clones_for_as_many_steps_as_it_is_told_however_it_is_called(stops, 
         torch.nn.init.constant_(
             [m for m in head.modules() if isinstance(m, torch.nn.Linear)][-1].bias, 1e4
         )
-    losses, real = [], trainer.learned
+    losses, real = [], trainer.learn_batch
 
     def watched(batch):
         real(batch)
         losses.append(float(trainer.learner.metrics.peek((MODULE, "policy_loss")).detach()))
 
-    trainer.learned = watched
+    trainer.learn_batch = watched
     for steps in stops:
         trainer.step(steps)
     assert [loss < -5e3 for loss in losses] == [False] * 7 + [

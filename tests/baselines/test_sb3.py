@@ -174,7 +174,7 @@ def test_the_library_is_shown_the_stacks_that_the_policy_sees(monkeypatch):
         step = env.step(everyone, {"": actions.astype(np.int32)})
         observed, first = step.observations, done
         for k in np.flatnonzero(done):
-            frame = algorithm.sight.shrunk(step.observations[""][k : k + 1])[0, 0]
+            frame = algorithm.frame_view.shrink_frames(step.observations[""][k : k + 1])[0, 0]
             np.testing.assert_array_equal(
                 infos[k]["terminal_observation"], [state["frames"][k, -1, 0], frame]
             )
@@ -185,14 +185,14 @@ def test_the_library_is_shown_the_stacks_that_the_policy_sees(monkeypatch):
 
 
 def test_pictures_are_shrunk_to_the_brightest_and_a_first_frame_fills_the_stack():
-    sight = FrameView(3, 2, (4,), 8)
+    frame_view = FrameView(3, 2, (4,), 8)
     frames = np.random.default_rng(0).integers(0, 256, (2, 1, 4, 6)).astype(np.uint8)
-    small = sight.shrunk(frames)
+    small = frame_view.shrink_frames(frames)
     np.testing.assert_array_equal(small[:, 0], frames.reshape(2, 2, 2, 3, 2).max((2, 4)))
     assert small.dtype == np.uint8
-    np.testing.assert_array_equal(FrameView(1, 1, (4,), 8).shrunk(frames), frames)
+    np.testing.assert_array_equal(FrameView(1, 1, (4,), 8).shrink_frames(frames), frames)
     before = np.arange(2 * 3 * 6, dtype=np.uint8).reshape(2, 3, 1, 2, 3)
-    after = sight.seen(before, frames, np.array([True, False]))
+    after = frame_view.push(before, frames, np.array([True, False]))
     np.testing.assert_array_equal(after[0], np.repeat(small[:1], 3, 0))
     np.testing.assert_array_equal(after[1], [before[1, 1], before[1, 2], small[1]])
 

@@ -257,7 +257,7 @@ def ahead(folder: Path, repeats: int) -> None:
         ]
 
         def bout(way: int) -> None:
-            forced = mock.patch.object(PrefetchTrial, "ahead", bool(way))
+            forced = mock.patch.object(PrefetchTrial, "prefetch_next", bool(way))
             with forced if way < 2 else mock.MagicMock():
                 learners[way].update({task: store}, steps)  # noqa: B023  # called in this turn
 
@@ -277,7 +277,7 @@ def ahead(folder: Path, repeats: int) -> None:
                 f"{'' if clock else what:<38} {drawing / never:>7.0%} {['CPU', 'wall'][clock]:>9}"
                 f" {never:>8.5f} {others[0]:>8.5f} {others[1]:>8.5f}"
                 f"   {never / others[0]:.2f}, {never / others[1]:.2f} times never's"
-                f"{', ahead' if clock and learners[2]._ahead.wanted else ''}"
+                f"{', ahead' if clock and learners[2]._prefetcher.should_prefetch else ''}"
             )
 
 

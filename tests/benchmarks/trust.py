@@ -61,7 +61,7 @@ def main() -> None:
     header()
     grid = find_grid(given.table)
     shelf = TableFolders(grid, given.scale, given.data, given.results, Path())
-    for cell in shelf.chosen(given.only):
+    for cell in shelf.choose_cells(given.only):
         path = peer_file(shelf, cell)
         if cell.column in LEARNERS and not path.is_file():
             result = trained(shelf, cell, given.peer)
@@ -97,7 +97,7 @@ def trained(shelf: TableFolders, cell: Cell, python: str) -> dict[str, Any]:
         peer.close()
     return {
         "schema_version": 1,
-        **shelf.asked(cell),
+        **shelf.request_of(cell),
         "peer": f"d3rlpy {peer.version}",
         "learner_steps": steps,
         "batch_size": algorithm.batch_size,

@@ -73,7 +73,7 @@ def test_a_killed_actor_costs_nothing_that_was_acknowledged(
 ) -> None:
     killer = Killer(kind, [(2, 0.0), (6, 0.004), (10, 0.02)])
     receipts: list[Receipt] = []
-    stored, learned = RayExecutor.stored, RayExecutor.learned
+    stored, learned = RayExecutor.note_stored, RayExecutor.note_update
 
     def noted(self: RayExecutor, task: str, receipt: Receipt) -> None:
         receipts.append(receipt)
@@ -87,8 +87,8 @@ def test_a_killed_actor_costs_nothing_that_was_acknowledged(
         if kind == "LearnerActor":
             killer.answered()
 
-    monkeypatch.setattr(RayExecutor, "stored", noted)
-    monkeypatch.setattr(RayExecutor, "learned", taken)
+    monkeypatch.setattr(RayExecutor, "note_stored", noted)
+    monkeypatch.setattr(RayExecutor, "note_update", taken)
     # who plays waits for who learns, so that the budget is not spent while one is made anew
     flags = "--budget.env-steps 4000 --machines.max-staleness 10"
     run = tiny(f"{flags} --saves.every 1000 --evaluations.every 2000")
@@ -96,7 +96,7 @@ def test_a_killed_actor_costs_nothing_that_was_acknowledged(
     assert killer.moments == [], f"not all were killed in {killer.answers} answers"
     assert summary["env_steps"] >= 4000
     assert summary["learner_steps"] == run.algorithm.owed(summary["env_steps"], summary["episodes"])
-    acknowledged = Table.joined(receipt.added for receipt in receipts)
+    acknowledged = Table.concatenate(receipt.added for receipt in receipts)
     assert summary["episodes"] == len(acknowledged)
     check(run, tmp_path / "run", acknowledged)
 
@@ -232,7 +232,7 @@ def test_a_lost_node_costs_nothing_that_was_acknowledged(
     flags = "--budget.env-steps 4000 --saves.every 1000 --evaluations.every 2000 --actors 2"
     run = tiny(f"{flags} --address {address}")
     receipts: list[Receipt] = []
-    stored = RayExecutor.stored
+    stored = RayExecutor.note_stored
     workers: list[int] = []
     with node(*head, "--include-dashboard", "false"), node("--address", address) as second:
 
@@ -245,12 +245,12 @@ def test_a_lost_node_costs_nothing_that_was_acknowledged(
                 for pid in (*below, second.pid):
                     os.kill(pid, signal.SIGKILL)
 
-        monkeypatch.setattr(RayExecutor, "stored", noted)
+        monkeypatch.setattr(RayExecutor, "note_stored", noted)
         summary = train_on_ray(run, tmp_path / "run")
     shutil.rmtree(where)
     assert workers, "no rollout actor was on the node that was lost"
     assert summary["env_steps"] >= 4000
     assert summary["learner_steps"] == run.algorithm.owed(summary["env_steps"], summary["episodes"])
-    acknowledged = Table.joined(receipt.added for receipt in receipts)
+    acknowledged = Table.concatenate(receipt.added for receipt in receipts)
     assert summary["episodes"] == len(acknowledged)
     check(run, tmp_path / "run", acknowledged)

@@ -27,13 +27,13 @@ class Storing(Driver):
         slot = SimpleNamespace(
             generation=0,
             call=self._called,
-            answered=lambda: None,
+            note_answer=lambda: None,
             failed=lambda generation, error: self.fault,
         )
-        self.executor: Any = SimpleNamespace(replay=slot, stored=lambda task, receipt: None)
+        self.executor: Any = SimpleNamespace(replay=slot, note_stored=lambda task, receipt: None)
         self.session: Any = SimpleNamespace(
             evaluation_due=lambda: False,
-            played=lambda round: self.counted.append(round.added.serials.tolist()),
+            note_round=lambda round: self.counted.append(round.added.serials.tolist()),
         )
         self._evaluating = False
 

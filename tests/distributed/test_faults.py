@@ -83,7 +83,7 @@ def test_a_lost_object_is_not_its_callees_death(
     calls: list[tuple[int, int]] = []
     executor: list[RayExecutor] = []
     receipts: list[Receipt] = []
-    submit, stored = RayExecutor.submit, RayExecutor.stored
+    submit, stored = RayExecutor.submit, RayExecutor.note_stored
 
     def losing(
         self: RayExecutor, task: str, round: int, group: int, *others: Any
@@ -100,7 +100,7 @@ def test_a_lost_object_is_not_its_callees_death(
         stored(self, task, receipt)
 
     monkeypatch.setattr(RayExecutor, "submit", losing)
-    monkeypatch.setattr(RayExecutor, "stored", noted)
+    monkeypatch.setattr(RayExecutor, "note_stored", noted)
     flags = "--budget.env-steps 1500 --saves.every 100000 --evaluations.every 100000"
     run = tiny(f"{flags} --actors 2 --machines.lock-step {lock_step}")
     summary = train_on_ray(run, tmp_path / "run")

@@ -123,14 +123,14 @@ def test_rows_that_were_not_asked_fail_at_their_next_step(suite):
         step = env.step(first, actions)
         if step.failures:
             break
-        if step.ended:
+        if step.any_ended:
             env.reset(first)
     assert step.failures == {0: "its process was ended by SIGSEGV"}
     env.reset(first)
     both = env.step(np.arange(2), {"": np.zeros(2, np.int32)})
     assert both.failures == {1: "its process was ended by SIGSEGV"}
     assert both.observations[""][0].any() and both.rewards.tolist() == [1.0, 0.0]
-    assert env.reset(np.arange(1, 2)).sound and env.step(np.arange(1, 2), actions).sound
+    assert env.reset(np.arange(1, 2)).is_sound and env.step(np.arange(1, 2), actions).is_sound
     env.close()
 
 

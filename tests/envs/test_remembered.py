@@ -115,5 +115,5 @@ def test_a_memory_that_is_not_true_is_forgotten_and_said(made):
         find_task(NAME).make(2, 0)
     assert again() == first
     env = find_task(NAME).make(2, 0)
-    assert env.reset(np.arange(2)).sound
+    assert env.reset(np.arange(2)).is_sound
     env.close()

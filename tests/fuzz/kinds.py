@@ -134,7 +134,7 @@ def resume(folder: Path) -> int:
 def restore(folder: Path) -> int:
     """What `run --resume` does before the first step: the folder is claimed, checkpoint and episodes are taken up."""
     asked = configure("udrl", "toy-vector", [*SMALL, "--budget.env-steps", "310"])
-    with RunFolder(folder / "run").claimed(asked, True, exact=True) as home:
+    with RunFolder(folder / "run").hold(asked, True, exact=True) as home:
         found, damage = last_whole_checkpoint(asked, home)
         drop_later(asked, home)
         session = Session(asked, home, [], found, exact=True)

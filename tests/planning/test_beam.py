@@ -211,7 +211,7 @@ def test_a_plan_is_that_of_the_plain_algorithm(kind, m):
 def test_the_most_likely_continuation_is_that_of_the_plain_algorithm(kind, m):
     p = planner(network(m + 10), **kind)
     past, state = given(1, m, seed=m)
-    found = p.likely(past, state)
+    found = p.most_likely_plan(past, state)
     tokens, score = plain_likely(p, past[0], state[0])
     assert found.tokens[0].tolist() == tokens.tolist()
     assert float(found.score[0]) == pytest.approx(score, rel=1e-4, abs=1e-4)
@@ -257,7 +257,7 @@ def test_a_search_over_everything_finds_the_most_likely_of_all():
     """With more beams than there are sequences, against the product of all probabilities."""
     p = planner(network(3), horizon=1, beams=200, k_act=0, k_rew=1)
     past, state = given(1, 1)
-    found = p.likely(past, state)
+    found = p.most_likely_plan(past, state)
     best = -np.inf
     for a in range(BINS):
         for b in range(3):
@@ -281,7 +281,7 @@ def test_many_environments_are_planned_as_each_alone(kind, at_once, positions, m
     past[3], state[3] = past[1], state[1]  # two that agree
     uniforms = np.random.default_rng(0).random((5, 2), np.float32)
     together = p.plan(past, state, p.numbers(uniforms))
-    likely = p.likely(past, state)
+    likely = p.most_likely_plan(past, state)
     acted = p.act(past, state, torch.from_numpy(uniforms))
     for i in range(5):
         one = slice(i, i + 1)
@@ -289,7 +289,9 @@ def test_many_environments_are_planned_as_each_alone(kind, at_once, positions, m
             p.plan(past[one], state[one], p.numbers(uniforms[one])).tokens.tolist()
             == together.tokens[one].tolist()
         )
-        assert p.likely(past[one], state[one]).tokens.tolist() == likely.tokens[one].tolist()
+        assert (
+            p.most_likely_plan(past[one], state[one]).tokens.tolist() == likely.tokens[one].tolist()
+        )
         assert (
             p.act(past[one], state[one], torch.from_numpy(uniforms[one])).tolist()
             == acted[one].tolist()
@@ -427,7 +429,7 @@ def test_a_context_that_the_network_has_not_is_said():
 def test_rows_of_a_trunk_are_moved_in_place():
     p = planner(network(7), beams=12, k_act=0, k_obs=2, k_rew=2)
     past, state = given(3, 2)
-    found = p.likely(past, state)
+    found = p.most_likely_plan(past, state)
     assert found.tokens.shape == (3, 4, DIMS) and (found.score.diff() != 0).all()
 
 
@@ -446,7 +448,7 @@ def test_with_a_goal_too_the_most_likely_tokens_are_those_of_full_forward_passes
     searcher = planner(net, beams=1, horizon=4, context=context, k_act=0)
     past, state = given(3, 1)
     goals = torch.tensor([[0, 1, 2], [8, 8, 8], [0, 1, 2]])
-    plan = searcher.likely(past, state, goals).tokens
+    plan = searcher.most_likely_plan(past, state, goals).tokens
     for i in range(3):
         sequence = [*past[i].flatten().tolist(), *state[i].tolist()]
         while len(sequence) < DIMS * 5:
@@ -465,8 +467,8 @@ def test_with_a_goal_too_the_most_likely_tokens_are_those_of_full_forward_passes
         searcher.act(past, state, None, goals).tolist() == plan[:, 0, SEEN : SEEN + ACTED].tolist()
     )
     assert (
-        searcher.likely(past, state, goals).score[0]
-        != searcher.likely(past[:1], state[:1], goals[1:2]).score[0]
+        searcher.most_likely_plan(past, state, goals).score[0]
+        != searcher.most_likely_plan(past[:1], state[:1], goals[1:2]).score[0]
     ), "the goal is looked at"
     numbers = searcher.numbers(np.random.default_rng(0).random((3, 2), np.float32))
     together = searcher.plan(past, state, numbers, goals)

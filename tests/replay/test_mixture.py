@@ -69,7 +69,7 @@ def test_ranks_draw_the_same_with_the_same_chance_and_each_fetches_a_part_of_its
 
 
 def test_many_small_parts_do_not_all_fall_to_one_rank():
-    mixture = Mixture.even([f"{number:02}" for number in range(30)])
+    mixture = Mixture.uniform([f"{number:02}" for number in range(30)])
     rows = np.zeros(4, int)
     for rank in range(4):
         for _, _, size, place, world, _ in asked(mixture, mixture.weights, 3, 30, rank, 4).values():
@@ -89,7 +89,7 @@ def test_shares_are_those_of_the_weights_within_chance():
 
 
 def test_a_source_draws_with_chance_of_its_own_that_is_named_by_seed_and_step():
-    mixture = Mixture.even("abc")
+    mixture = Mixture.uniform("abc")
     seen = [asked(mixture, "abc", step, seed=seed) for step in range(5) for seed in (1, 2)]
     chances = [chance for found in seen for _, chance, *_ in found.values()]
     assert len(set(chances)) == len(chances) == 30

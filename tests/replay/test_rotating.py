@@ -58,7 +58,7 @@ def test_draws_equal_those_of_a_plain_store_of_the_shards_in_memory(view, slots,
             positions, steps = store._rows(view, rng(1, "draw", again), 32, turn * TURN + again)
             timesteps, mask = view.span(steps, whole.table.lengths[positions])
             want = whole._fetch(view, positions, timesteps)
-            eligible = set(view.eligible(whole.table).tolist())
+            eligible = set(view.eligible_episodes(whole.table).tolist())
             assert set(positions.tolist()) <= eligible
             assert len({int(n) for n in whole._where[positions, 0]}) <= slots
             for path, values in want.observations.items():

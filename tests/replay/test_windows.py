@@ -35,7 +35,7 @@ def test_eligible_is_what_a_loop_would_pick(episodes, best, above):
             break
         picked.append(row)
     expected = sorted(row for row in picked if above is None or episodes.returns[row] >= above)
-    assert View(best=best, above=above).eligible(episodes).tolist() == expected
+    assert View(best=best, above=above).eligible_episodes(episodes).tolist() == expected
 
 
 @given(
@@ -44,7 +44,7 @@ def test_eligible_is_what_a_loop_would_pick(episodes, best, above):
 def test_drawn_steps_lie_in_eligible_episodes(episodes, weight, best, seed):
     view = View(weight=weight, best=best)
     positions, steps = view.rows(episodes, np.random.default_rng(seed), 200)
-    assert set(positions.tolist()) <= set(view.eligible(episodes).tolist())
+    assert set(positions.tolist()) <= set(view.eligible_episodes(episodes).tolist())
     assert (steps >= 0).all() and (steps < episodes.lengths[positions]).all()
     again = view.rows(episodes, np.random.default_rng(seed), 200)
     np.testing.assert_array_equal(np.stack([positions, steps]), np.stack(again))

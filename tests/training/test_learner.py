@@ -65,9 +65,9 @@ def test_what_is_noted_of_episodes_is_noted_anew_where_one_comes(name, tmp_path)
     store, learner = stored(tmp_path, TASK, 12), learner_of(algorithm)
     learner.step = 3
     learner.update({TASK: store}, 4)
-    assert store.annotated(algorithm.view(7))
+    assert store.has_annotations(algorithm.view(7))
     store.add([dataclasses.replace(store.episode(0), id=EpisodeId(1, 0, 0))])
-    assert not store.annotated(algorithm.view(7))
+    assert not store.has_annotations(algorithm.view(7))
     assert learner.update({TASK: store}, 1).step == 8
     (noted,) = algorithm.annotate(learner.model, {TASK: store}, 7).values()
     for column, values in noted.items():

@@ -38,7 +38,7 @@ def store(tmp_path_factory):
 @pytest.fixture
 def always(monkeypatch):
     """Everything that may be drawn ahead is."""
-    monkeypatch.setattr(PrefetchTrial, "ahead", True)
+    monkeypatch.setattr(PrefetchTrial, "prefetch_next", True)
 
 
 class Watched:
@@ -60,7 +60,7 @@ def test_it_is_equal_bit_for_bit_over_bouts_fits_and_new_episodes(name, tmp_path
     more = {"envelope_steps": 5} if name == "bail" else {}
 
     def trained(way, folder):
-        monkeypatch.setattr(PrefetchTrial, "ahead", way)
+        monkeypatch.setattr(PrefetchTrial, "prefetch_next", way)
         store, learner = stored(folder, TASK, 12), learner_of(small(find_algorithm(name), **more))
         metrics = []
         for number, steps in enumerate((4, 1, 0, 4)):
@@ -96,7 +96,7 @@ def test_a_store_that_takes_turns_and_a_mixture_are_equal_too(store, tmp_path, m
         parts.add([dataclasses.replace(e, id=i) for e, i in zip(episodes, ids, strict=True)])
     states = []
     for way in (False, True):
-        monkeypatch.setattr(PrefetchTrial, "ahead", way)
+        monkeypatch.setattr(PrefetchTrial, "prefetch_next", way)
         sources = {"a": store, "b": RotatingStore(tmp_path / "b", 1, turn=2).open()}
         learner = learner_of(small(Both), names=("a", "b"), mixture=Mixture({"a": 1.0, "b": 2.0}))
         for steps in (4, 3):
@@ -112,7 +112,7 @@ def test_a_run_in_lock_step_is_the_same_with_it(tmp_path, monkeypatch):
     run = configure("udrl", "toy-vector", [*flags.split(), "1200"])
     weights = []
     for way in (False, True):
-        monkeypatch.setattr(PrefetchTrial, "ahead", way)
+        monkeypatch.setattr(PrefetchTrial, "prefetch_next", way)
         summary = train_local(run, tmp_path / str(way))
         assert summary["learner_steps"] > 8
         weights.append(Weights.load(tmp_path / str(way) / "weights" / "last.safetensors").arrays)
@@ -224,7 +224,7 @@ def steps_of(trial, count, plain=1.0, with_thread=1.0, drawing=0.3):
     """Take steps as the learner does; in which of them the next one was drawn ahead."""
     ways, before = [], False
     for _ in range(count):
-        begun = trial.ahead
+        begun = trial.prefetch_next
         way = begun if begun == before else None
         trial.note(way, with_thread if begun else plain, 0.0 if before else drawing)
         ways.append(begun)
@@ -256,7 +256,10 @@ def test_bouts_of_one_step_never_draw_ahead(store, monkeypatch):
     source, learner = Watched(store), learner_of()
     for _ in range(BLOCK * 3 + 2):
         learner.update({TASK: source}, 1)
-    assert not any(in_thread for _, in_thread in source.drawn) and not learner._ahead.trial.ahead
+    assert (
+        not any(in_thread for _, in_thread in source.drawn)
+        and not learner._prefetcher.trial.prefetch_next
+    )
 
 
 def test_every_task_has_the_one_view_unless_the_algorithm_says_otherwise():

@@ -444,7 +444,7 @@ class Told(gymnasium.Env):
 
 def test_a_mission_is_kept_once_an_episode(tmp_path):
     env = GymnasiumRows(Told, 3, 0)
-    assert env.signature.once == {"mission/false", "mission/text"}
+    assert env.signature.per_episode == {"mission/false", "mission/text"}
     episodes = rollout(RandomPolicy(env.signature), env, {}, 8, rng(0, "play"), origin()).episodes
     store = Store(tmp_path)
     store.add_encoded(encode(episodes))

@@ -20,13 +20,13 @@ def test_answers_that_overtake_each_other_owe_no_step_twice(tmp_path):
     home = RunFolder(tmp_path / "run").claim(run, False, exact=False)
     session = Session(run, home, [], None, exact=False)
     for step in (40, 20, 60):  # of three calls of 20 steps, the second was answered first
-        session.learned(LearnerProgress(step, 20, {"train/loss": 1.0}))
+        session.note_progress(LearnerProgress(step, 20, {"train/loss": 1.0}))
     assert session.counters.learner_step == 60 and session.counters.learned == 60
-    session.learned(LearnerProgress(100, 20))
-    session.learned(LearnerProgress(80, 20))
+    session.note_progress(LearnerProgress(100, 20))
+    session.note_progress(LearnerProgress(80, 20))
     assert session.counters.learner_step == 100
-    session.rolled_back(50, 1)
-    session.learned(LearnerProgress(70, 20))
+    session.roll_back(50, 1)
+    session.note_progress(LearnerProgress(70, 20))
     assert session.counters.learner_step == 70
     session.close()
     home.release()
@@ -40,7 +40,7 @@ def test_a_score_that_lacks_episodes_says_so(tmp_path, capsys):
         score = Score(
             np.ones(5), np.ones(5), {}, discarded=discarded, problems=["it fell"] * discarded
         )
-        session.evaluated({run.task: score}, Weights((0, 1), {"a": np.zeros(1, np.float32)}))
+        session.note_evaluation({run.task: score}, Weights((0, 1), {"a": np.zeros(1, np.float32)}))
     assert capsys.readouterr().err == "note: a score lacks 3 of 8 episodes: it fell\n"
     assert session.problems == ["a score lacks 3 of 8 episodes: it fell"]
     session.close()
@@ -54,7 +54,7 @@ def test_an_asynchronous_resume_does_not_give_up_better_weights_than_its_checkpo
     def evaluated(resumed, step, mean, exact=False):
         """A session that goes on from a checkpoint evaluates once; (best return of its counters, step of the best weights)."""
         session = Session(run, home, [], resumed, exact)
-        session.evaluated(
+        session.note_evaluation(
             {run.task: Score(np.full(4, mean), np.full(4, 10), {})},
             Weights((0, step), {"w": np.zeros(1)}),
         )

@@ -248,7 +248,7 @@ class Dt(DtSettings, Supervised, Online):
             self.delayed_reward,
         )
 
-    def expected(self, model: nn.Module) -> Callable[[Episode], np.ndarray] | None:
+    def return_estimator(self, model: nn.Module) -> Callable[[Episode], np.ndarray] | None:
         """What the critic expects, where there is one."""
         assert isinstance(model, DecisionTransformer)
         if model.critic is None:

@@ -111,12 +111,12 @@ class DecisionTransformer(nn.Module):
         ).unsqueeze(-2)
         return out
 
-    def stamped(self, tokens: Tensor, moment: Tensor | None) -> Tensor:
+    def add_time(self, tokens: Tensor, moment: Tensor | None) -> Tensor:
         """Tokens `[..., t, width]` of steps whose `moment` this is, normalised."""
         out: Tensor = self.norm(tokens if moment is None else tokens + moment)
         return out
 
-    def placed(self, tokens: Tensor, first: Tensor) -> Tensor:
+    def add_positions(self, tokens: Tensor, first: Tensor) -> Tensor:
         """Tokens of whole windows `[n, t, width]` with their place in the window and the window's
         first step `[n]`, where these are used.
         """
@@ -137,8 +137,8 @@ class DecisionTransformer(nn.Module):
         tokens = torch.stack(
             [self.returns(returns), self.embed_state(observations), self.embed_action(actions)], 2
         )
-        return self.placed(
-            self.stamped(tokens, self.moment(timesteps)).flatten(1, 2), timesteps[:, 0]
+        return self.add_positions(
+            self.add_time(tokens, self.moment(timesteps)).flatten(1, 2), timesteps[:, 0]
         )
 
     def embed(

@@ -74,12 +74,12 @@ class DtPolicy(Policy):
             ],
             1,
         )
-        embedding = self.read(state, self.model.stamped(tokens, moment))
+        embedding = self.read(state, self.model.add_time(tokens, moment))
         actions = self.model.head.act(
             self.model.head(embedding), None if self.greedy else self._tensor(uniforms)
         )
         self.remember(
-            state, self.model.stamped(self.model.embed_action(actions)[:, None], moment)[:, 0]
+            state, self.model.add_time(self.model.embed_action(actions)[:, None], moment)[:, 0]
         )
         return {path: value.cpu().numpy() for path, value in actions.items()}, state
 
@@ -133,7 +133,7 @@ class DtPolicy(Policy):
         for count in np.unique(state["count"]):
             rows = self._tensor(np.flatnonzero(state["count"] == count))
             first = self._tensor(state["time"])[rows] - int(count) + 1
-            whole = self.model.placed(held[rows, TOKENS * (most - int(count)) :], first)
+            whole = self.model.add_positions(held[rows, TOKENS * (most - int(count)) :], first)
             out[rows] = self.model.transformer(whole, slice(-1, None))[:, 0]
         return out
 

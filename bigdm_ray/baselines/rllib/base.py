@@ -49,7 +49,7 @@ class Rllib(ExternalAlgorithm):
         """What RLlib's DefaultModelConfig is made with."""
 
     @abstractmethod
-    def exported(self, module: Any) -> dict[str, np.ndarray]:
+    def export_state(self, module: Any) -> dict[str, np.ndarray]:
         """The state of our network, out of RLlib's module."""
 
     def memory(self, learner: Any) -> dict[str, Tensor]:
@@ -93,7 +93,7 @@ class RllibGaussian(Rllib):
             "free_log_std": not discrete,
         }
 
-    def exported(self, module: Any) -> dict[str, np.ndarray]:
+    def export_state(self, module: Any) -> dict[str, np.ndarray]:
         """See Rllib."""
         return layers_of(
             module.encoder.actor_encoder, module.pi, log_std=getattr(module.pi, "log_std", None)
@@ -124,7 +124,7 @@ class RllibSquashed(Rllib):
             "head_fcnet_activation": "relu",
         }
 
-    def exported(self, module: Any) -> dict[str, np.ndarray]:
+    def export_state(self, module: Any) -> dict[str, np.ndarray]:
         """See Rllib."""
         return layers_of(module.pi_encoder, module.pi)
 

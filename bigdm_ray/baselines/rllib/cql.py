@@ -48,7 +48,7 @@ class RllibCql(RllibTempered, RllibOffline):
     )
     deterministic_backup: bool = setting(True, "whether targets leave the entropy out")
 
-    def prelude(self) -> Pretraining | None:
+    def pretraining(self) -> Pretraining | None:
         """Cloning."""
         return Pretraining(self.clone_steps, ("clone_steps",), "a clone of the data")
 

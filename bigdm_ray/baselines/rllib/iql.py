@@ -75,7 +75,7 @@ class RllibIql(RllibSquashed, RllibOffline):
         """See RllibSquashed."""
         return implicit_module()
 
-    def exported(self, module: Any) -> dict[str, np.ndarray]:
+    def export_state(self, module: Any) -> dict[str, np.ndarray]:
         """See Rllib."""
         return layers_of(module.pi_encoder, module.pi, log_std=module.pi.log_std)
 

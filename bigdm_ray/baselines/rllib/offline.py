@@ -83,7 +83,7 @@ class RllibOfflineTrainer(RllibTrainer):
         """See Trainer: so many learner steps."""
         self.algorithm.begin(self.learner, self.learner_steps)
         for _ in range(steps):
-            self.learned(self.batch())
+            self.learn_batch(self.batch())
         return TrainerResult(0, steps, metrics=self.metrics())
 
     def batch(self) -> dict[str, torch.Tensor]:

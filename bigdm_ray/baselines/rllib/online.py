@@ -105,7 +105,9 @@ class RllibOnlineTrainer(RllibTrainer):
             {"rl_module": self.learner.module.get_state(inference_only=True), "weights_seq_no": 0},
         )
 
-    def played(self, steps: int, random: bool = False) -> tuple[list[Any], list[float], list[int]]:
+    def play_episodes(
+        self, steps: int, random: bool = False
+    ) -> tuple[list[Any], list[float], list[int]]:
         """RLlib's episodes (or the pieces of them) of about so many steps; returns and lengths of those that ended."""
         share = math.ceil(steps / len(self._runners))
         pieces = [

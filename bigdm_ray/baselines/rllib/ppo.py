@@ -100,7 +100,7 @@ class RllibPpoTrainer(RllibOnlineTrainer):
     def step(self, steps: int) -> TrainerResult:
         """See Trainer: one whole iteration, whatever was asked for."""
         before = self.env_steps
-        pieces, returns, lengths = self.played(self.algorithm.train_batch)
+        pieces, returns, lengths = self.play_episodes(self.algorithm.train_batch)
         taken = inner.learn_from_episodes(self.learner, pieces, self.env_steps, self.config)
         self.learner_steps += taken
         self._sync()

@@ -106,7 +106,7 @@ class RllibSacTrainer(RllibOnlineTrainer):
         lengths: list[int] = []
         metrics: dict[str, float] = {}
         while self.env_steps - before < steps:
-            pieces, ended, long = self.played(
+            pieces, ended, long = self.play_episodes(
                 algorithm.fragment, random=self.env_steps < algorithm.learning_starts
             )
             returns, lengths = returns + ended, lengths + long
@@ -116,7 +116,7 @@ class RllibSacTrainer(RllibOnlineTrainer):
                 - self.learner_steps
             )
             for _ in range(math.floor(owed)):
-                self.learned(
+                self.learn_batch(
                     self._kept.draw(self._chance, algorithm.batch_size, self.context.device)
                 )
             if owed >= 1:

@@ -63,7 +63,7 @@ class RllibTrainer(ABC):
     def step(self, steps: int) -> TrainerResult:
         """See Trainer."""
 
-    def learned(self, batch: dict[str, torch.Tensor]) -> None:
+    def learn_batch(self, batch: dict[str, torch.Tensor]) -> None:
         """One learner step of RLlib on a batch of n rows."""
         inner.learn(self.learner, batch)
         self.learner_steps += 1
@@ -90,7 +90,7 @@ class RllibTrainer(ABC):
 
     def weights(self) -> dict[str, np.ndarray]:
         """See Trainer."""
-        return self.algorithm.exported(self.module)
+        return self.algorithm.export_state(self.module)
 
     def state(self) -> dict[str, np.ndarray]:
         """See Trainer."""

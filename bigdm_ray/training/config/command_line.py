@@ -187,7 +187,7 @@ def _parse(arguments: list[str], entries: Sequence[TaskEntry]) -> RunCommand:
         raise UserError(
             "an ALGORITHM and a TASK are expected, as in: python -m bigdm_ray.run udrl lunarlander"
         )
-    typed = file.typed(kind) | typed
+    typed = file.typed_settings(kind) | typed
     seed = given.seed if given.seed is not None else file.seed
     seed = convert(int, seed, "seed") if seed is not None else None
     config = known.folder / "run.json" if alone else None if file.path else given.config

@@ -143,7 +143,7 @@ class ConfigFile:
     start: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def typed(self, kind: type[Algorithm]) -> dict[str, Any]:
+    def typed_settings(self, kind: type[Algorithm]) -> dict[str, Any]:
         """The settings by path, each with its type. Raises UserError for what `kind` has not."""
         if self.path is None:
             return {}

@@ -261,7 +261,7 @@ def premature_warning(run: Run) -> str | None:
 
     Raises UserError where its policy would not have been trained at all.
     """
-    before = run.algorithm.prelude() if run.offline else None
+    before = run.algorithm.pretraining() if run.offline else None
     if before is None or run.learner_budget > before.steps:
         return None
     lower = " and ".join(flag(f"algorithm.{name}") for name in before.settings)

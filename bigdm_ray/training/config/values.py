@@ -302,13 +302,13 @@ class Run:
         return {"algorithm": self.algorithm.name, "task": self.title}
 
     @property
-    def learned(self) -> Supervised | Baseline:
+    def learned_algorithm(self) -> Supervised | Baseline:
         """The algorithm, of a run whose learner is ours."""
         assert isinstance(self.algorithm, Supervised | Baseline)
         return self.algorithm
 
     @property
-    def online(self) -> Online:
+    def online_algorithm(self) -> Online:
         """The algorithm, of a run that learns from what it plays itself."""
         assert isinstance(self.algorithm, Online)
         return self.algorithm
@@ -316,7 +316,7 @@ class Run:
     @property
     def retention(self) -> Retention:
         """What a store of this run keeps; one on datasets stores nothing."""
-        return Retention() if self.offline else self.online.retention()
+        return Retention() if self.offline else self.online_algorithm.retention()
 
     @property
     def clock(self) -> str:
