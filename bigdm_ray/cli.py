@@ -30,7 +30,7 @@ DOORS = {
 """The modules of this package with a `main`, and what each is for."""
 
 
-def parser() -> Parser:
+def cli_parser() -> Parser:
     """The parser of the words up to the name of a door."""
     made = Parser(
         prog="bigdm",
@@ -59,7 +59,7 @@ def open_door(arguments: list[str]) -> int:
         near = suggest_names(name, list(DOORS))
         raise UserError(f"unknown door {name!r}{near} (`bigdm --help` lists them)")
     if name not in DOORS:
-        parser().parse(arguments)
+        cli_parser().parse(arguments)
     main: Callable[[list[str]], int] = importlib.import_module(f"bigdm_ray.{name}").main
     return main(arguments[1:])
 

@@ -473,7 +473,7 @@ def parse_amount(text: str) -> float:
     return value
 
 
-def parser() -> Parser:
+def data_parser() -> Parser:
     """The commands and their flags."""
     parser = Parser(
         prog="python -m bigdm_ray.data",
@@ -620,7 +620,7 @@ def parser() -> Parser:
 
 def main(arguments: list[str]) -> int:
     """The door."""
-    given = parser().parse(arguments)
+    given = data_parser().parse(arguments)
     code: int = given.act(given)
     return code
 

@@ -39,7 +39,13 @@ from bigdm_ray.progress import Progress
 from bigdm_ray.settings import setting
 from bigdm_ray.tables.runs import align_columns, markdown, row
 from bigdm_ray.training.acting import command_of, policy_of, report_head, run_as
-from bigdm_ray.training.evaluation import ROWS, constant, evaluate_in_parts, join_scores, parts_of
+from bigdm_ray.training.evaluation import (
+    ROWS,
+    constant,
+    evaluate_in_parts,
+    join_scores,
+    split_episodes,
+)
 from bigdm_ray.training.learner import pick_device
 from bigdm_ray.training.loaded import Loaded, load, locate_run
 from bigdm_ray.training.params import Weights
@@ -124,7 +130,7 @@ def score_run(loaded: Loaded, asked: EvaluateFlags) -> dict[str, Any]:
     seed = loaded.run.seed if asked.seed is None else asked.seed
     planned = mode == "plan"
     episodes = asked.episodes or (loaded.run.evaluations.final_episodes if planned else 100)
-    parts = parts_of(episodes, asked.rows or (PLANNED_ROWS if planned else ROWS))
+    parts = split_episodes(episodes, asked.rows or (PLANNED_ROWS if planned else ROWS))
     print(f"playing {episodes:,} episodes of {loaded.run.task}", file=sys.stderr)
     if (note := horizon_note(asked, command)) is not None:
         print(f"note: {note}", file=sys.stderr)
@@ -157,7 +163,9 @@ def score_run(loaded: Loaded, asked: EvaluateFlags) -> dict[str, Any]:
                 asked.address,
                 bar.advance,
             )
-            result = join_scores(scores, command, len(scores) < len(parts)).whole(loaded.task)
+            result = join_scores(scores, command, len(scores) < len(parts)).require_episode(
+                loaded.task
+            )
     return {
         "schema_version": SCHEMA_VERSION,
         **report_head(loaded, asked.weights, mode, seed),
@@ -206,7 +214,7 @@ def score_each(loaded: Loaded, asked: EvaluateFlags) -> dict[str, Any]:
             problems.append(str(error))
             print(f"note: {error}", file=sys.stderr)
             continue
-        print(table(reports[use.name]))
+        print(report_table(reports[use.name]))
         if reports[use.name]["partial"]:
             break
     if not reports:
@@ -232,7 +240,7 @@ def score_each(loaded: Loaded, asked: EvaluateFlags) -> dict[str, Any]:
     }
 
 
-def table(report: dict[str, Any]) -> str:
+def report_table(report: dict[str, Any]) -> str:
     """The report for a terminal."""
     command = ", ".join(
         f"{name.replace('_', ' ')} {value:,.1f}" for name, value in report["command"].items()
@@ -486,7 +494,7 @@ def main(arguments: list[str]) -> int:
         report = score_each(loaded, asked) if several else score_run(loaded, asked)
         reports.append((folder, report))
         if not several:
-            print(table(report))
+            print(report_table(report))
         write_evaluation(loaded, report, results(folder), given.video)
         if report["partial"]:
             break

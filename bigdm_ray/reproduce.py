@@ -104,7 +104,7 @@ def draw_overview(overview: Overview, bars: list[MeasuredBar], path: Path) -> No
     """Write the picture, and its numbers beside it as JSON. Raises RunFailed."""
     import matplotlib
 
-    from bigdm_ray.pictures.base import COLOURS, STYLE, make_panels, mark_published, write
+    from bigdm_ray.pictures.base import COLOURS, STYLE, make_panels, mark_published, write_picture
 
     with matplotlib.rc_context(STYLE):
         figure, panels = make_panels(len(overview.domains), 4.2, 4.0)
@@ -151,7 +151,7 @@ def draw_overview(overview: Overview, bars: list[MeasuredBar], path: Path) -> No
             for one in bars
         ]
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(
+        write_picture(
             figure,
             {
                 "schema_version": SCHEMA_VERSION,

@@ -137,12 +137,12 @@ def _train_foreign(
     run: Run, path: Path, resume: bool, listeners: list[Listener], local: bool, dashboard: bool
 ) -> dict[str, Any]:
     import bigdm_ray.distributed  # noqa: F401  (settles how Ray is imported, which the library may do)
-    from bigdm_ray.training.external import check, train_foreign
+    from bigdm_ray.training.external import check_external, train_foreign
 
     assert isinstance(run.algorithm, ExternalAlgorithm)
     if local or not _on_ray(run):
         return train_foreign(run, path, resume, listeners)
-    check(run)  # before a Ray is started
+    check_external(run)  # before a Ray is started
     from bigdm_ray.distributed.cluster import cluster
 
     with cluster(run, dashboard):

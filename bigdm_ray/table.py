@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.errors import UserError
-from bigdm_ray.tables.runs import align_columns, markdown, row, summary_of
+from bigdm_ray.tables.runs import align_columns, markdown, require_summary, row
 from bigdm_ray.training.zoo import locate
 
 
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     rows = []
     for folder in given.folders:
         try:
-            rows.append(row(folder, summary_of(locate(folder))))
+            rows.append(row(folder, require_summary(locate(folder))))
         except UserError as error:
             if len(given.folders) == 1:
                 raise

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from making import episode, played
 
-from bigdm_ray.data import histogram, main, parser, plot, recording_request
+from bigdm_ray.data import data_parser, histogram, main, plot, recording_request
 from bigdm_ray.doors import door
 from bigdm_ray.envs import find_task
 from bigdm_ray.formats.dataset import Dataset
@@ -545,7 +545,7 @@ def test_a_recording_goes_on_with_the_same_weights_and_noise_only(trained, tmp_p
     shutil.copytree(trained, tmp_path / "run")
 
     def made_of(*flags):
-        given = parser().parse(
+        given = data_parser().parse(
             ["record", str(tmp_path / "run"), "--folder", "x", "--episodes", "5", *flags]
         )
         return recording_request(given, "last", 5, None, 1).made_of

@@ -25,8 +25,8 @@ from bigdm_ray.evaluate import (
     film,
     main,
     record_video,
+    report_table,
     score_run,
-    table,
 )
 from bigdm_ray.training.acting import command_of, run_as
 from bigdm_ray.training.config import configure, run_from_json
@@ -242,7 +242,7 @@ def test_settings_that_affect_acting_alone_are_taken_as_flags(planned, tmp_path)
     assert report["acting"] == given | {"objective": "likelihood"} and report["mode"] == "plan"
     assert (
         "plan, horizon 2, beams 3, cdf act 0.5, expected rewards False, objective likelihood, seed 4"
-        in table(report)
+        in report_table(report)
     )
     same = score_run(
         load(same_but(planned, tmp_path, **given, objective="likelihood")),
@@ -401,7 +401,7 @@ def test_discarded_episodes_are_counted(folder):
     report = score_run(load(folder), EvaluateFlags(episodes=30))
     assert 0 < report["episodes_discarded"] < 30
     assert report["episodes_discarded"] + len(report["returns"]) == 30
-    assert f"{report['episodes_discarded']} more discarded" in table(report)
+    assert f"{report['episodes_discarded']} more discarded" in report_table(report)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.pictures.base import PUBLISHED, SweepFlags, output_path
 from bigdm_ray.pictures.beams import draw_beams, map_elements
 from bigdm_ray.pictures.curves import draw_curves, lines_of, read_curve
-from bigdm_ray.pictures.obedience import default_returns, draw_obedience, sweep
+from bigdm_ray.pictures.obedience import default_returns, draw_obedience, play_sweep
 from bigdm_ray.pictures.prediction import deviations
 from bigdm_ray.plots import main
 from bigdm_ray.tokens.bins import Elements
@@ -449,7 +449,7 @@ def test_a_real_run_on_a_dataset_has_a_curve(tmp_path, capsys):
 
 def test_a_sweep_asks_each_return_of_its_own_episodes(trained):
     loaded = load(trained)
-    found = sweep(loaded, SweepFlags(returns=(9.0, -2.0, 5.0), episodes=6))
+    found = play_sweep(loaded, SweepFlags(returns=(9.0, -2.0, 5.0), episodes=6))
     asked = [-2.0, 5.0, 9.0]
     assert [p["desired_return"] for p in found["points"]] == asked
     commands = [command_of(loaded, value) for value in asked]
@@ -469,7 +469,7 @@ def test_a_sweep_asks_each_return_of_its_own_episodes(trained):
 
 
 def test_a_trained_policy_obeys(trained):
-    low, high = sweep(load(trained), SweepFlags(returns=(2.0, 9.0), episodes=40))["points"]
+    low, high = play_sweep(load(trained), SweepFlags(returns=(2.0, 9.0), episodes=40))["points"]
     assert high["return_mean"] > low["return_mean"] + 1
 
 
@@ -477,7 +477,7 @@ def test_discarded_episodes_belong_to_no_return(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "run")
     settings = json.loads((folder / "run.json").read_text()) | {"task": "toy-broken"}
     (folder / "run.json").write_text(json.dumps(settings))
-    found = sweep(load(folder), SweepFlags(returns=(1.0, 2.0), episodes=20))
+    found = play_sweep(load(folder), SweepFlags(returns=(1.0, 2.0), episodes=20))
     counts = [p["return_episodes"] for p in found["points"]]
     assert all(0 < count < 20 for count in counts)
 
@@ -516,7 +516,7 @@ def test_default_returns_go_from_low_to_high(trained, tmp_path):
     assert (returns[0], returns[-1], len(returns)) == (3.3, 12.0, 9) and list(returns) == sorted(
         returns
     )
-    assert len(sweep(loaded, SweepFlags(episodes=1))["points"]) == 9
+    assert len(play_sweep(loaded, SweepFlags(episodes=1))["points"]) == 9
 
 
 def test_default_returns_of_another_task_come_from_its_metrics(trained, tmp_path):

@@ -124,7 +124,7 @@ def test_transformers_are_trained_in_bfloat16_where_that_is_asked_for_and_the_ta
 
 def test_where_data_of_a_game_are_missing_the_commands_that_make_them_are_told(tmp_path, capsys):
     """And they are commands: a run of the agent, and a recording of its milestones."""
-    from bigdm_ray.data import parser
+    from bigdm_ray.data import data_parser
 
     shelf = TableFolders(
         find_grid("dt-atari"), "quick", tmp_path / "data", tmp_path / "results", tmp_path / "runs"
@@ -139,7 +139,7 @@ def test_where_data_of_a_game_are_missing_the_commands_that_make_them_are_told(t
         "sb3-ppo", "pong", [flag for flag in flags[: flags.index("--folder")] if flag != "--local"]
     )
     assert run.saves.milestones and run.budget.minutes == 60
-    given = parser().parse(record.split()[3:])
+    given = data_parser().parse(record.split()[3:])
     assert (
         str(given.run) == flags[-1] == "runs/pong"
         and given.weights == "milestones"
@@ -191,12 +191,12 @@ def test_reachers_rows_are_published_stand_apart_and_say_how_their_data_are_made
 
 def understood(command):
     """Parse a command of a recipe as its door does; what it asks for."""
-    from bigdm_ray.data import parser
+    from bigdm_ray.data import data_parser
 
     door, words = command.split()[2], command.split()[3:]
     assert door in ("bigdm_ray.run", "bigdm_ray.data")
     if door == "bigdm_ray.data":
-        return parser().parse(words)
+        return data_parser().parse(words)
     run = configure(*words[:2], words[2 : words.index("--folder")])
     assert run.saves.milestones
     return run

@@ -30,7 +30,7 @@ MAX_LEAVES = 1024
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 
 
-def hold(claimed: int, path: Path) -> None:
+def check_claim(claimed: int, path: Path) -> None:
     """Raise UserError where the file claims more bytes than one of its size can hold."""
     size = path.stat().st_size
     if claimed > max(FLOOR, RATIO * size):

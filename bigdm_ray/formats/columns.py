@@ -20,7 +20,7 @@ from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError, one_line
 from bigdm_ray.formats.base import require_inside
 from bigdm_ray.formats.checks import refusal
-from bigdm_ray.formats.claims import hold, parquet_claim
+from bigdm_ray.formats.claims import check_claim, parquet_claim
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.signatures import misfit, sound_signature
 from bigdm_ray.formats.tasks import spec_of
@@ -71,7 +71,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         ) from None
     if twice := [name for name in names if names.count(name) > 1]:
         raise refusal(str(path), twice[0], "there is more than one such column")
-    hold(claimed, path)
+    check_claim(claimed, path)
     return file
 
 
@@ -168,7 +168,7 @@ def is_plain(kind: pa.DataType) -> bool:
     return _is_number(kind) or bool(pa.types.is_boolean(kind))
 
 
-def parts_of(kind: pa.DataType, name: str) -> list[str] | None:
+def struct_path(kind: pa.DataType, name: str) -> list[str] | None:
     """The fields of structs in structs that `name` (`arm/joints`) leads through; names may hold slashes themselves.
 
     None where there are none such.
@@ -179,7 +179,7 @@ def parts_of(kind: pa.DataType, name: str) -> list[str] | None:
         if field.name == name:
             return [name]
         if name.startswith(f"{field.name}/"):
-            rest = parts_of(field.type, name[len(field.name) + 1 :])
+            rest = struct_path(field.type, name[len(field.name) + 1 :])
             if rest is not None:
                 return [field.name, *rest]
     return None

@@ -30,7 +30,7 @@ from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import UserError, one_line
 from bigdm_ray.formats.base import MAX_EPISODE_BYTES, Format, Reader, SourceMetadata, require_inside
 from bigdm_ray.formats.checks import as_truth_values, refusal
-from bigdm_ray.formats.claims import hold
+from bigdm_ray.formats.claims import check_claim
 from bigdm_ray.formats.unread import unread_names
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
@@ -103,7 +103,7 @@ class GzippedArray:
                 f"{path} claims the shape {list(self.shape)}{', columns first' if fortran else ''}, which it may not; nothing was imported"
             )
 
-        hold(math.prod(self.shape) * self.dtype.itemsize, path)
+        check_claim(math.prod(self.shape) * self.dtype.itemsize, path)
 
     def take(self, rows: int) -> np.ndarray:
         """The next rows. Raises UserError where the file breaks off, and after the last row where its checksum is wrong or more follows."""

@@ -12,7 +12,7 @@ from bigdm_ray.formats.base import formats
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.writer import require_vacant
 from bigdm_ray.progress import Progress
-from bigdm_ray.replay.files import sweep, temporary_path
+from bigdm_ray.replay.files import remove_leftovers, temporary_path
 from bigdm_ray.replay.shard import sync_folder, write_failure
 
 
@@ -43,7 +43,7 @@ def write_folder_whole(folder: Path) -> Iterator[Path]:
     place = folder.resolve()
     hidden = temporary_path(place)
     try:
-        sweep(place.parent, place.name)
+        remove_leftovers(place.parent, place.name)
         shutil.rmtree(hidden, ignore_errors=True)
         hidden.mkdir(parents=True)
         yield hidden

@@ -20,7 +20,7 @@ from bigdm_ray import stopping
 from bigdm_ray.errors import UserError, one_line
 from bigdm_ray.formats.base import MAX_EPISODE_BYTES, import_optional
 from bigdm_ray.formats.checks import refusal
-from bigdm_ray.formats.claims import hold
+from bigdm_ray.formats.claims import check_claim
 
 ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 """What h5py raises for a file that is torn somewhere."""
@@ -206,7 +206,7 @@ class Hdf5Fields:
     def claim(self, size: int) -> None:
         """Count bytes that are to be read; UserError where the file cannot hold all of them."""
         self._claimed += size
-        hold(self._claimed, self._path)
+        check_claim(self._claimed, self._path)
 
     def names(self, group: Any, place: str) -> list[str]:
         """What lies in a low-level group. Raises UserError where it cannot be told."""

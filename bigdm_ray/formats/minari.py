@@ -44,7 +44,7 @@ from bigdm_ray.formats.columns import (
     flatten_lists,
     name_read_errors,
     open_parquet,
-    parts_of,
+    struct_path,
 )
 from bigdm_ray.formats.dataset import Dataset, references
 from bigdm_ray.formats.hdf5 import Hdf5Fields, new_hdf5, open_hdf5
@@ -395,7 +395,7 @@ def _column(column: pa.Array, what: str, name: str, space: Any, place: str) -> n
     def here(_: int) -> str:
         return place
 
-    parts = parts_of(column.type, name) if name else []
+    parts = struct_path(column.type, name) if name else []
     if parts is None:
         raise refusal(place, field, "there is no such field")
     for part in parts:

@@ -19,7 +19,7 @@ from numpy.lib import format as header
 
 from bigdm_ray.errors import UserError, one_line
 from bigdm_ray.formats.base import Format, Reader
-from bigdm_ray.formats.claims import hold
+from bigdm_ray.formats.claims import check_claim
 from bigdm_ray.formats.d4rl import FlatArrays
 from bigdm_ray.formats.hdf5 import ERRORS
 
@@ -61,7 +61,7 @@ def _sound(path: Path) -> list[str]:
                     raise ValueError(f"{names[-1]} is of the version {version}")
                 shape, _, dtype = read[version](file)
             claimed += max(math.prod(shape) * dtype.itemsize, member.file_size)
-    hold(claimed, path)
+    check_claim(claimed, path)
     return names
 
 

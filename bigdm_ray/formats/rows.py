@@ -33,7 +33,7 @@ from bigdm_ray.formats.columns import (
     flatten_lists,
     is_plain,
     name_read_errors,
-    parts_of,
+    struct_path,
 )
 from bigdm_ray.formats.looks import ActionColumns, guess_signature, seen_leaf
 from bigdm_ray.formats.signatures import field_name
@@ -291,7 +291,7 @@ class StepRows(Reader):
         field = field_name(self._found.name(what), name)
         column = _storage(column)
         if name:
-            kind, parts = column.type, parts_of(column.type, name)
+            kind, parts = column.type, struct_path(column.type, name)
             if parts is None:
                 raise refusal(self._here(), field, f"there is no such field in {kind}")
             for part in parts:

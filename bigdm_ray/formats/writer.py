@@ -21,7 +21,7 @@ from bigdm_ray.envs.signature import Signature
 from bigdm_ray.errors import RunFailed, UserError, full_disk
 from bigdm_ray.formats.dataset import CARD, ContentHash, Dataset
 from bigdm_ray.jsons import read_json
-from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId, bytes_of, hold
+from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId, bytes_of, hold_leaves
 from bigdm_ray.replay.shard import (
     SUFFIX,
     CorruptShard,
@@ -157,7 +157,7 @@ class Writer:
             self._take(
                 dataclasses.replace(
                     episode,
-                    observations=hold(episode.observations, self._signature.per_episode),
+                    observations=hold_leaves(episode.observations, self._signature.per_episode),
                     id=EpisodeId(0, FOREIGN, len(self.lengths)),
                     task=self._task,
                 )

@@ -252,7 +252,7 @@ def keep_figures() -> Iterator[list[Figure]]:
         _KEPT.reset(token)
 
 
-def write(figure: Figure, numbers: dict[str, Any], path: Path) -> None:
+def write_picture(figure: Figure, numbers: dict[str, Any], path: Path) -> None:
     """Write the picture, and its numbers beside it as JSON. Raises RunFailed.
 
     Inside `keep_figures` it is kept as it is, and nothing is written.
@@ -293,5 +293,5 @@ def make_picture(
         with Progress(f"{name} of {folder}", units=""):
             found.append(of(loaded, asked))
     with matplotlib.rc_context(STYLE):
-        write(draw(found), {"schema_version": SCHEMA_VERSION, key: found}, path)
+        write_picture(draw(found), {"schema_version": SCHEMA_VERSION, key: found}, path)
     return found

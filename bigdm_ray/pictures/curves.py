@@ -34,7 +34,7 @@ from bigdm_ray.pictures.base import (
     make_panels,
     mark_published,
     output_path,
-    write,
+    write_picture,
 )
 from bigdm_ray.settings import to_json
 from bigdm_ray.training.config import Run, read_run
@@ -129,7 +129,7 @@ def clock_name(run: Run) -> str:
     return run.clock.rpartition("/")[2]
 
 
-def settings_of(run: Run) -> dict[str, Any]:
+def line_settings(run: Run) -> dict[str, Any]:
     """What must be equal for two runs to be seeds of one line, beside what `kind_of` says."""
     start = run.start and f"{run.start.algorithm} at {run.start.learner_step:,} steps"
     data = run.dataset and run.dataset.sha256[:8]
@@ -151,7 +151,7 @@ def lines_of(curves: list[Curve]) -> Lines:
     groups: dict[tuple[tuple[str, ...], str], list[Curve]] = {}
     for curve in curves:
         run = curve.run
-        groups.setdefault((kind_of(run), json.dumps(settings_of(run))), []).append(curve)
+        groups.setdefault((kind_of(run), json.dumps(line_settings(run))), []).append(curve)
     found: Lines = {}
     for (kind, _), members in groups.items():
         others = [group[0].run for (other, _), group in groups.items() if other == kind]
@@ -162,9 +162,9 @@ def lines_of(curves: list[Curve]) -> Lines:
 def label(curves: list[Curve], others: list[Run]) -> str:
     """Algorithm, dataset, preset, what differs from `others` of the same kind, and the seeds."""
     run = curves[0].run
-    mine = settings_of(run)
+    mine = line_settings(run)
     differing = [
-        name for name in mine if any(settings_of(other)[name] != mine[name] for other in others)
+        name for name in mine if any(line_settings(other)[name] != mine[name] for other in others)
     ]
     seeds = sorted({curve.run.seed for curve in curves})
     count = (
@@ -291,7 +291,7 @@ def draw_learning_curves(folders: list[Path], out: Path | None, asked: NoFlags) 
     path = output_path(out, folders[0], "learning_curve")
     lines = lines_of(curves)
     with matplotlib.rc_context(STYLE):
-        write(draw_curves(lines), curves_json(lines), path)
+        write_picture(draw_curves(lines), curves_json(lines), path)
     for (task, clock), here in lines.items():
         for line in here:
             band = f"{line.low[-1]:,.1f} to {line.high[-1]:,.1f}"

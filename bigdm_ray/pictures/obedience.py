@@ -57,7 +57,7 @@ def default_returns(loaded: Loaded) -> tuple[float, ...]:
     return tuple(float(f"{value:.3g}") for value in np.linspace(low, high, 9))
 
 
-def sweep(loaded: Loaded, asked: SweepFlags) -> dict[str, Any]:
+def play_sweep(loaded: Loaded, asked: SweepFlags) -> dict[str, Any]:
     """Play the episodes of a sweep; its numbers. Raises UserError, and RunFailed where a return's episodes all fail."""
     if not loaded.run.algorithm.commands:
         raise UserError(
@@ -182,7 +182,9 @@ def draw_obedience(sweeps: list[dict[str, Any]]) -> Figure:
 
 def obedience(folders: list[Path], out: Path | None, asked: SweepFlags) -> None:
     """Play and draw the sweeps of run folders. Raises UserError and RunFailed."""
-    for here in make_picture(folders, out, asked, "obedience", "sweeps", sweep, draw_obedience):
+    for here in make_picture(
+        folders, out, asked, "obedience", "sweeps", play_sweep, draw_obedience
+    ):
         for p in here["points"]:
             print(
                 f"  {here['task']}, seed {here['run_seed']}: asked {p['desired_return']:,.1f}, obtained {p['return_mean']:,.1f} +- {p['return_std']:,.1f}"

@@ -234,7 +234,7 @@ class Planner:
         """
         search, net = self.search, self.net
         n = len(numbers["actions"])
-        beams = len(written.last) // n
+        beams = len(written.hidden) // n
         each = search.beams * search.expansions // beams
 
         def by_row(values: Tensor) -> Tensor:
@@ -244,7 +244,7 @@ class Planner:
             return values.view(n, beams, each).transpose(1, 2).reshape(n, each * beams)
 
         written.open(each)
-        hidden = written.last.unsqueeze(1)
+        hidden = written.hidden.unsqueeze(1)
         tokens, numbers_of = [], []
         for j in range(self.acted + 2):
             dim = self.seen + j
@@ -431,13 +431,13 @@ class RecomputedBeams:
         self._trunk = trunk.take(which)
 
     @property
-    def last(self) -> Tensor:
+    def hidden(self) -> Tensor:
         """The outputs that predict the next actions, `[n, width]` at first, then `[n * beams, width]`."""
         return self._trunk.last
 
     def open(self, each: int) -> None:
         """Make room for so many continuations of each row."""
-        self._own = self._planner.encoder.own(len(self.last), each, self._planner.acted + 1)
+        self._own = self._planner.encoder.allocate(len(self.hidden), each, self._planner.acted + 1)
 
     def branch(self, tokens: Tensor, dim: int, slot: int) -> Tensor:
         """A token of each continuation `[rows, each]`: outputs `[rows, each, width]`."""
@@ -480,13 +480,13 @@ class CachedBeams:
         )  # which beams agree
 
     @property
-    def last(self) -> Tensor:
+    def hidden(self) -> Tensor:
         """See RecomputedBeams."""
         return self._stem.last
 
     def open(self, each: int) -> None:
         """See RecomputedBeams."""
-        self._own = self._planner.encoder.own(len(self.last), each, self._planner.acted + 1)
+        self._own = self._planner.encoder.allocate(len(self.hidden), each, self._planner.acted + 1)
 
     def branch(self, tokens: Tensor, dim: int, slot: int) -> Tensor:
         """See RecomputedBeams."""

@@ -32,7 +32,7 @@ class SharedPrefix:
     def grow(self, rows: Tensor, branches: OwnCache, each: Tensor, slots: int) -> SharedPrefix:
         """The rows `[m]` (equally many of each environment), behind each the tokens of its branch `each [m]`, with so many slots in all.
 
-        `branches` are as of `WindowEncoder.own`; the outputs are those of the rows of before.
+        `branches` are as of `WindowEncoder.allocate`; the outputs are those of the rows of before.
         """
         own = []
         more = branches[0][0].shape[3]

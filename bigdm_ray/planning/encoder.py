@@ -329,7 +329,7 @@ class WindowEncoder:
         out: Tensor = self.net.transformer.norm(x)
         return out
 
-    def own(self, rows: int, each: int, slots: int) -> list[tuple[Tensor, Tensor]]:
+    def allocate(self, rows: int, each: int, slots: int) -> list[tuple[Tensor, Tensor]]:
         """Room for the keys and values of `slots` tokens of each of `each` continuations of so many rows, by layer."""
         like = self.net.heads
         shape = (rows, self.split, each, slots, like.shape[-1] // self.split)

@@ -96,7 +96,9 @@ def is_held(values: np.ndarray) -> bool:
     return len(values) > 1 and values.size > 0 and values.strides[0] == 0
 
 
-def hold(observations: dict[str, np.ndarray], once: Collection[str]) -> dict[str, np.ndarray]:
+def hold_leaves(
+    observations: dict[str, np.ndarray], once: Collection[str]
+) -> dict[str, np.ndarray]:
     """Observations of an episode, the leaves held that are `once` an episode, and are so in truth."""
     return {
         path: broadcast_held(v[0], len(v)) if path in once and (v == v[0]).all() else v

@@ -2,7 +2,7 @@
 
 Whatever is written takes its name by a rename. Until then it has a name that says who writes it, so
 that what a killed process left can be told from what a living one is writing, and is removed when
-its folder is next written to (`sweep`).
+its folder is next written to (`remove_leftovers`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}{ENDING}")
 
 
-def sweep(folder: Path, name: str | None = None, alone: bool = False) -> None:
+def remove_leftovers(folder: Path, name: str | None = None, alone: bool = False) -> None:
     """Remove what killed processes left under names of `temporary_path` in `folder`.
 
     Where `name` is given, of that file or folder only. `alone` says that nobody is writing there

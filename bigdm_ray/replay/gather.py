@@ -14,7 +14,7 @@ import numpy as np
 
 from bigdm_ray.replay.contents import MALFORMED
 from bigdm_ray.replay.episode import Episode, is_held
-from bigdm_ray.replay.files import sweep, temporary_path
+from bigdm_ray.replay.files import remove_leftovers, temporary_path
 from bigdm_ray.replay.shard import Shard
 from bigdm_ray.replay.windows import View, Windows, merge_stack, stacked_steps
 
@@ -166,7 +166,7 @@ def sidecar(mapped: Shard, name: str) -> np.ndarray:
     )
     hidden = temporary_path(path.with_name(f"{path.name}.{uuid.uuid4().hex}"))
     try:
-        sweep(path.parent)
+        remove_leftovers(path.parent)
         with hidden.open("wb") as file:
             np.save(kept := io.BytesIO(), made)
             file.write(kept.getbuffer())

@@ -215,7 +215,7 @@ def _footer_start(data: Any) -> int:
     return start
 
 
-def check(data: Any, body: bool) -> int:
+def check_shard(data: Any, body: bool) -> int:
     """Raise CorruptShard unless size and footer (and, with `body`, every byte) are as written.
 
     The checksum of the body.
@@ -316,7 +316,7 @@ class Shard:
 
         Raises CorruptShard, and NewerShard, which the footer tells before anything else is read.
         """
-        crc = check(memoryview(data), verify)
+        crc = check_shard(memoryview(data), verify)
         try:
             reader = pa.ipc.open_file(data)
             meta = read_json(reader.schema.metadata[b"bigdm"])
@@ -336,7 +336,7 @@ class Shard:
 
     def check_body(self) -> None:
         """Read every byte, where `open` was not told to. Raises CorruptShard."""
-        check(memoryview(self.data), True)
+        check_shard(memoryview(self.data), True)
         try:
             check_commands(self.scalars.column("command"))
         except MALFORMED as error:

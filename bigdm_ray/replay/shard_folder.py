@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from bigdm_ray.replay import shard as shards
 from bigdm_ray.replay.episode import Episode, EpisodeId, bytes_of
-from bigdm_ray.replay.files import file_name, sweep
+from bigdm_ray.replay.files import file_name, remove_leftovers
 from bigdm_ray.replay.living import IdIndex, LivingEpisodes, last_of_each
 from bigdm_ray.replay.shard import CorruptShard, Shard, ShardRef
 from bigdm_ray.replay.source import FolderSource, ShardSource
@@ -63,7 +63,7 @@ class ShardFolder:
         self._next = itertools.count()
         if write:
             folder.mkdir(parents=True, exist_ok=True)
-            sweep(folder, alone=True)
+            remove_leftovers(folder, alone=True)
             for name, columns in self._sidecar_files().items():
                 if not (folder / name).exists():  # it was set aside or dropped
                     _unlink(columns)

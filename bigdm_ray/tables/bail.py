@@ -37,7 +37,7 @@ SAC Humanoid B2|3565 153|1221 207|0 0|1216 826|1033 257
 """
 
 
-def published_scores() -> dict[tuple[str, str], tuple[float, float | None]]:
+def published_bail() -> dict[tuple[str, str], tuple[float, float | None]]:
     """(row, column) -> (mean, deviation)."""
     out: dict[tuple[str, str], tuple[float, float | None]] = {}
     for line in PUBLISHED.strip().splitlines():
@@ -48,7 +48,7 @@ def published_scores() -> dict[tuple[str, str], tuple[float, float | None]]:
     return out
 
 
-def make(row: str, column: str, scale: Scale) -> Made:
+def make_bail(row: str, column: str, scale: Scale) -> Made:
     """A method on a batch; the batch is the dataset `bail-sac-hopper-b1` and so on. BC trains BAIL's policy, as long, on all of it."""
     short = scale == "quick"
     budget = {"BAIL": 35_000 if short else 212_500, "BC": 30_000 if short else 200_000}.get(
@@ -89,14 +89,14 @@ GRIDS = (
         tuple(line.split("|")[0] for line in PUBLISHED.strip().splitlines()),
         COLUMNS,
         3,
-        make,
+        make_bail,
         {
             "quick": "learner steps: BAIL 5,000 + 30,000 of 256, BC 30,000 of 256, BCQ and BEAR 20,000 of 100, MARWIL 20,000 of 256; 20 final episodes",
             "paper": "learner steps: BAIL 12,500 + 200,000 of 1,000, BC 200,000 of 1,000, BCQ and BEAR 100,000 of 100, MARWIL 100,000 of 256; "
             "100 final episodes",
         },
         "Chen et al. 2020, table 1",
-        published_scores(),
+        published_bail(),
         averages=False,
         notes=(
             "The batches are not the paper's: those of SAC on Hopper, Walker and HalfCheetah are recorded with an agent of our own, "

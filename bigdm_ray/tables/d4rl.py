@@ -152,7 +152,7 @@ def experts(row: str, column: str, scale: Scale) -> Made:
     return percent(row, "100 %", scale)
 
 
-def table(
+def read_scores(
     columns: tuple[str, ...], values: str
 ) -> dict[tuple[str, str], tuple[float, float | None]]:
     """Published numbers, a line a row: the row's name, then its columns (`-` where there is none)."""
@@ -168,7 +168,7 @@ def table(
 
 
 PERCENT = ("10 %", "25 %", "40 %", "100 %")
-PERCENT_BC = table(
+PERCENT_BC = read_scores(
     PERCENT,
     """
     halfcheetah-medium 42.9 43.0 43.1 43.1
@@ -182,7 +182,7 @@ PERCENT_BC = table(
     """,
 )
 IMITATION = ("BC", "BAIL", "AWR", "RWR", "MARWIL")
-PUBLISHED_IMITATION = table(
+PUBLISHED_IMITATION = read_scores(
     ("BC", "AWR"),
     """
     halfcheetah-medium 43.1 37.4
@@ -197,7 +197,7 @@ PUBLISHED_IMITATION = table(
     """,
 )
 VALUE_BASED = ("CQL", "IQL", "BCQ", "BEAR", "BRAC", "MBOP")
-PUBLISHED_VALUE_BASED = table(
+PUBLISHED_VALUE_BASED = read_scores(
     ("CQL", "BEAR", "BRAC"),
     """
     halfcheetah-medium 44.4 41.7 46.3

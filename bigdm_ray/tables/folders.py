@@ -13,7 +13,7 @@ from bigdm_ray.errors import UserError, quote_value
 from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.jsons import read_json, real
 from bigdm_ray.models.parallel import transformers
-from bigdm_ray.replay.files import sweep
+from bigdm_ray.replay.files import remove_leftovers
 from bigdm_ray.replay.shard import publish
 from bigdm_ray.tables.base import Cell, Grid, Scale, twins
 from bigdm_ray.training.config import Run, configure, read_run
@@ -220,7 +220,7 @@ class TableFolders:
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         }
         self.results.mkdir(parents=True, exist_ok=True)
-        sweep(self.results)
+        remove_leftovers(self.results)
         publish(self.file(cell), json.dumps(result, indent=1).encode())
         return result
 

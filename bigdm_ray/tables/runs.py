@@ -18,7 +18,7 @@ WORDS = ("run", "algorithm", "task")
 """Columns of words, aligned to the left; the others hold numbers."""
 
 
-def summary_of(folder: Path) -> dict[str, Any]:
+def require_summary(folder: Path) -> dict[str, Any]:
     """A run's summary.json. Raises UserError where there is none, or another file of that name."""
     file = folder / "summary.json"
     if not file.is_file():

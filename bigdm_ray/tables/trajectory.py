@@ -23,7 +23,7 @@ walker2d-medium-expert 36.6 70.2 81.6 108.8 108.1 91.0/2.8 101.9/6.8
 """
 
 
-def published_scores() -> dict[tuple[str, str], tuple[float, float | None]]:
+def published_trajectory() -> dict[tuple[str, str], tuple[float, float | None]]:
     """(row, column) -> (mean, standard error of it or None)."""
     out: dict[tuple[str, str], tuple[float, float | None]] = {}
     for line in PUBLISHED.strip().splitlines():
@@ -110,7 +110,7 @@ def trajectory(row: str, column: str, scale: Scale) -> Made:
     )
 
 
-def make(row: str, column: str, scale: Scale) -> Made:
+def make_trajectory(row: str, column: str, scale: Scale) -> Made:
     """A column's method, with the settings that it has in its own table."""
     if column == "BC":
         return percent(row, "100 %", scale)
@@ -131,7 +131,7 @@ GRIDS = (
         SETS,
         (*COLUMNS, ROTARY),
         3,
-        make,
+        make_trajectory,
         {
             "quick": "TT 3 layers of width 64 without dropout, 5,000 learner steps of 64 windows of 5 with a rate of 3e-3 (a 300th of what is official), "
             f"planned with horizon 5 and 32 beams, 10 final episodes; {QUICK_DT}; "
@@ -140,7 +140,7 @@ GRIDS = (
             "15 final episodes; DT 100,000 of 64 windows of 20; BC 25,000 of 64; the others 100,000; 100 final episodes",
         },
         "Janner et al. 2021, table 1, and the official repository (quantile bins, and CQL on the sets' second version); its ± are errors of the mean of 15",
-        published_scores(),
+        published_trajectory(),
         notes=(
             NOT_D4RL,
             "Budgets differ: at scale quick DT learns from 12.8 million drawn time steps (some 25 minutes of a core), TT from 1.6 million (some 15, without "

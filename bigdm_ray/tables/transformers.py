@@ -16,7 +16,7 @@ from bigdm_ray.tables.d4rl import (
     Made,
     learner_flags,
     percent,
-    table,
+    read_scores,
 )
 
 GAMES = ("breakout", "qbert", "pong", "seaquest")
@@ -57,14 +57,14 @@ def locomotion(row: str, column: str, scale: Scale) -> Made:
     return transformer(row, column, scale) if column == "DT" else percent(row, column, scale)
 
 
-def delayed(row: str, column: str, scale: Scale) -> Made:
+def delayed_rewards(row: str, column: str, scale: Scale) -> Made:
     """All reward at the end: cloning sees none, so its columns are those of `percent-bc`."""
     if column == "DT":
         return transformer(row, column, scale, "--algorithm.delayed-reward", "true")
     return percent(row, {"BC": "100 %", "%BC": "10 %"}[column], scale)
 
 
-def door(row: str, column: str, scale: Scale) -> Made:
+def key_to_door_flags(row: str, column: str, scale: Scale) -> Made:
     """Key-to-Door on random trajectories, played with the most likely actions; %BC clones those that succeeded."""
     short, data = scale == "quick", f"key-to-door-{row}"
     if column == "DT":
@@ -118,14 +118,14 @@ def atari(row: str, column: str, scale: Scale) -> Made:
 
 
 GYM = (42.6, 67.6, 74.0, 36.6, 82.7, 66.6, 86.8, 107.6, 108.1)
-PUBLISHED_DT = table(
+PUBLISHED_DT = read_scores(
     ("DT",),
     "\n".join(
         f"{row} {value}"
         for row, value in zip((*SETS, *REACHER), (*GYM, 51.2, 18.0, 89.1), strict=True)
     ),
 )
-CLONED = table(
+CLONED = read_scores(
     ("100 %",),
     """
     halfcheetah-medium-expert 59.9
@@ -135,7 +135,7 @@ CLONED = table(
     """,
 )
 """What table 3 lacks, of table 2; the two agree elsewhere, but for Reacher's medium (58.4 in table 3, 48.9 in table 2)."""
-DELAYED = table(
+DELAYED = read_scores(
     ("DT", "BC", "%BC"),
     """
     hopper-medium-expert 107.3 59.9 102.6
@@ -143,14 +143,14 @@ DELAYED = table(
     hopper-medium-replay 78.5 27.6 70.6
     """,
 )
-DOOR = table(
+DOOR = read_scores(
     ("DT", "%BC", "BC", "CQL"),
     """
     1000 71.8 69.9 1.4 13.1
     10000 94.6 95.1 1.6 13.3
     """,
 )
-ATARI = table(
+ATARI = read_scores(
     ("DT", *PERCENT),
     """
     breakout 267.5 28.5 73.5 108.2 138.9
@@ -193,7 +193,7 @@ GRIDS = (
         ("hopper-medium-expert", "hopper-medium", "hopper-medium-replay"),
         ("DT", "BC", "%BC"),
         3,
-        delayed,
+        delayed_rewards,
         {
             "quick": f"{QUICK_DT}; BC 5,000 of 64",
             "paper": "DT 100,000 learner steps of 64 windows of 20; BC 25,000 of 64",
@@ -211,7 +211,7 @@ GRIDS = (
         DOORS,
         ("DT", "%BC", "BC", "CQL"),
         5,
-        door,
+        key_to_door_flags,
         {
             "quick": "DT, with 1 layer of 64, 1,000 learner steps of 16 episodes for 1,000 trajectories and 6,000 of 32 for 10,000; "
             "%BC 1,000 of 64 steps, BC 5,000, CQL 10,000",

@@ -24,7 +24,7 @@ from safetensors.numpy import save as save_safetensors
 from bigdm_ray.errors import UserError
 from bigdm_ray.jsons import read_json, real
 from bigdm_ray.replay.episode import EpisodeId
-from bigdm_ray.replay.files import file_name, sweep, temporary_path
+from bigdm_ray.replay.files import file_name, remove_leftovers, temporary_path
 from bigdm_ray.replay.shard import SUFFIX, ShardRef, sync_folder, write_failure
 
 SCHEMA_VERSION = 2
@@ -123,7 +123,7 @@ def write(
     hidden = temporary_path(final)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder, alone=True)
+        remove_leftovers(folder, alone=True)
         hidden.mkdir()
         alive = {_living(place): ids for place, ids in living.items()}
         _synced(hidden / "learner.safetensors", save_safetensors({**learner, **alive}))

@@ -97,7 +97,7 @@ class Score:
         )
         return {"act_p50_ms": p50, "act_p99_ms": p99, "acted_together": float(self.acted.mean())}
 
-    def whole(self, task: Task) -> Score:
+    def require_episode(self, task: Task) -> Score:
         """Itself. Raises RunFailed where no episode has ended well."""
         if not len(self.returns):
             raise RunFailed(
@@ -183,7 +183,7 @@ class Evaluator:
             scores[task] = Score.of(played, command)
         if scores and not any(len(score.returns) for score in scores.values()):
             first = next(iter(scores))
-            scores[first].whole(self._tasks[first])
+            scores[first].require_episode(self._tasks[first])
         return scores
 
     def part(
@@ -251,10 +251,10 @@ def evaluate(
             policy, task, constant(command, episodes), episodes, seed, purpose, round, env, on_end
         ),
         command,
-    ).whole(task)
+    ).require_episode(task)
 
 
-def parts_of(episodes: int, rows: int) -> list[int]:
+def split_episodes(episodes: int, rows: int) -> list[int]:
     """How many of `episodes` each part plays: at most `rows`, and as equally many as can be."""
     parts = math.ceil(episodes / rows)
     return [episodes // parts + (number < episodes % parts) for number in range(parts)]
@@ -296,7 +296,7 @@ def evaluate_in_parts(
         return join_scores(scores, command, stopped=True)
     finally:
         env.close()
-    return join_scores(scores, command, scores[-1].stopped).whole(task)
+    return join_scores(scores, command, scores[-1].stopped).require_episode(task)
 
 
 def join_scores(scores: list[Score], command: dict[str, float], stopped: bool = False) -> Score:

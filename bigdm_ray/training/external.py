@@ -49,7 +49,7 @@ def train_foreign(
     actors: int = 0,
 ) -> dict[str, Any]:
     """Train with the algorithm's library, `actors` processes playing beside this one; the summary. Raises UserError and RunFailed."""
-    check(run)
+    check_external(run)
     with RunFolder(folder).hold(run, resume, exact=False) as home, contextlib.ExitStack() as end:
         resumed = checkpoint.last_checkpoint(home.checkpoints, run.identity) if resume else None
         session = Session(
@@ -68,7 +68,7 @@ def train_foreign(
         return session.finish(executor) | {"folder": str(folder)}
 
 
-def check(run: Run) -> ExternalAlgorithm:
+def check_external(run: Run) -> ExternalAlgorithm:
     """The algorithm, once all that can be said against the run has been. Raises UserError."""
     algorithm = check_settings(run)
     task = run.only.task
@@ -114,7 +114,7 @@ def check_settings(run: Run) -> ExternalAlgorithm:
 def drive(session: Session, executor: ExternalExecutor) -> None:
     """Train until the budget is spent."""
     session.begin()
-    while not session.spent():
+    while not session.is_spent():
         executor.turn(session)
         session.evaluate_if_due(executor)
         if session.save_due():

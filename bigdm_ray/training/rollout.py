@@ -16,7 +16,7 @@ from bigdm_ray.algorithms.base import Columns, Policy, State, take
 from bigdm_ray.algorithms.online import Persistence
 from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.envs.vector import Arrays, Step, VectorEnv
-from bigdm_ray.replay.episode import Episode, EpisodeId, hold
+from bigdm_ray.replay.episode import Episode, EpisodeId, hold_leaves
 
 LONGEST = 1_000_000
 """Steps after which an episode is given up: budgets are looked at between rollouts, and this one may have no end."""
@@ -261,7 +261,7 @@ class _Rows:
             return np.concatenate([*(part[name] for part in parts), *more])
 
         return Episode(
-            hold(
+            hold_leaves(
                 {path: whole(f"observations/{path}", (v[None],)) for path, v in last.items()},
                 self._env.signature.per_episode,
             ),

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from bigdm_ray.errors import RunFailed, UserError, full_disk, install
 from bigdm_ray.jsons import read_json
-from bigdm_ray.replay.files import ENDING, sweep
+from bigdm_ray.replay.files import ENDING, remove_leftovers
 from bigdm_ray.replay.shard import publish, write_failure
 from bigdm_ray.training.config import Run, read_run
 from bigdm_ray.training.params import Weights
@@ -101,9 +101,9 @@ class RunFolder:
             for folder in (self.store, self.checkpoints, self.path / "weights"):
                 folder.mkdir(exist_ok=True)
             self.hold_store().close()
-            sweep(self.path)  # pictures and evaluations may be written by others now
+            remove_leftovers(self.path)  # pictures and evaluations may be written by others now
             for folder in (self.store, self.checkpoints, self.path / "weights"):
-                sweep(folder, alone=True)
+                remove_leftovers(folder, alone=True)
         except BlockingIOError:
             self.release()
             raise UserError(
@@ -335,7 +335,7 @@ def save_weights(
 def write_json(path: Path, data: Any) -> None:
     """Write a JSON file, whole or not at all. Raises RunFailed."""
     try:
-        sweep(path.parent, path.name)
+        remove_leftovers(path.parent, path.name)
         publish(path, json.dumps(data, indent=1).encode())
     except (RunFailed, OSError) as error:
         cause = error.__context__ if isinstance(error, RunFailed) else error

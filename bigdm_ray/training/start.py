@@ -75,7 +75,7 @@ def take_over(run: Run, home: RunFolder) -> None:
         learner_step=saved.counters.learner_step,
         began_at=saved.counters.learner_step,
         round=FIRST_ROUND,
-        arrived=mine.arrived,
+        arrived=mine.next_serial,
     )
     living: np.ndarray = mine.table.ids
     checkpoint.write(

@@ -16,7 +16,7 @@ from making import played
 from sources import dataset, edited, episode_parquet, minari_folder, rows_of
 
 from bigdm_ray.errors import UserError
-from bigdm_ray.formats.claims import FLOOR, RATIO, hold, parquet_claim
+from bigdm_ray.formats.claims import FLOOR, RATIO, check_claim, parquet_claim
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.footer import claimed_values
 
@@ -146,11 +146,11 @@ def test_a_bomb_is_one_sentence_and_takes_no_memory(tmp_path, episodes, kind):
 def test_the_limit_is_a_multiple_of_the_size_with_a_floor(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(bytes(1 << 18))
-    hold(RATIO << 18, path)
+    check_claim(RATIO << 18, path)
     with pytest.raises(UserError, match="claims to hold 250 MiB of numbers in 262,144 bytes"):
-        hold((RATIO << 18) + 1, path)
+        check_claim((RATIO << 18) + 1, path)
     path.write_bytes(b"")
-    hold(FLOOR, path)
+    check_claim(FLOOR, path)
 
 
 def test_what_parquet_claims_is_what_its_numbers_take(tmp_path, episodes):

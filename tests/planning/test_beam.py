@@ -367,7 +367,7 @@ def test_the_encoder_in_pieces_is_the_forward_pass(m, positions):
     trunk, which = encoder.trunk(past, state, ACTED + 1)
     trunk = trunk.take(which)
     torch.testing.assert_close(trunk.last, want[:, places + SEEN - 1], atol=1e-5, rtol=1e-4)
-    own = encoder.own(len(trunk.last), 2, ACTED + 1)
+    own = encoder.allocate(len(trunk.last), 2, ACTED + 1)
     for j in range(ACTED + 1):
         branched = encoder.branch(
             trunk, own, tokens[:, j, None].repeat(1, 2), SEEN + j, places + SEEN + j, j

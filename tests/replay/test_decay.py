@@ -225,14 +225,14 @@ def flip_a_reward(path, e):
 
 def read_bodies(monkeypatch):
     """The sizes of the files that are read whole, from now on."""
-    read, check = [], shards.check
+    read, check = [], shards.check_shard
 
     def counting(data, body):
         if body:
             read.append(len(data))
         return check(data, body)
 
-    monkeypatch.setattr(shards, "check", counting)
+    monkeypatch.setattr(shards, "check_shard", counting)
     return read
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bigdm_ray.replay.files import file_name, sweep, temporary_path
+from bigdm_ray.replay.files import file_name, remove_leftovers, temporary_path
 
 
 @pytest.mark.parametrize(
@@ -34,11 +34,11 @@ def test_what_ended_processes_left_goes_and_what_living_ones_write_stays(tmp_pat
     for path in (mine, theirs, *others, *left[:2]):
         path.write_bytes(b"half")
     (left[2] / "inside").mkdir(parents=True)
-    sweep(tmp_path, "b.json")
+    remove_leftovers(tmp_path, "b.json")
     assert [path for path in left if path.exists()] == [left[0], left[2]]
-    sweep(tmp_path)
+    remove_leftovers(tmp_path)
     assert set(tmp_path.iterdir()) == {mine, theirs, *others}
-    sweep(tmp_path, alone=True)
+    remove_leftovers(tmp_path, alone=True)
     assert set(tmp_path.iterdir()) == set(others[1:])
 
 
@@ -47,5 +47,5 @@ def test_a_link_in_place_of_a_leftover_is_not_followed(tmp_path):
     (tmp_path / "kept" / "file").touch()
     (tmp_path / "swept").mkdir()
     (tmp_path / "swept" / ".a.1.tmp").symlink_to(tmp_path / "kept")
-    sweep(tmp_path / "swept", alone=True)
+    remove_leftovers(tmp_path / "swept", alone=True)
     assert (tmp_path / "kept" / "file").exists() and not list((tmp_path / "swept").iterdir())

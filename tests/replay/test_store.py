@@ -230,7 +230,7 @@ def test_retention_is_a_pure_function_of_what_was_acknowledged(
             assert store.garbage_bytes <= store.nbytes / 2
     lived = surviving(order, rule)
     expected = Table.of(lived, [serial[e.id] for e in lived])
-    assert not reader.problems and store.arrived == len(order)
+    assert not reader.problems and store.next_serial == len(order)
     driver = LivingEpisodes(rule)
     for receipt in choice.draw(st.permutations(receipts)):
         driver.learn(receipt.added)
@@ -325,7 +325,7 @@ def test_clients_of_any_round_number_come_when_they_come(tmp_path):
     lived = [(1_000_000, -1, 0), (7, -1, 0), (1, 0, 0)]
     again = Store(tmp_path, Retention("newest", 3)).open()
     assert ids(store.table) == ids(again.table) == lived
-    assert again.table.serials.tolist() == [1, 2, 3] and again.arrived == 4
+    assert again.table.serials.tolist() == [1, 2, 3] and again.next_serial == 4
 
 
 def test_serials_survive_compaction_release_and_reopening(tmp_path):
@@ -340,7 +340,7 @@ def test_serials_survive_compaction_release_and_reopening(tmp_path):
         store.release(set())
         assert len(names(tmp_path)) == 1
         store = Store(tmp_path, rule).open()
-        assert store.table.serials.tolist() == [0, 2] and store.arrived == 6
+        assert store.table.serials.tolist() == [0, 2] and store.next_serial == 6
     assert store.add([episode((9, 0, 0))]).added.serials.tolist() == [6]
     once = store.add([episode((10, 0, 0), 1, rewards=[-1.0])])  # evicted at once
     again = store.add([episode((10, 0, 0), 1, rewards=[-1.0])])
