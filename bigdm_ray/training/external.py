@@ -70,7 +70,7 @@ def train_foreign(
 
 def check_external(run: Run) -> ExternalAlgorithm:
     """The algorithm, once all that can be said against the run has been. Raises UserError."""
-    algorithm = check_settings(run)
+    algorithm = check_external_settings(run)
     task = run.only.task
     algorithm.require()
     signature = task.signature()
@@ -80,7 +80,7 @@ def check_external(run: Run) -> ExternalAlgorithm:
     return algorithm
 
 
-def check_settings(run: Run) -> ExternalAlgorithm:
+def check_external_settings(run: Run) -> ExternalAlgorithm:
     """The algorithm, if the run asks for nothing that its library has not, which is not imported.
 
     Raises UserError.
