@@ -35,7 +35,7 @@ from bigdm_ray.training.config import (
     resumed_run,
     still_rising,
 )
-from bigdm_ray.training.external import check_settings
+from bigdm_ray.training.external import check_external_settings
 from bigdm_ray.training.learner import pick_device
 from bigdm_ray.training.metrics import Listener, TerminalReporter
 from bigdm_ray.training.run_folder import LOOPS, RunFolder, metrics_of
@@ -116,7 +116,7 @@ def check_run(run: Run, folder: Path, resume: bool, local: bool) -> Run:
     run = resumed_run(run, folder) if resume else run
     foreign = isinstance(run.algorithm, ExternalAlgorithm)
     if foreign:
-        check_settings(run)
+        check_external_settings(run)
     RunFolder(folder).check(run, resume, exact=not foreign and in_lock_step(run, local))
     for use in run.tasks:
         if use.dataset is not None:
