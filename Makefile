@@ -49,11 +49,13 @@ bench: install
 gpu:
 	python3 -m tests.benchmarks.gpu --out gpu.json
 
-# Puts the last weights of finished runs, each in a folder ALGORITHM-TASK, into the package: make zoo RUNS="runs/a/udrl-cartpole ..."
+# Puts the last weights of finished runs, each in a folder ALGORITHM-TASK, into the package:
+# make zoo RUNS="runs/a/udrl-cartpole ..." [ABOUT="what its card says it is"]
 zoo: install
 	for run in $(RUNS); do \
 	  $(BIN)/python -m bigdm_ray.evaluate $$run --episodes 100 && rm -rf bigdm_ray/zoo/$$(basename $$run) && \
-	  $(BIN)/python -m bigdm_ray.weights pack $$run --folder bigdm_ray/zoo/$$(basename $$run) || exit 1; \
+	  $(BIN)/python -m bigdm_ray.weights pack $$run --folder bigdm_ray/zoo/$$(basename $$run) \
+	    $(if $(ABOUT),--description "$(ABOUT)") || exit 1; \
 	done
 
 clean:

@@ -57,7 +57,7 @@ def test_a_packed_run_acts_and_tells_nothing_of_its_folders(
 
 def test_the_zoo_is_small_and_each_policy_has_a_card() -> None:
     found = zoo()
-    assert {"udrl-lunarlander", "udrl-cartpole"} <= found.keys()
+    assert {"udrl-lunarlander", "udrl-cartpole", "dt-hopper"} <= found.keys()
     size = 0
     for name, folder in found.items():
         files = [file for file in folder.rglob("*") if file.is_file()]
@@ -68,6 +68,9 @@ def test_the_zoo_is_small_and_each_policy_has_a_card() -> None:
         kept = json.loads((folder / "run.json").read_text())
         assert "/" not in str((kept.get("dataset") or {}).get("folder")), name
     assert size <= MOST
+    sees = bigdm_ray.load("zoo:dt-hopper").run.algorithm
+    told = json.loads((found["dt-hopper"] / "card.json").read_text())["description"]
+    assert getattr(sees, "context", None) == 1 and "a context of one step" in told
     with pytest.raises(
         UserError, match="unknown policy 'zoo:udrl-cartpol'; did you mean 'udrl-cartpole'"
     ):
