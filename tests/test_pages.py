@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -52,3 +53,39 @@ def test_the_readme_is_short() -> None:
 def test_pages_for_users_have_no_words_of_this_house(name: str) -> None:
     text = (ROOT / name).read_text()
     assert not PRIVATE.findall(text)
+
+
+def classes() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """What each class of the package, by name, defines; and its bases."""
+    members: dict[str, set[str]] = {}
+    bases: dict[str, set[str]] = {}
+    for path in (ROOT / "bigdm_ray").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ClassDef):
+                continue
+            names = members.setdefault(node.name, set())
+            above = bases.setdefault(node.name, set())
+            above |= {ast.unparse(base).split("[")[0].rpartition(".")[2] for base in node.bases}
+            for one in ast.walk(node):
+                if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef):
+                    names.add(one.name)
+                elif isinstance(one, ast.AnnAssign):
+                    names.add(ast.unparse(one.target).rpartition(".")[2])
+                elif isinstance(one, ast.Assign):
+                    names |= {ast.unparse(target).rpartition(".")[2] for target in one.targets}
+    return members, bases
+
+
+def test_methods_that_pages_name_are_there() -> None:
+    members, bases = classes()
+
+    def has(kind: str, name: str) -> bool:
+        above = bases.get(kind, set()) - {kind}
+        return name in members.get(kind, ()) or any(has(one, name) for one in above)
+
+    assert has("Online", "ask") and not has("Algorithm", "ask")
+    named = re.compile(r"`([A-Z]\w*[a-z]\w*)\.(_?[a-z]\w*)(?:\([^`]*\))?`")
+    for page in PAGES:
+        for kind, name in named.findall(page.read_text()):
+            if kind in members or page.name == "tour.md":
+                assert has(kind, name), f"{page.name} names {kind}.{name}, which is not there"
