@@ -775,9 +775,12 @@ def test_a_bar_of_bootstrapping_waits_for_a_peer_that_comes_to_the_same(tmp_path
     finished(tmp_path, "value-based", "quick", "walker2d-medium", "CQL", 1, 50.0)
     assert bar().mean is None  # a row of ours that no peer was run on
     peer_came_to(tmp_path, "walker2d-medium", 49.0)
-    peer_file(shelf, shelf.choose_cells(["walker2d-medium", "CQL", "seed=1"])[0]).write_text("{}")
-    with pytest.raises(UserError, match="is not the result of a peer"):
-        table(shelf)
+    path = peer_file(shelf, shelf.choose_cells(["walker2d-medium", "CQL", "seed=1"])[0])
+    whole = json.loads(path.read_text())
+    for wrong in ({}, whole | {"return_episodes": 0}, whole | {"target": 7, "task": None}):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match="is not the result of a peer"):
+            table(shelf)
 
 
 def test_an_overview_leaves_its_picture_and_its_numbers(tmp_path):

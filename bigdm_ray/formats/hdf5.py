@@ -21,6 +21,7 @@ from bigdm_ray.errors import UserError, one_line
 from bigdm_ray.formats.base import MAX_EPISODE_BYTES, import_optional
 from bigdm_ray.formats.checks import refusal
 from bigdm_ray.formats.claims import check_claim
+from bigdm_ray.formats.varying import Varying
 
 ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 """What h5py raises for a file that is torn somewhere."""
@@ -162,6 +163,7 @@ class Hdf5Fields:
         self._virtual, self._all = h5py.h5d.VIRTUAL, h5py.h5s.ALL
         self._types: dict[bytes, tuple[Any, np.dtype[Any]]] = {}
         self._prefixes: dict[bytes, list[bytes]] = {}
+        self._varying: Varying | None = None
 
     def open(self, group: Any, name: bytes, place: str) -> Any:
         """The low-level dataset `name` (`a/b/c`) of a low-level group. Raises UserError where it is none that may be read."""
@@ -277,21 +279,27 @@ class Hdf5Fields:
         field = name.decode(errors="replace")
         if self._h5py.check_string_dtype(found.dtype) is None or found.ndim != 1:
             raise refusal(place, field, f"text is expected, not {found.dtype}")
-        self.claim(found.size * found.dtype.itemsize)
-        try:
-            return [value.decode("utf-8", errors="replace") for value in found[()]]
-        except ERRORS as error:
-            raise refusal(place, field, f"it cannot be read ({one_line(error)})") from None
+        return [
+            value.decode("utf-8", errors="replace") for value in self._entries(found, place, field)
+        ]
 
     def blobs(self, group: Any, name: bytes, place: str) -> list[bytes]:
         """A dataset whose entries are bytes: `[N, bytes]` uint8, or lists of uint8 of any length."""
         found = self.high(group, name, place)
         field = name.decode(errors="replace")
         inner = self._h5py.check_vlen_dtype(found.dtype)
-        if found.dtype != np.uint8 and inner != np.uint8:
+        if (found.dtype != np.uint8 and inner != np.uint8) or not found.ndim:
             raise refusal(place, field, f"encoded pictures are expected, not {found.dtype}")
+        return [bytes(row) for row in self._entries(found, place, field)]
+
+    def _entries(self, found: Any, place: str, field: str) -> Any:
+        """The entries of a dataset; those of variable length as bytes, read apart."""
         self.claim(found.size * found.dtype.itemsize)
         try:
-            return [bytes(row) for row in found[()]]
+            if found.dtype.kind != "O":
+                return found[()]
+            if self._varying is None or not self._varying.running:
+                self._varying = Varying(self._path)
+            return self._varying.read(self._h5py.h5i.get_name(found.id), self.claim)
         except ERRORS as error:
             raise refusal(place, field, f"it cannot be read ({one_line(error)})") from None

@@ -39,6 +39,7 @@ from bigdm_ray.formats.base import (
     require_inside,
 )
 from bigdm_ray.formats.checks import check_ends, kept_seed, refusal
+from bigdm_ray.formats.claims import check_claim
 from bigdm_ray.formats.columns import (
     column_numbers,
     flatten_lists,
@@ -48,6 +49,7 @@ from bigdm_ray.formats.columns import (
 )
 from bigdm_ray.formats.dataset import Dataset, references
 from bigdm_ray.formats.hdf5 import Hdf5Fields, new_hdf5, open_hdf5
+from bigdm_ray.formats.ipc import claimed_bytes
 from bigdm_ray.formats.signatures import field_name
 from bigdm_ray.formats.spaces import (
     flatten_leaf,
@@ -236,6 +238,8 @@ class MinariFolder(Reader):
             if self._format == "parquet":
                 tables = [open_parquet(path).read() for path in parts]
             else:
+                for path in parts:
+                    check_claim(claimed_bytes(path), path)
                 tables = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in parts]
             for table in tables:
                 table.validate(full=True)  # Arrow trusts the offsets of an IPC file otherwise

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bigdm_ray.envs.task import find_task
-from bigdm_ray.errors import UserError
+from bigdm_ray.errors import UserError, quote_value
 from bigdm_ray.jsons import read_json, real
 from bigdm_ray.tables.base import Cell
 from bigdm_ray.tables.folders import Result, TableFolders
@@ -36,6 +36,11 @@ def peer_result(shelf: TableFolders, cell: Cell) -> Result | None:
         found: Result = read_json(path)
         for name in ("normalized_score", "return_std", "return_mean", "return_episodes"):
             found[name] = real(found[name], name)
+        for name in ("peer", "target", "sha256"):
+            if not isinstance(found[name], str):
+                raise TypeError(f"its {name} is {quote_value(found[name])}")
+        if found["return_episodes"] < 1 or found["return_std"] < 0:
+            raise ValueError("it tells a spread that no returns can have")
         same = found["sha256"] == (shelf.sha256(cell) or found["sha256"])
         return found if same and found["flags"] == list(cell.flags) else None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -101,7 +106,7 @@ def _mean(results: list[Result]) -> tuple[float, float]:
     if len(values) > 1:
         return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
     one: dict[str, Any] = results[0]
-    task = find_task(one.get("task") or str(one["target"]).partition("-")[0])
+    task = find_task(str(one.get("task") or one["target"].partition("-")[0]))
     error = float(one["return_std"]) / math.sqrt(float(one["return_episodes"]))
     scale = task.normalized_score(float(one["return_mean"]) + error)
     assert scale is not None

@@ -19,6 +19,8 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.formats.claims import FLOOR, RATIO, check_claim, parquet_claim
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.footer import claimed_values
+from bigdm_ray.formats.hdf5 import Hdf5Fields, open_hdf5
+from bigdm_ray.formats.ipc import claimed_bytes
 
 TASK = "toy-continuous"
 MANY = 1 << 28
@@ -57,6 +59,18 @@ def minari_arrays(tmp_path, episodes):
     with h5py.File(folder / "data" / "main_data.hdf5", "a") as file:
         del file["episode_1/actions"]
         file.create_dataset("episode_1/actions", (MANY, 1), np.float32, chunks=True)
+    return folder
+
+
+def minari_batch(tmp_path, episodes):
+    """An episode whose Arrow file is compressed: a column of very many equal numbers."""
+    folder = minari_folder(tmp_path / "minari", TASK, episodes, "arrow")
+    (path,) = (folder / "data" / "1").glob("*.arrow")
+    batch = pa.record_batch({"rewards": pa.array(np.zeros(MANY // 8))})
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(path, batch.schema, options=options) as writer:
+        writer.write_batch(batch)
+    assert path.stat().st_size < 100_000
     return folder
 
 
@@ -103,6 +117,7 @@ BOMBS = {
     "parquet": (parquet_rows, "claims to hold"),
     "hdf5": (flat_hdf5, "claims to hold"),
     "minari-array": (minari_arrays, "claims to hold"),
+    "minari-batch": (minari_batch, "claims to hold"),
     "minari-box": (minari_space(box(MANY)), "268,435,456 numbers, where"),
     "minari-dict": (minari_space(DICT), "100,000 leaves, where"),
     "minari-text": (
@@ -204,3 +219,35 @@ def test_constant_data_below_the_floor_come_in(tmp_path):
     made = import_dataset([str(path)], tmp_path / "set", TASK)
     assert parquet_claim(path, pq.read_metadata(path)) > 20 * path.stat().st_size
     assert Dataset.open(made.folder).steps == 10_000
+
+
+def test_texts_that_are_all_one_are_counted_each(tmp_path):
+    """Entries of variable length are places in a heap, and many may name the same one."""
+    path = tmp_path / "s.hdf5"
+    with h5py.File(path, "w") as file:
+        texts = file.create_dataset("texts", data=["x" * (1 << 16)] + ["y"] * 4095)
+        at = texts.id.get_offset()
+    data = bytearray(path.read_bytes())
+    data[at : at + 16 * 4096] = data[at : at + 16] * 4096
+    path.write_bytes(data)
+    with open_hdf5(path) as file, pytest.raises(UserError, match="claims to hold"):
+        Hdf5Fields(path).strings(file.id, b"texts", "here")
+
+
+@pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
+def test_what_arrow_claims_is_what_its_buffers_take(tmp_path, compression):
+    words = pa.array(["a", "b"] * 500).dictionary_encode()
+    table = pa.table({"x": np.zeros(1000), "lists": [[1.0, 2.0]] * 1000, "words": words})
+    path = tmp_path / "s.arrow"
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.ipc.new_file(path, table.schema, options=options) as writer:
+        writer.write_table(table, max_chunksize=300)
+    found = claimed_bytes(path)
+    assert table.nbytes <= found < table.nbytes + 2000
+    data = path.read_bytes()
+    for number in range(0, 8 * len(data), len(data) // 40 * 8 + 3):
+        changed = bytearray(data)
+        changed[number // 8] ^= 1 << (number % 8)
+        path.write_bytes(changed)
+        with contextlib.suppress(ValueError):
+            claimed_bytes(path)

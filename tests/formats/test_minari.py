@@ -1,5 +1,7 @@
 import json
+import struct
 import sys
+from pathlib import Path
 
 import gymnasium
 import h5py
@@ -15,6 +17,7 @@ from bigdm_ray.envs.values import flatten
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats import minari as door
 from bigdm_ray.formats import spaces as layouts
+from bigdm_ray.formats import varying
 from bigdm_ray.formats.exporting import export_dataset
 from bigdm_ray.formats.importing import import_dataset
 from bigdm_ray.formats.resolving import resolve
@@ -72,6 +75,26 @@ def test_a_broken_picture_is_named(tmp_path):
         match=r"main_data.hdf5, episode 2, field 'observations': step 1: the picture cannot be decoded",
     ):
         imported(folder, tmp_path / "set", task="toy-image")
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [(2**64 - 16, "HDF5 does not come to an end"), (1 << 40, "ran off end of input buffer")],
+    ids=["no end", "too long"],
+)
+def test_decayed_pictures_and_texts_are_one_sentence(tmp_path, monkeypatch, size, words):
+    """They lie in a heap whose entries tell where the next is: HDF5 may run for ever in it."""
+    monkeypatch.setattr(varying, "CPU_S", 0.5)
+    own = dataset(tmp_path / "own", "toy-mixed")
+    folder = minari_folder(tmp_path / "minari", "toy-mixed", episodes_of(own), "hdf5", jpeg=True)
+    path = folder / "data" / "main_data.hdf5"
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<Q", data, data.index(b"GCOL") + 24, size)  # of the heap's first entry
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=rf"episode 0, field 'observations/\w+': it .*{words}"):
+        imported(folder, tmp_path / "set", task="toy-mixed")
+    reading = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
+    assert not [line for line in reading if str(path).encode() in line]
 
 
 def test_the_environment_tells_the_task(tmp_path):

@@ -23,8 +23,10 @@ COUNTS = {
     "decision": 2,
     "bins": 2,
     "progress": 3,
+    "minari-text": 1,
 }
-"""Mutants of a kind, as a multiple of --count: fewer where a command plays, learns or draws."""
+"""Mutants of a kind, as a multiple of --count: fewer where a command plays, learns, draws or
+starts a process."""
 USUAL = 5
 
 

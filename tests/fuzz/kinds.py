@@ -381,14 +381,13 @@ def make_steps(folder: Path) -> None:
     drop(folder / "own", folder / "ours")
 
 
-def make_minari(data_format: str, folder: Path) -> None:
+def make_minari(data_format: str, folder: Path, task: str = "toy-continuous") -> None:
     """A dataset written by Minari itself."""
     from making import played
     from sources import minari_folder
 
     warnings.simplefilter("ignore")  # it asks for descriptions of what is made up
-    episodes = played("toy-continuous", 4).episodes
-    made = minari_folder(folder / "root", "toy-continuous", episodes, data_format)
+    made = minari_folder(folder / "root", task, played(task, 4).episodes, data_format)
     shutil.move(made, folder / "s")
     drop(folder / "root")
 
@@ -505,10 +504,26 @@ def make_cells(folder: Path) -> None:
         shutil.copy(path, folder / "results/imitation/quick")
 
 
-def show_cells(folder: Path) -> int:
-    """`reproduce imitation --show`."""
+def make_peers(folder: Path) -> None:
+    """What peers came to beside two cells of a table, one of which is finished."""
+    name = Path("value-based/quick")
+    found = sorted((Path(__file__).parents[2] / "docs/results" / name).glob("*--CQL--*.json"))[:2]
+    (folder / "results" / name).mkdir(parents=True)
+    shutil.copy(found[0], folder / "results" / name)
+    (folder / "results/peers" / name).mkdir(parents=True)
+    for path in found:
+        cell = json.loads(path.read_text())
+        told = {"peer": "d3rlpy 2.8.1", "sha256": cell["dataset"]["sha256"]}
+        kept = ("table", "scale", "row", "column", "seed", "target", "flags", "normalized_score")
+        kept = (*kept, "return_mean", "return_std", "return_episodes", "task")
+        told |= {name: cell[name] for name in kept}
+        (folder / "results/peers" / name / path.name).write_text(json.dumps(told))
+
+
+def show_cells(table: str, folder: Path) -> int:
+    """`reproduce TABLE --show`."""
     places = [f"--{name}={folder / name}" for name in ("results", "data", "runs")]
-    return reproduce.main(["imitation", "--scale", "quick", "--show", *places])
+    return reproduce.main([table, "--scale", "quick", "--show", *places])
 
 
 KINDS = {
@@ -572,6 +587,12 @@ KINDS = {
         Kind("parquet", make_parquet, ("*.parquet",), imports("s.parquet", "t.parquet")),
         Kind("steps", make_steps, ("*.parquet",), imports("s.parquet", "t.parquet")),
         Kind("minari", partial(make_minari, "hdf5"), ("s/data/*.*",), imports("s")),
+        Kind(  # texts, and pictures in JPEG, whose length varies
+            "minari-text",
+            partial(make_minari, "hdf5", task="toy-mixed"),
+            ("s/data/*.hdf5",),
+            imports("s", task="toy-mixed"),
+        ),
         Kind(
             "minari-arrow",
             partial(make_minari, "arrow"),
@@ -616,7 +637,13 @@ KINDS = {
             "cells",
             make_cells,
             ("results/*/*/*.json",),
-            (Command("reproduce --show", show_cells, printed),),
+            (Command("reproduce --show", partial(show_cells, "imitation"), printed),),
+        ),
+        Kind(
+            "peers",
+            make_peers,
+            ("results/peers/*/*/*.json",),
+            (Command("reproduce --show", partial(show_cells, "value-based"), printed),),
         ),
     )
 }

@@ -33,6 +33,7 @@ COUNTS = {
     "sets": 18,
     "decision": 40,
     "bins": 24,
+    "minari-text": 8,
 }
 """Mutants of kinds some of whose commands play, learn or draw; of the others there are more."""
 
