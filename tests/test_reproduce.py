@@ -744,7 +744,7 @@ def test_a_bar_is_the_mean_of_its_cells_and_says_how_many_are_there(tmp_path, ca
 def peer_came_to(folder, row, score, seed=1):
     """A peer's result beside the cell of CQL."""
     grid = TableFolders(find_grid("value-based"), "quick", folder, folder, folder)
-    (cell,) = (c for c in grid.chosen([row, "CQL", f"seed={seed}"]) if c.row == row)
+    (cell,) = (c for c in grid.choose_cells([row, "CQL", f"seed={seed}"]) if c.row == row)
     told = {"peer": "d3rlpy 2.8.1", "sha256": "0" * 64, "normalized_score": score}
     spread = {"return_mean": 1000.0, "return_std": 100.0, "return_episodes": 20}
     peer_file(grid, cell).parent.mkdir(parents=True, exist_ok=True)
