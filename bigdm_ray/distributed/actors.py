@@ -9,6 +9,8 @@ on its way (`classify_fault`) is not the callee's death: the call is made again,
 from __future__ import annotations
 
 import enum
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ import torch
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from bigdm_ray.algorithms.base import Columns
+from bigdm_ray.distributed.deaths import PAYLOAD, Tell, cause_of
 from bigdm_ray.distributed.session_folder import last_words
+from bigdm_ray.distributed.waiting import answer
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay import shard as shards
 from bigdm_ray.training.config import run_from_json
@@ -60,14 +64,26 @@ class ActorSlot:
     """One place on the ring and the actor that stands there now."""
 
     def __init__(
-        self, what: str, actor_class: Any, options: dict[str, Any], setup: tuple[Any, ...]
+        self,
+        what: str,
+        actor_class: Any,
+        options: dict[str, Any],
+        setup: tuple[Any, ...],
+        tell: Tell | None = None,
+        patience: float | None = None,
     ) -> None:
+        """`tell` hears of deaths; `patience` is in minutes, see `Machines`."""
         self.what = what
         self._class = actor_class
         self._options = options
         self._setup = setup
+        self._tell = tell or (lambda kind, cause: None)
+        self.patience_s = None if patience is None else 60 * patience
         self.generation = -1
         self._faults = 0
+        self._stands = False
+        self._since = 0.0
+        self.heard = 0.0  # when it last answered a call
         self.handle: Any = None
         self.ready: Any = None
         self.start()
@@ -75,23 +91,40 @@ class ActorSlot:
     def start(self) -> None:
         """Make the actor and begin its set-up."""
         self.generation += 1
+        self._stands, self._since = False, time.monotonic()
         self.handle = self._class.options(max_restarts=0, **self._options).remote()
         self.ready = self.handle.setup.remote(*self._setup)
 
-    def settle(self) -> None:
+    def settle(self, missing: Callable[[], str] | None = None) -> None:
         """Wait for the set-up, which raises here what it could not do.
 
         Deaths until then count for nothing: the random streams of what is played go by generation,
         and a busy machine that loses a process at its start shall not change a lock-step run.
+        `missing` says what is waited for.
         """
         while True:
             generation = self.generation
             try:
-                ray.get(self.ready)
-                self.generation = 0
+                answer(self.ready, missing or (lambda: f"a {self.what}"), self.patience_s)
+                self.generation, self._stands = 0, True
                 return
             except RayError as error:
                 self.handle_failure(generation, error)
+
+    def stands(self) -> bool:
+        """Whether the actor is set up. One that has died before that is made anew."""
+        if not self._stands and ray.wait([self.ready], timeout=0)[0]:
+            generation = self.generation
+            try:
+                ray.get(self.ready)
+                self._stands = True
+            except RayError as error:
+                self.handle_failure(generation, error)
+        return self._stands
+
+    def missing_s(self) -> float:
+        """Seconds for which there has been no actor that stands."""
+        return 0.0 if self.stands() else time.monotonic() - self._since
 
     def call(self, method: str, *arguments: Any, returns: int = 1) -> Any:
         """Call a method; its reference, or a list of them."""
@@ -100,6 +133,7 @@ class ActorSlot:
     def note_answer(self) -> None:
         """A call has been answered: earlier faults are forgiven."""
         self._faults = 0
+        self.heard = time.monotonic()
 
     def handle_failure(self, generation: int, error: BaseException) -> CallFault:
         """See to it that a call which failed can be made again; what became of it.
@@ -115,6 +149,7 @@ class ActorSlot:
         self._faults += 1
         if self._faults > MAX_DEATHS:
             raise RunFailed(give_up_sentence(self.what, what, error))
+        self._tell(self.what if what is CallFault.DEATH else PAYLOAD, cause_of(error))
         if what is CallFault.DEATH:
             self.stop()
             self.start()
@@ -124,20 +159,26 @@ class ActorSlot:
         """Kill the actor."""
         ray.kill(self.handle)
 
-    def insist(self, method: str, *arguments: Any) -> Any:
+    def insist(self, method: str, *arguments: Any, times: int = 1) -> Any:
         """Call until it is answered, making the actor anew as often as it dies; the answer.
 
-        For arguments that travel by value: a lost one is sent again.
+        For arguments that travel by value: a lost one is sent again. `times` the patience is had.
+        Raises RunFailed.
         """
+        patience_s = None if self.patience_s is None else times * self.patience_s
         while True:
             generation = self.generation
             try:
-                answer = ray.get(self.call(method, *arguments))
+                told = answer(
+                    self.call(method, *arguments),
+                    lambda: f"the {self.what}'s answer to `{method}`",
+                    patience_s,
+                )
             except RayError as error:
                 self.handle_failure(generation, error)
             else:
                 self.note_answer()
-                return answer
+                return told
 
 
 def give_up_sentence(who: str, what: CallFault, error: BaseException) -> str:

@@ -8,6 +8,7 @@ token alone. Actors without a GPU see none; one thread an actor.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import ipaddress
 import logging
@@ -16,6 +17,7 @@ import re
 import secrets
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +32,7 @@ from ray._private.authentication.authentication_token_setup import (
     Config,
 )
 from ray.exceptions import AuthenticationError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bigdm_ray import stopping
 from bigdm_ray.distributed.session_folder import SessionFolder
@@ -40,6 +43,8 @@ from bigdm_ray.training.config import Run
 from bigdm_ray.training.learner import pick_device
 
 START_ATTEMPTS = 3
+SIOCGIFADDR = 0x8915
+"""Linux's request for the address of a network interface."""
 TOKEN = (
     "copy it from ~/.ray/auth_token of a node of the cluster to the same place here, "
     "or give it in RAY_AUTH_TOKEN"
@@ -287,20 +292,56 @@ def _one_line(error: Exception) -> str:
 
 
 def learner_options(run: Run) -> dict[str, Any]:
-    """What a learner rank asks of Ray: one CPU, and one GPU where it is to train on one."""
+    """What a learner rank asks of Ray: one CPU, and one GPU where it is to train on one.
+
+    Nodes that a cluster file labels `bigdm/role: rollout` are left to the rollout actors.
+    """
     device = run.machines.device
     wants_gpu = device.startswith("cuda") or (
         device == "auto" and ray.cluster_resources().get("GPU", 0) >= run.machines.learners
     )
     settings = {name: str(run.machines.threads) for name in ONE_THREAD}
-    if loopback() and sys.platform == "linux":
-        settings["GLOO_SOCKET_IFNAME"] = "lo"
-    return {"num_cpus": 1, "num_gpus": 1 if wants_gpu else 0, "runtime_env": {"env_vars": settings}}
+    return {
+        "num_cpus": 1,
+        "num_gpus": 1 if wants_gpu else 0,
+        "label_selector": {"bigdm/role": "!rollout"},
+        "runtime_env": {"env_vars": settings},
+    }
 
 
 def loopback() -> bool:
     """Whether the Ray that runs is one of this machine alone."""
     return ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface of this machine that has an address, for gloo, which asks for its name.
+
+    None where there is none, or on another system than Linux.
+    """
+    if sys.platform != "linux":
+        return None
+    if ipaddress.ip_address(address).is_loopback:
+        return "lo"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            asked = struct.pack("256s", name.encode()[:15])
+            with contextlib.suppress(OSError):  # it has no address
+                told = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, asked)
+                if socket.inet_ntoa(told[20:24]) == address:
+                    return name
+    return None
+
+
+def pinned_options() -> dict[str, Any]:
+    """What an actor asks of Ray that stands on the driver's machine, where the run's folder is."""
+    node = ray.get_runtime_context().get_node_id()
+    return {
+        "num_cpus": 0,
+        "num_gpus": 0,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
+        "runtime_env": {"env_vars": dict(ONE_THREAD)},
+    }
 
 
 def cpu_options(num_cpus: float = 1) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from bigdm_ray.distributed.actors import ActorSlot, CallFault, EvaluatorActor
 from bigdm_ray.distributed.cluster import cluster, cpu_options
+from bigdm_ray.distributed.waiting import Wait
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.training.config import Machines, Run
 from bigdm_ray.training.evaluation import Score
@@ -81,8 +82,14 @@ def _play(
     running: dict[Any, tuple[ActorSlot, int, int | None]] = {
         s.ready: (s, s.generation, None) for s in slots
     }  # its part, None while it is set up
+    wait = Wait(lambda: f"{len(parts) - len(scores)} of {len(parts)} parts to be played")
     while len(scores) < len(parts):
-        (ref,), _ = ray.wait(list(running), num_returns=1)
+        ready, _ = ray.wait(list(running), num_returns=1, timeout=wait.seconds())
+        wait.check()
+        if not ready:
+            continue
+        wait.news()
+        (ref,) = ready
         slot, generation, number = running.pop(ref)
         try:
             answer = ray.get(ref)

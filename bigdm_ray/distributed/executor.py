@@ -13,9 +13,12 @@ from ray.exceptions import ObjectLostError, RayError
 from bigdm_ray import stopping
 from bigdm_ray.algorithms.base import Columns
 from bigdm_ray.distributed.actors import ActorSlot, CallFault, EvaluatorActor, RolloutActor
-from bigdm_ray.distributed.cluster import cpu_options
+from bigdm_ray.distributed.cluster import cpu_options, pinned_options
+from bigdm_ray.distributed.deaths import Nodes, Tell
 from bigdm_ray.distributed.learners import LearnerGroup, Moves
+from bigdm_ray.distributed.pool import WorkerPool
 from bigdm_ray.distributed.replay import ReplayActor
+from bigdm_ray.distributed.waiting import answer
 from bigdm_ray.replay.living import LivingEpisodes
 from bigdm_ray.replay.store import PREFIX, Receipt, ShardRef, Table
 from bigdm_ray.training.checkpoint import Checkpoint
@@ -53,7 +56,7 @@ class ShardTracker:
                 self._told.add(ref.name)
 
     def note_saved(self, living: list[ShardRef], released: list[str]) -> None:
-        """A save has left the living episodes in these shards, and has unlinked those."""
+        """A save has left the living episodes in these shards; those hold none, or are unlinked."""
         names = [ref.name for ref in living]
         # these ascend, and none comes twice
         numbered = [name for name in (*names, *released) if name.startswith(PREFIX)]
@@ -65,6 +68,10 @@ class ShardTracker:
         self._moved += [ref for ref in living if ref.name not in self._told]
         self._told = (self._told | self._living) - gone
         self._gone += released
+
+    def shards_left(self, living: list[ShardRef]) -> list[str]:
+        """The shards that the learners were told of, and in which nothing lives any more."""
+        return sorted(self._told - {ref.name for ref in living})
 
     def moves(self) -> Moves:
         """All of it, once: from now on it is the learners'."""
@@ -83,15 +90,24 @@ class RayExecutor:
         resumed: Checkpoint | None,
         incarnation: int,
         rolled_back: Callable[[int, int], None],
+        tell: Tell,
     ) -> None:
-        """`roll_back(learner step, incarnation)` is told when the learners went back to a checkpoint."""
+        """`roll_back(learner step, incarnation)` is told when the learners went back to a checkpoint.
+
+        `tell` hears of deaths.
+        """
         self._run = run
+        self._tell = tell
+        self._nodes = Nodes(tell)
         self._incarnation = incarnation
         self._rolled_back = rolled_back
         self.workers: list[ActorSlot] = []
+        self.pool = WorkerPool(self.workers)
         self._replay: ActorSlot | None = None  # a dataset has no writer: learners map it themselves
         self._evaluator: ActorSlot | None = None
-        self.learners = LearnerGroup(run, folder.resolve(), incarnation)
+        minutes = run.machines.patience
+        self._patience_s = None if minutes is None else 60 * minutes
+        self.learners = LearnerGroup(run, folder.resolve(), incarnation, self._died)
         try:
             self._begin(folder.resolve(), resumed)
         except BaseException:
@@ -99,18 +115,19 @@ class RayExecutor:
             raise
 
     def _begin(self, folder: Path, resumed: Checkpoint | None) -> None:
-        """Make all actors and wait until they stand."""
+        """Make all actors and wait until they stand: the learners are asked for first."""
         run, settings = self._run, self._run.to_json()
-        self._evaluator = ActorSlot("evaluator", EvaluatorActor, cpu_options(0), (settings,))
+        self.learners.place()
         if not run.offline:
-            for _ in range(run.machines.actors):
-                worker = ActorSlot("rollout actor", RolloutActor, cpu_options(), (settings,))
-                self.workers.append(worker)
             where = (settings, str(folder))
-            self._replay = ActorSlot("replay actor", ReplayActor, cpu_options(0), where)
-        for slot in self._slots():
-            slot.settle()
+            self._replay = self._slot("replay actor", ReplayActor, pinned_options(), where)
+        self._evaluator = self._slot("evaluator", EvaluatorActor, cpu_options(0), (settings,))
+        for _ in range(0 if run.offline else run.machines.actors):
+            worker = self._slot("rollout actor", RolloutActor, cpu_options(), (settings,))
+            self.workers.append(worker)
         self.learners.start()
+        for slot in self._slots():
+            slot.settle(self.pool.missing if slot in self.workers else None)
         self._places = store_places(run)
         tables: dict[str, Table] = (
             self.replay.insist("tables")
@@ -126,6 +143,15 @@ class RayExecutor:
         self._step = self.learners.step
         self._weights_ref: Any = None
         self._refresh()
+
+    def _slot(
+        self, what: str, actor: Any, options: dict[str, Any], setup: tuple[Any, ...]
+    ) -> ActorSlot:
+        return ActorSlot(what, actor, options, setup, self._died, self._run.machines.patience)
+
+    def _died(self, what: str, cause: str) -> None:
+        self._tell(what.removesuffix(" actor"), cause)
+        self._nodes.look()
 
     def _slots(self) -> list[ActorSlot]:
         slots = [*self.workers, self._evaluator, self._replay]
@@ -191,7 +217,7 @@ class RayExecutor:
             generation = self.learners.generation
             weights, *progress = self.learners.update(self.moves(), 0)
             try:
-                ray.get(progress)
+                self.learners.progress(progress, 0)
             except RayError as error:
                 self._mended(generation, error, progress)
             else:
@@ -228,7 +254,11 @@ class RayExecutor:
             generation = self.replay.generation
             try:
                 shared = [data for data, _ in parts]
-                receipt: Receipt = ray.get(self.replay.call("add", task, *shared))
+                receipt: Receipt = answer(
+                    self.replay.call("add", task, *shared),
+                    lambda: "the replay actor to store a round",
+                    self._patience_s,
+                )
                 break
             except RayError as error:
                 if self.replay.handle_failure(generation, error) is CallFault.ARGUMENT:
@@ -258,14 +288,27 @@ class RayExecutor:
             while True:
                 weights, slot, generation, (data, summary) = calls[group]
                 try:
-                    parts.append((data, ray.get(summary)))
-                    slot.note_answer()
-                    break
+                    told = self._summary(summary, slot)
                 except RayError as error:
                     if slot.handle_failure(generation, error) is CallFault.ARGUMENT:
                         self.renew_weights(weights)
-                    calls[group] = submit(group)
+                else:
+                    if told is not None:
+                        parts.append((data, told))
+                        slot.note_answer()
+                        break
+                calls[group] = submit(group)
         return parts
+
+    def _summary(self, summary: Any, slot: ActorSlot) -> dict[str, Any] | None:
+        """What a rollout actor says of its share of a round; None where another should play it."""
+        told: dict[str, Any] | None = answer(
+            summary,
+            lambda: "a rollout actor to play its share of a round",
+            self._patience_s,
+            lambda: self.pool.stuck(slot) and self.pool.others(),
+        )
+        return told
 
     def submit(
         self,
@@ -278,10 +321,10 @@ class RayExecutor:
         random: bool,
     ) -> tuple[ActorSlot, int, list[Any]]:
         """Hand a group's share of a round to its worker: (slot, its generation, [episodes, summary])."""
-        slot = self.workers[group % len(self.workers)]
+        slot = self.pool.choose(group)
         mine = {name: values[share] for name, values in commands.items()}
         weights = None if random else self._weights_ref
-        era = (saves, self._incarnation, slot.generation)
+        era = (saves, self._incarnation, self.pool.attempt(group, slot))
         version = (self.learners.incarnation, 0)
         count = share.stop - share.start
         refs = slot.call("play", task, weights, round, group, era, mine, count, version, returns=2)
@@ -295,7 +338,7 @@ class RayExecutor:
             generation = self.learners.generation
             weights, *answers = self.learners.update(self.moves(), target - self._step)
             try:
-                progress = ray.get(answers)[0]
+                progress = self.learners.progress(answers, target - self._step)
                 self.note_update(progress, weights)
             except RayError as error:
                 self.learners_lost(generation, error, answers)
@@ -325,13 +368,17 @@ class RayExecutor:
         on_end: Callable[[int], None] | None = None,
     ) -> Scores:
         """See Executor. The evaluator tells nothing before it has played all."""
-        scores: Scores = self.evaluator.insist("score", weights, commands, episodes, purpose, round)
+        count = episodes * len(commands)
+        scores: Scores = self.evaluator.insist(
+            "score", weights, commands, episodes, purpose, round, times=max(1, count)
+        )
         if on_end is not None:
-            on_end(episodes * len(commands))
+            on_end(count)
         return scores
 
     def save(self, write: Callable[[int, dict[str, np.ndarray], list[ShardRef]], Any]) -> None:
         """See Executor."""
+        self._nodes.look()
         while True:
             generation = self.learners.generation
             try:
@@ -348,9 +395,11 @@ class RayExecutor:
             ref for task, own in shards.items() for ref in shards_below(self._places[task], own)
         ]
         write(step, state, named)
-        gone: dict[str, list[str]] = self.replay.insist("release")
+        # what the learners hear of only now is unlinked one save later
+        left = {task: tracker.shards_left(shards[task]) for task, tracker in self._trackers.items()}
+        gone: dict[str, list[str]] = self.replay.insist("release", left)
         for task, tracker in self._trackers.items():
-            tracker.note_saved(shards[task], gone[task])
+            tracker.note_saved(shards[task], [*left[task], *gone[task]])
 
     def close(self) -> None:
         """End all actors: the Ray that they live in may be its user's, and go on."""

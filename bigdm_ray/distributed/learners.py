@@ -1,18 +1,23 @@
 """The learners: one actor a rank, joined by torch.distributed (NCCL on GPUs, gloo on CPUs), that fail and return together.
 
-Every rank maps all shards, draws the same rows and fetches its share. When a rank dies all are made
-anew and go back to the last checkpoint; the steps since then are owed again. An error of the
-program is no death: the rank leaves the group, so that the others do not wait for it, and the run
-ends.
+Every rank maps all shards, draws the same rows and fetches its share. Each is handed the last
+checkpoint by the driver, which alone reads it, and answers at which step it stands and with which
+weights: ranks that are not alike are refused. When a rank dies all are made anew and go back to the
+last checkpoint; the steps since then are owed again. An error of the program is no death: the rank
+leaves the group, so that the others do not wait for it, and the run ends.
 """
 
 from __future__ import annotations
 
 import datetime
+import os
 import socket
 import uuid
+import zlib
+from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import ray
@@ -21,7 +26,10 @@ import torch.distributed as dist
 from ray.exceptions import RayError, RayTaskError
 
 from bigdm_ray.distributed.actors import MAX_DEATHS, CallFault, classify_fault, give_up_sentence
-from bigdm_ray.distributed.cluster import learner_options, loopback
+from bigdm_ray.distributed.cluster import interface_of, learner_options, loopback
+from bigdm_ray.distributed.deaths import Tell, peer_or_cause
+from bigdm_ray.distributed.shard_server import Home, LearnerShards, serve, this_node
+from bigdm_ray.distributed.waiting import answer
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay.mixture import Mixture
 from bigdm_ray.replay.store import ShardRef
@@ -31,11 +39,24 @@ from bigdm_ray.training.learner import Learner, LearnerProgress
 from bigdm_ray.training.parallel import PeerLost
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.run_folder import RunFolder
-from bigdm_ray.training.start import dataset_stores
-from bigdm_ray.training.stores import Stores
 
+GROUP_TIMEOUT_S = 300
+"""Seconds that ranks wait for each other in a step: one may have shards to fetch first."""
 Moves = tuple[list[ShardRef], list[ShardRef], list[str]]
 """Of a task: shards to take in; shards that living episodes have moved to; names of shards to let go of."""
+
+
+Saved = tuple[int, dict[str, np.ndarray]]
+"""Learner step and state of a checkpoint."""
+
+
+class Standing(NamedTuple):
+    """Where a rank stands before its first step."""
+
+    step: int
+    crc: int  # of its weights; 0 where it is the only rank
+    machine: str
+    versions: str
 
 
 @ray.remote
@@ -43,6 +64,10 @@ class LearnerActor:
     """One rank: a Learner, and a reader of the run's stores."""
 
     _failed: BaseException | None = None
+
+    def node(self) -> str:
+        """Ray's id of the machine that this rank has been given."""
+        return this_node()
 
     def address(self) -> str:
         """Where the group may meet: a file for ranks of one machine, else a port of this node."""
@@ -54,13 +79,19 @@ class LearnerActor:
             return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
     def setup(
-        self, run: dict[str, Any], folder: str, rank: int, world: int, meet: str, incarnation: int
-    ) -> int:
-        """Join the group, build, and take over the last checkpoint; the learner step that it stands at."""
+        self,
+        run: dict[str, Any],
+        home: Home,
+        rank: int,
+        world: int,
+        meet: str,
+        incarnation: int,
+        saved: Saved | None,
+    ) -> Standing:
+        """Join the group, build, take over what was `saved`, and open the stores."""
         settings = run_from_json(run)
         torch.set_num_threads(settings.machines.threads)
         self._incarnation = incarnation
-        home = RunFolder(Path(folder))
         machines = settings.machines
         signatures = {use.name: use.task.signature() for use in settings.tasks}
         self._learner = Learner(
@@ -76,26 +107,32 @@ class LearnerActor:
         )
         if world > 1:
             backend = "nccl" if self._learner.device.type == "cuda" else "gloo"
+            if interface := interface_of(address := ray.util.get_node_ip_address()):
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
             try:
                 dist.init_process_group(
                     backend,
                     init_method=meet,
                     rank=rank,
                     world_size=world,
-                    timeout=datetime.timedelta(seconds=60),
+                    timeout=datetime.timedelta(seconds=GROUP_TIMEOUT_S),
                 )
             except dist.DistError as error:  # one has died, or the port was taken since
-                raise PeerLost(f"the learners have not met at {meet}: {error}") from None
-        flat = settings.saves.flat_mib << 20
-        self._stores = (
-            dataset_stores(settings)
-            if settings.offline
-            else Stores(settings, home, flat, write=False).by_task
-        )
-        saved = checkpoint.last_checkpoint(home.checkpoints, settings.identity)
+                raise PeerLost(
+                    f"the learners have not met at {meet}, seen from {address}: {error}"
+                ) from None
         if saved is not None:
-            self._learner.load(saved.learner, saved.counters.learner_step)
-        return self._learner.step
+            self._learner.load(saved[1], saved[0])
+        self._shards = LearnerShards(settings, home)
+        return self._standing()
+
+    def _standing(self) -> Standing:
+        crc = 0
+        if self._learner.world > 1:
+            for _, values in sorted(self._learner.weights(self._incarnation).arrays.items()):
+                crc = zlib.crc32(np.ascontiguousarray(values).data, crc)
+        versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("bigdm-ray", "torch"))
+        return Standing(self._learner.step, crc, ray.util.get_node_ip_address(), versions)
 
     def update(self, moves: dict[str, Moves], steps: int) -> tuple[Weights | None, LearnerProgress]:
         """Take in shards, then take learner steps; (rank 0's weights, progress)."""
@@ -112,70 +149,145 @@ class LearnerActor:
     def _update(
         self, moves: dict[str, Moves], steps: int
     ) -> tuple[Weights | None, LearnerProgress]:
+        stores = self._shards.stores
         for task, (taken, moved, gone) in moves.items():
-            store = self._stores[task]
+            store = stores[task]
             for ref in taken:
                 store.adopt(ref)
             store.follow(moved)
-            store.forget(gone)
+            self._shards.forget(task, gone)
             if store.problems:
                 raise RunFailed(
                     f"the learner cannot read what the replay actor has stored: {store.problems[0]}"
                 )
-        drawn = {task: store for task, store in self._stores.items() if len(store.table)}
+        drawn = {task: store for task, store in stores.items() if len(store.table)}
         progress = self._learner.update(drawn, steps)
         return (
             self._learner.weights(self._incarnation) if self._learner.rank == 0 else None
         ), progress
 
-    def state(self) -> tuple[int, dict[str, np.ndarray]]:
+    def state(self) -> Saved:
         """Learner step, and what a checkpoint keeps."""
         return self._learner.step, self._learner.state()
 
+    def close(self) -> None:
+        """Remove what this rank has put on its machine's disk."""
+        self._shards.close()
+
+
+CLOSE_S = 5.0
+"""Seconds that ranks have to remove their caches; whoever does not is killed, and the next one
+that stands on that machine removes them."""
+
+
+def check_alike(standing: list[Standing]) -> None:
+    """Raise RunFailed unless all ranks stand at one step with the same weights."""
+    first = standing[0]
+    for number, one in enumerate(standing):
+        if (one.step, one.crc) != (first.step, first.crc):
+            told = " and ".join(
+                f"rank {rank} on {at.machine} at step {at.step:,} with weights {at.crc:08x} "
+                f"({at.versions})"
+                for rank, at in ((0, first), (number, one))
+            )
+            raise RunFailed(
+                f"the learners do not stand alike: {told}; all were handed the same checkpoint or "
+                "seed, so their machines compute or install otherwise: have the same versions and "
+                "processors on all, or --learners 1, then --resume"
+            )
+
 
 class LearnerGroup:
-    """The group, seen from the driver. There are no ranks before `start`."""
+    """The group, seen from the driver. There are no ranks before `place`."""
 
-    def __init__(self, run: Run, folder: Path, incarnation: int) -> None:
+    def __init__(self, run: Run, folder: Path, incarnation: int, tell: Tell) -> None:
+        """`tell` hears of deaths."""
         self._run = run
         self._folder = folder
+        self._tell = tell
         self.incarnation = incarnation
         self.generation = 0
         self._deaths = 0
         self.step = 0
         self._ranks: list[Any] = []
+        self._nodes: list[Any] = []  # references to where they are
+        self._home = Home(this_node(), str(folder))
+        minutes = run.machines.patience
+        self._patience_s = None if minutes is None else 60 * minutes
+
+    def place(self) -> None:
+        """Ask for a machine for each rank."""
+        options, actor = learner_options(self._run), cast(Any, LearnerActor)
+        for _ in range(self._run.machines.learners):
+            self._ranks.append(actor.options(max_restarts=0, **options).remote())
+        self._nodes = [rank.node.remote() for rank in self._ranks]
 
     def start(self) -> None:
-        """Make all ranks; returns when they have met and stand at the last checkpoint's step (`step`)."""
+        """Wait until all ranks have met and stand at the last checkpoint's step (`step`).
+
+        Raises RunFailed where they do not stand alike, or there is no machine for one.
+        """
         run = self._run
-        options = learner_options(run)
         world = run.machines.learners
         while True:
-            actor: Any = LearnerActor
-            for _ in range(world):
-                self._ranks.append(actor.options(max_restarts=0, **options).remote())
+            if not self._ranks:
+                self.place()
             try:
-                meet = ray.get(self._ranks[0].address.remote()) if world > 1 else ""
+                self._serve(self._answer(self._nodes, self._without_place))
+                meet = self._answer(self._ranks[0].address.remote(), lambda: "the first learner")
+                meet = meet if world > 1 else ""
+                saved = checkpoint.last_checkpoint(
+                    RunFolder(self._folder).checkpoints, run.identity
+                )
+                state = saved and ray.put((saved.counters.learner_step, saved.learner))
+                del saved
                 settings = run.to_json()
                 ready = [
-                    rank.setup.remote(settings, str(self._folder), i, world, meet, self.incarnation)
+                    rank.setup.remote(settings, self._home, i, world, meet, self.incarnation, state)
                     for i, rank in enumerate(self._ranks)
                 ]
-                self.step = ray.get(ready)[0]
+                standing = self._answer(ready, lambda: f"{world} learner(s) to be set up")
+                check_alike(standing)
+                self.step = standing[0].step
                 return
             except RayError as error:
                 if not self.is_death(error):
                     raise
                 self._bury(error)
 
+    def _answer(self, refs: Any, what: Callable[[], str]) -> Any:
+        return answer(refs, what, self._patience_s)
+
+    def _without_place(self) -> str:
+        there, _ = ray.wait(self._nodes, num_returns=len(self._nodes), timeout=0)
+        asked = learner_options(self._run)
+        each = f"{asked['num_cpus']} CPU" + (", 1 GPU" if asked["num_gpus"] else "")
+        count = len(self._nodes) - len(there)
+        return f"a machine for {count} of {len(self._nodes)} learner(s) ({each} each)"
+
+    def _serve(self, nodes: list[str]) -> None:
+        """Have a shard server where a rank is on another machine than the run's folder."""
+        if self._home.server is None and set(nodes) != {self._home.node}:
+            self._home = self._home._replace(server=serve(self._run, self._folder))
+
     def _bury(self, why: BaseException) -> None:
+        self._tell("learner", peer_or_cause(why))
         self._deaths += 1
         if self._deaths > MAX_DEATHS:
             raise RunFailed(give_up_sentence("learner", CallFault.DEATH, why))
-        self.stop()
+        self._kill()
 
     def stop(self) -> None:
-        """Kill all ranks."""
+        """End all ranks and the shard server."""
+        if self._home.server is not None:
+            last = [rank.close.remote() for rank in self._ranks]
+            ray.wait(last, num_returns=len(last), timeout=CLOSE_S)
+        self._kill()
+        if self._home.server is not None:
+            ray.kill(self._home.server)
+            self._home = self._home._replace(server=None)
+
+    def _kill(self) -> None:
         for rank in self._ranks:
             ray.kill(rank)
         self._ranks = []
@@ -185,9 +297,15 @@ class LearnerGroup:
         pairs = [rank.update.options(num_returns=2).remote(moves, steps) for rank in self._ranks]
         return [pairs[0][0], *(pair[1] for pair in pairs)]
 
-    def state(self) -> tuple[int, dict[str, np.ndarray]]:
+    def progress(self, answers: list[Any], steps: int) -> LearnerProgress:
+        """Wait for what the ranks have made of an update."""
+        told: list[LearnerProgress] = self._answer(answers, lambda: f"{steps} learner steps")
+        return told[0]
+
+    def state(self) -> Saved:
         """Rank 0's state; the other ranks equal it."""
-        state: tuple[int, dict[str, np.ndarray]] = ray.get(self._ranks[0].state.remote())
+        asked = self._ranks[0].state.remote()
+        state: Saved = self._answer(asked, lambda: "the learner's state, to be saved")
         return state
 
     def note_answer(self) -> None:
@@ -209,14 +327,17 @@ class LearnerGroup:
 
         Where one rank fails, its peers fail in their collective: what they say tells nothing.
         """
+        telling = error
         if isinstance(error, RayTaskError) and isinstance(error.cause, PeerLost):
-            for answer in answers:
+            for one in answers:
                 try:
-                    ray.get(answer)
+                    ray.get(one)
                 except RayError as other:
                     if not self.is_death(other):
                         return cast(BaseException, other)
-        return error
+                    if classify_fault(other) is not None:
+                        telling = other
+        return telling
 
     @staticmethod
     def is_death(error: BaseException) -> bool:

@@ -10,8 +10,10 @@ again; the learner's steps since its checkpoint are owed again.
 from __future__ import annotations
 
 import contextlib
+import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,10 @@ from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from bigdm_ray import stopping
 from bigdm_ray.algorithms.base import Columns
-from bigdm_ray.distributed.actors import CallFault
+from bigdm_ray.distributed.actors import ActorSlot, CallFault
 from bigdm_ray.distributed.cluster import cluster
 from bigdm_ray.distributed.executor import RayExecutor, round_result
+from bigdm_ray.distributed.waiting import Wait, in_vain
 from bigdm_ray.errors import RunFailed, UserError, full_disk, full_memory
 from bigdm_ray.replay.episode import FOREIGN
 from bigdm_ray.replay.shard import SUFFIX, UNNUMBERED
@@ -41,7 +44,10 @@ from bigdm_ray.training.stores import count_lost, shards_within, store_places
 from bigdm_ray.training.trackers import writers
 
 IN_FLIGHT = 2
-"""Calls that wait at a rollout actor or at the learners, at most: one runs, the next one is there when it ends."""
+"""Calls that wait at the learners, and rounds of a group that are not stored yet, at most: one runs,
+the next one is there when it ends. Where storing is slow, playing waits for it."""
+LOOK_S = 1.0
+"""Seconds between two looks at who is missing, or has not answered for too long."""
 
 
 def train_on_ray(
@@ -98,6 +104,7 @@ def _train(
                 resumed if exact else None,
                 session.counters.incarnation,
                 driver.roll_back,
+                session.note_death,
             )
         end.callback(executor.close)
         if exact:
@@ -159,13 +166,19 @@ def count_stored(run: Run, home: RunFolder) -> tuple[Checkpoint, list[str]]:
 
 @dataclass
 class PendingCall:
-    """A call in flight: where, of which generation, what to do with its answer, how to make it again."""
+    """A call in flight: what to do with its answer, or where it has none."""
 
     refs: list[Any]
     done: Callable[[Any], None]
     lost: Callable[[BaseException], None]
+    what: str  # it is to do
+    slot: ActorSlot | None = None  # whose call it is
     learning: bool = False
     rounds: tuple[int, ...] = ()  # of episodes that are being played or stored
+    again: Callable[[], None] | None = None  # has a round played by another actor
+    drop: Callable[[], None] | None = None  # has it played by none
+    times: int = 1  # the patience that is had with it
+    since: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
@@ -197,6 +210,9 @@ class Driver:
         self._episodes_in_flight = 0
         self._waiting: list[FinishedRound] = []
         self._storing = 0
+        self._wait = Wait(self._awaited)
+        self._draining = False
+        self._look_at = 0.0
 
     def roll_back(self, step: int, incarnation: int) -> None:
         """The learners were made anew: calls that the dead ones held are not waited for, their steps are owed again."""
@@ -227,18 +243,62 @@ class Driver:
         self._drain()
 
     def _settle(self, timeout: float) -> None:
-        ready, _ = ray.wait(list(self._jobs), num_returns=1, timeout=timeout)
+        refs = list(self._jobs)
+        ready, _ = ray.wait(refs, num_returns=1, timeout=timeout)
+        if ready:
+            self._wait.news()
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         for ref in ready:
-            job = self._jobs.pop(ref)
+            job = self._jobs.pop(ref, None)
+            if job is None:  # of learners that were made anew meanwhile
+                continue
             try:
                 answer = ray.get(job.refs)
             except RayError as error:
                 job.lost(error)
             else:
                 job.done(answer)
+        self._wait.check()
+        if (now := time.monotonic()) >= self._look_at:
+            self._look_at = now + LOOK_S
+            self._stand_in()
+            self._expire(now)
+
+    def _awaited(self) -> str:
+        """What is waited for, in words."""
+        counted = Counter(job.what for job in self._jobs.values())
+        calls = ", ".join(f"{count} to {what}" for what, count in counted.items())
+        missing = sum(not slot.stands() for slot in self.executor.workers)
+        lack = f", without {self.executor.pool.missing()}" if missing else ""
+        return f"an answer of {len(self._jobs)} call(s) ({calls}{lack})"
+
+    def _stand_in(self) -> None:
+        """Rounds do not wait for an actor that is missing for long: another plays them.
+
+        Where there is no other, and the budget is spent, they are not played at all.
+        """
+        pool = self.executor.pool
+        stuck = {slot for slot in self.executor.workers if pool.stuck(slot)}
+        others = bool(stuck) and pool.others()
+        for ref, job in list(self._jobs.items()) if others or (stuck and self._draining) else ():
+            act = job.again if others else job.drop
+            if job.slot in stuck and act is not None:
+                del self._jobs[ref]
+                act()
+
+    def _expire(self, now: float) -> None:
+        """Raise RunFailed where a call has been waited for for too long."""
+        minutes = self.session.run.machines.patience
+        if minutes is None:
+            return
+        for job in self._jobs.values():
+            waited = now - max(job.since, job.slot.heard if job.slot is not None else 0.0)
+            if waited > 60 * minutes * job.times:
+                raise in_vain(f"an answer to a call to {job.what}", waited)
 
     def _drain(self) -> None:
         """Store what is being played, then take the learner steps that are still owed."""
+        self._draining = True
         while self._jobs:
             self._settle(timeout=1.0)
         self.session.learn(self.executor, self._owed())
@@ -323,8 +383,14 @@ class Driver:
             task, round, group, self.session.counters.saves, commands, share, random
         )
 
+        count = share.stop - share.start
+
         def again() -> None:
             self._submit_play(task, round, group, commands, share, random)
+
+        def drop() -> None:
+            self._playing[group] -= 1
+            self._episodes_in_flight -= count
 
         def lost(error: BaseException) -> None:
             if slot.handle_failure(generation, error) is CallFault.ARGUMENT:
@@ -333,12 +399,12 @@ class Driver:
 
         def done(answer: list[Any]) -> None:
             slot.note_answer()
-            self._playing[group] -= 1
-            count = share.stop - share.start
             self._waiting.append(FinishedRound(group, data, answer[0], count, again))
             self._commit()
 
-        self._jobs[summary] = PendingCall([summary], done, lost, rounds=(round,))
+        self._jobs[summary] = PendingCall(
+            [summary], done, lost, "play a round", slot, rounds=(round,), again=again, drop=drop
+        )
 
     def _commit(self) -> None:
         """Store what waits of a task, in one call and with one sync; while it is under way others wait."""
@@ -365,7 +431,6 @@ class Driver:
                 for one in together:
                     self._store([one])
             else:
-                self._playing[together[0].group] += 1
                 together[0].again()
                 self._commit()
 
@@ -378,6 +443,7 @@ class Driver:
             for one in together:
                 start, end = end, end + one.summary["episodes"]
                 added = receipt.added.take(np.arange(start, end))
+                self._playing[one.group] -= 1
                 self._episodes_in_flight -= one.count
                 self._warming_up = max(0, self._warming_up - 1)
                 self.session.note_round(round_result(Receipt(added, []), [one.summary]))
@@ -385,7 +451,7 @@ class Driver:
             self._commit()
 
         rounds = tuple(one.summary["round"] for one in together)
-        self._jobs[ref] = PendingCall([ref], done, lost, rounds=rounds)
+        self._jobs[ref] = PendingCall([ref], done, lost, "store rounds", slot, rounds=rounds)
 
     def _start_learning(self) -> None:
         while self._learning < IN_FLIGHT:
@@ -410,10 +476,14 @@ class Driver:
         def done(answer: list[Any]) -> None:
             self._learning -= 1
             self._owed_in_flight -= steps
+            for job in self._jobs.values():  # the next one begins now
+                job.since = time.monotonic() if job.learning else job.since
             self.executor.note_update(answer[0], weights)
             self.session.note_progress(answer[0])
 
-        self._jobs[progress[0]] = PendingCall(progress, done, lost, learning=True)
+        for rank, ref in enumerate(progress):  # any of them may be the first to tell of a death
+            act = (lambda answer: None) if rank else done
+            self._jobs[ref] = PendingCall([ref], act, lost, "learn", learning=True)
 
     # --- evaluation
 
@@ -451,4 +521,5 @@ class Driver:
             self._evaluating = False
             self.session.note_evaluation(answer[0], scored, at)
 
-        self._jobs[ref] = PendingCall([ref], done, lost)
+        times = max(1, self.session.run.evaluations.episodes * len(commands))
+        self._jobs[ref] = PendingCall([ref], done, lost, "evaluate", slot, times=times)

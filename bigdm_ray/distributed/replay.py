@@ -46,9 +46,12 @@ class ReplayActor:
         """Compact where it pays; the shards that hold living episodes, by task."""
         return self._stores.compact()
 
-    def release(self) -> dict[str, list[str]]:
-        """Unlink what neither lives nor is named by a checkpoint; the names that went, by task."""
-        return self._stores.release(checkpoint.named_shards(self._home.checkpoints))
+    def release(self, spared: dict[str, list[str]]) -> dict[str, list[str]]:
+        """Unlink what neither lives nor is named by a checkpoint; the names that went, by task.
+
+        Those that are `spared`, by task, are what learners of other machines may still fetch.
+        """
+        return self._stores.release(checkpoint.named_shards(self._home.checkpoints), spared)
 
     def problems(self) -> list[str]:
         """What was wrong with the folders when they were opened."""

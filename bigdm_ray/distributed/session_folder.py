@@ -42,19 +42,20 @@ class SessionFolder:
     Raises RunFailed where there is no place for it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "its sockets and logs", sockets: bool = True) -> None:
+        """`what` it is for, in words; unless it is for `sockets`, its path may have any length."""
         refused: list[str] = []
         for place in candidate_folders():
             _sweep(place)
             try:
-                self._folder, self._held = _made(place)
+                self._folder, self._held = _made(place, sockets)
             except OSError as error:
                 refused.append(f"{place} ({error.strerror or error})")
             else:
                 self.path = self._folder / "r"
                 return
         raise RunFailed(
-            "Ray needs a folder for its sockets and logs, and none of these will do: "
+            f"Ray needs a folder for {what}, and none of these will do: "
             f"{', '.join(refused) or 'there is no /tmp'}; make room or give rights in one of them, "
             "or name another with a short path in TMPDIR; --local trains without Ray"
         )
@@ -107,7 +108,7 @@ def candidate_folders() -> list[Path]:
     return [place for place in dict.fromkeys(whole) if place.is_dir()]
 
 
-def _made(place: Path) -> tuple[Path, int]:
+def _made(place: Path, sockets: bool) -> tuple[Path, int]:
     """A new folder in `place`, and the lock on it. Raises OSError where Ray cannot work there."""
     free = shutil.disk_usage(place).free
     if free < ROOM:
@@ -123,8 +124,9 @@ def _made(place: Path) -> tuple[Path, int]:
                 continue
             name = folder / f"r-{LONGEST.replace('/', '-')}"
             with socket.socket(socket.AF_UNIX) as probe:
-                probe.bind(str(name))
-            name.unlink()
+                if sockets:
+                    probe.bind(str(name))
+                    name.unlink()
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             if held >= 0:

@@ -241,6 +241,7 @@ class Session:
         self._before = self.counters.wall_s
         self._mark = (time.monotonic(), self.counters.env_steps, self.counters.learner_step)
         self.problems: list[str] = []
+        self.deaths: dict[str, dict[str, int]] = {}
         self._losses: Report = {}
         self._went_on_at = self._place() if resumed else None
         self._stopped = False
@@ -466,6 +467,12 @@ class Session:
             say(f"note: {problem}")
         self.problems = (self.problems + problems)[-100:]
 
+    def note_death(self, kind: str, cause: str) -> None:
+        """Tell of a process, a machine or a payload that is lost and will be replaced."""
+        causes = self.deaths.setdefault(kind, {})
+        causes[cause] = causes.get(cause, 0) + 1
+        say(f"note: lost: {kind} ({cause}); the run goes on")
+
     def roll_back(self, step: int, incarnation: int) -> None:
         """The learners went back to a checkpoint: the steps since then are owed again."""
         self.counters.learner_step = step
@@ -630,6 +637,7 @@ class Session:
             "incarnation": counters.incarnation,
             "stopped": stopped,
             "problems": self.problems,
+            "deaths": self.deaths,
             "versions": versions(),
         }
         self.folder.write_summary(summary)

@@ -6,11 +6,13 @@ Checkpoints name a shard by its path from `store/`, so by its bare name in a run
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay.episode import EpisodeId
 from bigdm_ray.replay.shard import ShardRef
+from bigdm_ray.replay.source import ShardSource
 from bigdm_ray.replay.store import Store
 from bigdm_ray.replay.table import Table
 from bigdm_ray.training.checkpoint import Checkpoint
@@ -48,8 +50,18 @@ def shards_below(place: str, shards: Iterable[ShardRef]) -> list[ShardRef]:
 class Stores:
     """The episodes that a run has played, by task."""
 
-    def __init__(self, run: Run, home: RunFolder, flat_bytes: int, write: bool = True) -> None:
-        """`flat_bytes` are those of all stores together: see Store."""
+    def __init__(
+        self,
+        run: Run,
+        home: RunFolder,
+        flat_bytes: int,
+        write: bool = True,
+        source: Callable[[str, Path], ShardSource] | None = None,
+    ) -> None:
+        """`flat_bytes` are those of all stores together: see Store.
+
+        `source` gives what a task's store opens shards through, by task and folder.
+        """
         self.places = store_places(run)
         self.by_task = {
             task: Store(
@@ -57,6 +69,7 @@ class Stores:
                 run.retention,
                 flat_bytes // len(self.places),
                 write=write,
+                source=None if source is None else source(task, home.store / place),
             )
             for task, place in self.places.items()
         }
@@ -87,11 +100,16 @@ class Stores:
         """Compact where it pays; the `living_shards`."""
         return {task: store.compact() for task, store in self.by_task.items()}
 
-    def release(self, named: Iterable[str]) -> dict[str, list[str]]:
-        """Unlink what neither lives nor is named by a checkpoint; the bare names that went, by task."""
-        kept = list(named)
+    def release(
+        self, named: Iterable[str], spared: Mapping[str, Iterable[str]] | None = None
+    ) -> dict[str, list[str]]:
+        """Unlink what neither lives nor is named by a checkpoint nor, by task, `spared`.
+
+        The bare names that went, by task.
+        """
+        kept, more = list(named), spared or {}
         return {
-            task: store.release(set(names_within(self.places[task], kept)))
+            task: store.release({*names_within(self.places[task], kept), *more.get(task, ())})
             for task, store in self.by_task.items()
         }
 

@@ -28,7 +28,7 @@ class Storing(Driver):
             generation=0,
             call=self._called,
             note_answer=lambda: None,
-            failed=lambda generation, error: self.fault,
+            handle_failure=lambda generation, error: self.fault,
         )
         self.executor: Any = SimpleNamespace(replay=slot, note_stored=lambda task, receipt: None)
         self.session: Any = SimpleNamespace(
@@ -43,7 +43,8 @@ class Storing(Driver):
         return len(self.sent)
 
     def finished(self, round: int, episodes: int, task: str = "") -> None:
-        """A group has played a round of so many sound episodes."""
+        """A group has played a round of so many sound episodes, which is in flight until stored."""
+        self._playing[0] += 1
         summary = {"round": round, "episodes": episodes, "version": (0, 0), "problems": []}
         summary |= {"env_steps": 1, "discarded": 0, "busy_s": 0.0, "task": task}
         again = lambda: self.again.append(round)  # noqa: E731

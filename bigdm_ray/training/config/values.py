@@ -195,6 +195,12 @@ class Machines:
         False,
         "have torch.compile compile the learner's transformer; equal to rounding where nothing is dropped out",
     )
+    patience: float | None = setting(
+        30.0,
+        "minutes that a run waits for a machine, or for one answer of one (of evaluations for each "
+        "episode), before it ends; it says every half minute what for; none waits for ever",
+        above=0,
+    )
 
 
 SETTINGS = ("budget", "rollouts", "evaluations", "saves", "machines")
