@@ -1,4 +1,5 @@
-"""bigdm_ray: policies trained by supervised learning on whole episodes and told at run time what to achieve.
+"""bigdm_ray: policies trained by supervised learning on whole episodes and told at run time what to
+achieve.
 
     import bigdm_ray
     run = bigdm_ray.configure("udrl", "lunarlander", budget={"env_steps": 1_000_000}, seed=2)

@@ -1,15 +1,19 @@
 """Datasets and stored episodes: `python -m bigdm_ray.data COMMAND ...`.
 
-    import SOURCE... --folder DATASET         from Minari (minari:mujoco/hopper/medium-v0, or a folder), D4RL, d3rlpy, npz, Parquet, LeRobot, RLlib, DQN
+    import SOURCE... --folder DATASET   from Minari (minari:mujoco/hopper/medium-v0, or a folder),
+                                        D4RL, d3rlpy, npz, Parquet, LeRobot, RLlib, DQN
     export DATASET --to minari|parquet|steps --folder OUT
-    record RUN --folder DATASET --episodes 100 --action-noise 0.1      play a trained run; --random TASK plays at random
-    record RUN --folder DATASET --steps 100000 --weights milestones    from poor to good: every stage of its training
-    merge DATASET... --folder DATASET         one after another
-    list [FOLDER...]     show DATASET --plot
-    verify DATASET|RUN|FOLDER                 every byte of every shard, and a dataset's content hash
+    record RUN --folder DATASET --episodes 100 --action-noise 0.1
+            play a trained run; --random TASK plays at random
+    record RUN --folder DATASET --steps 100000 --weights milestones
+            from poor to good: every stage of its training
+    merge DATASET... --folder DATASET   one after another
+    list [FOLDER...]   show DATASET --plot
+    verify DATASET|RUN|FOLDER   every byte of every shard, and a dataset's content hash
 
-`import` and `record` show a bar on a terminal, and go on where they were stopped when the same command is given again. A shard that
-`verify` finds unsound is set aside as NAME.corrupt. Exit codes: 0 all is well, 1 something is unsound or failed, 2 a mistake of the user.
+`import` and `record` show a bar on a terminal, and go on where they were stopped when the same
+command is given again. A shard that `verify` finds unsound is set aside as NAME.corrupt. Exit
+codes: 0 all is well, 1 something is unsound or failed, 2 a mistake of the user.
 """
 
 from __future__ import annotations
@@ -44,7 +48,8 @@ OF_RUNS = ("weights", "mode", "action_noise", "epsilon", "desired_return", "desi
 BARS = 20
 BAR_WIDTH = 50
 MILESTONE_ROWS = 4
-"""Episodes of a milestone that are played side by side: each gives few, and none is thrown away half played."""
+"""Episodes of a milestone that are played side by side: each gives few, and none is thrown away
+half played."""
 
 
 def count_noun(n: int, noun: str) -> str:
@@ -90,7 +95,8 @@ def run_export(given: argparse.Namespace) -> int:
     dataset = Dataset.open(given.dataset)
     export_dataset(dataset, given.to, given.folder, given.quiet)
     print(
-        f"{given.folder}: {count_noun(dataset.episodes, 'episode')} of {dataset.folder} as {given.to}"
+        f"{given.folder}: {count_noun(dataset.episodes, 'episode')} of {dataset.folder} as"
+        f" {given.to}"
     )
     return 0
 
@@ -127,7 +133,10 @@ def run_record(given: argparse.Namespace) -> int:
         source = f"uniformly random actions, seed {given.seed}"
     elif given.weights == "milestones":
         asked = milestones(given)
-        source = f"{count_noun(len(asked), 'milestone')} of the run {given.run}, from {asked[0].source} on, seed {given.seed}"
+        source = (
+            f"{count_noun(len(asked), 'milestone')} of the run {given.run}, from {asked[0].source}"
+            f" on, seed {given.seed}"
+        )
     else:
         asked = [
             recording_request(
@@ -180,7 +189,8 @@ def recording_request(
 
 
 def milestones(given: argparse.Namespace) -> list[RecordingRequest]:
-    """A recording of each stage that a run has kept, the oldest first, with equal shares of the episodes or steps. Raises UserError."""
+    """A recording of each stage that a run has kept, the oldest first, with equal shares of the
+    episodes or steps. Raises UserError."""
     from bigdm_ray.training.run_folder import RunFolder
     from bigdm_ray.training.streams import derived_seed
 
@@ -191,7 +201,8 @@ def milestones(given: argparse.Namespace) -> list[RecordingRequest]:
         )
     if given.episodes is not None and given.episodes < len(names):
         raise UserError(
-            f"--episodes is {given.episodes}, but each of the {len(names)} milestones of {given.run} needs one"
+            f"--episodes is {given.episodes}, but each of the {len(names)} milestones of"
+            f" {given.run} needs one"
         )
     out = []
     for stage, name in enumerate(names):
@@ -291,7 +302,8 @@ def run_show(given: argparse.Namespace) -> int:
     returns, lengths, terminated = dataset.returns()
     print(card(dataset))
     print(
-        f"  {'ends':<18}{int(terminated.sum()):,} terminated, {int((~terminated).sum()):,} truncated"
+        f"  {'ends':<18}{int(terminated.sum()):,} terminated, {int((~terminated).sum()):,}"
+        " truncated"
     )
     print(
         f"  {'length':<18}{lengths.mean():,.1f} on average, {lengths.min():,} to {lengths.max():,}"
@@ -311,7 +323,10 @@ def run_show(given: argparse.Namespace) -> int:
 
 
 def histogram(values: np.ndarray) -> list[str]:
-    """Bins of equal width, one line each, with a bar and the number in it. Labels have the digits that tell the bins apart."""
+    """Bins of equal width, one line each, with a bar and the number in it.
+
+    Labels have the digits that tell the bins apart.
+    """
     low, high = float(values.min()), float(values.max())
     bins = bins_of(values, BARS)
     counts, edges = np.histogram(values, bins=bins)
@@ -331,13 +346,17 @@ def histogram(values: np.ndarray) -> list[str]:
 
 
 def bins_of(values: np.ndarray, most: int) -> int:
-    """How many bins of equal width: `most`, or 1 where all values are equal or differ by rounding only."""
+    """How many bins of equal width: `most`, or 1 where all values are equal or differ by rounding
+    only."""
     low, high = float(values.min()), float(values.max())
     return most if high - low > 1e-9 * max(abs(low), abs(high)) else 1
 
 
 def plot(dataset: Dataset, returns: np.ndarray, lengths: np.ndarray, path: Path) -> None:
-    """A picture of the distribution of returns and lengths. Raises RunFailed where it cannot be written."""
+    """A picture of the distribution of returns and lengths.
+
+    Raises RunFailed where it cannot be written.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
@@ -365,17 +384,20 @@ def plot(dataset: Dataset, returns: np.ndarray, lengths: np.ndarray, path: Path)
 
 
 def store_of(folder: Path) -> Path:
-    """The folder that holds the shards: FOLDER/store of a run folder, else FOLDER. Raises UserError where there are none."""
+    """The folder that holds the shards: FOLDER/store of a run folder, else FOLDER. Raises UserError
+    where there are none."""
     if not folder.is_dir():
         raise UserError(
-            f"there is no folder {folder}; a run folder, a dataset or a folder of shards is expected"
+            f"there is no folder {folder}; a run folder, a dataset or a folder of shards is"
+            " expected"
         )
     store = folder / "store" if (folder / "store").is_dir() else folder
     if not any(store.glob(f"*{SUFFIX}")):
         aside = len(list(store.glob(f"*{SUFFIX}.corrupt")))
         earlier = f" ({aside} were set aside as *{SUFFIX}.corrupt earlier)" if aside else ""
         raise UserError(
-            f"{store} holds no shards{earlier}; a run folder, a dataset or a folder of *{SUFFIX} files is expected"
+            f"{store} holds no shards{earlier}; a run folder, a dataset or a folder of *{SUFFIX}"
+            " files is expected"
         )
     return store
 
@@ -393,13 +415,15 @@ def run_verify(given: argparse.Namespace) -> int:
     for problem in problems:
         print(problem)
     print(
-        f"{store}: {count_noun(sound, 'sound shard')} with {count_noun(episodes, 'episode')}, {aside} set aside"
+        f"{store}: {count_noun(sound, 'sound shard')} with {count_noun(episodes, 'episode')},"
+        f" {aside} set aside"
     )
     return 1 if problems else 0
 
 
 def played_signature(folder: Path) -> Signature | None:
-    """What the task of a run shows and takes; None where there is no run, or its task cannot be made."""
+    """What the task of a run shows and takes; None where there is no run, or its task cannot be
+    made."""
     if not (folder / "run.json").is_file():
         return None
     from bigdm_ray.training.config import read_run
@@ -414,11 +438,13 @@ def card_problems(dataset: Dataset, episodes: int) -> list[str]:
     """What the card of a dataset says that its content does not."""
     if episodes != dataset.episodes:
         return [
-            f"{dataset.folder / CARD} says {dataset.episodes:,} episodes where {episodes:,} are sound; import the dataset anew"
+            f"{dataset.folder / CARD} says {dataset.episodes:,} episodes where {episodes:,} are"
+            " sound; import the dataset anew"
         ]
     if (found := dataset.content_hash()) != dataset.sha256:
         return [
-            f"{dataset.folder / CARD} says the content hash {dataset.sha256} where it is {found}; import the dataset anew"
+            f"{dataset.folder / CARD} says the content hash {dataset.sha256} where it is {found};"
+            " import the dataset anew"
         ]
     returns, lengths, _ = dataset.returns()
     real = {"steps": int(lengths.sum()), **totals(returns)}
@@ -428,12 +454,14 @@ def card_problems(dataset: Dataset, episodes: int) -> list[str]:
         if not math.isclose(getattr(dataset, name), value, rel_tol=1e-9, abs_tol=1e-9)
     ]
     problems = [
-        f"{dataset.folder / CARD} says {name} {getattr(dataset, name):g} where it is {real[name]:g}; import the dataset anew"
+        f"{dataset.folder / CARD} says {name} {getattr(dataset, name):g} where it is"
+        f" {real[name]:g}; import the dataset anew"
         for name in wrong
     ]
     if why := dataset.misfit():
         problems.append(
-            f"{dataset.folder / CARD} says the task {dataset.task}, but {why}; import the dataset anew"
+            f"{dataset.folder / CARD} says the task {dataset.task}, but {why}; import the dataset"
+            " anew"
         )
     return problems
 
@@ -503,7 +531,9 @@ def data_parser() -> Parser:
         joins.add_argument(
             "--task",
             metavar="TASK",
-            help="the task of the episodes, where the source does not say it; `none`: no environment",
+            help=(
+                "the task of the episodes, where the source does not say it; `none`: no environment"
+            ),
         )
         joins.add_argument(
             "--steps",

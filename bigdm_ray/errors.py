@@ -1,9 +1,10 @@
 """The two errors that end a command with one sentence instead of a traceback.
 
-`UserError` is a mistake that its reader can mend (a wrong name, a value out of range, a folder of another run);
-`RunFailed` is what the world did to a run (a full disk, environments that all raise). Every door turns them into
-one line on standard error and the exit code of the class. What a sentence quotes may come out of a file that anyone
-has written: `quote_value` shows the beginning of a value, and no sentence is longer than LONGEST.
+`UserError` is a mistake that its reader can mend (a wrong name, a value out of range, a folder of
+another run); `RunFailed` is what the world did to a run (a full disk, environments that all raise).
+Every door turns them into one line on standard error and the exit code of the class. What a
+sentence quotes may come out of a file that anyone has written: `quote_value` shows the beginning of
+a value, and no sentence is longer than LONGEST.
 """
 
 import errno
@@ -34,13 +35,17 @@ class UserError(Exception):
 
 
 class RunFailed(UserError):
-    """A run that cannot go on for a reason outside the program. What it has stored stays valid. Exit code 1."""
+    """A run that cannot go on for a reason outside the program.
+
+    What it has stored stays valid. Exit code 1.
+    """
 
     exit_code = 1
 
 
 def sentence(message: object) -> str:
-    """A text on one line, without control characters, and without its middle where it is longer than LONGEST."""
+    """A text on one line, without control characters, and without its middle where it is longer
+    than LONGEST."""
     text = elide(str(message), LONGEST)
     if not text.isprintable():
         text = "".join(one if one.isprintable() else _shown(one) for one in text)
@@ -53,7 +58,8 @@ def _shown(one: str) -> str:
 
 
 def elide(text: str, longest: int) -> str:
-    """The text, without what stands before its last quarter where it is longer than this many characters."""
+    """The text, without what stands before its last quarter where it is longer than this many
+    characters."""
     if len(text) <= longest:
         return text
     end = longest // 4
@@ -74,12 +80,14 @@ _REPR.maxlong = 40
 
 
 def full_disk(error: OSError) -> bool:
-    """Whether it was raised for want of space: a full disk, a quota, a limit on the size of files."""
+    """Whether it was raised for want of space: a full disk, a quota, a limit on the size of
+    files."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def full_memory(error: BaseException) -> bool:
-    """Whether it was raised for want of memory; torch says so on a processor by the words of a RuntimeError alone, on a GPU by a class of its own."""
+    """Whether it was raised for want of memory; torch says so on a processor by the words of a
+    RuntimeError alone, on a GPU by a class of its own."""
     return (
         isinstance(error, MemoryError)
         or "can't allocate memory" in str(error)
@@ -149,7 +157,8 @@ ABBREVIATED = {
 
 
 def install(extra: str) -> str:
-    """The command that installs an extra of this package in the way in which it was installed itself."""
+    """The command that installs an extra of this package in the way in which it was installed
+    itself."""
     from importlib import metadata
 
     try:

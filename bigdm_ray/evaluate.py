@@ -1,18 +1,26 @@
 """Score a trained policy: `python -m bigdm_ray.evaluate FOLDER [flags]`.
 
-    python -m bigdm_ray.evaluate runs/udrl-lunarlander-1                         100 episodes, commanded as the run's own evaluation
-    python -m bigdm_ray.evaluate runs/udrl-lunarlander-1 --desired-return 100    ask for another return
+    python -m bigdm_ray.evaluate runs/udrl-lunarlander-1
+            100 episodes, commanded as the run's own evaluation
+    python -m bigdm_ray.evaluate runs/udrl-lunarlander-1 --desired-return 100
+            ask for another return
     python -m bigdm_ray.evaluate runs/udrl-lunarlander-1 --weights best --video
-    python -m bigdm_ray.evaluate runs/udrl-cartpole-1 runs/udrl-cartpole-2       several runs, and their scores in one table
-    python -m bigdm_ray.evaluate runs/tt-hopper-medium-1 --mode plan --actors 8 --rows 1      on 8 actors of Ray
-    python -m bigdm_ray.evaluate runs/tt-hopper-medium-1 --mode plan --algorithm.horizon 5    a setting that affects acting alone
+    python -m bigdm_ray.evaluate runs/udrl-cartpole-1 runs/udrl-cartpole-2
+            several runs, and their scores in one table
+    python -m bigdm_ray.evaluate runs/tt-hopper-medium-1 --mode plan --actors 8 --rows 1
+            on 8 actors of Ray
+    python -m bigdm_ray.evaluate runs/tt-hopper-medium-1 --mode plan --algorithm.horizon 5
+            a setting that affects acting alone
 
-Episodes are played on gymnasium's environments, with random streams that neither training nor the run's own evaluations
-use; the same seed gives the same returns. They are cut into parts of --rows episodes, which act together in one batch; actors
-play a part each, and their number does not show in the returns. Ctrl-C leaves a report of the episodes that have ended, which says so.
+Episodes are played on gymnasium's environments, with random streams that neither training nor the
+run's own evaluations use; the same seed gives the same returns. They are cut into parts of --rows
+episodes, which act together in one batch; actors play a part each, and their number does not show
+in the returns. Ctrl-C leaves a report of the episodes that have ended, which says so.
 
-Prints a table and leaves FOLDER/evaluation.json, then with --video FOLDER/video.mp4, and its returns in the report. Frames show the
-return that was asked for and what has come of it so far, and the plan that led to them, where mode `plan` searches for one and the task can say where a state is in its pictures (four-rooms can, MuJoCo's cannot).
+Prints a table and leaves FOLDER/evaluation.json, then with --video FOLDER/video.mp4, and its
+returns in the report. Frames show the return that was asked for and what has come of it so far, and
+the plan that led to them, where mode `plan` searches for one and the task can say where a state is
+in its pictures (four-rooms can, MuJoCo's cannot).
 """
 
 from __future__ import annotations
@@ -60,7 +68,8 @@ VIDEO_EPISODES = 3
 OWN = "--algorithm."
 """How the flags of the algorithm's own settings begin."""
 PLANNED_ROWS = 8
-"""Episodes that plan together: a larger batch is hardly cheaper, and a part is what an actor plays."""
+"""Episodes that plan together: a larger batch is hardly cheaper, and a part is what an actor
+plays."""
 FAINT, BOLD = (150, 150, 160), (190, 20, 120)
 """Colours of a plan's beams in a video, and of the plan."""
 
@@ -71,13 +80,15 @@ class EvaluateFlags:
 
     episodes: int | None = setting(
         None,
-        "episodes to play; default: 100, where the mode is plan as many as in the run's own final evaluation",
+        "episodes to play; default: 100, where the mode is plan as many as in the run's own final"
+        " evaluation",
         low=1,
         high=1_000_000,
     )
     rows: int | None = setting(
         None,
-        f"episodes that are played together, in one batch; default: {ROWS}, where the mode is plan {PLANNED_ROWS}",
+        f"episodes that are played together, in one batch; default: {ROWS}, where the mode is plan"
+        f" {PLANNED_ROWS}",
         low=1,
         high=10_000,
     )
@@ -89,7 +100,8 @@ class EvaluateFlags:
     )
     device: str = setting(
         "cpu",
-        "where the policy acts: auto (the first GPU where there is one), cpu, cuda or cuda:N; actors act on CPUs",
+        "where the policy acts: auto (the first GPU where there is one), cpu, cuda or cuda:N;"
+        " actors act on CPUs",
     )
     address: str = setting(
         "local", "Ray cluster to join for --actors; `local` starts one on this machine"
@@ -109,7 +121,8 @@ class EvaluateFlags:
     weights: str = setting("last", "which weights", choices=("last", "best"))
     cached: bool | None = setting(
         None,
-        "of dt, default as the run says: keep keys and values when acting: faster, and exact only until the window slides",
+        "of dt, default as the run says: keep keys and values when acting: faster, and exact only"
+        " until the window slides",
     )
     seed: int | None = setting(
         None, "seed of environments and actions; default: the run's", low=0, high=2**31 - 1
@@ -117,7 +130,11 @@ class EvaluateFlags:
 
 
 def score_run(loaded: Loaded, asked: EvaluateFlags) -> dict[str, Any]:
-    """Play the episodes; the content of evaluation.json. Raises UserError, RunFailed where no episode ends well, and KeyboardInterrupt where none has ended."""
+    """Play the episodes; the content of evaluation.json.
+
+    Raises UserError, RunFailed where no episode ends well, and KeyboardInterrupt where none has
+    ended.
+    """
     if asked.actors > 1 and asked.device != "cpu":
         raise UserError(
             f"--device is {asked.device!r}, but actors act on CPUs; leave --actors out, or --device"
@@ -136,7 +153,8 @@ def score_run(loaded: Loaded, asked: EvaluateFlags) -> dict[str, Any]:
         print(f"note: {note}", file=sys.stderr)
     if len(parts) < asked.actors:
         print(
-            f"note: there are {len(parts)} parts of at most {max(parts)} episodes, for as many actors; a smaller --rows makes more",
+            f"note: there are {len(parts)} parts of at most {max(parts)} episodes, for as many"
+            " actors; a smaller --rows makes more",
             file=sys.stderr,
         )
     with Progress(loaded.run.task, episodes, units="episodes") as bar:
@@ -200,7 +218,8 @@ def horizon_note(asked: EvaluateFlags, command: Mapping[str, float]) -> str | No
 
 
 def score_each(loaded: Loaded, asked: EvaluateFlags) -> dict[str, Any]:
-    """`score_run` of each task of a run of several, and the mean of normalised scores; the content of evaluation.json.
+    """`score_run` of each task of a run of several, and the mean of normalised scores; the content
+    of evaluation.json.
 
     A task in which nothing can be played is told, and left out. Raises RunFailed where that is so
     of all.
@@ -258,9 +277,15 @@ def report_table(report: dict[str, Any]) -> str:
         f", {name.replace('_', ' ')} {value}" for name, value in report["acting"].items()
     )
     rows = {
-        "weights": f"{report['weights']}, learner step {report['version'][1]:,} of incarnation {report['version'][0]}",
+        "weights": (
+            f"{report['weights']}, learner step {report['version'][1]:,} of incarnation"
+            f" {report['version'][0]}"
+        ),
         "command": command or "none",
-        "actions": f"{report['mode']}{', cached' if report['cached'] else ''}{acting}, seed {report['seed']}",
+        "actions": (
+            f"{report['mode']}{', cached' if report['cached'] else ''}{acting}, seed"
+            f" {report['seed']}"
+        ),
         "episodes": f"{report['episodes']:,}{asked}{discarded}",
         "return mean": f"{report['return_mean']:,.2f}",
         "95 % interval": f"{report['return_low']:,.2f} to {report['return_high']:,.2f}",
@@ -268,9 +293,15 @@ def report_table(report: dict[str, Any]) -> str:
         "return min, max": f"{report['return_min']:,.2f}, {report['return_max']:,.2f}",
         "length mean": f"{report['length_mean']:,.1f}",
         "normalised score": "none for this task" if normalized is None else f"{normalized:.1f}",
-        "latency p50, p99": f"{report['act_p50_ms']:,.3g}, {report['act_p99_ms']:,.3g} ms an action ({report['acted_together']:,.0f} together, on average)",
+        "latency p50, p99": (
+            f"{report['act_p50_ms']:,.3g}, {report['act_p99_ms']:,.3g} ms an action"
+            f" ({report['acted_together']:,.0f} together, on average)"
+        ),
     }
-    title = f"{report['algorithm']} on {report['task']}, preset {report['preset']}, seed {report['run_seed']}"
+    title = (
+        f"{report['algorithm']} on {report['task']}, preset {report['preset']}, seed"
+        f" {report['run_seed']}"
+    )
     return "\n".join([title, *(f"  {name:<18}{value}" for name, value in rows.items())])
 
 
@@ -278,13 +309,15 @@ def report_table(report: dict[str, Any]) -> str:
 
 
 def require_video() -> None:
-    """Raise UserError, naming the extra that helps, where a package that writes videos is missing."""
+    """Raise UserError, naming the extra that helps, where a package that writes videos is
+    missing."""
     for module in ("imageio", "imageio_ffmpeg"):
         try:
             importlib.import_module(module)
         except ImportError as error:
             raise UserError(
-                f"--video needs the package {module!r} ({error}); install it with: {install('video')}"
+                f"--video needs the package {module!r} ({error}); install it with:"
+                f" {install('video')}"
             ) from None
 
 
@@ -299,12 +332,12 @@ def frames_per_second(task: Task) -> int:
 
 @contextlib.contextmanager
 def film(path: Path, fps: int) -> Iterator[Callable[[np.ndarray], None]]:
-    """A function that appends a frame `[height, width, 3]` uint8 to an mp4, which appears under its name when it is whole."""
+    """A function that appends a frame `[height, width, 3]` uint8 to an mp4, which appears under its
+    name when it is whole."""
     part = path.with_name(f".part-{path.name}")
     try:
-        writer = importlib.import_module("imageio.v2").get_writer(
-            part, fps=fps, macro_block_size=2
-        )  # 2: sides must be even
+        # 2: sides must be even
+        writer = importlib.import_module("imageio.v2").get_writer(part, fps=fps, macro_block_size=2)
         with contextlib.closing(
             writer
         ):  # as a context of its own it stays open behind an error, and ffmpeg makes the file later
@@ -322,11 +355,13 @@ def film(path: Path, fps: int) -> Iterator[Callable[[np.ndarray], None]]:
 def record_video(
     loaded: Loaded, report: dict[str, Any], path: Path, episodes: int = VIDEO_EPISODES
 ) -> list[float]:
-    """Write a video of some episodes, played as the report's were but with seeds of their own; their returns.
+    """Write a video of some episodes, played as the report's were but with seeds of their own;
+    their returns.
 
-    The frames are those after each step, below the return that was asked for and what has come of it
-    so far; a terminal shows how many there are. The last plan is drawn into them where there is one and the task says where
-    its states are in a picture. Raises RunFailed where an episode cannot be played or written.
+    The frames are those after each step, below the return that was asked for and what has come of
+    it so far; a terminal shows how many there are. The last plan is drawn into them where there is
+    one and the task says where its states are in a picture. Raises RunFailed where an episode
+    cannot be played or written.
     """
     cached = None if loaded.run.algorithm.cache is None else report["cached"]
     policy, _ = policy_of(loaded, report["mode"], cached)
@@ -430,7 +465,8 @@ def add_caption(frame: np.ndarray, text: str) -> np.ndarray:
 
 
 def draw_lines(frame: np.ndarray, lines: np.ndarray) -> np.ndarray:
-    """A frame `[height, width, 3]` with lines over it, `[beams, H, 2]` points (column, row) each, the first, which is the plan, above the others.
+    """A frame `[height, width, 3]` with lines over it, `[beams, H, 2]` points (column, row) each,
+    the first, which is the plan, above the others.
 
     A line ends at its first point that is not finite; what lies outside the frame is left out.
     """
@@ -465,7 +501,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--video",
         action="store_true",
-        help=f"also write FOLDER/video.mp4, of {VIDEO_EPISODES} episodes or fewer where the mode is plan",
+        help=(
+            f"also write FOLDER/video.mp4, of {VIDEO_EPISODES} episodes or fewer where the mode is"
+            " plan"
+        ),
     )
     own = parser.add_argument_group(
         "settings of the algorithm that affect acting alone, in place of the run's own"
@@ -473,7 +512,10 @@ def main(arguments: list[str]) -> int:
     own.add_argument(
         f"{OWN}NAME",
         metavar="X",
-        help="as `run ALGORITHM TASK --help` explains them: of tt --algorithm.horizon 5 --algorithm.beams 32",
+        help=(
+            "as `run ALGORITHM TASK --help` explains them: of tt --algorithm.horizon 5"
+            " --algorithm.beams 32"
+        ),
     )
     acting, others = split_prefixed(arguments, OWN)
     given = parser.parse(others)
@@ -489,7 +531,8 @@ def main(arguments: list[str]) -> int:
         if several and (given.video or asked.desired_return is not None):
             flag = "--video" if given.video else "--desired-return"
             raise UserError(
-                f"{flag} is for one task, but {folder} acts in several: {loaded.run.title}; leave it out"
+                f"{flag} is for one task, but {folder} acts in several: {loaded.run.title}; leave"
+                " it out"
             )
         report = score_each(loaded, asked) if several else score_run(loaded, asked)
         reports.append((folder, report))
@@ -505,7 +548,8 @@ def main(arguments: list[str]) -> int:
 
 
 def write_evaluation(loaded: Loaded, report: dict[str, Any], home: Path, video: bool) -> None:
-    """Write HOME/evaluation.json, then the video, where one is wanted and nothing stopped the playing."""
+    """Write HOME/evaluation.json, then the video, where one is wanted and nothing stopped the
+    playing."""
     file, path = home / "evaluation.json", home / "video.mp4"
     write_json(file, report)  # before the video, which may fail or be stopped
     print(f"evaluation: {file}")

@@ -1,8 +1,10 @@
-"""JSON that others wrote: one way to read it, which ends in a value of the expected type or in a sentence.
+"""JSON that others wrote: one way to read it, which ends in a value of the expected type or in a
+sentence.
 
-Whoever wrote a file or a message may have written anything: lists in lists, 100,000 deep, numbers of 10,000 digits,
-bytes that are no text. Python's own reader meets these with errors of four kinds, or hands on values that raise later,
-far from the file. `read_json` raises `NotJson` alone, and what it returns can be walked, printed and stored.
+Whoever wrote a file or a message may have written anything: lists in lists, 100,000 deep, numbers
+of 10,000 digits, bytes that are no text. Python's own reader meets these with errors of four kinds,
+or hands on values that raise later, far from the file. `read_json` raises `NotJson` alone, and what
+it returns can be walked, printed and stored.
 """
 
 from __future__ import annotations
@@ -39,9 +41,10 @@ def read_json(
 ) -> Any:
     """The JSON value of type `kind` in a file, or in bytes or text; `object` takes any.
 
-    With `finite`, NaN and infinities are refused too. Raises NotJson for anything else than such a value: what is no
-    JSON or no UTF-8, nested deeper than DEEPEST, longer than `largest` bytes, or holds integers beyond 64 bits with
-    sign, or text that no file can hold. Raises OSError for a file that cannot be read.
+    With `finite`, NaN and infinities are refused too. Raises NotJson for anything else than such a
+    value: what is no JSON or no UTF-8, nested deeper than DEEPEST, longer than `largest` bytes, or
+    holds integers beyond 64 bits with sign, or text that no file can hold. Raises OSError for a
+    file that cannot be read.
     """
     try:
         data = _bytes(source, largest) if isinstance(source, Path) else source
@@ -65,7 +68,10 @@ def read_json(
 
 
 def real(value: Any, what: str, finite: bool = True) -> float:
-    """A number of JSON as float. Raises NotJson for a text, true, null, and (unless told) what is not finite."""
+    """A number of JSON as float.
+
+    Raises NotJson for a text, true, null, and (unless told) what is not finite.
+    """
     if type(value) not in (int, float) or (finite and not math.isfinite(value)):
         raise NotJson(f"{what} is {quote_value(value)}, but a number is expected")
     return float(value)

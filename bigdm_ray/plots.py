@@ -1,16 +1,23 @@
 """Draw a run's learning curve and how well it obeys: `python -m bigdm_ray.plots FOLDER... [flags]`.
 
-    python -m bigdm_ray.plots runs/udrl-lunarlander-*                            learning curves, a panel for each task
-    python -m bigdm_ray.plots runs/udrl-lunarlander-1 --obedience                asked return against the return obtained
+    python -m bigdm_ray.plots runs/udrl-lunarlander-*   learning curves, a panel for each task
+    python -m bigdm_ray.plots runs/udrl-lunarlander-1 --obedience
+            asked return against the return obtained
     python -m bigdm_ray.plots runs/udrl-lunarlander-1 --obedience --returns -300,0,100,200,250,300
-    python -m bigdm_ray.plots runs/dt-key-to-door-1000-1 --attention             which earlier steps a transformer looks at
-    python -m bigdm_ray.plots runs/tt-hopper-medium-1 --prediction               trajectories that a model predicts against the real ones
-    python -m bigdm_ray.plots runs/tt-four-rooms-1 --beams                       the beams of some plans, over two elements of the state
-    python -m bigdm_ray.plots runs/bcq-hopper-medium-1 --extrapolation  what critics promise, what follows
-    python -m bigdm_ray.plots runs/rwr-hopper-medium-1 --weighting      what each step of the data counts
+    python -m bigdm_ray.plots runs/dt-key-to-door-1000-1 --attention
+            which earlier steps a transformer looks at
+    python -m bigdm_ray.plots runs/tt-hopper-medium-1 --prediction
+            trajectories that a model predicts against the real ones
+    python -m bigdm_ray.plots runs/tt-four-rooms-1 --beams
+            the beams of some plans, over two elements of the state
+    python -m bigdm_ray.plots runs/bcq-hopper-medium-1 --extrapolation
+            what critics promise, what follows
+    python -m bigdm_ray.plots runs/rwr-hopper-medium-1 --weighting
+            what each step of the data counts
 
-The pictures are the files of `pictures/`, which say what each of them shows. Each has its numbers beside it as JSON; both go into
-plots/ of the first FOLDER. In a notebook, or one's own program, the same pictures are figures of matplotlib:
+The pictures are the files of `pictures/`, which say what each of them shows. Each has its numbers
+beside it as JSON; both go into plots/ of the first FOLDER. In a notebook, or one's own program, the
+same pictures are figures of matplotlib:
 
     from bigdm_ray import plots
     plots.curves("runs/udrl-cartpole-1", "runs/udrl-cartpole-2")
@@ -61,7 +68,10 @@ def figure(picture: str, *folders: str | Path, **settings: Any) -> Figure:
 
 
 def curves(*folders: str | Path) -> Figure:
-    """Learning curves of run folders as a matplotlib figure. Raises UserError where there are none."""
+    """Learning curves of run folders as a matplotlib figure.
+
+    Raises UserError where there are none.
+    """
     return figure("learning_curve", *folders)
 
 
@@ -71,7 +81,10 @@ def obedience(*folders: str | Path, **settings: Any) -> Figure:
 
 
 def find_picture(given: argparse.Namespace, known: dict[str, Picture]) -> Picture:
-    """The picture that is asked for. Raises UserError where two are, and for a flag that it does not have."""
+    """The picture that is asked for.
+
+    Raises UserError where two are, and for a flag that it does not have.
+    """
     asked = [
         picture
         for picture in known.values()

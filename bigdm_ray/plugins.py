@@ -26,7 +26,10 @@ class Plugin(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def plugins(group: str) -> dict[str, Plugin]:
-    """The modules of a group by what messages call them, sorted. Raises UserError for one that cannot be imported."""
+    """The modules of a group by what messages call them, sorted.
+
+    Raises UserError for one that cannot be imported.
+    """
     found: dict[str, Plugin] = {}
     for point in sorted(metadata.entry_points(group=group), key=lambda one: (one.name, one.value)):
         package = point.dist.name if point.dist is not None else "a package"

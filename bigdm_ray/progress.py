@@ -1,8 +1,9 @@
 """Signs of life: a bar on a terminal or in a notebook, a line now and then where there is neither.
 
-A `LiveDisplay` shows what a function says of the work, from a thread of its own: it moves while the work is in a long call too.
-On a terminal that is tqdm's bar, drawn twice a second. Through a pipe, in a log, under nohup it is a plain line: the
-first after two seconds, then one every ten. What else is said while it is shown goes through `say`.
+A `LiveDisplay` shows what a function says of the work, from a thread of its own: it moves while the
+work is in a long call too. On a terminal that is tqdm's bar, drawn twice a second. Through a pipe,
+in a log, under nohup it is a plain line: the first after two seconds, then one every ten. What else
+is said while it is shown goes through `say`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class _Bar(tqdm):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Status:
-    """How far something is: the share that is done, where that can be known, and what is written beside it."""
+    """How far something is: the share that is done, where that can be known, and what is written
+    beside it."""
 
     text: str
     share: float | None = None
@@ -121,7 +123,10 @@ class LiveDisplay:
                 wait = LINE_S if self._bar is None else DRAW_S
 
     def close(self, leave: bool = False) -> None:
-        """End it. With `leave` its last state stays on the screen, or in the log if it told of it before."""
+        """End it.
+
+        With `leave` its last state stays on the screen, or in the log if it told of it before.
+        """
         if self._ended.is_set():
             return
         self._ended.set()
@@ -136,7 +141,8 @@ class LiveDisplay:
 
 
 def _shape(stream: IO[str]) -> dict[str, Any]:
-    """How tqdm is told a terminal's size: one that does not know its own says 0, and it would draw nothing."""
+    """How tqdm is told a terminal's size: one that does not know its own says 0, and it would draw
+    nothing."""
     try:
         if not min(os.get_terminal_size(stream.fileno())):
             columns, lines = shutil.get_terminal_size()
@@ -159,7 +165,8 @@ def _format(status: Status) -> str:
 
 
 class Progress:
-    """Counts steps, or other `units`; `total` may not be known, and without units time alone is told.
+    """Counts steps, or other `units`; `total` may not be known, and without units time alone is
+    told.
 
     Used as a context manager, it is shown inside the block, and its last state stays.
     """

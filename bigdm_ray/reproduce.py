@@ -1,18 +1,24 @@
 """Fill a published table: `python -m bigdm_ray.reproduce TABLE [flags]`.
 
-    python -m bigdm_ray.reproduce                              the tables there are
-    python -m bigdm_ray.reproduce percent-bc --scale quick     train what is missing, print ours beside the published
-    python -m bigdm_ray.reproduce percent-bc --show            print what is there, train nothing
-    python -m bigdm_ray.reproduce percent-bc --only hopper     only what the word is in: rows, columns, seed=1
-    python -m bigdm_ray.reproduce dt-overview                  a picture of bars, of the finished cells of other tables
-    python -m bigdm_ray.reproduce --tables docs/tables         every table with a finished cell as a page
+    python -m bigdm_ray.reproduce                            the tables there are
+    python -m bigdm_ray.reproduce percent-bc --scale quick   train what is missing, print ours
+                                                             beside the published
+    python -m bigdm_ray.reproduce percent-bc --show          print what is there, train nothing
+    python -m bigdm_ray.reproduce percent-bc --only hopper   only what the word is in: rows,
+                                                             columns, seed=1
+    python -m bigdm_ray.reproduce dt-overview                a picture of bars, of the finished
+                                                             cells of other tables
+    python -m bigdm_ray.reproduce --tables docs/tables       every table with a finished cell as a
+                                                             page
 
-A cell is one ordinary run; a finished one leaves RESULTS/TABLE/SCALE/CELL.json and is not trained again, nor is a cell of another
-table that is the same run, unless its settings or its dataset are other ones today: then the file is named as outdated and counts as
-not run. A stopped cell goes on from its last checkpoint. Cells run side by side over Ray, one a core, or one after the other with
---local. With --precision bf16 transformers are trained in bfloat16; the table says how many of its runs were. Offline tables want
-datasets under --data; what is missing is named with the way to make it, and its cells print as not run. An overview trains nothing:
-it prints bars, each with how many of its cells are there, and leaves RESULTS/OVERVIEW/SCALE/overview.png and .json.
+A cell is one ordinary run; a finished one leaves RESULTS/TABLE/SCALE/CELL.json and is not trained
+again, nor is a cell of another table that is the same run, unless its settings or its dataset are
+other ones today: then the file is named as outdated and counts as not run. A stopped cell goes on
+from its last checkpoint. Cells run side by side over Ray, one a core, or one after the other with
+--local. With --precision bf16 transformers are trained in bfloat16; the table says how many of its
+runs were. Offline tables want datasets under --data; what is missing is named with the way to make
+it, and its cells print as not run. An overview trains nothing: it prints bars, each with how many
+of its cells are there, and leaves RESULTS/OVERVIEW/SCALE/overview.png and .json.
 """
 
 from __future__ import annotations
@@ -36,14 +42,18 @@ from bigdm_ray.training.run_folder import SAME, difference, summary_of
 
 
 def train_cell(asked: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Train one cell in this process, or go on with it; its summary. Raises UserError where the folder holds another run."""
+    """Train one cell in this process, or go on with it; its summary.
+
+    Raises UserError where the folder holds another run.
+    """
     from bigdm_ray.run import train
 
     run, path = run_from_json(asked), Path(folder)
     begun = (path / "run.json").is_file()
     if begun and (differs := difference(run, read_run(path), ("budget", *SAME))):
         raise UserError(
-            f"{path} holds another run than the cell's ({differs}); remove that folder to train the cell"
+            f"{path} holds another run than the cell's ({differs}); remove that folder to train the"
+            " cell"
         )
     if begun and (summary := summary_of(path)):
         return summary
@@ -167,7 +177,8 @@ def draw_overview(overview: Overview, bars: list[MeasuredBar], path: Path) -> No
 
 
 def write_tables(folder: Path, results: Path, data: Path, runs: Path) -> list[Path]:
-    """Write FOLDER/TABLE.md for every table and overview that has a finished cell, each at its scales; the files.
+    """Write FOLDER/TABLE.md for every table and overview that has a finished cell, each at its
+    scales; the files.
 
     Raises UserError for a result's file that is broken, RunFailed where a page cannot be written.
     """
@@ -193,7 +204,10 @@ def write_tables(folder: Path, results: Path, data: Path, runs: Path) -> list[Pa
     return pages
 
 
-MADE = "Made by `python -m bigdm_ray.reproduce --tables docs/tables` from the files of `docs/results/`."
+MADE = (
+    "Made by `python -m bigdm_ray.reproduce --tables docs/tables` from the files of"
+    " `docs/results/`."
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -217,7 +231,10 @@ def main(arguments: list[str]) -> int:
         action="append",
         default=[],
         metavar="WORD",
-        help="train and print only cells whose row, column or seed (as seed=1) has this in it; repeatable",
+        help=(
+            "train and print only cells whose row, column or seed (as seed=1) has this in it;"
+            " repeatable"
+        ),
     )
     parser.add_argument(
         "--data",
@@ -250,7 +267,10 @@ def main(arguments: list[str]) -> int:
         "--precision",
         choices=("float32", "bf16"),
         default="float32",
-        help="what transformers are trained in (--machines.precision of run): bf16 is slower on processors that do not multiply in it",
+        help=(
+            "what transformers are trained in (--machines.precision of run): bf16 is slower on"
+            " processors that do not multiply in it"
+        ),
     )
     parser.add_argument(
         "--show", action="store_true", help="print the table as it is, train and draw nothing"
@@ -270,7 +290,8 @@ def main(arguments: list[str]) -> int:
     if given.table is None:
         for grid in grids().values():
             print(
-                f"{grid.name:<20}{grid.title}; {len(grid.rows)} x {len(grid.columns)}, {grid.seeds} seeds"
+                f"{grid.name:<20}{grid.title}; {len(grid.rows)} x {len(grid.columns)}, {grid.seeds}"
+                " seeds"
             )
         for overview in overviews().values():
             print(f"{overview.name:<20}{overview.title}; bars made of other tables")
@@ -278,7 +299,8 @@ def main(arguments: list[str]) -> int:
         overview, scale = overviews()[given.table], cast(Scale, given.scale)
         if given.only:
             raise UserError(
-                f"{overview.name} is made of the cells of other tables, all of them; leave --only out"
+                f"{overview.name} is made of the cells of other tables, all of them; leave"
+                " --only out"
             )
         bars = measure_bars(overview, scale, given.results, given.data)
         print(overview_table(overview, scale, bars))
@@ -301,7 +323,10 @@ def main(arguments: list[str]) -> int:
 
 
 def fill_missing(shelf: TableFolders, only: list[str], jobs: int, local: bool) -> list[str]:
-    """Train the cells that are asked for, missing, and possible; one sentence for each that failed. Raises UserError for words that fit none."""
+    """Train the cells that are asked for, missing, and possible; one sentence for each that failed.
+
+    Raises UserError for words that fit none.
+    """
     asked = shelf.choose_cells(only)
     wanted = []
     for cell in asked:
@@ -317,7 +342,8 @@ def fill_missing(shelf: TableFolders, only: list[str], jobs: int, local: bool) -
     for name in sorted({cell.target for cell in possible if cell.dataset}):
         Dataset.open(shelf.data / name)
     print(
-        f"{shelf.grid.name}, scale {shelf.scale}: {len(asked) - len(wanted)} of {len(asked)} cells are there, {len(possible)} to train",
+        f"{shelf.grid.name}, scale {shelf.scale}: {len(asked) - len(wanted)} of {len(asked)} cells"
+        f" are there, {len(possible)} to train",
         file=sys.stderr,
     )
     return fill(shelf, possible, jobs, local) if possible else []

@@ -2,9 +2,9 @@
 
 Ctrl-C itself, SIGTERM (Slurm, Kubernetes, notices of spot machines, `timeout`) and SIGHUP (a
 terminal that closes) raise KeyboardInterrupt in the main thread, and `code` is what the process
-shall end with. Passages whose steps belong together are held (`hold_signals`): they are told, and end at a place
-of their own choice. A second signal ends the process at once. Commands install this (`doors.py`); a
-program that imports the package keeps its own handlers.
+shall end with. Passages whose steps belong together are held (`hold_signals`): they are told, and
+end at a place of their own choice. A second signal ends the process at once. Commands install this
+(`doors.py`); a program that imports the package keeps its own handlers.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python -m bigdm_ray.table runs/udrl-cartpole-*
     python -m bigdm_ray.table runs/* --markdown > results.md
 
-Nothing is played: the scores are those of each run's own final evaluation. On a terminal the columns
-are aligned; through a pipe, or with --markdown, it is a Markdown table. Runs that have not ended are
-left out, with a note. `python -m bigdm_ray.evaluate RUN RUN ...` plays first.
+Nothing is played: the scores are those of each run's own final evaluation. On a terminal the
+columns are aligned; through a pipe, or with --markdown, it is a Markdown table. Runs that have not
+ended are left out, with a note. `python -m bigdm_ray.evaluate RUN RUN ...` plays first.
 """
 
 from __future__ import annotations

@@ -1,14 +1,20 @@
 """Weights of others, in and out: `python -m bigdm_ray.weights COMMAND ...`.
 
-    import SOURCE --task hopper --folder RUN --data DATASET     a Decision Transformer of Hugging Face or of the original repository
-    import SOURCE --task hopper --folder RUN --bins FILE        a Trajectory Transformer of the original repository or of its cached fork
-    export RUN --folder OUT                                      a `dt` run in Hugging Face's layout
-    pack RUN --folder OUT                                        what it takes to act, and a card, for others to have
+    import SOURCE --task hopper --folder RUN --data DATASET   a Decision Transformer of Hugging Face
+                                                              or of the original repository
+    import SOURCE --task hopper --folder RUN --bins FILE      a Trajectory Transformer of the
+                                                              original repository or of its cached
+                                                              fork
+    export RUN --folder OUT                                   a `dt` run in Hugging Face's layout
+    pack RUN --folder OUT                                     what it takes to act, and a card, for
+                                                              others to have
 
-SOURCE is a folder with model.safetensors and config.json, a .safetensors file, or hf:OWNER/NAME on the Hub. Only safetensors and JSON
-are read: a pickle is refused with the line that converts it. The imported run evaluates like any other, and so do its pictures, but for those of
-the data that it learned from, which an import without --data does not know. A `dt` run fine-tunes too (`run dt TASK --from RUN`), where --data names
-its episodes; `tt` learns from datasets alone, and goes on from no other run.
+SOURCE is a folder with model.safetensors and config.json, a .safetensors file, or hf:OWNER/NAME on
+the Hub. Only safetensors and JSON are read: a pickle is refused with the line that converts it. The
+imported run evaluates like any other, and so do its pictures, but for those of the data that it
+learned from, which an import without --data does not know. A `dt` run fine-tunes too
+(`run dt TASK --from RUN`), where --data names its episodes; `tt` learns from datasets alone, and
+goes on from no other run.
 """
 
 from __future__ import annotations
@@ -66,13 +72,15 @@ def import_weights(given: argparse.Namespace) -> int:
     for name, values in arrays.items():
         if not np.isfinite(values).all():
             raise UserError(
-                f"{given.source} has numbers in {name} that are not finite: weights of a training that diverged, or a damaged file"
+                f"{given.source} has numbers in {name} that are not finite: weights of a training"
+                " that diverged, or a damaged file"
             )
     trajectory = trajectory_transformer.is_state_dict(arrays)
     for name, of in FOR.items():
         if getattr(given, name) is not None and of != ("tt" if trajectory else "dt"):
             raise UserError(
-                f"{given.source} is a {'Trajectory' if trajectory else 'Decision'} Transformer, which --{name.replace('_', '-')} is not for"
+                f"{given.source} is a {'Trajectory' if trajectory else 'Decision'} Transformer,"
+                f" which --{name.replace('_', '-')} is not for"
             )
     try:
         if trajectory:
@@ -103,7 +111,8 @@ def import_decision(
     heads = convert(int, given.heads or str(found.heads or 1), "heads")
     if found.heads is not None and heads != found.heads:
         raise UserError(
-            f"--heads is {heads}, but the config.json of {given.source} says {found.heads}; leave it out"
+            f"--heads is {heads}, but the config.json of {given.source} says {found.heads}; leave"
+            " it out"
         )
     settings = {
         "width": found.width,
@@ -135,11 +144,13 @@ def import_decision(
     publish_run(given.folder, run, weights, target)
     asked = "" if target else " --desired-return R"
     print(
-        f"{given.folder}: width {found.width}, {found.layers} layers, {heads} heads; score it with: python -m bigdm_ray.evaluate {given.folder}{asked}"
+        f"{given.folder}: width {found.width}, {found.layers} layers, {heads} heads; score it with:"
+        f" python -m bigdm_ray.evaluate {given.folder}{asked}"
     )
     if dataset is None and statistics is None:
         print(
-            "its states are not standardised: give --data or --statistics where it was trained on standardised ones"
+            "its states are not standardised: give --data or --statistics where it was trained on"
+            " standardised ones"
         )
     return 0
 
@@ -147,10 +158,14 @@ def import_decision(
 def import_trajectory(
     given: argparse.Namespace, found: trajectory_transformer.TrajectoryTransformerCheckpoint
 ) -> int:
-    """A run folder of a Trajectory Transformer, which plans as the task's preset says. Raises UserError where it does not fit the task."""
+    """A run folder of a Trajectory Transformer, which plans as the task's preset says.
+
+    Raises UserError where it does not fit the task.
+    """
     if given.bins is None:
         raise UserError(
-            f"{given.source} holds no thresholds of its tokens: --bins FILE is expected; {trajectory_transformer.PAGE} has the lines that write it"
+            f"{given.source} holds no thresholds of its tokens: --bins FILE is expected;"
+            f" {trajectory_transformer.PAGE} has the lines that write it"
         )
     heads = convert(int, given.heads or "4", "heads")
     sizes = {
@@ -167,7 +182,8 @@ def import_trajectory(
     leaves = (*signature.observations.values(), *signature.actions.values())
     if not all(leaf.kind == "tensor" for leaf in leaves):
         raise UserError(
-            f"{given.source} sees and acts with numbers alone, which {given.task} does not: a task of numbers is expected"
+            f"{given.source} sees and acts with numbers alone, which {given.task} does not: a task"
+            " of numbers is expected"
         )
     model = run.algorithm.build({run.task: signature})
     assert isinstance(model, TrajectoryModel)
@@ -176,12 +192,14 @@ def import_trajectory(
             f"{model.seen.width} of the state, {model.acted.width} of the action, reward and value"
         )
         raise UserError(
-            f"{given.source} has transitions of {found.dims} tokens, but those of {given.task} have {model.net.dims}: {shown}"
+            f"{given.source} has transitions of {found.dims} tokens, but those of {given.task} have"
+            f" {model.net.dims}: {shown}"
         )
     thresholds = trajectory_transformer.thresholds(given.bins)
     if thresholds.shape != (found.dims, found.bins + 1):
         raise UserError(
-            f"--bins {given.bins} holds {list(thresholds.shape)} thresholds, but {found.dims} rows of {found.bins + 1} are expected"
+            f"--bins {given.bins} holds {list(thresholds.shape)} thresholds, but {found.dims} rows"
+            f" of {found.bins + 1} are expected"
         )
     weights = Weights(
         (0, 1), found.arrays | {"bins.edges": trajectory_transformer.edges(thresholds)}
@@ -189,7 +207,8 @@ def import_trajectory(
     weights.into(model)
     publish_run(given.folder, run, weights, {})
     print(
-        f"{given.folder}: width {found.width}, {found.layers} layers, {heads} heads; score it with: python -m bigdm_ray.evaluate {given.folder} --episodes 1"
+        f"{given.folder}: width {found.width}, {found.layers} layers, {heads} heads; score it with:"
+        f" python -m bigdm_ray.evaluate {given.folder} --episodes 1"
     )
     return 0
 
@@ -244,7 +263,8 @@ def fetch_source(source: str) -> Path:
         )
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise UserError(
-            f"{source} cannot be downloaded ({str(error).splitlines()[0]}); see its name and your connection"
+            f"{source} cannot be downloaded ({str(error).splitlines()[0]}); see its name and your"
+            " connection"
         ) from None
     if pickles:
         raise UserError(f"{source} holds {pickles[-1]}, {checkpoints.SCRIPT}")
@@ -264,7 +284,8 @@ def fits(
     )
     if not all(leaf.kind == "tensor" for leaf in actions) or not bounded:
         raise UserError(
-            f"{source} acts between -1 and 1, which {task} does not: a task with such actions is expected"
+            f"{source} acts between -1 and 1, which {task} does not: a task with such actions is"
+            " expected"
         )
     seen, acted = (
         sum(leaf.size for leaf in signature.observations.values()),
@@ -272,7 +293,8 @@ def fits(
     )
     if (found.seen, found.acted) != (seen, acted):
         raise UserError(
-            f"{source} reads {found.seen} numbers and acts with {found.acted}, but {task} shows {seen} and takes {acted}"
+            f"{source} reads {found.seen} numbers and acts with {found.acted}, but {task} shows"
+            f" {seen} and takes {acted}"
         )
 
 
@@ -283,7 +305,8 @@ def complete(
     dataset: Dataset | None,
     statistics: Path | None,
 ) -> Weights:
-    """The checkpoint's arrays with the statistics of the states: those of the data, those given, or none. Raises UserError."""
+    """The checkpoint's arrays with the statistics of the states: those of the data, those given, or
+    none. Raises UserError."""
     model = run.algorithm.build({run.task: signature})
     if dataset is not None:
         run.learned_algorithm.fit(model, {run.task: dataset.store()}, 0)
@@ -302,17 +325,18 @@ def complete(
                 raise ValueError("not all are finite")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f'{statistics} is not {{"mean": [...], "std": [...]}} with {found.seen} numbers each ({error})'
+                f'{statistics} is not {{"mean": [...], "std": [...]}} with {found.seen} numbers'
+                f" each ({error})"
             ) from None
-    weights = Weights(
-        (0, 1), found.arrays | arrays
-    )  # step 1: what a run fits before its first step is there
+    # step 1: what a run fits before its first step is there
+    weights = Weights((0, 1), found.arrays | arrays)
     weights.into(model)
     return weights
 
 
 def export_weights(given: argparse.Namespace) -> int:
-    """`export`: a folder that Hugging Face's `DecisionTransformerModel.from_pretrained` loads, and the statistics beside it."""
+    """`export`: a folder that Hugging Face's `DecisionTransformerModel.from_pretrained` loads, and
+    the statistics beside it."""
     loaded = load(given.run, given.which)
     algorithm, model = loaded.run.algorithm, loaded.model
     if not isinstance(algorithm, Dt) or not isinstance(model, DecisionTransformer):
@@ -321,11 +345,13 @@ def export_weights(given: argparse.Namespace) -> int:
         )
     if algorithm.critic:
         raise UserError(
-            f"{given.run} predicts returns in place of being told them (--algorithm.critic), which Hugging Face's Decision Transformer does not"
+            f"{given.run} predicts returns in place of being told them (--algorithm.critic), which"
+            " Hugging Face's Decision Transformer does not"
         )
     if algorithm.stochastic or algorithm.positions != "timesteps" or model.embed_state.images.width:
         raise UserError(
-            f"{given.run} is a Decision Transformer with a stochastic policy, other positions or images, which Hugging Face's has not"
+            f"{given.run} is a Decision Transformer with a stochastic policy, other positions or"
+            " images, which Hugging Face's has not"
         )
     fits(
         str(given.run),
@@ -353,7 +379,8 @@ def export_weights(given: argparse.Namespace) -> int:
         for name, told in (("config.json", config), ("statistics.json", statistics)):
             publish(hidden / name, json.dumps(told, indent=1).encode())
     print(
-        f"{given.folder}: model.safetensors, config.json, and statistics.json (states are standardised, returns scaled by {algorithm.return_scale:g})"
+        f"{given.folder}: model.safetensors, config.json, and statistics.json (states are"
+        f" standardised, returns scaled by {algorithm.return_scale:g})"
     )
     return 0
 
@@ -364,8 +391,9 @@ def pack_weights(given: argparse.Namespace) -> int:
     size = sum(file.stat().st_size for file in given.folder.rglob("*") if file.is_file())
     score = card["score"]
     print(
-        f"{given.folder}: {card['algorithm']} on {card['task']}, {card['parameters']:,} parameters, "
-        f"{size / 2**20:.2f} MiB, return {score['return_mean']:.1f} over {score['return_episodes']} episodes"
+        f"{given.folder}: {card['algorithm']} on {card['task']}, {card['parameters']:,} parameters,"
+        f" {size / 2**20:.2f} MiB, return {score['return_mean']:.1f} over"
+        f" {score['return_episodes']} episodes"
     )
     return 0
 
@@ -405,7 +433,9 @@ def main(arguments: list[str]) -> int:
         "--statistics",
         type=Path,
         metavar="FILE",
-        help='dt: or from {"mean": [...], "std": [...]} as JSON (default: statistics.json beside it)',
+        help=(
+            'dt: or from {"mean": [...], "std": [...]} as JSON (default: statistics.json beside it)'
+        ),
     )
     one.add_argument(
         "--heads",

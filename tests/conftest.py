@@ -1,4 +1,5 @@
-"""Environment of all tests: one thread, no banner, no window; helpers of the Ray tests can be imported.
+"""Environment of all tests: one thread, no banner, no window; helpers of the Ray tests can be
+imported.
 
 Tests with the marker `ray` join one Ray, which the first of them starts. One that ends it, or must
 start its own, says `@pytest.mark.ray(own=True)`: it finds none, and the next one starts it anew.
@@ -27,10 +28,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # in the background of a script these are ignored, and so would be by the commands that tests stop
+# `making`, `helpers`
 sys.path[:0] = [
     str(Path(__file__).parent),
     str(Path(__file__).parent / "distributed"),
-]  # `making`, `helpers`
+]
 
 from hypothesis import HealthCheck, settings  # noqa: E402  (after the environment is set)
 
@@ -42,9 +44,10 @@ settings.register_profile(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
+# --hypothesis-profile=explore
 settings.register_profile(
     "explore", deadline=None, max_examples=300, suppress_health_check=list(HealthCheck)
-)  # --hypothesis-profile=explore
+)
 settings.load_profile("bigdm")
 
 RAY = contextlib.ExitStack()

@@ -1,4 +1,5 @@
-"""Things that many tests need: made-up episodes, comparisons of episodes and windows, small algorithms, played toys."""
+"""Things that many tests need: made-up episodes, comparisons of episodes and windows, small
+algorithms, played toys."""
 
 import dataclasses
 import time
@@ -12,9 +13,11 @@ from bigdm_ray.training.streams import rng
 
 
 def episode(id, length=5, kind="vector", rewards=None, **more):
-    """An episode whose every number tells which episode and step it is of, so that a mixed-up draw shows.
+    """An episode whose every number tells which episode and step it is of, so that a mixed-up draw
+    shows.
 
-    `kind` is `vector` (plain leaves), `image` (a picture of two channels beside a vector), or `nested`.
+    `kind` is `vector` (plain leaves), `image` (a picture of two channels beside a vector), or
+    `nested`.
     """
     id = EpisodeId(*(id if isinstance(id, tuple) else (id, 0, 0)))
     mark = 1000 * id.round + 100 * id.group + 10 * id.number
@@ -55,7 +58,8 @@ def episode(id, length=5, kind="vector", rewards=None, **more):
 
 
 def soon(true, seconds=600):
-    """Whether it becomes true, in as many seconds as a machine may need that is busy with others."""
+    """Whether it becomes true, in as many seconds as a machine may need that is busy with
+    others."""
     until = time.monotonic() + seconds
     while not (answer := true()) and time.monotonic() < until:
         time.sleep(0.01)
@@ -167,11 +171,13 @@ SMALL_OF = {
         "beams": 3,
     }
 }
-"""What an algorithm of this name has beside them, or in their place: it has many tokens to a step."""
+"""What an algorithm of this name has beside them, or in their place: it has many tokens to a
+step."""
 
 
 def small(kind, **more):
-    """An algorithm with sizes that learn in seconds; settings that it does not have are left out."""
+    """An algorithm with sizes that learn in seconds; settings that it does not have are left
+    out."""
     known = {field.name for field in dataclasses.fields(kind)}
     return kind(
         **{
@@ -192,7 +198,8 @@ def dataset_of(folder, task="toy-vector", count=60, seed=1):
 
 
 def same_rows(name, kind, actions):
-    """A task's fast rows play what its reference plays: the same seed, the same actions (`actions(chance, m)`), subsets of rows in any order.
+    """A task's fast rows play what its reference plays: the same seed, the same actions
+    (`actions(chance, m)`), subsets of rows in any order.
 
     Equal bytes, step for step, over several episodes and a new seed.
     """

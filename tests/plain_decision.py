@@ -1,7 +1,8 @@
-"""The Decision Transformer as the original repository stores and computes it: a peer for tests, with the names of its state dict.
+"""The Decision Transformer as the original repository stores and computes it: a peer for tests,
+with the names of its state dict.
 
-GPT-2's layers without its table of positions, matrices stored as inputs x outputs, causal masks stored as buffers, and what must not be
-attended to pushed down by 10,000 in place of removed.
+GPT-2's layers without its table of positions, matrices stored as inputs x outputs, causal masks
+stored as buffers, and what must not be attended to pushed down by 10,000 in place of removed.
 """
 
 from types import SimpleNamespace
@@ -66,7 +67,10 @@ class Layer(nn.Module):
 
 
 class PlainDecisionTransformer(nn.Module):
-    """Windows of return-to-go, state and action; the action is read off the state's token. Its weights are drawn at random."""
+    """Windows of return-to-go, state and action; the action is read off the state's token.
+
+    Its weights are drawn at random.
+    """
 
     def __init__(self, seen, acted, width=32, layers=2, heads=2, timesteps=50, places=64):
         super().__init__()

@@ -1,7 +1,9 @@
-"""The Trajectory Transformer as its authors wrote it down, without a thought for speed: a peer for tests and benchmarks.
+"""The Trajectory Transformer as its authors wrote it down, without a thought for speed: a peer for
+tests and benchmarks.
 
-All heads at all places, attention as an explicit softmax over a mask, and the names of the original repository's state dict.
-With `fork` the names and the layout of the cached fork: PyTorch's attention, no stop token, one place more.
+All heads at all places, attention as an explicit softmax over a mask, and the names of the original
+repository's state dict. With `fork` the names and the layout of the cached fork: PyTorch's
+attention, no stop token, one place more.
 """
 
 import math

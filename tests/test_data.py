@@ -217,7 +217,8 @@ def test_merge_joins_datasets_and_numbers_their_stages(dataset, capsys, tmp_path
 
 def test_merge_takes_recordings_of_ones_own_environment(capsys, tmp_path, monkeypatch):
     (tmp_path / "ones_own.py").write_text(
-        "import gymnasium\nfrom gymnasium.envs.classic_control import CartPoleEnv\ngymnasium.register('Own-v0', CartPoleEnv, max_episode_steps=7)\n"
+        "import gymnasium\nfrom gymnasium.envs.classic_control import"
+        " CartPoleEnv\ngymnasium.register('Own-v0', CartPoleEnv, max_episode_steps=7)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "ones_own", raising=False)
@@ -315,7 +316,8 @@ def labels_of(lines):
 
 
 def test_labels_tell_bins_apart_however_small_the_returns():
-    """Of a task that pays 1 for success and else nothing; and of returns that lie close together."""
+    """Of a task that pays 1 for success and else nothing; and of returns that lie close
+    together."""
     labels = labels_of(histogram(np.array([0.0] * 97 + [1.0] * 3)))
     assert labels[:2] == ["0.00 to 0.05", "0.05 to 0.10"] and labels[-1] == "0.95 to 1.00"
     for low, high in ((0.0, 1e-3), (5000.0, 5000.01), (-0.3, 0.7), (0.0, 1e6)):
@@ -411,8 +413,14 @@ def test_a_shard_swapped_for_another_sound_one_is_found(dataset, capsys, tmp_pat
 def trained(tmp_path_factory):
     """A tiny run with continuous actions."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    flags = "--local --quiet --budget.env-steps 250 --algorithm.warm-up-episodes 10 --algorithm.episodes-per-iteration 5 --algorithm.n-updates-per-iter 2"
-    few = "--evaluations.every 1000 --evaluations.episodes 2 --evaluations.final-episodes 2 --algorithm.hidden 8,8"
+    flags = (
+        "--local --quiet --budget.env-steps 250 --algorithm.warm-up-episodes 10"
+        " --algorithm.episodes-per-iteration 5 --algorithm.n-updates-per-iter 2"
+    )
+    few = (
+        "--evaluations.every 1000 --evaluations.episodes 2 --evaluations.final-episodes 2"
+        " --algorithm.hidden 8,8"
+    )
     assert (
         run(["udrl", "toy-continuous", *flags.split(), *few.split(), "--folder", str(folder)]) == 0
     )
@@ -470,7 +478,10 @@ def test_record_plays_a_run(trained, capsys, tmp_path):
 
 def test_record_plays_every_milestone_from_the_oldest_on(capsys, tmp_path):
     run_folder = tmp_path / "run"
-    flags = "--quiet --algorithm.hidden 8 --budget.learner-steps 6 --saves.every 2 --saves.milestones true --evaluations.every 100 "
+    flags = (
+        "--quiet --algorithm.hidden 8 --budget.learner-steps 6 --saves.every 2 --saves.milestones"
+        " true --evaluations.every 100 "
+    )
     flags += "--evaluations.final-episodes 1"
     dataset = made(tmp_path / "from", "toy-vector")
     assert (
@@ -482,9 +493,10 @@ def test_record_plays_every_milestone_from_the_oldest_on(capsys, tmp_path):
     weights = [
         Weights.load(RunFolder(run_folder).weights(name)).arrays for name in (*names, "last")
     ]
+    # a file's metadata have no order
     contents = [
         b"".join(values.tobytes() for _, values in sorted(arrays.items())) for arrays in weights
-    ]  # a file's metadata have no order
+    ]
     assert len(set(contents)) == 3 and contents[2] == contents[3]
     code, _, error = call(
         capsys,
@@ -670,10 +682,11 @@ def test_every_command_explains_itself(capsys):
 def test_looking_at_datasets_needs_no_torch(dataset, tmp_path):
     """`list`, `show`, `import` and `export` begin quickly."""
     code = (
-        "import sys; from bigdm_ray.data import main\n"
-        f"main(['show', {str(dataset.folder)!r}]); main(['export', {str(dataset.folder)!r}, '--to', 'parquet', '--folder', 'out'])\n"
-        "main(['import', 'out', '--folder', 'back'])\n"
-        "print('held', sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'ray', 'minari', 'h5py'}))"
+        f"import sys; from bigdm_ray.data import main\nmain(['show', {str(dataset.folder)!r}]);"
+        f" main(['export', {str(dataset.folder)!r}, '--to', 'parquet', '--folder',"
+        " 'out'])\nmain(['import', 'out', '--folder', 'back'])\nprint('held',"
+        " sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'ray', 'minari',"
+        " 'h5py'}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True

@@ -1,4 +1,5 @@
-"""A user's mistake gets one sentence and exit code 2; what the world does gets one sentence and exit code 1."""
+"""A user's mistake gets one sentence and exit code 2; what the world does gets one sentence and
+exit code 1."""
 
 from __future__ import annotations
 
@@ -325,7 +326,8 @@ def test_a_folder_without_permission_is_one_sentence(
 
 @pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_nothing_is_half_written(tmp_path: Path) -> None:
-    """A limit on the size of files stands for a full disk: writing beyond it fails in the same place."""
+    """A limit on the size of files stands for a full disk: writing beyond it fails in the same
+    place."""
     folder = tmp_path / "run"
     run = [
         "udrl",
@@ -339,7 +341,10 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_half_written(tmp_path: Path)
         str(folder),
     ]
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); "
-    code = f"{limit}from bigdm_ray.doors import door; from bigdm_ray.run import main; raise SystemExit(door(main, {run!r}))"
+    code = (
+        f"{limit}from bigdm_ray.doors import door; from bigdm_ray.run import main; raise"
+        f" SystemExit(door(main, {run!r}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr

@@ -38,8 +38,10 @@ from bigdm_ray.training.rollout import _Rows
 from bigdm_ray.training.run_folder import write_json
 
 FLAGS = (
-    "--seed 3 --budget.env-steps 600 --algorithm.hidden 16 --algorithm.batch-size 32 --algorithm.n-updates-per-iter 5 "
-    "--algorithm.episodes-per-iteration 20 --algorithm.warm-up-episodes 20 --evaluations.every 300 --evaluations.episodes 5 --evaluations.final-episodes 5"
+    "--seed 3 --budget.env-steps 600 --algorithm.hidden 16 --algorithm.batch-size 32"
+    " --algorithm.n-updates-per-iter 5 --algorithm.episodes-per-iteration 20"
+    " --algorithm.warm-up-episodes 20 --evaluations.every 300 --evaluations.episodes 5"
+    " --evaluations.final-episodes 5"
 )
 
 
@@ -95,7 +97,8 @@ def test_scores_are_those_of_the_evaluation_with_the_runs_command(folder, capsys
 
 
 def test_parts_are_rollouts_of_their_own(folder):
-    """So it does not matter who plays them; what a report of several parts says is the sum of them."""
+    """So it does not matter who plays them; what a report of several parts says is the sum of
+    them."""
     loaded = load(folder)
     report = score_run(loaded, EvaluateFlags(episodes=8, rows=3))
     parts = [
@@ -127,13 +130,20 @@ def test_a_planned_run_is_scored_with_as_many_episodes_as_its_own_evaluations(pl
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
-    """A Trajectory Transformer that plans, of four-rooms, whose own evaluations end with one episode."""
+    """A Trajectory Transformer that plans, of four-rooms, whose own evaluations end with one
+    episode."""
     from making import dataset_of
 
     home = tmp_path_factory.mktemp("planned")
     dataset_of(home / "data", "four-rooms", 5)
-    flags = "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 2 --algorithm.context 2 --budget.learner-steps 1 --algorithm.bins 8 "
-    flags += "--algorithm.goal later --algorithm.objective reward --algorithm.horizon 3 --algorithm.beams 2 --algorithm.stop false --evaluations.mode mean "
+    flags = (
+        "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 2"
+        " --algorithm.context 2 --budget.learner-steps 1 --algorithm.bins 8 "
+    )
+    flags += (
+        "--algorithm.goal later --algorithm.objective reward --algorithm.horizon 3"
+        " --algorithm.beams 2 --algorithm.stop false --evaluations.mode mean "
+    )
     flags += "--evaluations.final-episodes 1"
     train_local(configure("tt", str(home / "data"), flags.split()), home / "run")
     return home / "run"
@@ -241,8 +251,8 @@ def test_settings_that_affect_acting_alone_are_taken_as_flags(planned, tmp_path)
     report = written(folder)
     assert report["acting"] == given | {"objective": "likelihood"} and report["mode"] == "plan"
     assert (
-        "plan, horizon 2, beams 3, cdf act 0.5, expected rewards False, objective likelihood, seed 4"
-        in report_table(report)
+        "plan, horizon 2, beams 3, cdf act 0.5, expected rewards False, objective likelihood,"
+        " seed 4" in report_table(report)
     )
     same = score_run(
         load(same_but(planned, tmp_path, **given, objective="likelihood")),
@@ -282,7 +292,10 @@ def test_acting_settings_reach_search_video_and_actors(planned, tmp_path, monkey
 def test_a_transformers_cache_and_context_are_acting_settings(tmp_path):
     from making import dataset_of
 
-    flags = "--algorithm.width 16 --algorithm.layers 1 --algorithm.context 3 --budget.learner-steps 1 --evaluations.final-episodes 1"
+    flags = (
+        "--algorithm.width 16 --algorithm.layers 1 --algorithm.context 3 --budget.learner-steps 1"
+        " --evaluations.final-episodes 1"
+    )
     dataset_of(tmp_path / "data", "toy-vector", 5)
     train_local(configure("dt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
     report = score_run(
@@ -538,12 +551,19 @@ def test_a_video_of_plans_shows_them(planned, tmp_path, monkeypatch):
 def test_a_plan_is_drawn_where_the_point_is_by_a_model_that_is_told_no_goal(
     observed, tmp_path, monkeypatch
 ):
-    """Its state begins with the goal; one that sees nothing else has no plan that could be drawn."""
+    """Its state begins with the goal; one that sees nothing else has no plan that could be
+    drawn."""
     from making import dataset_of
 
     dataset_of(tmp_path / "data", "four-rooms", 5)
-    flags = "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 2 --algorithm.context 2 --budget.learner-steps 1 --algorithm.bins 20 "
-    flags += "--algorithm.goal none --algorithm.goal-steps 0 --algorithm.objective reward --algorithm.horizon 3 --algorithm.beams 2 --algorithm.stop false "
+    flags = (
+        "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 2"
+        " --algorithm.context 2 --budget.learner-steps 1 --algorithm.bins 20 "
+    )
+    flags += (
+        "--algorithm.goal none --algorithm.goal-steps 0 --algorithm.objective reward"
+        " --algorithm.horizon 3 --algorithm.beams 2 --algorithm.stop false "
+    )
     flags += (
         f"--algorithm.observed {observed} --evaluations.mode mean --evaluations.final-episodes 1"
     )
@@ -567,7 +587,8 @@ def test_a_plan_is_drawn_where_the_point_is_by_a_model_that_is_told_no_goal(
         rows, columns = (before == (44, 110, 190)).all(-1).nonzero()
         point = np.array([columns.mean(), rows.mean()])
         assert (np.abs(drawn[:, 0] - point) < 6 + 4).all(), (
-            "a plan begins where the point was, to half a bin and what the picture's edge cuts of the point"
+            "a plan begins where the point was, to half a bin and what the picture's edge cuts of"
+            " the point"
         )
 
 
@@ -725,7 +746,10 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
 
 def test_pygame_prints_no_banner():
     pytest.importorskip("pygame")
-    code = "import os, sys, bigdm_ray.envs as envs; envs.tasks()['lunarlander'].require(); assert 'pygame' in sys.modules"
+    code = (
+        "import os, sys, bigdm_ray.envs as envs; envs.tasks()['lunarlander'].require(); assert"
+        " 'pygame' in sys.modules"
+    )
     fresh = {
         name: value for name, value in os.environ.items() if name != "PYGAME_HIDE_SUPPORT_PROMPT"
     }

@@ -1,4 +1,5 @@
-"""The floors of the house (docs/design.md, "the tree"): who may import whom, where Ray and torch may stand, and no pickle."""
+"""The floors of the house (docs/design.md, "the tree"): who may import whom, where Ray and torch
+may stand, and no pickle."""
 
 import ast
 import os
@@ -12,6 +13,7 @@ import bigdm_ray
 
 ROOT = Path(bigdm_ray.__file__).parent
 REPOSITORY = ROOT.parent
+# anyone may import these
 HELPERS = {
     "bigdm_ray",
     "bigdm_ray.errors",
@@ -21,7 +23,7 @@ HELPERS = {
     "bigdm_ray.doors",
     "bigdm_ray.stopping",
     "bigdm_ray.progress",
-}  # anyone may import these
+}
 FLOORS = [
     {"envs", "replay"},
     {"models"},
@@ -49,7 +51,8 @@ def folder_of(path):
 
 
 def imports(source):
-    """Every module that a source imports, inside functions and for type checking included, as (line, dotted name)."""
+    """Every module that a source imports, inside functions and for type checking included, as
+    (line, dotted name)."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -69,7 +72,8 @@ def module_exists(dotted):
 
 
 def floor_violations(folder, source):
-    """What a file of `folder` (`doors` for the package's own files) imports from a floor that is not below its own."""
+    """What a file of `folder` (`doors` for the package's own files) imports from a floor that is
+    not below its own."""
     wrong = []
     for line, name in imports(source):
         parts = name.split(".")
@@ -114,7 +118,8 @@ FILES = files()
 
 
 def arrows():
-    """Which modules of the package each imports: at its head, in functions and for type checking."""
+    """Which modules of the package each imports: at its head, in functions and for type
+    checking."""
     known = {}
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(REPOSITORY).with_suffix("").parts
@@ -236,11 +241,11 @@ def test_how_a_policy_may_act_is_written_once():
 @pytest.mark.slow
 def test_a_local_run_never_imports_ray(tmp_path):
     code = (
-        "import bigdm_ray.training.loop\n"
-        "from bigdm_ray.run import main\n"
-        "flags = '--local --quiet --folder run --budget.env-steps 250 --algorithm.warm-up-episodes 10 --algorithm.episodes-per-iteration 5 "
-        "--algorithm.n-updates-per-iter 2 --evaluations.every 100 --evaluations.episodes 2 --evaluations.final-episodes 2 --saves.every 100'\n"
-        "assert main(['udrl', 'toy-vector', *flags.split()]) == 0"
+        "import bigdm_ray.training.loop\nfrom bigdm_ray.run import main\nflags = '--local --quiet"
+        " --folder run --budget.env-steps 250 --algorithm.warm-up-episodes 10"
+        " --algorithm.episodes-per-iteration 5 --algorithm.n-updates-per-iter 2 --evaluations.every"
+        " 100 --evaluations.episodes 2 --evaluations.final-episodes 2 --saves.every 100'\nassert"
+        " main(['udrl', 'toy-vector', *flags.split()]) == 0"
     )
     code += "\nfrom bigdm_ray.evaluate import main\nassert main(['run', '--episodes', '2']) == 0"
     held = modules_after(code, tmp_path)

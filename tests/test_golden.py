@@ -1,4 +1,5 @@
-"""Files that version 1 of the formats wrote are read for ever: they are stored here and never written again."""
+"""Files that version 1 of the formats wrote are read for ever: they are stored here and never
+written again."""
 
 from __future__ import annotations
 
@@ -81,7 +82,8 @@ def test_a_dataset_of_version_1_is_drawn_from_as_it_was(folders: Path) -> None:
 
 
 def test_a_run_folder_of_version_1_goes_on(folders: Path) -> None:
-    """Its checkpoint names shards alone, and its episodes have no serials: they stay before the new."""
+    """Its checkpoint names shards alone, and its episodes have no serials: they stay before the
+    new."""
     home = folders / "run-v1"
     run = read_run(home)
     saved = checkpoint.last_checkpoint(home / "checkpoints", run.identity)

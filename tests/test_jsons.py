@@ -1,4 +1,5 @@
-"""JSON that anyone may have written: a value of the expected type, or a short sentence; and what sentences quote."""
+"""JSON that anyone may have written: a value of the expected type, or a short sentence; and what
+sentences quote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Names: public functions are verbs or say what they return, and one public name has one meaning."""
+"""Names: public functions are verbs or say what they return, and one public name has one
+meaning."""
 
 import ast
 import collections
@@ -60,7 +61,8 @@ TWICE = {"main", "obedience"}
 
 
 def definitions(source):
-    """The public classes and functions of a module as (name, whether it is a class, its methods)."""
+    """The public classes and functions of a module as (name, whether it is a class, its
+    methods)."""
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_":
             inner = node.body if isinstance(node, ast.ClassDef) else []

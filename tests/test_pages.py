@@ -1,4 +1,5 @@
-"""Pages for readers: links lead somewhere, the README stays short, no page uses words of this house."""
+"""Pages for readers: links lead somewhere, the README stays short, no page uses words of this
+house."""
 
 from __future__ import annotations
 

@@ -26,9 +26,10 @@ from bigdm_ray.training.loaded import load
 from bigdm_ray.training.loop import train_local
 
 FLAGS = (
-    "--seed 3 --budget.env-steps 1500 --algorithm.hidden 32 --algorithm.batch-size 64 --algorithm.n-updates-per-iter 30 --algorithm.learning-rate 0.02 "
-    "--algorithm.return-scale 0.1 --algorithm.horizon-scale 0.1 --algorithm.warm-up-episodes 20 --algorithm.last-few 10 "
-    "--evaluations.every 500 --evaluations.episodes 5 --evaluations.final-episodes 5"
+    "--seed 3 --budget.env-steps 1500 --algorithm.hidden 32 --algorithm.batch-size 64"
+    " --algorithm.n-updates-per-iter 30 --algorithm.learning-rate 0.02 --algorithm.return-scale 0.1"
+    " --algorithm.horizon-scale 0.1 --algorithm.warm-up-episodes 20 --algorithm.last-few 10"
+    " --evaluations.every 500 --evaluations.episodes 5 --evaluations.final-episodes 5"
 )
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -545,7 +546,10 @@ def test_the_attention_picture(tmp_path, capsys):
     from making import dataset_of
 
     dataset_of(tmp_path / "data", "toy-continuous", 20)
-    flags = "--algorithm.width 16 --algorithm.layers 2 --algorithm.context 5 --budget.learner-steps 3 --evaluations.episodes 1 --evaluations.final-episodes 1"
+    flags = (
+        "--algorithm.width 16 --algorithm.layers 2 --algorithm.context 5 --budget.learner-steps 3"
+        " --evaluations.episodes 1 --evaluations.final-episodes 1"
+    )
     train_local(configure("dt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
     assert (
         main(
@@ -599,9 +603,8 @@ def test_the_attention_picture(tmp_path, capsys):
     )
     (one,) = json.loads((tmp_path / "d.json").read_text())["sweeps"]
     asked = [point["desired_return"] for point in one["points"]]
-    np.testing.assert_allclose(
-        [asked[0], asked[-1]], [returns.min(), returns.max()], rtol=0.01
-    )  # of three figures
+    # of three figures
+    np.testing.assert_allclose([asked[0], asked[-1]], [returns.min(), returns.max()], rtol=0.01)
     with pytest.raises(UserError, match="asked for one return, but --returns has 2"):
         main([str(tmp_path / "run"), "--attention", "--returns", "0,1"])
 
@@ -611,7 +614,10 @@ def looked(tmp_path, flags):
     from making import dataset_of
 
     dataset_of(tmp_path / "data", "toy-continuous", 5)
-    flags += " --algorithm.width 16 --algorithm.layers 1 --algorithm.context 5 --budget.learner-steps 3 --evaluations.final-episodes 1"
+    flags += (
+        " --algorithm.width 16 --algorithm.layers 1 --algorithm.context 5 --budget.learner-steps 3"
+        " --evaluations.final-episodes 1"
+    )
     train_local(configure("dt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
     assert (
         main(
@@ -672,8 +678,14 @@ def test_the_prediction_picture(tmp_path, capsys):
     from making import dataset_of
 
     dataset_of(tmp_path / "data", "four-rooms", 20)
-    flags = "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 3 --algorithm.context 2 --budget.learner-steps 3 "
-    flags += "--algorithm.bins 12 --algorithm.goal last --algorithm.goal-steps 0 --evaluations.mode mean --evaluations.episodes 1 --evaluations.final-episodes 1"
+    flags = (
+        "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 3"
+        " --algorithm.context 2 --budget.learner-steps 3 "
+    )
+    flags += (
+        "--algorithm.bins 12 --algorithm.goal last --algorithm.goal-steps 0 --evaluations.mode mean"
+        " --evaluations.episodes 1 --evaluations.final-episodes 1"
+    )
     train_local(configure("tt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
     assert (
         main(
@@ -761,8 +773,14 @@ def planner_of_rooms(tmp_path, goal):
     from making import dataset_of
 
     dataset_of(tmp_path / "data", "four-rooms", 8)
-    flags = "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 3 --algorithm.context 2 --budget.learner-steps 2 --algorithm.bins 12 "
-    flags += f"{goal} --algorithm.objective reward --algorithm.horizon 4 --algorithm.beams 6 --evaluations.mode mean --evaluations.final-episodes 1"
+    flags = (
+        "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.window 3"
+        " --algorithm.context 2 --budget.learner-steps 2 --algorithm.bins 12 "
+    )
+    flags += (
+        f"{goal} --algorithm.objective reward --algorithm.horizon 4 --algorithm.beams 6"
+        " --evaluations.mode mean --evaluations.final-episodes 1"
+    )
     train_local(configure("tt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
 
 
@@ -810,7 +828,8 @@ def test_the_beams_picture(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_beams_of_a_model_that_is_told_no_goal_are_drawn_where_the_point_is(tmp_path, capsys):
-    """Its state begins with the leaf `goal`, which stays where it is, and has the position behind."""
+    """Its state begins with the leaf `goal`, which stays where it is, and has the position
+    behind."""
     planner_of_rooms(tmp_path, "--algorithm.goal none --algorithm.goal-steps 0")
     loaded = load(tmp_path / "run")
     (episode,) = play(loaded.policy("sample"), loaded.task, {}, 1, 5, "beams", 0).episodes

@@ -1,4 +1,5 @@
-"""Algorithms and suites of installed packages, modules of the folder at hand, `python -m bigdm_ray`."""
+"""Algorithms and suites of installed packages, modules of the folder at hand,
+`python -m bigdm_ray`."""
 
 import os
 import subprocess
@@ -12,7 +13,11 @@ import bigdm_ray
 SUITE = """
 import gymnasium
 from bigdm_ray.envs import Task
-TASKS = {"NAME": Task("NAME", lambda mode: gymnasium.make("CartPole-v1", render_mode=mode), about="its own")}
+TASKS = {
+    "NAME": Task(
+        "NAME", lambda mode: gymnasium.make("CartPole-v1", render_mode=mode), about="its own"
+    )
+}
 """
 ALGORITHM = """
 from dataclasses import dataclass
@@ -56,9 +61,9 @@ def test_a_package_adds_a_suite_and_an_algorithm(tmp_path):
     done = python(
         tmp_path,
         "-c",
-        "from bigdm_ray.algorithms import find_algorithm\n"
-        "from bigdm_ray.envs import find_task\n"
-        "print(find_task('own/own-task').signature().actions[''].choices, find_algorithm('own-algorithm'))",
+        "from bigdm_ray.algorithms import find_algorithm\nfrom bigdm_ray.envs import"
+        " find_task\nprint(find_task('own/own-task').signature().actions[''].choices,"
+        " find_algorithm('own-algorithm'))",
     )
     assert done.stdout == "(2,) <class 'ownpack.learns.Own'>\n", done.stderr
 

@@ -1,4 +1,5 @@
-"""The weights door: Trajectory Transformers of others predict here what they predict there, with their tokens."""
+"""The weights door: Trajectory Transformers of others predict here what they predict there, with
+their tokens."""
 
 import json
 
@@ -145,7 +146,10 @@ def test_imported_weights_go_on_from_no_run_and_have_no_data_to_predict(tmp_path
     for target in ("hopper", str(tmp_path / "data")):
         with pytest.raises(
             UserError,
-            match="--from goes on by playing, but tt learns from datasets alone and cannot go on from another run",
+            match=(
+                "--from goes on by playing, but tt learns from datasets alone and cannot go on from"
+                " another run"
+            ),
         ):
             configure("tt", target, ["--from", str(tmp_path / "run")])
     capsys.readouterr()
@@ -181,9 +185,8 @@ def test_thresholds_that_coincide_give_the_tokens_that_they_did():
     values = np.stack(
         [np.concatenate([row, row + 1e-3, row - 1e-3, [-9, 9]]) for row in thresholds], 1
     )
-    theirs = np.clip(
-        (values[None] >= thresholds.T[:, None]).sum(0) - 1, 0, 5
-    )  # the last threshold that is not above
+    # the last threshold that is not above
+    theirs = np.clip((values[None] >= thresholds.T[:, None]).sum(0) - 1, 0, 5)
     tokens = bins.encode(torch.from_numpy(values.astype(np.float32)))
     np.testing.assert_array_equal(tokens.numpy(), theirs)
     middles = (thresholds[:, 1:] + thresholds[:, :-1]) / 2
@@ -216,7 +219,8 @@ def test_what_cannot_be_taken_is_said_in_one_sentence(tmp_path, bins, capsys):
     changed("diverged", **{"blocks.1.mlp.2.weight": torch.full((32, 128), torch.inf)})
     changed("goals", **{"goal_emb.weight": torch.zeros(3, 32)})
     more = {
-        "short.json": json.dumps({"thresholds": spread(bins=BINS - 1).tolist()}), "torn.json": "{", "ragged.json": '{"thresholds": [[1, 2], [1]]}',
+        "short.json": json.dumps({"thresholds": spread(bins=BINS - 1).tolist()}), "torn.json": "{",
+        "ragged.json": '{"thresholds": [[1, 2], [1]]}',
         "falling.json": json.dumps({"thresholds": (-spread()).tolist()}), "bins.pkl": "x",
         "far.json": json.dumps({"thresholds": (spread() * 1e300).tolist()}),
     }  # fmt: skip
@@ -237,7 +241,10 @@ def test_what_cannot_be_taken_is_said_in_one_sentence(tmp_path, bins, capsys):
             "walker2d",
             bins,
             [],
-            "transitions of 16 tokens, but those of walker2d have 25: 17 of the state, 6 of the action",
+            (
+                "transitions of 16 tokens, but those of walker2d have 25: 17 of the state, 6 of the"
+                " action"
+            ),
         ),
         (
             "good.safetensors",

@@ -1,4 +1,5 @@
-"""The sweep of tuning/udrl_lunarlander.py: tiny trials through Ray Tune, one of them a user's mistake."""
+"""The sweep of tuning/udrl_lunarlander.py: tiny trials through Ray Tune, one of them a user's
+mistake."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.training.config import Run, configure
 
 FILE = Path(__file__).parents[1] / "tuning" / "udrl_lunarlander.py"
-TINY = """--preset none --device cpu --actors 2 --budget.env-steps 900 --rollouts.environments 4 --algorithm.warm-up-episodes 10
+TINY = """--preset none --device cpu --actors 2 --budget.env-steps 900
+    --rollouts.environments 4 --algorithm.warm-up-episodes 10
     --algorithm.hidden 8,8 --algorithm.n-updates-per-iter 2 --algorithm.episodes-per-iteration 10
     --evaluations.every 300 --evaluations.episodes 3 --evaluations.final-episodes 4"""
 
@@ -85,9 +87,8 @@ def test_a_sweep_leaves_runs_and_a_table_and_goes_on_where_it_was(
     run, summary = (json.loads((home / name).read_text()) for name in ("run.json", "summary.json"))
     assert good["hyperparameters"].items() <= run["algorithm"].items()
     assert good["hyperparameters"]["batch_size"] == 16
-    assert (
-        unheard["state"] == "finished"
-    )  # its budget was spent on the warm-up: no evaluation, yet a final score
+    # its budget was spent on the warm-up: no evaluation, yet a final score
+    assert unheard["state"] == "finished"
     assert not any(
         tuning.SCORE in line for line in lines(Path(unheard["folder"]) / "metrics.jsonl")
     )
@@ -102,9 +103,8 @@ def test_a_sweep_leaves_runs_and_a_table_and_goes_on_where_it_was(
     told = [line for line in lines(home / "metrics.jsonl") if tuning.SCORE in line]
     heard = lines(folder / "tune" / home.name / "result.json")
     assert len(told) == len(heard) == 3
-    assert all(
-        mine.items() <= theirs.items() for mine, theirs in zip(told, heard, strict=True)
-    )  # same names, same values
+    # same names, same values
+    assert all(mine.items() <= theirs.items() for mine, theirs in zip(told, heard, strict=True))
 
     assert again == rows
     assert json.loads((folder / "table.json").read_text())["trials"] == rows
@@ -172,7 +172,8 @@ def test_the_door_refuses_what_it_cannot_do(tuning: ModuleType, tmp_path: Path):
 def test_a_sweep_that_is_stopped_says_so_and_has_the_code_of_its_signal(
     tuning: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """Tune ends at Ctrl-C by itself, with trials that have not ended; other signals come through."""
+    """Tune ends at Ctrl-C by itself, with trials that have not ended; other signals come
+    through."""
 
     def cut_short(*_: object, **__: object) -> list[dict[str, Any]]:
         raise KeyboardInterrupt

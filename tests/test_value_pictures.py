@@ -38,7 +38,8 @@ FEW = "--evaluations.every 1000 --evaluations.episodes 1 --evaluations.final-epi
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A dataset of the toy, `data`, and runs on it: `bc`, `half`, `rwr`, `brac`, `critic`, `told`."""
+    """A dataset of the toy, `data`, and runs on it: `bc`, `half`, `rwr`, `brac`, `critic`,
+    `told`."""
     home = tmp_path_factory.mktemp("values")
     dataset_of(home / "data", TASK, 30)
     sizes = "--algorithm.width 16 --algorithm.layers 1 --algorithm.context 3"
@@ -212,7 +213,8 @@ def test_the_extrapolation_picture_has_a_panel_for_each_run(home, tmp_path, caps
 
 
 def test_weights_are_what_each_method_draws_and_counts(tmp_path):
-    """Cloning: all; its filtered form: the best episodes; RWR: exp of the returns; BAIL: a share."""
+    """Cloning: all; its filtered form: the best episodes; RWR: exp of the returns; BAIL: a
+    share."""
     store = stored(tmp_path, TASK, 30)
     table, signatures = store.table, {TASK: SIGNATURE}
 

@@ -1,4 +1,5 @@
-"""The weights door: Decision Transformers of others act here as they do there, and ours there as here."""
+"""The weights door: Decision Transformers of others act here as they do there, and ours there as
+here."""
 
 from __future__ import annotations
 
@@ -125,8 +126,14 @@ def test_exported_weights_act_there_as_here(tmp_path):
     from transformers import DecisionTransformerModel
 
     dataset_of(tmp_path / "data", "hopper", 3)
-    flags = "--algorithm.width 16 --algorithm.layers 2 --algorithm.heads 2 --algorithm.context 5 --algorithm.return-scale 1 --budget.learner-steps 5"
-    flags += " --evaluations.episodes 1 --evaluations.final-episodes 1 --algorithm.learning-rate 0.01 --algorithm.warm-up-steps 0"
+    flags = (
+        "--algorithm.width 16 --algorithm.layers 2 --algorithm.heads 2 --algorithm.context 5"
+        " --algorithm.return-scale 1 --budget.learner-steps 5"
+    )
+    flags += (
+        " --evaluations.episodes 1 --evaluations.final-episodes 1 --algorithm.learning-rate 0.01"
+        " --algorithm.warm-up-steps 0"
+    )
     train(configure("dt", str(tmp_path / "data"), flags.split()), tmp_path / "run", local=True)
     assert main(["export", str(tmp_path / "run"), "--folder", str(tmp_path / "out")]) == 0
     model = DecisionTransformerModel.from_pretrained(tmp_path / "out").eval()

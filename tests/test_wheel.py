@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TINY = "--local --quiet --budget.env-steps 1000 --algorithm.hidden 16,16 --algorithm.batch-size 16 --algorithm.n-updates-per-iter 2 --evaluations.final-episodes 2"
+TINY = (
+    "--local --quiet --budget.env-steps 1000 --algorithm.hidden 16,16 --algorithm.batch-size 16"
+    " --algorithm.n-updates-per-iter 2 --evaluations.final-episodes 2"
+)
 
 
 @pytest.mark.slow
@@ -77,7 +80,8 @@ def test_the_wheel_installs_and_runs_outside_the_checkout(tmp_path: Path) -> Non
 
 
 def test_what_is_imported_is_declared() -> None:
-    """Every package that a file imports, and no other library brings it by chance: `pip install` gets it, with an extra or without."""
+    """Every package that a file imports, and no other library brings it by chance: `pip install`
+    gets it, with an extra or without."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [
         each

@@ -82,7 +82,8 @@ def test_the_zoo_is_small_and_each_policy_has_a_card() -> None:
 def test_a_policy_of_the_zoo_returns_what_its_card_says(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within four standard errors: the seeds are fixed, but libraries of other versions may be installed."""
+    """Within four standard errors: the seeds are fixed, but libraries of other versions may be
+    installed."""
     monkeypatch.chdir(tmp_path)
     card = json.loads((zoo()[name] / "card.json").read_text())
     count = FEW.get(card["task"], 10)

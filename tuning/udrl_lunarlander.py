@@ -1,19 +1,24 @@
-"""Sweep UDRL's hyperparameters on LunarLander over the grid of the paper (appendix B) with Ray Tune.
+"""Sweep UDRL's hyperparameters on LunarLander over the grid of the paper (appendix B) with Ray
+Tune.
 
-    python tuning/udrl_lunarlander.py --folder runs/tune-lunarlander            48 samples of 2 million steps, 2 at a time
-    python tuning/udrl_lunarlander.py --folder runs/tune-lunarlander            the same again goes on where it was stopped
-    python tuning/udrl_lunarlander.py --dashboard                               with Ray's web page, whose address is told
-    tensorboard --logdir runs/tune-lunarlander/trials                           curves; the tab HParams compares the trials
+    python tuning/udrl_lunarlander.py --folder runs/tune-lunarlander
+            48 samples of 2 million steps, 2 at a time
+    python tuning/udrl_lunarlander.py --folder runs/tune-lunarlander
+            the same again goes on where it was stopped
+    python tuning/udrl_lunarlander.py --dashboard   with Ray's web page, whose address is told
+    tensorboard --logdir runs/tune-lunarlander/trials   curves; the tab HParams compares the trials
     python tuning/udrl_lunarlander.py --help
 
-A trial is an ordinary run with a run folder of its own (FOLDER/trials/ID), trained in one process (`--local`) on one
-CPU, so what Tune reserves is exactly what a trial uses. A trial through actors would not be: they ask Ray for nodes of
-their own choice (SPREAD), stand outside the trial's placement group, and would wait for CPUs that Tune holds. To use a
-cluster, raise --concurrent: trials, not their parts, are spread over it, and FOLDER must lie where all nodes see it.
+A trial is an ordinary run with a run folder of its own (FOLDER/trials/ID), trained in one process
+(`--local`) on one CPU, so what Tune reserves is exactly what a trial uses. A trial through actors
+would not be: they ask Ray for nodes of their own choice (SPREAD), stand outside the trial's
+placement group, and would wait for CPUs that Tune holds. To use a cluster, raise --concurrent:
+trials, not their parts, are spread over it, and FOLDER must lie where all nodes see it.
 
-Each evaluation is reported to Tune under the names of metrics.jsonl. ASHA stops a trial at a rung (a number of
-environment steps) unless its score is among the best 1 / factor of those that came there before; the factor is the
-ratio of the rungs. A trial that fails is listed with its error and tried again when the sweep is taken up again.
+Each evaluation is reported to Tune under the names of metrics.jsonl. ASHA stops a trial at a rung
+(a number of environment steps) unless its score is among the best 1 / factor of those that came
+there before; the factor is the ratio of the rungs. A trial that fails is listed with its error and
+tried again when the sweep is taken up again.
 """
 
 from __future__ import annotations
@@ -88,11 +93,15 @@ def directory_name(trial: Any) -> str:
 
 
 def scheduler(rungs: tuple[int, ...], env_steps: int) -> Any:
-    """ASHA with these rungs; those at the end of the budget or past it stop nothing. Raises UserError."""
+    """ASHA with these rungs; those at the end of the budget or past it stop nothing.
+
+    Raises UserError.
+    """
     factors = {b / max(a, 1) for a, b in itertools.pairwise(rungs)} or {2.0}
     if not rungs or rungs[0] < 1 or min(factors) <= 1 or max(factors) - min(factors) > 1e-6:
         raise UserError(
-            f"--rungs is {','.join(map(str, rungs))}, but growing numbers of steps with one ratio are expected, as in 500000,1000000,2000000"
+            f"--rungs is {','.join(map(str, rungs))}, but growing numbers of steps with one ratio"
+            " are expected, as in 500000,1000000,2000000"
         )
     early = [rung for rung in rungs if rung < env_steps]
     if not early:
@@ -117,10 +126,11 @@ def sweep(
     verbose: int = 1,
     dashboard: bool = False,
 ) -> list[dict[str, Any]]:
-    """Try `samples` draws from `space` on top of `base`; the rows of the table, best first (also in FOLDER/table.json).
+    """Try `samples` draws from `space` on top of `base`; the rows of the table, best first (also in
+    FOLDER/table.json).
 
-    Lists in `space` are drawn from uniformly; anything else is a search space of Tune's. With `dashboard` the address of
-    Ray's web page is told. Raises UserError.
+    Lists in `space` are drawn from uniformly; anything else is a search space of Tune's. With
+    `dashboard` the address of Ray's web page is told. Raises UserError.
     """
     root = folder.resolve()
     settings = {name: value for name, value in base.to_json().items() if name != "machines"}
@@ -135,9 +145,8 @@ def sweep(
         "1"  # a trial may end before its first evaluation
     )
     state = str(root / "tune")
-    crowd = dataclasses.replace(
-        base.machines, actors=concurrent
-    )  # a Ray that is started here has a CPU for each trial
+    # a Ray that is started here has a CPU for each trial
+    crowd = dataclasses.replace(base.machines, actors=concurrent)
     with cluster(dataclasses.replace(base, machines=crowd), dashboard):
         trainable = tune.with_resources(
             tune.with_parameters(trial, base=base.to_json(), root=str(root)), {"cpu": 1}
@@ -179,7 +188,8 @@ def claim(root: Path, settings: dict[str, Any]) -> None:
         for name, mine in json.loads(json.dumps(settings)).items():
             if theirs.get(name) != mine:
                 raise UserError(
-                    f"--folder {root} holds another sweep ({name} differs from sweep.json); repeat its flags, or choose another folder"
+                    f"--folder {root} holds another sweep ({name} differs from sweep.json); repeat"
+                    " its flags, or choose another folder"
                 )
     elif root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"--folder {root} is not empty and holds no sweep; choose another folder")
@@ -189,16 +199,18 @@ def claim(root: Path, settings: dict[str, Any]) -> None:
 
 
 def row(result: Any, root: Path, names: list[str]) -> dict[str, Any]:
-    """A trial in the table. Its score is the final one of a finished run, else that of its last evaluation."""
+    """A trial in the table.
+
+    Its score is the final one of a finished run, else that of its last evaluation.
+    """
     folder = root / "trials" / Path(result.path).name
     metrics = result.metrics or {}
     summary, run = (
         json.loads(file.read_text()) if (file := folder / name).is_file() else {}
         for name in ("summary.json", "run.json")
     )
-    drawn = (
-        run.get("algorithm") or result.config or {}
-    )  # a trial that has neither begun nor failed shows none
+    # a trial that has neither begun nor failed shows none
+    drawn = run.get("algorithm") or result.config or {}
     state = (
         "failed"
         if result.error
@@ -238,7 +250,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{name}={value}" for name, value in r["hyperparameters"].items()
         )
         lines.append(
-            f"{score:>8} {r['env_steps']:>11,}  {r['state']:<10} {short.parent.name + '/' + short.name:<28} {values}"
+            f"{score:>8} {r['env_steps']:>11,}  {r['state']:<10}"
+            f" {short.parent.name + '/' + short.name:<28} {values}"
         )
     return "\n".join(lines)
 

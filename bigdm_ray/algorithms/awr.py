@@ -1,15 +1,19 @@
-"""Advantage-weighted regression (Peng et al. 2019, arXiv 1910.00177): clone actions, the better ones the more.
+"""Advantage-weighted regression (Peng et al. 2019, arXiv 1910.00177): clone actions, the better
+ones the more.
 
-In turn, `critic_updates` steps of V towards TD(lambda) returns of all stored episodes, then `actor_updates` steps of
-weighted maximum likelihood with w = min(exp(A / temperature), weight_clip), where A is the TD(lambda) return less V,
-normalised over the store as the official code does (the paper writes exp(A / beta) with raw advantages; the two differ).
-Works on a dataset, and online: the same two phases after each `samples_per_iteration` environment steps, on the newest
+In turn, `critic_updates` steps of V towards TD(lambda) returns of all stored episodes, then
+`actor_updates` steps of weighted maximum likelihood with w = min(exp(A / temperature),
+weight_clip), where A is the TD(lambda) return less V, normalised over the store as the official
+code does (the paper writes exp(A / beta) with raw advantages; the two differ). Works on a dataset,
+and online: the same two phases after each `samples_per_iteration` environment steps, on the newest
 `replay_steps` steps.
 
-Deviations. (1) On a dataset the preset uses Adam, since the official SGD is slow: after 60,000 learner steps on a mixed set of LunarLander
-it returned -49, Adam 181. Where AWR plays, its preset is `paper`, and Adam falls short (docs/log.md). (2) The action bound loss is replaced
-by a squashed mean. (3) Observations are standardised anew before each turn, by the stored episodes, until `standardised_steps` learner steps;
-the official code adds up all that was played until so many samples.
+Deviations. (1) On a dataset the preset uses Adam, since the official SGD is slow: after 60,000
+learner steps on a mixed set of LunarLander it returned -49, Adam 181. Where AWR plays, its preset
+is `paper`, and Adam falls short (docs/log.md). (2) The action bound loss is replaced by a squashed
+mean. (3) Observations are standardised anew before each turn, by the stored episodes, until
+`standardised_steps` learner steps; the official code adds up all that was played until so many
+samples.
 
     python -m bigdm_ray.run awr DATASET
     python -m bigdm_ray.run awr lunarlander
@@ -95,9 +99,8 @@ RATES = {
     "humanoid": 1e-5,
 }
 PAPER = SCORED | {"algorithm.optimizer": "sgd", "algorithm.critic_stepsize": 0.01}
-BODIES = {
-    "algorithm.standardised_steps": 176_000
-}  # 300,000 samples, of which 2,048 owe 1,200 learner steps; LunarLander 100,000
+# 300,000 samples, of which 2,048 owe 1,200 learner steps; LunarLander 100,000
+BODIES = {"algorithm.standardised_steps": 176_000}
 MORE: dict[str, dict[str, Any]] = dict.fromkeys(RATES, BODIES) | {
     "ant": BODIES | {"algorithm.action_std": 0.2}
 }
@@ -145,7 +148,8 @@ class Awr(Imitation, Online):
     )
     action_l2_weight: float = setting(
         0.0,
-        "weight of half the sum of the squared outputs of the actor: logits, or means before they are squashed",
+        "weight of half the sum of the squared outputs of the actor: logits, or means before they"
+        " are squashed",
         low=0,
     )
     samples_per_iteration: int = setting(2048, "environment steps that owe one turn", low=1)
@@ -209,7 +213,8 @@ class Awr(Imitation, Online):
     def annotate(
         self, model: nn.Module, stores: Mapping[str, Store], step: int
     ) -> dict[str, Columns]:
-        """TD(lambda) returns `target` and the actor's weights `weight`, from the frozen critic (Peng et al., section 3.2)."""
+        """TD(lambda) returns `target` and the actor's weights `weight`, from the frozen critic
+        (Peng et al., section 3.2)."""
         assert isinstance(model, AwrModel)
         return {task: self._columns(model.frozen, store) for task, store in stores.items()}
 
@@ -224,7 +229,8 @@ class Awr(Imitation, Online):
         return {"target": np.concatenate(targets), "weight": weights}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
-        """Half the critic's squared error, or the actor's weighted negative log-likelihood with the penalty on its outputs (learning/awr_agent.py)."""
+        """Half the critic's squared error, or the actor's weighted negative log-likelihood with the
+        penalty on its outputs (learning/awr_agent.py)."""
         assert isinstance(model, AwrModel)
         seen, actions, mask = single_steps(batch)
         if step % self.turn < self.critic_updates:

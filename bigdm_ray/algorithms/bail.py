@@ -1,18 +1,23 @@
-"""Best-action imitation learning (BAIL; Chen et al., NeurIPS 2020): clone only actions whose return is near the best possible.
+"""Best-action imitation learning (BAIL; Chen et al., NeurIPS 2020): clone only actions whose return
+is near the best possible.
 
-Static: (1) `envelope_steps` steps fit the upper envelope V of the returns G, an error that counts K times where G lies
-above V; (2) the `selected` share of all pairs with the largest G / V is kept; (3) behaviour cloning on those.
-Progressive: envelope and policy learn together, and each batch (of each learner rank) keeps its own best share. G is discounted and, where a
-time limit cut an episode off, continued as from the state most like its last (`replay/returns.py`).
+Static: (1) `envelope_steps` steps fit the upper envelope V of the returns G, an error that counts K
+times where G lies above V; (2) the `selected` share of all pairs with the largest G / V is kept;
+(3) behaviour cloning on those. Progressive: envelope and policy learn together, and each batch (of
+each learner rank) keeps its own best share. G is discounted and, where a time limit cut an episode
+off, continued as from the state most like its last (`replay/returns.py`).
 
-Deviations from the official code (lanyavik/BAIL). (1) All pairs fit the envelope: its validation split serves a restore that does
-nothing there. (2) The envelope's batches have the policy's size (800 in the static code). (3) Observations are standardised. (4) The static
-selection too counts V below 1 as exp(V - 1), which the code does in the progressive variant alone: its static one ranks by the raw G / V, so that
-a negative V turns the order round. (5) Returns are continued from the state most like the observation after the last action; there from the state
-most like the last that was acted on. (6) They are continued from every step; there the first step of an episode gains nothing. (7) What is
-continued says the dataset (`terminated`), not a length of 1000, and as many terms remain as the episode has steps. (8) The envelope takes
-`envelope_steps` whatever the dataset's size, and the policy what a run's budget leaves; officially 50 epochs of 800 over 80 % of the pairs (50,000
-steps for a million pairs, 12,500 for 250,000), then 200,000 steps of the policy.
+Deviations from the official code (lanyavik/BAIL). (1) All pairs fit the envelope: its validation
+split serves a restore that does nothing there. (2) The envelope's batches have the policy's size
+(800 in the static code). (3) Observations are standardised. (4) The static selection too counts V
+below 1 as exp(V - 1), which the code does in the progressive variant alone: its static one ranks by
+the raw G / V, so that a negative V turns the order round. (5) Returns are continued from the state
+most like the observation after the last action; there from the state most like the last that was
+acted on. (6) They are continued from every step; there the first step of an episode gains nothing.
+(7) What is continued says the dataset (`terminated`), not a length of 1000, and as many terms
+remain as the episode has steps. (8) The envelope takes `envelope_steps` whatever the dataset's
+size, and the policy what a run's budget leaves; officially 50 epochs of 800 over 80 % of the pairs
+(50,000 steps for a million pairs, 12,500 for 250,000), then 200,000 steps of the policy.
 
     python -m bigdm_ray.run bail DATASET
     python -m bigdm_ray.run bail DATASET --algorithm.progressive true
@@ -154,7 +159,8 @@ class Bail(Imitation):
     def annotate(
         self, model: nn.Module, stores: Mapping[str, Store], step: int
     ) -> dict[str, Columns]:
-        """`return` G of each step; once the policy's steps draw among them, `selected` 1 where G / V is among the largest."""
+        """`return` G of each step; once the policy's steps draw among them, `selected` 1 where G /
+        V is among the largest."""
         assert isinstance(model, ActorEnvelope)
         if not self.view(step).among:
             return {
@@ -168,7 +174,8 @@ class Bail(Imitation):
         return {task: self._selection(model.envelope, store) for task, store in stores.items()}
 
     def weights(self, model: nn.Module, store: Store, step: int) -> np.ndarray:
-        """See Imitation; the progressive variant selects as it does in a batch, but of all steps."""
+        """See Imitation; the progressive variant selects as it does in a batch, but of all
+        steps."""
         assert isinstance(model, ActorEnvelope)
         if not self.progressive and step < self.envelope_steps:
             raise UserError(
@@ -200,7 +207,8 @@ class Bail(Imitation):
         }
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
-        """The envelope's error (Chen et al., equation 3), the policy's squared error, or both (progressive)."""
+        """The envelope's error (Chen et al., equation 3), the policy's squared error, or both
+        (progressive)."""
         assert isinstance(model, ActorEnvelope)
         seen, actions, mask = single_steps(batch)
         if not self.progressive and step >= self.envelope_steps:

@@ -1,9 +1,9 @@
 """The contracts of Algorithm and Policy, and how algorithms are found.
 
 All of the family maximise E[ m(s, a) log pi(a | s) ]; an algorithm answers four questions: what is
-drawn (`view`), what the network is (`build`), what the weight m is (`loss`), how it acts (`policy`).
-It is a frozen dataclass whose fields are its hyperparameters, in one file of this folder, or one
-package of small ones, with `ALGORITHM = TheClass` at its end.
+drawn (`view`), what the network is (`build`), what the weight m is (`loss`), how it acts
+(`policy`). It is a frozen dataclass whose fields are its hyperparameters, in one file of this
+folder, or one package of small ones, with `ALGORITHM = TheClass` at its end.
 
 Here is what all have: `build`, `policy` and the commands that it takes. What learns from windows
 (`learned.py`) and what learns online (`online.py`) has more; an algorithm derives from what it is:
@@ -38,8 +38,8 @@ Columns = dict[str, np.ndarray]
 
 
 State = dict[str, Any]
-"""A policy's memory by name: numpy arrays, or tensors on the policy's device, whose first axis is the
-row. Rows of it are taken (`take`) and put (`put`), and so they join and leave."""
+"""A policy's memory by name: numpy arrays, or tensors on the policy's device, whose first axis is
+the row. Rows of it are taken (`take`) and put (`put`), and so they join and leave."""
 
 Prompts = Sequence[Episode | None]
 """What each row is shown before it acts: a demonstration, or nothing."""
@@ -56,8 +56,8 @@ class CriticValues(NamedTuple):
     """What a network thinks of actions, in rewards."""
 
     values: Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
-    """Q(s, a) `[n]` of observations and actions by leaf `[n, ...]`; where there are two critics, the
-    smaller of them."""
+    """Q(s, a) `[n]` of observations and actions by leaf `[n, ...]`; where there are two critics,
+    the smaller of them."""
     discount: float
 
 
@@ -94,7 +94,9 @@ def put(state: State, rows: np.ndarray, part: State) -> None:
 
 
 class Policy(ABC):
-    """How a model acts, n rows at a time. The caller holds the memory; all chance comes from `uniforms`.
+    """How a model acts, n rows at a time.
+
+    The caller holds the memory; all chance comes from `uniforms`.
 
     Rows are independent of each other: a memory of many rows may act for some of them at a time
     (`take`, `act`, `put`), and a new row is put where one has left.
@@ -104,7 +106,8 @@ class Policy(ABC):
     """Random numbers a row uses per step."""
 
     def start(self, n: int, prompts: Prompts | None = None) -> State:
-        """Memory of n rows before their first step, of what each was shown in `prompts`, if anything.
+        """Memory of n rows before their first step, of what each was shown in `prompts`, if
+        anything.
 
         Raises UserError for a prompt that the policy cannot read; by default it reads none.
         """
@@ -128,23 +131,26 @@ class Policy(ABC):
     ) -> tuple[dict[str, np.ndarray], State]:
         """Actions by leaf `[n, ...]` and the new memory.
 
-        `rewards [n]` are of the step before; where `first [n]` is set the row's memory is dropped and its reward
-        ignored. `commands` are those of this step, `uniforms [n, k]` lie in [0, 1). The memory that is given is used up:
-        what is not copied before (`take`) may be written over. Nothing else that is given changes.
+        `rewards [n]` are of the step before; where `first [n]` is set the row's memory is dropped
+        and its reward ignored. `commands` are those of this step, `uniforms [n, k]` lie in [0, 1).
+        The memory that is given is used up: what is not copied before (`take`) may be written over.
+        Nothing else that is given changes.
         """
 
     def show_plans(self, place: str, show: Callable[[np.ndarray], None]) -> bool:
-        """Call `show` with each plan: the leaf `place` of the states `[plans, H, size]` it may lead to.
+        """Call `show` with each plan: the leaf `place` of the states `[plans, H, size]` it may lead
+        to.
 
         False for a policy that makes none; by default it makes none.
         """
         return False
 
     def after(self, commands: Columns, rewards: np.ndarray, max_return: float | None) -> Columns:
-        """The commands of the next step: what was received is no longer desired, and one step less remains.
+        """The commands of the next step: what was received is no longer desired, and one step less
+        remains.
 
-        Srivastava et al. 2019, Algorithm 2 and section 2.3.2: d_r - r capped at the highest return that the task
-        can pay, d_h - 1 but never below 1.
+        Srivastava et al. 2019, Algorithm 2 and section 2.3.2: d_r - r capped at the highest return
+        that the task can pay, d_h - 1 but never below 1.
         """
         out = dict(commands)
         if "desired_return" in commands:
@@ -163,7 +169,8 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 class Memoryless(Policy):
-    """Acts on the observation alone: `choose` makes actions by leaf, of observations by leaf `[n, ...]` and uniforms `[n, k]`, where `model` is."""
+    """Acts on the observation alone: `choose` makes actions by leaf, of observations by leaf
+    `[n, ...]` and uniforms `[n, k]`, where `model` is."""
 
     def __init__(
         self,
@@ -201,7 +208,8 @@ class Algorithm(ABC):
     commands: ClassVar[tuple[str, ...]] = ()
     """The columns of a command that tell the policy what to achieve, if any."""
     online: ClassVar[bool] = False
-    """Whether it can learn from what it plays itself (`online.py`; other libraries play by themselves)."""
+    """Whether it can learn from what it plays itself (`online.py`; other libraries play by
+    themselves)."""
     offline: ClassVar[bool] = True
     """Whether it can learn from a dataset."""
     several: ClassVar[bool] = False
@@ -209,13 +217,15 @@ class Algorithm(ABC):
     offline_steps: ClassVar[int] = 100_000
     """Learner steps of a run on a dataset that is given no budget."""
     fixed: ClassVar[tuple[str, ...]] = ("hidden", "channels", "frame_stack")
-    """Hyperparameters that a run which starts from another must share with it: those that shape network and optimizers."""
+    """Hyperparameters that a run which starts from another must share with it: those that shape
+    network and optimizers."""
     acting: ClassVar[tuple[str, ...]] = ()
     """Hyperparameters that a trained network can be given other values of when it acts."""
     presets: ClassVar[Presets] = {}
     """Settings for known tasks: a table beside the algorithm."""
     played_preset: ClassVar[str] = "default"
-    """The preset of a run that plays and names none, where the task has it; on a dataset that is always `default`."""
+    """The preset of a run that plays and names none, where the task has it; on a dataset that is
+    always `default`."""
 
     @abstractmethod
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
@@ -243,7 +253,8 @@ class Algorithm(ABC):
         return None
 
     def return_estimator(self, model: nn.Module) -> Callable[[Episode], np.ndarray] | None:
-        """What the network expects to be paid yet at each step of an episode `[T]`, where it says so.
+        """What the network expects to be paid yet at each step of an episode `[T]`, where it says
+        so.
 
         Raises UserError where it cannot be asked for with these settings.
         """
@@ -256,7 +267,8 @@ class Algorithm(ABC):
 
     @property
     def cache(self) -> bool | None:
-        """Whether the policy keeps what it computed of earlier steps; None where it has no choice."""
+        """Whether the policy keeps what it computed of earlier steps; None where it has no
+        choice."""
         return None
 
     def complete_command(self, asked: Mapping[str, float]) -> dict[str, float]:
@@ -264,11 +276,13 @@ class Algorithm(ABC):
         return dict(asked)
 
     def for_data(self, steps: int, episodes: int) -> Algorithm:
-        """These hyperparameters for a dataset of so many steps and episodes: a run on it has what they leave to its size as numbers."""
+        """These hyperparameters for a dataset of so many steps and episodes: a run on it has what
+        they leave to its size as numbers."""
         return self
 
     def remark(self, signature: Signature) -> str | None:
-        """What surprises of these settings where episodes are played for training, in one sentence."""
+        """What surprises of these settings where episodes are played for training, in one
+        sentence."""
         return None
 
     def pretraining(self) -> Pretraining | None:
@@ -281,12 +295,14 @@ class Algorithm(ABC):
 
 
 def own_flags(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """An algorithm's settings by the names that they have as flags of a run, for presets: `beams` -> `algorithm.beams`."""
+    """An algorithm's settings by the names that they have as flags of a run, for presets: `beams`
+    -> `algorithm.beams`."""
     return {f"algorithm.{name}": value for name, value in settings.items()}
 
 
 def algorithms(folders: tuple[str, ...] = FOLDERS) -> dict[str, type[Algorithm]]:
-    """Every algorithm of these folders, and without a choice of them of installed packages, by name.
+    """Every algorithm of these folders, and without a choice of them of installed packages, by
+    name.
 
     A file is found by being there; one that holds several has `ALGORITHMS`. Raises UserError for a
     package whose algorithms cannot be had.

@@ -1,12 +1,15 @@
-"""Behaviour cloning, plain and filtered: repeat what the episodes of a dataset did, or what the best of them did.
+"""Behaviour cloning, plain and filtered: repeat what the episodes of a dataset did, or what the
+best of them did.
 
-`best_fraction` 0.1, 0.25, 0.4 and 1 are the columns of percentage behaviour cloning (%BC; Chen et al. 2021, section 5.1):
-the episodes are ranked by return and kept while they hold no more than that share of all time steps, as the official code counts
-(the best one always). The network is the paper's: three layers of 256 with ReLU on standardised observations, 25,000 learner steps
-of 64; continuous actions are a squashed mean trained on the squared error, discrete ones categorical.
+`best_fraction` 0.1, 0.25, 0.4 and 1 are the columns of percentage behaviour cloning (%BC; Chen et
+al. 2021, section 5.1): the episodes are ranked by return and kept while they hold no more than that
+share of all time steps, as the official code counts (the best one always). The network is the
+paper's: three layers of 256 with ReLU on standardised observations, 25,000 learner steps of 64;
+continuous actions are a squashed mean trained on the squared error, discrete ones categorical.
 
-Deviations from the official code (mlp_bc.py), which the paper's text does not name: it reads the last 20 states side by side, drops
-out a tenth, and trains with AdamW at 1e-4 after 10,000 steps of warm-up; here one state, no dropout, Adam from 1e-3 falling to 1e-4.
+Deviations from the official code (mlp_bc.py), which the paper's text does not name: it reads the
+last 20 states side by side, drops out a tenth, and trains with AdamW at 1e-4 after 10,000 steps of
+warm-up; here one state, no dropout, Adam from 1e-3 falling to 1e-4.
 
     python -m bigdm_ray.run bc DATASET
     python -m bigdm_ray.run bc DATASET --algorithm.best-fraction 0.1
@@ -82,7 +85,8 @@ def acted_observations(stores: Mapping[str, Store]) -> Iterator[dict[str, np.nda
 def observations_by_network(
     model: nn.Module, stores: Mapping[str, Store]
 ) -> Iterator[tuple[nn.Module, Iterator[dict[str, np.ndarray]]]]:
-    """Each network of a model, and `acted_observations` of the tasks that it acts in, where they have episodes."""
+    """Each network of a model, and `acted_observations` of the tasks that it acts in, where they
+    have episodes."""
     if not isinstance(model, MultiTaskNetwork):
         yield model, acted_observations(stores)
         return
@@ -102,7 +106,8 @@ def single_steps(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
 
 @dataclass(frozen=True)
 class Imitation(Supervised):
-    """What behaviour cloning and its weighted forms share: the network, Adam, single steps drawn uniformly over time."""
+    """What behaviour cloning and its weighted forms share: the network, Adam, single steps drawn
+    uniformly over time."""
 
     offline_steps: ClassVar[int] = 25_000
 
@@ -124,7 +129,8 @@ class Imitation(Supervised):
         return self.batch_size
 
     def weights(self, model: nn.Module, store: Store, step: int) -> np.ndarray:
-        """m(s, a): what each step of the store counts at a learner step, `[steps]` float64 from 0 up.
+        """m(s, a): what each step of the store counts at a learner step, `[steps]` float64 from 0
+        up.
 
         In the order of the table; what all of them are multiplied by means nothing. Raises
         UserError where it is not settled yet.
@@ -143,7 +149,8 @@ class Imitation(Supervised):
         return {"adam": torch.optim.Adam(model.parameters(), lr=self.learning_rate, fused=True)}
 
     def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
-        """`sample` draws from the head (its mean, where it is trained on the squared error), `mean` takes the most likely action."""
+        """`sample` draws from the head (its mean, where it is trained on the squared error), `mean`
+        takes the most likely action."""
         if mode == "plan":
             raise UserError(f"{self.name} has no planner; its modes are sample and mean")
         model = network_for(model, signature)
@@ -165,7 +172,8 @@ class Bc(Imitation):
 
     best_fraction: float = setting(
         1.0,
-        "only the best episodes by return that hold at most this share of all time steps; at least one",
+        "only the best episodes by return that hold at most this share of all time steps; at"
+        " least one",
         above=0,
         high=1,
     )
@@ -174,7 +182,8 @@ class Bc(Imitation):
     )
     decay_steps: int = setting(
         25_000,
-        "learner steps over which the learning rate falls to a tenth, along a straight line; 0 keeps it",
+        "learner steps over which the learning rate falls to a tenth, along a straight line; 0"
+        " keeps it",
         low=0,
     )
 
@@ -197,7 +206,8 @@ class Bc(Imitation):
         return max(0.1, 1 - 0.9 * step / self.decay_steps) if self.decay_steps else 1.0
 
     def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:
-        """Mean and deviation of the observations, over all episodes as the official Decision Transformer code takes them."""
+        """Mean and deviation of the observations, over all episodes as the official Decision
+        Transformer code takes them."""
         for part, seen in observations_by_network(model, stores):
             assert isinstance(part, Actor)
             part.encoder.fit(seen)

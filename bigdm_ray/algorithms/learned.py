@@ -1,7 +1,7 @@
 """Algorithms that learn from windows of episodes, which the learner draws, step by step.
 
-`Learned` says what is drawn, what is made of it before (`fit`, `annotate`) and which optimizers there
-are. `Supervised` descends on a loss; a method that takes its own steps is a `Baseline`
+`Learned` says what is drawn, what is made of it before (`fit`, `annotate`) and which optimizers
+there are. `Supervised` descends on a loss; a method that takes its own steps is a `Baseline`
 (`baselines/base.py`).
 """
 
@@ -27,7 +27,8 @@ Batch = dict[str, np.ndarray]
 
 
 def select_leaves(batch: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
-    """The leaves of a batch by path: those of `observations`, `actions`, `next_observations` or `goals`; or what it has of a task."""
+    """The leaves of a batch by path: those of `observations`, `actions`, `next_observations` or
+    `goals`; or what it has of a task."""
     return {
         name.removeprefix(f"{group}/"): values
         for name, values in batch.items()
@@ -36,7 +37,8 @@ def select_leaves(batch: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
 
 
 class Loss(NamedTuple):
-    """A loss as a sum and its weight: the learner divides by the weight summed over ranks and micro-batches."""
+    """A loss as a sum and its weight: the learner divides by the weight summed over ranks and
+    micro-batches."""
 
     sum: Tensor
     weight: Tensor
@@ -48,7 +50,8 @@ def of_tasks(
     batch: dict[str, Tensor],
     loss: Callable[[nn.Module, dict[str, Tensor]], Loss],
 ) -> Loss:
-    """The loss of a batch of `collate_several`: the sum over the tasks, each with its part of the network.
+    """The loss of a batch of `collate_several`: the sum over the tasks, each with its part of the
+    network.
 
     Beside the metrics of all there are those of each task, `TASK/NAME`, and `TASK/train/share`, its
     share of the weight (see `metrics.by_task`).
@@ -109,7 +112,10 @@ class Learned(Algorithm):
         )
 
     def collate_several(self, windows: Mapping[str, Windows]) -> Batch:
-        """Windows of some of a run's several tasks as one batch. The default names each array `TASK/NAME`: see `of_tasks`."""
+        """Windows of some of a run's several tasks as one batch.
+
+        The default names each array `TASK/NAME`: see `of_tasks`.
+        """
         return {
             f"{task}/{name}": values
             for task, own in windows.items()
@@ -121,21 +127,25 @@ class Learned(Algorithm):
         return step == 0
 
     def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:
-        """Whole passes over the living episodes, for what becomes buffers of the network: statistics, copies, thresholds."""
+        """Whole passes over the living episodes, for what becomes buffers of the network:
+        statistics, copies, thresholds."""
         return None
 
     def annotate(
         self, model: nn.Module, stores: Mapping[str, Store], step: int
     ) -> dict[str, Columns]:
-        """Columns `[steps]` float32 by task, in the order of the tables, for a View's `annotations`.
+        """Columns `[steps]` float32 by task, in the order of the tables, for a View's
+        `annotations`.
 
-        A pure function of the network, the episodes and the learner step that comes next, computed after each `fit` and after a
-        resume. Columns that no View asks for before the next `fit` may be missing.
+        A pure function of the network, the episodes and the learner step that comes next, computed
+        after each `fit` and after a resume. Columns that no View asks for before the next `fit` may
+        be missing.
         """
         return {}
 
     def learning_rate_factor(self, step: int, optimizer: str) -> float:
-        """What the learning rates of an optimizer are multiplied by at a learner step: its schedule."""
+        """What the learning rates of an optimizer are multiplied by at a learner step: its
+        schedule."""
         return 1.0
 
 
@@ -149,5 +159,6 @@ class Supervised(Learned):
 
     @property
     def clip_norm(self) -> float | None:
-        """Norm that the gradients of the first optimizer's parameters together are cut down to; None leaves them."""
+        """Norm that the gradients of the first optimizer's parameters together are cut down to;
+        None leaves them."""
         return None

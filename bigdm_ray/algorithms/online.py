@@ -1,4 +1,5 @@
-"""Algorithms that learn online, from what they play themselves: what a run keeps, asks for and owes."""
+"""Algorithms that learn online, from what they play themselves: what a run keeps, asks for and
+owes."""
 
 from __future__ import annotations
 
@@ -14,10 +15,12 @@ from bigdm_ray.replay.table import Retention, Table
 
 @dataclass(frozen=True)
 class Persistence:
-    """Exploration that holds on to its choices, after temporally extended exploration (Dabney, Ostrovski, Barreto 2020).
+    """Exploration that holds on to its choices, after temporally extended exploration (Dabney,
+    Ostrovski, Barreto 2020).
 
-    In one of `every` episodes of a round each step repeats the random numbers of the step before with this `probability`: every action
-    is still drawn from the policy, but an unlikely one lasts 1 / (1 - probability) steps.
+    In one of `every` episodes of a round each step repeats the random numbers of the step before
+    with this `probability`: every action is still drawn from the policy, but an unlikely one lasts
+    1 / (1 - probability) steps.
     """
 
     probability: float = 0.0
@@ -32,7 +35,8 @@ class Online(Algorithm):
 
     @abstractmethod
     def owed(self, env_steps: int, episodes: int) -> int:
-        """Learner steps owed in total once so much has been played and stored, the warm-up included."""
+        """Learner steps owed in total once so much has been played and stored, the warm-up
+        included."""
 
     def retention(self) -> Retention:
         """Which episodes a run keeps."""
@@ -55,5 +59,6 @@ class Online(Algorithm):
         return Persistence()
 
     def steps_per_call(self) -> int:
-        """Learner steps after which new weights are published, where the learner runs beside the rollouts."""
+        """Learner steps after which new weights are published, where the learner runs beside the
+        rollouts."""
         return 100

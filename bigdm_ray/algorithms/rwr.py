@@ -1,8 +1,9 @@
-"""Reward-weighted regression (Peters and Schaal 2007, as Peng et al. 2019 compare it): clone actions with weights exp(R / beta).
+"""Reward-weighted regression (Peters and Schaal 2007, as Peng et al. 2019 compare it): clone
+actions with weights exp(R / beta).
 
-R is the discounted return that followed the action, normalised over the stored episodes; there is no critic. On a
-dataset the behaviour policy's episodes are weighted; online only the episodes of the last iteration are kept, since
-RWR is on-policy.
+R is the discounted return that followed the action, normalised over the stored episodes; there is
+no critic. On a dataset the behaviour policy's episodes are weighted; online only the episodes of
+the last iteration are kept, since RWR is on-policy.
 
     python -m bigdm_ray.run rwr DATASET
 """
@@ -63,7 +64,8 @@ class Rwr(Imitation, Online):
         )
 
     def fits(self, step: int) -> bool:
-        """At the beginning of each iteration; on a dataset the weights come out the same each time."""
+        """At the beginning of each iteration; on a dataset the weights come out the same each
+        time."""
         return step % self.n_updates_per_iter == 0
 
     def fit(self, model: nn.Module, stores: Mapping[str, Store], step: int) -> None:

@@ -1,24 +1,30 @@
-"""Upside-Down RL: supervised learning of actions from commands (Srivastava et al. 2019, arXiv 1912.02877).
+"""Upside-Down RL: supervised learning of actions from commands (Srivastava et al. 2019, arXiv
+1912.02877).
 
-A behaviour function B(s, d_r, d_h) is trained to repeat what the stored episodes did, given the return that they
-went on to receive and the steps that they went on to take; it acts on commands that ask for slightly more than the
-best of them got. Algorithm 1 is the loop, Algorithm 2 is `Policy.after`; section numbers stand at what they explain.
+A behaviour function B(s, d_r, d_h) is trained to repeat what the stored episodes did, given the
+return that they went on to receive and the steps that they went on to take; it acts on commands
+that ask for slightly more than the best of them got. Algorithm 1 is the loop, Algorithm 2 is
+`Policy.after`; section numbers stand at what they explain.
 
-Deviations. (1) The horizon is T - t, 1 at the last step, so that every step is trained on (the paper's t2 - t1
-leaves the last out). (2) The nonlinearity of the observation layer, not stated in the paper, is ReLU. (3)
-`length_cost` takes a cost off an episode's return for each step beyond `length_allowance` where episodes are ranked; 0 is
-the paper. LunarLander pays for hovering on shaped reward, and a replay of the best returns fills with episodes of 900
-steps from which no command to land can be learned. A cost of every step would reward quick crashes; beyond 120 steps it
-takes away what hovering earns and leaves landings. (4) `peers_weight` adds to the return by which an episode is ranked the mean
-return of the episodes that the same weights played along with it; 0 is the paper. The best returns of a whole run are lucky
-ones, of risky ways to act that mostly fail (falling fast, firing engines on the ground), and whoever clones them fails
-mostly too. With its peers counted, an episode lives on because the weights that played it succeed. Their mean must be
-a sound estimate, hence 100 episodes an iteration where the paper has up to 40. (5) With `hold`, one of `held_every`
-exploratory episodes repeats its random numbers from step to step: what pays only if it is done for 25 steps in a row, as
-standing still on the ground, or running from one wall to the other in TakeCover, is never tried by independent draws.
+Deviations. (1) The horizon is T - t, 1 at the last step, so that every step is trained on (the
+paper's t2 - t1 leaves the last out). (2) The nonlinearity of the observation layer, not stated in
+the paper, is ReLU. (3) `length_cost` takes a cost off an episode's return for each step beyond
+`length_allowance` where episodes are ranked; 0 is the paper. LunarLander pays for hovering on
+shaped reward, and a replay of the best returns fills with episodes of 900 steps from which no
+command to land can be learned. A cost of every step would reward quick crashes; beyond 120 steps it
+takes away what hovering earns and leaves landings. (4) `peers_weight` adds to the return by which
+an episode is ranked the mean return of the episodes that the same weights played along with it; 0
+is the paper. The best returns of a whole run are lucky ones, of risky ways to act that mostly fail
+(falling fast, firing engines on the ground), and whoever clones them fails mostly too. With its
+peers counted, an episode lives on because the weights that played it succeed. Their mean must be a
+sound estimate, hence 100 episodes an iteration where the paper has up to 40. (5) With `hold`, one
+of `held_every` exploratory episodes repeats its random numbers from step to step: what pays only if
+it is done for 25 steps in a row, as standing still on the ground, or running from one wall to the
+other in TakeCover, is never tried by independent draws.
 (6) With `standardise`, numbers among the observations are brought to mean 0 and deviation 1 of the
-warm-up's episodes: in 0..3400 they drown the command, in 1000..1003 little of them is seen. It is on
-in the preset of every task that has none of its own; those that are tuned, and the paper, are without.
+warm-up's episodes: in 0..3400 they drown the command, in 1000..1003 little of them is seen. It is
+on in the preset of every task that has none of its own; those that are tuned, and the paper, are
+without.
 
     python -m bigdm_ray.run udrl lunarlander
     python -m bigdm_ray.run udrl lunarlander --preset paper
@@ -72,8 +78,9 @@ STILL = 1e-6
 class BehaviourFunction(nn.Module):
     """The gated behaviour function of section 3.2.
 
-    The command, scaled by fixed factors, passes one fully connected layer with a sigmoid whose output multiplies the
-    embedding of the observation: after the first fully connected layer for vectors, after the convolutions for images.
+    The command, scaled by fixed factors, passes one fully connected layer with a sigmoid whose
+    output multiplies the embedding of the observation: after the first fully connected layer for
+    vectors, after the convolutions for images.
     """
 
     def __init__(
@@ -111,7 +118,8 @@ class BehaviourFunction(nn.Module):
     def forward(
         self, observations: dict[str, Tensor], desired_return: Tensor, desired_horizon: Tensor
     ) -> Tensor:
-        """Observation leaves `[..., *shape]` and commands `[...]` to the action head's parameters `[..., P]`."""
+        """Observation leaves `[..., *shape]` and commands `[...]` to the action head's parameters
+        `[..., P]`."""
         parts = []
         if self.first is not None:
             vector = self.vector(observations)
@@ -145,7 +153,8 @@ class BehaviourFunction(nn.Module):
 
 
 class UdrlPolicy(Policy):
-    """Acts on the observation (its last `stack` frames, where there are images) and the command of the step."""
+    """Acts on the observation (its last `stack` frames, where there are images) and the command of
+    the step."""
 
     def __init__(self, model: BehaviourFunction, stack: int, greedy: bool) -> None:
         self._model = model
@@ -196,7 +205,8 @@ class UdrlPolicy(Policy):
 
     def _parameters(self, seen: dict[str, Tensor], told: Tensor) -> Tensor:
         """The forward pass, bit for bit, of observations and commands `[n, 2]`: without pictures in
-        half of the time, for in a small network modules and new arrays cost more than the products."""
+        half of the time, for in a small network modules and new arrays cost more than the
+        products."""
         model = self._model
         if model.images.width:
             out: Tensor = model(seen, *told.unbind(-1))
@@ -324,12 +334,14 @@ class Udrl(Supervised, Online):
     length_allowance: int = setting(0, "steps of an episode that cost nothing", low=0)
     peers_weight: float = setting(
         0.0,
-        "weight of the mean return of an episode's peers where episodes are ranked; 0 is the paper's rule",
+        "weight of the mean return of an episode's peers where episodes are ranked; 0 is the"
+        " paper's rule",
         low=0,
     )
     hold: float = setting(
         0.0,
-        "probability that a step of a persistent episode repeats the one before's chance; 0 is the paper's rule",
+        "probability that a step of a persistent episode repeats the one before's chance; 0 is the"
+        " paper's rule",
         low=0,
         high=1,
     )
@@ -353,11 +365,15 @@ class Udrl(Supervised, Online):
         return self.batch_size
 
     def view(self, step: int = 0) -> View:
-        """Trailing segments: an episode uniformly, then a step uniformly; t2 is always the last step (section 2.3.3)."""
+        """Trailing segments: an episode uniformly, then a step uniformly; t2 is always the last
+        step (section 2.3.3)."""
         return View(columns=("returns_to_go", "steps_remaining"), stack=self.frame_stack)
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
-        """See Algorithm. Several tasks share what is behind the gate; commands of each pass a layer of its own."""
+        """See Algorithm.
+
+        Several tasks share what is behind the gate; commands of each pass a layer of its own.
+        """
 
         def network(signature: Signature, trunk: SharedTrunk | None = None) -> BehaviourFunction:
             return BehaviourFunction(
@@ -385,13 +401,13 @@ class Udrl(Supervised, Online):
         return {"adam": torch.optim.Adam(model.parameters(), lr=self.learning_rate, fused=True)}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> Loss:
-        """Negative log-likelihood of the stored actions under the commands that they fulfilled (equation 1)."""
+        """Negative log-likelihood of the stored actions under the commands that they fulfilled
+        (equation 1)."""
         if isinstance(model, MultiTaskNetwork):
             return of_tasks(model, batch, lambda part, own: self.loss(part, own, step))
         assert isinstance(model, BehaviourFunction)
-        steps = {
-            name: value.flatten(0, 1) for name, value in batch.items()
-        }  # windows of one step: [B, 1, ...] to [B, ...]
+        # windows of one step: [B, 1, ...] to [B, ...]
+        steps = {name: value.flatten(0, 1) for name, value in batch.items()}
         seen = select_leaves(steps, "observations")
         actions = select_leaves(steps, "actions")
         parameters = model(seen, steps["returns_to_go"], steps["steps_remaining"])
@@ -445,7 +461,8 @@ class Udrl(Supervised, Online):
         return table.take(table.rank(self.retention(), self.last_few))
 
     def ask(self, table: Table, rng: np.random.Generator, n: int) -> Columns:
-        """Exploratory commands from the last_few best: mean horizon, return in U[M, M + S] (section 2.3.4)."""
+        """Exploratory commands from the last_few best: mean horizon, return in U[M, M + S] (section
+        2.3.4)."""
         best = self._best(table)
         mean, spread = float(best.returns.mean()), float(best.returns.std())
         desired = rng.uniform(mean, mean + spread, n).astype(np.float32)

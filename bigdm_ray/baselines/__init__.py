@@ -1,1 +1,4 @@
-"""Methods that bootstrap, behind the same door: what the imitation family is measured against. One file a method or a library."""
+"""Methods that bootstrap, behind the same door: what the imitation family is measured against.
+
+One file a method or a library.
+"""

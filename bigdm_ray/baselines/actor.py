@@ -1,9 +1,11 @@
-"""The network that acts for an ExternalAlgorithm: linear layers equal to those of the library's policy, and how they act.
+"""The network that acts for an ExternalAlgorithm: linear layers equal to those of the library's
+policy, and how they act.
 
-Libraries name and nest their layers in their own ways; here a policy is one stack of linear layers, so that what they
-trained is copied in order (`layers_of`), stored as safetensors, and acts without them. A `way` says what the outputs
-are: logits, action values, a Gaussian, a Gaussian squashed by tanh, or one whose mean alone is. Pictures pass convolutions first (`ImageLayers`), which
-the library trains as its own; `FrameView` says what of them these see.
+Libraries name and nest their layers in their own ways; here a policy is one stack of linear layers,
+so that what they trained is copied in order (`layers_of`), stored as safetensors, and acts without
+them. A `way` says what the outputs are: logits, action values, a Gaussian, a Gaussian squashed by
+tanh, or one whose mean alone is. Pictures pass convolutions first (`ImageLayers`), which the
+library trains as its own; `FrameView` says what of them these see.
 """
 
 from __future__ import annotations
@@ -36,9 +38,11 @@ def plain_leaves(
     kinds: tuple[str, ...] = ("discrete", "tensor"),
     pictures: bool = False,
 ) -> tuple[str, Leaf, str, Leaf]:
-    """Path and leaf of the one observation vector (with `pictures`, or the one picture) and of the one action. Raises UserError for any other task.
+    """Path and leaf of the one observation vector (with `pictures`, or the one picture) and of the
+    one action. Raises UserError for any other task.
 
-    `kinds` are those of actions: one `discrete` choice, or a vector (`tensor`) with or without bounds.
+    `kinds` are those of actions: one `discrete` choice, or a vector (`tensor`) with or without
+    bounds.
     """
     (seen, *more_seen), (done, *more_done) = (
         signature.observations.items(),
@@ -49,7 +53,8 @@ def plain_leaves(
     if more_seen or not fits:
         what = "one vector of numbers or one picture" if pictures else "one vector of numbers"
         raise UserError(
-            f"{name} learns from {what}, but this task shows {_told(signature.observations)}; choose another task or algorithm"
+            f"{name} learns from {what}, but this task shows {_told(signature.observations)};"
+            " choose another task or algorithm"
         )
     one = done[1].size == 1 if done[1].kind == "discrete" else len(done[1].shape) == 1
     if more_done or done[1].kind not in kinds or not one:
@@ -58,7 +63,8 @@ def plain_leaves(
             for kind in kinds
         )
         raise UserError(
-            f"{name} acts with {wanted}, but this task takes {_told(signature.actions)}; choose another task or algorithm"
+            f"{name} acts with {wanted}, but this task takes {_told(signature.actions)}; choose"
+            " another task or algorithm"
         )
     return path, leaf, *done
 
@@ -73,7 +79,8 @@ def _told(leaves: dict[str, Leaf]) -> str:
 class FrameView:
     """How a picture is seen: the last `stack` frames, through convolutions.
 
-    They are made smaller by the brightest of each square of `shrink` pixels a side: a mean would all but put out a ball of two pixels.
+    They are made smaller by the brightest of each square of `shrink` pixels a side: a mean would
+    all but put out a ball of two pixels.
     """
 
     stack: int
@@ -82,11 +89,15 @@ class FrameView:
     features: int  # width of the layer after the convolutions
 
     def shape(self, leaf: Leaf) -> tuple[int, int, int]:
-        """What the network sees of a picture: `[stack * channels, height, width]`. Raises UserError where it cannot be shrunk so."""
+        """What the network sees of a picture: `[stack * channels, height, width]`.
+
+        Raises UserError where it cannot be shrunk so.
+        """
         channels, height, width = leaf.shape
         if height % self.shrink or width % self.shrink:
             raise UserError(
-                f"--algorithm.shrink is {self.shrink}, but the pictures of this task have {height}x{width} pixels; give a divisor of both"
+                f"--algorithm.shrink is {self.shrink}, but the pictures of this task have"
+                f" {height}x{width} pixels; give a divisor of both"
             )
         return self.stack * channels, height // self.shrink, width // self.shrink
 
@@ -99,22 +110,28 @@ class FrameView:
         return functools.reduce(np.maximum, parts)
 
     def empty(self, n: int, leaf: Leaf) -> np.ndarray:
-        """Stacks of n rows that have seen nothing: `[n, stack, channels, height, width]` uint8, shrunk."""
+        """Stacks of n rows that have seen nothing: `[n, stack, channels, height, width]` uint8,
+        shrunk."""
         channels, height, width = self.shape(leaf)
         return np.zeros((n, self.stack, channels // self.stack, height, width), np.uint8)
 
     def push(self, stacks: np.ndarray, frames: np.ndarray, first: np.ndarray) -> np.ndarray:
-        """The stacks with new frames `[n, channels, height, width]` at their ends; where `first [n]`, a stack is filled with its frame."""
+        """The stacks with new frames `[n, channels, height, width]` at their ends; where
+        `first [n]`, a stack is filled with its frame."""
         return push_frame(stacks, self.shrink_frames(frames), first)
 
 
 class ImageLayers(nn.Module):
-    """Convolutions with ReLU, then one layer with ReLU. The first are 6x6 with stride 3, the others 4x4 with stride 2."""
+    """Convolutions with ReLU, then one layer with ReLU. The first are 6x6 with stride 3, the others
+    4x4 with stride 2."""
 
     def __init__(
         self, shape: tuple[int, int, int], channels: tuple[int, ...], features: int
     ) -> None:
-        """`shape`: `[channels, height, width]` of what comes in. Raises UserError where it is too small for so many convolutions."""
+        """`shape`: `[channels, height, width]` of what comes in.
+
+        Raises UserError where it is too small for so many convolutions.
+        """
         super().__init__()
         narrow, height, width = shape
         layers: list[nn.Module] = []
@@ -123,7 +140,8 @@ class ImageLayers(nn.Module):
             height, width = ((side - kernel) // stride + 1 for side in (height, width))
             if min(height, width) < 1:
                 raise UserError(
-                    f"pictures of {shape[1]}x{shape[2]} pixels are too small for the {len(channels)} convolutions of --algorithm.channels; give fewer"
+                    f"pictures of {shape[1]}x{shape[2]} pixels are too small for the"
+                    f" {len(channels)} convolutions of --algorithm.channels; give fewer"
                 )
             layers += [nn.Conv2d(narrow, wide, kernel, stride), nn.ReLU()]
             narrow = wide
@@ -140,11 +158,13 @@ class ImageLayers(nn.Module):
 
 
 class LayeredActor(nn.Module):
-    """Linear layers with an activation between them; with `free_std`, a Gaussian's deviations are parameters of their own.
+    """Linear layers with an activation between them; with `free_std`, a Gaussian's deviations are
+    parameters of their own.
 
-    A Gaussian's outputs are its means and, without `free_std`, the logarithms of its deviations. `scaled`: the mean -1..1 stands
-    for the bounds of the action, as RLlib has it; else it is the action itself, as Stable-Baselines3 has it. With a `frame_view` the
-    task may show a picture in place of a vector.
+    A Gaussian's outputs are its means and, without `free_std`, the logarithms of its deviations.
+    `scaled`: the mean -1..1 stands for the bounds of the action, as RLlib has it; else it is the
+    action itself, as Stable-Baselines3 has it. With a `frame_view` the task may show a picture in
+    place of a vector.
     """
 
     def __init__(
@@ -165,7 +185,8 @@ class LayeredActor(nn.Module):
         )
         if way in ("squashed", "bounded") and self.action.low is None:
             raise UserError(
-                f"{name} squashes its actions between bounds, but this task states none; choose another task or algorithm"
+                f"{name} squashes its actions between bounds, but this task states none; choose"
+                " another task or algorithm"
             )
         self.way, self.scaled, self.name = way, scaled, name
         size = (
@@ -189,7 +210,8 @@ class LayeredActor(nn.Module):
         self.log_std = nn.Parameter(torch.zeros(self.action.size)) if free_std else None
 
     def forward(self, observations: Tensor) -> Tensor:
-        """`[n, width]`, or what is seen of pictures, to logits or values `[n, choices]`, or means and log deviations `[n, 2 * size]`."""
+        """`[n, width]`, or what is seen of pictures, to logits or values `[n, choices]`, or means
+        and log deviations `[n, 2 * size]`."""
         out: Tensor = self.layers(
             observations.float() if self.pictures is None else self.pictures(observations)
         )
@@ -202,7 +224,8 @@ class LayeredActor(nn.Module):
 
 
 def layers_of(*modules: nn.Module, log_std: Tensor | None = None) -> dict[str, np.ndarray]:
-    """The state of a LayeredActor whose layers are the linear layers of these modules, in their order."""
+    """The state of a LayeredActor whose layers are the linear layers of these modules, in their
+    order."""
     linear = [
         layer for module in modules for layer in module.modules() if isinstance(layer, nn.Linear)
     ]
@@ -233,7 +256,8 @@ def stack_linear_layers(arrays: Mapping[str, np.ndarray], *prefixes: str) -> nn.
 
 
 def convolution_state(module: nn.Module) -> dict[str, np.ndarray]:
-    """The state of the convolutions of a LayeredActor out of the one ImageLayers below a library's module; empty where it has none."""
+    """The state of the convolutions of a LayeredActor out of the one ImageLayers below a library's
+    module; empty where it has none."""
     found = next((part for part in module.modules() if isinstance(part, ImageLayers)), None)
     return (
         {}
@@ -246,7 +270,10 @@ def convolution_state(module: nn.Module) -> dict[str, np.ndarray]:
 
 
 class LayeredActorPolicy(Memoryless):
-    """Acts with a LayeredActor. `sample` draws (from action values: with probability `epsilon` any action), `mean` takes the likeliest.
+    """Acts with a LayeredActor.
+
+    `sample` draws (from action values: with probability `epsilon` any action), `mean` takes the
+    likeliest.
 
     Its memory is the frames that it sees of pictures, if any.
     """

@@ -1,11 +1,13 @@
-"""The contracts of methods that bootstrap: they share task, store, draws, evaluation and run folder, and take their own steps.
+"""The contracts of methods that bootstrap: they share task, store, draws, evaluation and run
+folder, and take their own steps.
 
-A Baseline draws windows like others, but its `update` takes the learner step itself: several optimizers in turn, target
-networks, noise. Target networks are submodules of the network, so that a checkpoint holds them. Chance comes from torch's
-global generator, which the learner seeds at every step.
+A Baseline draws windows like others, but its `update` takes the learner step itself: several
+optimizers in turn, target networks, noise. Target networks are submodules of the network, so that a
+checkpoint holds them. Chance comes from torch's global generator, which the learner seeds at every
+step.
 
-An ExternalAlgorithm is trained by another library, through a Trainer; `build` and `policy` are ours, so that a run
-folder is scored without that library.
+An ExternalAlgorithm is trained by another library, through a Trainer; `build` and `policy` are
+ours, so that a run folder is scored without that library.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class TrainerContext:
 
     task: Task
     seed: int  # another one for each start of a run
-    budget: int  # environment steps of the whole run, or learner steps on a dataset: what schedules end at
+    # environment steps of the whole run, or learner steps on a dataset: what schedules end at
+    budget: int
     device: str  # cpu, cuda or cuda:N
     actors: int = 0  # processes that play beside this one; 0 plays here
     store: Store | None = None  # the episodes of a run on a dataset
@@ -66,7 +69,8 @@ class TrainerContext:
 
 @dataclass(frozen=True)
 class TrainerResult:
-    """What a call of `Trainer.step` came to; `returns` and `lengths` are of the episodes that ended in it."""
+    """What a call of `Trainer.step` came to; `returns` and `lengths` are of the episodes that ended
+    in it."""
 
     env_steps: int
     learner_steps: int
@@ -82,7 +86,8 @@ class Trainer(Protocol):
         """Train for about so many environment steps, or so many learner steps on a dataset."""
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The state of the network that `ExternalAlgorithm.build` makes, as the library has trained it."""
+        """The state of the network that `ExternalAlgorithm.build` makes, as the library has trained
+        it."""
 
     def state(self) -> dict[str, np.ndarray]:
         """All that training needs to go on, as arrays by name."""
@@ -96,7 +101,10 @@ class Trainer(Protocol):
 
 @dataclass(frozen=True)
 class ExternalAlgorithm(Algorithm):
-    """A method that another library trains. Its fields are the library's hyperparameters under the papers' names."""
+    """A method that another library trains.
+
+    Its fields are the library's hyperparameters under the papers' names.
+    """
 
     library: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
@@ -117,8 +125,8 @@ class ExternalAlgorithm(Algorithm):
                 importlib.import_module(module)
             except ImportError as error:
                 raise UserError(
-                    f"{self.name} is trained by {self.library}, and the package {module!r} is missing ({error}); install it with: "
-                    f"{install('baselines')}"
+                    f"{self.name} is trained by {self.library}, and the package {module!r} is"
+                    f" missing ({error}); install it with: {install('baselines')}"
                 ) from None
 
 
@@ -165,7 +173,8 @@ def require_sound(step: Step, name: str) -> None:
 
 
 def spaces_of(leaf: Leaf, unit: bool = False) -> Any:
-    """The gymnasium space of one choice or one vector; with `unit`, bounded elements run from -1 to 1."""
+    """The gymnasium space of one choice or one vector; with `unit`, bounded elements run from -1 to
+    1."""
     from gymnasium import spaces
 
     if leaf.kind == "discrete":
@@ -180,7 +189,8 @@ def spaces_of(leaf: Leaf, unit: bool = False) -> Any:
 
 
 def to_unit(actions: np.ndarray, leaf: Leaf) -> np.ndarray:
-    """Continuous actions `[n, size]` with the leaf's bounds at -1 and 1; as they are where there are none."""
+    """Continuous actions `[n, size]` with the leaf's bounds at -1 and 1; as they are where there
+    are none."""
     if leaf.low is None or leaf.high is None:
         return actions
     low, high = np.array(leaf.low, np.float32), np.array(leaf.high, np.float32)

@@ -1,12 +1,14 @@
-"""Batch-Constrained deep Q-learning (BCQ; Fujimoto, Meger and Precup 2019, arXiv 1812.02900), for continuous actions.
+"""Batch-Constrained deep Q-learning (BCQ; Fujimoto, Meger and Precup 2019, arXiv 1812.02900), for
+continuous actions.
 
-A conditional variational auto-encoder G(s) imitates the data; a perturbation xi(s, a) within [-Phi, Phi] moves its samples
-towards higher value; the policy takes the best of n perturbed samples under Q1 (equation 11). Targets take the best
-of 10 of them under 0.75 min + 0.25 max of two target critics (equation 13). Settings are those of the official code
-(sfujim/BCQ, continuous_BCQ).
+A conditional variational auto-encoder G(s) imitates the data; a perturbation xi(s, a) within [-Phi,
+Phi] moves its samples towards higher value; the policy takes the best of n perturbed samples under
+Q1 (equation 11). Targets take the best of 10 of them under 0.75 min + 0.25 max of two target
+critics (equation 13). Settings are those of the official code (sfujim/BCQ, continuous_BCQ).
 
-Deviations. (1) Bootstrapping stops at terminations only, not at time limits. (2) The networks see actions in [-1, 1]; Phi
-is a share of half the range, as in the official code, whose environments have such bounds.
+Deviations. (1) Bootstrapping stops at terminations only, not at time limits. (2) The networks see
+actions in [-1, 1]; Phi is a share of half the range, as in the official code, whose environments
+have such bounds.
 
     python -m bigdm_ray.run bcq DATASET
     python -m bigdm_ray.run bcq DATASET --algorithm.vae-hidden 256,256 --budget.learner-steps 50000
@@ -44,7 +46,8 @@ from bigdm_ray.settings import setting
 
 
 class Perturbation(nn.Module):
-    """xi(s, a): moves actions by at most `limit` in each element, within [-1, 1] (section 4, equation 10)."""
+    """xi(s, a): moves actions by at most `limit` in each element, within [-1, 1] (section 4,
+    equation 10)."""
 
     def __init__(self, spaces: ContinuousSpaces, hidden: tuple[int, ...], limit: float) -> None:
         super().__init__()
@@ -71,7 +74,8 @@ class BcqModel(nn.Module):
         self.critics = Critics(spaces, settings.hidden)
 
     def generate(self, seen: Tensor, noise: Tensor, perturbation: nn.Module) -> Tensor:
-        """Perturbed samples of the auto-encoder `[n, acted]`; `noise [n, latent]` is cut to [-0.5, 0.5]."""
+        """Perturbed samples of the auto-encoder `[n, acted]`; `noise [n, latent]` is cut to [-0.5,
+        0.5]."""
         out: Tensor = perturbation(
             seen, torch.tanh(self.autoencoder.decode(seen, noise.clamp(-0.5, 0.5)))
         )
@@ -111,7 +115,10 @@ class Bcq(OfflineBaseline):
     )
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
-        """See Algorithm. Raises UserError for what is not one task of vectors and bounded continuous actions."""
+        """See Algorithm.
+
+        Raises UserError for what is not one task of vectors and bounded continuous actions.
+        """
         return BcqModel(ContinuousSpaces(self.name, signatures), self)
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
@@ -125,7 +132,8 @@ class Bcq(OfflineBaseline):
         return {name: self.adam(network, self.learning_rate) for name, network in networks.items()}
 
     def targets(self, model: BcqModel, t: Transitions) -> Tensor:
-        """r + gamma max over generated actions of the soft-clipped target critics `[B]` (equation 13)."""
+        """r + gamma max over generated actions of the soft-clipped target critics `[B]` (equation
+        13)."""
         seen = repeat_rows(t.seen_next, self.target_actions)
         action = model.generate(
             seen,
@@ -165,11 +173,15 @@ class Bcq(OfflineBaseline):
         return {f"train/{name}": value.detach() for name, value in metrics.items()}
 
     def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
-        """`sample` is the paper's: the best of n generated actions. Raises UserError for other modes."""
+        """`sample` is the paper's: the best of n generated actions.
+
+        Raises UserError for other modes.
+        """
         assert isinstance(model, BcqModel)
         if mode != "sample":
             raise UserError(
-                f"bcq has no mode {mode}; it acts on the best of its samples, which is the mode sample"
+                f"bcq has no mode {mode}; it acts on the best of its samples, which is the mode"
+                " sample"
             )
         latent, count = model.autoencoder.latent, self.candidates
 

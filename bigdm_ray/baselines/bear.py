@@ -1,13 +1,15 @@
 """Bootstrapping Error Accumulation Reduction (BEAR; Kumar et al. 2019, arXiv 1906.00949).
 
-A stochastic policy maximises the smaller of two critics while the maximum mean discrepancy (MMD) between a few of
-its actions and a few of an auto-encoder that imitates the data stays below `threshold` (equation 1; the multiplier follows by
-dual ascent, algorithm 1). Before `warm_start` steps it minimises the MMD alone. MMD is taken before tanh, on noise cut to
-[-0.5, 0.5]. Settings are those of the official code and readme (aviralkumar2907/BEAR); the preset `d4rl` has those of
+A stochastic policy maximises the smaller of two critics while the maximum mean discrepancy (MMD)
+between a few of its actions and a few of an auto-encoder that imitates the data stays below
+`threshold` (equation 1; the multiplier follows by dual ascent, algorithm 1). Before `warm_start`
+steps it minimises the MMD alone. MMD is taken before tanh, on noise cut to [-0.5, 0.5]. Settings
+are those of the official code and readme (aviralkumar2907/BEAR); the preset `d4rl` has those of
 D4RL's evaluations (rail-berkeley/d4rl_evaluations).
 
-Deviations. (1) Bootstrapping stops at terminations only, not at time limits. (2) The logarithm of the deviation is cut to
-[-20, 2], as in D4RL's version; the first code has no bounds. (3) The logarithm of the multiplier begins at 0, not at a random number.
+Deviations. (1) Bootstrapping stops at terminations only, not at time limits. (2) The logarithm of
+the deviation is cut to [-20, 2], as in D4RL's version; the first code has no bounds. (3) The
+logarithm of the multiplier begins at 0, not at a random number.
 
     python -m bigdm_ray.run bear DATASET
     python -m bigdm_ray.run bear DATASET --algorithm.warm-start 5000 --budget.learner-steps 50000
@@ -70,9 +72,11 @@ class BearModel(nn.Module):
 
 
 def mmd(one: Tensor, other: Tensor, sigma: float, kernel: str) -> Tensor:
-    """Maximum mean discrepancy between two sets of samples for each row: `[n, k, d]` and `[n, m, d]` to `[n]` (section 5, equation 2).
+    """Maximum mean discrepancy between two sets of samples for each row: `[n, k, d]` and
+    `[n, m, d]` to `[n]` (section 5, equation 2).
 
-    `laplacian`: exp(-|x - y|_1 / (2 sigma)); `gaussian`: exp(-|x - y|_2^2 / (2 sigma)). The mean over pairs counts a sample with itself.
+    `laplacian`: exp(-|x - y|_1 / (2 sigma)); `gaussian`: exp(-|x - y|_2^2 / (2 sigma)). The mean
+    over pairs counts a sample with itself.
     """
 
     def affinity(x: Tensor, y: Tensor) -> Tensor:
@@ -148,7 +152,10 @@ class Bear(OfflineBaseline):
         return Pretraining(self.warm_start, ("warm_start",), "an imitation of the data")
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
-        """See Algorithm. Raises UserError for what is not one task of vectors and bounded continuous actions."""
+        """See Algorithm.
+
+        Raises UserError for what is not one task of vectors and bounded continuous actions.
+        """
         return BearModel(ContinuousSpaces(self.name, signatures), self)
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
@@ -162,7 +169,8 @@ class Bear(OfflineBaseline):
         }
 
     def targets(self, model: BearModel, t: Transitions) -> Tensor:
-        """r + gamma max over sampled actions of the soft-clipped target critics `[B]` (algorithm 1, line 4)."""
+        """r + gamma max over sampled actions of the soft-clipped target critics `[B]` (algorithm 1,
+        line 4)."""
         seen = repeat_rows(t.seen_next, self.target_actions)
         mean, log_std = (
             repeat_rows(value, self.target_actions) for value in model.actor_target(t.seen_next)
@@ -214,7 +222,8 @@ class Bear(OfflineBaseline):
         return {f"train/{name}": value.detach() for name, value in metrics.items()}
 
     def _discrepancy(self, model: BearModel, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """MMD of each row `[B]`, and the policy's actions before tanh that it was taken on `[B, matched, acted]`."""
+        """MMD of each row `[B]`, and the policy's actions before tanh that it was taken on
+        `[B, matched, acted]`."""
         n, count = len(seen), self.matched
         with torch.no_grad():
             latent = torch.randn(n * count, model.autoencoder.latent, device=seen.device).clamp(
@@ -230,7 +239,8 @@ class Bear(OfflineBaseline):
         return mmd(imitated, raw, self.sigma, self.kernel), raw
 
     def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
-        """`sample`: of some samples of the policy the one that Q1 likes best, as in the official code; `mean`: the squashed mean."""
+        """`sample`: of some samples of the policy the one that Q1 likes best, as in the official
+        code; `mean`: the squashed mean."""
         assert isinstance(model, BearModel)
         if mode == "plan":
             raise UserError("bear has no planner; its modes are sample and mean")

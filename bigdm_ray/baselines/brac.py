@@ -1,17 +1,24 @@
-"""Behavior Regularized Actor Critic (BRAC; Wu, Tucker and Nachum 2019, arXiv 1911.11361), with the KL divergence in primal form.
+"""Behavior Regularized Actor Critic (BRAC; Wu, Tucker and Nachum 2019, arXiv 1911.11361), with the
+KL divergence in primal form.
 
-A squashed Gaussian that was cloned from the data stays fixed; an actor-critic pays `alpha` times the divergence of its policy from
-it: in the policy's objective (equation 5), and with `value_penalty` (BRAC-v) in the critics' targets too (equation 4), without it (BRAC-p) not.
-The first `clone_steps` learner steps fit the clone by maximum likelihood; then come `warm_start` steps of the critics alone. Settings are those of the
-official code (google-research/behavior_regularized_offline_rl) and D4RL's evaluations; the paper tunes `alpha` for each task.
+A squashed Gaussian that was cloned from the data stays fixed; an actor-critic pays `alpha` times
+the divergence of its policy from it: in the policy's objective (equation 5), and with
+`value_penalty` (BRAC-v) in the critics' targets too (equation 4), without it (BRAC-p) not. The
+first `clone_steps` learner steps fit the clone by maximum likelihood; then come `warm_start` steps
+of the critics alone. Settings are those of the official code
+(google-research/behavior_regularized_offline_rl) and D4RL's evaluations; the paper tunes `alpha`
+for each task.
 
-Deviations. (1) The divergence of the two Gaussians before tanh is added up in closed form, where the paper averages 4 samples: tanh is one-to-one,
-so it is the same quantity without the noise. (2) Cloning is part of the run, has no entropy term, and the policy begins as the clone. So it
-rests in the warm start, which for the official code is the time to reach the clone: steps at a divergence of 0 would wear Adam's second moments
-away, and the critics' first gradients would throw the policy far. (3) Bootstrapping stops at terminations only, not at time limits.
+Deviations. (1) The divergence of the two Gaussians before tanh is added up in closed form, where
+the paper averages 4 samples: tanh is one-to-one, so it is the same quantity without the noise. (2)
+Cloning is part of the run, has no entropy term, and the policy begins as the clone. So it rests in
+the warm start, which for the official code is the time to reach the clone: steps at a divergence of
+0 would wear Adam's second moments away, and the critics' first gradients would throw the policy
+far. (3) Bootstrapping stops at terminations only, not at time limits.
 
     python -m bigdm_ray.run brac DATASET --evaluations.mode mean
-    python -m bigdm_ray.run brac DATASET --algorithm.clone-steps 5000 --algorithm.warm-start 2000 --budget.learner-steps 50000
+    python -m bigdm_ray.run brac DATASET --algorithm.clone-steps 5000 --algorithm.warm-start 2000 \\
+        --budget.learner-steps 50000
 """
 
 from __future__ import annotations
@@ -100,7 +107,8 @@ class Brac(OfflineBaseline):
     clone_steps: int = setting(50_000, "learner steps at the beginning that fit the clone", low=1)
     warm_start: int = setting(
         20_000,
-        "learner steps after these in which the critics learn alone, and the policy stays the clone",
+        "learner steps after these in which the critics learn alone, and the policy stays the"
+        " clone",
         low=0,
     )
 
@@ -111,7 +119,10 @@ class Brac(OfflineBaseline):
         )
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
-        """See Algorithm. Raises UserError for what is not one task of vectors and bounded continuous actions."""
+        """See Algorithm.
+
+        Raises UserError for what is not one task of vectors and bounded continuous actions.
+        """
         return BracModel(ContinuousSpaces(self.name, signatures), self)
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
@@ -123,7 +134,8 @@ class Brac(OfflineBaseline):
         }
 
     def targets(self, model: BracModel, t: Transitions) -> Tensor:
-        """r + gamma (min of the target critics at a sampled action - alpha KL) `[B]` (equation 4)."""
+        """r + gamma (min of the target critics at a sampled action - alpha KL) `[B]` (equation
+        4)."""
         mean, log_std = model.actor(t.seen_next)
         action = torch.tanh(mean + torch.exp(log_std) * torch.randn_like(mean))
         value = soft_clip(model.critics.target_values(t.seen_next, action), self.min_share)

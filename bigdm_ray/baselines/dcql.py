@@ -1,10 +1,12 @@
-"""Conservative Q-learning for discrete actions (CQL(H); Kumar et al. 2020, arXiv 2006.04779, equation 4), on double Q-learning.
+"""Conservative Q-learning for discrete actions (CQL(H); Kumar et al. 2020, arXiv 2006.04779,
+equation 4), on double Q-learning.
 
-The temporal-difference error of a Q-network gets a penalty: alpha times the log of the summed exp of all actions' values less the value of the
-action that the data took. So actions that the data lack look bad. It acts greedily. `cql` is the method for continuous actions.
+The temporal-difference error of a Q-network gets a penalty: alpha times the log of the summed exp
+of all actions' values less the value of the action that the data took. So actions that the data
+lack look bad. It acts greedily. `cql` is the method for continuous actions.
 
-Deviations. (1) One Q-value an action, by Huber loss (as in DQN), where the paper's Atari experiments use quantiles. (2) Bootstrapping
-stops at terminations only, not at time limits.
+Deviations. (1) One Q-value an action, by Huber loss (as in DQN), where the paper's Atari
+experiments use quantiles. (2) Bootstrapping stops at terminations only, not at time limits.
 
     python -m bigdm_ray.run dcql DATASET
 """
@@ -100,12 +102,16 @@ class Dcql(Baseline):
         return View(weight="length", next_observation=True, terminals=True)
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
-        """See Algorithm. Raises UserError for what is not one task with a single choice as its action."""
+        """See Algorithm.
+
+        Raises UserError for what is not one task with a single choice as its action.
+        """
         signature = only_task(self.name, signatures)
         leaves = list(signature.actions.values())
         if len(leaves) != 1 or leaves[0].kind != "discrete" or leaves[0].size != 1:
             raise UserError(
-                "dcql needs a single discrete choice as the action; take cql for continuous actions, or bc for any"
+                "dcql needs a single discrete choice as the action; take cql for continuous"
+                " actions, or bc for any"
             )
         return DcqlModel(signature, self)
 

@@ -1,16 +1,22 @@
 """Model-Based Offline Planning (MBOP; Argenson and Dulac-Arnold 2021, arXiv 2008.05556).
 
-Three ensembles are fitted by squared error: what follows a step and its reward f_m(s, a), what the data would do f_b(s, a_before), and the
-return of the next `return_horizon` steps f_R(s, a_before) (section 3.1). At each step a planner of the MPPI kind (algorithm 2) rolls noisy actions of
-f_b, mixed with the plan of the step before, through f_m, adds f_R at the end, and averages the action sequences with weights exp(kappa R).
-Nothing bootstraps: the three are one supervised loss. Networks are those of Acme (google-deepmind/acme, agents/jax/mbop). The paper tunes
-the planner for each dataset, with 100 trajectories of 2 to 10 steps, where the defaults lie. Acme's values, in the preset `acme`, see 25 steps ahead, fewer
-than a fall takes on Hopper: that planner leans forward and falls where the data is poor.
+Three ensembles are fitted by squared error: what follows a step and its reward f_m(s, a), what the
+data would do f_b(s, a_before), and the return of the next `return_horizon` steps f_R(s, a_before)
+(section 3.1). At each step a planner of the MPPI kind (algorithm 2) rolls noisy actions of f_b,
+mixed with the plan of the step before, through f_m, adds f_R at the end, and averages the action
+sequences with weights exp(kappa R). Nothing bootstraps: the three are one supervised loss. Networks
+are those of Acme (google-deepmind/acme, agents/jax/mbop). The paper tunes the planner for each
+dataset, with 100 trajectories of 2 to 10 steps, where the defaults lie. Acme's values, in the
+preset `acme`, see 25 steps ahead, fewer than a fall takes on Hopper: that planner leans forward and
+falls where the data is poor.
 
-Deviations. (1) As in Acme a trajectory's rewards are those of its own ensemble member, not the mean over all; its final return is the mean. (2)
-f_m predicts the standardised change of the observation. (3) As in Acme, noise is in deviations of the data's actions; returns are in deviations of a
-reward. (4) The models see actions cut to their bounds, as the environment does; averaged are uncut ones, since cutting would pull the mean inwards.
-(5) f_R is not fitted where a time limit hides part of the return. (6) Chance is a generator for each row, seeded from two uniforms.
+Deviations. (1) As in Acme a trajectory's rewards are those of its own ensemble member, not the mean
+over all; its final return is the mean. (2) f_m predicts the standardised change of the observation.
+(3) As in Acme, noise is in deviations of the data's actions; returns are in deviations of a reward.
+(4) The models see actions cut to their bounds, as the environment does; averaged are uncut ones,
+since cutting would pull the mean inwards.
+(5) f_R is not fitted where a time limit hides part of the return. (6) Chance is a generator for
+    each row, seeded from two uniforms.
 
     python -m bigdm_ray.run mbop DATASET
     python -m bigdm_ray.run mbop DATASET --algorithm.horizon 8 --algorithm.kappa 1
@@ -66,7 +72,8 @@ class MbopModel(nn.Module):
         self.of_return = Standardise(1)
 
     def next(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Standardised states `[members, n, seen]` and actions to the standardised states that follow and the rewards `[members, n]`.
+        """Standardised states `[members, n, seen]` and actions to the standardised states that
+        follow and the rewards `[members, n]`.
 
         Rewards are in deviations of a reward, with their mean.
         """
@@ -77,7 +84,8 @@ class MbopModel(nn.Module):
         )
 
     def returns(self, state: Tensor, before: Tensor) -> Tensor:
-        """The mean over members of the return of the next steps `[..., n]`, for rows shared by all members, in deviations of a reward."""
+        """The mean over members of the return of the next steps `[..., n]`, for rows shared by all
+        members, in deviations of a reward."""
         rows = torch.cat([state, before], -1)
         mean: Tensor = self.value(rows.flatten(0, -2)).mean(0).reshape(rows.shape[:-1])
         return (mean * (self.of_return.std + 1e-6) + self.of_return.mean) / (
@@ -86,13 +94,15 @@ class MbopModel(nn.Module):
 
 
 def weighted_plan(actions: Tensor, returns: Tensor, kappa: float) -> Tensor:
-    """The mean of action sequences `[n, samples, H, acted]` with weights exp(kappa R), R `[n, samples]`: `[n, H, acted]` (algorithm 2, line 17)."""
+    """The mean of action sequences `[n, samples, H, acted]` with weights exp(kappa R), R
+    `[n, samples]`: `[n, H, acted]` (algorithm 2, line 17)."""
     plan: Tensor = torch.einsum("ns,nsha->nha", torch.softmax(kappa * returns, 1), actions)
     return plan
 
 
 def coming_returns(rewards: np.ndarray, horizon: int) -> np.ndarray:
-    """The sum of this and the following rewards, `horizon` of them at most: `[T]` float32, added up in float64."""
+    """The sum of this and the following rewards, `horizon` of them at most: `[T]` float32, added up
+    in float64."""
     sums = np.concatenate([[0.0], np.cumsum(rewards, dtype=np.float64)])
     first = np.arange(len(rewards))
     out: np.ndarray = (sums[np.minimum(first + horizon, len(rewards))] - sums[first]).astype(
@@ -110,7 +120,10 @@ class MbopPolicy(Policy):
         self.uniforms = 2
 
     def empty(self, n: int) -> State:
-        """See Policy. The plan before the first is zero: the middle of the actions' range (algorithm 1)."""
+        """See Policy.
+
+        The plan before the first is zero: the middle of the actions' range (algorithm 1).
+        """
         return {"plan": np.zeros((n, self._settings.horizon, self._model.spaces.acted), np.float32)}
 
     @torch.inference_mode()
@@ -147,7 +160,8 @@ class MbopPolicy(Policy):
         }
 
     def noise(self, uniforms: np.ndarray) -> Tensor:
-        """Standard normals `[H, members, n, samples a member, acted]`, those of each row from a generator of its own."""
+        """Standard normals `[H, members, n, samples a member, acted]`, those of each row from a
+        generator of its own."""
         settings = self._settings
         shape = (
             settings.horizon,
@@ -165,7 +179,8 @@ class MbopPolicy(Policy):
         return torch.stack(rows, 2).to(self._device)
 
     def plan(self, seen: Tensor, before: Tensor, noise: Tensor) -> Tensor:
-        """Algorithm 2 for rows `[n, seen]` (standardised), their last plans `[n, H, acted]` and noise: the new plans `[n, H, acted]`."""
+        """Algorithm 2 for rows `[n, seen]` (standardised), their last plans `[n, H, acted]` and
+        noise: the new plans `[n, H, acted]`."""
         model, settings = self._model, self._settings
         horizon, members, n, each, acted = noise.shape
         state = seen.repeat_interleave(each, 0).expand(members, n * each, -1)
@@ -252,10 +267,14 @@ class Mbop(Supervised):
         )
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
-        """See Algorithm. Raises UserError for what is not one task of vectors and bounded continuous actions."""
+        """See Algorithm.
+
+        Raises UserError for what is not one task of vectors and bounded continuous actions.
+        """
         if self.samples % self.members:
             raise UserError(
-                f"--algorithm.samples is {self.samples}, but a multiple of --algorithm.members, which is {self.members}, is expected"
+                f"--algorithm.samples is {self.samples}, but a multiple of --algorithm.members,"
+                f" which is {self.members}, is expected"
             )
         return MbopModel(ContinuousSpaces(self.name, signatures), self.members, self.hidden)
 
@@ -305,7 +324,8 @@ class Mbop(Supervised):
     def annotate(
         self, model: nn.Module, stores: Mapping[str, Store], step: int
     ) -> dict[str, Columns]:
-        """The return of the next steps, and 0 where a time limit ended the episode before they were over."""
+        """The return of the next steps, and 0 where a time limit ended the episode before they were
+        over."""
         out = {}
         for task, store in stores.items():
             coming, known = [], []
@@ -336,9 +356,8 @@ class Mbop(Supervised):
             if group in leaves:
                 leaves[group][path] = value if group == "actions" else value[:, 1]
         raw, raw_next = spaces.see(leaves["observations"]), spaces.see(leaves["next_observations"])
-        actions = spaces.pack(leaves["actions"]) * batch["mask"].unsqueeze(
-            -1
-        )  # no action before the first step: zero, as the first plan
+        # no action before the first step: zero, as the first plan
+        actions = spaces.pack(leaves["actions"]) * batch["mask"].unsqueeze(-1)
         state, before, action = model.of_seen(raw), actions[:, 0], actions[:, 1]
         followed = torch.cat(
             [model.of_change(raw_next - raw), model.of_reward(batch["rewards"][:, 1:])], -1
@@ -360,7 +379,8 @@ class Mbop(Supervised):
         return Loss(total, weight.sum(), {"train/loss": total.detach(), **parts})
 
     def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
-        """`sample` and `plan` are the paper's planner; `mean` acts on the behaviour ensemble alone (Acme's horizon of 0)."""
+        """`sample` and `plan` are the paper's planner; `mean` acts on the behaviour ensemble alone
+        (Acme's horizon of 0)."""
         assert isinstance(model, MbopModel)
         return MbopPolicy(model, self, plans=mode != "mean")
 

@@ -1,7 +1,9 @@
-"""What the offline methods of this folder share: single steps with what followed them, critics in pairs, acting without memory.
+"""What the offline methods of this folder share: single steps with what followed them, critics in
+pairs, acting without memory.
 
-BCQ, BEAR and BRAC learn a critic on transitions of a dataset and differ in how they keep the policy near the data. All
-of them read vectors and act with bounded continuous actions; the networks see actions in [-1, 1].
+BCQ, BEAR and BRAC learn a critic on transitions of a dataset and differ in how they keep the policy
+near the data. All of them read vectors and act with bounded continuous actions; the networks see
+actions in [-1, 1].
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ class Transitions(NamedTuple):
     action: Tensor  # [B, acted], in [-1, 1]
     reward: Tensor  # [B]
     seen_next: Tensor  # [B, seen]
-    goes_on: Tensor  # [B], 0 where the episode terminated: there is no value after it. A time limit is no termination
+    # [B], 0 where the episode terminated: there is no value after it. A time limit is no
+    # termination
+    goes_on: Tensor
 
     @staticmethod
     def of(spaces: ContinuousSpaces, batch: dict[str, Tensor]) -> Transitions:
@@ -78,7 +82,8 @@ class Critics(nn.Module):
 
 
 def soft_clip(values: Tensor, share: float) -> Tensor:
-    """`share` of the smaller and 1 - `share` of the larger of two critics `[2, ...]` (Fujimoto et al. 2019, equation 13)."""
+    """`share` of the smaller and 1 - `share` of the larger of two critics `[2, ...]` (Fujimoto et
+    al. 2019, equation 13)."""
     return share * values.amin(0) + (1 - share) * values.amax(0)
 
 
@@ -88,7 +93,10 @@ def frozen_copy(network: nn.Module) -> nn.Module:
 
 
 def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """One step of an optimizer; gradients are made for its own parameters only. The learner has cleared the old ones."""
+    """One step of an optimizer; gradients are made for its own parameters only.
+
+    The learner has cleared the old ones.
+    """
     loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
     optimizer.step()
 
@@ -108,7 +116,8 @@ class OfflineBaseline(Baseline):
     discount: float = setting(0.99, "discount factor gamma", low=0, high=1)
     follow_rate: float = setting(
         0.005,
-        "share of the online networks that the target networks take over at each learner step (tau)",
+        "share of the online networks that the target networks take over at each learner step"
+        " (tau)",
         above=0,
         high=1,
     )
@@ -155,14 +164,16 @@ class OfflineBaseline(Baseline):
 def vector_policy(
     spaces: ContinuousSpaces, choose: Callable[[Tensor, Tensor], Tensor], uniforms: int
 ) -> Policy:
-    """Acts without memory: `choose` makes packed actions `[n, acted]` of rows `[n, seen]` and uniforms `[n, k]`."""
+    """Acts without memory: `choose` makes packed actions `[n, acted]` of rows `[n, seen]` and
+    uniforms `[n, k]`."""
     return Memoryless(
         spaces, lambda seen, chance: spaces.unpack(choose(spaces.see(seen), chance)), uniforms
     )
 
 
 def best_of(critics: Critics, seen: Tensor, candidates: Tensor) -> Tensor:
-    """Of `[n, c, acted]` candidates for rows `[n, seen]`, those that the first critic likes best: `[n, acted]`."""
+    """Of `[n, c, acted]` candidates for rows `[n, seen]`, those that the first critic likes best:
+    `[n, acted]`."""
     n, count, _ = candidates.shape
     values = critics.first(repeat_rows(seen, count), candidates.flatten(0, 1)).reshape(n, count)
     return candidates[torch.arange(n, device=values.device), values.argmax(1)]

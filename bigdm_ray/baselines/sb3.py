@@ -1,13 +1,16 @@
-"""A2C, DQN and PPO of Stable-Baselines3: the baselines of Upside-Down RL's paper (Srivastava et al. 2019, section 3.3), and one that learns from pictures.
+"""A2C, DQN and PPO of Stable-Baselines3: the baselines of Upside-Down RL's paper (Srivastava et al.
+2019, section 3.3), and one that learns from pictures.
 
-Stable-Baselines3 plays, stores and learns in this process; what it trained is exported at each evaluation and save. Its
-environments are ours, EnvPool's where the task has them, behind a vector environment that keeps the two ends of an
-episode apart. Nothing is pickled: networks, optimizer and replay buffer are saved as arrays. The presets of LunarLander
-are those of the RL Zoo (DLR-RM/rl-baselines3-zoo, hyperparams/a2c.yml and dqn.yml).
+Stable-Baselines3 plays, stores and learns in this process; what it trained is exported at each
+evaluation and save. Its environments are ours, EnvPool's where the task has them, behind a vector
+environment that keeps the two ends of an episode apart. Nothing is pickled: networks, optimizer and
+replay buffer are saved as arrays. The presets of LunarLander are those of the RL Zoo
+(DLR-RM/rl-baselines3-zoo, hyperparams/a2c.yml and dqn.yml).
 
-Pictures are shrunk and stacked before the library sees them, and its features extractor is our `ImageLayers`. PPO is called
-`sb3-ppo`, for `ppo` is RLlib's, whose connectors keep every step of every episode as Python objects. Its presets of Atari's
-games are made for one processor core: a quarter of the usual pixels, and few channels.
+Pictures are shrunk and stacked before the library sees them, and its features extractor is our
+`ImageLayers`. PPO is called `sb3-ppo`, for `ppo` is RLlib's, whose connectors keep every step of
+every episode as Python objects. Its presets of Atari's games are made for one processor core: a
+quarter of the usual pixels, and few channels.
 
     python -m bigdm_ray.run dqn lunarlander
     python -m bigdm_ray.run sb3-ppo pong --local
@@ -115,7 +118,8 @@ class Sb3(ExternalAlgorithm):
         return FrameView(self.frame_stack, self.shrink, self.channels, self.features)
 
     def networks(self, env: Any, hidden: tuple[int, ...]) -> dict[str, Any]:
-        """The library's `policy_kwargs` for an environment of `make_vector_env`: our convolutions where it shows pictures, then these layers."""
+        """The library's `policy_kwargs` for an environment of `make_vector_env`: our convolutions
+        where it shows pictures, then these layers."""
         shape = env.observation_space.shape
         kwargs: dict[str, Any] = {"net_arch": list(hidden)}
         if len(shape) == 1:
@@ -132,7 +136,8 @@ class Sb3(ExternalAlgorithm):
 
 @dataclass(frozen=True)
 class Sb3ActorCritic(Sb3):
-    """What A2C and PPO have in common: a policy of tanh layers, a value function of its own layers, several environments in turn."""
+    """What A2C and PPO have in common: a policy of tanh layers, a value function of its own layers,
+    several environments in turn."""
 
     hidden: tuple[int, ...] = setting(
         (64, 64),
@@ -155,7 +160,8 @@ class Sb3ActorCritic(Sb3):
         return self.environments
 
     def build(self, signatures: Mapping[str, Signature]) -> LayeredActor:
-        """See Algorithm: tanh layers to logits, or to the means of a Gaussian whose deviations depend on nothing."""
+        """See Algorithm: tanh layers to logits, or to the means of a Gaussian whose deviations
+        depend on nothing."""
         (signature,) = signatures.values()
         discrete = plain_leaves(signature, self.name, pictures=True)[3].kind == "discrete"
         return LayeredActor(
@@ -223,7 +229,8 @@ A2C_PRESETS: Presets = {
 
 @dataclass(frozen=True)
 class Sb3A2c(Sb3ActorCritic):
-    """Hyperparameters of advantage actor-critic (Mnih et al. 2016); the defaults are the library's."""
+    """Hyperparameters of advantage actor-critic (Mnih et al. 2016); the defaults are the
+    library's."""
 
     name: ClassVar[str] = "a2c"
     presets: ClassVar[Presets] = A2C_PRESETS
@@ -275,7 +282,8 @@ PPO_PRESETS: Presets = {
 
 @dataclass(frozen=True)
 class Sb3Ppo(Sb3ActorCritic):
-    """Hyperparameters of proximal policy optimisation (Schulman et al. 2017); the defaults are the library's."""
+    """Hyperparameters of proximal policy optimisation (Schulman et al. 2017); the defaults are the
+    library's."""
 
     name: ClassVar[str] = "sb3-ppo"
     presets: ClassVar[Presets] = PPO_PRESETS
@@ -284,7 +292,8 @@ class Sb3Ppo(Sb3ActorCritic):
     epochs: int = setting(10, "passes over these steps", low=1)
     batch_size: int = setting(
         64,
-        "steps of one learner step; a divisor of --algorithm.environments times --algorithm.n-steps",
+        "steps of one learner step; a divisor of --algorithm.environments times"
+        " --algorithm.n-steps",
         low=2,
         high=1_000_000,
     )
@@ -299,10 +308,14 @@ class Sb3Ppo(Sb3ActorCritic):
         return self.environments * self.n_steps // self.batch_size
 
     def build(self, signatures: Mapping[str, Signature]) -> LayeredActor:
-        """See Sb3ActorCritic. Raises UserError for a batch size that does not divide the steps of a bout."""
+        """See Sb3ActorCritic.
+
+        Raises UserError for a batch size that does not divide the steps of a bout.
+        """
         if (steps := self.environments * self.n_steps) % self.batch_size:
             raise UserError(
-                f"--algorithm.batch-size is {self.batch_size}, but a divisor of the {steps:,} steps of a bout is expected"
+                f"--algorithm.batch-size is {self.batch_size}, but a divisor of the {steps:,} steps"
+                " of a bout is expected"
             )
         return super().build(signatures)
 
@@ -354,7 +367,8 @@ DQN_PRESETS: Presets = {
 
 @dataclass(frozen=True)
 class Sb3Dqn(Sb3):
-    """Hyperparameters of deep Q-learning (Mnih et al. 2015), with targets of `n_steps`, not double; the defaults are the library's but for its exploration."""
+    """Hyperparameters of deep Q-learning (Mnih et al. 2015), with targets of `n_steps`, not double;
+    the defaults are the library's but for its exploration."""
 
     name: ClassVar[str] = "dqn"
     presets: ClassVar[Presets] = DQN_PRESETS
@@ -438,7 +452,8 @@ ALGORITHMS = (Sb3A2c, Sb3Dqn, Sb3Ppo)
 
 
 class Sb3Trainer:
-    """See Trainer: an algorithm of Stable-Baselines3 that learns in many short calls of its `learn`."""
+    """See Trainer: an algorithm of Stable-Baselines3 that learns in many short calls of its
+    `learn`."""
 
     def __init__(self, algorithm: Sb3, context: TrainerContext) -> None:
         from stable_baselines3.common.logger import Logger
@@ -473,7 +488,8 @@ class Sb3Trainer:
         return self._algorithm.export_state(self._learner)
 
     def state(self) -> dict[str, np.ndarray]:
-        """See Trainer: policy with its target, optimizer, counters, and the filled part of the replay buffer."""
+        """See Trainer: policy with its target, optimizer, counters, and the filled part of the
+        replay buffer."""
         learner = self._learner
         policy = {
             name: value.detach().cpu().numpy().copy()
@@ -543,7 +559,10 @@ def extractor() -> Any:
 
 
 def make_vector_env(env: VectorEnv, algorithm: Sb3, ended: list[tuple[float, int]]) -> Any:
-    """`env` as the library's vector environment: rows that end begin again at once. Return and length of each episode go to `ended`."""
+    """`env` as the library's vector environment: rows that end begin again at once.
+
+    Return and length of each episode go to `ended`.
+    """
     from gymnasium import spaces
     from stable_baselines3.common.vec_env import VecEnv
 

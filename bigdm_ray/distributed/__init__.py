@@ -1,8 +1,8 @@
 """The same loop with its parts on Ray: the only folder of the core that imports it.
 
-Ray reads its settings when it is imported, so they are set here, where the user has not set them: token
-authentication on, no usage statistics, actors without a GPU see none, no `uv run` around workers,
-no log lines about errors of calls that nobody waits for any more.
+Ray reads its settings when it is imported, so they are set here, where the user has not set them:
+token authentication on, no usage statistics, actors without a GPU see none, no `uv run` around
+workers, no log lines about errors of calls that nobody waits for any more.
 """
 
 import os

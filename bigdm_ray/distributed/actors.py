@@ -3,7 +3,8 @@
 An actor's constructor does nothing, so it cannot throw (Ray never retries one); its real set-up is
 a method. What a slot is set up with is small and travels by value. Calls in flight when an actor
 dies are for its owner to repeat: every call of this project may be repeated. An object that is lost
-on its way (`classify_fault`) is not the callee's death: the call is made again, after what it carried.
+on its way (`classify_fault`) is not the callee's death: the call is made again, after what it
+carried.
 """
 
 from __future__ import annotations

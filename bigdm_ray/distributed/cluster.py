@@ -56,8 +56,8 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THRE
 def cluster(run: Run, dashboard: bool = False) -> Iterator[Any]:
     """The connected `ray` module; what was started here is stopped at the end.
 
-    With `dashboard` the address of Ray's web page is told: that of the cluster, or of the Ray that is
-    started here, which has none otherwise. Raises UserError where it cannot join.
+    With `dashboard` the address of Ray's web page is told: that of the cluster, or of the Ray that
+    is started here, which has none otherwise. Raises UserError where it cannot join.
     """
     check_device(run)
     if ray.is_initialized():  # inside a Tune trial, or a user's own session
@@ -78,11 +78,15 @@ def cluster(run: Run, dashboard: bool = False) -> Iterator[Any]:
 
 
 def check_device(run: Run) -> None:
-    """Raise UserError where learner actors would wait for a GPU that never comes. A cluster that is joined may still add nodes."""
+    """Raise UserError where learner actors would wait for a GPU that never comes.
+
+    A cluster that is joined may still add nodes.
+    """
     name, ranks = run.machines.device, run.machines.learners
     if name.startswith("cuda:"):
         raise UserError(
-            f"--device {name} picks a GPU for --local; with Ray say --device cuda: each learner is given a GPU of its own"
+            f"--device {name} picks a GPU for --local; with Ray say --device cuda: each learner is"
+            " given a GPU of its own"
         )
     if (
         run.machines.address == "local"
@@ -91,7 +95,8 @@ def check_device(run: Run) -> None:
         and ranks > (count := torch.cuda.device_count())
     ):
         raise UserError(
-            f"--learners is {ranks}, but this machine has {count} GPU(s); give at most so many learners, or --device cpu"
+            f"--learners is {ranks}, but this machine has {count} GPU(s); give at most so many"
+            " learners, or --device cpu"
         )
 
 
@@ -120,8 +125,8 @@ def _join(address: str) -> None:
 def own_ray(cpus: int, dashboard: bool = False) -> Iterator[None]:
     """A Ray of this process's own on this machine, with at least so many (logical) CPUs.
 
-    It listens on loopback only, has a token and a folder of its own, and is stopped at the end. With
-    `dashboard` it has a web page too, whose address and token are told. Raises RunFailed.
+    It listens on loopback only, has a token and a folder of its own, and is stopped at the end.
+    With `dashboard` it has a web page too, whose address and token are told. Raises RunFailed.
     """
     _check_loopback()
     token = {} if _named_token() else {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -345,7 +350,8 @@ def pinned_options() -> dict[str, Any]:
 
 
 def cpu_options(num_cpus: float = 1) -> dict[str, Any]:
-    """What an actor asks of Ray that needs no GPU: rollout actors one CPU each, spread over the nodes.
+    """What an actor asks of Ray that needs no GPU: rollout actors one CPU each, spread over the
+    nodes.
 
     Nodes that a cluster file labels `bigdm/role: learner` are left to the learners.
     """

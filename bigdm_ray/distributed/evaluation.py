@@ -1,4 +1,5 @@
-"""Evaluation in parts on many actors: each plays the next part that waits, and who plays it does not show in the result."""
+"""Evaluation in parts on many actors: each plays the next part that waits, and who plays it does
+not show in the result."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def evaluate_on_actors(
     address: str,
     on_end: Callable[[int], None],
 ) -> list[Score]:
-    """Play parts of so many episodes each of one of the run's tasks with the seed and the mode of `run`; their scores in the order of the parts.
+    """Play parts of so many episodes each of one of the run's tasks with the seed and the mode of
+    `run`; their scores in the order of the parts.
 
     A part whose actor dies, or whose answer is lost, is played again. `on_end` hears of how many
     episodes a part that has ended was. Ctrl-C leaves out what has not ended.
@@ -79,9 +81,10 @@ def _play(
     """Fill `scores`, by the numbers of the parts, as they end."""
     shared = ray.put(weights)
     waiting = list(range(len(parts)))[::-1]
+    # its part, None while it is set up
     running: dict[Any, tuple[ActorSlot, int, int | None]] = {
         s.ready: (s, s.generation, None) for s in slots
-    }  # its part, None while it is set up
+    }
     wait = Wait(lambda: f"{len(parts) - len(scores)} of {len(parts)} parts to be played")
     while len(scores) < len(parts):
         ready, _ = ray.wait(list(running), num_returns=1, timeout=wait.seconds())

@@ -1,4 +1,7 @@
-"""RayExecutor: the verbs of the loop done by actors, one call at a time. With `--machines.lock-step true` it equals `--local`."""
+"""RayExecutor: the verbs of the loop done by actors, one call at a time.
+
+With `--machines.lock-step true` it equals `--local`.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,10 @@ class ShardTracker:
         self._taken, self._moved, self._gone = list[ShardRef](), list[ShardRef](), list[str]()
 
     def note_stored(self, shards: list[ShardRef]) -> None:
-        """Shards that a receipt names. It may arrive after a save that has left its episodes elsewhere, and has unlinked them."""
+        """Shards that a receipt names.
+
+        It may arrive after a save that has left its episodes elsewhere, and has unlinked them.
+        """
         for ref in shards:
             if ref.name not in self._told and (ref.name > self._newest or ref.name in self._living):
                 self._taken.append(ref)
@@ -92,7 +98,8 @@ class RayExecutor:
         rolled_back: Callable[[int, int], None],
         tell: Tell,
     ) -> None:
-        """`roll_back(learner step, incarnation)` is told when the learners went back to a checkpoint.
+        """`roll_back(learner step, incarnation)` is told when the learners went back to a
+        checkpoint.
 
         `tell` hears of deaths.
         """
@@ -127,7 +134,7 @@ class RayExecutor:
             self.workers.append(worker)
         self.learners.start()
         for slot in self._slots():
-            slot.settle(self.pool.missing if slot in self.workers else None)
+            slot.settle(self.pool.count_missing if slot in self.workers else None)
         self._places = store_places(run)
         tables: dict[str, Table] = (
             self.replay.insist("tables")
@@ -212,7 +219,8 @@ class RayExecutor:
         return True
 
     def _refresh(self) -> None:
-        """Have the newest weights at hand, from an update of no steps that also takes in all shards."""
+        """Have the newest weights at hand, from an update of no steps that also takes in all
+        shards."""
         while True:
             generation = self.learners.generation
             weights, *progress = self.learners.update(self.moves(), 0)
@@ -320,7 +328,8 @@ class RayExecutor:
         share: slice,
         random: bool,
     ) -> tuple[ActorSlot, int, list[Any]]:
-        """Hand a group's share of a round to its worker: (slot, its generation, [episodes, summary])."""
+        """Hand a group's share of a round to its worker: (slot, its generation, [episodes,
+        summary])."""
         slot = self.pool.choose(group)
         mine = {name: values[share] for name, values in commands.items()}
         weights = None if random else self._weights_ref

@@ -1,4 +1,5 @@
-"""The learners: one actor a rank, joined by torch.distributed (NCCL on GPUs, gloo on CPUs), that fail and return together.
+"""The learners: one actor a rank, joined by torch.distributed (NCCL on GPUs, gloo on CPUs), that
+fail and return together.
 
 Every rank maps all shards, draws the same rows and fetches its share. Each is handed the last
 checkpoint by the driver, which alone reads it, and answers at which step it stands and with which
@@ -28,7 +29,7 @@ from ray.exceptions import RayError, RayTaskError
 from bigdm_ray.distributed.actors import MAX_DEATHS, CallFault, classify_fault, give_up_sentence
 from bigdm_ray.distributed.cluster import interface_of, learner_options, loopback
 from bigdm_ray.distributed.deaths import Tell, peer_or_cause
-from bigdm_ray.distributed.shard_server import Home, LearnerShards, serve, this_node
+from bigdm_ray.distributed.shard_server import Home, LearnerShards, serve_shards, this_node
 from bigdm_ray.distributed.waiting import answer
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay.mixture import Mixture
@@ -43,7 +44,8 @@ from bigdm_ray.training.run_folder import RunFolder
 GROUP_TIMEOUT_S = 300
 """Seconds that ranks wait for each other in a step: one may have shards to fetch first."""
 Moves = tuple[list[ShardRef], list[ShardRef], list[str]]
-"""Of a task: shards to take in; shards that living episodes have moved to; names of shards to let go of."""
+"""Of a task: shards to take in; shards that living episodes have moved to; names of shards to let
+go of."""
 
 
 Saved = tuple[int, dict[str, np.ndarray]]
@@ -268,7 +270,7 @@ class LearnerGroup:
     def _serve(self, nodes: list[str]) -> None:
         """Have a shard server where a rank is on another machine than the run's folder."""
         if self._home.server is None and set(nodes) != {self._home.node}:
-            self._home = self._home._replace(server=serve(self._run, self._folder))
+            self._home = self._home._replace(server=serve_shards(self._run, self._folder))
 
     def _bury(self, why: BaseException) -> None:
         self._tell("learner", peer_or_cause(why))

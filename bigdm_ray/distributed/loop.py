@@ -1,10 +1,12 @@
-"""The loop of `training/loop.py` with its calls in flight: episodes are played while the learner learns.
+"""The loop of `training/loop.py` with its calls in flight: episodes are played while the learner
+learns.
 
-The driver hands out work and reads summaries of a few hundred bytes; episodes and weights pass it by as references.
-It decides how many learner steps are owed, so there is no rate limiter that could deadlock: at most two calls in
-flight for a rollout actor and for the learners, and no rollout starts while more steps are owed than the weights may
-be stale. A call that died with its actor is made again, a round whose episodes are lost is played
-again; the learner's steps since its checkpoint are owed again.
+The driver hands out work and reads summaries of a few hundred bytes; episodes and weights pass it
+by as references. It decides how many learner steps are owed, so there is no rate limiter that could
+deadlock: at most two calls in flight for a rollout actor and for the learners, and no rollout
+starts while more steps are owed than the weights may be stale. A call that died with its actor is
+made again, a round whose episodes are lost is played again; the learner's steps since its
+checkpoint are owed again.
 """
 
 from __future__ import annotations
@@ -44,8 +46,8 @@ from bigdm_ray.training.stores import count_lost, shards_within, store_places
 from bigdm_ray.training.trackers import writers
 
 IN_FLIGHT = 2
-"""Calls that wait at the learners, and rounds of a group that are not stored yet, at most: one runs,
-the next one is there when it ends. Where storing is slow, playing waits for it."""
+"""Calls that wait at the learners, and rounds of a group that are not stored yet, at most: one
+runs, the next one is there when it ends. Where storing is slow, playing waits for it."""
 LOOK_S = 1.0
 """Seconds between two looks at who is missing, or has not answered for too long."""
 
@@ -57,7 +59,9 @@ def train_on_ray(
     listeners: list[Listener] | None = None,
     dashboard: bool = False,
 ) -> dict[str, Any]:
-    """Train with Ray; the summary. Raises UserError, and RunFailed with everything stored so far kept.
+    """Train with Ray; the summary.
+
+    Raises UserError, and RunFailed with everything stored so far kept.
 
     With `dashboard` the address of Ray's web page is told.
     """
@@ -115,7 +119,8 @@ def _train(
 
 
 def count_stored(run: Run, home: RunFolder) -> tuple[Checkpoint, list[str]]:
-    """The last checkpoint with the budget counted from the episodes on disk: those of rounds that were open or later are new.
+    """The last checkpoint with the budget counted from the episodes on disk: those of rounds that
+    were open or later are new.
 
     The second value names damaged shards: their episodes are left out.
     """
@@ -136,7 +141,8 @@ def count_stored(run: Run, home: RunFolder) -> tuple[Checkpoint, list[str]]:
         problems += store.problems
     damage = (
         [
-            f"the run goes on without {count_lost(where, tables, base)} episodes of its last checkpoint ({', '.join(problems)})"
+            f"the run goes on without {count_lost(where, tables, base)} episodes of its last"
+            f" checkpoint ({', '.join(problems)})"
         ]
         if problems
         else []
@@ -193,7 +199,8 @@ class FinishedRound:
 
 
 class Driver:
-    """Asynchronous training: keeps rollouts, storing, learning and evaluation in flight until the budget is spent."""
+    """Asynchronous training: keeps rollouts, storing, learning and evaluation in flight until the
+    budget is spent."""
 
     executor: RayExecutor
 
@@ -215,7 +222,8 @@ class Driver:
         self._look_at = 0.0
 
     def roll_back(self, step: int, incarnation: int) -> None:
-        """The learners were made anew: calls that the dead ones held are not waited for, their steps are owed again."""
+        """The learners were made anew: calls that the dead ones held are not waited for, their
+        steps are owed again."""
         self._jobs = {ref: job for ref, job in self._jobs.items() if not job.learning}
         self._learning = self._owed_in_flight = 0
         self.session.roll_back(step, incarnation)
@@ -269,7 +277,7 @@ class Driver:
         counted = Counter(job.what for job in self._jobs.values())
         calls = ", ".join(f"{count} to {what}" for what, count in counted.items())
         missing = sum(not slot.stands() for slot in self.executor.workers)
-        lack = f", without {self.executor.pool.missing()}" if missing else ""
+        lack = f", without {self.executor.pool.count_missing()}" if missing else ""
         return f"an answer of {len(self._jobs)} call(s) ({calls}{lack})"
 
     def _stand_in(self) -> None:
@@ -357,7 +365,8 @@ class Driver:
                 )
 
     def _enough(self) -> bool:
-        """Whether what is in flight will spend the environment steps that are left, by the mean length so far."""
+        """Whether what is in flight will spend the environment steps that are left, by the mean
+        length so far."""
         counters = self.session.counters
         mean = counters.env_steps / max(1, counters.episodes)
         return (
@@ -407,7 +416,8 @@ class Driver:
         )
 
     def _commit(self) -> None:
-        """Store what waits of a task, in one call and with one sync; while it is under way others wait."""
+        """Store what waits of a task, in one call and with one sync; while it is under way others
+        wait."""
         if self._waiting and not self._storing:
             task = self._waiting[0].summary["task"]
             together = [one for one in self._waiting if one.summary["task"] == task]

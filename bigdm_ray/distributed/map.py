@@ -1,4 +1,5 @@
-"""Many whole jobs side by side: each a Ray task with one core and one thread, made again where its worker dies."""
+"""Many whole jobs side by side: each a Ray task with one core and one thread, made again where its
+worker dies."""
 
 from __future__ import annotations
 
@@ -19,10 +20,11 @@ DEATHS_FORGIVEN = 2
 def run_side_by_side(
     work: Callable[..., Any], jobs: list[tuple[Any, ...]], at_once: int
 ) -> Iterator[tuple[int, Any, str]]:
-    """Call `work(*job)` for every job, `at_once` of them at a time; (its number, the answer or None, why there is none) as they end.
+    """Call `work(*job)` for every job, `at_once` of them at a time; (its number, the answer or
+    None, why there is none) as they end.
 
-    A job that fails stops no other; of an error that is not meant for users the traceback goes to stderr too. `work` is a
-    function of this package: workers import it by name.
+    A job that fails stops no other; of an error that is not meant for users the traceback goes to
+    stderr too. `work` is a function of this package: workers import it by name.
     """
     with contextlib.nullcontext() if ray.is_initialized() else own_ray(at_once):
         task = ray.remote(

@@ -50,7 +50,7 @@ class WorkerPool:
     def _standing(self) -> list[ActorSlot]:
         return [slot for slot in self._slots if slot.stands()]
 
-    def missing(self) -> str:
+    def count_missing(self) -> str:
         """How many are missing, in words."""
         count = len(self._slots) - len(self._standing())
         return f"{count} of {len(self._slots)} rollout actor(s) (1 CPU each)"

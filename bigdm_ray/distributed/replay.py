@@ -1,4 +1,7 @@
-"""The replay actor: the one writer of a run's stores, which it locks. What it has acknowledged survives its death."""
+"""The replay actor: the one writer of a run's stores, which it locks.
+
+What it has acknowledged survives its death.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ class ReplayActor:
     """Reopens the folder wherever it is made, so a death costs nothing that was acknowledged."""
 
     def setup(self, run: dict[str, Any], folder: str) -> None:
-        """Open the store; retention is replayed over what is on disk, in lock-step without what had died by the last checkpoint."""
+        """Open the store; retention is replayed over what is on disk, in lock-step without what had
+        died by the last checkpoint."""
         settings = run_from_json(run)
         self._home = RunFolder(Path(folder))
         self._lock = self._home.hold_store()  # the one before it may still be dying

@@ -72,7 +72,7 @@ class ShardServer:
             return None
 
 
-def serve(run: Run, folder: Path) -> Any:
+def serve_shards(run: Run, folder: Path) -> Any:
     """The handle of a new shard server of a run, on this machine."""
     folders = {
         use.name: str(

@@ -27,11 +27,11 @@ from bigdm_ray.errors import RunFailed
 
 EVERY_S = 0.1
 PATIENCE_S = 10.0
-"""Seconds that the main thread of a command has to hear of the death. Ray holds it for a minute where
-it was about to call the dead."""
+"""Seconds that the main thread of a command has to hear of the death. Ray holds it for a minute
+where it was about to call the dead."""
 SENTENCE = (
-    "Ray's own process `{}` has died (killed, or for want of memory?), and nothing goes on without it; "
-    "start the command again, a run with --resume: what was stored and saved is whole"
+    "Ray's own process `{}` has died (killed, or for want of memory?), and nothing goes on without"
+    " it; start the command again, a run with --resume: what was stored and saved is whole"
 )
 VITAL = {"gcs_server": "gcs", "raylet": "raylet"}
 
@@ -71,7 +71,8 @@ class _Watch(threading.Thread):
                     return
 
     def look(self, interrupt: bool = False) -> bool:
-        """Whether one of the two has died; the main thread is interrupted, the others are killed."""
+        """Whether one of the two has died; the main thread is interrupted, the others are
+        killed."""
         with self._looking:
             for kind, _ in [] if self.dead else self._node.dead_processes():
                 if kind in VITAL:
@@ -163,6 +164,7 @@ def _leave(code: int) -> None:
 
 
 def shut_down() -> None:
-    """End the Ray that this process has started, unless it has died and the command ends for that."""
+    """End the Ray that this process has started, unless it has died and the command ends for
+    that."""
     if not _dead:
         ray.shutdown(wait_for_processes=True)

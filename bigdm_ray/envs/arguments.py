@@ -1,4 +1,5 @@
-"""Arguments of an environment in a task's name: `gymnasium:LunarLander-v3?gravity=-3&enable_wind=true`.
+"""Arguments of an environment in a task's name:
+`gymnasium:LunarLander-v3?gravity=-3&enable_wind=true`.
 
 Values are typed by the constructor: by its annotation, else by its default or that of the
 registration; where neither tells, they are JSON, or text. `&`, `%`, `#`, `?` and spaces inside a
@@ -56,7 +57,8 @@ def split_name(name: str) -> tuple[str, dict[str, str]]:
 
 
 def join_name(base: str, arguments: Mapping[str, Any]) -> str:
-    """The name of a task with these arguments, which `split_name` and `convert_arguments` take apart again."""
+    """The name of a task with these arguments, which `split_name` and `convert_arguments` take
+    apart again."""
     parts = [f"{key}={quote(_text(value), safe=_SAFE)}" for key, value in sorted(arguments.items())]
     return f"{base}?{'&'.join(parts)}" if parts else base
 
@@ -101,7 +103,10 @@ def _is_plain(value: Any) -> bool:
 
 
 def convert_arguments(given: Mapping[str, str], env_id: str) -> dict[str, Any]:
-    """What `gymnasium.make` is given for these texts. Raises UserError for one that is unknown or of a wrong type."""
+    """What `gymnasium.make` is given for these texts.
+
+    Raises UserError for one that is unknown or of a wrong type.
+    """
     known, more = parameters(env_id)
     out: dict[str, Any] = {}
     for key, text in given.items():
@@ -137,7 +142,8 @@ def _limit(text: str, env_id: str) -> int:
         return -1  # gymnasium's word for no limit
     if type(value) is not int or value < 1:
         raise UserError(
-            f"{env_id}: {LIMIT} is {quote_value(text)}, but an integer from 1 up, or none, is expected"
+            f"{env_id}: {LIMIT} is {quote_value(text)}, but an integer from 1 up, or none, is"
+            " expected"
         )
     return value
 
@@ -165,7 +171,8 @@ def _typed(key: str, text: str, kind: Any, default: Any, empty: bool, env_id: st
 
 @functools.lru_cache(maxsize=64)
 def parameters(env_id: str) -> tuple[dict[str, tuple[Any, Any, bool]], bool]:
-    """What the constructor takes by name: type (or None), default, whether None may stand there; and whether it takes more.
+    """What the constructor takes by name: type (or None), default, whether None may stand there;
+    and whether it takes more.
 
     Empty where the id is not registered here, or its constructor cannot be imported.
     """
@@ -207,7 +214,8 @@ def _signature(made_by: Any) -> list[inspect.Parameter]:
 
 
 def _kind(annotation: Any, default: Any) -> tuple[Any, Any, bool]:
-    """(bool, int, float or str, or None where that is open; the default; whether it may be None)."""
+    """(bool, int, float or str, or None where that is open; the default; whether it may be
+    None)."""
     options = list(
         typing.get_args(annotation)
         if typing.get_origin(annotation) in (typing.Union, types.UnionType)

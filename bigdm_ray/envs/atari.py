@@ -1,22 +1,26 @@
-"""Suite `atari`: Breakout, Qbert, Pong and Seaquest of the Arcade Learning Environment, as Decision Transformer plays them.
+"""Suite `atari`: Breakout, Qbert, Pong and Seaquest of the Arcade Learning Environment, as Decision
+Transformer plays them.
 
-One observation is one 84x84 grey frame `[1, 84, 84]` uint8, shrunk by area: the larger of the last two of four emulated
-frames at each point. Nothing is stacked here; `View.stack` and policies stack. One action of the game's minimal set is
-held for the four frames. Before an episode's first observation 1 to 30 frames pass without action; no FIRE is pressed,
-so in Breakout the policy serves. Rewards are the game's points, never clipped. An episode ends with the last life, or is
+One observation is one 84x84 grey frame `[1, 84, 84]` uint8, shrunk by area: the larger of the last
+two of four emulated frames at each point. Nothing is stacked here; `View.stack` and policies stack.
+One action of the game's minimal set is held for the four frames. Before an episode's first
+observation 1 to 30 frames pass without action; no FIRE is pressed, so in Breakout the policy
+serves. Rewards are the game's points, never clipped. An episode ends with the last life, or is
 truncated after 27,000 steps: 108,000 frames, half an hour of the console's time.
 
-`NAME` repeats no action by chance, as Decision Transformer is evaluated (Chen et al. 2021; kzl/decision-transformer,
-atari/mingpt/trainer_atari.py); in `NAME-sticky` the console keeps the previous action with probability 0.25 at each frame
-(Machado et al. 2018, section 5), as when the DQN replay data were played.
+`NAME` repeats no action by chance, as Decision Transformer is evaluated (Chen et al. 2021;
+kzl/decision-transformer, atari/mingpt/trainer_atari.py); in `NAME-sticky` the console keeps the
+previous action with probability 0.25 at each frame (Machado et al. 2018, section 5), as when the
+DQN replay data were played.
 
-gymnasium's `AtariPreprocessing` over ale-py, which brings the games' ROMs, is the reference; EnvPool plays. After the same
-number of idle frames both show the same frames and pay the same rewards, but for the frame in which the last life ends: the
-reference shows the one before once more. (Seaquest may begin one frame off what its idle frames say.)
+gymnasium's `AtariPreprocessing` over ale-py, which brings the games' ROMs, is the reference;
+EnvPool plays. After the same number of idle frames both show the same frames and pay the same
+rewards, but for the frame in which the last life ends: the reference shows the one before once
+more. (Seaquest may begin one frame off what its idle frames say.)
 
-`reference_returns` are the scores of a random policy and of a human gamer, rounded as in Chen et al. 2021, so that the
-normalised score is the paper's gamer-normalised score in percent. The unrounded pairs are 1.7 and 30.5, 163.9 and 13455,
--20.7 and 14.6, 68.4 and 42054.7.
+`reference_returns` are the scores of a random policy and of a human gamer, rounded as in Chen et
+al. 2021, so that the normalised score is the paper's gamer-normalised score in percent. The
+unrounded pairs are 1.7 and 30.5, 163.9 and 13455, -20.7 and 14.6, 68.4 and 42054.7.
 """
 
 from __future__ import annotations
@@ -45,9 +49,9 @@ def game(
 ) -> Task:
     """A game of the Arcade Learning Environment.
 
-    `ale` is its name there ("MsPacman"), `sticky` the probability, at each frame, that the console keeps the previous
-    action. Observations are `[1, 84, 84]` uint8, returns are points. Making an environment of a game that ale-py does
-    not bring raises gymnasium's NameNotFound.
+    `ale` is its name there ("MsPacman"), `sticky` the probability, at each frame, that the console
+    keeps the previous action. Observations are `[1, 84, 84]` uint8, returns are points. Making an
+    environment of a game that ale-py does not bring raises gymnasium's NameNotFound.
     """
 
     def env(render_mode: str | None) -> gymnasium.Env[Any, Any]:

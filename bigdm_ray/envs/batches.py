@@ -47,7 +47,10 @@ def rows_reader(space: gymnasium.Space[Any], n: int | None) -> Callable[[Any], A
 
 
 def _rows(space: gymnasium.Space[Any], value: Any, n: int, path: str) -> list[Any]:
-    """n values of a space, each by itself. Raises SpaceMismatch where there are not n of each leaf."""
+    """n values of a space, each by itself.
+
+    Raises SpaceMismatch where there are not n of each leaf.
+    """
     from gymnasium import spaces
 
     if isinstance(space, spaces.Dict | spaces.Tuple):

@@ -1,7 +1,8 @@
-"""Suite `box2d`: LunarLander-v3 with discrete or continuous engines, and with all reward paid at the end.
+"""Suite `box2d`: LunarLander-v3 with discrete or continuous engines, and with all reward paid at
+the end.
 
-EnvPool's LunarLander plays; gymnasium's is the reference and the one that scores are evaluated on. The highest return
-that the landing can pay is about 320, which caps commanded returns.
+EnvPool's LunarLander plays; gymnasium's is the reference and the one that scores are evaluated on.
+The highest return that the landing can pay is about 320, which caps commanded returns.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ from bigdm_ray.envs.vector import PayAtEnd, VectorEnv, envpool_rows
 if TYPE_CHECKING:
     import gymnasium
 
-os.environ.setdefault(
-    "PYGAME_HIDE_SUPPORT_PROMPT", "1"
-)  # here, because `Task.require` imports pygame before `env` runs
+# here, because `Task.require` imports pygame before `env` runs
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
 
 def lander(name: str, continuous: bool, sparse: bool, about: str) -> Task:

@@ -1,6 +1,8 @@
-"""Suite `classic`: CartPole, Acrobot, MountainCar and Pendulum, as gymnasium registers them, stepped by EnvPool.
+"""Suite `classic`: CartPole, Acrobot, MountainCar and Pendulum, as gymnasium registers them,
+stepped by EnvPool.
 
-Pendulum is stepped by gymnasium: EnvPool's moves the angle on before it cuts the speed down to its limit of 8, so that the two part there.
+Pendulum is stepped by gymnasium: EnvPool's moves the angle on before it cuts the speed down to its
+limit of 8, so that the two part there.
 """
 
 from __future__ import annotations

@@ -1,16 +1,21 @@
-"""Suite `fourrooms`: a point in a square of four rooms that has to be where the goal is; a goal-reaching task that can be drawn.
+"""Suite `fourrooms`: a point in a square of four rooms that has to be where the goal is; a
+goal-reaching task that can be drawn.
 
-Four rooms joined by four doors are the layout on which hierarchical learning has been studied since Sutton, Precup and Singh 1999 (Artificial
-Intelligence 112), there and in MiniGrid as a grid; the Trajectory Transformer paper (Janner, Li, Levine 2021, section 4.2) draws
-goal-reaching on it. This one is continuous, so that its trajectories are lines, and of our own measures.
+Four rooms joined by four doors are the layout on which hierarchical learning has been studied since
+Sutton, Precup and Singh 1999 (Artificial Intelligence 112), there and in MiniGrid as a grid; the
+Trajectory Transformer paper (Janner, Li, Levine 2021, section 4.2) draws goal-reaching on it. This
+one is continuous, so that its trajectories are lines, and of our own measures.
 
-The square reaches from -1 to 1 in both directions. Two walls without thickness, x = 0 and y = 0, cut it into rooms; each has two doors, 0.3
-wide, around -0.5 and 0.5. An action is a displacement by at most 0.25 in each direction: first x moves, then y, and each stops 0.02 before a
-wall that it would cross. An episode draws start and goal uniformly, at least 0.5 apart; reaching the goal, to be within 0.1 of it, pays 1
-and ends the episode, and after 100 steps a time limit does. Every other step pays 0, so the mean return is the share of successes.
+The square reaches from -1 to 1 in both directions. Two walls without thickness, x = 0 and y = 0,
+cut it into rooms; each has two doors, 0.3 wide, around -0.5 and 0.5. An action is a displacement by
+at most 0.25 in each direction: first x moves, then y, and each stops 0.02 before a wall that it
+would cross. An episode draws start and goal uniformly, at least 0.5 apart; reaching the goal, to be
+within 0.1 of it, pays 1 and ends the episode, and after 100 steps a time limit does. Every other
+step pays 0, so the mean return is the share of successes.
 
-The steps are long against the rooms so that random play, which has no momentum, comes through doors often enough to cover the map: uniformly random
-actions reach the goal in 21 % of the episodes, and see 2.4 of the 4 rooms in an episode that does not.
+The steps are long against the rooms so that random play, which has no momentum, comes through doors
+often enough to cover the map: uniformly random actions reach the goal in 21 % of the episodes, and
+see 2.4 of the 4 rooms in an episode that does not.
 
 Observed are `position` and `goal`, x and y of each; the goal comes first where leaves are sorted.
 """
@@ -65,11 +70,14 @@ def pixels(positions: np.ndarray) -> np.ndarray:
 
 
 def four_rooms(render_mode: str | None) -> gymnasium.Env[Any, Any]:
-    """Four rooms as a gymnasium environment; see the module. Observations are a dict of `position` and `goal`, `[2]` float32 each; actions `[2]`
-    from -1 to 1, to which they are cut.
+    """Four rooms as a gymnasium environment; see the module.
 
-    Its state is `t` (steps taken), `position` and `goal`, `[2]` float64 each. A picture is `[240, 240, 3]` uint8, y upwards. Raises ValueError for an action
-    that is not two finite numbers.
+    Observations are a dict of `position` and `goal`, `[2]` float32 each; actions `[2]` from -1 to
+    1, to which they are cut.
+
+    Its state is `t` (steps taken), `position` and `goal`, `[2]` float64 each. A picture is
+    `[240, 240, 3]` uint8, y upwards. Raises ValueError for an action that is not two finite
+    numbers.
     """
     import gymnasium
 
@@ -132,7 +140,10 @@ def four_rooms(render_mode: str | None) -> gymnasium.Env[Any, Any]:
 
 
 class FourRoomsRows(ArrayRows):
-    """n points stepped as arrays; row i plays what a `four_rooms` seeded with `seed + i` plays. See VectorEnv."""
+    """n points stepped as arrays; row i plays what a `four_rooms` seeded with `seed + i` plays.
+
+    See VectorEnv.
+    """
 
     def __init__(self, n: int, seed: int, signature: Signature) -> None:
         super().__init__(n, seed, signature)
@@ -184,6 +195,8 @@ TASKS = {
         outline=outline(),
         pixels=pixels,
         place="position",
-        about="a point in four rooms that has to reach a goal: 1 for reaching it, at most 100 steps",
+        about=(
+            "a point in four rooms that has to reach a goal: 1 for reaching it, at most 100 steps"
+        ),
     )
 }

@@ -1,28 +1,37 @@
-"""Suite `keydoor`: Key-to-Door, where what is done in the first room pays a hundred steps later or never.
+"""Suite `keydoor`: Key-to-Door, where what is done in the first room pays a hundred steps later or
+never.
 
-The task is the one on which the Decision Transformer paper measures long-term credit assignment (Chen et al. 2021, arXiv:2106.01345,
-section 5), a variant of Mesnard et al. 2020 (arXiv:2011.09464). Its authors released neither environment nor data; layout, lengths of
-the phases and the 5x5 view are those of the public Key-to-Door of Hung et al. 2019 (Nature Communications 10, 5223), without its apples.
+The task is the one on which the Decision Transformer paper measures long-term credit assignment
+(Chen et al. 2021, arXiv:2106.01345, section 5), a variant of Mesnard et al. 2020
+(arXiv:2011.09464). Its authors released neither environment nor data; layout, lengths of the phases
+and the 5x5 view are those of the public Key-to-Door of Hung et al. 2019 (Nature Communications 10,
+5223), without its apples.
 
 An episode passes three rooms on a grid of 7 by 11 cells, one after the other:
 
-1. 15 steps in the key room. A key lies at one of 10 cells of its upper part, the player starts at one of 10 cells of its lower part, both
-   drawn uniformly; a gap of 3 cells joins the parts. Entering the key's cell picks it up.
-2. 90 steps in the empty room, 5 by 9 cells, from the middle of its bottom row. Nothing can be gained there.
-3. 15 steps in the door room, 3 by 3 cells, from its centre. The door, in the middle of the top wall, lets nobody in without the key.
-   Entering it pays 1 and ends the episode.
+1. 15 steps in the key room. A key lies at one of 10 cells of its upper part, the player starts at
+   one of 10 cells of its lower part, both drawn uniformly; a gap of 3 cells joins the parts.
+   Entering the key's cell picks it up.
+2. 90 steps in the empty room, 5 by 9 cells, from the middle of its bottom row. Nothing can be
+   gained there.
+3. 15 steps in the door room, 3 by 3 cells, from its centre. The door, in the middle of the top
+   wall, lets nobody in without the key. Entering it pays 1 and ends the episode.
 
-Every other step pays 0, so the mean return is the share of successes. Actions: 0 up, 1 down, 2 left, 3 right; a wall, or the door without the key,
-leaves the player where it is. Uniformly random actions pick up the key in 10.28 % and succeed in 2.81 % of the episodes; the paper reports
-3.1 % of its random ones. The length of a phase is the number of actions taken in its room. All ends are terminations: the phases' clock is a rule
-of the task, and after it there is nothing to gain.
+Every other step pays 0, so the mean return is the share of successes. Actions: 0 up, 1 down, 2
+left, 3 right; a wall, or the door without the key, leaves the player where it is. Uniformly random
+actions pick up the key in 10.28 % and succeed in 2.81 % of the episodes; the paper reports 3.1 % of
+its random ones. The length of a phase is the number of actions taken in its room. All ends are
+terminations: the phases' clock is a rule of the task, and after it there is nothing to gain.
 
-Observed is the 5x5 neighbourhood of the player, one-hot: for each cell, row by row from the top left, whether it is wall, key or door; floor, and
-whatever lies beyond the walls, is three zeros. The player, always in the middle, is left out. **Whether it carries the key cannot be
-seen**: neither a flag nor the door's look tells, only the key's vanishing at the moment that it is picked up, where the next step still shows the
-key room. What the paper's own variant shows is not published; the public environment draws the crop in colours and shows no carried key either,
-but flashes a mark in the wall for the one frame of the picking up, which is left out here. Nor can the clock be seen. The observation is a
-float vector because every algorithm here reads one, those of other libraries included.
+Observed is the 5x5 neighbourhood of the player, one-hot: for each cell, row by row from the top
+left, whether it is wall, key or door; floor, and whatever lies beyond the walls, is three zeros.
+The player, always in the middle, is left out. **Whether it carries the key cannot be seen**:
+neither a flag nor the door's look tells, only the key's vanishing at the moment that it is picked
+up, where the next step still shows the key room. What the paper's own variant shows is not
+published; the public environment draws the crop in colours and shows no carried key either, but
+flashes a mark in the wall for the one frame of the picking up, which is left out here. Nor can the
+clock be seen. The observation is a float vector because every algorithm here reads one, those of
+other libraries included.
 """
 
 from __future__ import annotations
@@ -56,7 +65,8 @@ ENTRANCES = {PHASES[0]: (5, 5), PHASES[0] + PHASES[1]: (3, 5)}
 
 
 def _rooms() -> np.ndarray:
-    """Key room, empty room and door room `[3, 7, 11]` of FLOOR, WALL and DOOR; walls are cut out of floor and floor out of walls."""
+    """Key room, empty room and door room `[3, 7, 11]` of FLOOR, WALL and DOOR; walls are cut out of
+    floor and floor out of walls."""
     rooms = np.full((3, 7, 11), FLOOR)
     rooms[0, :, 2:9] = WALL
     rooms[0, 1:3, 3:8] = FLOOR
@@ -74,9 +84,8 @@ ROOMS = _rooms()
 ROOM_AT = np.repeat((0, 1, 2, 2), (*PHASES, 1))
 """The room of each step `[121]`; the last observation still shows the door room."""
 _PADDED = np.pad(ROOMS, ((0, 0), (REACH, REACH), (REACH, REACH)), constant_values=FLOOR)
-_VIEWS = sliding_window_view(
-    _PADDED, (2 * REACH + 1, 2 * REACH + 1), axis=(1, 2)
-)  # [3, 7, 11, 5, 5]
+# [3, 7, 11, 5, 5]
+_VIEWS = sliding_window_view(_PADDED, (2 * REACH + 1, 2 * REACH + 1), axis=(1, 2))
 _ONE_HOT = np.eye(4, dtype=np.float32)[:, 1:]
 _COLOURS = np.array([(236, 232, 222), (70, 72, 84), (214, 158, 30), (126, 84, 52)], np.uint8)
 _PLAYER, _CARRIER = (44, 110, 190), (226, 110, 30)
@@ -84,10 +93,13 @@ _PIXELS = 16
 
 
 def key_to_door(render_mode: str | None) -> gymnasium.Env[Any, Any]:
-    """Key-to-Door as a gymnasium environment; see the module. Observations are `[75]` float32, actions 0 to 3.
+    """Key-to-Door as a gymnasium environment; see the module.
 
-    Its state is `t` (steps taken), `player` and `key` (row and column) and `carries`. A picture is `[112, 176, 3]` uint8, the whole grid at 16 pixels a
-    cell; there, for people, a player that carries the key has another colour. Raises ValueError for an action that is none.
+    Observations are `[75]` float32, actions 0 to 3.
+
+    Its state is `t` (steps taken), `player` and `key` (row and column) and `carries`. A picture is
+    `[112, 176, 3]` uint8, the whole grid at 16 pixels a cell; there, for people, a player that
+    carries the key has another colour. Raises ValueError for an action that is none.
     """
     import gymnasium
 
@@ -156,7 +168,8 @@ def key_to_door(render_mode: str | None) -> gymnasium.Env[Any, Any]:
 
 
 class KeyToDoorRows(ArrayRows):
-    """n games of Key-to-Door stepped as arrays; row i plays what a `key_to_door` seeded with `seed + i` plays. See VectorEnv."""
+    """n games of Key-to-Door stepped as arrays; row i plays what a `key_to_door` seeded with
+    `seed + i` plays. See VectorEnv."""
 
     def __init__(self, n: int, seed: int, signature: Signature) -> None:
         super().__init__(n, seed, signature)
@@ -219,6 +232,8 @@ TASKS = {
         KeyToDoorRows,
         max_return=1.0,
         reference_returns=(0.0, 1.0),  # so that the normalised score is the success rate in percent
-        about="take a key, cross an empty room for 90 steps, open a door: 1 for the door, 120 steps",
+        about=(
+            "take a key, cross an empty room for 90 steps, open a door: 1 for the door, 120 steps"
+        ),
     )
 }

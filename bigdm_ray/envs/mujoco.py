@@ -1,8 +1,9 @@
-"""Suite `mujoco`: Hopper, HalfCheetah, Walker2d, Ant, Humanoid and Reacher, version 5 as gymnasium registers them.
+"""Suite `mujoco`: Hopper, HalfCheetah, Walker2d, Ant, Humanoid and Reacher, version 5 as gymnasium
+registers them.
 
-EnvPool's copies, compiled against the pinned MuJoCo, play; gymnasium's are the reference. `reference_returns` are
-the constants of D4RL (Farama-Foundation/D4RL, d4rl/infos.py), which were measured on older versions of the same bodies; Humanoid
-and Reacher have none.
+EnvPool's copies, compiled against the pinned MuJoCo, play; gymnasium's are the reference.
+`reference_returns` are the constants of D4RL (Farama-Foundation/D4RL, d4rl/infos.py), which were
+measured on older versions of the same bodies; Humanoid and Reacher have none.
 """
 
 from __future__ import annotations

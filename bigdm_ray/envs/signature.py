@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 Kind = Literal["tensor", "discrete", "image", "text"]
 
 PER_EPISODE = "per_episode"
-"""In the metadata of an environment: the observations that hold for a whole episode, a mission, say."""
+"""In the metadata of an environment: the observations that hold for a whole episode, a mission,
+say."""
 COLOURS = (1, 3, 4)
 """How many channels grey pictures, coloured ones, and those with transparency have."""
 
@@ -35,11 +36,12 @@ def leaf_phrase(path: str) -> str:
 
 @dataclass(frozen=True)
 class Leaf:
-    """One array of an observation or an action: its kind, the shape and dtype of one step, and its bounds.
+    """One array of an observation or an action: its kind, the shape and dtype of one step, and its
+    bounds.
 
-    `discrete` leaves hold indices that start at 0, `choices` of them for each element. `image` leaves are
-    `[channels, height, width]` uint8. `text` leaves are UTF-8 bytes, padded with zeros to `shape[0]`.
-    `per` says whether the value changes every step or once an episode.
+    `discrete` leaves hold indices that start at 0, `choices` of them for each element. `image`
+    leaves are `[channels, height, width]` uint8. `text` leaves are UTF-8 bytes, padded with zeros
+    to `shape[0]`. `per` says whether the value changes every step or once an episode.
     """
 
     kind: Kind
@@ -68,7 +70,8 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Signature:
-    """The leaves of a task's observations and actions by path, sorted; a plain Box or Discrete is the leaf `""`."""
+    """The leaves of a task's observations and actions by path, sorted; a plain Box or Discrete is
+    the leaf `""`."""
 
     observations: dict[str, Leaf]
     actions: dict[str, Leaf]
@@ -81,9 +84,9 @@ class Signature:
         }
 
     def check(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Raise SpaceMismatch, with the leaf, what came and what was expected, for observations `[n, ...]`
-        by path that are not of this signature. Types may differ where numpy casts them of itself (a
-        float of another width, whole numbers for floats), as models do."""
+        """Raise SpaceMismatch, with the leaf, what came and what was expected, for observations
+        `[n, ...]` by path that are not of this signature. Types may differ where numpy casts them
+        of itself (a float of another width, whole numbers for floats), as models do."""
         for path in arrays:
             if path not in self.observations:
                 expected = ", ".join(map(repr, self.observations))
@@ -98,7 +101,8 @@ class Signature:
                 )
             if values.shape[1:] != leaf.shape or values.ndim == 0:
                 raise SpaceMismatch(
-                    f"{leaf_phrase(path)} has the shape {values.shape[1:]}, but {leaf.shape} is expected"
+                    f"{leaf_phrase(path)} has the shape {values.shape[1:]}, but {leaf.shape} is"
+                    " expected"
                 )
             if not np.can_cast(values.dtype, leaf.dtype, "same_kind"):
                 raise SpaceMismatch(
@@ -133,7 +137,9 @@ class Signature:
         action_space: gymnasium.Space[Any],
         once: Collection[str] = (),
     ) -> Signature:
-        """The signature of two gymnasium spaces. Raises UserError for a space that has no flat form.
+        """The signature of two gymnasium spaces.
+
+        Raises UserError for a space that has no flat form.
 
         `once` are observations that hold for a whole episode: paths, or the first parts of some.
         """
@@ -190,12 +196,14 @@ def leaves(space: gymnasium.Space[Any], path: str = "") -> dict[str, Leaf]:
     if isinstance(space, spaces.Text):
         return {path: Leaf("text", (4 * int(space.max_length),), "uint8")}
     raise UserError(
-        f"the space {space} has no flat form; supported are Box, Discrete, MultiDiscrete, MultiBinary, Text, Dict and Tuple"
+        f"the space {space} has no flat form; supported are Box, Discrete, MultiDiscrete,"
+        " MultiBinary, Text, Dict and Tuple"
     )
 
 
 def leaf_dtype(box: gymnasium.spaces.Box) -> np.dtype[Any]:
-    """Floats are float32, truth values uint8 (Arrow would pack them into bits), whole numbers as they are."""
+    """Floats are float32, truth values uint8 (Arrow would pack them into bits), whole numbers as
+    they are."""
     dtype = np.dtype(box.dtype)
     return np.dtype({"f": "float32", "b": "uint8"}.get(dtype.kind, dtype))
 
@@ -203,10 +211,10 @@ def leaf_dtype(box: gymnasium.spaces.Box) -> np.dtype[Any]:
 def channels_first(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """The `[channels, height, width]` of an image space.
 
-    Channels are the first or the last axis: the one that is clearly the shortest, at most half of each
-    other axis; else the one that is 1, 3 or 4 long where the other is not; else, where two neighbours
-    are equal, these are the sides of a square picture and the third axis is the channels; else the
-    first. A space of two axes is a grey picture.
+    Channels are the first or the last axis: the one that is clearly the shortest, at most half of
+    each other axis; else the one that is 1, 3 or 4 long where the other is not; else, where two
+    neighbours are equal, these are the sides of a square picture and the third axis is the
+    channels; else the first. A space of two axes is a grey picture.
     """
     if len(shape) == 2:
         return (1, shape[0], shape[1])

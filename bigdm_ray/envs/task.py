@@ -1,10 +1,12 @@
 """Task: what an environment is called, how it is made, and how it is found.
 
-A suite is a file of this folder with a `TASKS` dict of short name -> Task; heavy imports stand inside the functions
-that make environments, so that looking at the list costs nothing. A task is called `suite/task` (`box2d/lunarlander`),
-and by its short name alone where no two suites share it. `find_task` understands both, `gymnasium:ID`, and `my_module:MyEnv-v0`, gymnasium's own way to import before making; the latter
-two with arguments, `gymnasium:ID?key=value&other=value` (`envs/arguments.py`). Suites of installed packages are found
-by their entry points in the group `bigdm_ray.envs`.
+A suite is a file of this folder with a `TASKS` dict of short name -> Task; heavy imports stand
+inside the functions that make environments, so that looking at the list costs nothing. A task is
+called `suite/task` (`box2d/lunarlander`), and by its short name alone where no two suites share it.
+`find_task` understands both, `gymnasium:ID`, and `my_module:MyEnv-v0`, gymnasium's own way to
+import before making; the latter two with arguments, `gymnasium:ID?key=value&other=value`
+(`envs/arguments.py`). Suites of installed packages are found by their entry points in the group
+`bigdm_ray.envs`.
 """
 
 from __future__ import annotations
@@ -49,12 +51,14 @@ UNPLAYED = (
 class Task:
     """A named way to make environments.
 
-    `env(render_mode)` makes one gymnasium environment: the reference that scores are evaluated on. `fast(n, seed,
-    signature)`, where there is one, makes a quicker vector of the same task. `wrap` changes either in the same way
-    (the sparse LunarLander). `max_return` caps commanded returns (Srivastava et al. 2019, section 2.3.2);
-    `reference_returns` are (random, expert) for the normalised score, or None where the field has agreed on none.
-    `outline` are lines of a map, a tuple of points (x, y) each, in the plane of the first two elements of the observation's leaf `place`;
-    `pixels` maps values of that leaf `[..., elements]` to points (column, row) `[..., 2]` of the task's pictures.
+    `env(render_mode)` makes one gymnasium environment: the reference that scores are evaluated on.
+    `fast(n, seed, signature)`, where there is one, makes a quicker vector of the same task. `wrap`
+    changes either in the same way (the sparse LunarLander). `max_return` caps commanded returns
+    (Srivastava et al. 2019, section 2.3.2); `reference_returns` are (random, expert) for the
+    normalised score, or None where the field has agreed on none. `outline` are lines of a map, a
+    tuple of points (x, y) each, in the plane of the first two elements of the observation's leaf
+    `place`; `pixels` maps values of that leaf `[..., elements]` to points (column, row) `[..., 2]`
+    of the task's pictures.
     """
 
     name: str
@@ -69,9 +73,8 @@ class Task:
     outline: tuple[tuple[tuple[float, float], ...], ...] = ()
     pixels: Callable[[np.ndarray], np.ndarray] | None = None
     place: str = ""  # the path of the leaf that `outline` and `pixels` are of
-    fast_needs: tuple[
-        str, ...
-    ] = ()  # modules that `fast` imports; where one is missing, the reference plays
+    # modules that `fast` imports; where one is missing, the reference plays
+    fast_needs: tuple[str, ...] = ()
     seen: Signature | None = None  # what its arrays look like, where no environment tells
     suite: str = ""  # the suite that lists it; `tasks` fills it in
     packages: tuple[str, ...] = ()  # what pip installs for `needs`, where no extra brings it
@@ -88,7 +91,8 @@ class Task:
         return self.name != NONE
 
     def require(self) -> None:
-        """Raise UserError where there is no environment, or, naming the extra that helps, a module is missing."""
+        """Raise UserError where there is no environment, or, naming the extra that helps, a module
+        is missing."""
         if not self.plays:
             raise UserError(UNPLAYED)
         for module in self.needs:
@@ -107,7 +111,8 @@ class Task:
                 ) from None
 
     def missing_module(self) -> str | None:
-        """The module for want of which `fast` cannot play, None where it can or where there is no `fast`."""
+        """The module for want of which `fast` cannot play, None where it can or where there is no
+        `fast`."""
         for module in self.fast_needs:
             try:
                 importlib.import_module(module)
@@ -116,14 +121,19 @@ class Task:
         return None
 
     def slow_reason(self) -> str | None:
-        """One sentence that `fast` cannot play here, naming the extra that helps; None where it can."""
+        """One sentence that `fast` cannot play here, naming the extra that helps; None where it
+        can."""
         if (module := self.missing_module()) is None:
             return None
-        return f"gymnasium's environments play {self.name}, slowly, for want of the package {module!r}; install it with: {install(self.extra)}"
+        return (
+            f"gymnasium's environments play {self.name}, slowly, for want of the package"
+            f" {module!r}; install it with: {install(self.extra)}"
+        )
 
     @property
     def backend(self) -> Backend:
-        """Which environments play here, as `make` takes it: `fast` where there are any and their packages are installed, else `reference`."""
+        """Which environments play here, as `make` takes it: `fast` where there are any and their
+        packages are installed, else `reference`."""
         return "reference" if self.fast is None or self.missing_module() else "fast"
 
     def signature(self) -> Signature:
@@ -142,7 +152,10 @@ class Task:
             env.close()
 
     def make(self, n: int, seed: int, backend: Backend = "fast") -> VectorEnv:
-        """`n` environments, row i seeded with `seed + i`; the `fast` ones where they can be had. Raises UserError where a package is missing."""
+        """`n` environments, row i seeded with `seed + i`; the `fast` ones where they can be had.
+
+        Raises UserError where a package is missing.
+        """
         self.require()
         made: VectorEnv
         if not self.isolate:
@@ -191,7 +204,8 @@ class Task:
         return self.wrap(made) if self.wrap else made
 
     def normalized_score(self, mean_return: float) -> float | None:
-        """100 * (return - random) / (expert - random), or None where the task has no reference returns."""
+        """100 * (return - random) / (expert - random), or None where the task has no reference
+        returns."""
         if self.reference_returns is None:
             return None
         low, high = self.reference_returns
@@ -341,7 +355,8 @@ def canonical_name(name: str) -> str:
 def find_task(name: str) -> Task:
     """The task of a short name, of `suite/task`, of `gymnasium:ID`, or of `my_module:MyEnv-v0`.
 
-    The latter two are with arguments or without. A task that a suite lists has one name, however it was asked for.
+    The latter two are with arguments or without. A task that a suite lists has one name, however it
+    was asked for.
 
     Raises UserError. Arguments are typed when an environment is made, which raises it too.
     """
@@ -353,19 +368,22 @@ def find_task(name: str) -> Task:
     if ":" not in base:
         if find_listed(base) is not None:
             raise UserError(
-                f"task {base!r} takes no arguments; name its environment, as in 'gymnasium:ID?key=value'"
+                f"task {base!r} takes no arguments; name its environment, as in"
+                " 'gymnasium:ID?key=value'"
             )
         full = "/" in name
         known = [task.full_name if full else task.name for task in tasks().values()]
         raise UserError(
-            f"unknown task {name!r}{suggest_names(name, known)} (any gymnasium id works as 'gymnasium:ID', your own as 'my_module:MyEnv-v0')"
+            f"unknown task {name!r}{suggest_names(name, known)} (any gymnasium id works as"
+            " 'gymnasium:ID', your own as 'my_module:MyEnv-v0')"
         )
     module, _, env_id = base.partition(":")
     if not all(part.isidentifier() for part in module.split(".")) or (
         ":" in env_id and module != "gymnasium"
     ):
         raise UserError(
-            f"task {name!r} is not understood; a short name, 'gymnasium:ID' or 'my_module:MyEnv-v0' is expected"
+            f"task {name!r} is not understood; a short name, 'gymnasium:ID' or 'my_module:MyEnv-v0'"
+            " is expected"
         )
     gymnasium_id = env_id if module == "gymnasium" else base
 
@@ -405,7 +423,8 @@ def check_task(name: str) -> None:
 
 @contextlib.contextmanager
 def _foreign(name: str) -> Iterator[None]:
-    """Around a module of others and a constructor of theirs, which may raise anything: UserError."""
+    """Around a module of others and a constructor of theirs, which may raise anything:
+    UserError."""
     base, given = arguments.split_name(name)
     env_id = base.partition(":")[2]
     try:
@@ -442,9 +461,10 @@ def _unmade(error: Exception, base: str) -> str:
             near += f"; one that a module of your own registers is 'my_module:{env_id}'"
         return text + near
     where = traceback.extract_tb(error.__traceback__)[-1]
+    # a SyntaxError says it itself
     place = (
         ""
         if isinstance(error, SyntaxError)
         else f" ({Path(where.filename).name}, line {where.lineno})"
-    )  # a SyntaxError says it itself
+    )
     return f"{type(error).__name__}: {text}{place}"

@@ -1,8 +1,9 @@
-"""Suite `toys`: tiny environments with every kind of observation and action leaf, for contract tests and first steps.
+"""Suite `toys`: tiny environments with every kind of observation and action leaf, for contract
+tests and first steps.
 
-Each is solved by copying what it shows, so a policy that learns shows it within seconds; the reward of a step is the
-share of the action's elements that match. Episodes last 8 to 12 steps; `toy-memory` shows its answer on the first
-step only.
+Each is solved by copying what it shows, so a policy that learns shows it within seconds; the reward
+of a step is the share of the action's elements that match. Episodes last 8 to 12 steps;
+`toy-memory` shows its answer on the first step only.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
 """Values of gymnasium spaces as arrays by path, and back; what comes is held against its space.
 
 `reader(space)` makes the function that takes values apart, once, so that a step pays for little
-more than the shapes and types that it compares. A misfit raises `SpaceMismatch`, whose text is one clause
-with the leaf, what came and what was expected.
+more than the shapes and types that it compares. A misfit raises `SpaceMismatch`, whose text is one
+clause with the leaf, what came and what was expected.
 
 What loses nothing is taken: truth values and whole numbers where floats are expected, any float for
 another, whole numbers of any width that the type holds, sequences and 0-d arrays. Refused are other
 shapes, floats where whole numbers are expected (0.5 of a uint8 picture would be stored as 0), whole
 numbers that the type or the choices do not have, text that is longer than its space, and what is no
 number. Bounds of a Box are not held against values of its type: many environments overstep them a
-little, and nothing is lost by it. What is not finite is found in all rows at once (`Step.is_sound`).
+little, and nothing is lost by it. What is not finite is found in all rows at once
+(`Step.is_sound`).
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ def reader(space: gymnasium.Space[Any], path: str = "") -> Callable[[Any], Array
 
 
 def flatten(space: gymnasium.Space[Any], value: Any, path: str = "") -> Arrays:
-    """One value of a gymnasium space as arrays by path. Raises SpaceMismatch. For many: `reader`."""
+    """One value of a gymnasium space as arrays by path.
+
+    Raises SpaceMismatch. For many: `reader`.
+    """
     return reader(space, path)(value)
 
 
@@ -169,7 +173,10 @@ def _text(space: gymnasium.spaces.Text, path: str) -> Callable[[Any], np.ndarray
 
 
 def as_numbers(value: Any, shape: tuple[int, ...], path: str, dtype: np.dtype[Any]) -> np.ndarray:
-    """Numbers or truth values of this shape; `dtype` is what others are told. Raises SpaceMismatch."""
+    """Numbers or truth values of this shape; `dtype` is what others are told.
+
+    Raises SpaceMismatch.
+    """
     try:
         array = np.asarray(value)
         if array.dtype.kind == "O":  # numbers as objects: what they are, numpy finds out of a list
@@ -200,7 +207,10 @@ def as_whole_numbers(array: np.ndarray, path: str) -> np.ndarray:
 
 
 def cast(array: np.ndarray, dtype: np.dtype[Any], path: str, most: int | None = None) -> np.ndarray:
-    """Numbers as another type that holds them. `most`: only those from 0 to it. Raises SpaceMismatch."""
+    """Numbers as another type that holds them.
+
+    `most`: only those from 0 to it. Raises SpaceMismatch.
+    """
     if dtype.kind == "f":
         with np.errstate(over="ignore"):  # too large becomes infinite, which is told of later
             return array.astype(dtype)
@@ -234,7 +244,10 @@ def reward_of(value: Any) -> float:
 
 
 def flag_of(value: Any, name: str) -> bool:
-    """Whether an episode is `terminated` or `truncated`. Raises SpaceMismatch for several values."""
+    """Whether an episode is `terminated` or `truncated`.
+
+    Raises SpaceMismatch for several values.
+    """
     if isinstance(value, TRUTH):
         return bool(value)
     if shape := np.shape(value):

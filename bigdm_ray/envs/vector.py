@@ -1,8 +1,10 @@
-"""Vector environments: n rows of which any subset can be reset and stepped, whatever library steps them.
+"""Vector environments: n rows of which any subset can be reset and stepped, whatever library steps
+them.
 
-One contract for EnvPool and for plain gymnasium environments: a row that ended stays still until it is reset, so no
-autoreset row ever reaches an episode, and rollout steps living rows only. `GymnasiumRows` is a loop over
-environments (gymnasium's SyncVectorEnv cannot step a subset); `EnvPoolRows` is the fast one.
+One contract for EnvPool and for plain gymnasium environments: a row that ended stays still until it
+is reset, so no autoreset row ever reaches an episode, and rollout steps living rows only.
+`GymnasiumRows` is a loop over environments (gymnasium's SyncVectorEnv cannot step a subset);
+`EnvPoolRows` is the fast one.
 """
 
 from __future__ import annotations
@@ -33,15 +35,15 @@ REST_S = 10.0
 
 @dataclass(frozen=True)
 class Step:
-    """What m rows answered: observations `[m, ...]`, rewards `[m]` float32, the two ends `[m]` bool, broken rows."""
+    """What m rows answered: observations `[m, ...]`, rewards `[m]` float32, the two ends `[m]`
+    bool, broken rows."""
 
     observations: Arrays
     rewards: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
-    failures: dict[int, str] = field(
-        default_factory=dict
-    )  # position among the m rows -> what it raised, or how what it returned does not fit
+    # position among the m rows -> what it raised, or how what it returned does not fit
+    failures: dict[int, str] = field(default_factory=dict)
 
     @property
     def is_sound(self) -> bool:
@@ -86,7 +88,10 @@ class VectorEnv(Protocol):
         """Begin a new episode in `rows [m]`; the answer's rewards and ends are zero."""
 
     def step(self, rows: np.ndarray, actions: Arrays) -> Step:
-        """Take `actions` (leaves `[m, ...]`) in `rows [m]`. A row that raises is reported, never thrown."""
+        """Take `actions` (leaves `[m, ...]`) in `rows [m]`.
+
+        A row that raises is reported, never thrown.
+        """
 
     def reseed(self, seed: int) -> None:
         """From the next resets on, be as if made with this seed (reference environments only)."""
@@ -105,7 +110,8 @@ def reset_step(m: int, observations: Arrays, failures: dict[int, str] | None = N
 
 
 class ArrayRows:
-    """What tasks of our own that are stepped as arrays share: the time of each row, and chance, row i's being that of a reference with `seed + i`."""
+    """What tasks of our own that are stepped as arrays share: the time of each row, and chance, row
+    i's being that of a reference with `seed + i`."""
 
     def __init__(self, n: int, seed: int, signature: Signature) -> None:
         self.n = n
@@ -126,12 +132,14 @@ class ArrayRows:
 
 
 class GymnasiumRows:
-    """n gymnasium environments stepped one after another: slow, exact, and the one that scores are measured on.
+    """n gymnasium environments stepped one after another: slow, exact, and the one that scores are
+    measured on.
 
-    Row i is seeded with `seed + i` at its first reset and runs on from there. An environment that raises is
-    reported as a failure of its row and made anew before the row's next reset, with a seed that follows from the
-    seed, the row, and how often it has failed: so what follows a failure repeats, too. One whose answer does not fit its
-    spaces fails too, and plays on after its next reset.
+    Row i is seeded with `seed + i` at its first reset and runs on from there. An environment that
+    raises is reported as a failure of its row and made anew before the row's next reset, with a
+    seed that follows from the seed, the row, and how often it has failed: so what follows a failure
+    repeats, too. One whose answer does not fit its spaces fails too, and plays on after its next
+    reset.
     """
 
     def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]], n: int, seed: int) -> None:
@@ -195,7 +203,8 @@ class GymnasiumRows:
             self._envs[i] = self._make()
         except Exception as again:  # noqa: BLE001  (as above)
             raise RunFailed(
-                f"an environment that failed ({why}) could not be made anew ({type(again).__name__}: {again})"
+                f"an environment that failed ({why}) could not be made anew"
+                f" ({type(again).__name__}: {again})"
             ) from None
         self._failed_times[i] += 1
         seeds = np.random.SeedSequence([self._seed, i, self._failed_times[i]])
@@ -223,9 +232,10 @@ class EnvPoolRows:
 
     Observation leaves are those that EnvPool has, by their paths; there is one action leaf.
 
-    Its spaces are not used (low bounds are wrong): the signature comes from gymnasium. Rows are reset by id, so the
-    row that its NEXT_STEP autoreset would add never appears. Seeds are fixed when it is made and its state cannot be
-    saved, so whoever needs to repeat it makes it again. A raised error cannot be told to a row: all rows fail.
+    Its spaces are not used (low bounds are wrong): the signature comes from gymnasium. Rows are
+    reset by id, so the row that its NEXT_STEP autoreset would add never appears. Seeds are fixed
+    when it is made and its state cannot be saved, so whoever needs to repeat it makes it again. A
+    raised error cannot be told to a row: all rows fail.
     """
 
     def __init__(
@@ -338,8 +348,9 @@ class EnvPoolRows:
     def _leave(self) -> None:
         """Let go of the pool, once its threads are at rest.
 
-        One of them makes buffers ahead, and its destructor takes one more after telling it to quit: it waits for ever if that thread has just
-        made its last, and was interrupted before it looked whether to go on. With all buffers made, the thread sleeps.
+        One of them makes buffers ahead, and its destructor takes one more after telling it to quit:
+        it waits for ever if that thread has just made its last, and was interrupted before it
+        looked whether to go on. With all buffers made, the thread sleeps.
         """
         until = time.monotonic() + REST_S
         while not threads_rest(self._threads) and time.monotonic() < until:
@@ -367,7 +378,8 @@ def threads_rest(names: set[str]) -> bool:
 
 
 class PayAtEnd:
-    """All reward of an episode is withheld and paid as one sum at its last step (Srivastava et al. 2019, section 3.4)."""
+    """All reward of an episode is withheld and paid as one sum at its last step (Srivastava et al.
+    2019, section 3.4)."""
 
     def __init__(self, inner: VectorEnv) -> None:
         self.n = inner.n

@@ -1,8 +1,9 @@
 """Suite `vizdoom`: TakeCover, dodging fireballs in Doom, +1 for every tic survived.
 
-The screen is rendered at 160x120 in grey and resized to one 32x32 frame a step; policies and windows stack the last
-eight (Srivastava et al. 2019, section 3). VizDoom itself steps it: EnvPool's Doom pays no living reward. The
-scenario has no time limit of its own, so 2,100 tics truncate an episode.
+The screen is rendered at 160x120 in grey and resized to one 32x32 frame a step; policies and
+windows stack the last eight (Srivastava et al. 2019, section 3). VizDoom itself steps it: EnvPool's
+Doom pays no living reward. The scenario has no time limit of its own, so 2,100 tics truncate an
+episode.
 """
 
 from __future__ import annotations
@@ -38,10 +39,12 @@ def setpriv() -> str | None:
 
 
 def leash_engine(engine: Path, folder: Path) -> Path:
-    """A program in `folder` that starts the engine so that Linux ends it with the process that plays, were that killed with -9.
+    """A program in `folder` that starts the engine so that Linux ends it with the process that
+    plays, were that killed with -9.
 
-    VizDoom starts its engine, a process of its own, by the path of a program, and only the engine's own process can ask for
-    this (prctl's PR_SET_PDEATHSIG). Where there is no `setpriv`, or nothing in `folder` may be executed, it is the engine itself.
+    VizDoom starts its engine, a process of its own, by the path of a program, and only the engine's
+    own process can ask for this (prctl's PR_SET_PDEATHSIG). Where there is no `setpriv`, or nothing
+    in `folder` may be executed, it is the engine itself.
     """
     program = folder / "engine"
     program.write_text(
@@ -52,7 +55,8 @@ def leash_engine(engine: Path, folder: Path) -> Path:
 
 
 def takecover(render_mode: str | None) -> Any:
-    """VizDoom's take_cover scenario as a gymnasium environment with 32x32 grey frames and three actions."""
+    """VizDoom's take_cover scenario as a gymnasium environment with 32x32 grey frames and three
+    actions."""
     import cv2
     import gymnasium
     import vizdoom
@@ -75,9 +79,8 @@ def takecover(render_mode: str | None) -> Any:
                 vizdoom.ScreenFormat.GRAY8 if render_mode is None else vizdoom.ScreenFormat.RGB24
             )
             game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
-            game.set_doom_config_path(
-                os.devnull
-            )  # else it leaves _vizdoom.ini where it is started, and reads the one it finds there
+            # else it leaves _vizdoom.ini where it is started, and reads the one it finds there
+            game.set_doom_config_path(os.devnull)
             with (
                 tempfile.TemporaryDirectory() as folder,
                 contextlib.chdir(folder),

@@ -1,9 +1,10 @@
 """What a foreign format must answer, and how formats are found.
 
-A format is a file of this folder with `FORMAT = TheClass()` at its end; no list is edited to add one. It says whether it
-recognises a source, opens it as a `Reader` of whole episodes, and may write a dataset back. A Reader yields what the
-file holds, in its dtypes; `checks.conform` holds each episode against the signature afterwards, so that a reader
-answers only for what its layout can get wrong. Nothing here unpickles, and no module is imported because a file says so.
+A format is a file of this folder with `FORMAT = TheClass()` at its end; no list is edited to add
+one. It says whether it recognises a source, opens it as a `Reader` of whole episodes, and may write
+a dataset back. A Reader yields what the file holds, in its dtypes; `checks.conform` holds each
+episode against the signature afterwards, so that a reader answers only for what its layout can get
+wrong. Nothing here unpickles, and no module is imported because a file says so.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ MAX_EPISODE_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class SourceMetadata:
-    """What a source tells about itself before its episodes are read; empty or None where it is silent."""
+    """What a source tells about itself before its episodes are read; empty or None where it is
+    silent."""
 
     name: str  # path or id, for messages and for the card
     env_id: str = ""
@@ -58,18 +60,22 @@ class Reader(ABC):
 
     @abstractmethod
     def episodes(self, task: str, signature: Signature, skip: int = 0) -> Iterator[Episode]:
-        """The episodes in their order without the first `skip`, lazily; numbered by `Episode.id.number` from 0.
+        """The episodes in their order without the first `skip`, lazily; numbered by
+        `Episode.id.number` from 0.
 
-        Leaves are named and shaped as in `signature`; dtypes and values are the file's own. Raises UserError.
+        Leaves are named and shaped as in `signature`; dtypes and values are the file's own. Raises
+        UserError.
         """
 
     def looks(self) -> Signature | None:
-        """What its arrays look like where `said` tells no signature; None where the layout leaves it open. Raises UserError."""
+        """What its arrays look like where `said` tells no signature; None where the layout leaves
+        it open. Raises UserError."""
         return None
 
     @abstractmethod
     def files(self) -> list[Path]:
-        """Every file that the episodes lie in: where one changes, an interrupted import begins anew."""
+        """Every file that the episodes lie in: where one changes, an interrupted import begins
+        anew."""
 
     def place(self, number: int) -> str:
         """Where an episode is, for messages."""

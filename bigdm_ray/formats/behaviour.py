@@ -1,9 +1,11 @@
-"""Behaviour: who acted in an episode and with how much noise, as the one line of text that `Episode.source` holds.
+"""Behaviour: who acted in an episode and with how much noise, as the one line of text that
+`Episode.source` holds.
 
     sac-final sto sigma 0.05 eps 0.3 stage 4
 
-`sigma` is the standard deviation of Gaussian noise on actions whose box is [-1, 1], `eps` the share of uniformly random
-actions, `stage` the place of a block in a mixture, 0 being the poorest. What is zero or not known is left out.
+`sigma` is the standard deviation of Gaussian noise on actions whose box is [-1, 1], `eps` the share
+of uniformly random actions, `stage` the place of a block in a mixture, 0 being the poorest. What is
+zero or not known is left out.
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ OWN_OR_MODES = ("own", *MODES)
 _NUMBER = r"[-+.\deE]+"
 _NOISE = rf"(?: sigma (?P<sigma>{_NUMBER}))?(?: eps (?P<eps>{_NUMBER}))?"
 _LINE = re.compile(
-    rf"(?: (?P<policy>.*?))??(?: (?P<mode>det|sto|{'|'.join(MODES)}))?{_NOISE}(?: stage (?P<stage>\d{{1,4}}))?",
+    rf"(?: (?P<policy>.*?))??(?: (?P<mode>det|sto|{'|'.join(MODES)}))?{_NOISE}(?: stage"
+    r" (?P<stage>\d{1,4}))?",
     re.DOTALL,
 )
-"""With a space before its first word, so that a line may begin with any of them. Files keep a stage in 16 bits."""
+"""With a space before its first word, so that a line may begin with any of them. Files keep a stage
+in 16 bits."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Checkpoints of others, as files: arrays from safetensors, settings from a config.json beside them. A pickle is never read."""
+"""Checkpoints of others, as files: arrays from safetensors, settings from a config.json beside
+them. A pickle is never read."""
 
 from __future__ import annotations
 
@@ -15,13 +16,15 @@ Arrays = dict[str, np.ndarray]
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 SCRIPT = (
-    "a pickle, which may run any code when it is read; turn it into safetensors where you trust it: "
-    "`import torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in torch.load(FILE, weights_only=True).items()}, 'model.safetensors')`"
+    "a pickle, which may run any code when it is read; turn it into safetensors where you trust it:"
+    " `import torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in"
+    " torch.load(FILE, weights_only=True).items()}, 'model.safetensors')`"
 )
 
 
 def read_weights(source: Path) -> tuple[Arrays, dict[str, Any]]:
-    """Arrays and config.json ({} where there is none) of a folder with model.safetensors, or of a safetensors file. Raises UserError."""
+    """Arrays and config.json ({} where there is none) of a folder with model.safetensors, or of a
+    safetensors file. Raises UserError."""
     file = source / "model.safetensors" if source.is_dir() else source
     if source.is_dir() and not file.is_file():
         pickles = sorted(path.name for path in source.iterdir() if path.suffix in PICKLES)
@@ -29,7 +32,8 @@ def read_weights(source: Path) -> tuple[Arrays, dict[str, Any]]:
             raise UserError(f"{source} holds {pickles[-1]}, {SCRIPT}")
     if not file.is_file():
         raise UserError(
-            f"there are no weights at {file}; a folder with model.safetensors and config.json, or a .safetensors file, is expected"
+            f"there are no weights at {file}; a folder with model.safetensors and config.json, or a"
+            " .safetensors file, is expected"
         )
     if file.suffix in PICKLES:
         raise UserError(f"{file} is {SCRIPT}")

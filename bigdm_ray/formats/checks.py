@@ -1,8 +1,10 @@
-"""Holding foreign episodes against a signature: dtypes, shapes, ranges and finite numbers, many episodes at a time.
+"""Holding foreign episodes against a signature: dtypes, shapes, ranges and finite numbers, many
+episodes at a time.
 
-What a leaf of the signature says is what is stored: floats become float32, picked numbers int32, pictures uint8. An
-action that lies outside its box by no more than 1e-6 of the bound's size (at least 1e-6) is rounding and is put on the bound;
-one further out is an error, and so is every value that is not finite. The message names file, episode, field and step.
+What a leaf of the signature says is what is stored: floats become float32, picked numbers int32,
+pictures uint8. An action that lies outside its box by no more than 1e-6 of the bound's size (at
+least 1e-6) is rounding and is put on the bound; one further out is an error, and so is every value
+that is not finite. The message names file, episode, field and step.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ Locator = Callable[[int], str]
 
 
 def conform(batch: Sequence[Episode], signature: Signature, place: Locator) -> list[Episode]:
-    """The episodes with their arrays as the signature has them. Raises UserError for the first that cannot be."""
+    """The episodes with their arrays as the signature has them.
+
+    Raises UserError for the first that cannot be.
+    """
     if not batch:
         return []
     lengths = np.array([len(episode.rewards) for episode in batch], np.int64)
@@ -99,7 +104,8 @@ def _leaf(
             raise refusal(
                 place(k),
                 name,
-                f"an entry has the shape {list(part.shape[1:])} where {list(leaf.shape)} is expected",
+                f"an entry has the shape {list(part.shape[1:])} where {list(leaf.shape)} is"
+                " expected",
             )
         if part.dtype.kind not in "biuf":
             raise refusal(place(k), name, f"numbers are expected, not {part.dtype}")
@@ -204,15 +210,18 @@ def _none(
 def check_next_observations(
     after: np.ndarray, seen: np.ndarray, ends: np.ndarray, field: str, place: Locator
 ) -> None:
-    """What was seen after a step `[n, ...]` must be finite, and what the next step of the episode saw, but for rounding.
+    """What was seen after a step `[n, ...]` must be finite, and what the next step of the episode
+    saw, but for rounding.
 
-    `ends` are rows that no other row of the same episode follows here, `place` says where a row is. Raises UserError.
+    `ends` are rows that no other row of the same episode follows here, `place` says where a row is.
+    Raises UserError.
     """
     if after.shape != seen.shape:
         raise refusal(
             place(0),
             field,
-            f"an entry has the shape {list(after.shape[1:])} where {list(seen.shape[1:])} is expected",
+            f"an entry has the shape {list(after.shape[1:])} where {list(seen.shape[1:])} is"
+            " expected",
         )
     inner = np.ones(len(after), bool)
     inner[ends[ends < len(after)]] = inner[len(after) - 1 :] = False
@@ -236,7 +245,10 @@ def check_next_observations(
         differ = (theirs != mine) & goes_on
     if differ.any():
         index = np.unravel_index(int(np.argmax(differ)), differ.shape)
-        why = f"{theirs[index]:g} is not what the next step saw, {mine[index]:g}: rows are missing or out of order"
+        why = (
+            f"{theirs[index]:g} is not what the next step saw, {mine[index]:g}: rows are missing or"
+            " out of order"
+        )
         raise refusal(place(int(index[0])), field, why)
 
 
@@ -246,12 +258,16 @@ def refusal(place: str, field: str, why: str) -> UserError:
 
 
 def kept_seed(seed: int | np.integer) -> int:
-    """The seed of an episode, as far as 64 bits hold it: 0, as where none is told, for larger ones."""
+    """The seed of an episode, as far as 64 bits hold it: 0, as where none is told, for larger
+    ones."""
     return int(seed) if abs(int(seed)) < 2**63 else 0
 
 
 def as_truth_values(flags: np.ndarray, field: str, place: Locator) -> np.ndarray:
-    """Flags `[n]` as bool; `place` says where the k-th is. Raises UserError for NaN and for every number but 0 and 1."""
+    """Flags `[n]` as bool; `place` says where the k-th is.
+
+    Raises UserError for NaN and for every number but 0 and 1.
+    """
     if flags.dtype == bool:
         return flags
     bad = (flags != 0) & (flags != 1)
@@ -268,10 +284,12 @@ def check_ends(
     place: Locator,
     names: tuple[str, str],
 ) -> np.ndarray:
-    """Whether each episode terminated: `[n]` bool, from flags `[sum(T)]` that may be set at last steps only.
+    """Whether each episode terminated: `[n]` bool, from flags `[sum(T)]` that may be set at last
+    steps only.
 
-    `ends [n]` are the cumulative lengths. An episode with both flags terminated; one with neither broke off and counts
-    as truncated. Raises UserError for a flag in the middle of an episode, and for what is no flag.
+    `ends [n]` are the cumulative lengths. An episode with both flags terminated; one with neither
+    broke off and counts as truncated. Raises UserError for a flag in the middle of an episode, and
+    for what is no flag.
     """
 
     def episode(at: int) -> int:

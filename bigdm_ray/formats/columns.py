@@ -1,6 +1,8 @@
-"""Arrow columns of foreign Parquet and Arrow files as flat numpy arrays, and what their metadata tells.
+"""Arrow columns of foreign Parquet and Arrow files as flat numpy arrays, and what their metadata
+tells.
 
-Lists in lists, fixed or not, are flattened row-major; an empty cell, a type that is no number, and a torn file are one sentence.
+Lists in lists, fixed or not, are flattened row-major; an empty cell, a type that is no number, and
+a torn file are one sentence.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from bigdm_ray.formats.tasks import spec_of
 from bigdm_ray.jsons import read_json
 
 META = "bigdm"
-"""Key of the schema's metadata under which files that are written here carry their task and signature."""
+"""Key of the schema's metadata under which files that are written here carry their task and
+signature."""
 
 PACKAGES = (
     "gymnasium",
@@ -47,7 +50,8 @@ PACKAGES = (
 
 @contextlib.contextmanager
 def name_read_errors(place: Callable[[], str]) -> Iterator[None]:
-    """What pyarrow raises for bytes that it cannot read becomes one sentence that begins with `place()`."""
+    """What pyarrow raises for bytes that it cannot read becomes one sentence that begins with
+    `place()`."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
@@ -96,7 +100,8 @@ TYPES: dict[str, Callable[[pa.DataType], bool]] = {
 
 
 def expect_types(path: Path, schema: pa.Schema, expected: Mapping[str, str]) -> None:
-    """Raise UserError for a column, where it is there, that holds something else than `expected`, a word of `TYPES`, says; null is no type."""
+    """Raise UserError for a column, where it is there, that holds something else than `expected`, a
+    word of `TYPES`, says; null is no type."""
     for name, what in expected.items():
         if (
             name in schema.names
@@ -110,7 +115,8 @@ PROBE_ROWS = 8
 
 
 def rows_at_once(file: Any, names: list[str], groups: list[int], wanted: int, most: int) -> int:
-    """How many rows decode to about `wanted` bytes, judged by the first few: what they take in the file may be a thousandth of it."""
+    """How many rows decode to about `wanted` bytes, judged by the first few: what they take in the
+    file may be a thousandth of it."""
     for batch in file.iter_batches(batch_size=PROBE_ROWS, row_groups=groups, columns=names):
         if len(batch):
             return max(1, min(most, wanted * len(batch) // max(1, int(batch.nbytes))))
@@ -118,7 +124,8 @@ def rows_at_once(file: Any, names: list[str], groups: list[int], wanted: int, mo
 
 
 def parquet_files(source: str) -> list[Path]:
-    """The Parquet files of a source: a file, or the files of a folder that is no dataset of another kind; sorted."""
+    """The Parquet files of a source: a file, or the files of a folder that is no dataset of another
+    kind; sorted."""
     path = Path(source)
     if path.is_file() and path.suffix == ".parquet":
         return [path]
@@ -132,7 +139,8 @@ def parquet_files(source: str) -> list[Path]:
 def flatten_lists(
     column: pa.Array, name: str, place: Callable[[int], str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A list column as its numbers, one after another, and where each row begins: `[numbers]`, `[rows + 1]` int64."""
+    """A list column as its numbers, one after another, and where each row begins: `[numbers]`,
+    `[rows + 1]` int64."""
     values, offsets = column, np.arange(len(column) + 1, dtype=np.int64)
     depth = 0
     while _is_list(values.type):
@@ -169,7 +177,8 @@ def is_plain(kind: pa.DataType) -> bool:
 
 
 def struct_path(kind: pa.DataType, name: str) -> list[str] | None:
-    """The fields of structs in structs that `name` (`arm/joints`) leads through; names may hold slashes themselves.
+    """The fields of structs in structs that `name` (`arm/joints`) leads through; names may hold
+    slashes themselves.
 
     None where there are none such.
     """
@@ -227,7 +236,8 @@ def schema_metadata(dataset: Dataset) -> dict[str, str]:
 
 
 def env_id_of(dataset: Dataset) -> str:
-    """The environment's id for other readers: the card's, else that which the task's environment is registered with; empty where neither is known."""
+    """The environment's id for other readers: the card's, else that which the task's environment is
+    registered with; empty where neither is known."""
     if told := dataset.versions.get("environment"):
         return told
     try:
@@ -238,7 +248,8 @@ def env_id_of(dataset: Dataset) -> str:
 
 
 def _sizes(signature: Signature) -> dict[str, str]:
-    """`obs_dim`, `act_dim` and `n_actions` (0 where they are continuous) of a vector and one action; nothing for other arrays."""
+    """`obs_dim`, `act_dim` and `n_actions` (0 where they are continuous) of a vector and one
+    action; nothing for other arrays."""
     if set(signature.observations) != {""} or set(signature.actions) != {""}:
         return {}
     seen, done = signature.observations[""], signature.actions[""]
@@ -252,7 +263,10 @@ def _sizes(signature: Signature) -> dict[str, str]:
 
 
 def own_metadata(meta: Mapping[str, str], where: str) -> tuple[str, Signature | None]:
-    """Task and signature of a file that was written here; empty and None for others. Raises UserError where they are broken."""
+    """Task and signature of a file that was written here; empty and None for others.
+
+    Raises UserError where they are broken.
+    """
     if META not in meta:
         return "", None
     try:
@@ -272,7 +286,8 @@ def said_versions(meta: Mapping[str, str]) -> dict[str, str]:
 def common_metadata(
     files: list[Path], opened: Iterable[pq.ParquetFile]
 ) -> tuple[dict[str, str], str, Signature | None]:
-    """What the first file's metadata tell, and its task and signature: empty and None where they are silent.
+    """What the first file's metadata tell, and its task and signature: empty and None where they
+    are silent.
 
     Raises UserError for a file that tells another task, signature or environment.
     """
@@ -307,7 +322,8 @@ def _difference(
 
 
 def _plain_signature(meta: Mapping[str, str], where: str) -> Signature | None:
-    """The signature that `obs_dim`, `act_dim` and `n_actions` tell, or None where they are missing."""
+    """The signature that `obs_dim`, `act_dim` and `n_actions` tell, or None where they are
+    missing."""
     if not {"obs_dim", "act_dim", "n_actions"} <= meta.keys():
         return None
     try:
@@ -322,5 +338,6 @@ def _plain_signature(meta: Mapping[str, str], where: str) -> Signature | None:
         )
     except ValueError:
         raise UserError(
-            f"{where} tells obs_dim {meta['obs_dim']!r}, act_dim {meta['act_dim']!r}, n_actions {meta['n_actions']!r}, where whole numbers are expected"
+            f"{where} tells obs_dim {meta['obs_dim']!r}, act_dim {meta['act_dim']!r}, n_actions"
+            f" {meta['n_actions']!r}, where whole numbers are expected"
         ) from None

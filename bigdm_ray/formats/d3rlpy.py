@@ -1,11 +1,14 @@
-"""Format `d3rlpy`: an HDF5 file that d3rlpy's ReplayBuffer.dump of version 2 has written, arrays of their own for each episode.
+"""Format `d3rlpy`: an HDF5 file that d3rlpy's ReplayBuffer.dump of version 2 has written, arrays of
+their own for each episode.
 
     columns  num_episodes  version
-    observations_0  actions_0  rewards_0  terminated_0    observations_1 ...    (observations_0_0, observations_0_1 where they are tuples)
+    observations_0  actions_0  rewards_0  terminated_0    observations_1 ...
+    (observations_0_0, observations_0_1 where they are tuples)
 
-An episode has as many observations as steps. What was seen after the last one is not stored, and what
-`d4rl` does is done here too, as d3rlpy itself leaves the last transition out where an episode was cut.
-The first layout is one of `d4rl`'s. Source: takuseno/d3rlpy, d3rlpy/dataset/io.py, components.py.
+An episode has as many observations as steps. What was seen after the last one is not stored, and
+what `d4rl` does is done here too, as d3rlpy itself leaves the last transition out where an episode
+was cut. The first layout is one of `d4rl`'s. Source: takuseno/d3rlpy, d3rlpy/dataset/io.py,
+components.py.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
-"""Format `d4rl`: an HDF5 file with observations, actions, rewards, terminals and, mostly, timeouts, one row a step.
+"""Format `d4rl`: an HDF5 file with observations, actions, rewards, terminals and, mostly, timeouts,
+one row a step.
 
-The file does not say which environment it is of: the task is the first word of its name (`hopper_medium-v2.hdf5`) or
-`--task`. An episode ends where `terminals` or `timeouts` is set; without `timeouts`, also after the task's time limit
-(1,000 steps where it tells none). What was seen after an episode's last step is taken from `next_observations`. Where that is missing it is
-not known, and D4RL's own `qlearning_dataset` drops the transition; here the last step of an episode that ran into a
-limit is dropped, its observation being the last one seen, while a terminated episode keeps its last step and repeats its
-last observation, for the reward of the end must not be lost. Rows after the last end are kept as a truncated episode.
-Source: Fu et al. 2020, arXiv:2004.07219; Farama-Foundation/D4RL, d4rl/__init__.py.
+The file does not say which environment it is of: the task is the first word of its name
+(`hopper_medium-v2.hdf5`) or `--task`. An episode ends where `terminals` or `timeouts` is set;
+without `timeouts`, also after the task's time limit (1,000 steps where it tells none). What was
+seen after an episode's last step is taken from `next_observations`. Where that is missing it is not
+known, and D4RL's own `qlearning_dataset` drops the transition; here the last step of an episode
+that ran into a limit is dropped, its observation being the last one seen, while a terminated
+episode keeps its last step and repeats its last observation, for the reward of the end must not be
+lost. Rows after the last end are kept as a truncated episode. Source: Fu et al. 2020,
+arXiv:2004.07219; Farama-Foundation/D4RL, d4rl/__init__.py.
 
 d3rlpy's first layout is the same file with `episode_terminals`, which alone says where episodes
 end, in place of `timeouts`; `terminals` on such a row says that it terminated. `discrete_action`
@@ -109,7 +112,10 @@ class FlatArrays(Reader):
                     cut = _padded(found[self._cut], rows[name])
                     over = cut if self._cut == "episode_terminals" else over | cut
                 ends = int(np.count_nonzero(over))
-                why = f"the file holds {rows[name]:,} rows of it where it holds {self._rows:,} of others"
+                why = (
+                    f"the file holds {rows[name]:,} rows of it where it holds {self._rows:,} of"
+                    " others"
+                )
                 raise refusal(f"{path}, episode {ends}", self._theirs(name), why)
         word = re.split(r"[-_.]", path.name.lower())[0]
         likely = word if word in tasks() else ""
@@ -119,7 +125,8 @@ class FlatArrays(Reader):
     def _opened(
         self,
     ) -> contextlib.AbstractContextManager[tuple[dict[str, Any], list[str], bool | None]]:
-        """The arrays by D4RL's names, all names of the file, and whether it tells that actions are choices."""
+        """The arrays by D4RL's names, all names of the file, and whether it tells that actions are
+        choices."""
 
     def _spelled(self, names: list[str]) -> dict[str, str]:
         """The names that a file has for D4RL's."""
@@ -157,7 +164,8 @@ class FlatArrays(Reader):
         """See Reader."""
         if set(signature.observations) != {""} or set(signature.actions) != {""}:
             raise UserError(
-                f"{self._path} is a dataset of another task: it holds one array of observations, but {task} has dicts; nothing was imported"
+                f"{self._path} is a dataset of another task: it holds one array of observations,"
+                f" but {task} has dicts; nothing was imported"
             )
         picks = signature.actions[""].kind == "discrete"
         if self._picks not in (None, picks):
@@ -180,7 +188,8 @@ class FlatArrays(Reader):
                 yield from self._read(file, group, number)
 
     def _spans(self, file: Any, limit: int, skip: int) -> Iterator[Span]:
-        """Episodes in order, without the first `skip`; those that would have no step left are none."""
+        """Episodes in order, without the first `skip`; those that would have no step left are
+        none."""
         begin, kept = 0, 0
         known = "next_observations" in self._names
 

@@ -55,9 +55,8 @@ class Dataset:
     return_std: float
     return_min: float
     return_max: float
-    versions: dict[str, str] = field(
-        default_factory=dict
-    )  # of what the environment was made of when the episodes were recorded
+    # of what the environment was made of when the episodes were recorded
+    versions: dict[str, str] = field(default_factory=dict)
     reference_returns: tuple[float, float] | None = (
         None  # random, expert; where its file tells them
     )
@@ -71,7 +70,8 @@ class Dataset:
             version = data.pop("schema_version")
             if version > SCHEMA_VERSION:
                 raise UserError(
-                    f"{path} has schema version {version}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray"
+                    f"{path} has schema version {version}, newer than the {SCHEMA_VERSION} known"
+                    " here: update bigdm_ray"
                 )
             made = check_card(
                 Dataset(
@@ -86,7 +86,8 @@ class Dataset:
             return dataclasses.replace(made, task=canonical_name(made.task))
         except OSError as error:
             raise UserError(
-                f"{folder} is not a dataset ({CARD}: {error.strerror}); make one with: python -m bigdm_ray.data import SOURCE --folder {folder}"
+                f"{folder} is not a dataset ({CARD}: {error.strerror}); make one with: python -m"
+                f" bigdm_ray.data import SOURCE --folder {folder}"
             ) from None
         except (
             ValueError,
@@ -111,7 +112,8 @@ class Dataset:
         return sum(path.stat().st_size for path in self.shards())
 
     def store(self, flat_bytes: int = 2 << 30, draws: int | None = None) -> Store:
-        """The episodes, to read; more than `flat_bytes` of them a few shards at a time, at a pace for so many draws in all.
+        """The episodes, to read; more than `flat_bytes` of them a few shards at a time, at a pace
+        for so many draws in all.
 
         Raises UserError where the folder does not hold what the card says.
         """
@@ -135,7 +137,8 @@ class Dataset:
         return sorted(self.folder.glob(f"*{SUFFIX}"))
 
     def stream(self) -> Iterator[Episode]:
-        """Every episode in the dataset's order, one shard mapped at a time and each of its bytes checked. Raises UserError for one that is torn or missing."""
+        """Every episode in the dataset's order, one shard mapped at a time and each of its bytes
+        checked. Raises UserError for one that is torn or missing."""
         count = 0
         for path in self.shards():
             try:
@@ -149,11 +152,13 @@ class Dataset:
             count += len(opened.ids)
         if count != self.episodes:
             raise UserError(
-                f"dataset {self.folder} is damaged: it holds {count:,} episodes where its card says {self.episodes:,}; import it anew"
+                f"dataset {self.folder} is damaged: it holds {count:,} episodes where its card says"
+                f" {self.episodes:,}; import it anew"
             )
 
     def returns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (float64), length and whether it terminated, of each episode: three `[episodes]` arrays."""
+        """Return (float64), length and whether it terminated, of each episode: three `[episodes]`
+        arrays."""
         found = [
             (episode.total_return, episode.length, episode.terminated) for episode in self.stream()
         ]
@@ -165,7 +170,8 @@ class Dataset:
         )
 
     def misfit(self) -> str | None:
-        """How the episodes differ from what the task shows and takes, in words; None where they do not, or where it cannot be made here."""
+        """How the episodes differ from what the task shows and takes, in words; None where they do
+        not, or where it cannot be made here."""
         try:
             signature = find_task(self.task).signature()
         except UserError:
@@ -180,7 +186,8 @@ class Dataset:
         return counted
 
     def content_hash(self) -> str:
-        """The hash of what the folder holds now; equal to `sha256` of the card where nothing has changed."""
+        """The hash of what the folder holds now; equal to `sha256` of the card where nothing has
+        changed."""
         made = ContentHash(self.signature)
         for episode in self.stream():
             made.add(episode)
@@ -188,7 +195,8 @@ class Dataset:
 
 
 def references(value: Any) -> tuple[float, float] | None:
-    """Returns of a random and of an expert policy that a file tells; None where it tells none that differ."""
+    """Returns of a random and of an expert policy that a file tells; None where it tells none that
+    differ."""
     if not isinstance(value, list | tuple) or len(value) != 2:
         return None
     if not all(type(one) in (int, float) and math.isfinite(one) for one in value):
@@ -198,7 +206,10 @@ def references(value: Any) -> tuple[float, float] | None:
 
 
 def check_card(dataset: Dataset) -> Dataset:
-    """A dataset whose card holds what each of its fields may. Raises ValueError: whoever wrote the card may have written anything."""
+    """A dataset whose card holds what each of its fields may.
+
+    Raises ValueError: whoever wrote the card may have written anything.
+    """
     file_name(dataset.name)
     expected: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         "text": (lambda v: isinstance(v, str), ("task", "source", "sha256")),
@@ -223,10 +234,12 @@ def check_card(dataset: Dataset) -> Dataset:
 
 
 class ContentHash:
-    """SHA-256 over what the episodes hold, in their order: however they are cut into shards, and whichever format they came in.
+    """SHA-256 over what the episodes hold, in their order: however they are cut into shards, and
+    whichever format they came in.
 
-    Hashed are the paths, dtypes and shapes of the leaves, and of each episode its length (int64), how it ended (one byte),
-    rewards, observations and actions, leaves in the order of their paths, little-endian.
+    Hashed are the paths, dtypes and shapes of the leaves, and of each episode its length (int64),
+    how it ended (one byte), rewards, observations and actions, leaves in the order of their paths,
+    little-endian.
     """
 
     def __init__(self, signature: Signature) -> None:

@@ -1,7 +1,9 @@
-"""Decision Transformer checkpoints of others: Hugging Face's `DecisionTransformerModel`, and the original repository's state dict.
+"""Decision Transformer checkpoints of others: Hugging Face's `DecisionTransformerModel`, and the
+original repository's state dict.
 
-Both have one layout (the original calls its transformer `transformer`, Hugging Face `encoder`): GPT-2's layers, whose matrices are
-stored transposed, between linear embeddings and heads. Arrays by name come in and go out; no network is made here.
+Both have one layout (the original calls its transformer `transformer`, Hugging Face `encoder`):
+GPT-2's layers, whose matrices are stored transposed, between linear embeddings and heads. Arrays by
+name come in and go out; no network is made here.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ from bigdm_ray.formats.checkpoints import Arrays
 from bigdm_ray.jsons import read_json
 
 LAYER = {
-    "ln_1": "norm1", "attn.c_attn": "qkv", "attn.c_proj": "out", "ln_2": "norm2", "mlp.c_fc": "up", "mlp.c_proj": "down",
+    "ln_1": "norm1", "attn.c_attn": "qkv", "attn.c_proj": "out", "ln_2": "norm2", "mlp.c_fc": "up",
+    "mlp.c_proj": "down",
 }  # fmt: skip
 OUTER = {
-    "embed_return": "embed_return", "embed_state": "embed_state.linear", "embed_action": "embed_action.linear", "embed_ln": "norm",
+    "embed_return": "embed_return", "embed_state": "embed_state.linear",
+    "embed_action": "embed_action.linear", "embed_ln": "norm",
     "predict_action.0": "head.linear",
 }  # fmt: skip
 TRANSPOSED = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -43,13 +47,17 @@ class DecisionTransformerCheckpoint:
 def from_hugging_face(
     source: str, arrays: Arrays, config: dict[str, Any]
 ) -> DecisionTransformerCheckpoint:
-    """A checkpoint's arrays by this project's names. Raises UserError for one that is no Decision Transformer of this layout."""
+    """A checkpoint's arrays by this project's names.
+
+    Raises UserError for one that is no Decision Transformer of this layout.
+    """
     prefix = next(
         (p for p in ("encoder.", "transformer.") if f"{p}h.0.ln_1.weight" in arrays), None
     )
     if prefix is None or "embed_return.weight" not in arrays:
         raise UserError(
-            f"{source} holds no Decision Transformer: it has no {'embed_return' if prefix else 'encoder.h.0.ln_1'}.weight"
+            f"{source} holds no Decision Transformer: it has no"
+            f" {'embed_return' if prefix else 'encoder.h.0.ln_1'}.weight"
         )
     for key, expected in (
         ("activation_function", "relu"),
@@ -60,7 +68,8 @@ def from_hugging_face(
     ):
         if config.get(key, expected) != expected:
             raise UserError(
-                f"{source} has {key} {config[key]!r}, but {expected!r} is expected: another network than the paper's"
+                f"{source} has {key} {config[key]!r}, but {expected!r} is expected: another network"
+                " than the paper's"
             )
     heads = config.get("n_head")
     if heads is not None and (not isinstance(heads, int) or isinstance(heads, bool) or heads < 1):
@@ -99,7 +108,8 @@ def from_hugging_face(
         rank = 1 if name.endswith(".bias") or "norm" in name else 2
         if values.ndim != rank or not values.size:
             raise UserError(
-                f"{source} has an array of shape {list(values.shape)} for {name}, but {rank} dimensions that are not empty are expected"
+                f"{source} has an array of shape {list(values.shape)} for {name}, but {rank}"
+                " dimensions that are not empty are expected"
             )
     if places:  # position 0 is added to every token
         out["norm.bias"] = out["norm.bias"] + places["wpe.weight"][0]
@@ -122,7 +132,8 @@ def from_hugging_face(
 
 
 def statistics_beside(source: Path) -> Path | None:
-    """The file with mean and deviation of the states that `weights export` wrote beside weights, where it is there."""
+    """The file with mean and deviation of the states that `weights export` wrote beside weights,
+    where it is there."""
     file = (source if source.is_dir() else source.parent) / "statistics.json"
     try:
         told = read_json(file)
@@ -132,7 +143,8 @@ def statistics_beside(source: Path) -> Path | None:
 
 
 def settings_beside(source: Path) -> dict[str, float]:
-    """What lies beside weights that `weights export` wrote: `context` and `return_scale`, where they are said."""
+    """What lies beside weights that `weights export` wrote: `context` and `return_scale`, where
+    they are said."""
     folder = source if source.is_dir() else source.parent
     found: dict[str, float] = {}
     for file, key, name in (
@@ -151,7 +163,10 @@ def settings_beside(source: Path) -> dict[str, float]:
 def to_hugging_face(
     arrays: Arrays, heads: int, dropout: float, context: int
 ) -> tuple[Arrays, dict[str, Any]]:
-    """This project's arrays in Hugging Face's layout, and the config.json of it. The heads for states and returns, which we lack, are zero."""
+    """This project's arrays in Hugging Face's layout, and the config.json of it.
+
+    The heads for states and returns, which we lack, are zero.
+    """
     out: Arrays = {}
     layers = 1 + max(
         int(name.split(".")[2]) for name in arrays if name.startswith("transformer.blocks.")
@@ -186,9 +201,12 @@ def to_hugging_face(
         }.items()
     }
     config = {
-        "architectures": ["DecisionTransformerModel"], "model_type": "decision_transformer", "state_dim": seen, "act_dim": acted, "hidden_size": width,
-        "n_layer": layers, "n_head": heads, "n_inner": 4 * width, "max_ep_len": len(out["embed_timestep.weight"]), "n_positions": 1024, "vocab_size": 1,
-        "activation_function": "relu", "action_tanh": True, "resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout,
+        "architectures": ["DecisionTransformerModel"], "model_type": "decision_transformer",
+        "state_dim": seen, "act_dim": acted, "hidden_size": width,
+        "n_layer": layers, "n_head": heads, "n_inner": 4 * width,
+        "max_ep_len": len(out["embed_timestep.weight"]), "n_positions": 1024, "vocab_size": 1,
+        "activation_function": "relu", "action_tanh": True, "resid_pdrop": dropout,
+        "embd_pdrop": dropout, "attn_pdrop": dropout,
         "layer_norm_epsilon": 1e-5, "context_length": context, "torch_dtype": "float32",
     }  # fmt: skip
     return {name: np.ascontiguousarray(values) for name, values in out.items()}, config

@@ -1,14 +1,19 @@
-"""Format `dqn-replay`: the logged replay of a DQN agent on an Atari game, gzipped NumPy arrays of one row a step.
+"""Format `dqn-replay`: the logged replay of a DQN agent on an Atari game, gzipped NumPy arrays of
+one row a step.
 
-A source is a folder with `$store$_observation_ckpt.N.gz` and, of the same N, `action`, `reward` and `terminal` in its place (a
-`replay_logs` folder of the DQN replay data), or one such observation file, which stands for its number alone. A folder's numbers are read
-in their order, 0 being the poorest play. The game is taken from the path (`.../Pong/1/replay_logs`) or from `--task`.
+A source is a folder with `$store$_observation_ckpt.N.gz` and, of the same N, `action`, `reward` and
+`terminal` in its place (a `replay_logs` folder of the DQN replay data), or one such observation
+file, which stands for its number alone. A folder's numbers are read in their order, 0 being the
+poorest play. The game is taken from the path (`.../Pong/1/replay_logs`) or from `--task`.
 
-Only whole episodes are taken: a file begins in the middle of one, unless it is number 0 or begins with padding, and ends in the
-middle of one. Dopamine writes three rows of zeros before each episode, which are left out here, and logs a file one row before it is full, so that
-the last row is an older one: where `add_count_ckpt.N.gz` lies beside it, it tells how many rows are of this round. What was seen after the last step was not
-stored: the last frame is repeated. An end by the time limit looks like any other. Rewards were clipped to -1..1 before they were stored.
-Source: Agarwal et al. 2020, arXiv:1907.04543 (google-research/batch_rl); google/dopamine, dopamine/replay_memory/circular_replay_buffer.py.
+Only whole episodes are taken: a file begins in the middle of one, unless it is number 0 or begins
+with padding, and ends in the middle of one. Dopamine writes three rows of zeros before each
+episode, which are left out here, and logs a file one row before it is full, so that the last row is
+an older one: where `add_count_ckpt.N.gz` lies beside it, it tells how many rows are of this round.
+What was seen after the last step was not stored: the last frame is repeated. An end by the time
+limit looks like any other. Rewards were clipped to -1..1 before they were stored. Source: Agarwal
+et al. 2020, arXiv:1907.04543 (google-research/batch_rl); google/dopamine,
+dopamine/replay_memory/circular_replay_buffer.py.
 """
 
 from __future__ import annotations
@@ -94,19 +99,25 @@ class GzippedArray:
             ) from None
         if self.dtype.kind not in kinds or (kinds == "u" and self.dtype != np.uint8):
             raise UserError(
-                f"{path} holds {self.dtype if self.dtype.kind != 'O' else 'objects'}, which it may not; nothing was imported"
+                f"{path} holds {self.dtype if self.dtype.kind != 'O' else 'objects'}, which it may"
+                " not; nothing was imported"
             )
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
         self.block = max(1, min(BLOCK, BLOCK_BYTES // max(1, row)))
         if fortran or min(self.shape, default=0) < 0 or row > ROW_BYTES:
             raise UserError(
-                f"{path} claims the shape {list(self.shape)}{', columns first' if fortran else ''}, which it may not; nothing was imported"
+                f"{path} claims the shape {list(self.shape)}{', columns first' if fortran else ''},"
+                " which it may not; nothing was imported"
             )
 
         check_claim(math.prod(self.shape) * self.dtype.itemsize, path)
 
     def take(self, rows: int) -> np.ndarray:
-        """The next rows. Raises UserError where the file breaks off, and after the last row where its checksum is wrong or more follows."""
+        """The next rows.
+
+        Raises UserError where the file breaks off, and after the last row where its checksum is
+        wrong or more follows.
+        """
         size = rows * int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
         try:
             data = self._file.read(size)
@@ -118,11 +129,13 @@ class GzippedArray:
             ) from None
         if len(data) < size:
             raise UserError(
-                f"{self.path} breaks off before the {self.shape[0]:,} rows that it claims; nothing was imported"
+                f"{self.path} breaks off before the {self.shape[0]:,} rows that it claims; nothing"
+                " was imported"
             )
         if more:
             raise UserError(
-                f"{self.path} goes on after the {self.shape[0]:,} rows that it claims; nothing was imported"
+                f"{self.path} goes on after the {self.shape[0]:,} rows that it claims; nothing was"
+                " imported"
             )
         return np.frombuffer(data, self.dtype).reshape(rows, *self.shape[1:])
 
@@ -144,7 +157,8 @@ class DqnLog:
         for name, path in self.paths.items():
             if not path.is_file():
                 raise UserError(
-                    f"{folder} has no {path.name} beside the other arrays of number {number}, so its {name}s are missing; nothing was imported"
+                    f"{folder} has no {path.name} beside the other arrays of number {number}, so"
+                    f" its {name}s are missing; nothing was imported"
                 )
 
     def files(self) -> list[Path]:
@@ -160,11 +174,13 @@ class DqnLog:
             if len(one.shape) != expected:
                 what = "frames [rows, height, width]" if expected == 3 else "one number a row"
                 raise UserError(
-                    f"{one.path} has the shape {list(one.shape)}, but {what} are expected; nothing was imported"
+                    f"{one.path} has the shape {list(one.shape)}, but {what} are expected; nothing"
+                    " was imported"
                 )
             if one.shape[:1] != rows:
                 raise UserError(
-                    f"{one.path} has {one.shape[0]:,} rows where {opened['reward'].path.name} has {rows[0]:,}; nothing was imported"
+                    f"{one.path} has {one.shape[0]:,} rows where {opened['reward'].path.name} has"
+                    f" {rows[0]:,}; nothing was imported"
                 )
         return opened
 
@@ -176,7 +192,8 @@ class DqnLog:
         try:
             if told.shape:
                 raise UserError(
-                    f"{self.counted} has the shape {list(told.shape)}, but a single number is expected; nothing was imported"
+                    f"{self.counted} has the shape {list(told.shape)}, but a single number is"
+                    " expected; nothing was imported"
                 )
             told.shape = (1,)
             count = int(told.take(1)[0])
@@ -209,10 +226,11 @@ class DqnReplayFolder(Reader):
         opened = self._logs[0].open()
         for one in opened.values():
             one.close()
+        # the nearest folder
         likely = next(
             (word for part in reversed(folder.resolve().parts) if (word := part.lower()) in TASKS),
             "",
-        )  # the nearest folder
+        )
         self.said = SourceMetadata(str(source), likely, likely=likely)
 
     def files(self) -> list[Path]:
@@ -233,7 +251,8 @@ class DqnReplayFolder(Reader):
             signature.actions
         ) != {""}:
             raise UserError(
-                f"{self.said.name} is a dataset of another task: it holds frames of a game, but {task} shows something else; nothing was imported"
+                f"{self.said.name} is a dataset of another task: it holds frames of a game, but"
+                f" {task} shows something else; nothing was imported"
             )
         (path,) = signature.observations
         number = 0

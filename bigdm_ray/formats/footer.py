@@ -1,9 +1,10 @@
 """How many values each column of a Parquet file claims, read from its footer without pyarrow.
 
 pyarrow tells them too, but dies of SIGABRT where a column's statistics are broken: its C++ raises
-what Python's side does not expect. The footer is a struct of Thrift's compact protocol; all is passed
-over but `row_groups` (4), their `columns` (1), of these `meta_data` (3), and of these `num_values` (5).
-Source: apache/parquet-format, parquet.thrift; apache/thrift, doc/specs/thrift-compact-protocol.md.
+what Python's side does not expect. The footer is a struct of Thrift's compact protocol; all is
+passed over but `row_groups` (4), their `columns` (1), of these `meta_data` (3), and of these
+`num_values` (5). Source: apache/parquet-format, parquet.thrift; apache/thrift,
+doc/specs/thrift-compact-protocol.md.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ _DEEPEST = 32
 
 
 def claimed_values(path: Path) -> list[list[int]]:
-    """The values that each column of each row group claims. Raises ValueError where it is broken."""
+    """The values that each column of each row group claims.
+
+    Raises ValueError where it is broken.
+    """
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - 8))

@@ -1,8 +1,10 @@
-"""Reading HDF5 that others have written: plain arrays of numbers that lie in the file itself, and nothing else.
+"""Reading HDF5 that others have written: plain arrays of numbers that lie in the file itself, and
+nothing else.
 
-Links that lead elsewhere, virtual datasets and raw data in other files are refused, and so is every type that is not a
-number (h5py would build Python objects of some). Small datasets are opened through h5py's low-level calls, which cost a third of the
-high-level ones: files with a group an episode hold many.
+Links that lead elsewhere, virtual datasets and raw data in other files are refused, and so is every
+type that is not a number (h5py would build Python objects of some). Small datasets are opened
+through h5py's low-level calls, which cost a third of the high-level ones: files with a group an
+episode hold many.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 
 @contextlib.contextmanager
 def open_hdf5(path: Path) -> Iterator[Any]:
-    """An open `h5py.File`. Raises UserError for a torn one, and for whatever h5py raises while it is read."""
+    """An open `h5py.File`.
+
+    Raises UserError for a torn one, and for whatever h5py raises while it is read.
+    """
     h5py = import_optional("h5py", "datasets")
     try:
         file = h5py.File(path, "r", locking="best-effort")
@@ -149,7 +154,8 @@ def new_hdf5(path: Path) -> Iterator[tuple[Any, DeferredErrorFile]]:
 
 
 class Hdf5Fields:
-    """Datasets of groups that look alike (one an episode), read with what the first has told about their types."""
+    """Datasets of groups that look alike (one an episode), read with what the first has told about
+    their types."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._claimed = path, 0
@@ -166,7 +172,10 @@ class Hdf5Fields:
         self._varying: Varying | None = None
 
     def open(self, group: Any, name: bytes, place: str) -> Any:
-        """The low-level dataset `name` (`a/b/c`) of a low-level group. Raises UserError where it is none that may be read."""
+        """The low-level dataset `name` (`a/b/c`) of a low-level group.
+
+        Raises UserError where it is none that may be read.
+        """
         try:
             self._hard(group, name, place)
             found = self._open_dataset(group, name)
@@ -202,7 +211,8 @@ class Hdf5Fields:
             return self._open_group(file, name)
         except ERRORS as error:
             raise UserError(
-                f"{place}: the group {name.decode()!r} is missing or cannot be read ({one_line(error)}); nothing was imported"
+                f"{place}: the group {name.decode()!r} is missing or cannot be read"
+                f" ({one_line(error)}); nothing was imported"
             ) from None
 
     def claim(self, size: int) -> None:
@@ -284,7 +294,8 @@ class Hdf5Fields:
         ]
 
     def blobs(self, group: Any, name: bytes, place: str) -> list[bytes]:
-        """A dataset whose entries are bytes: `[N, bytes]` uint8, or lists of uint8 of any length."""
+        """A dataset whose entries are bytes: `[N, bytes]` uint8, or lists of uint8 of any
+        length."""
         found = self.high(group, name, place)
         field = name.decode(errors="replace")
         inner = self._h5py.check_vlen_dtype(found.dtype)
@@ -298,7 +309,7 @@ class Hdf5Fields:
         try:
             if found.dtype.kind != "O":
                 return found[()]
-            if self._varying is None or not self._varying.running:
+            if self._varying is None or not self._varying.is_running:
                 self._varying = Varying(self._path)
             return self._varying.read(self._h5py.h5i.get_name(found.id), self.claim)
         except ERRORS as error:

@@ -1,8 +1,8 @@
 """Taking episodes in: any source that a format recognises, checked, as a dataset of this project.
 
-Streaming: a batch of episodes is in memory at a time, and one shard of about 64 MiB. A source that is wrong somewhere leaves
-nothing behind. An import that was interrupted goes on where it stopped when the same command is given again, as long as no
-file of the source has changed.
+Streaming: a batch of episodes is in memory at a time, and one shard of about 64 MiB. A source that
+is wrong somewhere leaves nothing behind. An import that was interrupted goes on where it stopped
+when the same command is given again, as long as no file of the source has changed.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ def import_dataset(
 ) -> Dataset:
     """Import sources, one after another, into the new dataset `folder`.
 
-    Of each source the first episodes that together reach `steps` are taken, where given (as D4RL's medium-expert sets
-    join two files). With several sources, the number of the source stands as `stage` in the episodes' `source`.
-    Raises UserError (nothing is left) or RunFailed (the disk; what was written waits for the same command).
+    Of each source the first episodes that together reach `steps` are taken, where given (as D4RL's
+    medium-expert sets join two files). With several sources, the number of the source stands as
+    `stage` in the episodes' `source`. Raises UserError (nothing is left) or RunFailed (the disk;
+    what was written waits for the same command).
     """
     free_folder(folder)
     readers = [open_source(source) for source in sources]
@@ -56,7 +57,8 @@ def import_dataset(
             signature = _widened(signature, theirs, readers[0], reader)
         if other != name:
             raise UserError(
-                f"{reader.said.name} is a dataset of another task: {other}, while {readers[0].said.name} is of {name}; nothing was imported"
+                f"{reader.said.name} is a dataset of another task: {other}, while"
+                f" {readers[0].said.name} is of {name}; nothing was imported"
             )
     writer = Writer(folder, _plan(readers, name, signature, steps), name, signature)
     with (
@@ -87,7 +89,10 @@ def import_dataset(
 
 
 def _widened(mine: Signature, theirs: Signature, first: Reader, other: Reader) -> Signature:
-    """What holds the episodes of both, where no environment tells. Raises UserError where nothing does."""
+    """What holds the episodes of both, where no environment tells.
+
+    Raises UserError where nothing does.
+    """
 
     def wider(a: Leaf, b: Leaf) -> Leaf:
         if a.kind != b.kind or a.shape != b.shape or a.dtype != b.dtype:
@@ -130,7 +135,8 @@ def _told(readers: Sequence[Reader]) -> Iterator[None]:
     except WRONG_VALUES as error:
         names = ", ".join(reader.said.name for reader in readers)
         raise UserError(
-            f"{names}: what it holds cannot be read ({type(error).__name__}: {one_line(error)}); nothing was imported"
+            f"{names}: what it holds cannot be read ({type(error).__name__}: {one_line(error)});"
+            " nothing was imported"
         ) from None
 
 
@@ -200,14 +206,16 @@ def _source(readers: list[Reader], steps: int | None) -> str:
 
 
 def _versions(readers: list[Reader], task: str) -> dict[str, str]:
-    """Versions that the sources tell, and arguments of their environments that are not the task's; where they differ, all of them."""
+    """Versions that the sources tell, and arguments of their environments that are not the task's;
+    where they differ, all of them."""
     merged: dict[str, list[str]] = {}
     for reader in readers:
+        # a file's name tells no id
         environment = (
             {"environment": reader.said.env_id}
             if reader.said.env_id and not reader.said.likely
             else {}
-        )  # a file's name tells no id
+        )
         if changed := describe_differences(reader.said, task):
             environment["environment_arguments"] = changed
         for name, version in (environment | reader.said.versions).items():

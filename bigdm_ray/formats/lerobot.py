@@ -1,12 +1,14 @@
-"""Format `lerobot`: robot recordings of Hugging Face's LeRobot, versions 2 (a file an episode) and 3 (files of many).
+"""Format `lerobot`: robot recordings of Hugging Face's LeRobot, versions 2 (a file an episode) and
+3 (files of many).
 
-    meta/info.json                    version, features with their types and shapes, counts
-    data/chunk-000/*.parquet          a row a frame: observation.state, action, episode_index, frame_index, ...
+    meta/info.json             version, features with their types and shapes, counts
+    data/chunk-000/*.parquet   a row a frame: observation.state, action, episode_index, frame_index,
+                               ...
 
-Each feature `observation.NAME` of numbers is a leaf; a single one is all of the observation. Pictures and
-films are left out, with a note. What was seen after an episode's last frame is not stored, so that
-what `d4rl` does is done here too; recordings without `next.reward` have rewards of 0.
-Source: huggingface/lerobot, src/lerobot/datasets (info.json, `DEFAULT_FEATURES`).
+Each feature `observation.NAME` of numbers is a leaf; a single one is all of the observation.
+Pictures and films are left out, with a note. What was seen after an episode's last frame is not
+stored, so that what `d4rl` does is done here too; recordings without `next.reward` have rewards of
+0. Source: huggingface/lerobot, src/lerobot/datasets (info.json, `DEFAULT_FEATURES`).
 """
 
 from __future__ import annotations
@@ -57,8 +59,8 @@ class LeRobotFolder(ParquetSteps):
         if not self._seen:
             what = f"only pictures or films ({', '.join(films)})" if films else "none"
             raise UserError(
-                f"{folder} has {what} for observations, where a feature {_PREFIX}NAME of numbers is "
-                "expected; nothing was imported"
+                f"{folder} has {what} for observations, where a feature {_PREFIX}NAME of numbers is"
+                " expected; nothing was imported"
             )
         rest = [name for name in features if not name.startswith(_PREFIX)]
         plain = {"observations": self._seen[0] if len(self._seen) == 1 else _ALL}

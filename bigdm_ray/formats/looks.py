@@ -1,4 +1,5 @@
-"""What arrays look like where nothing tells: a signature from dtypes, shapes and, of actions, from values.
+"""What arrays look like where nothing tells: a signature from dtypes, shapes and, of actions, from
+values.
 
 Floats are float32, bytes of two or three axes whose channels come first are pictures. Actions that
 are one whole number a step are choices, as many as the largest needs; all others have as bounds
@@ -35,7 +36,8 @@ def channels_first_already(shape: tuple[int, ...]) -> bool:
 
 
 class ActionColumns:
-    """The leaf of actions, part after part `[n, ...]`; `picks` says whether they are choices, where that is told."""
+    """The leaf of actions, part after part `[n, ...]`; `picks` says whether they are choices, where
+    that is told."""
 
     def __init__(self, picks: bool | None = None) -> None:
         self._picks, self._shape, self._dtype = picks, (), np.dtype(np.float32)
@@ -82,7 +84,8 @@ def guess_signature(seen: dict[str, Leaf], acted: Iterable[tuple[str, ActionColu
 
 
 def move_channels_first(values: np.ndarray, leaf: Leaf) -> np.ndarray:
-    """Pictures `[N, ...]` with channels first, where a leaf of pictures is expected and they come last."""
+    """Pictures `[N, ...]` with channels first, where a leaf of pictures is expected and they come
+    last."""
     shape = values.shape[1:]
     if leaf.kind != "image" or shape == leaf.shape or len(shape) != 3:
         return values

@@ -1,12 +1,14 @@
-"""Format `minari`: a local Minari folder (HDF5, Arrow or Parquet inside), or the id of a dataset, which Minari downloads first.
+"""Format `minari`: a local Minari folder (HDF5, Arrow or Parquet inside), or the id of a dataset,
+which Minari downloads first.
 
     minari:mujoco/hopper/medium-v0      an id; so is a bare one with slashes that is no path
     FOLDER                              with data/metadata.json, or the data folder itself
 
-Files are read with h5py and pyarrow directly; the package `minari` is needed for downloads only. The spaces come from the
-folder's metadata, pictures in JPEG are decoded with Pillow, infos are left out. An episode without a final flag broke off
-and counts as truncated. Links that lead out of the folder are refused, and no environment is made because a file names
-its code. What is exported is HDF5 with pictures as they are, in the layout of Minari 0.5 (minari/dataset/_storages).
+Files are read with h5py and pyarrow directly; the package `minari` is needed for downloads only.
+The spaces come from the folder's metadata, pictures in JPEG are decoded with Pillow, infos are left
+out. An episode without a final flag broke off and counts as truncated. Links that lead out of the
+folder are refused, and no environment is made because a file names its code. What is exported is
+HDF5 with pictures as they are, in the layout of Minari 0.5 (minari/dataset/_storages).
 """
 
 from __future__ import annotations
@@ -74,7 +76,8 @@ _ID = re.compile(r"(?P<name>(?:\w[\w-]*/)*\w[\w-]*-v\d+)")
 _PIN = re.compile(r"([A-Za-z][\w.-]*)==([\w.+-]+)$")
 _SPACES = ("observations", "actions")
 _REFERENCES = ("ref_min_score", "ref_max_score")
-"""Returns of a random and of an expert policy (minari/dataset/minari_dataset.py, `get_normalized_score`)."""
+"""Returns of a random and of an expert policy (minari/dataset/minari_dataset.py,
+`get_normalized_score`)."""
 _FIELDS = (*_SPACES, "rewards", "terminations", "truncations")
 
 
@@ -99,7 +102,8 @@ class MinariFolder(Reader):
         self._format = str(self._meta.get("data_format") or "hdf5")
         if self._format not in ("hdf5", "arrow", "parquet"):
             raise UserError(
-                f"{where} tells the data format {self._format!r}, but hdf5, arrow or parquet is expected; nothing was imported"
+                f"{where} tells the data format {self._format!r}, but hdf5, arrow or parquet is"
+                " expected; nothing was imported"
             )
         self._told = str(data / HDF5_FILE if self._format == "hdf5" else data)
         self._count, steps = (
@@ -173,7 +177,8 @@ class MinariFolder(Reader):
         with open_hdf5(self._hdf5()) as file:
             if len(file) != self._count:
                 raise UserError(
-                    f"{self._data / HDF5_FILE} holds {len(file):,} episodes where {METADATA} tells {self._count:,}; nothing was imported"
+                    f"{self._data / HDF5_FILE} holds {len(file):,} episodes where {METADATA} tells"
+                    f" {self._count:,}; nothing was imported"
                 )
             for number in range(skip, self._count):
                 place = self.place(number)
@@ -200,7 +205,8 @@ class MinariFolder(Reader):
         found = sorted(path for path in folder.glob(f"*.{self._format}")) if folder.is_dir() else []
         if not found:
             raise UserError(
-                f"{self.place(number)}: there is no {self._format} file in {folder}; nothing was imported"
+                f"{self.place(number)}: there is no {self._format} file in {folder}; nothing was"
+                " imported"
             )
         return [require_inside(path, self._data) for path in found]
 
@@ -343,7 +349,8 @@ def _texts(value: Any) -> list[str]:
 
 
 def _environment(meta: dict[str, Any], where: str) -> tuple[str, dict[str, Any] | None]:
-    """Id and arguments of the environment, time limit and wrappers among them, from JSON alone: the code that a file names is never looked for."""
+    """Id and arguments of the environment, time limit and wrappers among them, from JSON alone: the
+    code that a file names is never looked for."""
     text = meta.get("env_spec")
     if not text:
         return "", None
@@ -358,12 +365,14 @@ def _environment(meta: dict[str, Any], where: str) -> tuple[str, dict[str, Any] 
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{where}, field 'env_spec': it is not an environment's description ({one_line(error)}); nothing was imported"
+            f"{where}, field 'env_spec': it is not an environment's description"
+            f" ({one_line(error)}); nothing was imported"
         ) from None
 
 
 def _pictured(space: Any) -> bool:
-    """Whether Minari may have stored this space as JPEG (minari/dataset/minari_storage.py, is_image_space)."""
+    """Whether Minari may have stored this space as JPEG (minari/dataset/minari_storage.py,
+    is_image_space)."""
     return space.dtype == np.uint8 and len(space.shape) in (2, 3) and min(space.shape[:2]) >= 32
 
 
@@ -376,7 +385,8 @@ def _decoded(blobs: list[bytes], space: Any, name: str, place: str) -> np.ndarra
             with image.open(io.BytesIO(blob), formats=("JPEG",)) as picture:
                 if (picture.height, picture.width) != tuple(space.shape[:2]):
                     raise ValueError(
-                        f"it is {picture.height} x {picture.width} where {space.shape[0]} x {space.shape[1]} is expected"
+                        f"it is {picture.height} x {picture.width} where {space.shape[0]} x"
+                        f" {space.shape[1]} is expected"
                     )
                 out[step] = np.asarray(picture).reshape(space.shape)
         except Exception as error:  # noqa: BLE001  (a decoder of foreign bytes: whatever it raises is a broken picture)
@@ -422,7 +432,8 @@ def _column(column: pa.Array, what: str, name: str, space: Any, place: str) -> n
         raise refusal(
             place,
             field,
-            f"step {step}: it holds {int(np.diff(offsets)[step]):,} numbers where {width:,} are expected",
+            f"step {step}: it holds {int(np.diff(offsets)[step]):,} numbers where {width:,} are"
+            " expected",
         )
     return flatten_leaf(space, values.reshape(-1, *space.shape))
 
@@ -431,7 +442,10 @@ def _column(column: pa.Array, what: str, name: str, space: Any, place: str) -> n
 
 
 def dataset_id(source: str) -> str | None:
-    """The id of a source that is one: behind `minari:`, or with a slash where no such path exists. Raises UserError for a bad one."""
+    """The id of a source that is one: behind `minari:`, or with a slash where no such path exists.
+
+    Raises UserError for a bad one.
+    """
     named = source.startswith("minari:")
     text = source.removeprefix("minari:")
     if not named and ("/" not in text or Path(source).exists()):
@@ -440,13 +454,17 @@ def dataset_id(source: str) -> str | None:
         return found["name"]
     if named:
         raise UserError(
-            f"{source} is not the id of a Minari dataset; one looks like minari:mujoco/hopper/medium-v0"
+            f"{source} is not the id of a Minari dataset; one looks like"
+            " minari:mujoco/hopper/medium-v0"
         )
     return None
 
 
 def download(name: str) -> Path:
-    """The folder of a dataset in Minari's own cache, downloaded where it is not there yet. Raises UserError, RunFailed."""
+    """The folder of a dataset in Minari's own cache, downloaded where it is not there yet.
+
+    Raises UserError, RunFailed.
+    """
     minari = import_optional("minari", "datasets")
     try:
         storage = importlib.import_module("minari.storage.datasets_root_dir")
@@ -455,19 +473,22 @@ def download(name: str) -> Path:
             minari.download_dataset(name)
     except ImportError as error:
         raise UserError(
-            f"Minari lacks a package to download {name} with ({one_line(error)}); install: {install('datasets')}"
+            f"Minari lacks a package to download {name} with ({one_line(error)}); install:"
+            f" {install('datasets')}"
         ) from None
     except ValueError as error:
         raise UserError(f"Minari cannot download {name}: {one_line(error)}") from None
     except Exception as error:  # noqa: BLE001  (clients of clouds raise errors of their own; all of them mean that there is no download)
         raise RunFailed(
-            f"{name} could not be downloaded ({type(error).__name__}: {one_line(error)}); see that the network is there, then try again"
+            f"{name} could not be downloaded ({type(error).__name__}: {one_line(error)}); see that"
+            " the network is there, then try again"
         ) from None
     return folder
 
 
 def data_folder(path: Path) -> Path | None:
-    """The folder with the metadata: the given one or its `data`; None where it is no Minari folder."""
+    """The folder with the metadata: the given one or its `data`; None where it is no Minari
+    folder."""
     for folder in (path / "data", path):
         if (folder / METADATA).is_file() and not (folder / "dataset.json").exists():
             return folder
@@ -496,7 +517,8 @@ class Minari(Format):
         return MinariFolder(folder, source if name is None else f"minari:{name}")
 
     def write(self, dataset: Dataset, folder: Path, advance: Advance) -> None:
-        """FOLDER/data/main_data.hdf5 and its metadata; `minari.MinariDataset(FOLDER / "data")` reads them."""
+        """FOLDER/data/main_data.hdf5 and its metadata; `minari.MinariDataset(FOLDER / "data")`
+        reads them."""
         h5py = import_optional("h5py", "datasets")
         data = folder / "data"
         data.mkdir()

@@ -1,7 +1,8 @@
-"""Format `npz`: NumPy arrays in one archive, by the names of D4RL and d3rlpy or others of `spellings.py`.
+"""Format `npz`: NumPy arrays in one archive, by the names of D4RL and d3rlpy or others of
+`spellings.py`.
 
-What ends an episode and what was seen after its last step is told as in `d4rl`. Objects are pickles,
-which are never opened here.
+What ends an episode and what was seen after its last step is told as in `d4rl`. Objects are
+pickles, which are never opened here.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class NpzFile(FlatArrays):
             raise
         except _TORN as error:
             raise UserError(
-                f"{self._path} is not a whole archive of arrays ({one_line(error)}); nothing was imported"
+                f"{self._path} is not a whole archive of arrays ({one_line(error)}); nothing was"
+                " imported"
             ) from None
         yield found, names, picks
 

@@ -1,4 +1,5 @@
-"""Format `dataset`: a dataset of this project as a source, so that several can be joined and a part of one can be taken."""
+"""Format `dataset`: a dataset of this project as a source, so that several can be joined and a part
+of one can be taken."""
 
 from __future__ import annotations
 

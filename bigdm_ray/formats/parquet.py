@@ -9,10 +9,10 @@
 
 Observations may be T, as in the Decision Transformer data of Hugging Face's Hub; the first row
 decides for all. The last one is then taken from `next_observations`, or is not known, and what
-`d4rl` does is done here too.
-Leaves of a dict are columns of their own, `observations/arm/joints`. Files that are written here carry the signature in
-their schema's metadata, so any space goes out and comes back; others may tell `obs_dim`, `act_dim`, `n_actions` and
-`env_id` there. Batches of rows are decoded a few MiB at a time, whatever the size of the file's row groups.
+`d4rl` does is done here too. Leaves of a dict are columns of their own, `observations/arm/joints`.
+Files that are written here carry the signature in their schema's metadata, so any space goes out
+and comes back; others may tell `obs_dim`, `act_dim`, `n_actions` and `env_id` there. Batches of
+rows are decoded a few MiB at a time, whatever the size of the file's row groups.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId, bytes_of
 ROW_BYTES = 16 << 20
 GROUP_EPISODES = 128
 SCALARS = {
-    "policy": "text", "mode": "text", "sigma": "a number", "eps": "a number", "stage": "a whole number", "seed": "a whole number",
+    "policy": "text", "mode": "text", "sigma": "a number", "eps": "a number",
+    "stage": "a whole number", "seed": "a whole number",
     "env_id": "text", "length": "a number",
 }  # fmt: skip
 """Columns beside the lists, and what they hold."""
@@ -202,7 +203,8 @@ class EpisodeRows(Reader):
     def _per_step(
         self, batch: pa.RecordBatch, name: str, steps: np.ndarray, more: tuple[int, ...]
     ) -> tuple[np.ndarray, tuple[int, ...]]:
-        """The numbers of a list column, and the shape of a step's, of which a row has one for each reward, or `more`."""
+        """The numbers of a list column, and the shape of a step's, of which a row has one for each
+        reward, or `more`."""
         column = batch.column(name)
         values, at = flatten_lists(column, name, self.place)
         if pa.types.is_nested(column.type.value_type):
@@ -287,7 +289,8 @@ class EpisodeRows(Reader):
             raise refusal(
                 place(k),
                 "length",
-                f"it says {batch.column('length')[k].as_py()} where there are {lengths[k]:,} rewards",
+                f"it says {batch.column('length')[k].as_py()} where there are {lengths[k]:,}"
+                " rewards",
             )
         if not lengths.all():
             raise refusal(place(int(np.argmin(lengths))), "rewards", "it has no steps")
@@ -388,7 +391,8 @@ class EpisodeRows(Reader):
                 raise refusal(
                     place(k),
                     "env_id",
-                    f"a dataset of another task: it says {env_id} where the file is of {self.said.env_id}",
+                    f"a dataset of another task: it says {env_id} where the file is of"
+                    f" {self.said.env_id}",
                 )
 
 
@@ -432,7 +436,8 @@ def _expect(
         raise refusal(
             place(k),
             name,
-            f"it holds {found[k]:,} numbers where {rows[k] * leaf.size:,} ({rows[k]:,} times {leaf.size}) belong to {lengths[k]:,} rewards",
+            f"it holds {found[k]:,} numbers where {rows[k] * leaf.size:,} ({rows[k]:,} times"
+            f" {leaf.size}) belong to {lengths[k]:,} rewards",
         )
 
 
@@ -476,7 +481,10 @@ class EpisodeParquet(Format):
     """See the module."""
 
     name = "parquet"
-    about = "Parquet files of one episode a row (columns observations, actions, rewards, terminated, truncated)"
+    about = (
+        "Parquet files of one episode a row (columns observations, actions, rewards, terminated,"
+        " truncated)"
+    )
     writes = True
 
     def recognises(self, source: str) -> bool:

@@ -9,9 +9,11 @@ from bigdm_ray.formats.dataset import CARD, Dataset
 
 
 def resolve(text: str) -> Dataset | None:
-    """The dataset that a TASK names: the path of a folder, or `minari:ID`, which is imported into ./datasets at its first use.
+    """The dataset that a TASK names: the path of a folder, or `minari:ID`, which is imported into
+    ./datasets at its first use.
 
-    None for anything else, `suite/task` among it. Raises UserError for a folder that holds none, and RunFailed where a download fails.
+    None for anything else, `suite/task` among it. Raises UserError for a folder that holds none,
+    and RunFailed where a download fails.
     """
     if text.startswith("minari:"):
         # here, so that the help of a door reads no format

@@ -1,10 +1,11 @@
 """Format `rllib-json`: RLlib's older output, a sample batch a line, as plain lists of numbers.
 
-    {"type": "SampleBatch", "eps_id": [...], "t": [...], "obs": [[...]], "actions": [...], "rewards": [...], "dones": [...]}
+    {"type": "SampleBatch", "eps_id": [...], "t": [...], "obs": [[...]],
+     "actions": [...], "rewards": [...], "dones": [...]}
 
-A batch of several agents is read where all of it is one policy's. How rows become episodes is told in
-`rows.py`. Columns that RLlib has packed are pickles, which are never opened here.
-Source: ray-project/ray, rllib/offline/json_writer.py.
+A batch of several agents is read where all of it is one policy's. How rows become episodes is told
+in `rows.py`. Columns that RLlib has packed are pickles, which are never opened here. Source:
+ray-project/ray, rllib/offline/json_writer.py.
 """
 
 from __future__ import annotations

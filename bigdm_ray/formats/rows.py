@@ -1,9 +1,11 @@
-"""Rows of steps as episodes: what every layout with one row a step has in common, wherever its rows come from.
+"""Rows of steps as episodes: what every layout with one row a step has in common, wherever its rows
+come from.
 
-Rows of an episode follow each other, with the same id and a number counted from 0. It ends where a flag is set or the id
-changes; without either flag it broke off and counts as truncated. What was seen after its last row is the last observation; where that
-column is missing, it is not known, and what `d4rl` does is done here too. Dicts are structs, tensors are lists or tensor
-columns, each value as the environment gives it (pictures channels last). Names of columns: `spellings.py`.
+Rows of an episode follow each other, with the same id and a number counted from 0. It ends where a
+flag is set or the id changes; without either flag it broke off and counts as truncated. What was
+seen after its last row is the last observation; where that column is missing, it is not known, and
+what `d4rl` does is done here too. Dicts are structs, tensors are lists or tensor columns, each
+value as the environment gives it (pictures channels last). Names of columns: `spellings.py`.
 
 `done` in place of terminations means either end: where a truncation is set it is that.
 Where there is no such column, an end after exactly as many steps as the task's time limit allows
@@ -259,7 +261,8 @@ class StepRows(Reader):
         ends: np.ndarray,
         last: dict[str, np.ndarray] | None,
     ) -> dict[str, np.ndarray] | None:
-        """What was seen after each row, held against what the next row saw; `last` is what was seen after the row before the batch."""
+        """What was seen after each row, held against what the next row saw; `last` is what was seen
+        after the row before the batch."""
         if "next_observations" not in self._found:
             return None
         after = {
@@ -328,7 +331,8 @@ class StepRows(Reader):
         )
 
     def _ends(self, batch: pa.RecordBatch, begun: int) -> tuple[np.ndarray, np.ndarray, bool]:
-        """Rows after which an episode ends (as counts of rows), which of them terminated, and whether one ended before the first row.
+        """Rows after which an episode ends (as counts of rows), which of them terminated, and
+        whether one ended before the first row.
 
         Of the episode that goes on in this batch `begun` steps lie before it.
         """
@@ -361,7 +365,8 @@ class StepRows(Reader):
         return ends, terminated, before
 
     def _changes(self, ids: pa.Array, over: np.ndarray) -> bool:
-        """Mark in `over` the rows before a change of id; whether the first row has another id than the row before it."""
+        """Mark in `over` the rows before a change of id; whether the first row has another id than
+        the row before it."""
         if ids.null_count:
             raise refusal(
                 self._here(_first_null(ids)),
@@ -392,7 +397,8 @@ class StepRows(Reader):
                 raise refusal(
                     self._here(at),
                     self._found.name("episode"),
-                    f"{one!r} comes back after another episode; the rows of an episode must follow each other",
+                    f"{one!r} comes back after another episode; the rows of an episode must follow"
+                    " each other",
                 )
             self._seen_ids.add(one)
         self._last_id = ids[len(ids) - 1].as_py()
@@ -454,7 +460,8 @@ def _first_null(column: pa.Array) -> int:
 
 
 def _storage(column: pa.Array) -> pa.Array:
-    """The plain values of a tensor column, whose shape the space tells: of Arrow's type, or of Ray Data's."""
+    """The plain values of a tensor column, whose shape the space tells: of Arrow's type, or of Ray
+    Data's."""
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     if pa.types.is_struct(column.type) and {field.name for field in column.type} == {

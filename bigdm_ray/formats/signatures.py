@@ -17,7 +17,8 @@ from bigdm_ray.jsons import read_json
 
 
 def misfit(theirs: Signature, mine: Signature) -> str | None:
-    """The first difference between the arrays of a source and those of a task, in words; bounds and dtypes do not count."""
+    """The first difference between the arrays of a source and those of a task, in words; bounds and
+    dtypes do not count."""
     for what, a, b in (
         ("observations", theirs.observations, mine.observations),
         ("actions", theirs.actions, mine.actions),
@@ -27,7 +28,10 @@ def misfit(theirs: Signature, mine: Signature) -> str | None:
             return f"its {what} {'have' if path in a else 'lack'} {path!r}"
         for path in a:
             if _form(a[path]) != _form(b[path]):
-                return f"its {field_name(what, path)} are {describe_leaf(a[path])} where {describe_leaf(b[path])} is expected"
+                return (
+                    f"its {field_name(what, path)} are {describe_leaf(a[path])} where"
+                    f" {describe_leaf(b[path])} is expected"
+                )
     return None
 
 
@@ -59,7 +63,10 @@ def sound_signature(data: Any, where: str) -> Signature:
 
 
 def checked_signature(data: Any) -> Signature:
-    """The signature of JSON that anyone may have written. Raises KeyError, TypeError, ValueError or AttributeError where it is none."""
+    """The signature of JSON that anyone may have written.
+
+    Raises KeyError, TypeError, ValueError or AttributeError where it is none.
+    """
     signature = Signature.from_json(data)
     for leaves in (signature.observations.values(), signature.actions.values()):
         for leaf in leaves:

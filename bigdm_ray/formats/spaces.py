@@ -1,8 +1,10 @@
-"""gymnasium's spaces as foreign files write them down, and whole episodes between their layout and that of a signature.
+"""gymnasium's spaces as foreign files write them down, and whole episodes between their layout and
+that of a signature.
 
-`flatten` and `unflatten` do for `[N, ...]` values at once what `bigdm_ray.envs.task` does for one: pictures go from channels
-last to channels first, discrete values start at 0, text becomes padded bytes, dicts and tuples become paths. The JSON is
-Minari's (minari/serialization.py); reading it makes spaces of gymnasium and nothing else.
+`flatten` and `unflatten` do for `[N, ...]` values at once what `bigdm_ray.envs.task` does for one:
+pictures go from channels last to channels first, discrete values start at 0, text becomes padded
+bytes, dicts and tuples become paths. The JSON is Minari's (minari/serialization.py); reading it
+makes spaces of gymnasium and nothing else.
 """
 
 from __future__ import annotations
@@ -149,7 +151,8 @@ def space_to_json(space: Space) -> dict[str, Any]:
             "charset": space.characters,
         }
     raise UserError(
-        f"the space {space} cannot be written down; supported are Box, Discrete, MultiDiscrete, MultiBinary, Text, Dict and Tuple"
+        f"the space {space} cannot be written down; supported are Box, Discrete, MultiDiscrete,"
+        " MultiBinary, Text, Dict and Tuple"
     )
 
 
@@ -172,7 +175,8 @@ def task_spaces(name: str) -> tuple[Space, Space] | None:
 
 
 def layout(task: str, signature: Signature) -> tuple[Space, Space]:
-    """The spaces in whose layout episodes go out: the environment's own where it can be made and still fits, else plain ones."""
+    """The spaces in whose layout episodes go out: the environment's own where it can be made and
+    still fits, else plain ones."""
     own = task_spaces(task)
     if own is not None and Signature.of(*own) == signature:
         return own
@@ -180,7 +184,8 @@ def layout(task: str, signature: Signature) -> tuple[Space, Space]:
 
 
 def plain_space(leaves: dict[str, Leaf]) -> Space:
-    """A space whose values look like the leaves themselves: pictures channels first, text as bytes, discrete from 0."""
+    """A space whose values look like the leaves themselves: pictures channels first, text as bytes,
+    discrete from 0."""
     from gymnasium import spaces
 
     if list(leaves) == [""]:
@@ -227,7 +232,8 @@ def _plain_leaf(leaf: Leaf) -> Space:
 def leaf_spaces(
     space: Space, path: str = "", tuple_name: str = "{}"
 ) -> list[tuple[str, str, Space]]:
-    """(path of the leaf, its path in a file that calls a tuple's parts `tuple_name`, its space), in the order of the space."""
+    """(path of the leaf, its path in a file that calls a tuple's parts `tuple_name`, its space), in
+    the order of the space."""
     from gymnasium import spaces
 
     if not isinstance(space, spaces.Dict | spaces.Tuple):
@@ -248,7 +254,8 @@ def leaf_spaces(
 
 
 def flatten_leaf(space: Space, values: Any) -> np.ndarray:
-    """Values `[N, ...]` of a leaf space (a list of strings for Text) as the signature has them; numbers keep their dtype."""
+    """Values `[N, ...]` of a leaf space (a list of strings for Text) as the signature has them;
+    numbers keep their dtype."""
     from gymnasium import spaces
 
     if isinstance(space, spaces.Text):
@@ -276,7 +283,10 @@ def flatten_leaf(space: Space, values: Any) -> np.ndarray:
 def flatten_texts(
     space: gymnasium.spaces.Text, values: list[str], field: str, place: Locator
 ) -> np.ndarray:
-    """Strings of a Text space as `flatten_leaf` gives them. Raises UserError for one that is longer than the space allows."""
+    """Strings of a Text space as `flatten_leaf` gives them.
+
+    Raises UserError for one that is longer than the space allows.
+    """
     if 4 * int(space.max_length) * len(values) > MAX_TEXT_BYTES:
         why = f"{len(values):,} texts of up to {space.max_length:,} characters"
         limit = f"{MAX_TEXT_BYTES >> 20} MiB are expected at most"
@@ -286,7 +296,8 @@ def flatten_texts(
             raise refusal(
                 place(k),
                 field,
-                f"a text of {len(value):,} characters where at most {space.max_length:,} are expected",
+                f"a text of {len(value):,} characters where at most {space.max_length:,} are"
+                " expected",
             )
     return flatten_leaf(space, values)
 

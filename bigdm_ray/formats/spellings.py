@@ -1,4 +1,5 @@
-"""One table of what the columns of episodes are called, for every reader, and of columns that are numbered.
+"""One table of what the columns of episodes are called, for every reader, and of columns that are
+numbered.
 
 The first name of a list that a file has is taken. Numbered columns (`obs_0`, `obs_1`, ...; also
 `obs.0`, `obs0`) are the elements of one vector, in their order, where none is missing.
@@ -37,7 +38,8 @@ _NUMBERED = re.compile(r"(.*?)[_.]?(\d+)")
 
 @dataclass(frozen=True)
 class ColumnMatch:
-    """Which columns of a file are which: `plain` by one name, `cut` by the names of their elements."""
+    """Which columns of a file are which: `plain` by one name, `cut` by the names of their
+    elements."""
 
     plain: dict[str, str]
     cut: dict[str, tuple[str, ...]]
@@ -90,7 +92,10 @@ def _numbered(names: list[str], wanted: list[str]) -> tuple[str, ...]:
 
 
 def join_columns(batch: pa.RecordBatch, found: ColumnMatch) -> pa.RecordBatch:
-    """A batch whose numbered columns are one each, by what it is. A cell that is missing stays so."""
+    """A batch whose numbered columns are one each, by what it is.
+
+    A cell that is missing stays so.
+    """
     arrays = {name: batch.column(name) for name in found.plain.values()}
     for what, names in found.cut.items():
         columns = [batch.column(name) for name in names]

@@ -1,9 +1,11 @@
-"""Format `steps`: Parquet with one row a step, in the columns that RLlib reads and writes (ray/rllib/core/columns.py).
+"""Format `steps`: Parquet with one row a step, in the columns that RLlib reads and writes
+(ray/rllib/core/columns.py).
 
     eps_id  t  obs  actions  rewards  new_obs  terminateds  truncateds
 
-How rows become episodes is told in `rows.py`, which other spellings are understood in `spellings.py`; vectors may be
-cut into columns of one number each (`obs_0`, `obs_1`, ..., `action_0`).
+How rows become episodes is told in `rows.py`, which other spellings are understood in
+`spellings.py`; vectors may be cut into columns of one number each (`obs_0`, `obs_1`, ...,
+`action_0`).
 """
 
 from __future__ import annotations
@@ -54,7 +56,10 @@ ROW_BY_ROW = "output_write_episodes=False, output_compress_columns=[]"
 class ParquetSteps(StepRows):
     """Parquet files of step rows."""
 
-    packed = f"RLlib packs columns as pickles unless told {ROW_BY_ROW}, and pickles are never opened here"
+    packed = (
+        f"RLlib packs columns as pickles unless told {ROW_BY_ROW}, and pickles are never opened"
+        " here"
+    )
 
     def __init__(
         self,
@@ -113,7 +118,10 @@ class Steps(Format):
     """See the module."""
 
     name = "steps"
-    about = "Parquet files of one step a row, as RLlib has them (columns obs, actions, rewards, terminateds)"
+    about = (
+        "Parquet files of one step a row, as RLlib has them (columns obs, actions, rewards,"
+        " terminateds)"
+    )
     writes = True
 
     def recognises(self, source: str) -> bool:
@@ -127,7 +135,8 @@ class Steps(Format):
             and pa.types.is_binary(schema.field("item").type)
         ):
             raise UserError(
-                f"{files[0]} holds RLlib's packed episodes, which are never opened here; have RLlib write with {ROW_BY_ROW}"
+                f"{files[0]} holds RLlib's packed episodes, which are never opened here; have RLlib"
+                f" write with {ROW_BY_ROW}"
             )
         rewards = match_columns(schema.names).plain.get("rewards")
         return rewards is not None and not pa.types.is_nested(schema.field(rewards).type)

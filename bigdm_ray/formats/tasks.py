@@ -34,19 +34,22 @@ _VERSION = re.compile(r"-v\d+$")
 def task_of(
     said: SourceMetadata, asked: str | None, looks: Callable[[], Signature | None] = lambda: None
 ) -> tuple[str, Signature]:
-    """The task of a source, and its signature: the task's own where it can be made, else the file's.
+    """The task of a source, and its signature: the task's own where it can be made, else the
+    file's.
 
-    Of `none`, which is asked for or of a dataset that was imported so, it is what the file tells, else what it `looks` like.
+    Of `none`, which is asked for or of a dataset that was imported so, it is what the file tells,
+    else what it `looks` like.
 
-    Without `asked` the short name of the very environment that the source names is taken, else `gymnasium:ID`, with the
-    arguments that it tells. Raises UserError where the source says nothing, is of another task than asked, or does not look
-    like its task, and where its environment cannot be had so: scores would come from another one, which only `asked` can want.
+    Without `asked` the short name of the very environment that the source names is taken, else
+    `gymnasium:ID`, with the arguments that it tells. Raises UserError where the source says
+    nothing, is of another task than asked, or does not look like its task, and where its
+    environment cannot be had so: scores would come from another one, which only `asked` can want.
     """
     if NONE in (asked, said.task) and asked in (None, NONE):
         if (signature := said.signature or looks()) is None:
             raise UserError(
-                f"{said.name} does not tell what its observations and actions look like, so that an "
-                "environment must; name one with --task TASK"
+                f"{said.name} does not tell what its observations and actions look like, so that an"
+                " environment must; name one with --task TASK"
             )
         return NONE, signature
     written = said.task != NONE and _written(said.task)
@@ -54,7 +57,8 @@ def task_of(
         asked = said.task
     elif written:
         raise UserError(
-            f"{said.name} is a dataset of another task: {said.task}, not {asked}; nothing was imported"
+            f"{said.name} is a dataset of another task: {said.task}, not {asked}; nothing was"
+            " imported"
         )
     elif said.task and asked is None:
         raise UserError(
@@ -68,13 +72,15 @@ def task_of(
         )
     if said.env_id and not written and not _ENV_ID.fullmatch(said.env_id):
         raise UserError(
-            f"{said.name} names the environment {said.env_id!r}, which is no plain gymnasium id; nothing was imported"
+            f"{said.name} names the environment {said.env_id!r}, which is no plain gymnasium id;"
+            " nothing was imported"
         )
     name = asked or said.likely or _guess(said)
     task = find_task(name)
     if asked is not None and said.env_id and not written and not _kin(said, task):
         raise UserError(
-            f"{said.name} is a dataset of another task: its environment is {said.env_id}, not {asked}; nothing was imported"
+            f"{said.name} is a dataset of another task: its environment is {said.env_id}, not"
+            f" {asked}; nothing was imported"
         )
     try:
         signature = task.signature()
@@ -84,7 +90,8 @@ def task_of(
         return task.name, said.signature
     if said.signature is not None and (why := misfit(said.signature, signature)):
         raise UserError(
-            f"{said.name} is a dataset of another task than {task.name}: {why}; nothing was imported"
+            f"{said.name} is a dataset of another task than {task.name}: {why}; nothing was"
+            " imported"
         )
     return task.name, signature
 
@@ -103,7 +110,8 @@ def _guess(said: SourceMetadata) -> str:
 
 
 def _written(task: str) -> bool:
-    """Whether a file may name this task: a short name, or a gymnasium id with arguments that lead nowhere."""
+    """Whether a file may name this task: a short name, or a gymnasium id with arguments that lead
+    nowhere."""
     try:
         if find_listed(task) is not None:
             return True
@@ -117,7 +125,10 @@ def _written(task: str) -> bool:
 
 
 def _modified(said: SourceMetadata, told: dict[str, Any]) -> str:
-    """The task of the very environment that a source tells, made with arguments. Raises UserError where there is none."""
+    """The task of the very environment that a source tells, made with arguments.
+
+    Raises UserError where there is none.
+    """
     import gymnasium
 
     why = ""
@@ -139,8 +150,9 @@ def _modified(said: SourceMetadata, told: dict[str, Any]) -> str:
                 return name
             why = "made anew with them it has others"
     raise UserError(
-        f"{said.name} is of {said.env_id} made with arguments ({_in_words(told)}), for which there "
-        f"is no task ({why}); name the task with --task TASK to score on another; nothing was imported"
+        f"{said.name} is of {said.env_id} made with arguments ({_in_words(told)}), for which there"
+        f" is no task ({why}); name the task with --task TASK to score on another; nothing was"
+        " imported"
     )
 
 
@@ -149,7 +161,8 @@ def _base(env_id: str) -> str:
 
 
 def _alike(name: str, env_id: str) -> bool:
-    """A cheap question before an environment is made: might `lunarlander-continuous` be LunarLander-v3?"""
+    """A cheap question before an environment is made: might `lunarlander-continuous` be
+    LunarLander-v3?"""
     base = _base(env_id)
     return base in (name.replace("-", ""), name.partition("-")[0], name)
 
@@ -164,9 +177,8 @@ def _same_environment(said: SourceMetadata, task: Task) -> bool:
     theirs = gymnasium.registry.get(said.env_id)
     if theirs is None:
         return False
-    unsaid = (
-        said.env_kwargs is None and mine.id == theirs.id
-    )  # an id alone: the signature decides between its variants
+    # an id alone: the signature decides between its variants
+    unsaid = said.env_kwargs is None and mine.id == theirs.id
     if unsaid:
         return bool(mine.max_episode_steps == theirs.max_episode_steps)
     return bool(mine.entry_point == theirs.entry_point) and _arguments(
@@ -184,7 +196,8 @@ def _in_words(told: dict[str, Any]) -> str:
 
 
 def differences(said: SourceMetadata, task: str = "") -> dict[str, Any]:
-    """Arguments of a source's environment that are not those of the task; without a task not those that its id alone stands for.
+    """Arguments of a source's environment that are not those of the task; without a task not those
+    that its id alone stands for.
 
     Empty where it tells none.
     """
@@ -206,7 +219,8 @@ def differences(said: SourceMetadata, task: str = "") -> dict[str, Any]:
 
 
 def _arguments(env_id: str, told: dict[str, Any]) -> dict[str, Any]:
-    """What an environment is made with, its time limit and wrappers included, when it is told these arguments."""
+    """What an environment is made with, its time limit and wrappers included, when it is told these
+    arguments."""
     usual = _defaults(env_id)
     known = {
         name: value
@@ -229,7 +243,8 @@ def _outside(spec: Any) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=64)
 def _defaults(env_id: str) -> dict[str, Any]:
-    """The arguments that an id alone stands for: those of its registration, else of its constructor; empty where it is not registered here."""
+    """The arguments that an id alone stands for: those of its registration, else of its
+    constructor; empty where it is not registered here."""
     import gymnasium
 
     spec = gymnasium.registry.get(env_id)
@@ -284,6 +299,7 @@ def spec_of(task: Task) -> Any:
 
 
 def step_limit(task: str) -> int | None:
-    """The steps after which the environment of a task truncates an episode, or None where that is not known."""
+    """The steps after which the environment of a task truncates an episode, or None where that is
+    not known."""
     limit = getattr(spec_of(find_task(task)), "max_episode_steps", None)
     return None if limit is None else int(limit)

@@ -1,12 +1,16 @@
-"""Trajectory Transformer checkpoints of others: the state dict of the original repository, and that of its cached fork.
+"""Trajectory Transformer checkpoints of others: the state dict of the original repository, and that
+of its cached fork.
 
-The original is jannerm/trajectory-transformer (`GPT`), the fork Howuhh/faster-trajectory-transformer. Both have separate matrices or one
-for queries, keys and values, a table of all dimensions' tokens, a table of places, and a head for each dimension: the head at place i
-predicts dimension i + 1, here it is named by what it predicts. The fork has no stop token. Their discretisers are thresholds of each
-dimension, of which a value that coincides with several has the last. Arrays by name come in and go out; no network is made here.
+The original is jannerm/trajectory-transformer (`GPT`), the fork
+Howuhh/faster-trajectory-transformer. Both have separate matrices or one for queries, keys and
+values, a table of all dimensions' tokens, a table of places, and a head for each dimension: the
+head at place i predicts dimension i + 1, here it is named by what it predicts. The fork has no stop
+token. Their discretisers are thresholds of each dimension, of which a value that coincides with
+several has the last. Arrays by name come in and go out; no network is made here.
 
-The fork is meant as it is since its commit 213e58d (April 2023). Before, its residual stream was the normed input, with the same names and shapes:
-older weights are not told apart, and predict nonsense.
+The fork is meant as it is since its commit 213e58d (April 2023). Before, its residual stream was
+the normed input, with the same names and shapes: older weights are not told apart, and predict
+nonsense.
 """
 
 from __future__ import annotations
@@ -37,7 +41,8 @@ PAGE = "docs/trajectory_transformer.md"
 
 @dataclass(frozen=True)
 class TrajectoryTransformerCheckpoint:
-    """A checkpoint of others in this project's names, and the sizes that can be read off it; heads of attention cannot."""
+    """A checkpoint of others in this project's names, and the sizes that can be read off it; heads
+    of attention cannot."""
 
     arrays: Arrays
     width: int
@@ -54,11 +59,15 @@ def is_state_dict(arrays: Arrays) -> bool:
 
 
 def from_published(source: str, arrays: Arrays) -> TrajectoryTransformerCheckpoint:
-    """A checkpoint's arrays by this project's names. Raises UserError for one that is incomplete, or another network."""
+    """A checkpoint's arrays by this project's names.
+
+    Raises UserError for one that is incomplete, or another network.
+    """
     original = "ln_f.weight" in arrays
     if "goal_emb.weight" in arrays:
         raise UserError(
-            f"{source} is the network that is conditioned on goals, which this project does not have"
+            f"{source} is the network that is conditioned on goals, which this project does not"
+            " have"
         )
     try:
         tokens, places, heads = arrays["tok_emb.weight"], arrays["pos_emb"], _heads(source, arrays)
@@ -87,7 +96,8 @@ def from_published(source: str, arrays: Arrays) -> TrajectoryTransformerCheckpoi
                 )
     except KeyError as missing:
         raise UserError(
-            f"{source} has no {missing}: it is incomplete, or another network than the original Trajectory Transformer"
+            f"{source} has no {missing}: it is incomplete, or another network than the original"
+            " Trajectory Transformer"
         ) from None
     except ValueError as error:
         raise UserError(
@@ -98,11 +108,13 @@ def from_published(source: str, arrays: Arrays) -> TrajectoryTransformerCheckpoi
     window = (places.shape[-2] + 1) // dims if places.ndim == 3 else 0
     if tokens.shape != (bins * dims + original, width):
         raise UserError(
-            f"{source} embeds {_shape(tokens)}, but {bins * dims + original} tokens of width {width} are expected beside heads of {_shape(heads)}"
+            f"{source} embeds {_shape(tokens)}, but {bins * dims + original} tokens of width"
+            f" {width} are expected beside heads of {_shape(heads)}"
         )
     if places.shape not in ((1, window * dims - 1, width), (1, window * dims, width)) or window < 2:
         raise UserError(
-            f"{source} has places of {_shape(places)}, but those of whole transitions of {dims} tokens, two at least, are expected"
+            f"{source} has places of {_shape(places)}, but those of whole transitions of {dims}"
+            " tokens, two at least, are expected"
         )
     _regular(source, out, width)
     context = window * dims - 1
@@ -156,12 +168,14 @@ def _regular(source: str, arrays: Arrays, width: int) -> None:
         expected = sizes.get(layer, (width,))[: 2 if kind == "weight" else 1]
         if value.shape != expected:
             raise UserError(
-                f"{source} has {name.removeprefix('net.transformer.')} of {_shape(value)}, but {' x '.join(map(str, expected))} is expected"
+                f"{source} has {name.removeprefix('net.transformer.')} of {_shape(value)}, but"
+                f" {' x '.join(map(str, expected))} is expected"
             )
 
 
 def _values_hidden(source: str, mask: np.ndarray | None, dims: int, hidden: int) -> None:
-    """Raise UserError where a mask of attention `[..., places, places]` hides something else than what comes later, and values."""
+    """Raise UserError where a mask of attention `[..., places, places]` hides something else than
+    what comes later, and values."""
     if mask is not None:
         flat = mask.reshape(-1, mask.shape[-1]) == hidden
         place = np.arange(flat.shape[1])
@@ -170,7 +184,8 @@ def _values_hidden(source: str, mask: np.ndarray | None, dims: int, hidden: int)
             or (flat != ((place > place[:, None]) | (place % dims == dims - 1))).any()
         ):
             raise UserError(
-                f"{source} hides other tokens from attention than later ones and the values of transitions of {dims} tokens"
+                f"{source} hides other tokens from attention than later ones and the values of"
+                f" transitions of {dims} tokens"
             )
 
 
@@ -179,22 +194,26 @@ def _shape(value: np.ndarray) -> str:
 
 
 def thresholds(file: Path) -> np.ndarray:
-    """Thresholds `[dims, bins + 1]` float64 of a discretiser, from a JSON or safetensors file that has them as `thresholds`. Raises UserError."""
+    """Thresholds `[dims, bins + 1]` float64 of a discretiser, from a JSON or safetensors file that
+    has them as `thresholds`. Raises UserError."""
     if file.suffix in PICKLES:
         raise UserError(
-            f"--bins {file} is a pickle, which may run any code when it is read; make arrays of it with the lines in {PAGE}"
+            f"--bins {file} is a pickle, which may run any code when it is read; make arrays of it"
+            f" with the lines in {PAGE}"
         )
     try:
         found = load_file(file) if file.suffix == ".safetensors" else read_json(file)
         out = np.array(found["thresholds"], np.float64)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(
-            f'--bins {file} is not {{"thresholds": [[...], ...]}}, as JSON or safetensors, a row for each dimension ({error})'
+            f'--bins {file} is not {{"thresholds": [[...], ...]}}, as JSON or safetensors, a row'
+            f" for each dimension ({error})"
         ) from None
     furthest = np.finfo(np.float32).max  # beyond, they would be infinite as this project's edges
     if out.ndim != 2 or not (np.abs(out) <= furthest).all() or (np.diff(out) < 0).any():
         raise UserError(
-            f"--bins {file} holds thresholds that are not rows of finite numbers in ascending order, a row for each dimension"
+            f"--bins {file} holds thresholds that are not rows of finite numbers in ascending"
+            " order, a row for each dimension"
         )
     return out
 
@@ -202,8 +221,9 @@ def thresholds(file: Path) -> np.ndarray:
 def edges(thresholds: np.ndarray) -> np.ndarray:
     """Thresholds `[dims, bins + 1]` as edges of this project's bins, float32, strictly ascending.
 
-    Where thresholds coincide, theirs give a value on them the last of these bins, ours the first; so all but the last are moved
-    below by as little as float32 can tell, which leaves what the bins decode to as it was.
+    Where thresholds coincide, theirs give a value on them the last of these bins, ours the first;
+    so all but the last are moved below by as little as float32 can tell, which leaves what the bins
+    decode to as it was.
     """
     out = thresholds.astype(np.float32)
     for place in range(out.shape[1] - 2, -1, -1):

@@ -50,7 +50,7 @@ class Varying:
         self._finalizer = weakref.finalize(self, _end, process)
 
     @property
-    def running(self) -> bool:
+    def is_running(self) -> bool:
         """Whether the process can be asked."""
         return self._process.poll() is None
 
@@ -98,7 +98,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
                 stream.close()
 
 
-def serve(path: str, cpu_s: float, asked: IO[bytes], answers: IO[bytes]) -> None:
+def answer_requests(path: str, cpu_s: float, asked: IO[bytes], answers: IO[bytes]) -> None:
     """Answer requests until there are no more; die of SIGPROF where one comes to no end."""
     allowed = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = MEMORY if allowed == resource.RLIM_INFINITY else min(MEMORY, allowed)
@@ -127,4 +127,4 @@ def _answer(data: Any, cpu_s: float, answers: IO[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], float(sys.argv[2]), sys.stdin.buffer, sys.stdout.buffer)
+    answer_requests(sys.argv[1], float(sys.argv[2]), sys.stdin.buffer, sys.stdout.buffer)

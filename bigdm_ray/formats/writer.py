@@ -41,11 +41,13 @@ SHARD_EPISODES = 1 << 14
 """Episodes in a shard, at most: short ones weigh more as objects than as numbers."""
 
 WRONG_VALUES = (TypeError, ValueError, LookupError, ArithmeticError, NotImplementedError)
-"""What Python, numpy and Arrow raise for values that they cannot take, however often they are given them."""
+"""What Python, numpy and Arrow raise for values that they cannot take, however often they are given
+them."""
 
 
 def free_folder(folder: Path) -> Path:
-    """`require_vacant`; and a dataset that is there loses what a writer left that was killed at its end."""
+    """`require_vacant`; and a dataset that is there loses what a writer left that was killed at its
+    end."""
     if (folder / CARD).is_file() and (folder / PROGRESS).is_file():
         for left in (LOCK, PROGRESS):
             with contextlib.suppress(OSError):
@@ -54,13 +56,16 @@ def free_folder(folder: Path) -> Path:
 
 
 class Writer:
-    """Writes a dataset as it streams by: shards of about 64 MiB in the hidden folder `.NAME.importing`, which becomes NAME at the end.
+    """Writes a dataset as it streams by: shards of about 64 MiB in the hidden folder
+    `.NAME.importing`, which becomes NAME at the end.
 
-    `plan` says what is being written, in JSON. Where the hidden folder holds the beginning of the same plan, `taken` tells how many
-    episodes of each part are already there; otherwise it is emptied. What stands in it is held by checksums and read again, so
-    that the hash needs no state of its own. Ctrl-C and a full disk leave the hidden folder, `discard` removes it.
+    `plan` says what is being written, in JSON. Where the hidden folder holds the beginning of the
+    same plan, `taken` tells how many episodes of each part are already there; otherwise it is
+    emptied. What stands in it is held by checksums and read again, so that the hash needs no state
+    of its own. Ctrl-C and a full disk leave the hidden folder, `discard` removes it.
 
-    A plan goes on from the last full shard or, `marked`, from the last `save`, whose mark stands in `mark`.
+    A plan goes on from the last full shard or, `marked`, from the last `save`, whose mark stands in
+    `mark`.
     """
 
     def __init__(
@@ -123,7 +128,10 @@ class Writer:
                 path.unlink()
 
     def _read_again(self, count: int) -> list[str]:
-        """Take in the first `count` episodes of the hidden folder; the files they lie in. One that is not full is written anew when it has grown."""
+        """Take in the first `count` episodes of the hidden folder; the files they lie in.
+
+        One that is not full is written anew when it has grown.
+        """
         names: list[str] = []
         while len(self.lengths) < count:
             if self._pending:  # another shard follows
@@ -151,7 +159,10 @@ class Writer:
         self._pending, self._pending_bytes = [], 0
 
     def add(self, episodes: list[Episode], part: int = 0) -> None:
-        """Take in the next episodes, of a part of the plan. Raises RunFailed where the disk does not take a shard."""
+        """Take in the next episodes, of a part of the plan.
+
+        Raises RunFailed where the disk does not take a shard.
+        """
         self.taken += [0] * (part + 1 - len(self.taken))
         for episode in episodes:
             self._take(
@@ -169,7 +180,8 @@ class Writer:
                     self._publish_progress()
 
     def save(self, mark: Any) -> None:
-        """Have what was added so far on disk, a shard that is not full included, with a mark (JSON) for whoever goes on from here. Raises RunFailed."""
+        """Have what was added so far on disk, a shard that is not full included, with a mark (JSON)
+        for whoever goes on from here. Raises RunFailed."""
         self.mark = mark
         if self._pending:
             publish(self._hidden / shard_name(self._shards), encode(self._pending))
@@ -192,7 +204,10 @@ class Writer:
         versions: dict[str, str],
         reference_returns: tuple[float, float] | None = None,
     ) -> Dataset:
-        """Write the last shard and the card, and let the folder appear. Raises UserError where there was no episode."""
+        """Write the last shard and the card, and let the folder appear.
+
+        Raises UserError where there was no episode.
+        """
         if not self.lengths:
             raise UserError(f"{source} holds no episodes; nothing was imported")
         if self._pending:
@@ -215,7 +230,8 @@ class Writer:
         try:
             if self.folder.exists():
                 raise UserError(
-                    f"--folder {self.folder} has appeared meanwhile; choose another, or delete it first"
+                    f"--folder {self.folder} has appeared meanwhile; choose another, or delete it"
+                    " first"
                 )
             self._hidden.rename(self.folder)
             for left in (LOCK, PROGRESS):
@@ -239,7 +255,8 @@ class Writer:
 
 @contextlib.contextmanager
 def keep_on_interruption(writer: Writer) -> Iterator[None]:
-    """After a mistake of the user nothing stays; after an interruption, a full disk or a crash the beginning does.
+    """After a mistake of the user nothing stays; after an interruption, a full disk or a crash the
+    beginning does.
 
     Values that no check foresaw are such a mistake: the same command would meet them again.
     """

@@ -1,7 +1,7 @@
 """The conditional variational auto-encoder of actions that BCQ and BEAR imitate a dataset with.
 
-Latents have twice the elements of an action; the log of their deviation is kept within [-4, 15] (Fujimoto et al. 2019,
-appendix D.1 and official code).
+Latents have twice the elements of an action; the log of their deviation is kept within [-4, 15]
+(Fujimoto et al. 2019, appendix D.1 and official code).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ LOG_STD_RANGE = (-4.0, 15.0)
 
 
 class Autoencoder(nn.Module):
-    """q(z | s, a) and the decoder; actions are in [-1, 1], and decoded before the tanh that brings them there."""
+    """q(z | s, a) and the decoder; actions are in [-1, 1], and decoded before the tanh that brings
+    them there."""
 
     def __init__(self, spaces: ContinuousSpaces, hidden: tuple[int, ...]) -> None:
         super().__init__()
@@ -34,7 +35,8 @@ class Autoencoder(nn.Module):
         return out
 
     def loss(self, seen: Tensor, action: Tensor, kl_weight: float) -> Tensor:
-        """Squared error of the reconstruction plus `kl_weight` times the divergence from the prior, both means over elements."""
+        """Squared error of the reconstruction plus `kl_weight` times the divergence from the prior,
+        both means over elements."""
         mean, raw = self.encoder(torch.cat([seen, action], -1)).chunk(2, -1)
         log_std = raw.clamp(*LOG_STD_RANGE)
         latent = mean + torch.exp(log_std) * torch.randn_like(mean)

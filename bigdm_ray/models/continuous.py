@@ -1,7 +1,9 @@
-"""Building blocks for bounded continuous actions: all leaves as one vector, batched ensembles, squashed Gaussians.
+"""Building blocks for bounded continuous actions: all leaves as one vector, batched ensembles,
+squashed Gaussians.
 
-The networks see and give actions in [-1, 1]; `ContinuousSpaces` brings them between the bounds of their leaves. An Ensemble
-evaluates networks of one shape in one batched multiplication a layer, which costs one call where a loop costs one a member.
+The networks see and give actions in [-1, 1]; `ContinuousSpaces` brings them between the bounds of
+their leaves. An Ensemble evaluates networks of one shape in one batched multiplication a layer,
+which costs one call where a loop costs one a member.
 """
 
 from __future__ import annotations
@@ -20,10 +22,14 @@ from bigdm_ray.models.networks import Vector, mlp
 
 
 class ContinuousSpaces(nn.Module):
-    """Observations as one vector of `seen` numbers, actions as one of `acted` numbers in [-1, 1]."""
+    """Observations as one vector of `seen` numbers, actions as one of `acted` numbers in [-1,
+    1]."""
 
     def __init__(self, name: str, signatures: Mapping[str, Signature]) -> None:
-        """`name` is the method's. Raises UserError for more than one task, and for leaves that it cannot read or act with."""
+        """`name` is the method's.
+
+        Raises UserError for more than one task, and for leaves that it cannot read or act with.
+        """
         super().__init__()
         if len(signatures) != 1:
             raise UserError(f"{name} trains on one task, but {len(signatures)} were given")
@@ -31,13 +37,15 @@ class ContinuousSpaces(nn.Module):
         for path, leaf in signature.observations.items():
             if leaf.kind not in ("tensor", "discrete"):
                 raise UserError(
-                    f"{name} reads vectors, but the observation{_named(path)} is of kind {leaf.kind}; take an algorithm that encodes it, such as bc"
+                    f"{name} reads vectors, but the observation{_named(path)} is of kind"
+                    f" {leaf.kind}; take an algorithm that encodes it, such as bc"
                 )
         for path, leaf in signature.actions.items():
             if leaf.kind != "tensor" or leaf.low is None or leaf.high is None:
                 what = "unbounded" if leaf.kind == "tensor" else leaf.kind
                 raise UserError(
-                    f"{name} needs continuous actions with bounds, but the action{_named(path)} is {what}; take an algorithm that has such actions, such as bc"
+                    f"{name} needs continuous actions with bounds, but the action{_named(path)} is"
+                    f" {what}; take an algorithm that has such actions, such as bc"
                 )
         self.vector = Vector(signature.observations)
         self.seen = self.vector.width
@@ -66,7 +74,8 @@ class ContinuousSpaces(nn.Module):
         return (torch.cat(parts, -1).float() - self.middle) / self.reach
 
     def unpack(self, packed: Tensor) -> dict[str, Tensor]:
-        """`[n, acted]` as action leaves `[n, *shape]` of their own dtype and between their bounds."""
+        """`[n, acted]` as action leaves `[n, *shape]` of their own dtype and between their
+        bounds."""
         whole = self.middle + self.reach * packed.clamp(-1.0, 1.0)
         parts = whole.split([leaf.size for leaf in self.leaves.values()], -1)
         return {
@@ -80,7 +89,8 @@ def _named(path: str) -> str:
 
 
 class Ensemble(nn.Module):
-    """`members` networks of the same widths, ReLU between their layers and nothing after the last, evaluated side by side.
+    """`members` networks of the same widths, ReLU between their layers and nothing after the last,
+    evaluated side by side.
 
     Initialised as torch.nn.Linear is: uniformly within 1 / sqrt(fan in).
     """
@@ -112,9 +122,11 @@ class Ensemble(nn.Module):
 
 
 class DiagonalGaussian(nn.Module):
-    """A diagonal Gaussian before tanh: layers with ReLU, then mean and log of the deviation, kept within `log_std`.
+    """A diagonal Gaussian before tanh: layers with ReLU, then mean and log of the deviation, kept
+    within `log_std`.
 
-    `soft`: tanh brings the log of the deviation into its range, which keeps a gradient at the ends; else it is cut.
+    `soft`: tanh brings the log of the deviation into its range, which keeps a gradient at the ends;
+    else it is cut.
     """
 
     def __init__(
@@ -141,12 +153,16 @@ class DiagonalGaussian(nn.Module):
 
 
 class SquashedHead(nn.Module):
-    """Two linear layers to a squashed Gaussian over all action leaves, with a deviation of each state's own (Zheng et al. 2022, appendix)."""
+    """Two linear layers to a squashed Gaussian over all action leaves, with a deviation of each
+    state's own (Zheng et al. 2022, appendix)."""
 
     LOG_STD = (-5.0, 2.0)
 
     def __init__(self, name: str, width: int, leaves: dict[str, Leaf]) -> None:
-        """`name` is the method's. Raises UserError for actions that are not continuous and bounded."""
+        """`name` is the method's.
+
+        Raises UserError for actions that are not continuous and bounded.
+        """
         super().__init__()
         self.spaces = ContinuousSpaces(name, {"": Signature({}, leaves)})
         self.acted = self.uniforms = self.spaces.acted
@@ -176,7 +192,8 @@ class SquashedHead(nn.Module):
         return -squashed_log_prob(raw, mean, log_std)
 
     def act(self, parameters: Tensor, uniforms: Tensor | None) -> dict[str, Tensor]:
-        """Actions by leaf: sampled with `uniforms [n, k]` in [0, 1), or the squashed means where it is None."""
+        """Actions by leaf: sampled with `uniforms [n, k]` in [0, 1), or the squashed means where it
+        is None."""
         mean, log_std = self._gaussian(parameters)
         raw = mean if uniforms is None else mean + log_std.exp() * normals(uniforms)
         return self.spaces.unpack(torch.tanh(raw).clamp(-1 + 1e-6, 1 - 1e-6))

@@ -1,7 +1,8 @@
 """Action heads: distributions over every leaf of an action signature, from one embedding.
 
-Discrete elements are categorical; continuous ones are Gaussian with a mean and a standard deviation of their own,
-sampled actions being clipped to the leaf's bounds. All chance comes in as uniforms, so sampling is a pure function.
+Discrete elements are categorical; continuous ones are Gaussian with a mean and a standard deviation
+of their own, sampled actions being clipped to the leaf's bounds. All chance comes in as uniforms,
+so sampling is a pure function.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ LOG_STD_RANGE = (-5.0, 1.0)
 
 
 class ActionHead(nn.Module):
-    """A linear layer to the parameters of all leaves, and what to do with them. `uniforms` counts chance per row.
+    """A linear layer to the parameters of all leaves, and what to do with them.
 
-    `std` None: continuous elements learn their deviation. A number: it is fixed, in units of half the leaf's range; 0
-    acts on the mean and trains on the squared error, of which `mean_square_factor` times -log_prob is the mean over elements.
-    `squash`: tanh brings the mean between the leaf's bounds.
+    `uniforms` counts chance per row.
+
+    `std` None: continuous elements learn their deviation. A number: it is fixed, in units of half
+    the leaf's range; 0 acts on the mean and trains on the squared error, of which
+    `mean_square_factor` times -log_prob is the mean over elements. `squash`: tanh brings the mean
+    between the leaf's bounds.
     """
 
     def __init__(
@@ -58,7 +62,8 @@ class ActionHead(nn.Module):
         return out
 
     def log_prob(self, parameters: Tensor, actions: dict[str, Tensor]) -> Tensor:
-        """log pi(a | s) of whole actions, summed over leaves and elements: `[...]`, nats; with a fixed deviation up to a constant."""
+        """log pi(a | s) of whole actions, summed over leaves and elements: `[...]`, nats; with a
+        fixed deviation up to a constant."""
         total = parameters.new_zeros(parameters.shape[:-1])
         for i, ((path, leaf), part) in enumerate(
             zip(self.leaves.items(), parameters.split(self.sizes, -1), strict=True)
@@ -95,7 +100,8 @@ class ActionHead(nn.Module):
         return squashed
 
     def act(self, parameters: Tensor, uniforms: Tensor | None) -> dict[str, Tensor]:
-        """Actions by leaf: sampled with `uniforms [n, k]` in [0, 1), or the most likely ones where it is None."""
+        """Actions by leaf: sampled with `uniforms [n, k]` in [0, 1), or the most likely ones where
+        it is None."""
         out, used = {}, 0
         for i, ((path, leaf), part) in enumerate(
             zip(self.leaves.items(), _split(parameters, self.sizes), strict=True)
@@ -136,7 +142,8 @@ def normals(uniforms: Tensor) -> Tensor:
 
 
 def _split(values: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
-    """Parts of the last axis; what is one part is not split, which is most of the time of a small one."""
+    """Parts of the last axis; what is one part is not split, which is most of the time of a small
+    one."""
     return (values,) if len(sizes) == 1 else values.split(list(sizes), -1)
 
 
@@ -151,7 +158,8 @@ def _categorical(part: Tensor, leaf: Leaf, chance: Tensor | None) -> Tensor:
 
 
 def draw_choice(shares: Tensor, chance: Tensor) -> Tensor:
-    """Which of the choices whose probabilities are `shares [n, choices]` uniforms `[n, 1]` draw: `[n]` int32.
+    """Which of the choices whose probabilities are `shares [n, choices]` uniforms `[n, 1]` draw:
+    `[n]` int32.
 
     On a CPU numpy does it, in a third of the time for few rows; as torch, it adds up in float64.
     """

@@ -1,4 +1,5 @@
-"""LAMB: Adam's step, scaled for each tensor by the ratio of its norm to the step's (You et al. 2020, arXiv 1904.00962, algorithm 2)."""
+"""LAMB: Adam's step, scaled for each tensor by the ratio of its norm to the step's (You et al.
+2020, arXiv 1904.00962, algorithm 2)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ import torch
 
 
 class Lamb(torch.optim.Optimizer):
-    """With Adam's correction of the moments' bias, and plain Adam where nothing decays, as Online Decision Transformer uses it."""
+    """With Adam's correction of the moments' bias, and plain Adam where nothing decays, as Online
+    Decision Transformer uses it."""
 
     def __init__(
         self,

@@ -1,8 +1,9 @@
-"""Encoders of observations and small stacks of layers: whatever a signature holds becomes one embedding.
+"""Encoders of observations and small stacks of layers: whatever a signature holds becomes one
+embedding.
 
-Leaves that are not images are flattened into one vector (discrete ones as one-hot, text as the mean of byte
-embeddings); image leaves pass the convolutions of Srivastava et al. 2019, appendix B. Initial weights are orthogonal
-with gain sqrt(2), biases zero.
+Leaves that are not images are flattened into one vector (discrete ones as one-hot, text as the mean
+of byte embeddings); image leaves pass the convolutions of Srivastava et al. 2019, appendix B.
+Initial weights are orthogonal with gain sqrt(2), biases zero.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def mlp(sizes: list[int], dropout: float = 0.0) -> nn.Sequential:
 
 
 class SharedTrunk:
-    """The layers that several networks share, as one of them holds them: among the modules of none, so that they are counted once."""
+    """The layers that several networks share, as one of them holds them: among the modules of none,
+    so that they are counted once."""
 
     def __init__(self, sizes: list[int], dropout: float = 0.0) -> None:
         """Layers through these widths; at least one."""
@@ -55,7 +57,8 @@ class SharedTrunk:
 
 
 class MultiTaskNetwork(nn.Module):
-    """One network of several tasks: for each signature a part that sees and acts, around a trunk that all share.
+    """One network of several tasks: for each signature a part that sees and acts, around a trunk
+    that all share.
 
     A part is a whole network, made by `make(signature, trunk)`, which calls the trunk between its
     encoder and its head. Tasks of equal signatures have one part.
@@ -81,7 +84,8 @@ class MultiTaskNetwork(nn.Module):
 
 
 def network_for(model: nn.Module, signature: Signature | None) -> nn.Module:
-    """The network that acts in tasks of a signature: a part, or the model itself where it is of one task.
+    """The network that acts in tasks of a signature: a part, or the model itself where it is of one
+    task.
 
     Raises UserError for a signature that none of the tasks has.
     """
@@ -89,7 +93,8 @@ def network_for(model: nn.Module, signature: Signature | None) -> nn.Module:
         return model
     if signature not in model.kinds:
         raise UserError(
-            f"the network acts in {', '.join(model.tasks)}, but in no task of such observations and actions"
+            f"the network acts in {', '.join(model.tasks)}, but in no task of such observations and"
+            " actions"
         )
     return model.parts[model.kinds.index(signature)]
 
@@ -145,7 +150,8 @@ class Vector(nn.Module):
 
 
 class Standardise(nn.Module):
-    """(x - mean) / (deviation + 1e-6) with statistics of the data, which travel with the weights; the identity until they are fitted."""
+    """(x - mean) / (deviation + 1e-6) with statistics of the data, which travel with the weights;
+    the identity until they are fitted."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -155,7 +161,8 @@ class Standardise(nn.Module):
         self.register_buffer("std", torch.ones(width))
 
     def fit(self, parts: Iterable[Tensor]) -> None:
-        """Take mean and deviation over all rows of `parts`, each `[m, width]`, added up in float64."""
+        """Take mean and deviation over all rows of `parts`, each `[m, width]`, added up in
+        float64."""
         count, total, squares = (
             0,
             torch.zeros(len(self.mean), dtype=torch.float64),
@@ -176,7 +183,8 @@ class Standardise(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Observations of any signature as one embedding: vectors standardised, images convolved, both through layers with ReLU."""
+    """Observations of any signature as one embedding: vectors standardised, images convolved, both
+    through layers with ReLU."""
 
     def __init__(
         self,
@@ -209,7 +217,8 @@ class Encoder(nn.Module):
 
 
 class Images(nn.Module):
-    """Each image leaf through 3x3 convolutions of stride 2 and padding 1 with ReLU, flattened and joined `[..., width]`."""
+    """Each image leaf through 3x3 convolutions of stride 2 and padding 1 with ReLU, flattened and
+    joined `[..., width]`."""
 
     def __init__(self, leaves: dict[str, Leaf], channels: tuple[int, ...], stack: int = 1) -> None:
         super().__init__()
@@ -232,7 +241,8 @@ class Images(nn.Module):
             self.width += narrow * height * width
 
     def convolutions(self, count: int, side: int) -> list[tuple[int, int, int]]:
-        """Kernel, stride and padding of each layer for images whose shorter side is `side` pixels."""
+        """Kernel, stride and padding of each layer for images whose shorter side is `side`
+        pixels."""
         return [(3, 2, 1)] * count
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
@@ -247,7 +257,8 @@ class Images(nn.Module):
 
 
 class Pixels(Images):
-    """The three convolutions of Mnih et al. 2015 (32 of 8x8, 64 of 4x4, 64 of 3x3; strides 4, 2, 1) where images have 36 pixels a side or more."""
+    """The three convolutions of Mnih et al. 2015 (32 of 8x8, 64 of 4x4, 64 of 3x3; strides 4, 2, 1)
+    where images have 36 pixels a side or more."""
 
     def __init__(self, leaves: dict[str, Leaf], stack: int = 1) -> None:
         super().__init__(leaves, (32, 64, 64), stack)

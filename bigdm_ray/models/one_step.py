@@ -1,6 +1,8 @@
-"""A one-step model of an environment: the change of a state from the state and the action alone, as a small network of linear layers.
+"""A one-step model of an environment: the change of a state from the state and the action alone, as
+a small network of linear layers.
 
-The Markovian model that the Trajectory Transformer's long predictions are compared with (Janner, Li, Levine 2021, section 4.1).
+The Markovian model that the Trajectory Transformer's long predictions are compared with (Janner,
+Li, Levine 2021, section 4.1).
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ from bigdm_ray.models.networks import Standardise
 
 
 class OneStep(nn.Module):
-    """Next states of `width` numbers from states and actions, whose elements have `choices` each, 0 where they are continuous.
+    """Next states of `width` numbers from states and actions, whose elements have `choices` each, 0
+    where they are continuous.
 
-    Inputs are standardised, choices are one-hot, and the network gives the change of the state in units of the changes' own deviation, so that
-    an element that moves slowly counts as much as another. Two hidden layers with SiLU.
+    Inputs are standardised, choices are one-hot, and the network gives the change of the state in
+    units of the changes' own deviation, so that an element that moves slowly counts as much as
+    another. Two hidden layers with SiLU.
     """
 
     def __init__(self, width: int, choices: list[int], hidden: int = 256) -> None:
@@ -38,7 +42,8 @@ class OneStep(nn.Module):
         self.register_buffer("high", torch.full((width,), torch.inf))
 
     def inputs(self, states: Tensor, actions: Tensor) -> Tensor:
-        """States `[..., width]` and actions `[..., elements]` as what the layers see, not yet standardised."""
+        """States `[..., width]` and actions `[..., elements]` as what the layers see, not yet
+        standardised."""
         parts = [
             one_hot(actions[..., j].long(), n).to(states) if n else actions[..., j : j + 1]
             for j, n in enumerate(self.choices)
@@ -53,20 +58,23 @@ class OneStep(nn.Module):
         self.high.copy_(following.amax(0))
 
     def loss(self, states: Tensor, actions: Tensor, following: Tensor) -> Tensor:
-        """Mean squared error of the change, in its deviations; an element that never changes counts for nothing."""
+        """Mean squared error of the change, in its deviations; an element that never changes counts
+        for nothing."""
         moving = self.change.std > 0
         guess = self.layers(self.before(self.inputs(states, actions)))
         out: Tensor = ((guess - self.change(following - states))[..., moving] ** 2).mean()
         return out
 
     def forward(self, states: Tensor, actions: Tensor) -> Tensor:
-        """The states that follow, kept within what the data have shown, so that no open-loop prediction runs away."""
+        """The states that follow, kept within what the data have shown, so that no open-loop
+        prediction runs away."""
         guess = self.layers(self.before(self.inputs(states, actions)))
         return torch.clamp(states + self.change.mean + self.change.std * guess, self.low, self.high)
 
     @torch.inference_mode()
     def follow(self, states: Tensor, actions: Tensor) -> Tensor:
-        """States `[n, H, width]` to come of first states `[n, width]` and H actions `[n, H, elements]`, each from the one predicted before."""
+        """States `[n, H, width]` to come of first states `[n, width]` and H actions
+        `[n, H, elements]`, each from the one predicted before."""
         found = []
         for taken in actions.unbind(1):
             states = self(states, taken)

@@ -1,4 +1,5 @@
-"""What stands around a transformer, put on from outside of its code: compilation and mixed precision.
+"""What stands around a transformer, put on from outside of its code: compilation and mixed
+precision.
 
 A transformer is written for one device. How a network of any kind stands on several learner ranks
 is `training/parallel.py`.
@@ -30,8 +31,8 @@ def drops(model: nn.Module) -> bool:
 def use_bfloat16(model: nn.Module) -> int:
     """Have every Transformer in `model` multiply in bfloat16; how many there are.
 
-    Weights, the residual stream, what goes in and what comes out stay float32, so embeddings, heads and losses are as before. Only `forward` is
-    changed, in place; what acts with a cache is not.
+    Weights, the residual stream, what goes in and what comes out stay float32, so embeddings, heads
+    and losses are as before. Only `forward` is changed, in place; what acts with a cache is not.
     """
     found = transformers(model)
     for module in found:
@@ -45,10 +46,11 @@ def _in_bfloat16(self: Transformer, x: Tensor, *more: Any, **named: Any) -> Tens
 
 
 def compile_transformers(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> int:
-    """Have torch.compile compile every Transformer in `model` at its first call; how many there are.
+    """Have torch.compile compile every Transformer in `model` at its first call; how many there
+    are.
 
-    It is done in place: names, shapes and values of parameters stay, so weights and checkpoints know nothing of it. Numbers change by rounding,
-    and dropout draws other masks than without.
+    It is done in place: names, shapes and values of parameters stay, so weights and checkpoints
+    know nothing of it. Numbers change by rounding, and dropout draws other masks than without.
     """
     found = transformers(model)
     for module in found:

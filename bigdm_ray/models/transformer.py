@@ -1,9 +1,10 @@
 """A causal transformer over embedded tokens, and an explicit cache of its keys and values.
 
-Every block is pre-norm. With the defaults it is GPT-2's (LayerNorm, one matrix for queries, keys and values, GELU);
-`norm="rms"`, `gated=True`, `positions="rotary"` give the modern one. Padding belongs on the right: causal attention then
-never sees it, and no mask is needed. What is not asked for is not computed: `at` names the tokens whose outputs are
-wanted, and the last block then works for these alone. It is written for one device.
+Every block is pre-norm. With the defaults it is GPT-2's (LayerNorm, one matrix for queries, keys
+and values, GELU); `norm="rms"`, `gated=True`, `positions="rotary"` give the modern one. Padding
+belongs on the right: causal attention then never sees it, and no mask is needed. What is not asked
+for is not computed: `at` names the tokens whose outputs are wanted, and the last block then works
+for these alone. It is written for one device.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ _ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
 
 @dataclass
 class Cache:
-    """Keys and values of tokens that were seen, `[layers, rows, heads, slots, head width]` each. It belongs to the caller."""
+    """Keys and values of tokens that were seen, `[layers, rows, heads, slots, head width]` each.
+
+    It belongs to the caller.
+    """
 
     keys: Tensor
     values: Tensor
@@ -39,9 +43,11 @@ class Cache:
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout, whose mask on CPUs is compared from 16 random bits an element: several times as fast as drawing each as a float.
+    """nn.Dropout, whose mask on CPUs is compared from 16 random bits an element: several times as
+    fast as drawing each as a float.
 
-    The share that is dropped is rounded to 1 / 65,536. What is given in bfloat16 comes out in float32.
+    The share that is dropped is rounded to 1 / 65,536. What is given in bfloat16 comes out in
+    float32.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -65,11 +71,13 @@ def dropout_mask(shape: torch.Size, p: float) -> Tensor:
 
 
 class DropoutAttention(torch.autograd.Function):
-    """Attention with dropout on a CPU: `look [t, s]` is True where queries `[n, heads, t, w]` may look at keys and values `[n, heads, s, w]`.
+    """Attention with dropout on a CPU: `look [t, s]` is True where queries `[n, heads, t, w]` may
+    look at keys and values `[n, heads, s, w]`.
 
-    Queries are taken `ROWS` at a time, with the keys up to the last that one of them may look at: most of what a causal mask hides is
-    not computed. The backward pass is written out, so that blocks add to one gradient in place. In bfloat16 1 / (1 - dropout) is rounded
-    too: at 0.1 what is gathered is 0.16 % too small.
+    Queries are taken `ROWS` at a time, with the keys up to the last that one of them may look at:
+    most of what a causal mask hides is not computed. The backward pass is written out, so that
+    blocks add to one gradient in place. In bfloat16 1 / (1 - dropout) is rounded too: at 0.1 what
+    is gathered is 0.16 % too small.
     """
 
     ROWS = 32
@@ -183,8 +191,11 @@ class Block(nn.Module):
         return gathered.transpose(1, 2).flatten(2)
 
     def attend_newest(self, x: Tensor, look: Tensor | None) -> Tensor:
-        """What the last token alone gathers `[n, 1, width]`; `look` is True where it may look. No key and no value of the others is made:
-        `q . (W x) = (W^T q) . x`, and the sum of values is the value of the sum. The bias of the keys adds the same to all scores, which softmax drops.
+        """What the last token alone gathers `[n, 1, width]`; `look` is True where it may look.
+
+        No key and no value of the others is made: `q . (W x) = (W^T q) . x`, and the sum of values
+        is the value of the sum. The bias of the keys adds the same to all scores, which softmax
+        drops.
         """
         n, _, width = x.shape
         normed = self.norm1(x)
@@ -204,7 +215,8 @@ class Block(nn.Module):
         return gathered[:, None]
 
     def finish(self, x: Tensor, gathered: Tensor) -> Tensor:
-        """The residual stream `[n, t, width]` with what attention gathered, then through the feed-forward layer."""
+        """The residual stream `[n, t, width]` with what attention gathered, then through the
+        feed-forward layer."""
         gathered = self.out(gathered)
         x = x + (self.dropout(gathered) if self.training else gathered)
         normed = self.norm2(x)
@@ -221,9 +233,10 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Blocks and a last norm over embedded tokens `[n, t, width]`.
 
-    `positions`: `none` (the caller embeds them), `learned` (a table of `context` rows is added), `rotary` (queries and keys are
-    turned, so that only distances count). `hidden_keys`, a row of booleans `[context]`, marks places that no token may look at, the
-    token that stands there included: it is known to itself by the residual stream alone. The first place cannot be hidden.
+    `positions`: `none` (the caller embeds them), `learned` (a table of `context` rows is added),
+    `rotary` (queries and keys are turned, so that only distances count). `hidden_keys`, a row of
+    booleans `[context]`, marks places that no token may look at, the token that stands there
+    included: it is known to itself by the residual stream alone. The first place cannot be hidden.
     """
 
     hidden_keys: Tensor | None
@@ -267,18 +280,18 @@ class Transformer(nn.Module):
     def forward(
         self, x: Tensor, at: slice | Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """Outputs `[n, t', width]` of the tokens `at` (all by default), each having seen itself and what came before.
+        """Outputs `[n, t', width]` of the tokens `at` (all by default), each having seen itself and
+        what came before.
 
-        `mask [n, t]` is False at tokens that nobody else may look at: padding that is not on the right. Raises ValueError for
-        more tokens than the context.
+        `mask [n, t]` is False at tokens that nobody else may look at: padding that is not on the
+        right. Raises ValueError for more tokens than the context.
         """
         t = x.shape[1]
         place = torch.arange(t, device=x.device)
         x = self._enter(x, place)
         look = self._look(place, place, mask)
-        newest = isinstance(at, slice) and range(t)[at] == range(
-            t - 1, t
-        )  # it may look at all of them
+        # it may look at all of them
+        newest = isinstance(at, slice) and range(t)[at] == range(t - 1, t)
         for layer, block in enumerate(self._blocks()):
             last = at if layer == len(self.blocks) - 1 else None
             if last is not None and newest and not self.rotary and not self.training:
@@ -306,7 +319,8 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def attention(self, x: Tensor) -> Tensor:
-        """How much each token looks at each before it, `[layers, n, heads, t, t]`; rows add up to 1. For pictures."""
+        """How much each token looks at each before it, `[layers, n, heads, t, t]`; rows add up to
+        1. For pictures."""
         place = torch.arange(x.shape[1], device=x.device)
         x, look, found = self._enter(x, place), self._look(place, place, None), []
         allowed = place <= place[:, None] if look is None else look
@@ -327,9 +341,11 @@ class Transformer(nn.Module):
         return Cache(like.new_zeros(shape), like.new_zeros(shape))
 
     def extend(self, x: Tensor, cache: Cache, start: int, wanted: int | None = None) -> Tensor:
-        """Tokens that follow the `start` ones that the cache holds, the same number for each row: outputs of the last `wanted`.
+        """Tokens that follow the `start` ones that the cache holds, the same number for each row:
+        outputs of the last `wanted`.
 
-        Writes their keys and values into the cache. Equals `forward` over all tokens, position by position.
+        Writes their keys and values into the cache. Equals `forward` over all tokens, position by
+        position.
         """
         t = x.shape[1]
         place = torch.arange(start, start + t, device=x.device)
@@ -363,8 +379,8 @@ class Transformer(nn.Module):
     def scatter(self, x: Tensor, cache: Cache, slots: Tensor, look: Tensor) -> Tensor:
         """Tokens `[n, t, width]` of rows that stand at different places: outputs `[n, t, width]`.
 
-        Writes their keys and values into the cache at `slots [n, t]`; `look [n, t, cache slots]` is True where a token may look, at
-        itself too. For positions that the caller embeds.
+        Writes their keys and values into the cache at `slots [n, t]`; `look [n, t, cache slots]` is
+        True where a token may look, at itself too. For positions that the caller embeds.
         """
         x = self.dropout(x)
         rows = torch.arange(len(x), device=x.device)[:, None]
@@ -393,7 +409,8 @@ class Transformer(nn.Module):
         return out
 
     def _look(self, queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor | None:
-        """Which of the `keys` places each of the `queries` places may look at; None where it is the causal triangle alone."""
+        """Which of the `keys` places each of the `queries` places may look at; None where it is the
+        causal triangle alone."""
         if mask is None and self.hidden_keys is None:
             return None
         look = keys <= queries[:, None]
@@ -409,9 +426,11 @@ class Transformer(nn.Module):
 
 
 def rotate(heads: Tensor, place: Tensor) -> Tensor:
-    """Queries or keys `[..., t, head width]` at the places `[t]`, by rotary positions (Su et al. 2021, equation 34).
+    """Queries or keys `[..., t, head width]` at the places `[t]`, by rotary positions (Su et al.
+    2021, equation 34).
 
-    Halves of a head's width are the pairs. Their products depend on the distance between places alone.
+    Halves of a head's width are the pairs. Their products depend on the distance between places
+    alone.
     """
     half = heads.shape[-1] // 2
     speed = torch.exp(torch.arange(half, device=heads.device) * (-math.log(10_000.0) / half))

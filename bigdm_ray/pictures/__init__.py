@@ -1,1 +1,2 @@
-"""Pictures of runs: one file is one picture, found by being there (`base.pictures`); nothing is listed here."""
+"""Pictures of runs: one file is one picture, found by being there (`base.pictures`); nothing is
+listed here."""

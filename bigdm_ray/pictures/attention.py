@@ -1,7 +1,9 @@
-"""Attention: which earlier steps a Decision Transformer looks at, in the best of some played episodes; the mean over layers and heads.
+"""Attention: which earlier steps a Decision Transformer looks at, in the best of some played
+episodes; the mean over layers and heads.
 
-It is one pass over the last steps that the policy looks back on, all of the episode where it is shorter: the last row is what the last action was
-chosen by; a row before it sees the steps that the picture begins with, where the policy then saw earlier ones too. Of a run with a critic
+It is one pass over the last steps that the policy looks back on, all of the episode where it is
+shorter: the last row is what the last action was chosen by; a row before it sees the steps that the
+picture begins with, where the policy then saw earlier ones too. Of a run with a critic
 (`--algorithm.critic true`) the return that it predicts at each step is drawn over it.
 """
 
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
 
 
 def observe_attention(loaded: Loaded, asked: SweepFlags) -> dict[str, Any]:
-    """Play episodes, take the best, and see which steps each of its steps looked at. Raises UserError for a policy without attention."""
+    """Play episodes, take the best, and see which steps each of its steps looked at.
+
+    Raises UserError for a policy without attention.
+    """
     model, algorithm = loaded.model, loaded.run.algorithm
     if (
         not isinstance(model, DecisionTransformer)
@@ -35,13 +40,15 @@ def observe_attention(loaded: Loaded, asked: SweepFlags) -> dict[str, Any]:
         or (algorithm.frame_stack > 1 and model.embed_state.images.width)
     ):
         raise UserError(
-            f"the {algorithm.name} policy of {loaded.folder} has no attention over single observations to draw; a dt run is expected"
+            f"the {algorithm.name} policy of {loaded.folder} has no attention over single"
+            " observations to draw; a dt run is expected"
         )
     policy, mode = policy_of(loaded, asked.mode)
     seed = loaded.run.seed if asked.seed is None else asked.seed
     if asked.returns and len(asked.returns) > 1:
         raise UserError(
-            f"--attention draws episodes that are asked for one return, but --returns has {len(asked.returns)}"
+            "--attention draws episodes that are asked for one return, but --returns has"
+            f" {len(asked.returns)}"
         )
     context = algorithm.acting_context or algorithm.context
     command = command_of(loaded, asked.returns[0] if asked.returns else None)

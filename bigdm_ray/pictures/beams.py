@@ -1,8 +1,11 @@
-"""Beams: what the Trajectory Transformer's search considers at some states of a played episode, drawn over two elements of the state.
+"""Beams: what the Trajectory Transformer's search considers at some states of a played episode,
+drawn over two elements of the state.
 
-The episode is played with sampled actions, without a search; at STATES of its steps, evenly apart, a plan is made after what truly came before. Every
-beam is a thin line, coloured by its score, the chosen one a thick one. A plan of H transitions names H states, the current one included; one that was searched
-for a goal is drawn to the first of them that is there. Where the task has a map, the two elements are by default those that it is of, and it is drawn beneath.
+The episode is played with sampled actions, without a search; at STATES of its steps, evenly apart,
+a plan is made after what truly came before. Every beam is a thin line, coloured by its score, the
+chosen one a thick one. A plan of H transitions names H states, the current one included; one that
+was searched for a goal is drawn to the first of them that is there. Where the task has a map, the
+two elements are by default those that it is of, and it is drawn beneath.
 """
 
 from __future__ import annotations
@@ -53,34 +56,42 @@ class BeamFlags(PictureFlags):
 
     axes: tuple[int, ...] = setting(
         (),
-        "of --beams: the two elements of the state that are drawn; default: those of the task's map, without one 0,1",
+        "of --beams: the two elements of the state that are drawn; default: those of the task's"
+        " map, without one 0,1",
         low=0,
     )
 
 
 def map_elements(task: Task, seen: Elements) -> list[int]:
-    """The two elements of a state that the task's map is of; none where it has no map, or the state not that leaf."""
+    """The two elements of a state that the task's map is of; none where it has no map, or the state
+    not that leaf."""
     place = seen.columns(task.place) if task.outline or task.pixels else None
     return [] if place is None or place.stop - place.start < 2 else [place.start, place.start + 1]
 
 
 def plans(loaded: Loaded, asked: BeamFlags) -> dict[str, Any]:
-    """Play an episode and plan at some of its states: numbers of the picture. Raises UserError for a run that plans nothing in two elements, and RunFailed."""
+    """Play an episode and plan at some of its states: numbers of the picture.
+
+    Raises UserError for a run that plans nothing in two elements, and RunFailed.
+    """
     model, algorithm = loaded.model, loaded.run.algorithm
     if not isinstance(model, TrajectoryModel) or not isinstance(algorithm, Tt):
         raise UserError(
-            f"the {algorithm.name} policy of {loaded.folder} searches no beams to draw; a tt run is expected"
+            f"the {algorithm.name} policy of {loaded.folder} searches no beams to draw; a tt run is"
+            " expected"
         )
     of_map = map_elements(loaded.task, model.seen)
     axes = list(asked.axes) or of_map or [0, 1]
     if len(set(axes)) != 2 or len(axes) != 2 or max(axes) >= model.seen.width:
         given = ",".join(str(axis) for axis in axes)
         raise UserError(
-            f"--axes is {given}, but two of the elements 0 to {model.seen.width - 1} of the state of {loaded.run.task} are expected"
+            f"--axes is {given}, but two of the elements 0 to {model.seen.width - 1} of the state"
+            f" of {loaded.run.task} are expected"
         )
     if algorithm.horizon < 2:
         raise UserError(
-            f"{loaded.folder} plans with a horizon of 1, which leads to no other state, so there is nothing to draw"
+            f"{loaded.folder} plans with a horizon of 1, which leads to no other state, so there is"
+            " nothing to draw"
         )
     seed = loaded.run.seed if asked.seed is None else asked.seed
     played = play(
@@ -127,7 +138,8 @@ def plans(loaded: Loaded, asked: BeamFlags) -> dict[str, Any]:
         "path": rows[:, axes].tolist(),  # of the episode: [step][element]
         "goal": goal,
         "return": episode.total_return,
-        "plans": drawn,  # states: [beam][step of the plan][element], the chosen beam first; null behind its end
+        # states: [beam][step of the plan][element], the chosen beam first; null behind its end
+        "plans": drawn,
         "versions": versions(),
     }
 
@@ -185,7 +197,10 @@ def beams(folders: list[Path], out: Path | None, asked: BeamFlags) -> None:
     """Draw the beams of the plans of run folders. Raises UserError and RunFailed."""
     for here in make_picture(folders, out, asked, "beams", "fans", plans, draw_beams):
         for plan in here["plans"]:
-            text = f"{len(plan['scores'])} beams, scores {plan['scores'][0]:.3f} to {plan['scores'][-1]:.3f}"
+            text = (
+                f"{len(plan['scores'])} beams, scores {plan['scores'][0]:.3f} to"
+                f" {plan['scores'][-1]:.3f}"
+            )
             print(f"  {here['task']}, seed {here['run_seed']}: step {plan['step']}, {text}")
 
 

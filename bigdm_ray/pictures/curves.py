@@ -178,7 +178,10 @@ def label(curves: list[Curve], others: list[Run]) -> str:
 
 
 def line_of(curves: list[Curve], text: str) -> CurveGroup:
-    """The mean of the curves over the steps that all of them have reached, with its band. Raises UserError."""
+    """The mean of the curves over the steps that all of them have reached, with its band.
+
+    Raises UserError.
+    """
     if len(curves) == 1:
         only = curves[0]
         return CurveGroup(text, curves, only.steps, only.mean, only.low, only.high)
@@ -189,12 +192,14 @@ def line_of(curves: list[Curve], text: str) -> CurveGroup:
 
 
 def common_steps(curves: list[Curve]) -> np.ndarray:
-    """Steps from the latest first evaluation to the earliest last one, as many as the longest curve has. Raises UserError."""
+    """Steps from the latest first evaluation to the earliest last one, as many as the longest curve
+    has. Raises UserError."""
     first, last = max(curve.steps[0] for curve in curves), min(curve.steps[-1] for curve in curves)
     if first > 1.1 * last:
         late = max(curves, key=lambda curve: float(curve.steps[0]))
         raise UserError(
-            f"{late.folder} is first evaluated at {first:,.0f} steps, after another seed's last evaluation at {last:,.0f}; draw them apart"
+            f"{late.folder} is first evaluated at {first:,.0f} steps, after another seed's last"
+            f" evaluation at {last:,.0f}; draw them apart"
         )
     return (
         np.linspace(first, last, max(len(curve.steps) for curve in curves))
@@ -251,7 +256,8 @@ def thousands() -> Any:
 
 
 def curves_json(lines: Lines) -> dict[str, Any]:
-    """The numbers by task; steps are `env_steps` or `learner_steps`, as the runs of a line count."""
+    """The numbers by task; steps are `env_steps` or `learner_steps`, as the runs of a line
+    count."""
 
     def one(line: CurveGroup, clock: str) -> dict[str, Any]:
         runs = {
@@ -277,14 +283,18 @@ def curves_json(lines: Lines) -> dict[str, Any]:
 
 
 def draw_learning_curves(folders: list[Path], out: Path | None, asked: NoFlags) -> None:
-    """Draw the learning curves of run folders. Raises UserError where none of them has been evaluated."""
+    """Draw the learning curves of run folders.
+
+    Raises UserError where none of them has been evaluated.
+    """
     import matplotlib
 
     read = {folder: read_curves(folder) for folder in folders}
     curves = [curve for found in read.values() for curve in found if curve is not None]
     if not curves:
         raise UserError(
-            "none of these runs has been evaluated yet, so there is no curve; wait, or train with a smaller --evaluations.every"
+            "none of these runs has been evaluated yet, so there is no curve; wait, or train with a"
+            " smaller --evaluations.every"
         )
     for folder in (folder for folder, found in read.items() if not any(found)):
         print(f"note: {folder} has not been evaluated yet and is left out", file=sys.stderr)

@@ -1,4 +1,6 @@
-"""Obedience: the return asked for against the return obtained, Figure 6 of Srivastava et al. 2019. It plays episodes.
+"""Obedience: the return asked for against the return obtained, Figure 6 of Srivastava et al. 2019.
+
+It plays episodes.
 
 Grey markers are the values of that paper; a dotted line is the best return of the run's dataset.
 """
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
 
 
 def default_returns(loaded: Loaded) -> tuple[float, ...]:
-    """Nine returns from what random episodes get to what the task can pay (the paper's for its tasks), or those of the data. Raises UserError."""
+    """Nine returns from what random episodes get to what the task can pay (the paper's for its
+    tasks), or those of the data. Raises UserError."""
     task = loaded.task
     if task.name in PUBLISHED:
         return PUBLISHED[task.name].asked
@@ -52,16 +55,21 @@ def default_returns(loaded: Loaded) -> tuple[float, ...]:
         low, high = dataset.return_min, dataset.return_max
     if not low < high:
         raise UserError(
-            f"what {task.name} pays is not known from {loaded.folder}; give --returns, as in --returns 0,50,100"
+            f"what {task.name} pays is not known from {loaded.folder}; give --returns, as in"
+            " --returns 0,50,100"
         )
     return tuple(float(f"{value:.3g}") for value in np.linspace(low, high, 9))
 
 
 def play_sweep(loaded: Loaded, asked: SweepFlags) -> dict[str, Any]:
-    """Play the episodes of a sweep; its numbers. Raises UserError, and RunFailed where a return's episodes all fail."""
+    """Play the episodes of a sweep; its numbers.
+
+    Raises UserError, and RunFailed where a return's episodes all fail.
+    """
     if not loaded.run.algorithm.commands:
         raise UserError(
-            f"{loaded.run.algorithm.name} takes no command, so {loaded.folder} has no obedience to draw"
+            f"{loaded.run.algorithm.name} takes no command, so {loaded.folder} has no obedience to"
+            " draw"
         )
     policy, mode = policy_of(loaded, asked.mode)
     seed = loaded.run.seed if asked.seed is None else asked.seed
@@ -82,7 +90,8 @@ def play_sweep(loaded: Loaded, asked: SweepFlags) -> dict[str, Any]:
         obtained[episode.id.number // asked.episodes].append(episode.total_return)
     if not all(obtained):
         raise RunFailed(
-            f"no episode of {loaded.run.task} could be played to its end for one of the returns: {played.problems[0]}"
+            f"no episode of {loaded.run.task} could be played to its end for one of the returns:"
+            f" {played.problems[0]}"
         )
     return {
         "folder": str(loaded.folder),
@@ -97,7 +106,8 @@ def play_sweep(loaded: Loaded, asked: SweepFlags) -> dict[str, Any]:
 
 
 def source_dataset(loaded: Loaded) -> Dataset | None:
-    """The dataset that a run, or the one that it started from, learned from, where it still lies there."""
+    """The dataset that a run, or the one that it started from, learned from, where it still lies
+    there."""
     before = loaded.run.start
     return dataset_of(
         read_run(Path(before.folder))
@@ -187,7 +197,8 @@ def obedience(folders: list[Path], out: Path | None, asked: SweepFlags) -> None:
     ):
         for p in here["points"]:
             print(
-                f"  {here['task']}, seed {here['run_seed']}: asked {p['desired_return']:,.1f}, obtained {p['return_mean']:,.1f} +- {p['return_std']:,.1f}"
+                f"  {here['task']}, seed {here['run_seed']}: asked {p['desired_return']:,.1f},"
+                f" obtained {p['return_mean']:,.1f} +- {p['return_std']:,.1f}"
             )
 
 

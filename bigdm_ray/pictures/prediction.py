@@ -1,7 +1,9 @@
-"""Predictions: trajectories that a Trajectory Transformer predicts against the real ones of its dataset (Janner, Li, Levine 2021, section 4.1).
+"""Predictions: trajectories that a Trajectory Transformer predicts against the real ones of its
+dataset (Janner, Li, Levine 2021, section 4.1).
 
-A prediction is open loop: the model is told the first state and the actions of an episode, and goes on from what it predicted before. Beside it stand
-a one-step model, which is trained for the picture on the same dataset (`training/one_step.py`), and a prediction that nothing moves.
+A prediction is open loop: the model is told the first state and the actions of an episode, and goes
+on from what it predicted before. Beside it stand a one-step model, which is trained for the picture
+on the same dataset (`training/one_step.py`), and a prediction that nothing moves.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class PredictionFlags(EpisodeFlags):
 
     one_step: int = setting(
         10_000,
-        "of --prediction: learner steps of the one-step model that is drawn beside; 0 leaves it out",
+        "of --prediction: learner steps of the one-step model that is drawn beside; 0 leaves"
+        " it out",
         low=0,
         high=10_000_000,
     )
@@ -70,9 +73,11 @@ def episode_states(model: TrajectoryModel, store: Store) -> Iterator[Tensor]:
 
 
 def deviations(parts: Iterable[Tensor]) -> np.ndarray:
-    """Standard deviation of each element over all rows of the parts `[m, d]`: `[d]` float64, 0 where an element never changes.
+    """Standard deviation of each element over all rows of the parts `[m, d]`: `[d]` float64, 0
+    where an element never changes.
 
-    Moments are taken about the first row and added in float64, part by part, so that the data need not be held.
+    Moments are taken about the first row and added in float64, part by part, so that the data need
+    not be held.
     """
     count, first, total, squares = 0, None, np.float64(0), np.float64(0)
     for part in parts:
@@ -88,7 +93,8 @@ def deviations(parts: Iterable[Tensor]) -> np.ndarray:
 
 
 def one_step_of(model: TrajectoryModel, store: Store, steps: int, seed: int) -> OneStep:
-    """A one-step model of all steps of a store, over the same elements of states and actions as `model`."""
+    """A one-step model of all steps of a store, over the same elements of states and actions as
+    `model`."""
     states, actions, following = [], [], []
     for position, seen in enumerate(episode_states(model, store)):
         states.append(seen[:-1])
@@ -112,17 +118,20 @@ def one_step_of(model: TrajectoryModel, store: Store, steps: int, seed: int) -> 
 
 
 def predict(loaded: Loaded, asked: PredictionFlags) -> dict[str, Any]:
-    """What the model predicts of some episodes of the run's dataset, and what really happened: numbers of the picture.
+    """What the model predicts of some episodes of the run's dataset, and what really happened:
+    numbers of the picture.
 
-    Each of `asked.episodes` starts is a step drawn from those that STEPS more follow, or from the longest episodes' beginnings where there is none.
-    Errors are root mean squares over the elements of the state, each in units of its standard deviation over all states of the dataset; `still` is the
-    error of a prediction that nothing moves, `one_step_error` of the one-step model, None where it is left out. Raises UserError for a run that
-    is no tt run, or whose dataset is gone.
+    Each of `asked.episodes` starts is a step drawn from those that STEPS more follow, or from the
+    longest episodes' beginnings where there is none. Errors are root mean squares over the elements
+    of the state, each in units of its standard deviation over all states of the dataset; `still` is
+    the error of a prediction that nothing moves, `one_step_error` of the one-step model, None where
+    it is left out. Raises UserError for a run that is no tt run, or whose dataset is gone.
     """
     model, algorithm = loaded.model, loaded.run.algorithm
     if not isinstance(model, TrajectoryModel) or not isinstance(algorithm, Tt):
         raise UserError(
-            f"the {algorithm.name} policy of {loaded.folder} predicts no states to draw; a tt run is expected"
+            f"the {algorithm.name} policy of {loaded.folder} predicts no states to draw; a tt run"
+            " is expected"
         )
     store = require_dataset(loaded, "there is nothing to compare predictions with").store()
     seed = loaded.run.seed if asked.seed is None else asked.seed
@@ -193,9 +202,8 @@ def predict(loaded: Loaded, asked: PredictionFlags) -> dict[str, Any]:
         "run_seed": loaded.run.seed,
         "seed": seed,
         "version": list(loaded.version),
-        "starts": [
-            [int(p), int(b)] for p, b in zip(where[chosen], begins, strict=True)
-        ],  # [position of the episode in the dataset, step]
+        # [position of the episode in the dataset, step]
+        "starts": [[int(p), int(b)] for p, b in zip(where[chosen], begins, strict=True)],
         "elements": shown.tolist(),
         "real": truth[0][:, shown].T.tolist(),  # of the first start: [element][step]
         "predicted": told[0][:, shown].T.tolist(),
@@ -209,7 +217,8 @@ def predict(loaded: Loaded, asked: PredictionFlags) -> dict[str, Any]:
 
 
 def draw_prediction(predictions: list[dict[str, Any]]) -> Figure:
-    """Real and predicted elements of the state, and the error by step: a row of panels for each run."""
+    """Real and predicted elements of the state, and the error by step: a row of panels for each
+    run."""
     from matplotlib.figure import Figure
 
     across = max(len(here["elements"]) for here in predictions) + 1
@@ -248,12 +257,16 @@ def draw_prediction(predictions: list[dict[str, Any]]) -> Figure:
 
 
 def prediction(folders: list[Path], out: Path | None, asked: PredictionFlags) -> None:
-    """Draw what the models of run folders predict of their datasets. Raises UserError and RunFailed."""
+    """Draw what the models of run folders predict of their datasets.
+
+    Raises UserError and RunFailed.
+    """
     for here in make_picture(
         folders, out, asked, "prediction", "predictions", predict, draw_prediction
     ):
         print(
-            f"  {here['task']}, seed {here['run_seed']}: error after 1 and {len(here['error'])} steps, in standard deviations of the data"
+            f"  {here['task']}, seed {here['run_seed']}: error after 1 and {len(here['error'])}"
+            " steps, in standard deviations of the data"
         )
         for name, text in (
             ("error", "predicted"),
@@ -266,7 +279,8 @@ def prediction(folders: list[Path], out: Path | None, asked: PredictionFlags) ->
 
 PICTURE = Picture(
     "prediction",
-    "draw the trajectories that a tt run and a one-step model predict against the real ones of its dataset",
+    "draw the trajectories that a tt run and a one-step model predict against the real ones of its"
+    " dataset",
     prediction,
     PredictionFlags,
 )

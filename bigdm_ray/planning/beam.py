@@ -1,11 +1,15 @@
-"""Beam search over the tokens of a TrajectoryTransformer (Janner, Li, Levine 2021, section 3.2, algorithm 1).
+"""Beam search over the tokens of a TrajectoryTransformer (Janner, Li, Levine 2021, section 3.2,
+algorithm 1).
 
-Three uses: the plan with the highest reward and reward-to-go (offline reinforcement learning, `Planner.plan`), the most likely
-continuation (imitation, `Planner.most_likely_plan`), and either for a network that is told a goal (goal-reaching). The rules are those of the paper's
-official implementation (jannerm/trajectory-transformer, trajectory/search): the model sees `context` transitions, the one being written included,
-so when a new one begins the oldest leaves and the places of all others move by one; cached keys are worth nothing then, for places are
-embedded. What remains to be saved without changing what is computed `planning/encoder.py` saves; and a head is evaluated only where its
-token is drawn. All chance comes in as numbers, so a plan is a function of its inputs.
+Three uses: the plan with the highest reward and reward-to-go (offline reinforcement learning,
+`Planner.plan`), the most likely continuation (imitation, `Planner.most_likely_plan`), and either
+for a network that is told a goal (goal-reaching). The rules are those of the paper's official
+implementation (jannerm/trajectory-transformer, trajectory/search): the model sees `context`
+transitions, the one being written included, so when a new one begins the oldest leaves and the
+places of all others move by one; cached keys are worth nothing then, for places are embedded. What
+remains to be saved without changing what is computed `planning/encoder.py` saves; and a head is
+evaluated only where its token is drawn. All chance comes in as numbers, so a plan is a function of
+its inputs.
 """
 
 from __future__ import annotations
@@ -27,11 +31,12 @@ SEED_BITS = 24
 """Bits of chance in a float32 uniform."""
 
 BEAMS_ON_CPU, BEAMS = 256, 65_536
-"""Beams of several environments that are searched together, on a CPU and elsewhere: enough to keep it busy, and memory bounded."""
+"""Beams of several environments that are searched together, on a CPU and elsewhere: enough to keep
+it busy, and memory bounded."""
 
 Numbers = dict[str, Tensor]
-"""Uniforms in [0, 1) of a plan: `actions [n, H, acted, candidates]`, and, where they are drawn, `states [n, H, seen, beams]` and
-`outcomes [n, H, 2, candidates]`."""
+"""Uniforms in [0, 1) of a plan: `actions [n, H, acted, candidates]`, and, where they are drawn,
+`states [n, H, seen, beams]` and `outcomes [n, H, 2, candidates]`."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +54,17 @@ class SearchSettings:
     cdf_obs: float = 0.0
     cdf_act: float = 0.0
     expected: bool = True
-    """Whether rewards and values count as the expectation over their bins, or as the bin that was drawn."""
+    """Whether rewards and values count as the expectation over their bins, or as the bin that was
+    drawn."""
     reach: bool = False
-    """Whether `plan` scores a beam by how soon its states have the tokens of the goal, and not by rewards and values."""
+    """Whether `plan` scores a beam by how soon its states have the tokens of the goal, and not by
+    rewards and values."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Tokens `[n, H, dims]` of the best beam of each row, from the current state on, and its score `[n]`."""
+    """Tokens `[n, H, dims]` of the best beam of each row, from the current state on, and its score
+    `[n]`."""
 
     tokens: Tensor
     score: Tensor
@@ -64,7 +72,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class RankedPlans:
-    """Tokens `[n, beams, H, dims]` of all beams of each row, from the current state on, and their scores `[n, beams]`, the best first."""
+    """Tokens `[n, beams, H, dims]` of all beams of each row, from the current state on, and their
+    scores `[n, beams]`, the best first."""
 
     tokens: Tensor
     score: Tensor
@@ -78,8 +87,9 @@ class RankedPlans:
 def filter_logits(logits: Tensor, k: int, cdf: float) -> Tensor:
     """Logits `[..., m]` with -inf at what may not be drawn.
 
-    `cdf`: the least likely tokens go, as many as stay under this probability together, and what is as unlikely as the last of
-    them; then of the rest all but the `k` most likely. The most likely token always stays.
+    `cdf`: the least likely tokens go, as many as stay under this probability together, and what is
+    as unlikely as the last of them; then of the rest all but the `k` most likely. The most likely
+    token always stays.
     """
     if cdf > 0:
         probability = torch.softmax(logits, -1)
@@ -95,7 +105,8 @@ def filter_logits(logits: Tensor, k: int, cdf: float) -> Tensor:
 
 
 def sample_tokens(logits: Tensor, k: int, uniforms: Tensor | None) -> Tensor:
-    """A token of each distribution `[..., m]` by the inverse of its distribution function: `[...]`; the most likely where k is 1."""
+    """A token of each distribution `[..., m]` by the inverse of its distribution function: `[...]`;
+    the most likely where k is 1."""
     if k == 1 or uniforms is None:
         return logits.argmax(-1)
     below = torch.softmax(logits, -1).cumsum(-1)
@@ -105,14 +116,18 @@ def sample_tokens(logits: Tensor, k: int, uniforms: Tensor | None) -> Tensor:
 
 
 class Planner:
-    """Searches with one network. `bins` say what numbers its tokens stand for; states have `seen` tokens, actions `acted`."""
+    """Searches with one network.
+
+    `bins` say what numbers its tokens stand for; states have `seen` tokens, actions `acted`.
+    """
 
     def __init__(
         self, net: TrajectoryTransformer, bins: Bins, seen: int, acted: int, search: SearchSettings
     ) -> None:
         if not 2 <= search.context <= net.window:
             raise ValueError(
-                f"a context of {search.context} transitions is not from 2 to the network's {net.window}"
+                f"a context of {search.context} transitions is not from 2 to the network's"
+                f" {net.window}"
             )
         self.net, self.bins, self.seen, self.acted, self.search = net, bins, seen, acted, search
         self.encoder = CachedEncoder(net)
@@ -123,7 +138,8 @@ class Planner:
         return self.bins.middles
 
     def numbers(self, uniforms: np.ndarray) -> Numbers:
-        """All chance of plans, of two uniforms a row `[n, 2]` that seed a generator of the row's own."""
+        """All chance of plans, of two uniforms a row `[n, 2]` that seed a generator of the row's
+        own."""
         search = self.search
         shapes = {"actions": (search.horizon, self.acted, search.beams * search.expansions)}
         if search.k_obs != 1:
@@ -150,9 +166,11 @@ class Planner:
     def fan(
         self, past: Tensor, state: Tensor, numbers: Numbers | None, goal: Tensor | None = None
     ) -> RankedPlans:
-        """All beams that `plan` ends with, or, without numbers, those that `most_likely_plan` ends with. Arguments as there.
+        """All beams that `plan` ends with, or, without numbers, those that `most_likely_plan` ends
+        with. Arguments as there.
 
-        Where filters leave a row fewer sequences than others have, beams of stop tokens with a score of -inf fill it up.
+        Where filters leave a row fewer sequences than others have, beams of stop tokens with a
+        score of -inf fill it up.
         """
         fans = []
         for part in self._parts(len(state), self.search.beams, state.device):
@@ -176,11 +194,14 @@ class Planner:
     def plan(
         self, past: Tensor, state: Tensor, numbers: Numbers, goal: Tensor | None = None
     ) -> Plan:
-        """The plan with the highest sum of discounted rewards, and value after its last step. With `reach` its score is the discount to the power of
-        the steps to the goal, 0 for a plan that does not come there; of equals it is the one drawn first.
+        """The plan with the highest sum of discounted rewards, and value after its last step.
 
-        `past [n, m, dims]` are the last transitions as tokens, of which at most `context` - 1 are looked at, `state [n, seen]` the
-        current state, `goal [n, goal]` what a network with goals is told. Candidate c of a row continues its beam c modulo `beams`.
+        With `reach` its score is the discount to the power of the steps to the goal, 0 for a plan
+        that does not come there; of equals it is the one drawn first.
+
+        `past [n, m, dims]` are the last transitions as tokens, of which at most `context` - 1 are
+        looked at, `state [n, seen]` the current state, `goal [n, goal]` what a network with goals
+        is told. Candidate c of a row continues its beam c modulo `beams`.
         """
         return self.fan(past, state, numbers, goal).best
 
@@ -228,7 +249,8 @@ class Planner:
     def _expand(
         self, written: RecomputedBeams | CachedBeams, numbers: Numbers, t: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions, rewards and values of all candidates: their tokens `[n, candidates, acted + 2]`, and two of `[n, candidates]`.
+        """Actions, rewards and values of all candidates: their tokens `[n, candidates, acted + 2]`,
+        and two of `[n, candidates]`.
 
         What is written has one row for each environment, or one for each of its beams.
         """
@@ -280,7 +302,10 @@ class Planner:
         return torch.cat([middles, middles.new_zeros(1)])[token]
 
     def _acting(self, logits: Tensor, t: int) -> Tensor:
-        """Logits of an action's token. The first action will be taken, so that it cannot be the stop token."""
+        """Logits of an action's token.
+
+        The first action will be taken, so that it cannot be the stop token.
+        """
         return (
             logits
             if t
@@ -293,7 +318,8 @@ class Planner:
         write: Callable[[Tensor, int], None],
         chance: Tensor | None,
     ) -> Tensor:
-        """Write the tokens of the next state `[rows, seen]`: `last()` are the outputs `[rows, width]` that predict the next of them."""
+        """Write the tokens of the next state `[rows, seen]`: `last()` are the outputs
+        `[rows, width]` that predict the next of them."""
         search, tokens = self.search, []
         for dim in range(self.seen):
             logits = self.net.logits(last(), dim)
@@ -307,7 +333,8 @@ class Planner:
         return torch.stack(tokens, 1)
 
     def most_likely_plan(self, past: Tensor, state: Tensor, goal: Tensor | None = None) -> Plan:
-        """The most likely continuation for `horizon` transitions under the filtered distributions; its score is the log-probability in nats.
+        """The most likely continuation for `horizon` transitions under the filtered distributions;
+        its score is the log-probability in nats.
 
         Token by token the `beams` most likely sequences are kept. Arguments as in `plan`.
         """
@@ -362,9 +389,11 @@ class Planner:
     def follow(
         self, past: Tensor, state: Tensor, actions: Tensor, goal: Tensor | None = None
     ) -> Tensor:
-        """States `[n, H, seen]` that the network predicts to come of H actions given as tokens `[n, H, acted]`, each from those predicted before.
+        """States `[n, H, seen]` that the network predicts to come of H actions given as tokens
+        `[n, H, acted]`, each from those predicted before.
 
-        Open loop: nothing of what truly happens is seen. States, rewards and values are the most likely tokens. Other arguments as in `plan`.
+        Open loop: nothing of what truly happens is seen. States, rewards and values are the most
+        likely tokens. Other arguments as in `plan`.
         """
         parts = self._parts(len(state), 1, state.device)
         return torch.cat(
@@ -404,7 +433,8 @@ class Planner:
     def act(
         self, past: Tensor, state: Tensor, uniforms: Tensor | None, goal: Tensor | None = None
     ) -> Tensor:
-        """An action without a plan: tokens `[n, acted]` drawn one after the other with `uniforms [n, acted]`, or the most likely ones."""
+        """An action without a plan: tokens `[n, acted]` drawn one after the other with
+        `uniforms [n, acted]`, or the most likely ones."""
         window = self.window(past)
         trunk, which = self.encoder.trunk(window, state, self.acted, goal)
         trunk = trunk.take(which)
@@ -419,7 +449,8 @@ class Planner:
 
 
 class RecomputedBeams:
-    """The beams of a plan as the model's rule has them: where a transition begins the oldest leaves, and the windows are encoded anew."""
+    """The beams of a plan as the model's rule has them: where a transition begins the oldest
+    leaves, and the windows are encoded anew."""
 
     def __init__(
         self, planner: Planner, window: Tensor, state: Tensor, goal: Tensor | None
@@ -432,7 +463,8 @@ class RecomputedBeams:
 
     @property
     def hidden(self) -> Tensor:
-        """The outputs that predict the next actions, `[n, width]` at first, then `[n * beams, width]`."""
+        """The outputs that predict the next actions, `[n, width]` at first, then
+        `[n * beams, width]`."""
         return self._trunk.last
 
     def open(self, each: int) -> None:
@@ -445,7 +477,8 @@ class RecomputedBeams:
         return self._planner.encoder.branch(self._trunk, self._own, tokens, dim, place, slot)
 
     def go_on(self, best: Tensor, transitions: Tensor, chance: Tensor | None) -> Tensor:
-        """The next states `[n, beams, seen]` of the candidates `best [n, beams]`, whose transitions `[n, beams, dims]` are written."""
+        """The next states `[n, beams, seen]` of the candidates `best [n, beams]`, whose transitions
+        `[n, beams, dims]` are written."""
         planner, encoder = self._planner, self._planner.encoder
         n, beams = best.shape
         self._window = planner.window(
@@ -467,7 +500,8 @@ class RecomputedBeams:
 
 
 class CachedBeams:
-    """The beams of a plan of a model with rotary positions: all that was computed is kept, and nothing leaves the view. Offers what `RecomputedBeams` does."""
+    """The beams of a plan of a model with rotary positions: all that was computed is kept, and
+    nothing leaves the view. Offers what `RecomputedBeams` does."""
 
     def __init__(
         self, planner: Planner, window: Tensor, state: Tensor, goal: Tensor | None
@@ -475,9 +509,8 @@ class CachedBeams:
         """See RecomputedBeams."""
         self._planner, self._place = planner, planner.net.dims * window.shape[1]
         self._stem = planner.encoder.stem(window, state, goal)
-        self._which = torch.zeros(
-            len(state), 1, dtype=torch.int64, device=state.device
-        )  # which beams agree
+        # which beams agree
+        self._which = torch.zeros(len(state), 1, dtype=torch.int64, device=state.device)
 
     @property
     def hidden(self) -> Tensor:
@@ -532,12 +565,12 @@ class CachedBeams:
 
 
 def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Of rows `[n, b, k]` the first of each that agree, by environment `[n, m]`, filled up with the first of all; and which of them each is `[n, b]`."""
+    """Of rows `[n, b, k]` the first of each that agree, by environment `[n, m]`, filled up with the
+    first of all; and which of them each is `[n, b]`."""
     n, b, _ = rows.shape
     place = torch.arange(b, device=rows.device)
-    first = (
-        (rows[:, :, None] == rows[:, None]).all(3).long().argmax(2)
-    )  # the first row that agrees with each
+    # the first row that agrees with each
+    first = (rows[:, :, None] == rows[:, None]).all(3).long().argmax(2)
     fresh = first == place
     rank = fresh.long().cumsum(1) - 1
     found = torch.zeros(n, int(rank.max()) + 1, dtype=torch.int64, device=rows.device)
@@ -556,10 +589,11 @@ def _each(goal: Tensor | None, beams: int) -> Tensor | None:
 
 
 def _grown(trunk: EncodedWindows, parents: Tensor) -> tuple[EncodedWindows, Tensor]:
-    """The trunk of beams whose parents were `parents [n, c]`, and in which order `[n, c]` the beams now stand.
+    """The trunk of beams whose parents were `parents [n, c]`, and in which order `[n, c]` the beams
+    now stand.
 
-    Where their number stays, each parent's first child stands where the parent stood, and only its other children are copied, in
-    place, over parents that have none.
+    Where their number stays, each parent's first child stands where the parent stood, and only its
+    other children are copied, in place, over parents that have none.
     """
     n, count = parents.shape
     beams = len(trunk.last) // n
@@ -572,10 +606,11 @@ def _grown(trunk: EncodedWindows, parents: Tensor) -> tuple[EncodedWindows, Tens
     first[ranked[1:]] = flat[ranked[1:]] != flat[ranked[:-1]]
     vacant = torch.ones_like(first)
     vacant[flat[first]] = False
+    # as many of each environment, in its order
     free, others = (
         vacant.nonzero().flatten(),
         (~first).nonzero().flatten(),
-    )  # as many of each environment, in its order
+    )
     trunk.move(flat[others], free)
     child = order.flatten()
     place = torch.empty_like(child)

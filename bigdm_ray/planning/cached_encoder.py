@@ -1,7 +1,9 @@
-"""What a search keeps of a TrajectoryTransformer with rotary positions, for which only the distances between tokens count.
+"""What a search keeps of a TrajectoryTransformer with rotary positions, for which only the
+distances between tokens count.
 
-Keys stay true when a plan goes on: nothing leaves the view, and no window is encoded anew. All beams of an environment look at the keys of
-its past from one matrix, which is computed once and never copied. What a beam has written since is its own; it is re-indexed where beams are chosen.
+Keys stay true when a plan goes on: nothing leaves the view, and no window is encoded anew. All
+beams of an environment look at the keys of its past from one matrix, which is computed once and
+never copied. What a beam has written since is its own; it is re-indexed where beams are chosen.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ OwnCache = list[tuple[Tensor, Tensor]]
 
 @dataclass
 class SharedPrefix:
-    """Rows that are written on, equally many for each of n environments, behind the past that the rows of an environment share.
+    """Rows that are written on, equally many for each of n environments, behind the past that the
+    rows of an environment share.
 
-    `shared` are keys and values `[n, heads, past, head width]` of each layer, `own` those of what each row has written since
-    `[n * rows, heads, slots, head width]`, of which `used` are in use; `last` are the outputs of the last tokens `[n * rows, width]`.
+    `shared` are keys and values `[n, heads, past, head width]` of each layer, `own` those of what
+    each row has written since `[n * rows, heads, slots, head width]`, of which `used` are in use;
+    `last` are the outputs of the last tokens `[n * rows, width]`.
     """
 
     shared: OwnCache
@@ -30,7 +34,8 @@ class SharedPrefix:
     used: int = 0
 
     def grow(self, rows: Tensor, branches: OwnCache, each: Tensor, slots: int) -> SharedPrefix:
-        """The rows `[m]` (equally many of each environment), behind each the tokens of its branch `each [m]`, with so many slots in all.
+        """The rows `[m]` (equally many of each environment), behind each the tokens of its branch
+        `each [m]`, with so many slots in all.
 
         `branches` are as of `WindowEncoder.allocate`; the outputs are those of the rows of before.
         """
@@ -47,7 +52,8 @@ class SharedPrefix:
         return SharedPrefix(self.shared, own, self.last[rows], self.used + more)
 
     def take(self, rows: Tensor) -> SharedPrefix:
-        """These rows `[m]`, equally many of each environment, which may repeat: copies of what is their own and in use."""
+        """These rows `[m]`, equally many of each environment, which may repeat: copies of what is
+        their own and in use."""
         own = [
             (keys[rows, :, : self.used], values[rows, :, : self.used]) for keys, values in self.own
         ]
@@ -58,7 +64,10 @@ class CachedEncoder(WindowEncoder):
     """A WindowEncoder that writes on behind what was encoded once. For rotary positions."""
 
     def stem(self, past: Tensor, state: Tensor, goal: Tensor | None) -> SharedPrefix:
-        """The past and the state of each environment, encoded: arguments as of `trunk`. A row for each environment."""
+        """The past and the state of each environment, encoded: arguments as of `trunk`.
+
+        A row for each environment.
+        """
         trunk, which = self.trunk(past, state, 0, goal)
         trunk = trunk.take(which)
         shared = [
@@ -76,7 +85,8 @@ class CachedEncoder(WindowEncoder):
         place: int,
         slot: int,
     ) -> Tensor:
-        """A token of each branch `[rows, each]`, of dimension `dim`: outputs `[rows, each, width]`; its keys take `slot` of the branch."""
+        """A token of each branch `[rows, each]`, of dimension `dim`: outputs `[rows, each, width]`;
+        its keys take `slot` of the branch."""
         x, where = self._one(tokens, dim, place)
         n, each, _ = x.shape
         for layer, (block, (mine, worth)) in enumerate(zip(self.blocks, branches, strict=True)):
@@ -97,7 +107,8 @@ class CachedEncoder(WindowEncoder):
     def write(
         self, stem: SharedPrefix, tokens: Tensor, dim: int, place: int, kept: bool = True
     ) -> None:
-        """One more token of each row `[rows]`, of dimension `dim`: its keys take the next slot, unless it is not `kept`; its output becomes `last`."""
+        """One more token of each row `[rows]`, of dimension `dim`: its keys take the next slot,
+        unless it is not `kept`; its output becomes `last`."""
         x, where = self._one(tokens, dim, place)
         slot = stem.used
         stem.used += kept
@@ -118,7 +129,8 @@ class CachedEncoder(WindowEncoder):
         query: Tensor,
         apart: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """What queries `[rows, heads, each, head width]` gather from the shared past, from their row's own tokens, and from those of each `apart`.
+        """What queries `[rows, heads, each, head width]` gather from the shared past, from their
+        row's own tokens, and from those of each `apart`.
 
         The past is multiplied with all queries of an environment at once.
         """

@@ -1,11 +1,14 @@
-"""Evaluates a TrajectoryTransformer for a search, window by window and token by token, without computing anything twice.
+"""Evaluates a TrajectoryTransformer for a search, window by window and token by token, without
+computing anything twice.
 
 Its outputs are those of the network's own forward pass. What is saved:
 
-- windows of all beams and environments are encoded as a tree, in which what begins alike is computed once: an
-  environment's own past once for all its beams, beams that agree once, ancestors once for all their descendants;
+- windows of all beams and environments are encoded as a tree, in which what begins alike is
+  computed once: an environment's own past once for all its beams, beams that agree once, ancestors
+  once for all their descendants;
 - the expansions of a beam look at its keys from one matrix, and at their own few tokens beside it;
-- the last block is evaluated only for tokens whose outputs are used, and value tokens, at which nothing looks, have no keys.
+- the last block is evaluated only for tokens whose outputs are used, and value tokens, at which
+  nothing looks, have no keys.
 """
 
 from __future__ import annotations
@@ -26,8 +29,8 @@ ROWS = 1024
 
 @dataclass
 class EncodedWindows:
-    """What rows of windows have been encoded to: keys and values `[rows, heads, slots, head width]` of each layer, the output of
-    the last token `[rows, width]`, and how many slots are in use."""
+    """What rows of windows have been encoded to: keys and values `[rows, heads, slots, head width]`
+    of each layer, the output of the last token `[rows, width]`, and how many slots are in use."""
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -35,7 +38,8 @@ class EncodedWindows:
     used: int
 
     def take(self, rows: Tensor) -> EncodedWindows:
-        """These rows, which may repeat: a copy of their keys and values; the trunk itself where they are all of them in order."""
+        """These rows, which may repeat: a copy of their keys and values; the trunk itself where
+        they are all of them in order."""
         if len(rows) == len(self.last) and bool(
             (rows == torch.arange(len(rows), device=rows.device)).all()
         ):
@@ -54,8 +58,8 @@ class EncodedWindows:
 
 
 class EncoderLayer:
-    """A block of the network for acting alone, without dropout: its weights, and functions in place of modules, whose calls cost
-    as much as a small multiplication does."""
+    """A block of the network for acting alone, without dropout: its weights, and functions in place
+    of modules, whose calls cost as much as a small multiplication does."""
 
     def __init__(self, block: Block) -> None:
         assert (
@@ -78,7 +82,8 @@ class EncoderLayer:
         return linear(layer_norm(x, *self._norm1), *self._qkv)
 
     def project_apart(self, x: Tensor, ends: int) -> tuple[Tensor, Tensor]:
-        """Queries `[ends, width]` of the last `ends` tokens, keys and values `[tokens, 2 * width]` of all."""
+        """Queries `[ends, width]` of the last `ends` tokens, keys and values `[tokens, 2 * width]`
+        of all."""
         width, (weight, bias) = x.shape[-1], self._qkv
         normed = layer_norm(x, *self._norm1)
         return linear(normed[-ends:], weight[:width], bias[:width]), linear(
@@ -92,7 +97,10 @@ class EncoderLayer:
 
 
 class WindowEncoder:
-    """The network's forward pass in the pieces that a search needs. It reads weights; it trains nothing."""
+    """The network's forward pass in the pieces that a search needs.
+
+    It reads weights; it trains nothing.
+    """
 
     def __init__(self, net: TrajectoryTransformer) -> None:
         assert net.transformer.rotary == (net.transformer.table is None), (
@@ -108,23 +116,27 @@ class WindowEncoder:
         self._masks: dict[tuple[int, int], Tensor] = {}
 
     def add_positions(self, x: Tensor, place: Tensor) -> Tensor:
-        """Embedded tokens `[..., t, width]` with their places `[t]`, counted from the first token of the goal, where places are embedded."""
+        """Embedded tokens `[..., t, width]` with their places `[t]`, counted from the first token
+        of the goal, where places are embedded."""
         table = self.net.transformer.table
         return x if table is None else x + table[place]
 
     def _one(self, tokens: Tensor, dim: int, place: int) -> tuple[Tensor, Tensor]:
-        """One token of each row `[...]`, of dimension `dim`: `[..., width]` with its place, and that place `[1]`."""
+        """One token of each row `[...]`, of dimension `dim`: `[..., width]` with its place, and
+        that place `[1]`."""
         where = torch.tensor([place + self.net.goal], device=self.net.heads.device)
         return self.add_positions(self.net.embed(tokens, dim).unsqueeze(-2), where).squeeze(
             -2
         ), where
 
     def turn(self, heads: Tensor, place: Tensor) -> Tensor:
-        """Queries or keys `[..., t, head width]` at the places `[t]`: as they are, unless positions are rotary."""
+        """Queries or keys `[..., t, head width]` at the places `[t]`: as they are, unless positions
+        are rotary."""
         return rotate(heads, place) if self.net.transformer.rotary else heads
 
     def _mask(self, own: int, before: int) -> Tensor:
-        """Which keys each of `own` tokens may look at, when `before` come before them: `[own, before + own]`."""
+        """Which keys each of `own` tokens may look at, when `before` come before them:
+        `[own, before + own]`."""
         if (own, before) not in self._masks:
             self._masks[own, before] = torch.ones(
                 own, before + own, dtype=torch.bool, device=self._heads.device
@@ -134,16 +146,18 @@ class WindowEncoder:
     def trunk(
         self, past: Tensor, state: Tensor | None, room: int, goal: Tensor | None = None
     ) -> tuple[EncodedWindows, Tensor]:
-        """Encode windows of transitions `[n, m, dims]`, and where it is given the state `[n, seen]` that follows, behind goals `[n, goal]`.
+        """Encode windows of transitions `[n, m, dims]`, and where it is given the state `[n, seen]`
+        that follows, behind goals `[n, goal]`.
 
-        Returns what is different among them, with `room` more slots, and which of it each of the n rows is `[n]`. Without
-        a state the last output is that of the last value token, which predicts the next state. The trunk's memory is used again
-        by the next one that is encoded.
+        Returns what is different among them, with `room` more slots, and which of it each of the n
+        rows is `[n]`. Without a state the last output is that of the last value token, which
+        predicts the next state. The trunk's memory is used again by the next one that is encoded.
         """
         net, m = self.net, past.shape[1]
         if (0 if goal is None else goal.shape[1]) != net.goal:
             raise ValueError(
-                f"a goal of {net.goal} tokens is expected, but {'none' if goal is None else goal.shape[1]} is given"
+                f"a goal of {net.goal} tokens is expected, but"
+                f" {'none' if goal is None else goal.shape[1]} is given"
             )
         each = net.dims - 1  # a transition without its value
         tail, dim, place = (
@@ -196,7 +210,8 @@ class WindowEncoder:
         return trunk, which
 
     def _room(self, name: tuple[object, ...], shape: tuple[int, ...]) -> Tensor:
-        """Memory of this name and shape, whatever it holds: fresh memory would cost a page fault for each of its pages."""
+        """Memory of this name and shape, whatever it holds: fresh memory would cost a page fault
+        for each of its pages."""
         size = math.prod(shape)
         if name not in self._memory or len(self._memory[name]) < size:
             self._memory[name] = self.net.heads.new_empty(size)
@@ -214,10 +229,11 @@ class WindowEncoder:
         as_before: bool,
         trunk: EncodedWindows,
     ) -> Tensor:
-        """One block over the tokens of all levels, joined to `[tokens, width]`; of the last level alone where it is the final block.
+        """One block over the tokens of all levels, joined to `[tokens, width]`; of the last level
+        alone where it is the final block.
 
-        Adds the keys and values of the whole windows to the trunk. `as_before`: the last level's rows are those of the level
-        before it, and add no keys.
+        Adds the keys and values of the whole windows to the trunk. `as_before`: the last level's
+        rows are those of the level before it, and add no keys.
         """
         block, final, end = self.blocks[layer], layer == len(self.blocks) - 1, len(shapes) - 1
         width, (rows, count) = x.shape[1], shapes[-1]
@@ -279,7 +295,8 @@ class WindowEncoder:
         )
 
     def step(self, trunk: EncodedWindows, tokens: Tensor, dim: int, place: int) -> None:
-        """One more token of each row of a trunk `[rows]`, of dimension `dim`: its keys take the next slot, its output becomes `last`."""
+        """One more token of each row of a trunk `[rows]`, of dimension `dim`: its keys take the
+        next slot, its output becomes `last`."""
         (x, where), slot = self._one(tokens, dim, place), trunk.used
         trunk.used += 1
         for block, keys, values in zip(self.blocks, trunk.keys, trunk.values, strict=True):
@@ -303,10 +320,12 @@ class WindowEncoder:
         place: int,
         slot: int,
     ) -> Tensor:
-        """A token of each of several continuations of the rows of a trunk, `[rows, each]`, of dimension `dim`: outputs `[rows, each, width]`.
+        """A token of each of several continuations of the rows of a trunk, `[rows, each]`, of
+        dimension `dim`: outputs `[rows, each, width]`.
 
-        `own` are keys and values of the continuations' own tokens `[rows, heads, each, slots, head width]` by layer; this one's take
-        `slot`. The attention is one softmax over the trunk's keys, read once for all continuations of a row, and their own.
+        `own` are keys and values of the continuations' own tokens
+        `[rows, heads, each, slots, head width]` by layer; this one's take `slot`. The attention is
+        one softmax over the trunk's keys, read once for all continuations of a row, and their own.
         """
         x, where = self._one(tokens, dim, place)
         n, each, _ = x.shape
@@ -330,7 +349,8 @@ class WindowEncoder:
         return out
 
     def allocate(self, rows: int, each: int, slots: int) -> list[tuple[Tensor, Tensor]]:
-        """Room for the keys and values of `slots` tokens of each of `each` continuations of so many rows, by layer."""
+        """Room for the keys and values of `slots` tokens of each of `each` continuations of so many
+        rows, by layer."""
         like = self.net.heads
         shape = (rows, self.split, each, slots, like.shape[-1] // self.split)
         return [(like.new_empty(shape), like.new_empty(shape)) for _ in self.blocks]

@@ -1,4 +1,7 @@
-"""Replay: whole episodes in memory-mapped Arrow shards, and the windows that are drawn from them. Knows no torch."""
+"""Replay: whole episodes in memory-mapped Arrow shards, and the windows that are drawn from them.
+
+Knows no torch.
+"""
 
 from bigdm_ray.replay.episode import Episode, EpisodeId
 from bigdm_ray.replay.mixture import Mixture, Source

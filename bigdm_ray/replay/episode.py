@@ -12,10 +12,11 @@ import numpy as np
 
 
 class EpisodeId(NamedTuple):
-    """What makes an episode one of its kind: the round and group that played it, and its place among them.
+    """What makes an episode one of its kind: the round and group that played it, and its place
+    among them.
 
-    Episodes of other origins carry (client, FOREIGN, sequence number), so that ids of both kinds never meet.
-    When it came is told by the serial that a store gives it, not by its id.
+    Episodes of other origins carry (client, FOREIGN, sequence number), so that ids of both kinds
+    never meet. When it came is told by the serial that a store gives it, not by its id.
     """
 
     round: int
@@ -35,12 +36,12 @@ class Episode:
     """One whole episode of T steps; arrays only, never changed after it is made.
 
     The last observation is seen, not acted on, so observations have T + 1 steps. One that holds for
-    the whole episode (`Leaf.per`) has as many rows, which are one in memory and on disk (`broadcast_held`).
-    `terminated` is False where a time
-    limit ended the episode. `version` is (incarnation, learner step) of the weights that played it; `source` says
-    which agent did; `seed` is that of the vector environment that it was played in. `merit` is what its worker says
-    of it beyond its return, where it says anything: of a rollout, the mean return of the
-    episodes that were played along with it by the same weights, an estimate of what those weights return.
+    the whole episode (`Leaf.per`) has as many rows, which are one in memory and on disk
+    (`broadcast_held`). `terminated` is False where a time limit ended the episode. `version` is
+    (incarnation, learner step) of the weights that played it; `source` says which agent did; `seed`
+    is that of the vector environment that it was played in. `merit` is what its worker says of it
+    beyond its return, where it says anything: of a rollout, the mean return of the episodes that
+    were played along with it by the same weights, an estimate of what those weights return.
     """
 
     observations: dict[str, np.ndarray]  # leaf path -> [T+1, ...]
@@ -87,7 +88,8 @@ class Episode:
 
 
 def broadcast_held(value: np.ndarray, steps: int) -> np.ndarray:
-    """An observation that holds for a whole episode as `[steps, ...]`, without a copy; read-only."""
+    """An observation that holds for a whole episode as `[steps, ...]`, without a copy;
+    read-only."""
     return np.broadcast_to(value, (steps, *value.shape))
 
 
@@ -99,7 +101,8 @@ def is_held(values: np.ndarray) -> bool:
 def hold_leaves(
     observations: dict[str, np.ndarray], once: Collection[str]
 ) -> dict[str, np.ndarray]:
-    """Observations of an episode, the leaves held that are `once` an episode, and are so in truth."""
+    """Observations of an episode, the leaves held that are `once` an episode, and are so in
+    truth."""
     return {
         path: broadcast_held(v[0], len(v)) if path in once and (v == v[0]).all() else v
         for path, v in observations.items()

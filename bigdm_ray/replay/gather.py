@@ -22,10 +22,12 @@ Arrays = dict[str, np.ndarray]
 
 
 class FlatCache:
-    """Episodes one after another in one array a leaf, for the fastest draws. Forgets what the store no longer keeps.
+    """Episodes one after another in one array a leaf, for the fastest draws.
 
-    Each takes T + 1 slots, so that observations and actions share one index. Arrays double as they fill, up to the
-    byte limit; packed anew when garbage fills them.
+    Forgets what the store no longer keeps.
+
+    Each takes T + 1 slots, so that observations and actions share one index. Arrays double as they
+    fill, up to the byte limit; packed anew when garbage fills them.
     """
 
     def __init__(self, limit: int) -> None:
@@ -43,7 +45,10 @@ class FlatCache:
         self._slot_bytes = 0
 
     def add(self, episode: Episode, moved: Callable[[np.ndarray, np.ndarray], None]) -> int:
-        """Copy an episode in; where it begins, or -1 where the limit leaves no room. `moved` hears of repacking."""
+        """Copy an episode in; where it begins, or -1 where the limit leaves no room.
+
+        `moved` hears of repacking.
+        """
         slots = episode.length + 1
         if not self._slot_bytes:
             leaves = (*episode.observations.values(), *episode.actions.values())
@@ -123,7 +128,8 @@ class FlatCache:
         moved(spans[:, 0], begins)
 
     def column(self, name: str) -> np.ndarray:
-        """A derived column in the flat order, made at its first use and kept up to date from then on."""
+        """A derived column in the flat order, made at its first use and kept up to date from then
+        on."""
         if name not in self._derived:
             made = np.zeros(len(self.rewards), np.float32)
             for start, slots in self._spans[: self._count][self._alive[: self._count]].tolist():
@@ -209,7 +215,8 @@ def gather(
     seen_start: np.ndarray,
     number: np.ndarray,
 ) -> Windows:
-    """Windows by fancy indexing: step t of a row lies at `start + t`, its observation at `seen_start + t`.
+    """Windows by fancy indexing: step t of a row lies at `start + t`, its observation at
+    `seen_start + t`.
 
     What holds for its whole episode lies at `number`.
     """

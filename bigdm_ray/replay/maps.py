@@ -1,9 +1,9 @@
 """MappedArrays: rows of many memory maps in one pass, as if all of them were one array.
 
 A batch touches nearly as many shards as it has windows, and a call of numpy for each leaf of each
-costs more than what it copies. All maps lie in the same address space: where a row of a leaf lies is
-the address at which that leaf of its shard begins, plus its number times its size. So one gather a
-leaf will do. Rows come from checked shards and windows that were cut to fit into their episodes.
+costs more than what it copies. All maps lie in the same address space: where a row of a leaf lies
+is the address at which that leaf of its shard begins, plus its number times its size. So one gather
+a leaf will do. Rows come from checked shards and windows that were cut to fit into their episodes.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class MappedLeaf:
 
 
 class _Memory:
-    """What lies at an address and each of the `count - 1` behind it, `size` bytes each, for numpy to read."""
+    """What lies at an address and each of the `count - 1` behind it, `size` bytes each, for numpy
+    to read."""
 
     def __init__(self, start: int, count: int, size: int) -> None:
         self.__array_interface__: dict[str, Any] = {

@@ -1,7 +1,9 @@
-"""Returns over whole episodes, many episodes at a time: discounted, TD(lambda), and BAIL's continued ones.
+"""Returns over whole episodes, many episodes at a time: discounted, TD(lambda), and BAIL's
+continued ones.
 
-Episodes are handled in groups of bounded size, so that a dataset larger than memory streams through. Recursions run
-backwards over time for all episodes of a group at once; they are added up in float64.
+Episodes are handled in groups of bounded size, so that a dataset larger than memory streams
+through. Recursions run backwards over time for all episodes of a group at once; they are added up
+in float64.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ def unpad_episodes(rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def discounted_returns(rewards: np.ndarray, lengths: np.ndarray, gamma: float) -> np.ndarray:
-    """Discounted Monte-Carlo returns of each step, nothing added behind the end: `[sum of T]` float32."""
+    """Discounted Monte-Carlo returns of each step, nothing added behind the end: `[sum of T]`
+    float32."""
     rows = pad_episodes(rewards, lengths)
     for t in range(rows.shape[1] - 2, -1, -1):
         rows[:, t] += gamma * rows[:, t + 1]
@@ -71,7 +74,8 @@ def td_lambda(
 ) -> tuple[np.ndarray, np.ndarray]:
     """TD(lambda) returns, and V, of each step acted on: both `[sum of T]` float32.
 
-    `values [sum of (T + 1)]` are V of all observations; V is 0 behind an episode that terminated (Peng et al. 2019, section 3.2).
+    `values [sum of (T + 1)]` are V of all observations; V is 0 behind an episode that terminated
+    (Peng et al. 2019, section 3.2).
     """
     lengths = group.lengths
     after = pad_episodes(values, lengths + 1)
@@ -89,18 +93,21 @@ def td_lambda(
 
 
 def normalised_weights(advantages: np.ndarray, temperature: float, clip: float) -> np.ndarray:
-    """min(exp(A / temperature), clip) of advantages of mean 0 and deviation 1: `[m]` float32 (xbpeng/awr, learning/awr_agent.py)."""
+    """min(exp(A / temperature), clip) of advantages of mean 0 and deviation 1: `[m]` float32
+    (xbpeng/awr, learning/awr_agent.py)."""
     scaled = (advantages - advantages.mean()) / (advantages.std() + 1e-5) / temperature
     weights: np.ndarray = np.minimum(np.exp(np.minimum(scaled, 60.0)), clip).astype(np.float32)
     return weights
 
 
 def continued_returns(group: EpisodeGroup, gamma: float) -> np.ndarray:
-    """BAIL's returns `[sum of T]` float32: an episode that a time limit cut off goes on as from the state most like its last.
+    """BAIL's returns `[sum of T]` float32: an episode that a time limit cut off goes on as from the
+    state most like its last.
 
-    Chen et al. 2020 and their code (main_get_mcret.py, which takes any episode of 1000 steps for one that was cut off): with n steps
-    left, gamma^n times the return from the state nearest to the last one, sought among the first n + 1 states, of which so much
-    is cut off that as many terms remain as the episode has steps. An episode that terminated has its plain returns.
+    Chen et al. 2020 and their code (main_get_mcret.py, which takes any episode of 1000 steps for
+    one that was cut off): with n steps left, gamma^n times the return from the state nearest to the
+    last one, sought among the first n + 1 states, of which so much is cut off that as many terms
+    remain as the episode has steps. An episode that terminated has its plain returns.
     """
     out = discounted_returns(group.rewards, group.lengths, gamma)
     start, seen = 0, 0
@@ -123,9 +130,8 @@ def _gain(returns: np.ndarray, states: np.ndarray, gamma: float) -> np.ndarray:
     length = len(returns)
     distance = ((states[:-1].astype(np.float64) - states[-1]) ** 2).sum(1)
     nearer = np.append(True, distance[1:] < np.minimum.accumulate(distance)[:-1])
-    nearest = np.maximum.accumulate(
-        np.where(nearer, np.arange(length), 0)
-    )  # of the first t + 1 states
+    # of the first t + 1 states
+    nearest = np.maximum.accumulate(np.where(nearer, np.arange(length), 0))
     left = length - np.arange(length)  # steps left at each step, 1 at the last
     match = nearest[np.minimum(left, length - 1)]
     later = match + (length - left)  # where the terms beyond the limit begin

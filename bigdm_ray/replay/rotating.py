@@ -1,12 +1,13 @@
 """RotatingStore: a dataset larger than memory, drawn from some whole shards at a time.
 
-A draw that touches as many memory maps as it has rows is slow, warm or cold. So `slots` shards lie in memory as one
-array a leaf; after each turn of `turn` draws the one that has been there longest gives its place to the next of a fixed
-shuffled order. Within a turn draws are those of an in-memory store of these shards; over `turn` times the number of
-shards every step has had its time. Shards are often sorted, by an agent's progress, say, and a few of them are no sample
-of all: so a turn is short enough for the draws of the whole training to go round several times. Which shards are in
-memory follows from the number of the draw alone, so that a resumed run and every learner rank draw the same. Costs one
-shard's copy a turn, and keeps at most `slots` shards of memory.
+A draw that touches as many memory maps as it has rows is slow, warm or cold. So `slots` shards lie
+in memory as one array a leaf; after each turn of `turn` draws the one that has been there longest
+gives its place to the next of a fixed shuffled order. Within a turn draws are those of an in-memory
+store of these shards; over `turn` times the number of shards every step has had its time. Shards
+are often sorted, by an agent's progress, say, and a few of them are no sample of all: so a turn is
+short enough for the draws of the whole training to go round several times. Which shards are in
+memory follows from the number of the draw alone, so that a resumed run and every learner rank draw
+the same. Costs one shard's copy a turn, and keeps at most `slots` shards of memory.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from bigdm_ray.replay.store import Store
 from bigdm_ray.replay.windows import View, Windows
 
 LONGEST = 500
-"""Draws of a turn, where there are enough of them; then copying the shards costs next to nothing."""
+"""Draws of a turn, where there are enough of them; then copying the shards costs next to
+nothing."""
 SHORTEST = 20
 ROUNDS = 4
-"""How often a training goes through all shards, where its turns need not be shorter than the shortest for it."""
+"""How often a training goes through all shards, where its turns need not be shorter than the
+shortest for it."""
 
 
 def turn_of(draws: int, shards: int) -> int:
@@ -56,9 +59,8 @@ class RotatingStore(Store):
     def _prepare(self) -> None:
         """Make room for as many of the largest shards as the limit holds, at least one."""
         shards = [self._shards[name] for name in self._names]
-        self._first = np.searchsorted(
-            self._where[:, 0], np.arange(len(shards) + 1)
-        )  # shard number -> its first position
+        # shard number -> its first position
+        self._first = np.searchsorted(self._where[:, 0], np.arange(len(shards) + 1))
         self._number_of = self._where[:, 0]  # position -> shard number
         largest = max(shard.nbytes for shard in shards)
         slots = int(min(len(shards), max(1, self._limit // max(1, largest))))
@@ -97,7 +99,8 @@ class RotatingStore(Store):
         return among[rows], steps
 
     def _turned(self, view: View, turn: int) -> np.ndarray:
-        """Have the shards of this turn in memory; the positions of their episodes that the view may draw."""
+        """Have the shards of this turn in memory; the positions of their episodes that the view may
+        draw."""
         order = self._shuffled(view)
         slots = len(self._held)
         now = turn // self._turn
@@ -125,7 +128,8 @@ class RotatingStore(Store):
             holding = np.unique(self._number_of[mask])
             if not len(holding):
                 raise ValueError(
-                    "no episode may be drawn: the store is empty, or none passes the view's `best` and `above`"
+                    "no episode may be drawn: the store is empty, or none passes the view's `best`"
+                    " and `above`"
                 )
             self._eligible[view] = mask
             self._order[view] = np.random.default_rng(len(self._shards)).permutation(holding)
@@ -187,7 +191,8 @@ class RotatingStore(Store):
             }
         if not len(self._among[key]):
             raise ValueError(
-                f"no step may be drawn: the annotation {name!r} is above 0 nowhere in the shards of this turn"
+                f"no step may be drawn: the annotation {name!r} is above 0 nowhere in the shards of"
+                " this turn"
             )
         steps = self._among[key][rng.integers(0, len(self._among[key]), size)]
         positions = np.searchsorted(self.table.ends, steps, side="right")

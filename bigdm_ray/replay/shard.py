@@ -1,16 +1,17 @@
-"""Shard: one immutable Arrow IPC file of whole episodes, one row an episode, memory-mapped when read.
+"""Shard: one immutable Arrow IPC file of whole episodes, one row an episode, memory-mapped when
+read.
 
 Every step leaf is a `large_list<fixed_size_list<dtype>[n]>` column (a plain `large_list<dtype>` for
 scalars) with the episode's scalars beside it; an observation that holds for whole episodes is a
-column of one value each. One record batch, uncompressed, so that a draw copies
-nothing. The footer carries the file's size, a CRC-32 of the body and one of the footer itself; and,
-where a store has taken it in, the serial of the first episode (`number_episodes`): the others follow it,
-unless a column tells them, as in shards that compaction has written.
-Opening checks size, footer and how the batch is put together (`contents.py`); whoever uses what is
-in it checks the body first, once (`check_body`, or `verify` at opening).
+column of one value each. One record batch, uncompressed, so that a draw copies nothing. The footer
+carries the file's size, a CRC-32 of the body and one of the footer itself; and, where a store has
+taken it in, the serial of the first episode (`number_episodes`): the others follow it, unless a
+column tells them, as in shards that compaction has written. Opening checks size, footer and how the
+batch is put together (`contents.py`); whoever uses what is in it checks the body first, once
+(`check_body`, or `verify` at opening).
 
-A shard appears under its name complete or not at all: written under a temporary name, synced, renamed, the folder
-synced. Nothing here is pickled.
+A shard appears under its name complete or not at all: written under a temporary name, synced,
+renamed, the folder synced. Nothing here is pickled.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ _BLANK = _SEAL + b"0" * 32  # size (16 hex), body CRC (8 hex), footer CRC (8 hex
 _SERIAL = b"bigdm-serial:"
 _UNNUMBERED = _SERIAL + b"-" * 16  # the first serial (16 hex)
 UNNUMBERED = -1
-"""The serial of episodes that no store has numbered: of datasets, and of runs from before serials."""
+"""The serial of episodes that no store has numbered: of datasets, and of runs from before
+serials."""
 
 
 _CHECKED: dict[Path, tuple[int, ...]] = {}
@@ -178,7 +180,8 @@ def _items(rows: np.ndarray) -> pa.Array:
 
 
 def _sealed(data: bytearray) -> bytes:
-    """Write size and checksums over the blank seal in the footer; the body lies before it and is not touched."""
+    """Write size and checksums over the blank seal in the footer; the body lies before it and is
+    not touched."""
     start = _footer_start(data)
     at = data.index(_BLANK, start)
     data[at + 11 : at + 35] = b"%016x%08x" % (len(data), zlib.crc32(memoryview(data)[:start]))
@@ -187,7 +190,10 @@ def _sealed(data: bytearray) -> bytes:
 
 
 def number_episodes(data: Any, first: int) -> tuple[memoryview, bytes]:
-    """What `encode` gave, with the serial of its first episode: (body, footer). No copy of the body."""
+    """What `encode` gave, with the serial of its first episode: (body, footer).
+
+    No copy of the body.
+    """
     view = memoryview(data)
     start = _footer_start(view)
     footer = bytearray(view[start:])
@@ -238,7 +244,8 @@ def check_shard(data: Any, body: bool) -> int:
 
 
 def publish(path: Path, *data: Any) -> None:
-    """Write bytes, one part after the other, sync, rename, sync the folder: the file is there whole, or not at all and RunFailed is raised."""
+    """Write bytes, one part after the other, sync, rename, sync the folder: the file is there
+    whole, or not at all and RunFailed is raised."""
     hidden = temporary_path(path)
     try:
         with hidden.open("wb") as file:
@@ -260,7 +267,8 @@ def write_failure(path: Path, error: OSError) -> RunFailed:
         "free some space" if full_disk(error) else "see that its folder exists and may be written"
     )
     return RunFailed(
-        f"cannot write {path}: {error.strerror or error}; {help}, then try again (a run goes on with --resume)"
+        f"cannot write {path}: {error.strerror or error}; {help}, then try again (a run goes on"
+        " with --resume)"
     )
 
 
@@ -275,7 +283,10 @@ def sync_folder(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Shard:
-    """An open shard: memory-mapped columns as numpy views. Opening allocates next to nothing, drawing copies rows only."""
+    """An open shard: memory-mapped columns as numpy views.
+
+    Opening allocates next to nothing, drawing copies rows only.
+    """
 
     path: Path
     data: pa.Buffer  # all of the file
@@ -289,9 +300,8 @@ class Shard:
     versions: np.ndarray  # [episodes, 2] int64
     merit: np.ndarray  # [episodes] float64; 0 where there is no such column
     rewards: np.ndarray  # [steps] float32, all episodes one after another
-    observations: dict[
-        str, np.ndarray
-    ]  # [steps + episodes, ...]: episode i starts at offsets[i] + i
+    # [steps + episodes, ...]: episode i starts at offsets[i] + i
+    observations: dict[str, np.ndarray]
     held: dict[str, np.ndarray]  # [episodes, ...]: observations that hold for whole episodes
     actions: dict[str, np.ndarray]  # [steps, ...]
     scalars: pa.RecordBatch

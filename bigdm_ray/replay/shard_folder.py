@@ -1,4 +1,5 @@
-"""ShardFolder: the shards of a folder and the episodes that live in them; what a Store keeps and does not draw.
+"""ShardFolder: the shards of a folder and the episodes that live in them; what a Store keeps and
+does not draw.
 
 See `store.py`, whose Store is one.
 """
@@ -24,7 +25,8 @@ from bigdm_ray.replay.table import COLUMNS, Receipt, Retention, Table
 Arrays = dict[str, np.ndarray]
 SHARD_BYTES = 64 << 20
 PREFIX = "episodes-"
-"""Of the names that a writer gives to shards; a number follows. Shards of other names are taken in too."""
+"""Of the names that a writer gives to shards; a number follows. Shards of other names are taken in
+too."""
 
 
 class ShardFolder:
@@ -38,7 +40,8 @@ class ShardFolder:
         write: bool = True,
         source: ShardSource | None = None,
     ) -> None:
-        """`at_once` are bytes of shards that are checked when they are opened, not at their first use."""
+        """`at_once` are bytes of shards that are checked when they are opened, not at their first
+        use."""
         self.folder = folder
         self.retention = retention or Retention()
         self.problems: list[str] = []
@@ -49,10 +52,11 @@ class ShardFolder:
         self._free: list[int] = []
         self._count = np.zeros(0, np.int64)  # number -> living episodes
         self._steps = np.zeros(0, np.int64)  # number -> their steps
+        # place: shard number, row in it, place in the flat arrays or -1, first step in the shard
         self._living = LivingEpisodes(
             self.retention,
             {"place": np.zeros((0, 4), np.int64), "terminated": np.zeros(0, bool)},
-        )  # place: shard number, row in it, place in the flat arrays or -1, first step in the shard
+        )
         self._floor: tuple[int, int] | None = None  # shard number and row of the table's floor
         self._arrived = 0  # the serial of the next episode
         self._ids: IdIndex | None = None  # of what is in the shards; made at the first add
@@ -83,10 +87,11 @@ class ShardFolder:
     def open(
         self, names: Iterable[ShardRef | str] | None = None, leave: Iterable[str] = ()
     ) -> ShardFolder:
-        """Take in the shards of the folder: all, or those named, but none of `leave`, which stay closed until `release` unlinks them.
+        """Take in the shards of the folder: all, or those named, but none of `leave`, which stay
+        closed until `release` unlinks them.
 
-        A torn or foreign file is named in `problems` and, by a writer, set aside as `NAME.corrupt`; the rest loads.
-        Raises NewerShard or ClosedShard before anything is renamed.
+        A torn or foreign file is named in `problems` and, by a writer, set aside as `NAME.corrupt`;
+        the rest loads. Raises NewerShard or ClosedShard before anything is renamed.
         """
         there = sorted(path.name for path in self.folder.glob(f"*{shards.SUFFIX}"))
         self._left = set(leave) & set(there)
@@ -251,8 +256,8 @@ class ShardFolder:
 
         An id that was added before, and whose shard is still there, is not added again.
 
-        Raises ValueError for an episode that is not sound, RunFailed where the disk does not take the file; then
-        nothing is stored.
+        Raises ValueError for an episode that is not sound, RunFailed where the disk does not take
+        the file; then nothing is stored.
         """
         return self._add(episodes)
 
@@ -341,7 +346,8 @@ class ShardFolder:
     # --- what a Store hears of
 
     def _came_and_went(self, fresh: int, alive: np.ndarray, gone: Arrays) -> None:
-        """So many episodes were merged, of which these rows live; those of `gone` do not (any more)."""
+        """So many episodes were merged, of which these rows live; those of `gone` do not (any
+        more)."""
 
     def _opened(self, number: int) -> None:
         """A shard is held."""
@@ -409,11 +415,12 @@ class ShardFolder:
         )
 
     def compact(self) -> list[ShardRef]:
-        """Where garbage exceeds the living bytes, write the living anew into shards of about 64 MiB.
+        """Where garbage exceeds the living bytes, write the living anew into shards of about 64
+        MiB.
 
-        Returns all shards that hold living episodes now. Nothing is unlinked: the caller first saves
-        a checkpoint that names these, then calls `release`. Every byte that is copied is checked first, so that decay
-        is not sealed as sound; raises RunFailed where it is found.
+        Returns all shards that hold living episodes now. Nothing is unlinked: the caller first
+        saves a checkpoint that names these, then calls `release`. Every byte that is copied is
+        checked first, so that decay is not sealed as sound; raises RunFailed where it is found.
         """
         if self._write and self.garbage_bytes > self.nbytes - self.garbage_bytes:
             for name, *_ in self.living_shards():
@@ -437,9 +444,11 @@ class ShardFolder:
         self._written(shards.encode(episodes, serials, self._arrived))
 
     def release(self, named: set[str]) -> list[str]:
-        """Unlink every shard without a living episode that is not `named` by a checkpoint; the names that went.
+        """Unlink every shard without a living episode that is not `named` by a checkpoint; the
+        names that went.
 
-        The newest stays, so that a writer that opens the folder anew numbers its shards on from it: no name comes twice.
+        The newest stays, so that a writer that opens the folder anew numbers its shards on from it:
+        no name comes twice.
         """
         living = {ref.name for ref in self.living_shards()}
         kept = {*living, *named, max(self._shards, default="")}
@@ -454,7 +463,8 @@ class ShardFolder:
         return gone
 
     def forget(self, names: Iterable[str]) -> None:
-        """Let go of shards that hold no living episode (a reader does this when the writer has released them)."""
+        """Let go of shards that hold no living episode (a reader does this when the writer has
+        released them)."""
         for name in names:
             number = self._numbers.get(name)
             if number is None or self._count[number]:
@@ -468,7 +478,8 @@ class ShardFolder:
             self._closed(number)
 
     def follow(self, named: Iterable[ShardRef | str]) -> None:
-        """A reader takes over shards to which living episodes have moved, so that it can forget the old ones."""
+        """A reader takes over shards to which living episodes have moved, so that it can forget the
+        old ones."""
         late = [ref for ref in map(ShardRef.of, named) if ref.name not in self._shards]
         for ref in late:
             self.adopt(ref)

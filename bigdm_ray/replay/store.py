@@ -1,15 +1,14 @@
 """Store: an ordered set of shards on disk, the table of its living episodes, and drawing from them.
 
 `add` answers once file and folder are synced: from then on an episode lives under the retention
-rule whatever dies. It gives each new episode a serial, which is kept in the shard: what is newer, and
-what came since a checkpoint, goes by it. The rule is a pure function of the episodes' serials,
+rule whatever dies. It gives each new episode a serial, which is kept in the shard: what is newer,
+and what came since a checkpoint, goes by it. The rule is a pure function of the episodes' serials,
 returns and merits, so it is never stored: opening a folder replays it. What fits into `flat_bytes`
-is also kept as one flat array a
-leaf, from which draws are fastest; the rest is drawn from the memory maps. Every byte of a shard is
-checked once: when it is opened, or, once half of this machine's memory has been read so, when it is
-first drawn from. Episodes of other processes' shards are taken in with `adopt`, which reads files
-and writes none. No call costs more than what it is about, however many episodes live, but for
-opening, compacting and annotating.
+is also kept as one flat array a leaf, from which draws are fastest; the rest is drawn from the
+memory maps. Every byte of a shard is checked once: when it is opened, or, once half of this
+machine's memory has been read so, when it is first drawn from. Episodes of other processes' shards
+are taken in with `adopt`, which reads files and writes none. No call costs more than what it is
+about, however many episodes live, but for opening, compacting and annotating.
 """
 
 from __future__ import annotations
@@ -43,7 +42,10 @@ __all__ = [
 
 
 class Store(ShardFolder):
-    """See the module. One writer a folder; any number of readers, which `adopt` the shards the writer names."""
+    """See the module.
+
+    One writer a folder; any number of readers, which `adopt` the shards the writer names.
+    """
 
     def __init__(
         self,
@@ -96,7 +98,8 @@ class Store(ShardFolder):
             self._maps.drop(number + 1)
 
     def _moved(self, old: np.ndarray, new: np.ndarray) -> None:
-        """The flat arrays were packed anew: episodes that began at `old` begin at `new` (both ascending)."""
+        """The flat arrays were packed anew: episodes that began at `old` begin at `new` (both
+        ascending)."""
         if self._maps is not None:
             self._maps.drop(FLAT)  # the arrays of before are not kept
         where = self._living.column("place")
@@ -115,9 +118,11 @@ class Store(ShardFolder):
         world: int = 1,
         turn: int = 0,
     ) -> Windows:
-        """`size` windows; rank r of w draws the same rows as every other and fetches only its share of them.
+        """`size` windows; rank r of w draws the same rows as every other and fetches only its share
+        of them.
 
-        `turn` counts draws: a store that draws from some of its shards at a time knows from it which.
+        `turn` counts draws: a store that draws from some of its shards at a time knows from it
+        which.
         """
         positions, steps = self._rows(view, rng, size, turn)
         lengths = self.table.lengths[positions]
@@ -189,7 +194,8 @@ class Store(ShardFolder):
         return positions, steps - self._starts[positions]
 
     def annotate(self, columns: dict[str, np.ndarray]) -> None:
-        """Columns `[steps]` of the living episodes, one after the other as the table has them, for views that name them.
+        """Columns `[steps]` of the living episodes, one after the other as the table has them, for
+        views that name them.
 
         They hold until an episode comes or goes (`has_annotations`).
         """

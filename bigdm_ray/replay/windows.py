@@ -1,7 +1,8 @@
 """View and Windows: what an algorithm wants drawn, as a value, and the batch that answers it.
 
-What to draw is apart from how it is fetched: `View.rows` deals in episode numbers and time steps only, the Store turns
-them into arrays. The same View with the same table and the same random stream always names the same rows.
+What to draw is apart from how it is fetched: `View.rows` deals in episode numbers and time steps
+only, the Store turns them into arrays. The same View with the same table and the same random stream
+always names the same rows.
 """
 
 from __future__ import annotations
@@ -20,22 +21,28 @@ DERIVED = ("returns_to_go", "episode_return", "steps_remaining")
 class View:
     """How windows are drawn.
 
-    length     K steps a window
-    weight     `episode`: every episode alike, then a step uniformly; `length`: every step alike; `whole`: every episode alike, from its first step
-    anchor     the drawn step is the window's first (`start`) or last (`end`) one
-    pad        the side on which steps outside the episode are left empty
-    columns    derived columns to add: `returns_to_go` (sum of rewards from this step on, added up in float64),
-               `episode_return` (the same of the whole episode) and `steps_remaining` (steps left, this one included, so 1 at the last)
-    best       only the best episodes by return that together hold at most this fraction of all steps; at least one
-    above      only episodes with at least this return
-    stack      image leaves carry their last `stack` frames along the channel axis; the first frame is repeated
-    next_observation  add the observations that followed each step
-    terminals  add whether the episode terminated at each step: what bootstrapping stops at. A time limit is no termination
-    annotations  columns to add that the algorithm has computed itself (`Store.annotate`)
-    among       only the steps at which this annotation is above 0, each alike
-    hindsight   add what was observed later in the episode, as a goal that was reached: at its end (`last`), or at a step drawn uniformly
-               from those behind the drawn one (`later`), of which the first `ahead` count where it is not 0. Steps from the goal on are left out
-               of the window
+    length             K steps a window
+    weight             `episode`: every episode alike, then a step uniformly; `length`: every step
+                       alike; `whole`: every episode alike, from its first step
+    anchor             the drawn step is the window's first (`start`) or last (`end`) one
+    pad                the side on which steps outside the episode are left empty
+    columns            derived columns to add: `returns_to_go` (sum of rewards from this step on,
+                       added up in float64), `episode_return` (the same of the whole episode) and
+                       `steps_remaining` (steps left, this one included, so 1 at the last)
+    best               only the best episodes by return that together hold at most this fraction of
+                       all steps; at least one
+    above              only episodes with at least this return
+    stack              image leaves carry their last `stack` frames along the channel axis; the
+                       first frame is repeated
+    next_observation   add the observations that followed each step
+    terminals          add whether the episode terminated at each step: what bootstrapping stops at.
+                       A time limit is no termination
+    annotations        columns to add that the algorithm has computed itself (`Store.annotate`)
+    among              only the steps at which this annotation is above 0, each alike
+    hindsight          add what was observed later in the episode, as a goal that was reached: at
+                       its end (`last`), or at a step drawn uniformly from those behind the drawn
+                       one (`later`), of which the first `ahead` count where it is not 0. Steps from
+                       the goal on are left out of the window
     """
 
     length: int = 1
@@ -75,12 +82,16 @@ class View:
     def rows(
         self, table: Table, rng: np.random.Generator, size: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`size` draws: positions in `table` and the drawn steps, both [size] int64. Raises ValueError if none may be drawn."""
+        """`size` draws: positions in `table` and the drawn steps, both [size] int64.
+
+        Raises ValueError if none may be drawn.
+        """
         among = None if self.best == 1.0 and self.above is None else self.eligible_episodes(table)
         lengths = table.lengths if among is None else table.lengths[among]
         if len(lengths) == 0:
             raise ValueError(
-                "no episode may be drawn: the store is empty, or none passes the view's `best` and `above`"
+                "no episode may be drawn: the store is empty, or none passes the view's `best` and"
+                " `above`"
             )
         if self.weight != "length":
             chosen = rng.integers(0, len(lengths), size)
@@ -101,7 +112,8 @@ class View:
     def goal_steps(
         self, steps: np.ndarray, lengths: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
-        """At which observation the goal of each drawn step is reached `[B]` int64, from the next to the episode's last; without hindsight the last."""
+        """At which observation the goal of each drawn step is reached `[B]` int64, from the next to
+        the episode's last; without hindsight the last."""
         if self.hindsight != "later":
             return lengths
         left = lengths - steps
@@ -115,7 +127,8 @@ class View:
         return reached
 
     def span(self, steps: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The time steps of each window `[B, K]` int64, clipped into the episode, and the mask `[B, K]` of real ones."""
+        """The time steps of each window `[B, K]` int64, clipped into the episode, and the mask
+        `[B, K]` of real ones."""
         if self.length == 1:
             return steps[:, None], np.ones((len(steps), 1), bool)
         if self.anchor == "start":
@@ -143,25 +156,27 @@ class Windows:
     next_observations: dict[str, np.ndarray] = field(default_factory=dict)
     annotations: dict[str, np.ndarray] = field(default_factory=dict)  # float32
     terminated: np.ndarray | None = None  # bool, where the view asks for it
-    goals: dict[str, np.ndarray] = field(
-        default_factory=dict
-    )  # observations that were reached later `[B, ...]`, where the view asks for them
+    # observations that were reached later `[B, ...]`, where the view asks for them
+    goals: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def stacked_steps(timesteps: np.ndarray, stack: int) -> np.ndarray:
-    """The steps whose frames make a stack, oldest first: `[..., stack]`; before the start the first one is repeated."""
+    """The steps whose frames make a stack, oldest first: `[..., stack]`; before the start the first
+    one is repeated."""
     return np.asarray(np.maximum(timesteps[..., None] + np.arange(1 - stack, 1), 0))
 
 
 def push_frame(stacks: np.ndarray, frames: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Stacks `[n, stack, ...]` with the frames `[n, ...]` at their ends; where `first [n]`, a stack is filled with its frame."""
+    """Stacks `[n, stack, ...]` with the frames `[n, ...]` at their ends; where `first [n]`, a stack
+    is filled with its frame."""
     pushed = np.concatenate([stacks[:, 1:], frames[:, None]], 1)
     pushed[first] = frames[first][:, None]
     return pushed
 
 
 def merge_stack(frames: np.ndarray) -> np.ndarray:
-    """`[..., stack, channels, height, width]` as `[..., stack * channels, height, width]`: how frames become channels.
+    """`[..., stack, channels, height, width]` as `[..., stack * channels, height, width]`: how
+    frames become channels.
 
     Windows and acting policies both use this, so that they cannot disagree.
     """

@@ -1,6 +1,7 @@
 """Table 1 of BAIL (Chen et al. 2020): returns on the training batches of DDPG and SAC agents.
 
-The rows of DDPG and of other bodies are there to be filled by whoever has the batches; import them under the row's dataset name.
+The rows of DDPG and of other bodies are there to be filled by whoever has the batches; import them
+under the row's dataset name.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ def published_bail() -> dict[tuple[str, str], tuple[float, float | None]]:
 
 
 def make_bail(row: str, column: str, scale: Scale) -> Made:
-    """A method on a batch; the batch is the dataset `bail-sac-hopper-b1` and so on. BC trains BAIL's policy, as long, on all of it."""
+    """A method on a batch; the batch is the dataset `bail-sac-hopper-b1` and so on.
+
+    BC trains BAIL's policy, as long, on all of it.
+    """
     short = scale == "quick"
     budget = {"BAIL": 35_000 if short else 212_500, "BC": 30_000 if short else 200_000}.get(
         column, 20_000 if short else 100_000
@@ -69,14 +73,16 @@ def make_bail(row: str, column: str, scale: Scale) -> Made:
 
 
 def batches() -> dict[str, str]:
-    """How a training batch of SAC is made here: its stages play, the oldest first, for equal shares of as many steps as it was trained for."""
+    """How a training batch of SAC is made here: its stages play, the oldest first, for equal shares
+    of as many steps as it was trained for."""
     bodies = {"hopper": "hopper", "walker": "walker2d", "hc": "halfcheetah"}
     out = {}
     for short, task in bodies.items():
         for seed in (1, 2):
             run = f"sac-{short}-b{seed}"
             out[f"bail-{run}"] = (
-                f"{sac_command(task, run, BATCH, BATCH // 20, seed)} && {record_command(run, BATCH)} {{folder}} --weights milestones"
+                f"{sac_command(task, run, BATCH, BATCH // 20, seed)} &&"
+                f" {record_command(run, BATCH)} {{folder}} --weights milestones"
             )
     return out
 
@@ -91,16 +97,24 @@ GRIDS = (
         3,
         make_bail,
         {
-            "quick": "learner steps: BAIL 5,000 + 30,000 of 256, BC 30,000 of 256, BCQ and BEAR 20,000 of 100, MARWIL 20,000 of 256; 20 final episodes",
-            "paper": "learner steps: BAIL 12,500 + 200,000 of 1,000, BC 200,000 of 1,000, BCQ and BEAR 100,000 of 100, MARWIL 100,000 of 256; "
-            "100 final episodes",
+            "quick": (
+                "learner steps: BAIL 5,000 + 30,000 of 256, BC 30,000 of 256, BCQ and BEAR 20,000"
+                " of 100, MARWIL 20,000 of 256; 20 final episodes"
+            ),
+            "paper": (
+                "learner steps: BAIL 12,500 + 200,000 of 1,000, BC 200,000 of 1,000, BCQ and BEAR"
+                " 100,000 of 100, MARWIL 100,000 of 256; 100 final episodes"
+            ),
         },
         "Chen et al. 2020, table 1",
         published_bail(),
         averages=False,
         notes=(
-            "The batches are not the paper's: those of SAC on Hopper, Walker and HalfCheetah are recorded with an agent of our own, "
-            f"{BATCH:,} steps of its 20 stages, trained for as many; the others were not to be had.",
+            (
+                "The batches are not the paper's: those of SAC on Hopper, Walker and HalfCheetah"
+                f" are recorded with an agent of our own, {BATCH:,} steps of its 20 stages, trained"
+                " for as many; the others were not to be had."
+            ),
         ),
         recipes=batches(),
     ),

@@ -1,7 +1,10 @@
-"""Grid and Cell: a published table as runs. A cell is one ordinary run, given by the words one would type.
+"""Grid and Cell: a published table as runs.
 
-`python -m bigdm_ray.reproduce TABLE` trains the cells that are missing and prints ours beside the published ones. A file of
-published tables in this folder has a `GRIDS` tuple, and may have `OVERVIEWS`, pictures made of the cells of grids; no list is edited to add one.
+A cell is one ordinary run, given by the words one would type.
+
+`python -m bigdm_ray.reproduce TABLE` trains the cells that are missing and prints ours beside the
+published ones. A file of published tables in this folder has a `GRIDS` tuple, and may have
+`OVERVIEWS`, pictures made of the cells of grids; no list is edited to add one.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ SCALES: tuple[Scale, ...] = ("quick", "paper")
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: `python -m bigdm_ray.run ALGORITHM TARGET FLAGS --seed SEED`, the target a task or a dataset's name."""
+    """One run: `python -m bigdm_ray.run ALGORITHM TARGET FLAGS --seed SEED`, the target a task or a
+    dataset's name."""
 
     row: str
     column: str
@@ -47,11 +51,12 @@ class Cell:
 class Grid:
     """A table: its rows, its columns, what was published, and the runs of a scale.
 
-    `make(row, column, scale)` gives (algorithm, target, whether that is a dataset, flags), or None for a cell that this project
-    cannot run. `published` has (row, column) -> (mean, deviation or None). Averages over rows leave the rows `apart` out; there are none
-    without `averages`. `recipe` is how to make a dataset that is missing, with `{name}`, `{folder}` and `{data}` (where datasets are) in it;
-    `recipes` are those of datasets that are made in another way. `headings` are what a column is called at a scale where its
-    cells are something else than its name says.
+    `make(row, column, scale)` gives (algorithm, target, whether that is a dataset, flags), or None
+    for a cell that this project cannot run. `published` has (row, column) -> (mean, deviation or
+    None). Averages over rows leave the rows `apart` out; there are none without `averages`.
+    `recipe` is how to make a dataset that is missing, with `{name}`, `{folder}` and `{data}` (where
+    datasets are) in it; `recipes` are those of datasets that are made in another way. `headings`
+    are what a column is called at a scale where its cells are something else than its name says.
     """
 
     name: str
@@ -81,7 +86,8 @@ class Grid:
         return self.headings.get((scale, column), column)
 
     def cells(self, scale: Scale) -> list[Cell]:
-        """All runs of a scale, seed by seed, so that a stopped grid has every cell once before any twice."""
+        """All runs of a scale, seed by seed, so that a stopped grid has every cell once before any
+        twice."""
         out = []
         for seed in range(1, self.seeds + 1):
             for row in self.rows:
@@ -93,10 +99,12 @@ class Grid:
 
 @dataclass(frozen=True)
 class OverviewBar:
-    """One bar of an overview: the mean over `rows` of a method's cells, which are those of `column`, a grid and a column of it.
+    """One bar of an overview: the mean over `rows` of a method's cells, which are those of
+    `column`, a grid and a column of it.
 
-    Without one, this project does not run the method there. `published` is the mean of the published cells.
-    A bar with `peer` is not drawn before a peer's own code has come to the same on the same data (`tables/peers.py`).
+    Without one, this project does not run the method there. `published` is the mean of the
+    published cells. A bar with `peer` is not drawn before a peer's own code has come to the same on
+    the same data (`tables/peers.py`).
     """
 
     domain: str
@@ -109,7 +117,10 @@ class OverviewBar:
 
 @dataclass(frozen=True)
 class Overview:
-    """A picture of bars that are made of the finished cells of grids, all in normalised scores. It has no runs of its own."""
+    """A picture of bars that are made of the finished cells of grids, all in normalised scores.
+
+    It has no runs of its own.
+    """
 
     name: str
     title: str
@@ -146,7 +157,8 @@ def grids() -> dict[str, Grid]:
 
 @functools.cache
 def twins(scale: Scale) -> dict[tuple[object, ...], list[tuple[str, Cell]]]:
-    """Of every run of a scale, the cells of all tables that ask for it, each with the name of its grid."""
+    """Of every run of a scale, the cells of all tables that ask for it, each with the name of its
+    grid."""
     out: dict[tuple[object, ...], list[tuple[str, Cell]]] = {}
     for grid in grids().values():
         for cell in grid.cells(scale):
@@ -160,7 +172,10 @@ def overviews() -> dict[str, Overview]:
 
 
 def find_grid(name: str) -> Grid:
-    """The grid of a name. Raises UserError with the nearest names, those of overviews among them."""
+    """The grid of a name.
+
+    Raises UserError with the nearest names, those of overviews among them.
+    """
     known = grids()
     if name not in known:
         raise UserError(f"unknown table {name!r}{suggest_names(name, [*known, *overviews()])}")

@@ -1,6 +1,8 @@
-"""Tables on the locomotion datasets: percentage cloning, the imitation family, value-based methods, cloning of experts.
+"""Tables on the locomotion datasets: percentage cloning, the imitation family, value-based methods,
+cloning of experts.
 
-Published numbers are normalised scores of Chen et al. 2021 (Decision Transformer), tables 2 and 3, measured on D4RL's files.
+Published numbers are normalised scores of Chen et al. 2021 (Decision Transformer), tables 2 and 3,
+measured on D4RL's files.
 """
 
 from __future__ import annotations
@@ -14,22 +16,29 @@ SETS = tuple(
     for body in BODIES
 )
 NOT_D4RL = (
-    "The datasets are laid out like D4RL's but are not D4RL's: other agents recorded them on other versions of the simulator. "
-    "Compare the methods of one table with each other, not our numbers with the published ones."
+    "The datasets are laid out like D4RL's but are not D4RL's: other agents recorded them on other"
+    " versions of the simulator. Compare the methods of one table with each other, not our numbers"
+    " with the published ones."
 )
 
 REACHER = tuple(f"reacher-{quality}" for quality in ("medium", "medium-replay", "medium-expert"))
 NOT_REACHER_2D = (
-    "Reacher: the paper's is an environment of its own (reacher_2d, 100 steps that pay 1 near the goal, else 0), ours is gymnasium's Reacher-v5 (50 steps, "
-    "all returns negative), which has no reference scores. So its rows hold returns beside published scores that they do not compare with, and are in no "
-    "average. Its data are recorded with a SAC of our own, a medium one after 17,000 steps and an expert after 60,000 (one seed returned -10.5, as if "
-    "it stood still, after 10,000, -6.7 after 17,500, -4.5 after 60,000; 20 episodes each); what is missing is named with the commands."
+    "Reacher: the paper's is an environment of its own (reacher_2d, 100 steps that pay 1 near the"
+    " goal, else 0), ours is gymnasium's Reacher-v5 (50 steps, all returns negative), which has no"
+    " reference scores. So its rows hold returns beside published scores that they do not compare"
+    " with, and are in no average. Its data are recorded with a SAC of our own, a medium one after"
+    " 17,000 steps and an expert after 60,000 (one seed returned -10.5, as if it stood still, after"
+    " 10,000, -6.7 after 17,500, -4.5 after 60,000; 20 episodes each); what is missing is named"
+    " with the commands."
 )
 
 
 def sac_command(task: str, run: str, steps: int, every: int, seed: int = 1) -> str:
     """The command of a SAC that leaves the weights of its stages behind."""
-    return f"python -m bigdm_ray.run sac {task} --seed {seed} --budget.env-steps {steps} --saves.every {every} --saves.milestones true --folder runs/{run}"
+    return (
+        f"python -m bigdm_ray.run sac {task} --seed {seed} --budget.env-steps {steps} --saves.every"
+        f" {every} --saves.milestones true --folder runs/{run}"
+    )
 
 
 def record_command(run: str, steps: int) -> str:
@@ -41,17 +50,25 @@ _MEDIUM = sac_command("reacher", "reacher-medium", 17_000, 1_000)
 _EXPERT = sac_command("reacher", "reacher-expert", 60_000, 5_000)
 RECIPES = {
     **{
-        f"{body}-medium-expert": "python -m bigdm_ray.data import SOURCE --folder {folder}, where SOURCE is one file, "
-        "or two, of medium and of expert, with --steps N to take the first N steps of each"
+        f"{body}-medium-expert": (
+            "python -m bigdm_ray.data import SOURCE --folder {folder}, where SOURCE is one file, "
+            "or two, of medium and of expert, with --steps N to take the first N steps of each"
+        )
         for body in BODIES
     },
     "reacher-medium": f"{_MEDIUM} && {record_command('reacher-medium', 100_000)} {{folder}}",
-    "reacher-medium-replay": f"{record_command('reacher-medium', 100_000)} {{folder}} --weights milestones, after the run that reacher-medium is of",
-    "reacher-medium-expert": f"{_EXPERT} && {record_command('reacher-expert', 100_000)} {{data}}/reacher-expert && "
-    "python -m bigdm_ray.data merge {data}/reacher-medium {data}/reacher-expert --folder {folder}",
+    "reacher-medium-replay": (
+        f"{record_command('reacher-medium', 100_000)} {{folder}} --weights milestones, after the"
+        " run that reacher-medium is of"
+    ),
+    "reacher-medium-expert": (
+        f"{_EXPERT} && {record_command('reacher-expert', 100_000)} {{data}}/reacher-expert &&"
+        " python -m bigdm_ray.data merge {data}/reacher-medium {data}/reacher-expert --folder"
+        " {folder}"
+    ),
 }
-"""How data are made that are more than one file to import. Those of Reacher, like D4RL's of the other bodies: a run of SAC that is stopped early, its
-stages, and it together with an expert."""
+"""How data are made that are more than one file to import. Those of Reacher, like D4RL's of the
+other bodies: a run of SAC that is stopped early, its stages, and it together with an expert."""
 
 Made = tuple[str, str, bool, tuple[str, ...]] | None
 
@@ -118,7 +135,10 @@ NARROW = ("--algorithm.hidden", "256,256", "--algorithm.vae-hidden", "256,256")
 
 
 def value_based(row: str, column: str, scale: Scale) -> Made:
-    """A method that bootstraps. What it does before its critics lead is shortened to a tenth of the budget."""
+    """A method that bootstraps.
+
+    What it does before its critics lead is shortened to a tenth of the budget.
+    """
     short = scale == "quick"
     budget = 20_000 if short else 100_000
     tenth = str(budget // 10)
@@ -155,7 +175,8 @@ def experts(row: str, column: str, scale: Scale) -> Made:
 def read_scores(
     columns: tuple[str, ...], values: str
 ) -> dict[tuple[str, str], tuple[float, float | None]]:
-    """Published numbers, a line a row: the row's name, then its columns (`-` where there is none)."""
+    """Published numbers, a line a row: the row's name, then its columns (`-` where there is
+    none)."""
     out: dict[tuple[str, str], tuple[float, float | None]] = {}
     for line in values.strip().splitlines():
         row, *numbers = line.split()
@@ -243,16 +264,25 @@ GRIDS = (
         3,
         imitation,
         {
-            "quick": "learner steps: BC 5,000 of 64, BAIL 5,000 + 10,000 of 256, AWR 12,000 of 256, RWR 10,000 of 256, MARWIL 10,000; 20 final episodes",
-            "paper": "learner steps: BC 25,000 of 64, BAIL 12,500 + 200,000 of 1,000, AWR 120,000, RWR 100,000, MARWIL 100,000 of 256; 100 final episodes",
+            "quick": (
+                "learner steps: BC 5,000 of 64, BAIL 5,000 + 10,000 of 256, AWR 12,000 of 256, RWR"
+                " 10,000 of 256, MARWIL 10,000; 20 final episodes"
+            ),
+            "paper": (
+                "learner steps: BC 25,000 of 64, BAIL 12,500 + 200,000 of 1,000, AWR 120,000, RWR"
+                " 100,000, MARWIL 100,000 of 256; 100 final episodes"
+            ),
         },
         "Chen et al. 2021, table 2 (BC and AWR)",
         PUBLISHED_IMITATION,
         recipes=RECIPES,
         notes=(
             NOT_D4RL,
-            "Each method has its own paper's budget, so BAIL's policy sees more: at scale paper 200,000 x 1,000 samples, 125 times BC's 25,000 x 64; "
-            "at scale quick 10,000 x 256, 8 times BC's 5,000 x 64. The table `bail` trains both on as many.",
+            (
+                "Each method has its own paper's budget, so BAIL's policy sees more: at scale paper"
+                " 200,000 x 1,000 samples, 125 times BC's 25,000 x 64; at scale quick 10,000 x 256,"
+                " 8 times BC's 5,000 x 64. The table `bail` trains both on as many."
+            ),
         ),
     ),
     Grid(
@@ -264,8 +294,13 @@ GRIDS = (
         3,
         value_based,
         {
-            "quick": "20,000 learner steps, 20 final episodes, CQL with batches of 64 instead of 256, BCQ and BEAR with layers of 256-256",
-            "paper": "100,000 learner steps, 100 final episodes; cloning and warm starts a tenth of that",
+            "quick": (
+                "20,000 learner steps, 20 final episodes, CQL with batches of 64 instead of 256,"
+                " BCQ and BEAR with layers of 256-256"
+            ),
+            "paper": (
+                "100,000 learner steps, 100 final episodes; cloning and warm starts a tenth of that"
+            ),
         },
         "Chen et al. 2021, table 2 (CQL, BEAR, BRAC-v)",
         PUBLISHED_VALUE_BASED,
@@ -282,10 +317,17 @@ GRIDS = (
         3,
         static,
         {
-            "quick": "learner steps: AWR 12,000 of 256, RWR 10,000 of 256, BC 5,000 of 64, BCQ and BEAR 20,000 with layers of 256-256; 20 final episodes",
-            "paper": "learner steps: AWR 120,000, RWR 100,000 of 256, BC 25,000 of 64, BCQ and BEAR 100,000; 100 final episodes",
+            "quick": (
+                "learner steps: AWR 12,000 of 256, RWR 10,000 of 256, BC 5,000 of 64, BCQ and BEAR"
+                " 20,000 with layers of 256-256; 20 final episodes"
+            ),
+            "paper": (
+                "learner steps: AWR 120,000, RWR 100,000 of 256, BC 25,000 of 64, BCQ and BEAR"
+                " 100,000; 100 final episodes"
+            ),
         },
-        "Peng et al. 2019, the figure of static datasets, whose bars have no numbers; AWR comes to the policy that recorded, or passes it, on most tasks",
+        "Peng et al. 2019, the figure of static datasets, whose bars have no numbers; AWR comes to"
+        " the policy that recorded, or passes it, on most tasks",
         notes=(
             "Each of these sets was recorded by one policy, whose mean return is that of the data.",
             NOT_D4RL,

@@ -1,4 +1,5 @@
-"""TableFolders: where the finished cells of a table lie, each a small JSON file that says what was asked for and what it came to."""
+"""TableFolders: where the finished cells of a table lie, each a small JSON file that says what was
+asked for and what it came to."""
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ Result = dict[str, Any]
 
 
 def check_result(found: Any) -> Result:
-    """What a result's file holds, its numbers as floats. Raises KeyError, TypeError or ValueError for what is missing or of another kind."""
+    """What a result's file holds, its numbers as floats.
+
+    Raises KeyError, TypeError or ValueError for what is missing or of another kind.
+    """
     result: Result = dict(found)
     result["return_mean"] = real(result["return_mean"], "return_mean")
     for name in ("normalized_score", "best_return_mean", "best_normalized_score"):
@@ -53,7 +57,8 @@ class TableFolders:
         runs: Path,
         precision: str = "float32",
     ) -> None:
-        """`precision` is what transformers are trained in; a finished cell counts, and a begun one goes on, whatever it is trained in."""
+        """`precision` is what transformers are trained in; a finished cell counts, and a begun one
+        goes on, whatever it is trained in."""
         self.grid, self.scale, self.data, self.precision = grid, scale, data, precision
         self.root = results
         self.results = results / grid.name / scale
@@ -68,7 +73,10 @@ class TableFolders:
             if all(word in f"{cell.row} {cell.column} seed={cell.seed}" for word in only)
         ]
         if not cells:
-            known = f"its rows are {', '.join(self.grid.rows)} and its columns {', '.join(self.grid.columns)}"
+            known = (
+                f"its rows are {', '.join(self.grid.rows)} and its columns"
+                f" {', '.join(self.grid.columns)}"
+            )
             raise UserError(
                 f"--only {' --only '.join(only)} fits no cell of {self.grid.name}; {known}"
             )
@@ -93,8 +101,8 @@ class TableFolders:
     def find_result(self, cell: Cell) -> tuple[Result | None, str]:
         """What a finished cell left, here or as a cell of another table that is the same run.
 
-        Or None with, in words, what of its file is not as it is asked for (nothing where there is none). Raises UserError for a
-        file that is not such a result.
+        Or None with, in words, what of its file is not as it is asked for (nothing where there is
+        none). Raises UserError for a file that is not such a result.
         """
         here, why = self._held(cell, self.grid.name)
         if here:
@@ -131,9 +139,11 @@ class TableFolders:
         return found, ""
 
     def _changed(self, cell: Cell, held: Any) -> str | None:
-        """The first setting of a result that the same words do not mean any more, because a default or a preset has changed since.
+        """The first setting of a result that the same words do not mean any more, because a default
+        or a preset has changed since.
 
-        Settings that came later are not compared, nor are those of results from before settings were kept, nor where the dataset is not at hand.
+        Settings that came later are not compared, nor are those of results from before settings
+        were kept, nor where the dataset is not at hand.
         """
         if not isinstance(held, dict) or self.missing_input(cell):
             return None
@@ -169,7 +179,10 @@ class TableFolders:
         if not cell.dataset or (self.data / cell.target / CARD).is_file():
             return None
         recipe = self.grid.recipes.get(cell.target, self.grid.recipe)
-        return f"{cell.target}: {recipe.format(name=cell.target, folder=self.data / cell.target, data=self.data)}"
+        return (
+            f"{cell.target}:"
+            f" {recipe.format(name=cell.target, folder=self.data / cell.target, data=self.data)}"
+        )
 
     def run(self, cell: Cell) -> Run:
         """The run of a cell. Raises UserError."""
@@ -188,7 +201,11 @@ class TableFolders:
         )
 
     def folder(self, cell: Cell) -> Path:
-        """The run folder of a cell. Where its result is outdated, that run's folder is left alone: a fresh one is named by what is asked for now."""
+        """The run folder of a cell.
+
+        Where its result is outdated, that run's folder is left alone: a fresh one is named by what
+        is asked for now.
+        """
         if not self.find_result(cell)[1]:
             return self.runs / cell.name
         mark = hashlib.sha256(
@@ -199,9 +216,11 @@ class TableFolders:
         return self.runs / f"{cell.name}-{mark}"
 
     def keep(self, cell: Cell, run: Run, summary: dict[str, Any]) -> Result:
-        """Write the small file that says that a cell is finished: what was asked for, what the run was, and what it came to."""
+        """Write the small file that says that a cell is finished: what was asked for, what the run
+        was, and what it came to."""
         kept = (
-            "task", "env_steps", "learner_steps", "return_mean", "return_std", "return_low", "return_high", "return_episodes", "normalized_score",
+            "task", "env_steps", "learner_steps", "return_mean", "return_std", "return_low",
+            "return_high", "return_episodes", "normalized_score",
             "best_return_mean", "best_normalized_score", "mode", "wall_s", "versions",
         )  # fmt: skip
         dataset, settings = summary.get("dataset"), run.to_json()

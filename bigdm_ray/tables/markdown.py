@@ -1,4 +1,5 @@
-"""Tables and overviews as Markdown: ours, with its spread over seeds, beside the published numbers."""
+"""Tables and overviews as Markdown: ours, with its spread over seeds, beside the published
+numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ SEEDS = 3
 
 
 def interquartile_mean(values: Iterable[float]) -> float:
-    """The mean of the middle half (Agarwal et al. 2021): a quarter of the weight is cut off at each end."""
+    """The mean of the middle half (Agarwal et al. 2021): a quarter of the weight is cut off at each
+    end."""
     ordered = np.sort(np.array(list(values), np.float64))
     n = len(ordered)
     edges = np.arange(n + 1) / n
@@ -28,9 +30,11 @@ def interquartile_mean(values: Iterable[float]) -> float:
 
 
 def table(shelf: TableFolders, only: list[str] | None = None) -> str:
-    """The table as Markdown: ours (last weights, over seeds), the published number in brackets, and a line that says what is what.
+    """The table as Markdown: ours (last weights, over seeds), the published number in brackets, and
+    a line that says what is what.
 
-    With words, the rows and columns of the cells that these are in. Raises UserError where that is none.
+    With words, the rows and columns of the cells that these are in. Raises UserError where that is
+    none.
     """
     grid = shelf.grid
     cells = shelf.choose_cells(only or [])
@@ -47,8 +51,10 @@ def table(shelf: TableFolders, only: list[str] | None = None) -> str:
     rows = [row for row in grid.rows if not only or any(row == r for r, _ in asked)]
     columns = [column for column in grid.columns if not only or any(column == c for _, c in asked)]
     offline = any(cell.dataset for cell in cells)
+    heads = ["", *(grid.heading(c, shelf.scale) for c in columns)]
+    heads += ["the data"] if offline else []
     lines = [
-        f"| {' | '.join(['', *(grid.heading(c, shelf.scale) for c in columns), *(['the data'] if offline else [])])} |",
+        f"| {' | '.join(heads)} |",
         f"|{'---|' * (1 + len(columns) + offline)}",
     ]
     for row in rows:
@@ -73,17 +79,23 @@ def table(shelf: TableFolders, only: list[str] | None = None) -> str:
             if grid.apart
             else "mean of the rows"
         )
-        lines.append(
-            f"| {' | '.join([named, *(_average(grid, found, column) for column in columns), *([''] if offline else [])])} |"
-        )
+        average = [named, *(_average(grid, found, column) for column in columns)]
+        average += [""] if offline else []
+        lines.append(f"| {' | '.join(average)} |")
     rounded = sum(
         result.get("precision") == "bf16" for results in found.values() for result in results
     )
     untold = sum("settings" not in result for results in found.values() for result in results)
     text = [
-        f"{grid.title}. {grid.unit.capitalize()} of the last weights: mean over seeds ± standard deviation over seeds (95 % bootstrap interval of the mean, "
-        f"from {SEEDS} seeds on) [published]; scale {shelf.scale}: {grid.budgets[shelf.scale]}.",
-        f"Published: {grid.source}. {sum(map(len, found.values()))} of {len(cells)} runs are finished.",
+        (
+            f"{grid.title}. {grid.unit.capitalize()} of the last weights: mean over seeds ±"
+            f" standard deviation over seeds (95 % bootstrap interval of the mean, from {SEEDS}"
+            f" seeds on) [published]; scale {shelf.scale}: {grid.budgets[shelf.scale]}."
+        ),
+        (
+            f"Published: {grid.source}. {sum(map(len, found.values()))} of {len(cells)} runs are"
+            " finished."
+        ),
         *([f"Trained with --precision bf16: {rounded} of these."] if rounded else []),
         *(
             [f"Of {untold} of these the settings were not kept: a default may have changed since."]
@@ -113,14 +125,19 @@ def interval(strata: list[np.ndarray]) -> str:
 
 
 def _cell(results: list[Result], grid: Grid, key: tuple[str, str], without: str) -> str:
-    """Ours, and [published]; `without` results what is said instead. Where a task has no normalised score, its return."""
+    """Ours, and [published]; `without` results what is said instead.
+
+    Where a task has no normalised score, its return.
+    """
     values, word = scores(results, grid.unit), ""
     if results and not len(values):
         values, word = scores(results, "return"), "return "
     ours = without
     if len(values):
         deviation = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else " (1 seed)"
-        ours = f"{word}{values.mean():.1f}{deviation}{f' ({interval([values])})' if len(values) >= SEEDS else ''}"
+        ours = f"{word}{values.mean():.1f}{deviation}"
+        if len(values) >= SEEDS:
+            ours += f" ({interval([values])})"
     known = grid.published.get(key)
     if not known:
         return ours
@@ -132,9 +149,8 @@ def _data(row: str, grid: Grid, found: dict[tuple[str, str], list[Result]]) -> s
         if r == row and results[0]["dataset"]:
             mean = results[0]["dataset"]["return_mean"]
             ratio = results[0]["normalized_score"] is not None and grid.unit == "normalised score"
-            task = (
-                results[0].get("task") or row.partition("-")[0]
-            )  # results of before it was kept are of bodies
+            # results of before it was kept are of bodies
+            task = results[0].get("task") or row.partition("-")[0]
             score = find_task(task).normalized_score(mean) if ratio else None
             return f"{mean if score is None else score:.1f}"
     return ""
@@ -153,15 +169,20 @@ def _average(grid: Grid, found: dict[tuple[str, str], list[Result]], column: str
 
 
 def spread(grid: Grid, found: dict[tuple[str, str], list[Result]], scale: Scale) -> list[str]:
-    """For each column, over the rows with finished runs: the mean of their means, its 95 % interval over seeds, and the interquartile mean of the runs.
+    """For each column, over the rows with finished runs: the mean of their means, its 95 % interval
+    over seeds, and the interquartile mean of the runs.
 
-    Where rows are not averaged, the same of each cell. The interval is a stratified bootstrap (Agarwal et al. 2021): seeds are resampled within each row,
-    so that how much rows differ does not count.
+    Where rows are not averaged, the same of each cell. The interval is a stratified bootstrap
+    (Agarwal et al. 2021): seeds are resampled within each row, so that how much rows differ does
+    not count.
     """
     what = "over the rows with finished runs" if grid.averages else "cell"
     lines = [
         "",
-        f"| {what} | runs | mean, last | 95 % interval over seeds | interquartile mean | mean, best on the way |",
+        (
+            f"| {what} | runs | mean, last | 95 % interval over seeds | interquartile mean | mean,"
+            " best on the way |"
+        ),
     ]
     lines += ["|---|---|---|---|---|---|"]
     if grid.averages:
@@ -189,7 +210,8 @@ def spread(grid: Grid, found: dict[tuple[str, str], list[Result]], scale: Scale)
             f"{np.mean(best):.1f}" if best else "none",
         )
         lines.append(
-            f"| {name} | {runs} | {mean:.1f} | {interval(last)} | {interquartile_mean(np.concatenate(last)):.1f} | {mean_best} |"
+            f"| {name} | {runs} | {mean:.1f} | {interval(last)} |"
+            f" {interquartile_mean(np.concatenate(last)):.1f} | {mean_best} |"
         )
     return lines if len(lines) > 3 else []
 
@@ -225,7 +247,10 @@ class MeasuredBar:
 
 
 def measure_bars(overview: Overview, scale: Scale, results: Path, data: Path) -> list[MeasuredBar]:
-    """Every bar, made of the finished cells of the grids. Raises UserError for a file that is not a cell's result."""
+    """Every bar, made of the finished cells of the grids.
+
+    Raises UserError for a file that is not a cell's result.
+    """
     out = []
     for bar in overview.bars:
         values: dict[str, list[float]] = {}
@@ -249,7 +274,8 @@ def measure_bars(overview: Overview, scale: Scale, results: Path, data: Path) ->
 
 
 def overview_table(overview: Overview, scale: Scale, bars: list[MeasuredBar]) -> str:
-    """The bars as Markdown: a row a domain, a column a method; ours, how much of it is there, [published]."""
+    """The bars as Markdown: a row a domain, a column a method; ours, how much of it is there,
+    [published]."""
     found = {(one.bar.domain, one.bar.method): one for one in bars}
 
     def cell(domain: str, method: str) -> str:
@@ -270,7 +296,10 @@ def overview_table(overview: Overview, scale: Scale, bars: list[MeasuredBar]) ->
         for domain in overview.domains
     ]
     text = [
-        f"{overview.title}. Normalised score of the last weights, mean over the cells of a domain [published]; scale {scale}.",
+        (
+            f"{overview.title}. Normalised score of the last weights, mean over the cells of a"
+            f" domain [published]; scale {scale}."
+        ),
         f"Published: {overview.source}.",
         *overview.notes,
         "",

@@ -1,4 +1,5 @@
-"""Tables of agents that play: Upside-Down RL beside DQN, A2C and PPO, and advantage-weighted regression."""
+"""Tables of agents that play: Upside-Down RL beside DQN, A2C and PPO, and advantage-weighted
+regression."""
 
 from __future__ import annotations
 

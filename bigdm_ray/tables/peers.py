@@ -1,7 +1,8 @@
 """What other projects' own code came to on the same data at equal learner steps, beside our cells.
 
-`tests/benchmarks/trust.py` leaves a small JSON file for each such cell under `peers` of the results. A gap of
-more than `GAP` normalised points and two standard errors is a fault to mend or to explain.
+`tests/benchmarks/trust.py` leaves a small JSON file for each such cell under `peers` of the
+results. A gap of more than `GAP` normalised points and two standard errors is a fault to mend or to
+explain.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def peer_result(shelf: TableFolders, cell: Cell) -> Result | None:
 def compare_with_peers(shelf: TableFolders, cells: list[Cell]) -> list[str]:
     """Lines of a Markdown table: ours beside "peer, same data", with the gap; none without peers.
 
-    The standard error is that of the mean over seeds where there are two or more, else that of the mean
-    over the final episodes of the one run.
+    The standard error is that of the mean over seeds where there are two or more, else that of the
+    mean over the final episodes of the one run.
     """
     groups: dict[tuple[str, str], tuple[list[Result], list[Result]]] = {}
     for cell in cells:

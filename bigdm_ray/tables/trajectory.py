@@ -1,4 +1,5 @@
-"""The table of Trajectory Transformer: nine locomotion sets (Janner, Li, Levine 2021, table 1; quantile bins: the official repository)."""
+"""The table of Trajectory Transformer: nine locomotion sets (Janner, Li, Levine 2021, table 1;
+quantile bins: the official repository)."""
 
 from __future__ import annotations
 
@@ -35,8 +36,10 @@ def published_trajectory() -> dict[tuple[str, str], tuple[float, float | None]]:
 
 
 def trajectory(row: str, column: str, scale: Scale) -> Made:
-    """TT on a set, scored at the end alone, since plans are dear. `paper` is the preset of the set; `quick` trains a smaller network for less, on windows
-    of as many transitions as the planner sees, and plans less.
+    """TT on a set, scored at the end alone, since plans are dear.
+
+    `paper` is the preset of the set; `quick` trains a smaller network for less, on windows of as
+    many transitions as the planner sees, and plans less.
     """
     body, _, quality = row.partition("-")
     flags: tuple[str, ...] = (
@@ -62,9 +65,8 @@ def trajectory(row: str, column: str, scale: Scale) -> Made:
             True,
             (*flags, "--evaluations.every", str(count + 1), "--saves.every", str(count // 20)),
         )
-    window, batch = (
-        ("9", "36") if column == ROTARY else ("5", "64")
-    )  # as many transitions as a plan sees
+    # as many transitions as a plan sees
+    window, batch = ("9", "36") if column == ROTARY else ("5", "64")
     flags += (
         "--algorithm.width",
         "64",
@@ -133,19 +135,33 @@ GRIDS = (
         3,
         make_trajectory,
         {
-            "quick": "TT 3 layers of width 64 without dropout, 5,000 learner steps of 64 windows of 5 with a rate of 3e-3 (a 300th of what is official), "
-            f"planned with horizon 5 and 32 beams, 10 final episodes; {QUICK_DT}; "
-            "BC 5,000 of 64, the others 20,000 learner steps, 20 final episodes",
-            "paper": "TT 195,000 learner steps of 256 windows of 10 (medium-replay of hopper and walker2d 312,500) and the official planner of each set, "
-            "15 final episodes; DT 100,000 of 64 windows of 20; BC 25,000 of 64; the others 100,000; 100 final episodes",
+            "quick": (
+                "TT 3 layers of width 64 without dropout, 5,000 learner steps of 64 windows of 5"
+                " with a rate of 3e-3 (a 300th of what is official), planned with horizon 5 and 32"
+                f" beams, 10 final episodes; {QUICK_DT}; BC 5,000 of 64, the others 20,000 learner"
+                " steps, 20 final episodes"
+            ),
+            "paper": (
+                "TT 195,000 learner steps of 256 windows of 10 (medium-replay of hopper and"
+                " walker2d 312,500) and the official planner of each set, 15 final episodes; DT"
+                " 100,000 of 64 windows of 20; BC 25,000 of 64; the others 100,000; 100 final"
+                " episodes"
+            ),
         },
-        "Janner et al. 2021, table 1, and the official repository (quantile bins, and CQL on the sets' second version); its ± are errors of the mean of 15",
+        "Janner et al. 2021, table 1, and the official repository (quantile bins, and CQL on the"
+        " sets' second version); its ± are errors of the mean of 15",
         published_trajectory(),
         notes=(
             NOT_D4RL,
-            "Budgets differ: at scale quick DT learns from 12.8 million drawn time steps (some 25 minutes of a core), TT from 1.6 million (some 15, without "
-            "planning); at scale paper DT from 128 million, TT from 499 million.",
-            "TT rotary is a model of our own: quantile bins, rotary positions, windows of as many transitions as a plan sees (at scale quick 2.9 million).",
+            (
+                "Budgets differ: at scale quick DT learns from 12.8 million drawn time steps (some"
+                " 25 minutes of a core), TT from 1.6 million (some 15, without planning); at scale"
+                " paper DT from 128 million, TT from 499 million."
+            ),
+            (
+                "TT rotary is a model of our own: quantile bins, rotary positions, windows of as"
+                " many transitions as a plan sees (at scale quick 2.9 million)."
+            ),
         ),
         recipes=RECIPES,
         headings=ONE_STEP_HEADINGS,

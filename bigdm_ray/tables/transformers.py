@@ -1,4 +1,5 @@
-"""Tables of Decision Transformer: locomotion, delayed rewards, Key-to-Door, Atari (Chen et al. 2021, tables 1 to 6), and the overview (figure 3)."""
+"""Tables of Decision Transformer: locomotion, delayed rewards, Key-to-Door, Atari (Chen et al.
+2021, tables 1 to 6), and the overview (figure 3)."""
 
 from __future__ import annotations
 
@@ -21,32 +22,48 @@ from bigdm_ray.tables.d4rl import (
 
 GAMES = ("breakout", "qbert", "pong", "seaquest")
 RECORDED = (
-    "python -m bigdm_ray.run sb3-ppo {name} --local --budget.minutes 60 --saves.milestones true --folder runs/{name} && "
-    "python -m bigdm_ray.data record runs/{name} --weights milestones --mode mean --steps 100000 --folder {folder}; or, of the DQN replay data, "
-    "python -m bigdm_ray.data import REPLAY_LOGS/*observation_ckpt*.gz --task {name} --steps 10000 --folder {folder}"
+    "python -m bigdm_ray.run sb3-ppo {name} --local --budget.minutes 60 --saves.milestones true"
+    " --folder runs/{name} && python -m bigdm_ray.data record runs/{name} --weights milestones"
+    " --mode mean --steps 100000 --folder {folder}; or, of the DQN replay data, python -m"
+    " bigdm_ray.data import REPLAY_LOGS/*observation_ckpt*.gz --task {name} --steps 10000 --folder"
+    " {folder}"
 )
-"""How data of a game are made: by an agent of one's own, or of each of the 50 published files a hundredth."""
+"""How data of a game are made: by an agent of one's own, or of each of the 50 published files a
+hundredth."""
 DOORS = ("1000", "10000")
 """Random trajectories of Key-to-Door."""
-ONE_STEP = "--algorithm.context 1 --algorithm.positions none --algorithm.batch-size 1280 --algorithm.dropout 0"
+ONE_STEP = (
+    "--algorithm.context 1 --algorithm.positions none --algorithm.batch-size 1280"
+    " --algorithm.dropout 0"
+)
 RATE = "--algorithm.learning-rate 2e-3 --algorithm.warm-up-steps 500 --algorithm.cosine-steps 10000"
 SHORT = (*ONE_STEP.split(), *RATE.split())
-"""A tenth of the paper's steps at the paper's rate would end in the warm-up. As many time steps in windows of one scored better than windows of 20 and of 5
-on the data that were tried (docs/log.md)."""
-ONE_LAYER = "--algorithm.layers 1 --algorithm.heads 2 --algorithm.width 64 --algorithm.dropout 0 --algorithm.return-scale 10"
-"""A network for Key-to-Door that sees three times as many episodes in the same time as one of two layers."""
-SHORT_ATARI = "--algorithm.batch-size 256 --algorithm.context 1 --algorithm.warm-up-steps 100 --algorithm.cosine-steps 5000"
-"""Windows of one step: with eight, a network that has seen so few pictures repeats the last action (docs/log.md)."""
+"""A tenth of the paper's steps at the paper's rate would end in the warm-up. As many time steps in
+windows of one scored better than windows of 20 and of 5 on the data that were tried
+(docs/log.md)."""
+ONE_LAYER = (
+    "--algorithm.layers 1 --algorithm.heads 2 --algorithm.width 64 --algorithm.dropout 0"
+    " --algorithm.return-scale 10"
+)
+"""A network for Key-to-Door that sees three times as many episodes in the same time as one of two
+layers."""
+SHORT_ATARI = (
+    "--algorithm.batch-size 256 --algorithm.context 1 --algorithm.warm-up-steps 100"
+    " --algorithm.cosine-steps 5000"
+)
+"""Windows of one step: with eight, a network that has seen so few pictures repeats the last action
+(docs/log.md)."""
 MOST_LIKELY = ("--evaluations.mode", "mean")
 
 
 def transformer(row: str, column: str, scale: Scale, *more: str) -> Made:
     """DT on a locomotion set; the scale `quick` has a schedule that fits its budget."""
     if row.startswith("halfcheetah") and "replay" not in row:
+        # what the official code asks these two for beside 6000
         more += (
             "--algorithm.target-return",
             "12000",
-        )  # what the official code asks these two for beside 6000
+        )
     if scale == "quick":
         return "dt", row, True, learner_flags(10_000, *SHORT, *more, final=50)
     return "dt", row, True, learner_flags(100_000, *more)
@@ -65,7 +82,8 @@ def delayed_rewards(row: str, column: str, scale: Scale) -> Made:
 
 
 def key_to_door_flags(row: str, column: str, scale: Scale) -> Made:
-    """Key-to-Door on random trajectories, played with the most likely actions; %BC clones those that succeeded."""
+    """Key-to-Door on random trajectories, played with the most likely actions; %BC clones those
+    that succeeded."""
     short, data = scale == "quick", f"key-to-door-{row}"
     if column == "DT":
         if short:
@@ -101,7 +119,8 @@ def key_to_door_flags(row: str, column: str, scale: Scale) -> Made:
 
 
 def atari(row: str, column: str, scale: Scale) -> Made:
-    """DT on a game; %BC is the same network, which is told no returns, on the best episodes, as in the official code."""
+    """DT on a game; %BC is the same network, which is told no returns, on the best episodes, as in
+    the official code."""
     short = scale == "quick"
     more: tuple[str, ...] = (*SHORT_ATARI.split(), *MOST_LIKELY) if short else ()
     if column != "DT":
@@ -134,7 +153,8 @@ CLONED = read_scores(
     reacher-medium-expert 73.3
     """,
 )
-"""What table 3 lacks, of table 2; the two agree elsewhere, but for Reacher's medium (58.4 in table 3, 48.9 in table 2)."""
+"""What table 3 lacks, of table 2; the two agree elsewhere, but for Reacher's medium (58.4 in table
+3, 48.9 in table 2)."""
 DELAYED = read_scores(
     ("DT", "BC", "%BC"),
     """
@@ -159,12 +179,16 @@ ATARI = read_scores(
     seaquest 2.5 1.1 1.1 1.6 2.1
     """,
 )
-QUICK_DT = "return-conditioned policy of one step (DT's network) 10,000 learner steps of 1,280 windows of one step, without positions and dropout, with a rate of 2e-3, 50 final episodes"
+QUICK_DT = (
+    "return-conditioned policy of one step (DT's network) 10,000 learner steps of 1,280 windows of"
+    " one step, without positions and dropout, with a rate of 2e-3, 50 final episodes"
+)
 
 ONE_STEP_HEADINGS: Mapping[tuple[Scale, str], str] = {
     ("quick", "DT"): "return-conditioned policy of one step"
 }
-"""At scale quick the transformer sees one step: a network that is told a return, not the paper's sequence model."""
+"""At scale quick the transformer sees one step: a network that is told a return, not the paper's
+sequence model."""
 
 GRIDS = (
     Grid(
@@ -177,7 +201,9 @@ GRIDS = (
         locomotion,
         {
             "quick": f"{QUICK_DT}; %BC 5,000 of 64, 20 final episodes",
-            "paper": "DT 100,000 learner steps of 64 windows of 20 (Reacher: of 5); %BC 25,000 of 64",
+            "paper": (
+                "DT 100,000 learner steps of 64 windows of 20 (Reacher: of 5); %BC 25,000 of 64"
+            ),
         },
         "Chen et al. 2021, table 2 (DT, and 100 % of medium-expert) and table 3",
         {**PUBLISHED_DT, **PERCENT_BC, **CLONED},
@@ -213,17 +239,25 @@ GRIDS = (
         5,
         key_to_door_flags,
         {
-            "quick": "DT, with 1 layer of 64, 1,000 learner steps of 16 episodes for 1,000 trajectories and 6,000 of 32 for 10,000; "
-            "%BC 1,000 of 64 steps, BC 5,000, CQL 10,000",
-            "paper": "DT 20,000 learner steps of 64 episodes, BC and %BC 25,000 of 64 steps, CQL 100,000",
+            "quick": (
+                "DT, with 1 layer of 64, 1,000 learner steps of 16 episodes for 1,000 trajectories"
+                " and 6,000 of 32 for 10,000; %BC 1,000 of 64 steps, BC 5,000, CQL 10,000"
+            ),
+            "paper": (
+                "DT 20,000 learner steps of 64 episodes, BC and %BC 25,000 of 64 steps, CQL 100,000"
+            ),
         },
         "Chen et al. 2021, table 5; random play succeeds in 3.1 %, here 2.8 %",
         DOOR,
         averages=False,
         notes=(
-            "Data: `python -m bigdm_ray.data record --random key-to-door --episodes 1000 --folder DATA/key-to-door-1000`; with 10000 likewise. "
-            "%BC clones the best 2 % of time steps, which are fewer than those that succeeded. All play their most likely actions, as the published BC, which "
-            "succeeds less often than random play, seems to.",
+            (
+                "Data: `python -m bigdm_ray.data record --random key-to-door --episodes 1000"
+                " --folder DATA/key-to-door-1000`; with 10000 likewise. %BC clones the best 2 % of"
+                " time steps, which are fewer than those that succeeded. All play their most likely"
+                " actions, as the published BC, which succeeds less often than random play,"
+                " seems to."
+            ),
         ),
     ),
     Grid(
@@ -235,14 +269,23 @@ GRIDS = (
         3,
         atari,
         {
-            "quick": "5,000 learner steps of 256 windows of one step, 20 final episodes of most likely actions",
-            "paper": "20,000 learner steps of 128 windows of 30 (Pong 5,000 of 512 of 50), 10 final episodes",
+            "quick": (
+                "5,000 learner steps of 256 windows of one step, 20 final episodes of most likely"
+                " actions"
+            ),
+            "paper": (
+                "20,000 learner steps of 128 windows of 30 (Pong 5,000 of 512 of 50), 10 final"
+                " episodes"
+            ),
         },
         "Chen et al. 2021, tables 1 and 4",
         ATARI,
         averages=False,
         notes=(
-            "The data are episodes of every stage of an agent's training (docs/datasets.md, Atari); the published ones are 1 % of DQN's replay.",
+            (
+                "The data are episodes of every stage of an agent's training (docs/datasets.md,"
+                " Atari); the published ones are 1 % of DQN's replay."
+            ),
         ),
         recipe=RECORDED,
         headings=ONE_STEP_HEADINGS,
@@ -252,7 +295,8 @@ GRIDS = (
 OVERVIEWS = (
     Overview(
         "dt-overview",
-        "Decision Transformer beside learning from temporal differences (CQL) and behaviour cloning",
+        "Decision Transformer beside learning from temporal differences (CQL) and behaviour"
+        " cloning",
         (
             OverviewBar("Atari", "DT", GAMES, ("dt-atari", "DT"), 97.9),
             OverviewBar("Atari", "TD learning", GAMES, None, 107.2),
@@ -269,9 +313,15 @@ OVERVIEWS = (
         "Chen et al. 2021, figure 3, as means of the cells of its tables 1, 2 and 5",
         notes=(
             "At scale quick the bars called DT of Atari and Gym are of policies that see one step.",
-            "Atari is gamer-normalised (4 games), OpenAI Gym D4RL-normalised (9 sets), Key-to-Door success in percent (1,000 and 10,000 trajectories).",
-            "Temporal differences are not learnt on Atari here. "
-            "The paper's own averages of cloning on Gym are swapped in print: 47.7 is the mean of the nine, 46.4 that with Reacher.",
+            (
+                "Atari is gamer-normalised (4 games), OpenAI Gym D4RL-normalised (9 sets),"
+                " Key-to-Door success in percent (1,000 and 10,000 trajectories)."
+            ),
+            (
+                "Temporal differences are not learnt on Atari here. The paper's own averages of"
+                " cloning on Gym are swapped in print: 47.7 is the mean of the nine, 46.4 that with"
+                " Reacher."
+            ),
             NOT_D4RL,
         ),
     ),

@@ -1,8 +1,9 @@
-"""Discretisers: each dimension of a row of numbers becomes the index of a bin, and an index the middle of its bin.
+"""Discretisers: each dimension of a row of numbers becomes the index of a bin, and an index the
+middle of its bin.
 
-`quantile` bins hold equally many of the data's values, `uniform` ones are equally wide between the least and the greatest
-(Janner, Li, Levine 2021, section 3.1). Whole numbers that are choices are their own bin. The edges are a buffer, so they
-travel with the weights.
+`quantile` bins hold equally many of the data's values, `uniform` ones are equally wide between the
+least and the greatest (Janner, Li, Levine 2021, section 3.1). Whole numbers that are choices are
+their own bin. The edges are a buffer, so they travel with the weights.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ Kind = Literal["quantile", "uniform"]
 class Elements:
     """Leaves by path as one row of `width` numbers, in the order of the paths.
 
-    Discrete leaves give their indices, pictures the mean brightness of `cells` x `cells` fields of each channel, texts their
-    first `letters` bytes. `choices [width]` is the number of choices of an element, 0 where it is continuous. `first`, where it
-    is not 0, keeps the first so many elements alone.
+    Discrete leaves give their indices, pictures the mean brightness of `cells` x `cells` fields of
+    each channel, texts their first `letters` bytes. `choices [width]` is the number of choices of
+    an element, 0 where it is continuous. `first`, where it is not 0, keeps the first so many
+    elements alone.
     """
 
     def __init__(
@@ -70,7 +72,8 @@ class Elements:
         return (parts[0] if len(parts) == 1 else torch.cat(parts, -1))[..., : self.width]
 
     def values(self, rows: Tensor) -> dict[str, Tensor]:
-        """The inverse of `rows` for actions: `[n, width]` as leaves `[n, *shape]` of their own dtype, cut to their bounds."""
+        """The inverse of `rows` for actions: `[n, width]` as leaves `[n, *shape]` of their own
+        dtype, cut to their bounds."""
         out = {}
         for (path, leaf), part in zip(
             self.leaves.items(),
@@ -90,7 +93,8 @@ class Elements:
 
 
 class Bins(nn.Module):
-    """`count` bins for each of `len(choices)` dimensions; a dimension of n > 0 choices has its first n bins at 0, 1, ..., n - 1.
+    """`count` bins for each of `len(choices)` dimensions; a dimension of n > 0 choices has its
+    first n bins at 0, 1, ..., n - 1.
 
     Until `fit` the continuous ones lie between -1 and 1.
     """
@@ -108,9 +112,9 @@ class Bins(nn.Module):
     def encode(self, rows: Tensor, dims: slice = slice(None)) -> Tensor:
         """Numbers `[..., d]` of these dimensions as indices `[..., d]` int64.
 
-        A value's bin is the last whose lower edge is not above it. Where edges coincide, the values that lie on them have the
-        first of these bins, which has no width, so that a value that much of the data shares keeps a bin of its own. Values
-        beyond the data have the outermost bin.
+        A value's bin is the last whose lower edge is not above it. Where edges coincide, the values
+        that lie on them have the first of these bins, which has no width, so that a value that much
+        of the data shares keeps a bin of its own. Values beyond the data have the outermost bin.
         """
         edges = self.edges[dims]
         columns = rows.reshape(-1, rows.shape[-1]).T.contiguous()
@@ -120,7 +124,8 @@ class Bins(nn.Module):
         return index.clamp(0, self.count - 1).T.reshape(rows.shape)
 
     def decode(self, tokens: Tensor, dims: slice = slice(None)) -> Tensor:
-        """Indices `[..., d]` as the middles of their bins `[..., d]` float32; an index that is no bin is the nearest one."""
+        """Indices `[..., d]` as the middles of their bins `[..., d]` float32; an index that is no
+        bin is the nearest one."""
         middles = self.middles[dims]
         columns = tokens.reshape(-1, tokens.shape[-1]).T.clamp(0, self.count - 1)
         return middles.gather(1, columns).T.reshape(tokens.shape)
@@ -137,10 +142,12 @@ class Bins(nn.Module):
         kind: Kind = "quantile",
         limit: int = 256 << 20,
     ) -> None:
-        """Set the edges from data that `passes()` gives in parts `[m, dimensions]`, `rows` rows in all, as often as it is called.
+        """Set the edges from data that `passes()` gives in parts `[m, dimensions]`, `rows` rows in
+        all, as often as it is called.
 
-        Quantiles are exact: the data passes once for as many columns as fit into `limit` bytes. A single column that does
-        not fit is sampled: every s-th of its values, s the least that fits. Raises ValueError for no rows.
+        Quantiles are exact: the data passes once for as many columns as fit into `limit` bytes. A
+        single column that does not fit is sampled: every s-th of its values, s the least that fits.
+        Raises ValueError for no rows.
         """
         if not rows:
             raise ValueError("bins are fitted on no data")
@@ -172,7 +179,8 @@ class Bins(nn.Module):
 
 
 def quantiles(columns: Tensor, count: int) -> Tensor:
-    """Edges `[d, count + 1]` from all values of each dimension `[d, n]`: every ceil(n / count)-th in order, then the greatest.
+    """Edges `[d, count + 1]` from all values of each dimension `[d, n]`: every ceil(n / count)-th
+    in order, then the greatest.
 
     Where that gives fewer than `count + 1`, the greatest is repeated.
     """

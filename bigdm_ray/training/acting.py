@@ -32,7 +32,8 @@ class TrainedRun:
     summary: dict[str, Any]
     version: tuple[int, int]
     acting: dict[str, Any] = field(default_factory=dict)
-    """The settings of `run` that are not those it was trained with: some that affect acting alone."""
+    """The settings of `run` that are not those it was trained with: some that affect acting
+    alone."""
     trained: Run | None = None
     """The whole run, where this is one of its several tasks."""
 
@@ -119,12 +120,16 @@ def command_from(
 
 
 def run_as(loaded: TrainedRun, mode: str, cached: bool | None = None) -> Run:
-    """The run with this mode in its evaluations (`own`: its own), and this cache. Raises UserError for a cache that the algorithm lacks."""
+    """The run with this mode in its evaluations (`own`: its own), and this cache.
+
+    Raises UserError for a cache that the algorithm lacks.
+    """
     run = loaded.run
     if cached is not None:
         if run.algorithm.cache is None:
             raise UserError(
-                f"the {run.algorithm.name} policy of {loaded.folder} has no cache; leave --cached out"
+                f"the {run.algorithm.name} policy of {loaded.folder} has no cache; leave"
+                " --cached out"
             )
         changed = with_acting_settings(run.algorithm, {"cached": cached})
         run = dataclasses.replace(run, algorithm=changed)
@@ -136,7 +141,10 @@ def run_as(loaded: TrainedRun, mode: str, cached: bool | None = None) -> Run:
 
 
 def policy_of(loaded: TrainedRun, mode: str, cached: bool | None = None) -> tuple[Policy, str]:
-    """How the network acts, and the mode with `own` resolved. Raises UserError for a mode or a cache that the algorithm lacks."""
+    """How the network acts, and the mode with `own` resolved.
+
+    Raises UserError for a mode or a cache that the algorithm lacks.
+    """
     run = run_as(loaded, mode, cached)
     torch.set_num_threads(run.machines.threads)
     return run.algorithm.policy(

@@ -171,7 +171,10 @@ class Agent:
         return column
 
     def _rewards(self, reward: Any) -> np.ndarray:
-        """Rewards `[rows]` float32, 0 at first steps. Raises SpaceMismatch, UserError for a missing one."""
+        """Rewards `[rows]` float32, 0 at first steps.
+
+        Raises SpaceMismatch, UserError for a missing one.
+        """
         if reward is None:
             if self._remembers and not self._first.all():
                 raise UserError(
@@ -224,8 +227,8 @@ def match_spaces(loaded: TrainedRun, spaces: tuple[Any, Any]) -> tuple[Any, Any]
                 mine, own = (_said(leaves.get(path)) for leaves in (here, there))
                 leaf = f" {path!r}" if path else ""
                 raise UserError(
-                    f"the spaces given do not fit {loaded.folder}: of {what}{leaf} they have {mine}, "
-                    f"but {own} is expected"
+                    f"the spaces given do not fit {loaded.folder}: of {what}{leaf} they have"
+                    f" {mine}, but {own} is expected"
                 )
     return spaces
 

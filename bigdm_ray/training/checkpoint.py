@@ -1,7 +1,8 @@
 """Checkpoints: one folder each, complete or absent, holding all that a run needs to go on.
 
-`learner.safetensors` has the network, its optimizers and the ids of the living episodes; `state.json` the counters,
-references to the shards that hold those episodes, and the offset of metrics.jsonl. The last two are kept.
+`learner.safetensors` has the network, its optimizers and the ids of the living episodes;
+`state.json` the counters, references to the shards that hold those episodes, and the offset of
+metrics.jsonl. The last two are kept.
 """
 
 from __future__ import annotations
@@ -38,9 +39,8 @@ class CountedSerials:
     """Which episodes of a store are counted, by the serials that it gave them."""
 
     arrived: int = 0  # all episodes of smaller serials are counted
-    arrived_ahead: list[int] = field(
-        default_factory=list
-    )  # and these, although some before are not
+    # and these, although some before are not
+    arrived_ahead: list[int] = field(default_factory=list)
 
     def arrive(self, serials: list[int]) -> None:
         """Count episodes of these serials as known."""
@@ -80,9 +80,8 @@ class Counters(CountedSerials):
     learn_s: float = 0.0
     barren: int = 0  # rounds in a row without one sound episode
     began_at: int = 0  # the learner step that the run began at: that of the run it starts from
-    open_rounds: list[int] = field(
-        default_factory=list
-    )  # rounds in flight at a save (asynchronous runs)
+    # rounds in flight at a save (asynchronous runs)
+    open_rounds: list[int] = field(default_factory=list)
     tasks: dict[str, TaskCounters] = field(default_factory=dict)  # of a run of several
 
 
@@ -110,7 +109,10 @@ def write(
     identity: dict[str, str],
     means: dict[str, tuple[float, int]] | None = None,
 ) -> Path:
-    """Save under `folder`, then drop all but the last two. Raises RunFailed on a full disk, the older ones untouched."""
+    """Save under `folder`, then drop all but the last two.
+
+    Raises RunFailed on a full disk, the older ones untouched.
+    """
     state = {
         "schema_version": SCHEMA_VERSION,
         "identity": identity,
@@ -212,7 +214,8 @@ def named_shards(folder: Path) -> set[str]:
 
 
 def outlived_shards(folder: Path) -> set[str]:
-    """The shards that older checkpoints name and the newest does not: they hold nothing that lived when it was written."""
+    """The shards that older checkpoints name and the newest does not: they hold nothing that lived
+    when it was written."""
     found = complete_checkpoints(folder)
     return named_shards(folder) - _shards(found[-1]) if found else set()
 
@@ -278,7 +281,10 @@ def _reference(told: Any) -> ShardRef:
 
 
 def _shard_name(name: Any) -> str:
-    """The name of a shard, behind that of its store's folder where there are several. Raises ValueError."""
+    """The name of a shard, behind that of its store's folder where there are several.
+
+    Raises ValueError.
+    """
     place, slash, shard = str(name).rpartition("/")
     named = file_name(shard if slash else name, SUFFIX)
     return f"{file_name(place)}/{named}" if slash else named
@@ -307,7 +313,10 @@ def _counters(told: dict[str, Any]) -> Counters:
 
 
 def _of_task(told: dict[str, Any]) -> TaskCounters:
-    """Counters of a task. Raises ValueError for a value that none has, TypeError for an unknown name."""
+    """Counters of a task.
+
+    Raises ValueError for a value that none has, TypeError for an unknown name.
+    """
     for name, value in told.items():
         for one in value if name == "arrived_ahead" and isinstance(value, list) else [value]:
             _count(one, name)
@@ -327,7 +336,10 @@ def _count(value: Any, name: str) -> int:
 
 
 def read(path: Path, identity: dict[str, str]) -> Checkpoint:
-    """Read a checkpoint. Raises UserError for one that is torn, of a newer version, or of another algorithm or task."""
+    """Read a checkpoint.
+
+    Raises UserError for one that is torn, of a newer version, or of another algorithm or task.
+    """
     try:
         state = SavedState.read(path)
         if state.identity != identity:

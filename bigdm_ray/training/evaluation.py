@@ -1,7 +1,9 @@
-"""Evaluation: episodes on gymnasium's environments, with streams of their own, so that training never notices them.
+"""Evaluation: episodes on gymnasium's environments, with streams of their own, so that training
+never notices them.
 
-`evaluate` plays them in one rollout, whose rows share their chance and the batches that they act in. What is to be played on several actors is cut into
-parts, each a rollout with environments and streams of its own, named by its number: so it does not matter who plays it, or when.
+`evaluate` plays them in one rollout, whose rows share their chance and the batches that they act
+in. What is to be played on several actors is cut into parts, each a rollout with environments and
+streams of its own, named by its number: so it does not matter who plays it, or when.
 """
 
 from __future__ import annotations
@@ -33,12 +35,10 @@ class Score:
     returns: np.ndarray  # [n] float64
     lengths: np.ndarray  # [n] int64
     command: dict[str, float]
-    seconds: np.ndarray = field(
-        default_factory=lambda: np.zeros(0)
-    )  # [calls] float64, the policy's time for each call
-    acted: np.ndarray = field(
-        default_factory=lambda: np.zeros(0, np.int64)
-    )  # [calls] int64, the rows that it acted for
+    # [calls] float64, the policy's time for each call
+    seconds: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    # [calls] int64, the rows that it acted for
+    acted: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     discarded: int = 0  # episodes thrown away
     problems: list[str] = field(default_factory=list)  # one sentence for each, at most ten
     stopped: bool = False  # Ctrl-C ended it before all episodes had ended
@@ -63,9 +63,11 @@ class Score:
         )
 
     def summary(self, task: Task) -> dict[str, float | int | None]:
-        """Mean, standard deviation (of the episodes), 95 % interval of the mean, and the normalised score.
+        """Mean, standard deviation (of the episodes), 95 % interval of the mean, and the normalised
+        score.
 
-        The interval is bootstrapped: where returns have a limit that many reach, it does not pass it.
+        The interval is bootstrapped: where returns have a limit that many reach, it does not pass
+        it.
         """
         mean = float(self.returns.mean())
         low, high = bootstrap_interval(self.returns)
@@ -82,10 +84,11 @@ class Score:
         }
 
     def latency(self) -> dict[str, float]:
-        """Milliseconds of the policy for an action, environments left out: median and 99th percentile over all actions, and how many acted together.
+        """Milliseconds of the policy for an action, environments left out: median and 99th
+        percentile over all actions, and how many acted together.
 
-        Rows act in one call; an action's time is the call's divided by its rows. Empty where nothing was timed. Names of times end in `_ms`: they differ
-        between equal runs.
+        Rows act in one call; an action's time is the call's divided by its rows. Empty where
+        nothing was timed. Names of times end in `_ms`: they differ between equal runs.
         """
         if not len(self.seconds):
             return {}
@@ -101,7 +104,8 @@ class Score:
         """Itself. Raises RunFailed where no episode has ended well."""
         if not len(self.returns):
             raise RunFailed(
-                f"no evaluation episode of {task.name} could be played to its end: {self.problems[0]}"
+                f"no evaluation episode of {task.name} could be played to its end:"
+                f" {self.problems[0]}"
             )
         return self
 
@@ -123,7 +127,8 @@ def mean_normalized_score(scores: Scores, tasks: Mapping[str, Task]) -> float | 
 
 
 def merit(scores: Scores, tasks: Mapping[str, Task]) -> float | None:
-    """What weights are compared by: the mean return in the only task, of several `mean_normalized_score`.
+    """What weights are compared by: the mean return in the only task, of several
+    `mean_normalized_score`.
 
     Where none of several has reference returns, it is the mean of returns. None without a score.
     """
@@ -156,7 +161,8 @@ class Evaluator:
         round: int,
         on_end: Callable[[int], None] | None = None,
     ) -> Scores:
-        """See `evaluate`: the scores of the tasks that `commands` are given for, `episodes` of each.
+        """See `evaluate`: the scores of the tasks that `commands` are given for, `episodes` of
+        each.
 
         That of one of several tasks may be empty. Raises RunFailed where all of them are.
         """
@@ -241,10 +247,12 @@ def evaluate(
     env: VectorEnv | None = None,
     on_end: Callable[[int], None] | None = None,
 ) -> Score:
-    """Play `episodes` on the reference environments. `purpose` and `round` name the streams (validation, final, ...).
+    """Play `episodes` on the reference environments.
 
-    `env`, where given, are reference environments to use again; they are seeded anew and left open. `on_end`: see `rollout`.
-    Raises RunFailed where no episode ends well.
+    `purpose` and `round` name the streams (validation, final, ...).
+
+    `env`, where given, are reference environments to use again; they are seeded anew and left open.
+    `on_end`: see `rollout`. Raises RunFailed where no episode ends well.
     """
     return Score.of(
         play(
@@ -269,9 +277,12 @@ def evaluate_in_parts(
     purpose: str,
     on_end: Callable[[int], None] | None = None,
 ) -> Score:
-    """Play parts of so many episodes each, one part after another. Ctrl-C ends it with what has ended by then: see `rollout`.
+    """Play parts of so many episodes each, one part after another.
 
-    Part k has the chance of `evaluate`'s round k. Raises RunFailed where no episode ends well, and KeyboardInterrupt where none has ended.
+    Ctrl-C ends it with what has ended by then: see `rollout`.
+
+    Part k has the chance of `evaluate`'s round k. Raises RunFailed where no episode ends well, and
+    KeyboardInterrupt where none has ended.
     """
     scores: list[Score] = []
     env = task.make(max(parts), 0, "reference")
@@ -300,7 +311,10 @@ def evaluate_in_parts(
 
 
 def join_scores(scores: list[Score], command: dict[str, float], stopped: bool = False) -> Score:
-    """Parts as one score. Raises KeyboardInterrupt where Ctrl-C came before any episode had ended well."""
+    """Parts as one score.
+
+    Raises KeyboardInterrupt where Ctrl-C came before any episode had ended well.
+    """
     if stopped and not any(len(score.returns) for score in scores):
         raise KeyboardInterrupt
     names = ("returns", "lengths", "seconds", "acted")
@@ -327,7 +341,10 @@ def play(
     on_end: Callable[[int], None] | None = None,
     stoppable: bool = False,
 ) -> RolloutResult:
-    """The episodes of an evaluation, for plots and recordings that want more than their scores. `on_end`, `stoppable`: see `rollout`."""
+    """The episodes of an evaluation, for plots and recordings that want more than their scores.
+
+    `on_end`, `stoppable`: see `rollout`.
+    """
     env_seed = derived_seed(seed, f"{purpose} environments", round)
     rows = env or task.make(min(ROWS, episodes), env_seed, "reference")
     rows.reseed(env_seed)
@@ -351,7 +368,8 @@ def play(
 def bootstrap_interval(
     values: np.ndarray, samples: int = 1000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The 95 % bootstrap interval of the mean over the first axis (Srivastava et al. 2019, appendix B: 1,000 resamples)."""
+    """The 95 % bootstrap interval of the mean over the first axis (Srivastava et al. 2019, appendix
+    B: 1,000 resamples)."""
     picks = np.random.default_rng(seed).integers(0, len(values), (samples, len(values)))
     means = values[picks].mean(1)
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
@@ -361,7 +379,8 @@ def bootstrap_interval(
 def stratified_interval(
     strata: list[np.ndarray], samples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the mean of some means: each stratum (the seeds of a task) is resampled within itself (Agarwal et al. 2021)."""
+    """The 95 % bootstrap interval of the mean of some means: each stratum (the seeds of a task) is
+    resampled within itself (Agarwal et al. 2021)."""
     chance = np.random.default_rng(seed)
     means = np.mean(
         [

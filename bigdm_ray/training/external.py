@@ -1,8 +1,10 @@
-"""The loop of algorithms that another library trains: its turns between our evaluations, reports and checkpoints.
+"""The loop of algorithms that another library trains: its turns between our evaluations, reports
+and checkpoints.
 
-The library holds environments, replay and networks; Session keeps the counters, Evaluator scores our network with its
-weights on the reference environments, and a checkpoint has all arrays that the library needs to go on. A resumed run
-begins new episodes and new random numbers, so it goes on from its checkpoint but does not repeat what an uninterrupted one had done.
+The library holds environments, replay and networks; Session keeps the counters, Evaluator scores
+our network with its weights on the reference environments, and a checkpoint has all arrays that the
+library needs to go on. A resumed run begins new episodes and new random numbers, so it goes on from
+its checkpoint but does not repeat what an uninterrupted one had done.
 """
 
 from __future__ import annotations
@@ -48,7 +50,10 @@ def train_foreign(
     listeners: list[Listener] | None = None,
     actors: int = 0,
 ) -> dict[str, Any]:
-    """Train with the algorithm's library, `actors` processes playing beside this one; the summary. Raises UserError and RunFailed."""
+    """Train with the algorithm's library, `actors` processes playing beside this one; the summary.
+
+    Raises UserError and RunFailed.
+    """
     check_external(run)
     with RunFolder(folder).hold(run, resume, exact=False) as home, contextlib.ExitStack() as end:
         resumed = checkpoint.last_checkpoint(home.checkpoints, run.identity) if resume else None
@@ -89,11 +94,13 @@ def check_external_settings(run: Run) -> ExternalAlgorithm:
     assert isinstance(algorithm, ExternalAlgorithm)
     if run.machines.learners > 1:
         raise UserError(
-            f"{algorithm.name} is trained by {algorithm.library} on one learner, but --learners is {run.machines.learners}; leave it out"
+            f"{algorithm.name} is trained by {algorithm.library} on one learner, but --learners is"
+            f" {run.machines.learners}; leave it out"
         )
     if run.machines.actors > 1 and not algorithm.on_ray:
         raise UserError(
-            f"{algorithm.name} plays and learns in one process, but --actors is {run.machines.actors}; leave it out"
+            f"{algorithm.name} plays and learns in one process, but --actors is"
+            f" {run.machines.actors}; leave it out"
         )
     for name, given, plain in (
         ("compile", run.machines.compile, False),
@@ -101,12 +108,13 @@ def check_external_settings(run: Run) -> ExternalAlgorithm:
     ):
         if given != plain:
             raise UserError(
-                f"{algorithm.name} is trained by {algorithm.library}, but --machines.{name} is {str(given).lower()}; leave it out"
+                f"{algorithm.name} is trained by {algorithm.library}, but --machines.{name} is"
+                f" {str(given).lower()}; leave it out"
             )
     if not run.only.task.plays:
         raise UserError(
-            f"{algorithm.name} is trained by {algorithm.library}, which asks an environment what it "
-            "sees and does, but the dataset has none; take an algorithm of our own, such as bc"
+            f"{algorithm.name} is trained by {algorithm.library}, which asks an environment what it"
+            " sees and does, but the dataset has none; take an algorithm of our own, such as bc"
         )
     return algorithm
 

@@ -29,7 +29,8 @@ from bigdm_ray.training.streams import rng, seed_torch
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU where there is one, else the CPU. Raises UserError for a device that is not there."""
+    """`auto` is the first GPU where there is one, else the CPU. Raises UserError for a device that
+    is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -46,14 +47,16 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"--device is {name!r}, but auto, cpu, cuda or cuda:N is expected")
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
         raise UserError(
-            f"--device is {name!r}, but the last GPU of this machine is cuda:{count - 1}; use that, or one before it"
+            f"--device is {name!r}, but the last GPU of this machine is cuda:{count - 1}; use that,"
+            " or one before it"
         )
     return device
 
 
 @dataclass(frozen=True)
 class LearnerProgress:
-    """What a call of `update` did: the learner step it reached, how many it took, and means of the metrics over them."""
+    """What a call of `update` did: the learner step it reached, how many it took, and means of the
+    metrics over them."""
 
     step: int
     steps: int = 0
@@ -62,7 +65,10 @@ class LearnerProgress:
 
 
 class Learner:
-    """Holds the network. What it knows beside the network is the learner step, so that a checkpoint of both is all of it."""
+    """Holds the network.
+
+    What it knows beside the network is the learner step, so that a checkpoint of both is all of it.
+    """
 
     def __init__(
         self,
@@ -93,15 +99,18 @@ class Learner:
         self.model: nn.Module = algorithm.build(signatures).to(self.device)
         if compile and self.device.type == "cpu" and drops(self.model):
             raise UserError(
-                "--machines.compile is true, but on a CPU dropout is drawn by code that is not compiled; give --algorithm.dropout 0 or a GPU"
+                "--machines.compile is true, but on a CPU dropout is drawn by code that is not"
+                " compiled; give --algorithm.dropout 0 or a GPU"
             )
         if precision == "bf16" and not use_bfloat16(self.model):
             raise UserError(
-                f"--machines.precision is bf16, but {algorithm.name} has no transformer that could gain by it; leave it out"
+                f"--machines.precision is bf16, but {algorithm.name} has no transformer that could"
+                " gain by it; leave it out"
             )
         if compile and not compile_transformers(self.model):
             raise UserError(
-                f"--machines.compile is true, but {algorithm.name} has no transformer to compile; leave it out"
+                f"--machines.compile is true, but {algorithm.name} has no transformer to compile;"
+                " leave it out"
             )
         self.model = self._parallel.wrap(self.model)
         self.optimizers = algorithm.optimizers(self.model)
@@ -148,8 +157,9 @@ class Learner:
         means = {name: float(value) / counts[name] for name, value in totals.items()}
         if bad := [name for name, value in means.items() if not math.isfinite(value)]:
             raise RunFailed(
-                f"{bad[0]} is {means[bad[0]]} at learner step {self.step}: training has diverged; lower --algorithm.learning-rate "
-                "and go on from the last checkpoint, or start anew"
+                f"{bad[0]} is {means[bad[0]]} at learner step {self.step}: training has diverged;"
+                " lower --algorithm.learning-rate and go on from the last checkpoint, or start"
+                " anew"
             )
         return LearnerProgress(self.step, self.step - first, means, time.perf_counter() - began)
 
@@ -229,7 +239,8 @@ class Learner:
         except torch._dynamo.exc.BackendCompilerFailed as error:
             why = str(error).strip().partition("\n")[0]
             raise RunFailed(
-                f"torch.compile cannot compile the network here ({why}); leave --machines.compile out, or install a C++ compiler"
+                f"torch.compile cannot compile the network here ({why}); leave --machines.compile"
+                " out, or install a C++ compiler"
             ) from None
         metrics = self._parallel.reduce(self._parameters, loss)
         if self.algorithm.clip_norm is not None:
@@ -246,11 +257,15 @@ class Learner:
     # --- saving and loading
 
     def state(self) -> dict[str, np.ndarray]:
-        """Network and optimizers as arrays by name: `model/NAME` and `optimizer/WHICH/INDEX/KEY`."""
+        """Network and optimizers as arrays by name: `model/NAME` and
+        `optimizer/WHICH/INDEX/KEY`."""
         return self._parallel.state(self.model, self.optimizers)
 
     def load(self, state: dict[str, np.ndarray], step: int) -> None:
-        """Take over what `state` gave, at learner step `step`. Raises UserError for arrays that do not fit."""
+        """Take over what `state` gave, at learner step `step`.
+
+        Raises UserError for arrays that do not fit.
+        """
         self._parallel.load(state, self.model, self.optimizers)
         self.step = step
         self._annotated = False

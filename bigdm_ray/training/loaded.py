@@ -69,7 +69,8 @@ class Loaded(TrainedRun):
         """
         if task is None and self.run.several:
             raise UserError(
-                f"{self.folder} acts in several tasks ({self.run.title}); name one: act(task={self.run.tasks[0].name!r})"
+                f"{self.folder} acts in several tasks ({self.run.title}); name one:"
+                f" act(task={self.run.tasks[0].name!r})"
             )
         return Agent(self if task is None else self.of(task), n, mode, seed, device, spaces)
 
@@ -81,8 +82,9 @@ def load(
 
     `which` weights: `last`, `best`, or a milestone's.
 
-    `acting` are settings of the algorithm, by name, that stand in place of the run's own: `{"horizon": 5}`. They must be such as affect acting alone
-    (`Algorithm.acting`), and go together with the others. Raises UserError.
+    `acting` are settings of the algorithm, by name, that stand in place of the run's own:
+    `{"horizon": 5}`. They must be such as affect acting alone (`Algorithm.acting`), and go together
+    with the others. Raises UserError.
     """
     path = locate_run(folder, which)
     run = read_run(path)

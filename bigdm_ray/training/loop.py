@@ -7,9 +7,10 @@
         episodes are played to their end and stored
         when due: evaluate, report, save
 
-`loop` is the whole of a lock-step run. Who does the verbs is an Executor: `LocalExecutor` in this process, or actors of Ray
-(`distributed/executor.py`), with the same results bit for bit. `Session` is the bookkeeping that both this loop and the
-asynchronous one of `distributed/loop.py` share: counters, what is due, reports, the best weights, the summary.
+`loop` is the whole of a lock-step run. Who does the verbs is an Executor: `LocalExecutor` in this
+process, or actors of Ray (`distributed/executor.py`), with the same results bit for bit. `Session`
+is the bookkeeping that both this loop and the asynchronous one of `distributed/loop.py` share:
+counters, what is due, reports, the best weights, the summary.
 """
 
 from __future__ import annotations
@@ -61,9 +62,11 @@ from bigdm_ray.training.streams import rng
 from bigdm_ray.training.trackers import writers
 
 FEWEST = 3
-"""Evaluations before the final one that a run has, however short its budget, unless its flags say how often."""
+"""Evaluations before the final one that a run has, however short its budget, unless its flags say
+how often."""
 BARREN_ROUNDS = 3
-"""Rounds of a task in a row without one sound episode after which it is given up, and with its last task a run."""
+"""Rounds of a task in a row without one sound episode after which it is given up, and with its last
+task a run."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,8 @@ class SessionBackend(Protocol):
         """
 
     def save(self, write: Callable[[int, dict[str, np.ndarray], list[ShardRef]], Any]) -> None:
-        """Compact the store, hand (learner step, learner state, shards) to `write`, then unlink what no checkpoint names."""
+        """Compact the store, hand (learner step, learner state, shards) to `write`, then unlink
+        what no checkpoint names."""
 
     def close(self) -> None:
         """Let go of everything."""
@@ -117,7 +121,8 @@ class Executor(SessionBackend, Protocol):
     ) -> RoundResult:
         """Play a round of a task in all groups and store it; returns once it is acknowledged.
 
-        It may be called where signals are held: they are raised while it plays, not while it stores.
+        It may be called where signals are held: they are raised while it plays, not while it
+        stores.
         """
 
     def learn(self, steps: int) -> LearnerProgress:
@@ -139,7 +144,10 @@ def loop(session: Session, executor: Executor) -> None:
 
 
 def take_turns(session: Session, executor: Executor) -> None:
-    """The loop itself. Where a signal ends it, what was played is counted, and learner steps are whole."""
+    """The loop itself.
+
+    Where a signal ends it, what was played is counted, and learner steps are whole.
+    """
     run, counters = session.run, session.counters
     while counters.round < len(run.tasks) and (count := run.online_algorithm.warm_up()):
         task = run.tasks[counters.round].name
@@ -220,7 +228,9 @@ class Session:
         """Whether its checkpoint was written between two reports: what was due may be so still."""
         if resumed and (not exact or (self.cut_short and not run.offline)):
             self.counters.incarnation += 1  # environments that are made here are others than before
-        if not exact:  # a lock-step run comes to them again; this one may have kept better weights since its checkpoint
+        # a lock-step run comes to them again; this one may have kept better weights since its
+        # checkpoint
+        if not exact:
             self.counters.best_return = max(
                 (
                     m
@@ -279,7 +289,8 @@ class Session:
         return barren >= BARREN_ROUNDS
 
     def owed(self, tables: Mapping[str, Table]) -> int:
-        """Learner steps that are owed now and that the budget allows: each task owes what it would owe alone."""
+        """Learner steps that are owed now and that the budget allows: each task owes what it would
+        owe alone."""
         played = {task: self.counters.tasks.get(task, self.counters) for task in tables}
         tasks = [task for task, table in tables.items() if len(table)]
         if not tasks:
@@ -302,11 +313,13 @@ class Session:
 
     @property
     def clock(self) -> int:
-        """What evaluations, saves and reports are counted in: environment steps, or learner steps on a dataset."""
+        """What evaluations, saves and reports are counted in: environment steps, or learner steps
+        on a dataset."""
         return self.counters.learner_step if self.run.offline else self.counters.env_steps
 
     def stride(self, most: int = 100) -> int:
-        """Steps of the clock until something is due; at most `most`, so that a budget of minutes is kept."""
+        """Steps of the clock until something is due; at most `most`, so that a budget of minutes is
+        kept."""
         run, now = self.run, self.clock
         ends = [
             (now // every + 1) * every
@@ -325,7 +338,8 @@ class Session:
         return commands
 
     def commands(self, tables: Mapping[str, Table]) -> dict[str, dict[str, float]]:
-        """What the policy is scored with, of several tasks for those that can be: they have episodes and are not given up."""
+        """What the policy is scored with, of several tasks for those that can be: they have
+        episodes and are not given up."""
         return {
             task: self.run.algorithm.evaluation_command(table)
             for task, table in tables.items()
@@ -425,8 +439,8 @@ class Session:
         task = round.task if own is not None else self.run.title
         if (own or counters).barren >= BARREN_ROUNDS:
             why = (
-                f"the environments of {task} brought no whole episode in {BARREN_ROUNDS} rounds; the last: "
-                f"{round.problems[-1] if round.problems else 'nothing was played'}"
+                f"the environments of {task} brought no whole episode in {BARREN_ROUNDS} rounds;"
+                f" the last: {round.problems[-1] if round.problems else 'nothing was played'}"
             )
             if all(map(self._given_up, self.tasks)):
                 raise RunFailed(why)
@@ -453,7 +467,10 @@ class Session:
         self.show_counters()
 
     def note_progress(self, progress: LearnerProgress) -> None:
-        """Note where the learner stands. Answers of calls in flight may come in any order; only `roll_back` takes steps back."""
+        """Note where the learner stands.
+
+        Answers of calls in flight may come in any order; only `roll_back` takes steps back.
+        """
         self.counters.learner_step = max(self.counters.learner_step, progress.step)
         self.counters.learn_s += progress.busy_s
         self.counters.learned += progress.steps
@@ -462,7 +479,8 @@ class Session:
         self.show_counters()
 
     def note(self, problems: list[str]) -> None:
-        """Tell of what is wrong and does not end the run: at once on standard error, and in the summary."""
+        """Tell of what is wrong and does not end the run: at once on standard error, and in the
+        summary."""
         for problem in problems:
             say(f"note: {problem}")
         self.problems = (self.problems + problems)[-100:]
@@ -560,7 +578,8 @@ class Session:
         self._write(executor, new=True)
 
     def _write(self, executor: SessionBackend, new: bool) -> tuple[Weights, Commands]:
-        """Write a checkpoint if it is `new`, and the same weights with their commands; these two."""
+        """Write a checkpoint if it is `new`, and the same weights with their commands; these
+        two."""
         counters, saved = self.counters, list[Weights]()
 
         def write(step: int, learner: dict[str, np.ndarray], shards: list[ShardRef]) -> None:
@@ -596,13 +615,16 @@ class Session:
         return {place: tables[task].ids[:stop] for task, place in store_places(self.run).items()}
 
     def finish(self, executor: SessionBackend) -> dict[str, Any]:
-        """Save, score the last and the best weights on fresh seeds, and write the summary. Raises RunFailed without episodes.
+        """Save, score the last and the best weights on fresh seeds, and write the summary.
+
+        Raises RunFailed without episodes.
 
         Where there is no environment the losses stand in place of scores.
         """
         if not self.counters.episodes and not self.run.offline:
             raise RunFailed(
-                "the budget was spent before a single episode was stored; give --budget.minutes or --budget.env-steps more"
+                "the budget was spent before a single episode was stored; give --budget.minutes or"
+                " --budget.env-steps more"
             )
         stopped = self._stopped and not self.share() >= 1
         weights, commands = self.save(executor)
@@ -674,7 +696,8 @@ class Session:
         }
 
     def _commands(self, best: Weights, commands: Commands) -> Commands:
-        """What the best weights were scored with; the last ones' commands where that is not known."""
+        """What the best weights were scored with; the last ones' commands where that is not
+        known."""
         if best.command is None:
             return commands
         if not self.run.several:
@@ -848,7 +871,10 @@ def gather_round(
 def train_local(
     run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None
 ) -> dict[str, Any]:
-    """Train in this process; the summary. Raises UserError, and RunFailed with everything stored so far kept."""
+    """Train in this process; the summary.
+
+    Raises UserError, and RunFailed with everything stored so far kept.
+    """
     with RunFolder(folder).hold(run, resume, exact=True) as home, contextlib.ExitStack() as end:
         take_over(run, home)
         resumed, damage = last_whole_checkpoint(run, home) if resume or run.start else (None, [])

@@ -1,9 +1,10 @@
 """Metrics: one flat dict of `group/name` numbers a report, and who listens to it.
 
-`train(run, report)` takes a function for its reports; here are the terminal's, metrics.jsonl's and TensorBoard's.
-Names: `train/` losses, `play/` episodes that training played, `evaluation/` scores, `time/` counters and rates,
-`store/` the replay. In a run of several tasks each has its own behind its name (`cartpole/play/return_mean`), and
-`TASK/train/share` says how much of the batches it was. `play/staleness` is the lag in learner steps of the weights that played.
+`train(run, report)` takes a function for its reports; here are the terminal's, metrics.jsonl's and
+TensorBoard's. Names: `train/` losses, `play/` episodes that training played, `evaluation/` scores,
+`time/` counters and rates, `store/` the replay. In a run of several tasks each has its own behind
+its name (`cartpole/play/return_mean`), and `TASK/train/share` says how much of the batches it was.
+`play/staleness` is the lag in learner steps of the weights that played.
 """
 
 from __future__ import annotations
@@ -75,7 +76,10 @@ def by_task(means: Report) -> Report:
 
 
 class JsonLines:
-    """metrics.jsonl: one report a line. `offset` is what a checkpoint remembers, so that a resume can cut it back."""
+    """metrics.jsonl: one report a line.
+
+    `offset` is what a checkpoint remembers, so that a resume can cut it back.
+    """
 
     def __init__(self, path: Path, offset: int) -> None:
         try:
@@ -108,7 +112,8 @@ class JsonLines:
 
 
 def _words(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as TensorBoard takes them: it knows numbers, words and truth values, but no lists."""
+    """Settings as TensorBoard takes them: it knows numbers, words and truth values, but no
+    lists."""
     return {
         name: ",".join(map(str, value)) if isinstance(value, list | tuple) else value
         for name, value in settings.items()
@@ -116,10 +121,12 @@ def _words(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class TensorBoard:
-    """Event files in `tensorboard/`, the horizontal axis being `clock`: environment steps, learner steps on a dataset.
+    """Event files in `tensorboard/`, the horizontal axis being `clock`: environment steps, learner
+    steps on a dataset.
 
-    They are written here and now, not by the thread of tensorboardX's own writer: what that meets on a full disk nobody could catch.
-    Its HParams tab shows `settings` beside the newest values of the metrics named `results`.
+    They are written here and now, not by the thread of tensorboardX's own writer: what that meets
+    on a full disk nobody could catch. Its HParams tab shows `settings` beside the newest values of
+    the metrics named `results`.
     """
 
     FLUSH_S = 10.0
@@ -291,7 +298,8 @@ class TerminalReporter:
         return Status(", ".join(filter(None, parts)), share)
 
     def _share(self, now: CurrentActivity, passed: float) -> tuple[float, float | None]:
-        """The share of the budget that is spent, and the seconds that are left where that can be told."""
+        """The share of the budget that is spent, and the seconds that are left where that can be
+        told."""
         whole = 60 * self._minutes if self._minutes is not None else None
         share, left = (0.0, None) if whole is None else (passed / whole, max(0.0, whole - passed))
         for name, budget in self._budgets.items():

@@ -1,4 +1,5 @@
-"""Training of a one-step model: a pass over drawn steps, on one core, for pictures that compare with it."""
+"""Training of a one-step model: a pass over drawn steps, on one core, for pictures that compare
+with it."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ LEARNING_RATE = 1e-3
 def train_one_step(
     states: Tensor, actions: Tensor, following: Tensor, choices: list[int], steps: int, seed: int
 ) -> OneStep:
-    """A model of these steps, `[n, width]`, `[n, elements]`, `[n, width]`: `steps` of Adam on BATCH of them, the rate falling to 0 as a cosine.
+    """A model of these steps, `[n, width]`, `[n, elements]`, `[n, width]`: `steps` of Adam on BATCH
+    of them, the rate falling to 0 as a cosine.
 
     The same seed gives the same model. The caller's generators are left as they are.
     """

@@ -2,9 +2,9 @@
 
     run.json  summary.json  card.json  weights/last.safetensors
 
-The card says what the policy is, what it learned from, and what it returned in the last `evaluate` of
-these weights. `load`, `evaluate` and `plots` open the folder as they open a run's; the package's own
-policies (`zoo.py`) are such folders.
+The card says what the policy is, what it learned from, and what it returned in the last `evaluate`
+of these weights. `load`, `evaluate` and `plots` open the folder as they open a run's; the package's
+own policies (`zoo.py`) are such folders.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ SCORE = (
 def pack(folder: Path, out: Path, which: str = "last", words: str = "") -> dict[str, Any]:
     """Make `out` of the run in `folder`, with `which` weights; the card.
 
-    `words` are the card's description, by default the run's own words for itself. Raises UserError where these weights were not scored by
-    `evaluate` last, or `out` is taken; RunFailed where the disk does not take it.
+    `words` are the card's description, by default the run's own words for itself. Raises UserError
+    where these weights were not scored by `evaluate` last, or `out` is taken; RunFailed where the
+    disk does not take it.
     """
     loaded = load(folder, which)
     report = _report(loaded, folder, which)

@@ -38,7 +38,8 @@ def array_of(values: Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Weights:
-    """The network's state: version (incarnation, learner step) and arrays by parameter or buffer name."""
+    """The network's state: version (incarnation, learner step) and arrays by parameter or buffer
+    name."""
 
     version: tuple[int, int]
     arrays: dict[str, np.ndarray]
@@ -57,13 +58,15 @@ class Weights:
         state = model.state_dict()
         if missing := sorted(set(state) ^ set(self.arrays)):
             raise UserError(
-                f"these weights do not fit the network: {missing[0]!r} stands on one side only; they belong to another algorithm, task or size"
+                f"these weights do not fit the network: {missing[0]!r} stands on one side only;"
+                " they belong to another algorithm, task or size"
             )
         for name, target in state.items():
             if tuple(target.shape) != self.arrays[name].shape:
                 raise UserError(
-                    f"these weights do not fit the network: {name!r} is {list(self.arrays[name].shape)} where {list(target.shape)} is "
-                    "expected; they belong to another algorithm, task or size"
+                    f"these weights do not fit the network: {name!r} is"
+                    f" {list(self.arrays[name].shape)} where {list(target.shape)} is expected; they"
+                    " belong to another algorithm, task or size"
                 )
             if target.device.type == "cpu":  # arrays that came by Ray are read-only
                 np.copyto(target.numpy(), self.arrays[name], casting="unsafe")
@@ -111,7 +114,8 @@ class Weights:
             ) from None
         if schema > SCHEMA_VERSION:
             raise UserError(
-                f"{path} has schema version {schema}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray"
+                f"{path} has schema version {schema}, newer than the {SCHEMA_VERSION} known here:"
+                " update bigdm_ray"
             )
         return Weights(version, arrays, *(_beside(path) if told is None else told))
 
@@ -121,7 +125,8 @@ Commands = Mapping[str, dict[str, float]]
 
 
 def flatten_commands(commands: Commands, several: bool) -> dict[str, float]:
-    """The commands of a run's tasks as a file keeps them: of several, `TASK/NAME` for each number."""
+    """The commands of a run's tasks as a file keeps them: of several, `TASK/NAME` for each
+    number."""
     if not several:
         return dict(*commands.values())
     return {f"{task}/{name}": v for task, own in commands.items() for name, v in own.items()}

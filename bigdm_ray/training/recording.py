@@ -1,9 +1,12 @@
-"""Recording: episodes of a policy as a dataset, with noise on its actions where a medium or a replay set is wanted.
+"""Recording: episodes of a policy as a dataset, with noise on its actions where a medium or a
+replay set is wanted.
 
-With probability `epsilon` a step's action is uniformly random; otherwise it is the policy's own, clipped to its box, plus Gaussian
-noise of deviation `sigma` (a box counts as [-1, 1]), clipped again. Stored are the actions that were really applied.
-Episodes are played on the task's fast environments, every one to its end, in rounds. Environments cannot be saved, so they are made
-anew, from a seed that counts, for each stretch of whole rounds. Between two stretches a recording that was interrupted goes on.
+With probability `epsilon` a step's action is uniformly random; otherwise it is the policy's own,
+clipped to its box, plus Gaussian noise of deviation `sigma` (a box counts as [-1, 1]), clipped
+again. Stored are the actions that were really applied. Episodes are played on the task's fast
+environments, every one to its end, in rounds. Environments cannot be saved, so they are made anew,
+from a seed that counts, for each stretch of whole rounds. Between two stretches a recording that
+was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -58,7 +61,8 @@ class NoisyPolicy(Policy):
         self._sizes = {path: leaf.size for path, leaf in signature.actions.items() if _boxed(leaf)}
         if sigma and not self._sizes:
             raise UserError(
-                f"--action-noise is {sigma:g}, but this task has no continuous actions within bounds; use --epsilon"
+                f"--action-noise is {sigma:g}, but this task has no continuous actions within"
+                " bounds; use --epsilon"
             )
         self.uniforms = inner.uniforms + 1 + self._random.uniforms + sum(self._sizes.values())
 
@@ -122,7 +126,10 @@ def _boxed(leaf: Leaf) -> bool:
 
 @dataclass(frozen=True)
 class RecordingRequest:
-    """What is to be recorded. Of `episodes` and `steps` one is given; `steps` takes whole episodes until they reach it."""
+    """What is to be recorded.
+
+    Of `episodes` and `steps` one is given; `steps` takes whole episodes until they reach it.
+    """
 
     policy: Policy
     task: Task
@@ -133,9 +140,8 @@ class RecordingRequest:
     steps: int | None = None
     seed: int = 1
     rows: int = ROWS  # environments side by side, and episodes a round
-    made_of: tuple[
-        Any, ...
-    ] = ()  # what else the episodes follow from, as JSON: only the same goes on where it was interrupted
+    # what else the episodes follow from, as JSON: only the same goes on where it was interrupted
+    made_of: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,10 +162,12 @@ class NoWholeEpisode(RunFailed):
 def record(
     asked: Sequence[RecordingRequest], folder: Path, source: str, quiet: bool = False
 ) -> tuple[Dataset, list[str]]:
-    """Play recordings of one task, one after another, and write them as the new dataset `folder`, whose card names `source`.
+    """Play recordings of one task, one after another, and write them as the new dataset `folder`,
+    whose card names `source`.
 
-    The second value is what went wrong with episodes that were discarded, since it went on. Raises UserError for a folder that exists, or
-    RunFailed: where no episode can be played to its end nothing is left; what a full disk or Ctrl-C interrupts waits for the same call.
+    The second value is what went wrong with episodes that were discarded, since it went on. Raises
+    UserError for a folder that exists, or RunFailed: where no episode can be played to its end
+    nothing is left; what a full disk or Ctrl-C interrupts waits for the same call.
     """
     task = asked[0].task
     task.require()
@@ -197,8 +205,8 @@ def record(
 def versions_of_recording(task: Task) -> dict[str, str]:
     """What a recording of this task is made with, for its card.
 
-    The id that the environment is registered with, whose environments play (`EnvPool`, `gymnasium`, or `bigdm-ray` for arrays of our own), and
-    versions of the packages that take part.
+    The id that the environment is registered with, whose environments play (`EnvPool`, `gymnasium`,
+    or `bigdm-ray` for arrays of our own), and versions of the packages that take part.
     """
     spec, fast = spec_of(task), task.backend == "fast"
     pooled = "EnvPool" if "envpool" in task.fast_needs else "bigdm-ray"
@@ -242,7 +250,8 @@ def _plan(asked: Sequence[RecordingRequest], source: str) -> dict[str, Any]:
 def _stretch(
     asked: RecordingRequest, begun: RecordingPosition, problems: list[str]
 ) -> Iterator[tuple[list[Episode], RecordingPosition]]:
-    """The rounds of a stretch: episodes in the order of their commands, up to what is asked for, and the place that they lead to."""
+    """The rounds of a stretch: episodes in the order of their commands, up to what is asked for,
+    and the place that they lead to."""
     seed = derived_seed(asked.seed, "record environments", begun.stretch)
     env = asked.task.make(
         asked.rows if asked.episodes is None else min(asked.rows, asked.episodes), seed
@@ -276,7 +285,8 @@ def _stretch(
             barren = 0 if played.episodes else barren + 1
             if barren == BARREN_ROUNDS:
                 raise NoWholeEpisode(
-                    f"no episode of {asked.task.name} could be played to its end in {BARREN_ROUNDS} rounds: {played.problems[0]}"
+                    f"no episode of {asked.task.name} could be played to its end in {BARREN_ROUNDS}"
+                    f" rounds: {played.problems[0]}"
                 )
             kept: list[Episode] = []
             count, steps = place.episodes, place.steps

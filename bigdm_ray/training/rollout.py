@@ -1,7 +1,10 @@
-"""Rollout: a policy plays commands to their end. The only caller of `env.step` in training and in evaluation.
+"""Rollout: a policy plays commands to their end.
 
-Every episode begun is played to its end and counts: taking the first n that finish is biased towards short ones.
-Only living rows are acted for and stepped. A row that raises, turns NaN or goes on for `LONGEST` steps is discarded, counted and reported.
+The only caller of `env.step` in training and in evaluation.
+
+Every episode begun is played to its end and counts: taking the first n that finish is biased
+towards short ones. Only living rows are acted for and stepped. A row that raises, turns NaN or goes
+on for `LONGEST` steps is discarded, counted and reported.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from bigdm_ray.envs.vector import Arrays, Step, VectorEnv
 from bigdm_ray.replay.episode import Episode, EpisodeId, hold_leaves
 
 LONGEST = 1_000_000
-"""Steps after which an episode is given up: budgets are looked at between rollouts, and this one may have no end."""
+"""Steps after which an episode is given up: budgets are looked at between rollouts, and this one
+may have no end."""
 
 LOG_BYTES, LOG_STEPS = 16 * 2**20, 256
 """What the steps of all rows may take side by side before they are copied out, row by row."""
@@ -27,16 +31,16 @@ LOG_BYTES, LOG_STEPS = 16 * 2**20, 256
 
 @dataclass(frozen=True)
 class RolloutResult:
-    """What a rollout brings back: whole episodes in the order of their commands, and what went wrong."""
+    """What a rollout brings back: whole episodes in the order of their commands, and what went
+    wrong."""
 
     episodes: list[Episode]
     env_steps: int = 0  # steps of these episodes
     discarded: int = 0  # episodes thrown away
     problems: list[str] = field(default_factory=list)  # one sentence for each, at most ten
     stopped: bool = False  # Ctrl-C ended it before all episodes had ended
-    calls: list[tuple[float, int]] = field(
-        default_factory=list
-    )  # seconds of each call of the policy, and the rows that it acted for
+    # seconds of each call of the policy, and the rows that it acted for
+    calls: list[tuple[float, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,10 @@ def rollout(
 ) -> RolloutResult:
     """Play `count` episodes, one for each row of `commands`, in the rows of `env`.
 
-    A row that ends takes the next command that waits. `on_step` is called after each
-    step of the living rows (videos take their frames there), `on_end` after those at which episodes end, with their number.
-    Where it is `stoppable`, Ctrl-C ends it with the episodes that have ended by then: of those begun together the shortest.
+    A row that ends takes the next command that waits. `on_step` is called after each step of the
+    living rows (videos take their frames there), `on_end` after those at which episodes end, with
+    their number. Where it is `stoppable`, Ctrl-C ends it with the episodes that have ended by then:
+    of those begun together the shortest.
     """
     table = _Rows(policy, env, commands, count, origin)
     chance, every = persistence.probability, persistence.every
@@ -105,9 +110,8 @@ class _Log:
         self._arrays: dict[str, np.ndarray] = {}  # name -> [capacity, n, ...]
         self._capacity = 0
         self._at = 0  # the next step's place in the log
-        self._begun = np.zeros(
-            n, np.int64
-        )  # where in the log each row's episode, or its rest, begins
+        # where in the log each row's episode, or its rest, begins
+        self._begun = np.zeros(n, np.int64)
         self._parts: list[list[dict[str, np.ndarray]]] = [[] for _ in range(n)]
 
     def add(self, rows: np.ndarray, step: dict[str, np.ndarray]) -> None:
@@ -123,7 +127,8 @@ class _Log:
         self._at += 1
 
     def cut(self, row: int) -> list[dict[str, np.ndarray]]:
-        """The episode of a row so far, as parts that follow each other; the row's next one begins here."""
+        """The episode of a row so far, as parts that follow each other; the row's next one begins
+        here."""
         parts, self._parts[row] = self._parts[row], []
         if self._at > self._begun[row]:
             parts.append(self._held(row))
@@ -153,7 +158,8 @@ class _Log:
 
 
 class _Rows:
-    """The state of a rollout: for each living row its episode's number, observation, command and policy memory."""
+    """The state of a rollout: for each living row its episode's number, observation, command and
+    policy memory."""
 
     def __init__(
         self, policy: Policy, env: VectorEnv, commands: Columns, count: int, origin: EpisodeOrigin
@@ -232,7 +238,8 @@ class _Rows:
             ).tolist():
                 problems.setdefault(
                     k,
-                    f"it did not end in {LONGEST:,} steps; give its environment a time limit (gymnasium.wrappers.TimeLimit)",
+                    f"it did not end in {LONGEST:,} steps; give its environment a time limit"
+                    " (gymnasium.wrappers.TimeLimit)",
                 )
         done = step.terminated | step.truncated
         done[list(problems)] = True
@@ -334,7 +341,8 @@ class _Rows:
 
 
 class RandomPolicy(Policy):
-    """Uniformly random actions: the warm-up of Algorithm 1, and the floor that scores are compared with.
+    """Uniformly random actions: the warm-up of Algorithm 1, and the floor that scores are compared
+    with.
 
     An unbounded continuous element is drawn from U[-1, 1].
     """

@@ -1,7 +1,9 @@
-"""RolloutWorker: plays rounds of episodes for some groups, holding their environments and a copy of the network.
+"""RolloutWorker: plays rounds of episodes for some groups, holding their environments and a copy of
+the network.
 
-A round is of one task. Each group's environments are made from (seed, save index, group) and made anew after each save, in every run,
-interrupted or not: that is how a resumed run meets the same environments although their state cannot be saved.
+A round is of one task. Each group's environments are made from (seed, save index, group) and made
+anew after each save, in every run, interrupted or not: that is how a resumed run meets the same
+environments although their state cannot be saved.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ from bigdm_ray.training.streams import derived_seed, rng
 
 
 class RolloutWorker:
-    """Plays with the weights it is given last. Between calls no environment is in the middle of an episode."""
+    """Plays with the weights it is given last.
+
+    Between calls no environment is in the middle of an episode.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -48,10 +53,12 @@ class RolloutWorker:
         count: int,
         on_end: Callable[[int], None] | None = None,
     ) -> RolloutResult:
-        """Play `count` episodes of a task and a round in a group's environments, at random where there are no weights.
+        """Play `count` episodes of a task and a round in a group's environments, at random where
+        there are no weights.
 
         Where environments of one of several tasks cannot be made, its episodes are discarded.
-        `on_end`: see `rollout`. `era` is (save index, incarnation of the run, attempt): environments are made anew where it changes.
+        `on_end`: see `rollout`. `era` is (save index, incarnation of the run, attempt):
+        environments are made anew where it changes.
         """
         began = time.perf_counter()
         if weights is not None and weights.version != self._version:

@@ -27,14 +27,18 @@ from bigdm_ray.training.config import Run, read_run
 from bigdm_ray.training.params import Weights
 
 STORE_WAIT_S = 60.0
-"""Seconds to wait for an earlier writer of the store: Ray ends the actors of a driver that was killed, but not at once."""
+"""Seconds to wait for an earlier writer of the store: Ray ends the actors of a driver that was
+killed, but not at once."""
 LOCKS = (".lock", ".store.lock")
 PARTS = ("store", "checkpoints", "weights")
 LOOPS = {True: "lock-step", False: "asynchronous"}
 
 
 class RunFolder:
-    """The paths of a run. `claim` makes or reopens one for writing and locks it against a second writer."""
+    """The paths of a run.
+
+    `claim` makes or reopens one for writing and locks it against a second writer.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,7 +59,8 @@ class RunFolder:
 
     @property
     def loop(self) -> str | None:
-        """How the run that the folder holds began: one of LOOPS, or None in a run.json that does not say it."""
+        """How the run that the folder holds began: one of LOOPS, or None in a run.json that does
+        not say it."""
         began: str | None = read_json(self.path / "run.json").get("loop")
         return began
 
@@ -64,8 +69,8 @@ class RunFolder:
         """`claim`, and `release` at the end.
 
         A new run that an error or a signal ends before it has `begun` leaves its folder as it was.
-        So its command can be given again for the same folder, once what it was refused for (a device,
-        a missing package) is mended.
+        So its command can be given again for the same folder, once what it was refused for (a
+        device, a missing package) is mended.
         """
         there, new = self.path.exists(), not (self.path / "run.json").is_file()
         self.claim(run, resume, exact)
@@ -81,10 +86,13 @@ class RunFolder:
             self.release()
 
     def claim(self, run: Run, resume: bool, exact: bool) -> RunFolder:
-        """Make the folder for `run`, or with `resume` reopen the one that holds it. Raises UserError.
+        """Make the folder for `run`, or with `resume` reopen the one that holds it.
 
-        `exact` runs are in lock-step. They drop what was stored after their checkpoint and play it again, which an
-        asynchronous run must never do, so neither kind is resumed as the other. A resume first waits for the actors of a killed driver to end.
+        Raises UserError.
+
+        `exact` runs are in lock-step. They drop what was stored after their checkpoint and play it
+        again, which an asynchronous run must never do, so neither kind is resumed as the other. A
+        resume first waits for the actors of a killed driver to end.
         """
         self.check(run, resume, exact)
         try:
@@ -143,7 +151,10 @@ class RunFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def free(self) -> None:
-        """`require_vacant`, and without what killed beginnings left. Raises UserError and OSError."""
+        """`require_vacant`, and without what killed beginnings left.
+
+        Raises UserError and OSError.
+        """
         self.require_vacant()
         if self.path.is_dir():
             for path in self.path.iterdir():
@@ -167,7 +178,10 @@ class RunFolder:
         raise UserError(f"--folder {self.path} {what}, or choose another folder")
 
     def hold_store(self) -> IO[str]:
-        """The right to write the store, for as long as the file is open and this process lives. Raises RunFailed where another keeps it."""
+        """The right to write the store, for as long as the file is open and this process lives.
+
+        Raises RunFailed where another keeps it.
+        """
         held = (self.path / ".store.lock").open("w")
         patience = time.monotonic() + STORE_WAIT_S
         while True:
@@ -178,12 +192,14 @@ class RunFolder:
                 if time.monotonic() > patience:
                     held.close()
                     raise RunFailed(
-                        f"{self.store} is still being written by another process; end it, then --resume"
+                        f"{self.store} is still being written by another process; end it, then"
+                        " --resume"
                     ) from None
                 time.sleep(0.05)
 
     def _same(self, run: Run, exact: bool) -> None:
-        """Refuse to resume another run, or a damaged one; the budget and the machines may change, nothing else."""
+        """Refuse to resume another run, or a damaged one; the budget and the machines may change,
+        nothing else."""
         theirs = read_run(self.path)
         if (best := self.weights("best")).is_file():
             Weights.load(best)  # it is wanted when the run ends
@@ -200,17 +216,24 @@ class RunFolder:
             )
         if differs := difference(run, theirs):
             raise UserError(
-                f"--folder {self.path} holds another run ({differs}); give --resume and --folder alone to go on with that one, or choose another folder"
+                f"--folder {self.path} holds another run ({differs}); give --resume and --folder"
+                " alone to go on with that one, or choose another folder"
             )
         backends = written.get("backend", {})
         for task in (use.task for use in run.tasks if not run.offline):
             backend = backends.get(task.name) if run.several else backends or None
             if backend in (None, task.backend):
                 continue
-            why = f"on the fast environments, whose package {task.missing_module()!r} is missing here; install it with: {install(task.extra)}"
+            why = (
+                f"on the fast environments, whose package {task.missing_module()!r} is missing"
+                f" here; install it with: {install(task.extra)}"
+            )
             if backend == "reference":
                 uninstall = "".join(f"uninstall {package}, or " for package in task.fast_needs)
-                why = f"on gymnasium's environments, but the fast ones would play here; {uninstall}begin anew in another folder"
+                why = (
+                    "on gymnasium's environments, but the fast ones would play here;"
+                    f" {uninstall}begin anew in another folder"
+                )
             raise UserError(f"--folder {self.path} holds a run that began {why}")
 
     def release(self) -> None:
@@ -253,7 +276,8 @@ SAME = (
 
 
 def difference(run: Run, other: Run, names: tuple[str, ...] = SAME) -> str | None:
-    """The first of these parts that `other` has and `run` has not, in words; None where they are equal. Datasets are equal by their content."""
+    """The first of these parts that `other` has and `run` has not, in words; None where they are
+    equal. Datasets are equal by their content."""
     mine, theirs = run.to_json(), other.to_json()
     for run_json in (mine, theirs):
         several = run_json.pop("tasks", None)
@@ -305,7 +329,8 @@ def versions() -> dict[str, str]:
 
 
 def milestone(clock: int) -> str:
-    """The name of the weights that are kept at a number of environment steps, or of learner steps on a dataset."""
+    """The name of the weights that are kept at a number of environment steps, or of learner steps
+    on a dataset."""
     return f"step-{clock:012d}"
 
 
@@ -321,7 +346,10 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 
 def load_score(weights: Path) -> float | None:
-    """The mean return that a weights file was kept for, None where there is no such file. Raises UserError."""
+    """The mean return that a weights file was kept for, None where there is no such file.
+
+    Raises UserError.
+    """
     return Weights.load(weights).score if weights.is_file() else None
 
 
@@ -340,12 +368,16 @@ def write_json(path: Path, data: Any) -> None:
     except (RunFailed, OSError) as error:
         cause = error.__context__ if isinstance(error, RunFailed) else error
         raise RunFailed(
-            f"cannot write {path}: {getattr(cause, 'strerror', error)}; make its folder writable or free some space"
+            f"cannot write {path}: {getattr(cause, 'strerror', error)}; make its folder writable or"
+            " free some space"
         ) from None
 
 
 def metrics_of(folder: Path) -> list[dict[str, float]]:
-    """The reports of a run's metrics.jsonl; a last line that is still being written is left out. Raises UserError."""
+    """The reports of a run's metrics.jsonl; a last line that is still being written is left out.
+
+    Raises UserError.
+    """
     if not (folder / "run.json").is_file():
         raise UserError(f"there is no run in {folder}: it holds no run.json")
     path = RunFolder(folder).metrics
@@ -362,7 +394,8 @@ def metrics_of(folder: Path) -> list[dict[str, float]]:
             ) from None
         if not isinstance(report, dict):
             raise UserError(
-                f"line {number} of {path} is not a report ({textwrap.shorten(line, 40)}); remove it and try again"
+                f"line {number} of {path} is not a report ({textwrap.shorten(line, 40)}); remove it"
+                " and try again"
             )
         reports.append(report)
     return reports

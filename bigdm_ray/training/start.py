@@ -1,10 +1,13 @@
-"""What a run has before its first step: its dataset's episodes, another run's learner and best episodes, or its own checkpoint.
+"""What a run has before its first step: its dataset's episodes, another run's learner and best
+episodes, or its own checkpoint.
 
-`--from FOLDER` takes over the learner, optimizers included, and as many of the best episodes as the run keeps. That becomes the
-run's first checkpoint, so that everything after it, a resume too, goes on as from any other. Episodes get foreign ids in the order
-of their returns: under a retention of the newest the worst of them are replaced first (Zheng et al. 2022, section 4.3).
+`--from FOLDER` takes over the learner, optimizers included, and as many of the best episodes as the
+run keeps. That becomes the run's first checkpoint, so that everything after it, a resume too, goes
+on as from any other. Episodes get foreign ids in the order of their returns: under a retention of
+the newest the worst of them are replaced first (Zheng et al. 2022, section 4.3).
 
-A lock-step `--resume` goes on from the newest checkpoint whose episodes are all there (`last_whole_checkpoint`), and plays what came after it again.
+A lock-step `--resume` goes on from the newest checkpoint whose episodes are all there
+(`last_whole_checkpoint`), and plays what came after it again.
 """
 
 from __future__ import annotations
@@ -31,7 +34,10 @@ SHARD_EPISODES = 64
 
 
 def take_over(run: Run, home: RunFolder) -> None:
-    """Write the first checkpoint of a run that starts from another, unless it has one. Raises UserError, and RunFailed on a full disk."""
+    """Write the first checkpoint of a run that starts from another, unless it has one.
+
+    Raises UserError, and RunFailed on a full disk.
+    """
     if run.start is None or checkpoint.complete_checkpoints(home.checkpoints):
         return
     before, saved = open_start(Path(run.start.folder))
@@ -41,8 +47,9 @@ def take_over(run: Run, home: RunFolder) -> None:
         run.start.learner_step,
     ):
         raise UserError(
-            f"--from {run.start.folder} is {before.algorithm.name} on {before.task} at learner step {saved.counters.learner_step:,}, but this run "
-            f"was to start from {run.algorithm.name} on {run.task} at {run.start.learner_step:,}: begin it anew in another folder"
+            f"--from {run.start.folder} is {before.algorithm.name} on {before.task} at learner step"
+            f" {saved.counters.learner_step:,}, but this run was to start from {run.algorithm.name}"
+            f" on {run.task} at {run.start.learner_step:,}: begin it anew in another folder"
         )
     theirs = (
         dataset_store(before, before.only)
@@ -56,7 +63,8 @@ def take_over(run: Run, home: RunFolder) -> None:
     )
     if not len(theirs.table):
         raise UserError(
-            f"--from {run.start.folder} has no episodes to begin with; one that learned from a dataset or by playing is expected"
+            f"--from {run.start.folder} has no episodes to begin with; one that learned from a"
+            " dataset or by playing is expected"
         )
     refuse_unknown(home.store.glob(f"*{SUFFIX}"))
     for left in home.store.glob("*"):  # of a start that was cut short
@@ -95,7 +103,10 @@ def dataset_stores(run: Run) -> dict[str, Store]:
 
 
 def dataset_store(run: Run, use: TaskUse) -> Store:
-    """The episodes of a task's dataset. Raises UserError where it is gone, damaged, or another one than the run began with."""
+    """The episodes of a task's dataset.
+
+    Raises UserError where it is gone, damaged, or another one than the run began with.
+    """
     return open_dataset(use).store((run.saves.flat_mib << 20) // len(run.tasks), run.total)
 
 
@@ -105,17 +116,20 @@ def open_dataset(use: TaskUse) -> Dataset:
     found, began = Dataset.open(Path(use.dataset.folder)), use.dataset.sha256
     if found.sha256 != began:
         raise UserError(
-            f"{found.folder} holds another dataset than this run began with (hash {found.sha256[:12]}, then {began[:12]}); import that one again"
+            f"{found.folder} holds another dataset than this run began with (hash"
+            f" {found.sha256[:12]}, then {began[:12]}); import that one again"
         )
     if why := found.misfit():
         raise UserError(
-            f"{found.folder} does not fit its task {found.task} as it is now: {why}; record or import the episodes anew"
+            f"{found.folder} does not fit its task {found.task} as it is now: {why}; record or"
+            " import the episodes anew"
         )
     return found
 
 
 def rotation_note(run: Run) -> str | None:
-    """That the run's dataset does not fit into its memory, in one sentence, and what follows; None where it does or there is none."""
+    """That the run's dataset does not fit into its memory, in one sentence, and what follows; None
+    where it does or there is none."""
     count, limit = len(run.tasks), run.saves.flat_mib
     folders = [Path(use.dataset.folder) for use in run.tasks if use.dataset is not None]
     nbytes = count * max([Dataset.open(folder).nbytes for folder in folders], default=0)
@@ -124,19 +138,23 @@ def rotation_note(run: Run) -> str | None:
     size = nbytes >> 20
     if count > 1:
         return (
-            f"--saves.flat-mib is {limit:,}, shared by {count} datasets: of those that do not fit a few shards at "
-            f"a time are drawn from, in turns; with --saves.flat-mib {size + 1} every batch is drawn from all episodes"
+            f"--saves.flat-mib is {limit:,}, shared by {count} datasets: of those that do not fit a"
+            f" few shards at a time are drawn from, in turns; with --saves.flat-mib {size + 1}"
+            " every batch is drawn from all episodes"
         )
     return (
-        f"the dataset has {size:,} MiB and --saves.flat-mib is {limit:,}: a few of its shards at a time are drawn from, in turns; "
-        f"with --saves.flat-mib {size + 1} every batch is drawn from all episodes"
+        f"the dataset has {size:,} MiB and --saves.flat-mib is {limit:,}: a few of its shards at a"
+        f" time are drawn from, in turns; with --saves.flat-mib {size + 1} every batch is drawn"
+        " from all episodes"
     )
 
 
 def last_whole_checkpoint(run: Run, home: RunFolder) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint whose living episodes are all on disk, and one sentence for each newer one, which is set aside.
+    """The newest checkpoint whose living episodes are all on disk, and one sentence for each newer
+    one, which is set aside.
 
-    Nothing is unlinked. Raises UserError for a checkpoint that cannot be read, RunFailed where episodes of all of them are gone.
+    Nothing is unlinked. Raises UserError for a checkpoint that cannot be read, RunFailed where
+    episodes of all of them are gone.
     """
     aside = checkpoint.set_torn_aside(home.checkpoints)
     damage: list[str] = []
@@ -157,8 +175,9 @@ def last_whole_checkpoint(run: Run, home: RunFolder) -> tuple[Checkpoint | None,
         ]
     if damage:
         raise RunFailed(
-            f"no checkpoint in {home.checkpoints} is whole ({'; '.join(damage)}): put the shards back from a copy, "
-            f"or begin in another --folder; --from {home.path} then takes over the learner and the episodes that are left"
+            f"no checkpoint in {home.checkpoints} is whole ({'; '.join(damage)}): put the shards"
+            f" back from a copy, or begin in another --folder; --from {home.path} then takes over"
+            " the learner and the episodes that are left"
         )
     return None, aside
 

@@ -139,5 +139,6 @@ def check_living(
     """Raise RunFailed where episodes that the checkpoint counts as living are gone."""
     if count := count_lost(places, tables, resumed):
         raise RunFailed(
-            f"{count} episodes of the checkpoint are missing ({', '.join(problems) or 'their shards are gone'})"
+            f"{count} episodes of the checkpoint are missing"
+            f" ({', '.join(problems) or 'their shards are gone'})"
         )

@@ -1,4 +1,5 @@
-"""Random streams named by counters: never saved, the same wherever and whenever they are asked for."""
+"""Random streams named by counters: never saved, the same wherever and whenever they are asked
+for."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ import torch
 
 
 def rng(seed: int, name: str, *counters: int) -> np.random.Generator:
-    """The stream of a purpose (`draw`, `ask`, `play`, `evaluate`, ...) at some counters, each >= 0."""
+    """The stream of a purpose (`draw`, `ask`, `play`, `evaluate`, ...) at some counters, each >=
+    0."""
     return np.random.Generator(
         np.random.PCG64(np.random.SeedSequence([seed, zlib.crc32(name.encode()), *counters]))
     )

@@ -97,7 +97,8 @@ def _tracker(
         return Tracker(path, errors, begin(package, run, folder, value))
     except errors as error:
         raise UserError(
-            f"{flag(path)} {value!r} cannot be used: {_why(error)}; mend that, or leave the flag out"
+            f"{flag(path)} {value!r} cannot be used: {_why(error)}; mend that, or leave the"
+            " flag out"
         ) from None
 
 

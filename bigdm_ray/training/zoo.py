@@ -1,7 +1,8 @@
 """Zoo: trained policies in the package. `zoo:NAME` stands for a run folder that is opened to act.
 
-Each is a folder of `bigdm_ray/zoo/` that `packing.py` has made: run.json, summary.json, card.json and the last weights.
-The package may lie where nothing can be written, so what is made of a policy goes to `runs/zoo-NAME`.
+Each is a folder of `bigdm_ray/zoo/` that `packing.py` has made: run.json, summary.json, card.json
+and the last weights. The package may lie where nothing can be written, so what is made of a policy
+goes to `runs/zoo-NAME`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ def is_zoo(folder: str | os.PathLike[str]) -> bool:
 
 
 def locate(folder: str | os.PathLike[str]) -> Path:
-    """The run folder that is meant, `zoo:NAME` or its path. Raises UserError for an unknown name."""
+    """The run folder that is meant, `zoo:NAME` or its path.
+
+    Raises UserError for an unknown name.
+    """
     text = os.fspath(folder)
     if not is_zoo(folder):
         return Path(folder)

@@ -1,4 +1,7 @@
-"""What every algorithm that is found must hold. A new file in bigdm_ray/algorithms is tested here by being there."""
+"""What every algorithm that is found must hold.
+
+A new file in bigdm_ray/algorithms is tested here by being there.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -56,7 +59,8 @@ def built(kind, task, seed=0, **more):
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    """For each of some toy tasks, a store of the best 40 of 400 random episodes: something can be learnt from those."""
+    """For each of some toy tasks, a store of the best 40 of 400 random episodes: something can be
+    learnt from those."""
     made = {}
 
     def of(task):
@@ -82,7 +86,8 @@ def batch_of(algorithm, task, store, step=0):
 
 
 class Play:
-    """A made-up episode of n rows, to act in: observations, rewards, commands, beginnings and chance for some steps."""
+    """A made-up episode of n rows, to act in: observations, rewards, commands, beginnings and
+    chance for some steps."""
 
     def __init__(self, task, policy, n, steps=6, seed=0):
         chance = np.random.default_rng(seed)
@@ -250,18 +255,16 @@ def test_its_presets_are_settings_that_it_has_for_tasks_that_there_are(kind):
 @every
 @pytest.mark.parametrize("task", LEARNT)
 def test_the_loss_falls_on_a_toy(kind, task, stores):
-    algorithm = small(
-        kind, batch_size=64 // small(kind).view().length
-    )  # as many steps, whatever a window holds
+    # as many steps, whatever a window holds
+    algorithm = small(kind, batch_size=64 // small(kind).view().length)
     learner = Learner(algorithm, {task: find_task(task).signature()}, 1)
     probe = [batch_of(algorithm, task, stores(task), step) for step in range(1000, 1004)]
 
     def loss():
         learner.model.eval()
         with torch.no_grad():
-            parts = [
-                algorithm.loss(learner.model, batch, 9) for batch in probe
-            ]  # of one phase, where there are several
+            # of one phase, where there are several
+            parts = [algorithm.loss(learner.model, batch, 9) for batch in probe]
         learner.model.train()
         return float(sum(p.sum for p in parts) / sum(p.weight for p in parts))
 
@@ -383,7 +386,8 @@ def test_rows_of_memory_can_be_taken_and_put(kind, task):
 @every
 @pytest.mark.parametrize("task", ["toy-image", "toy-mixed", "toy-continuous"])
 def test_rows_join_leave_and_act_some_at_a_time_in_one_memory(kind, task):
-    """A server's tick: who has asked acts, in any order; whoever comes gets a place that is free."""
+    """A server's tick: who has asked acts, in any order; whoever comes gets a place that is
+    free."""
     algorithm, model = built(kind, task, frame_stack=3)
     cached = "cached" in {field.name for field in dataclasses.fields(kind)}
     more = [dataclasses.replace(algorithm, **{"cached": True})] if cached else []

@@ -1,6 +1,8 @@
-"""Policies act where their model is: what they make of observations, commands and memory is brought there, and actions are brought back.
+"""Policies act where their model is: what they make of observations, commands and memory is brought
+there, and actions are brought back.
 
-There is no second device here. `Elsewhere` stands for one: it notes which tensors would be there, and refuses what a GPU would refuse.
+There is no second device here. `Elsewhere` stands for one: it notes which tensors would be there,
+and refuses what a GPU would refuse.
 """
 
 import itertools
@@ -35,7 +37,10 @@ def tensors_of(values):
 
 
 class Elsewhere(TorchFunctionMode):
-    """Torch with a device of its own on which the tensors of a model stand. Moving copies, as between devices."""
+    """Torch with a device of its own on which the tensors of a model stand.
+
+    Moving copies, as between devices.
+    """
 
     def __init__(self, model):
         super().__init__()

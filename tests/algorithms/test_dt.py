@@ -1,4 +1,5 @@
-"""Decision Transformer: what its tokens are, what it may see, and that acting is training's forward pass."""
+"""Decision Transformer: what its tokens are, what it may see, and that acting is training's forward
+pass."""
 
 from __future__ import annotations
 
@@ -66,7 +67,8 @@ def window_of(episode, start, length, returns):
 
 
 def acted(policy, episode, commands):
-    """Play an episode's observations to a policy that repeats the episode's own actions; its parameters at each step."""
+    """Play an episode's observations to a policy that repeats the episode's own actions; its
+    parameters at each step."""
     state, noted = policy.start(1), []
     head = policy.model.head
     made = head.act
@@ -115,7 +117,8 @@ def test_the_cached_policy_is_exact_until_the_window_slides_and_close_to_nothing
 
 @pytest.mark.parametrize("layers", [1])
 def test_with_one_layer_the_cached_policy_is_exact_for_ever(layers):
-    """Keys and values of the first layer depend on their own token alone, so only the ring can be wrong."""
+    """Keys and values of the first layer depend on their own token alone, so only the ring can be
+    wrong."""
     algorithm, model = built(layers=layers)
     (episode,) = played("toy-continuous", 1, 3).episodes
     returns = np.linspace(5, 1, episode.length).astype(np.float32)
@@ -230,7 +233,8 @@ def test_delayed_rewards_are_the_episode_s_return_and_the_command_is_held(tmp_pa
 
 
 def test_the_entropy_is_held_above_its_bound():
-    """The temperature rises where the entropy is below minus the number of action elements, and falls where it is above."""
+    """The temperature rises where the entropy is below minus the number of action elements, and
+    falls where it is above."""
     algorithm, model = built(stochastic=True, positions="none")
     head = model.head
     assert isinstance(head, SquashedHead)
@@ -262,8 +266,9 @@ def test_the_entropy_is_held_above_its_bound():
     assert algorithm.learning_rate_factor(0, "temperature") == 1.0
 
 
-def test_the_loss_of_the_stochastic_policy_is_the_likelihood_with_the_entropy_weighed_by_the_temperature():
-    """Online Decision Transformer, equations 3 to 5, written out; the entropy's gradient reaches the policy, the temperature's the temperature alone."""
+def test_the_loss_of_the_stochastic_policy_is_the_likelihood_with_its_entropy_weighed():
+    """Online Decision Transformer, equations 3 to 5, written out; the entropy's gradient reaches
+    the policy, the temperature's the temperature alone."""
     algorithm, model = built(stochastic=True, positions="none", initial_temperature=0.7)
     (episode,) = played("toy-continuous", 1, 3).episodes
     seen, actions, returns, times = window_of(episode, 0, 4, np.ones(episode.length, np.float32))
@@ -523,13 +528,17 @@ def test_the_standardisation_is_of_the_data(tmp_path):
 
 # --- whole runs on data and with commands that are hard to take
 
-RUN = "--algorithm.width 16 --algorithm.layers 1 --algorithm.batch-size 8 --budget.learner-steps 4 --evaluations.every 2 --evaluations.episodes 2"
+RUN = (
+    "--algorithm.width 16 --algorithm.layers 1 --algorithm.batch-size 8 --budget.learner-steps 4"
+    " --evaluations.every 2 --evaluations.episodes 2"
+)
 RUN += " --evaluations.final-episodes 2 --algorithm.context 200"
 
 
 @pytest.fixture(scope="module", params=["one step each", "whole"])
 def short_run(request, tmp_path_factory):
-    """A run whose window is longer than any episode; its episodes have one step each, or are the task's own."""
+    """A run whose window is longer than any episode; its episodes have one step each, or are the
+    task's own."""
     home = tmp_path_factory.mktemp("short")
     episodes = played("toy-continuous", 12, 3).episodes
     if request.param == "one step each":

@@ -139,7 +139,8 @@ def test_awr_moves_critic_and_actor_in_turn(store):
 
 
 def test_awrs_paper_preset_is_the_official_configuration():
-    """Step size, deviation, penalty on logits, samples that the normaliser is fitted on: 2,048 owe a turn of 1,200 learner steps."""
+    """Step size, deviation, penalty on logits, samples that the normaliser is fitted on: 2,048 owe
+    a turn of 1,200 learner steps."""
     official = {
         "lunarlander": (5e-4, 0.4, 0.001, 100_000),
         "hopper": (1e-4, 0.4, 0.0, 300_000),
@@ -252,9 +253,10 @@ def test_bail_fits_an_upper_envelope_and_then_clones_the_best_quarter(store):
     np.testing.assert_array_equal(columns["selected"] > 0, ratios >= np.quantile(ratios, 0.75))
     learner.update({TASK: store}, 50)
     assert not torch.equal(model.actor.head.linear.weight, untouched)
+    # it learns no more
     np.testing.assert_array_equal(
         values, model.envelope({"": torch.from_numpy(seen)}).detach().numpy()
-    )  # it learns no more
+    )
     drawn = store.draw(algorithm.view(310), rng(1, "draw", 310), 400)
     chosen = {tuple(np.round(row, 5)) for row in seen[columns["selected"] > 0]}
     assert all(tuple(np.round(row, 5)) in chosen for row in drawn.observations[""][:, 0])
@@ -324,9 +326,13 @@ def test_ratios_of_very_negative_returns_are_finite_and_go_by_envelope_and_retur
 
 @pytest.mark.parametrize("name", ["awr", "rwr"])
 def test_the_weighted_forms_also_learn_from_what_they_play(name, tmp_path):
-    flags = "--budget.env-steps 1500 --algorithm.hidden 16 --algorithm.batch-size 32 --evaluations.episodes 4 --evaluations.final-episodes 4"
+    flags = (
+        "--budget.env-steps 1500 --algorithm.hidden 16 --algorithm.batch-size 32"
+        " --evaluations.episodes 4 --evaluations.final-episodes 4"
+    )
     flags += (
-        " --algorithm.critic-updates 5 --algorithm.actor-updates 10 --algorithm.samples-per-iteration 300"
+        " --algorithm.critic-updates 5 --algorithm.actor-updates 10"
+        " --algorithm.samples-per-iteration 300"
         if name == "awr"
         else " --algorithm.n-updates-per-iter 10"
     )
@@ -338,6 +344,9 @@ def test_the_weighted_forms_also_learn_from_what_they_play(name, tmp_path):
 def test_cloning_recovers_what_a_task_pays_for(tmp_path):
     """Episodes of the best 5 % of random play on a toy, cloned, return more than the data."""
     dataset = dataset_of(tmp_path / "data", count=800)
-    flags = "--budget.learner-steps 600 --algorithm.hidden 32,32 --algorithm.best-fraction 0.05 --evaluations.episodes 4 --evaluations.final-episodes 100"
+    flags = (
+        "--budget.learner-steps 600 --algorithm.hidden 32,32 --algorithm.best-fraction 0.05"
+        " --evaluations.episodes 4 --evaluations.final-episodes 100"
+    )
     summary = train_local(configure("bc", str(dataset.folder), flags.split()), tmp_path / "run")
     assert summary["return_mean"] > dataset.return_mean + 0.5 * dataset.return_std

@@ -1,4 +1,5 @@
-"""Trajectory Transformer: values, tokens and stop tokens, loss, schedule, memory; and planning does better than its data."""
+"""Trajectory Transformer: values, tokens and stop tokens, loss, schedule, memory; and planning does
+better than its data."""
 
 import dataclasses
 
@@ -154,9 +155,8 @@ def test_penalties_and_bins_are_of_the_data(store):
     model = built(algorithm)
     algorithm.fit(model, {"t": store}, 0)
     assert model.bins.edges[4, 0] == -100 and model.bins.edges[4, -1] == 5
-    assert (
-        model.bins.edges[5, 0] == -101 and model.bins.edges[5, -1] == 9
-    )  # -1 and the penalty; 2 + 3 + 4
+    # -1 and the penalty; 2 + 3 + 4
+    assert model.bins.edges[5, 0] == -101 and model.bins.edges[5, -1] == 9
     assert model.bins.decode(torch.tensor([[0, 0, 0, 2, 0, 0]]))[0, 3] == 2, (
         "a choice is its own bin"
     )
@@ -191,7 +191,8 @@ def test_the_learning_rate_rises_falls_and_stays_at_a_tenth():
 
 
 def test_the_schedule_is_an_epoch_of_the_datasets_own_windows_and_nineteen_more(tmp_path):
-    """Official: warm-up over the tokens of one epoch, the decay's end after 20; windows begin at any step of an episode but its last."""
+    """Official: warm-up over the tokens of one epoch, the decay's end after 20; windows begin at
+    any step of an episode but its last."""
     for steps, episodes, batch, warm_up, decay in (
         (1_000_000, 2_000, 256, 3_898, 74_070),  # a medium set
         (400_000, 2_000, 256, 1_555, 29_539),
@@ -412,7 +413,8 @@ def test_presets_are_the_published_settings():
 
 @pytest.mark.slow
 def test_planning_does_better_than_the_data(tmp_path):
-    """Random play of a toy earns a third of what can be earned; the planner sees in its model which actions are paid."""
+    """Random play of a toy earns a third of what can be earned; the planner sees in its model which
+    actions are paid."""
     task = find_task("toy-vector")
     store = stored(tmp_path, "toy-vector", 200)
     algorithm = small(Tt, horizon=2, beams=8, k_act=0, window=3, context=2)
@@ -431,7 +433,8 @@ def test_planning_does_better_than_the_data(tmp_path):
 
 
 def test_the_goal_is_what_the_episode_reaches_and_what_the_observation_asks_for(tmp_path):
-    """In training the goal's tokens are those of a later position, when acting those of the leaf `goal`, which is no part of the state."""
+    """In training the goal's tokens are those of a later position, when acting those of the leaf
+    `goal`, which is no part of the state."""
     store, signature = stored(tmp_path, "four-rooms", 6), find_task("four-rooms").signature()
     algorithm = small(Tt, goal="last", window=3, bins=30)
     torch.manual_seed(0)
@@ -496,7 +499,8 @@ def test_beams_of_a_search_for_the_goal_end_at_the_goal():
 
 @pytest.mark.parametrize("objective", ["goal", "likelihood"])
 def test_a_drawn_plan_ends_where_it_is_at_the_goal_it_was_told(objective, tmp_path, monkeypatch):
-    """Both ways to a drawn plan, that of the picture and that of the video, hand on the goal where it was searched for, and only there."""
+    """Both ways to a drawn plan, that of the picture and that of the video, hand on the goal where
+    it was searched for, and only there."""
     store, signature = stored(tmp_path, "four-rooms", 3), find_task("four-rooms").signature()
     algorithm = small(Tt, goal="last", window=3, bins=30, objective=objective)
     model = algorithm.build({"four-rooms": signature}).eval()
@@ -543,7 +547,8 @@ def test_goals_that_cannot_be_told_are_refused():
 
 @pytest.mark.long
 def test_goals_are_reached_after_undirected_data(tmp_path):
-    """Random play reaches a fifth of its goals; the model learns from where it went, whatever it was asked for."""
+    """Random play reaches a fifth of its goals; the model learns from where it went, whatever it
+    was asked for."""
     task = find_task("four-rooms")
     store = stored(tmp_path, "four-rooms", 600)
     flags = {

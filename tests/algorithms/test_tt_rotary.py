@@ -1,4 +1,5 @@
-"""Trajectory Transformer with rotary positions: another model, which learns, plans, is kept and is told goals like the other."""
+"""Trajectory Transformer with rotary positions: another model, which learns, plans, is kept and is
+told goals like the other."""
 
 import numpy as np
 import pytest
@@ -24,8 +25,14 @@ def test_heads_of_an_odd_width_have_no_pairs_to_turn():
 @pytest.mark.slow
 def test_a_rotary_run_learns_plans_and_is_loaded(tmp_path):
     dataset = dataset_of(tmp_path / "toys")
-    flags = "--algorithm.positions rotary --algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.bins 12 --algorithm.window 4"
-    flags += " --algorithm.context 2 --algorithm.horizon 3 --algorithm.beams 4 --algorithm.batch-size 32 --algorithm.learning-rate 3e-3"
+    flags = (
+        "--algorithm.positions rotary --algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2"
+        " --algorithm.bins 12 --algorithm.window 4"
+    )
+    flags += (
+        " --algorithm.context 2 --algorithm.horizon 3 --algorithm.beams 4 --algorithm.batch-size 32"
+        " --algorithm.learning-rate 3e-3"
+    )
     flags += (
         " --algorithm.warm-up-steps 0 --budget.learner-steps 120 --evaluations.final-episodes 4"
     )

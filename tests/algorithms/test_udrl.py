@@ -1,4 +1,5 @@
-"""Upside-Down RL against its paper: commands, Algorithm 1's counts, the gate, trailing segments, and obedience on a toy."""
+"""Upside-Down RL against its paper: commands, Algorithm 1's counts, the gate, trailing segments,
+and obedience on a toy."""
 
 import dataclasses
 
@@ -63,7 +64,8 @@ def test_a_command_is_what_is_left_to_get_and_the_steps_left_to_get_it():
 
 
 def test_exploratory_commands_come_from_the_best_few():
-    """The three best have returns 30, 20, 10 and lengths 6, 4, 8: M = 20, S = sqrt(200 / 3), horizon 6."""
+    """The three best have returns 30, 20, 10 and lengths 6, 4, 8: M = 20, S = sqrt(200 / 3),
+    horizon 6."""
     algorithm = small(Udrl, last_few=3)
     commands = algorithm.ask(
         table((5, 90), (30, 6), (-9, 50), (10, 8), (20, 4)), np.random.default_rng(0), 4000
@@ -282,9 +284,8 @@ def test_the_policy_stacks_frames_as_the_windows_do(tmp_path, stack):
     policy = algorithm.policy(model, "mean")
     state = policy.start(2)
     ones = np.ones(2, np.float32)
-    for t in range(
-        -3, e.length
-    ):  # row 0 has another past of three frames, then begins anew; row 1 never sees the episode's first
+    # row 0 has another past of three frames, then begins anew; row 1 never sees the episode's first
+    for t in range(-3, e.length):
         at = max(t, 0)
         seen = {path: np.stack([values[at], values[-1]]) for path, values in e.observations.items()}
         first = np.array([t in (-3, 0), t == -3])
@@ -305,7 +306,8 @@ def test_the_policy_stacks_frames_as_the_windows_do(tmp_path, stack):
 
 
 def test_a_trained_network_does_what_it_is_told(tmp_path):
-    """toy-vector, last step: told to get 1 it copies what it sees, told to get 0 it does anything else."""
+    """toy-vector, last step: told to get 1 it copies what it sees, told to get 0 it does anything
+    else."""
     algorithm = small(Udrl, return_scale=1.0, horizon_scale=1.0, learning_rate=1e-2, batch_size=256)
     learner = Learner(algorithm, {"toy-vector": find_task("toy-vector").signature()}, 1)
     learner.update({"toy-vector": stored(tmp_path, "toy-vector", 300)}, 500)

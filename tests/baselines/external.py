@@ -1,4 +1,5 @@
-"""What the tests of foreign libraries share: tiny runs through the doors, and trainers outside of a run."""
+"""What the tests of foreign libraries share: tiny runs through the doors, and trainers outside of a
+run."""
 
 import json
 
@@ -44,7 +45,8 @@ def built(algorithm, task, trainer):
 
 
 def whole(folder, name, steps):
-    """Assert that a run folder is an ordinary one, and that it scores alike when it is opened again."""
+    """Assert that a run folder is an ordinary one, and that it scores alike when it is opened
+    again."""
     for part in (
         "run.json",
         "summary.json",

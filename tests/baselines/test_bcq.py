@@ -1,4 +1,5 @@
-"""BCQ: its targets, perturbation and auto-encoder against slow computations, and that it takes the best candidate."""
+"""BCQ: its targets, perturbation and auto-encoder against slow computations, and that it takes the
+best candidate."""
 
 import numpy as np
 import pytest
@@ -111,7 +112,8 @@ def test_other_modes_are_refused(learnt):
 
 @pytest.mark.slow
 def test_it_learns_the_toy_from_random_play(tmp_path):
-    """The reward is 1 - the mean distance from the shown point: random play gets about 4.7 of 10, and only values tell the good from the bad."""
+    """The reward is 1 - the mean distance from the shown point: random play gets about 4.7 of 10,
+    and only values tell the good from the bad."""
     from making import played, stored
 
     stores = {TASK: stored(tmp_path, TASK, 300)}

@@ -1,4 +1,5 @@
-"""BEAR: the discrepancy against a double loop, targets, the warm start, and the multiplier that follows the constraint."""
+"""BEAR: the discrepancy against a double loop, targets, the warm start, and the multiplier that
+follows the constraint."""
 
 import math
 

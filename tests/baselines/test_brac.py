@@ -1,4 +1,5 @@
-"""BRAC: the closed divergence against samples, the penalty in targets and objective, and the order clone, warm start, actor-critic."""
+"""BRAC: the closed divergence against samples, the penalty in targets and objective, and the order
+clone, warm start, actor-critic."""
 
 import numpy as np
 import pytest
@@ -91,7 +92,10 @@ def test_first_the_clone_then_the_critics_alone_then_both(tmp_path):
 
 
 def test_cloning_fits_the_density_of_the_actions(tmp_path):
-    """Random play draws actions uniformly from a square: density 1/4, log-density -1.39. The mean is near 0, whatever is seen."""
+    """Random play draws actions uniformly from a square: density 1/4, log-density -1.39.
+
+    The mean is near 0, whatever is seen.
+    """
     stores = {TASK: stored(tmp_path, TASK, 200)}
     learner = Learner(Brac(policy_hidden=(32, 32), policy_learning_rate=3e-3), {TASK: SIGNATURE}, 1)
     learner.update(stores, 300)

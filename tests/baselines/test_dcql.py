@@ -1,4 +1,5 @@
-"""Discrete CQL: its error and penalty against slow computations, and that it finds the way that random play shows."""
+"""Discrete CQL: its error and penalty against slow computations, and that it finds the way that
+random play shows."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def test_a_step_is_on_the_penalised_double_q_error(tmp_path):
 
 
 def corridor(count=200):
-    """Random walks on five cells from the middle, at most 20 steps; the right end pays 1 and ends them, the left end pays nothing and ends them."""
+    """Random walks on five cells from the middle, at most 20 steps; the right end pays 1 and ends
+    them, the left end pays nothing and ends them."""
     chance, episodes = np.random.default_rng(0), []
     for number in range(count):
         cells, moves = [2], []

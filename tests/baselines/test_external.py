@@ -39,7 +39,10 @@ def test_these_are_found():
 
 
 def test_looking_at_them_costs_no_library():
-    code = "import bigdm_ray.algorithms.base as b, sys; b.algorithms(); print(sorted({m.split('.')[0] for m in sys.modules} & {'ray', 'stable_baselines3'}))"
+    code = (
+        "import bigdm_ray.algorithms.base as b, sys; b.algorithms(); print(sorted({m.split('.')[0]"
+        " for m in sys.modules} & {'ray', 'stable_baselines3'}))"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -1,4 +1,5 @@
-"""MBOP: the planner against algorithm 2 written out, its weights, what the ensembles are fitted to, and chance by row."""
+"""MBOP: the planner against algorithm 2 written out, its weights, what the ensembles are fitted to,
+and chance by row."""
 
 import dataclasses
 import weakref
@@ -23,10 +24,11 @@ def learnt(tmp_path):
 
 
 def test_plans_are_averaged_with_weights_exp_kappa_r():
+    # exp(500) is infinite: weights are taken relative to each other
     actions, returns = (
         torch.randn(2, 5, 3, 2),
         torch.randn(2, 5) + 500,
-    )  # exp(500) is infinite: weights are taken relative to each other
+    )
     plan = weighted_plan(actions, returns, 0.5)
     for row in range(2):
         weights = np.exp(0.5 * (returns[row] - 500).double().numpy())
@@ -247,14 +249,18 @@ def test_the_preset_of_acmes_planner():
 def test_samples_that_the_members_cannot_share_are_told():
     with pytest.raises(
         UserError,
-        match=r"--algorithm.samples is 31, but a multiple of --algorithm.members, which is 3, is expected",
+        match=(
+            r"--algorithm.samples is 31, but a multiple of --algorithm.members, which is 3, is"
+            r" expected"
+        ),
     ):
         small(Mbop, samples=31).build({TASK: SIGNATURE})
 
 
 @pytest.mark.slow
 def test_planning_beats_the_behaviour_that_it_learnt_from(tmp_path):
-    """Random play: its clone gets half of what there is; the model knows what a reward is paid for."""
+    """Random play: its clone gets half of what there is; the model knows what a reward is paid
+    for."""
     stores = {TASK: stored(tmp_path, TASK, 300)}
     learner = Learner(
         Mbop(members=4, samples=400, horizon=2, return_horizon=2, kappa=4.0, beta=0.0, sigma=1.0),

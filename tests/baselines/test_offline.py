@@ -1,4 +1,5 @@
-"""BCQ, BEAR, BRAC and MBOP alike: what is drawn, that steps are finite and repeat, that they act, and the run door."""
+"""BCQ, BEAR, BRAC and MBOP alike: what is drawn, that steps are finite and repeat, that they act,
+and the run door."""
 
 import json
 
@@ -235,7 +236,10 @@ def test_a_run_on_a_dataset_through_the_door(kind, dataset, tmp_path, capsys):
         for name, v in vars(settings).items()
     }
     flags = [f"--algorithm.{name.replace('_', '-')}={v}" for name, v in typed.items()]
-    budget = "--budget.learner-steps 50 --evaluations.every 25 --evaluations.episodes 3 --evaluations.final-episodes 3 --saves.every 25"
+    budget = (
+        "--budget.learner-steps 50 --evaluations.every 25 --evaluations.episodes 3"
+        " --evaluations.final-episodes 3 --saves.every 25"
+    )
     arguments = [kind.name, str(dataset), "--local", "--quiet", *budget.split(), *flags]
     assert main([*arguments, "--folder", str(tmp_path / "run")]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

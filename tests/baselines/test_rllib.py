@@ -128,9 +128,8 @@ def test_our_network_does_what_the_librarys_does(name, task, trainers):
         )
         return
     torch.manual_seed(0)
-    many = (
-        distribution.sample(sample_shape=(4000,)).clamp(-1, 1).numpy()
-    )  # the toy's bounds are -1 and 1
+    # the toy's bounds are -1 and 1
+    many = distribution.sample(sample_shape=(4000,)).clamp(-1, 1).numpy()
     policy = algorithm.policy(model, "sample")
     chance = np.random.default_rng(1).random((4000, policy.uniforms), np.float32)
     for row in (0, 7):
@@ -146,7 +145,8 @@ def test_our_network_does_what_the_librarys_does(name, task, trainers):
 
 @pytest.mark.parametrize("name", ["sac", "cql", "iql"])
 def test_the_critics_of_a_checkpoint_judge_as_the_librarys_do(name, trainers, folders):
-    """The smaller of the two, in rewards before they were scaled, of actions in the task's units."""
+    """The smaller of the two, in rewards before they were scaled, of actions in the task's
+    units."""
     task = "toy-continuous"
     algorithm = (
         SMALL[name] if name != "iql" else RllibIql(**FAST, batch_size=128, return_range=50.0)
@@ -214,7 +214,10 @@ def test_it_learns_and_leaves_an_ordinary_run_folder(name, task, steps, folders,
     ]
     budget = "learner-steps" if name in STUDYING else "env-steps"
     where = str(folders[task]) if name in STUDYING else task
-    cut = f"--budget.{budget} {steps} --evaluations.every {steps // 2} --saves.every {steps // 2} --saves.report-every {steps // 4}"
+    cut = (
+        f"--budget.{budget} {steps} --evaluations.every {steps // 2} --saves.every {steps // 2}"
+        f" --saves.report-every {steps // 4}"
+    )
     summary = trained(tmp_path / "run", f"{name} {where} --local {cut}", *flags)
     assert summary["return_mean"] > 7 and summary["mode"] == "mean"  # random: 3.3 and 4
     loaded = whole(tmp_path / "run", name, steps)
@@ -223,7 +226,8 @@ def test_it_learns_and_leaves_an_ordinary_run_folder(name, task, steps, folders,
     assert "ray" in sys.modules and not sys.modules["ray"].is_initialized()
     further = trained(
         tmp_path / "run",
-        f"{name} {where} --local --resume {cut.replace(f'{budget} {steps}', f'{budget} {steps + 200}')}",
+        f"{name} {where} --local --resume"
+        f" {cut.replace(f'{budget} {steps}', f'{budget} {steps + 200}')}",
         *flags,
     )
     assert further["learner_steps"] > summary["learner_steps"] and further["incarnation"] == 1
@@ -238,7 +242,10 @@ def test_it_learns_from_random_play_what_pays(name, task, trainers):
 
 @pytest.mark.ray
 def test_runners_may_be_processes_of_their_own(tmp_path):
-    flags = "--algorithm.train-batch 240 --algorithm.hidden 32,32 --algorithm.learning-rate 3e-3 --algorithm.gamma 0.5 --budget.env-steps 960 --actors 2"
+    flags = (
+        "--algorithm.train-batch 240 --algorithm.hidden 32,32 --algorithm.learning-rate 3e-3"
+        " --algorithm.gamma 0.5 --budget.env-steps 960 --actors 2"
+    )
     summary = trained(
         tmp_path / "run",
         f"ppo toy-vector {flags} --saves.every 480",
@@ -405,7 +412,8 @@ def test_a_ring_keeps_the_newest_steps_and_is_saved_in_their_order():
 
 
 def test_cqls_critics_judge_all_sampled_actions_in_the_state_of_the_data(trainers):
-    """Where no state follows but the data's own, all is as RLlib's module has it, gradients too; else the values of the next actions alone differ."""
+    """Where no state follows but the data's own, all is as RLlib's module has it, gradients too;
+    else the values of the next actions alone differ."""
     from ray.rllib.algorithms.cql.torch.default_cql_torch_rl_module import DefaultCQLTorchRLModule
 
     trainer = trainers(
@@ -525,7 +533,10 @@ def test_a_checkpoint_of_other_networks_is_refused_in_a_sentence(trainers):
     )
     with pytest.raises(
         UserError,
-        match="this checkpoint holds other networks than iql trains now; begin a run in another folder",
+        match=(
+            "this checkpoint holds other networks than iql trains now; begin a run in another"
+            " folder"
+        ),
     ):
         narrow.restore(wide.state())
 

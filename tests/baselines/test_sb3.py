@@ -1,4 +1,5 @@
-"""A2C, DQN and PPO of Stable-Baselines3: our run folder, their training, the same actions, of vectors and of pictures."""
+"""A2C, DQN and PPO of Stable-Baselines3: our run folder, their training, the same actions, of
+vectors and of pictures."""
 
 import re
 import sys
@@ -56,9 +57,8 @@ def test_our_network_does_what_the_librarys_does(name, task):
     chance = np.random.default_rng(0)
     if task == "toy-image":
         frames = chance.integers(0, 256, (64, *seen.shape)).astype(np.uint8)
-        observations = np.repeat(
-            frames.reshape(64, 1, 16, 2, 16, 2).max((3, 5)), 2, axis=1
-        )  # two alike: the first is all that was seen
+        # two alike: the first is all that was seen
+        observations = np.repeat(frames.reshape(64, 1, 16, 2, 16, 2).max((3, 5)), 2, axis=1)
     else:
         frames = observations = chance.normal(size=(64, seen.size)).astype(np.float32)
     tensor = torch.from_numpy(observations)
@@ -148,7 +148,8 @@ def test_its_environments_keep_the_two_ends_of_an_episode_apart():
 
 
 def test_the_library_is_shown_the_stacks_that_the_policy_sees(monkeypatch):
-    """A policy that acts in the same rows with its own memory sees the same pictures, over the ends of episodes too."""
+    """A policy that acts in the same rows with its own memory sees the same pictures, over the ends
+    of episodes too."""
     task, algorithm, ended = find_task("toy-image"), SMALL["sb3-ppo"], []
     rows, env = sb3.make_vector_env(task.make(3, 5), algorithm, ended), task.make(3, 5)
     policy = algorithm.policy(algorithm.build({task.name: task.signature()}), "mean")
@@ -211,10 +212,11 @@ def test_rewards_are_clipped_in_training_and_returns_are_not():
 def test_ppo_counts_minibatches_as_learner_steps():
     trainer = trainer_of("sb3-ppo", "toy-image")
     turn = trainer.step(100)
+    # two bouts of two passes over two minibatches
     assert (turn.env_steps, turn.learner_steps) == (
         120,
         2 * 2 * 2,
-    )  # two bouts of two passes over two minibatches
+    )
     trainer.close()
 
 
@@ -270,13 +272,19 @@ def test_rates_that_fall_do_so_over_the_whole_run():
         ("a2c toy-vector --algorithm.learning-rate 3e-3", 12_000),
         ("dqn toy-vector --algorithm.learning-rate 1e-3", 4_000),
         (
-            "sb3-ppo toy-image --algorithm.learning-rate 2e-3 --algorithm.n-steps 32 --algorithm.epochs 4 --algorithm.shrink 2 --algorithm.hidden ,",
+            (
+                "sb3-ppo toy-image --algorithm.learning-rate 2e-3 --algorithm.n-steps 32"
+                " --algorithm.epochs 4 --algorithm.shrink 2 --algorithm.hidden ,"
+            ),
             6_000,
         ),
     ],
 )
 def test_it_learns_and_leaves_an_ordinary_run_folder(text, steps, tmp_path):
-    more = f"--budget.env-steps {steps} --evaluations.every {steps // 2} --saves.every {steps // 2} --saves.report-every {steps // 4}".split()
+    more = (
+        f"--budget.env-steps {steps} --evaluations.every {steps // 2} --saves.every {steps // 2}"
+        f" --saves.report-every {steps // 4}".split()
+    )
     if text.startswith("dqn"):
         more += [
             "--algorithm.exploration-steps",
@@ -323,9 +331,10 @@ def test_a_run_is_taken_up_again(name, task, tmp_path):
         report["time/env_steps"] for report in reports(tmp_path / "run") if "time/wall_s" in report
     ]
     assert counted == sorted(counted) and counted[0] <= 160
+    # nothing is left to do
     again = trained(
         tmp_path / "run", f"{name} {task} --local --resume --budget.env-steps 800", *small
-    )  # nothing is left to do
+    )
     assert again["env_steps"] == second["env_steps"]
 
 

@@ -1,4 +1,5 @@
-"""What the tests of the offline methods share: small settings, a store of a toy, batches, and acting on made-up rows."""
+"""What the tests of the offline methods share: small settings, a store of a toy, batches, and
+acting on made-up rows."""
 
 import numpy as np
 import torch

@@ -1,1 +1,2 @@
-"""Measurements, each `python -m tests.benchmarks.NAME`: CPU-seconds and wall, medians, versions printed."""
+"""Measurements, each `python -m tests.benchmarks.NAME`: CPU-seconds and wall, medians, versions
+printed."""

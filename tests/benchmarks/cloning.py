@@ -1,10 +1,12 @@
-"""Learner steps of `bc` with the paper's network against d3rlpy's BC on the same episodes, data path included.
+"""Learner steps of `bc` with the paper's network against d3rlpy's BC on the same episodes, data
+path included.
 
-    python -m tests.benchmarks.cloning                                   ours alone
-    python -m tests.benchmarks.cloning --peer PEER/bin/python            both; PEER is a virtual environment with d3rlpy 2.8.1
+    python -m tests.benchmarks.cloning                          ours alone
+    python -m tests.benchmarks.cloning --peer PEER/bin/python   both; PEER is a virtual environment
+                                                                with d3rlpy 2.8.1
 
-Both: three layers of 256, batches of 64, Adam, one thread, 250,000 steps of made-up Hopper-sized episodes in memory. They take
-turns, so that what else runs on the machine troubles both alike.
+Both: three layers of 256, batches of 64, Adam, one thread, 250,000 steps of made-up Hopper-sized
+episodes in memory. They take turns, so that what else runs on the machine troubles both alike.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ PEER = d3rlpy(
     """
 encoder = d3rlpy.models.VectorEncoderFactory(hidden_units=[256, 256, 256])
 scaler = d3rlpy.preprocessing.StandardObservationScaler()
-bc = d3rlpy.algos.BCConfig(batch_size=64, learning_rate=1e-3, encoder_factory=encoder, observation_scaler=scaler).create()
+bc = d3rlpy.algos.BCConfig(
+    batch_size=64, learning_rate=1e-3, encoder_factory=encoder, observation_scaler=scaler
+).create()
 bc.build_with_dataset(data)
 bc.config.observation_scaler.fit_with_transition_picker(data.episodes, data.transition_picker)
 """,

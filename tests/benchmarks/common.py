@@ -1,4 +1,5 @@
-"""What the benchmarks share: medians of CPU and wall time, and the machine and versions that they were taken on."""
+"""What the benchmarks share: medians of CPU and wall time, and the machine and versions that they
+were taken on."""
 
 from __future__ import annotations
 
@@ -37,13 +38,15 @@ def header() -> None:
         platform.machine(),
     )
     print(
-        f"{time.strftime('%Y-%m-%d')}  {model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+        f"{time.strftime('%Y-%m-%d')}  {model}, {os.cpu_count()} cores, load"
+        f" {os.getloadavg()[0]:.1f}"
     )
     print("  ".join(f"{name} {version}" for name, version in versions().items()))
 
 
 def measure(work: Callable[[], float], repeats: int = 5) -> tuple[float, float]:
-    """Median units per CPU-second and per wall second of `work`, which returns the units that it did; one warm-up."""
+    """Median units per CPU-second and per wall second of `work`, which returns the units that it
+    did; one warm-up."""
     work()
     cpu, wall = [], []
     for _ in range(repeats):
@@ -90,13 +93,16 @@ chance = np.random.default_rng(0)
 n, t = EPISODES, LENGTH
 ends = np.zeros(n * t, np.float32); ends[t - 1 :: t] = 1
 data = d3rlpy.dataset.MDPDataset(
-    chance.normal(size=(n * t, 11)).astype(np.float32), chance.uniform(-1, 1, (n * t, 3)).astype(np.float32), chance.normal(size=n * t).astype(np.float32), ends
+    chance.normal(size=(n * t, 11)).astype(np.float32),
+    chance.uniform(-1, 1, (n * t, 3)).astype(np.float32),
+    chance.normal(size=n * t).astype(np.float32), ends
 )"""
 """Episodes like those of made_up, as d3rlpy takes them."""
 
 
 class Peer:
-    """A program in another Python that answers each line which it reads with a JSON list: a number of steps, once taken, with `[CPU s, wall s, version]`."""
+    """A program in another Python that answers each line which it reads with a JSON list: a number
+    of steps, once taken, with `[CPU s, wall s, version]`."""
 
     def __init__(self, python: str, program: str, **numbers: int) -> None:
         for name, value in numbers.items():
@@ -118,7 +124,8 @@ class Peer:
         answer = next((line for line in self._process.stdout if line.startswith("[")), None)
         if answer is None:
             raise SystemExit(
-                f"the peer ended with {self._process.wait()}; run {self._process.args[0]} by hand to see why"
+                f"the peer ended with {self._process.wait()}; run {self._process.args[0]} by hand"
+                " to see why"
             )
         return json.loads(answer)
 
@@ -135,13 +142,15 @@ class Peer:
 
 
 def d3rlpy(learner: str, update: str) -> str:
-    """The program of a Peer with d3rlpy: EPISODES of LENGTH steps as made_up's, the `learner` made on them, and a step of it, `update`."""
+    """The program of a Peer with d3rlpy: EPISODES of LENGTH steps as made_up's, the `learner` made
+    on them, and a step of it, `update`."""
     return f"""{DATA}{learner}
 for line in sys.stdin:
     cpu, wall = time.process_time(), time.perf_counter()
     for _ in range(int(line)):
         {update}
-    print(json.dumps([time.process_time() - cpu, time.perf_counter() - wall, d3rlpy.__version__]), flush=True)
+    took = [time.process_time() - cpu, time.perf_counter() - wall, d3rlpy.__version__]
+    print(json.dumps(took), flush=True)
 """
 
 
@@ -171,7 +180,9 @@ class Spent:
 def in_turns(
     sides: dict[str, Callable[[], object] | Peer], repeats: int, steps: int
 ) -> dict[str, Spent]:
-    """What each side spent on its turns of `steps` calls. They take turns, so that what else runs on the machine troubles all alike; the first warms up.
+    """What each side spent on its turns of `steps` calls.
+
+    They take turns, so that what else runs on the machine troubles all alike; the first warms up.
 
     Peers among them are ended.
     """

@@ -1,13 +1,18 @@
-"""CQL of d3rlpy on a dataset of ours, scored on our environments, to hold beside `run cql` on the same dataset.
+"""CQL of d3rlpy on a dataset of ours, scored on our environments, to hold beside `run cql` on the
+same dataset.
 
-    python -m bigdm_ray.run cql DATASET --local --seed N --algorithm.batch-size 64 --algorithm.clone-steps 0 --budget.learner-steps 100000
-    python -m tests.benchmarks.conservative DATASET --peer PEER/bin/python --seed N      PEER is a virtual environment with d3rlpy 2.8.1
+    python -m bigdm_ray.run cql DATASET --local --seed N --algorithm.batch-size 64 \\
+        --algorithm.clone-steps 0 --budget.learner-steps 100000
+    python -m tests.benchmarks.conservative DATASET --peer PEER/bin/python --seed N
+            PEER is a virtual environment with d3rlpy 2.8.1
 
-Both: CQL(H) without Lagrange, layers of 256-256, batches of 64, 10 actions of each kind, weight 5, rates 1e-4 (policy, temperature) and
-3e-4 (critics), discount 0.99, targets that follow by 0.005, no entropy in them, nothing normalised. They differ in the next state's
-action in the targets (RLlib samples it, d3rlpy takes the most likely one), in the temperature's loss (RLlib's is linear in its
-logarithm), and in order: d3rlpy's policy follows the critics as they are after their step, RLlib takes all gradients before any step.
-Scores are of the most likely actions over 100 episodes; its policy is asked through pipes, so it acts with its own code.
+Both: CQL(H) without Lagrange, layers of 256-256, batches of 64, 10 actions of each kind, weight 5,
+rates 1e-4 (policy, temperature) and 3e-4 (critics), discount 0.99, targets that follow by 0.005, no
+entropy in them, nothing normalised. They differ in the next state's action in the targets (RLlib
+samples it, d3rlpy takes the most likely one), in the temperature's loss (RLlib's is linear in its
+logarithm), and in order: d3rlpy's policy follows the critics as they are after their step, RLlib
+takes all gradients before any step. Scores are of the most likely actions over 100 episodes; its
+policy is asked through pipes, so it acts with its own code.
 """
 
 from __future__ import annotations
@@ -41,12 +46,15 @@ for line in sys.stdin:
     cpu, wall = time.process_time(), time.perf_counter()
     for _ in range(asked):
         learner.update(data.sample_transition_batch(BATCH))
-    print(json.dumps([time.process_time() - cpu, time.perf_counter() - wall, d3rlpy.__version__]), flush=True)
+    took = [time.process_time() - cpu, time.perf_counter() - wall, d3rlpy.__version__]
+    print(json.dumps(took), flush=True)
 """
 """A Peer that learns for a number of steps, or acts on observations `[n, d]`."""
 CQL = """d3rlpy.algos.CQLConfig(
-    batch_size=BATCH, actor_learning_rate=1e-4, critic_learning_rate=3e-4, temp_learning_rate=1e-4, alpha_learning_rate=0.0,
-    actor_encoder_factory=layers, critic_encoder_factory=layers, initial_temperature=1.0, initial_alpha=1.0, alpha_threshold=0.0,
+    batch_size=BATCH, actor_learning_rate=1e-4, critic_learning_rate=3e-4, temp_learning_rate=1e-4,
+    alpha_learning_rate=0.0,
+    actor_encoder_factory=layers, critic_encoder_factory=layers, initial_temperature=1.0,
+    initial_alpha=1.0, alpha_threshold=0.0,
     conservative_weight=5.0, n_action_samples=10, soft_q_backup=False, gamma=0.99, tau=0.005,
 )"""
 
@@ -57,7 +65,10 @@ def program(learner: str) -> str:
 
 
 def transitions(folder: Path, file: Path) -> str:
-    """Write the dataset as d3rlpy takes it; the task's name. Actions are as recorded: its policy's bounds are -1 and 1, as those of the bodies."""
+    """Write the dataset as d3rlpy takes it; the task's name.
+
+    Actions are as recorded: its policy's bounds are -1 and 1, as those of the bodies.
+    """
     from bigdm_ray.formats.dataset import Dataset
 
     dataset = Dataset.open(folder)
@@ -128,8 +139,10 @@ def main() -> None:
                 find_task(task).normalized_score(float(returns.mean())),
             )
             print(
-                f"d3rlpy {peer.version}, seed {given.seed}, {part * turn:,} updates: return {returns.mean():,.1f}, standard error {error:,.1f} over "
-                f"{len(returns)} episodes, normalised {normalised:.1f}; {turn / cpu:,.1f} updates per CPU-second, {wall:,.0f} s",
+                f"d3rlpy {peer.version}, seed {given.seed}, {part * turn:,} updates: return"
+                f" {returns.mean():,.1f}, standard error {error:,.1f} over {len(returns)} episodes,"
+                f" normalised {normalised:.1f}; {turn / cpu:,.1f} updates per CPU-second,"
+                f" {wall:,.0f} s",
                 flush=True,
             )
         peer.close()

@@ -1,10 +1,13 @@
-"""Import of foreign episodes: speed by format and length of episodes, and anonymous memory for a file of any size.
+"""Import of foreign episodes: speed by format and length of episodes, and anonymous memory for a
+file of any size.
 
-    python -m tests.benchmarks.datasets              steps per CPU-second
-    python -m tests.benchmarks.datasets --gib 12     peak of RssAnon while a synthetic file of 12 GiB comes in; twice that on disk
+    python -m tests.benchmarks.datasets            steps per CPU-second
+    python -m tests.benchmarks.datasets --gib 12   peak of RssAnon while a synthetic file of 12 GiB
+                                                   comes in; twice that on disk
 
-Episodes look like HalfCheetah's (17 float32 seen, 6 applied), or hold 84 x 84 grey pictures. The task's environment and the imports of
-packages are paid once, before the clock runs. Files are made in a temporary folder (--where DIR) and removed.
+Episodes look like HalfCheetah's (17 float32 seen, 6 applied), or hold 84 x 84 grey pictures. The
+task's environment and the imports of packages are paid once, before the clock runs. Files are made
+in a temporary folder (--where DIR) and removed.
 """
 
 from __future__ import annotations
@@ -194,7 +197,8 @@ def memory(where: Path, gib: float) -> None:
             watcher.join()
             size = path.stat().st_size / 2**30
             print(
-                f"{name} of {size:.1f} GiB, {made.steps:,} steps in {seconds:,.0f} s: RssAnon {before:.0f} MiB before, at most {peak[0]:.0f} MiB"
+                f"{name} of {size:.1f} GiB, {made.steps:,} steps in {seconds:,.0f} s: RssAnon"
+                f" {before:.0f} MiB before, at most {peak[0]:.0f} MiB"
             )
 
 

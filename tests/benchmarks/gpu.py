@@ -1,16 +1,20 @@
-"""Every figure that needs a GPU, at once: `make gpu`, or python -m tests.benchmarks.gpu --out gpu.json
+"""Every figure that needs a GPU, at once: `make gpu`, or python -m tests.benchmarks.gpu --out
+gpu.json
 
-Neither Ray nor a simulator is needed: numpy, torch, pyarrow, safetensors, gymnasium and tqdm are. Each row
-runs for --seconds after a warm-up; with 20 it all takes less than 10 minutes. What fails is a row that
-says why. The JSON is written after each row, so that a run which is cut short leaves what it has.
+Neither Ray nor a simulator is needed: numpy, torch, pyarrow, safetensors, gymnasium and tqdm are.
+Each row runs for --seconds after a warm-up; with 20 it all takes less than 10 minutes. What fails
+is a row that says why. The JSON is written after each row, so that a run which is cut short leaves
+what it has.
 
-    peak           a bf16 product of two 8192 x 8192 matrices: what the others are a share of
-    dt             learner steps of the paper's size (0.73 M parameters, windows of 20), batches of 64 and 4,096
-    large          12 layers of width 768 at a context of 1,024 tokens: tokens a second, share of the peak
-    tt             learner steps of the official size (windows of 10 transitions of 16 tokens)
-    tt plan        a planned action of Hopper (15 ahead, 128 beams), for one environment and for 64
-    dt act         an action with a full window of 20, exact and cached, for one environment and for 64
-    udrl           learner steps of batch 512
+    peak      a bf16 product of two 8192 x 8192 matrices: what the others are a share of
+    dt        learner steps of the paper's size (0.73 M parameters, windows of 20), batches of 64
+              and 4,096
+    large     12 layers of width 768 at a context of 1,024 tokens: tokens a second, share of the
+              peak
+    tt        learner steps of the official size (windows of 10 transitions of 16 tokens)
+    tt plan   a planned action of Hopper (15 ahead, 128 beams), for one environment and for 64
+    dt act    an action with a full window of 20, exact and cached, for one environment and for 64
+    udrl      learner steps of batch 512
 """
 
 from __future__ import annotations

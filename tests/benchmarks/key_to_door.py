@@ -1,7 +1,9 @@
-"""What random trajectories of Key-to-Door tell by plain counting: python -m tests.benchmarks.key_to_door
+"""What random trajectories of Key-to-Door tell by plain counting: python -m
+tests.benchmarks.key_to_door
 
-In each view, the action that was taken most often in the episodes that succeeded is played: cloning of successes, without any network, memory or
-training error. What it lacks is what so many trajectories cannot tell, unless something is known about views that are alike.
+In each view, the action that was taken most often in the episodes that succeeded is played: cloning
+of successes, without any network, memory or training error. What it lacks is what so many
+trajectories cannot tell, unless something is known about views that are alike.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ EPISODES = 2_000
 def play(
     n: int, seed: int, counts: dict[bytes, np.ndarray] | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Views `[LENGTH, n]` as bytes, actions `[LENGTH, n]` (-1 after the end) and success `[n]`: of the likeliest actions, at random where nothing is known."""
+    """Views `[LENGTH, n]` as bytes, actions `[LENGTH, n]` (-1 after the end) and success `[n]`: of
+    the likeliest actions, at random where nothing is known."""
     rng = np.random.default_rng(seed)
     rows = KeyToDoorRows(n, seed, TASKS["key-to-door"].signature())
     seen = rows.reset(np.arange(n)).observations[""]
@@ -45,7 +48,8 @@ def play(
 
 
 def counted(n: int, seed: int) -> dict[bytes, np.ndarray]:
-    """How often each action was taken in each view, in the successes among n random trajectories; ties are broken by chance."""
+    """How often each action was taken in each view, in the successes among n random trajectories;
+    ties are broken by chance."""
     views, actions, success = play(n, seed, None)
     names, which = np.unique(views[:, success], return_inverse=True)
     taken = actions[:, success].ravel()
@@ -63,7 +67,8 @@ def main() -> None:
             for seed in range(sets)
         ]
         print(
-            f"{n:>7,} trajectories ({sets} sets): {np.mean(rates):5.1f} % ± {np.std(rates):.1f} ({min(rates):.1f} to {max(rates):.1f})"
+            f"{n:>7,} trajectories ({sets} sets): {np.mean(rates):5.1f} % ± {np.std(rates):.1f}"
+            f" ({min(rates):.1f} to {max(rates):.1f})"
         )
 
 

@@ -1,6 +1,7 @@
 """Anonymous memory of a run over 1,000 iterations, one process: python -m tests.benchmarks.memory
 
-Touching a map raises the resident set by the file's size and costs nothing, so RssAnon is what is judged.
+Touching a map raises the resident set by the file's size and costs nothing, so RssAnon is what is
+judged.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ def anonymous_mib() -> float:
 def main() -> None:
     """Train on CartPole with few updates an iteration; print the memory and its slope."""
     header()
-    flags = "--algorithm.n-updates-per-iter 4 --algorithm.batch-size 64 --algorithm.replay-size 300 --saves.every 20000 --saves.report-every 1000"
+    flags = (
+        "--algorithm.n-updates-per-iter 4 --algorithm.batch-size 64 --algorithm.replay-size 300"
+        " --saves.every 20000 --saves.report-every 1000"
+    )
     run = bigdm_ray.configure(
         "udrl", "cartpole", [*flags.split(), "--budget.learner-steps", str(4 * ITERATIONS)]
     )
@@ -47,7 +51,8 @@ def main() -> None:
     slope = float(np.polyfit(half[:, 0], half[:, 1], 1)[0]) * 1000
     for iteration in (100, 250, 500, 750, ITERATIONS):
         print(
-            f"iteration {iteration:>5}: {points[np.argmin(np.abs(points[:, 0] - iteration)), 1]:8.1f} MiB"
+            f"iteration {iteration:>5}:"
+            f" {points[np.argmin(np.abs(points[:, 0] - iteration)), 1]:8.1f} MiB"
         )
     print(f"slope over the second half: {slope:+.2f} MiB per 1,000 iterations")
 

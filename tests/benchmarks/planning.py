@@ -1,19 +1,24 @@
-"""CPU-seconds of a planned action, with random weights of the reference's size (4 layers, 4 heads, width 128, 100 bins), and of training.
+"""CPU-seconds of a planned action, with random weights of the reference's size (4 layers, 4 heads,
+width 128, 100 bins), and of training.
 
-    python -m tests.benchmarks.planning                       both bodies, one environment and sixteen
+    python -m tests.benchmarks.planning   both bodies, one environment and sixteen
     python -m tests.benchmarks.planning --bodies halfcheetah --environments 1 --repeats 5
-    python -m tests.benchmarks.planning --training            a learner step beside the original's, rebuilt plainly
+    python -m tests.benchmarks.planning --training   a learner step beside the original's, rebuilt
+                                                     plainly
     python -m tests.benchmarks.planning --original FOLDER --fork FOLDER
-                                                              plans of one environment beside theirs, in turns; FOLDERs are checkouts of
-                                                              jannerm/trajectory-transformer and Howuhh/faster-trajectory-transformer
+            plans of one environment beside theirs, in turns; FOLDERs are checkouts of
+            jannerm/trajectory-transformer and Howuhh/faster-trajectory-transformer
 
-HalfCheetah: 17 + 6 numbers, 5 transitions ahead, 32 beams of 2 expansions. Hopper: 11 + 3, 15 ahead, 128 of 2. The context is full, as it is from the
-fifth step of an episode on. Actions are filtered as in the official repository (cdf 0.6), but by the fork, which has no such filter. One thread.
-Of a checkout only the network, the discretiser and the search are imported, none of which asks for a simulator.
+HalfCheetah: 17 + 6 numbers, 5 transitions ahead, 32 beams of 2 expansions. Hopper: 11 + 3, 15
+ahead, 128 of 2. The context is full, as it is from the fifth step of an episode on. Actions are
+filtered as in the official repository (cdf 0.6), but by the fork, which has no such filter. One
+thread. Of a checkout only the network, the discretiser and the search are imported, none of which
+asks for a simulator.
 
-Training: Hopper's 16 tokens, batches of 32 windows of 10, dropout 0.1, AdamW, gradients cut down to 1; drawing windows and making tokens of them is
-counted on both sides. The original is rebuilt (`tests/plain_trajectory.py`): heads of all dimensions at all places, attention by an explicit softmax,
-windows taken and discretised one by one; it computes in float32. They take turns.
+Training: Hopper's 16 tokens, batches of 32 windows of 10, dropout 0.1, AdamW, gradients cut down to
+1; drawing windows and making tokens of them is counted on both sides. The original is rebuilt
+(`tests/plain_trajectory.py`): heads of all dimensions at all places, attention by an explicit
+softmax, windows taken and discretised one by one; it computes in float32. They take turns.
 """
 
 from __future__ import annotations
@@ -34,7 +39,8 @@ from tests.benchmarks.common import Peer, header, in_turns
 
 BODIES = {"halfcheetah": (17, 6, 5, 32), "hopper": (11, 3, 15, 128)}
 PUBLISHED = {"halfcheetah": (17.5, 5.5, 0.6), "hopper": (89.9, 33.9, 8.0)}
-"""CPU-seconds an action that are known of the original code and of its cached fork, on another machine; and what is to be reached."""
+"""CPU-seconds an action that are known of the original code and of its cached fork, on another
+machine; and what is to be reached."""
 
 
 class Body:
@@ -84,15 +90,18 @@ for name in PACKAGES:
     package.__path__ = [FOLDER + "/" + name.replace(".", "/")]
 seen, acted, horizon, beams = SEEN, ACTED, HORIZON, BEAMS
 dims = seen + acted + 2
-tokens, made_up = torch.randint(0, 100, (1, 4 * dims + seen)), np.random.default_rng(0).normal(size=(1000, dims)).astype(np.float32)
+tokens = torch.randint(0, 100, (1, 4 * dims + seen))
+made_up = np.random.default_rng(0).normal(size=(1000, dims)).astype(np.float32)
 SETUP
 for line in sys.stdin:
     cpu, wall = time.process_time(), time.perf_counter()
     for _ in range(int(line)):
         plan()
-    print(json.dumps([time.process_time() - cpu, time.perf_counter() - wall, ""]), file=answers, flush=True)
+    took = [time.process_time() - cpu, time.perf_counter() - wall, ""]
+    print(json.dumps(took), file=answers, flush=True)
 """
-"""A Peer that plans: packages without what their `__init__` would import, so that only the files asked for are loaded."""
+"""A Peer that plans: packages without what their `__init__` would import, so that only the files
+asked for are loaded."""
 
 ORIGINAL = """
 sys.modules["trajectory.utils"].Silent = importlib.import_module("trajectory.utils.progress").Silent
@@ -101,20 +110,26 @@ from trajectory.models.transformers import GPT
 from trajectory.search.core import beam_plan
 from trajectory.utils.discretization import QuantileDiscretizer
 net = GPT(types.SimpleNamespace(
-    vocab_size=100, block_size=10 * dims - 1, n_layer=4, n_head=4, n_embd=128, observation_dim=seen, action_dim=acted, transition_dim=dims,
-    action_weight=5, reward_weight=1, value_weight=1, embd_pdrop=0.1, resid_pdrop=0.1, attn_pdrop=0.1,
+    vocab_size=100, block_size=10 * dims - 1, n_layer=4, n_head=4, n_embd=128, observation_dim=seen,
+    action_dim=acted, transition_dim=dims,
+    action_weight=5, reward_weight=1, value_weight=1, embd_pdrop=0.1, resid_pdrop=0.1,
+    attn_pdrop=0.1,
 )).eval()
 bins = QuantileDiscretizer(made_up, 100)
 def plan():
     beam_plan(
-        net, lambda probs: bins.value_fn(probs, "mean"), tokens, horizon, beams, 2, seen, acted, 0.99, 5, verbose=False, k_obs=1, cdf_act=0.6
+        net, lambda probs: bins.value_fn(probs, "mean"), tokens, horizon, beams, 2, seen, acted,
+        0.99, 5, verbose=False, k_obs=1, cdf_act=0.6
     )
 """
 FORK = """
 from trajectory.models.gpt.gpt import GPT
 from trajectory.planning.beam import beam_plan
 from trajectory.utils.discretization import KBinsDiscretizer
-net = GPT(100, dims, seen, acted, 10 * dims, embedding_dim=128, num_layers=4, num_heads=4, use_sep_heads=True).eval()
+net = GPT(
+    100, dims, seen, acted, 10 * dims, embedding_dim=128, num_layers=4, num_heads=4,
+    use_sep_heads=True,
+).eval()
 bins = KBinsDiscretizer(made_up, 100)
 def plan():
     beam_plan(net, bins, tokens, horizon, beams, 2, context_size=5, k_obs=1, k_reward=1)
@@ -155,7 +170,8 @@ def peer(which: str, folder: Path, body: str) -> Peer:
 
 
 def planning(name: str, environments: int, repeats: int, folders: dict[str, Path]) -> None:
-    """CPU and wall seconds of an action: ours, and for one environment those of the checkouts, in turns; the first turn warms up."""
+    """CPU and wall seconds of an action: ours, and for one environment those of the checkouts, in
+    turns; the first turn warms up."""
     sides: dict[str, Callable[[], None] | Peer] = {
         "ours": Body(name, environments).plan,
         "ours, rotary": Body(name, environments, "rotary").plan,
@@ -173,8 +189,8 @@ def planning(name: str, environments: int, repeats: int, folders: dict[str, Path
     for which, (cpu, wall) in spent.items():
         ratio = "" if which == "ours" else f"; ours takes 1/{cpu / spent['ours'][0]:.1f}"
         print(
-            f"{name:<12}{environments:>3} environments  {which:<13}{cpu / environments:>8.3f} CPU-s an action{wall / environments:>9.3f} s wall   "
-            f"({known[which]}{ratio})",
+            f"{name:<12}{environments:>3} environments  {which:<13}{cpu / environments:>8.3f} CPU-s"
+            f" an action{wall / environments:>9.3f} s wall   ({known[which]}{ratio})",
             flush=True,
         )
 
@@ -221,7 +237,8 @@ def ours(store, precision: str = "float32") -> Callable[[], None]:
 
 
 class PlainWindows:
-    """Windows of tokens one by one, as the original's data set gives them: padded episodes, every value compared with all thresholds."""
+    """Windows of tokens one by one, as the original's data set gives them: padded episodes, every
+    value compared with all thresholds."""
 
     def __init__(self, store, bins: int = 100) -> None:
         episodes = [store.episode(i) for i in range(len(store.table.lengths))]
@@ -319,7 +336,8 @@ def training(repeats: int) -> None:
     for name, took in spent.items():
         low, high = units / max(took.cpu), units / min(took.cpu)
         print(
-            f"{name:<32}{units / took.medians[0]:>10,.0f} transitions trained per CPU-second ({low:,.0f} to {high:,.0f})"
+            f"{name:<32}{units / took.medians[0]:>10,.0f} transitions trained per CPU-second"
+            f" ({low:,.0f} to {high:,.0f})"
         )
     first, mixed, second = (took.medians[0] for took in spent.values())
     print(f"ratio {second / first:.2f}, with bf16 {second / mixed:.2f} (to reach 1.5)")

@@ -1,12 +1,13 @@
 """Drawing windows and inserting steps, one core.
 
     python -m tests.benchmarks.replay
-    python -m tests.benchmarks.replay --gib 12 --where /var/tmp     a dataset of that size, drawn warm and cold, 256 MiB of it in memory
-    python -m tests.benchmarks.replay --ahead [--repeats 5]     only learner steps, drawn ahead or not
+    python -m tests.benchmarks.replay --gib 12 --where /var/tmp
+            a dataset of that size, drawn warm and cold, 256 MiB of it in memory
+    python -m tests.benchmarks.replay --ahead [--repeats 5]   only learner steps, drawn ahead or not
 
-Hopper's shapes (11 observations, 3 actions), 1,000 episodes of 1,000 steps in memory-mapped shards; batches of 64
-windows of 20 steps with returns-to-go, as a decision transformer draws them. What must not grow with the episodes that
-live: adding, following, merging.
+Hopper's shapes (11 observations, 3 actions), 1,000 episodes of 1,000 steps in memory-mapped shards;
+batches of 64 windows of 20 steps with returns-to-go, as a decision transformer draws them. What
+must not grow with the episodes that live: adding, following, merging.
 
 Draws ahead: behavioural cloning on Hopper's shapes and on pictures, flat and from 50 shards, and a
 decision transformer; and a network that is elsewhere, which is a wait. Bouts that never draw ahead,
@@ -169,7 +170,8 @@ def anonymous_mib() -> float:
 
 
 def large(folder: Path, gib: float, view: View) -> None:
-    """Draw from a dataset of `gib` GiB, of which 256 MiB are in memory: warm, and after its pages were dropped."""
+    """Draw from a dataset of `gib` GiB, of which 256 MiB are in memory: warm, and after its pages
+    were dropped."""
     writer = Store(folder, flat_bytes=0)
     rounds = itertools.count()
     while writer.nbytes < gib * 2**30:
@@ -184,7 +186,8 @@ def large(folder: Path, gib: float, view: View) -> None:
         return 64.0 * draws
 
     row(
-        f"windows of 20 from {store.nbytes / 2**30:.1f} GiB in {len(store.living_shards())} shards, warm",
+        f"windows of 20 from {store.nbytes / 2**30:.1f} GiB in {len(store.living_shards())} shards,"
+        " warm",
         "windows",
         measure(work, 3),
     )
@@ -193,7 +196,8 @@ def large(folder: Path, gib: float, view: View) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     began = time.perf_counter()
     print(
-        f"{'the same, cold':<64} {work() / (time.perf_counter() - began):>12,.0f} windows per wall second; {anonymous_mib():.0f} MiB of anonymous memory"
+        f"{'the same, cold':<64} {work() / (time.perf_counter() - began):>12,.0f} windows per wall"
+        f" second; {anonymous_mib():.0f} MiB of anonymous memory"
     )
 
 

@@ -1,7 +1,9 @@
-"""The Ray loop against one process: python -m tests.benchmarks.ring [--minutes 1] [--actors 1] [FLAGS OF THE RAY RUN]
+"""The Ray loop against one process: python -m tests.benchmarks.ring [--minutes 1] [--actors 1]
+[FLAGS OF THE RAY RUN]
 
-Environment and learner steps per wall second, from the first learner step to the last report, LunarLander with the
-default preset, one learner, one torch thread each. Both runs start from the same seed and have the same time.
+Environment and learner steps per wall second, from the first learner step to the last report,
+LunarLander with the default preset, one learner, one torch thread each. Both runs start from the
+same seed and have the same time.
 """
 
 from __future__ import annotations
@@ -32,10 +34,11 @@ def rates(minutes: float, local: bool, more: list[str], folder: Path) -> tuple[f
             )
 
     bigdm_ray.train(run, folder, note, local=local)
+    # the last report is of the end of the run
     (began, env, learner), (ended, more_env, more_learner) = (
         seen[0],
         seen[-2],
-    )  # the last report is of the end of the run
+    )
     return (more_env - env) / (ended - began), (more_learner - learner) / (ended - began)
 
 
@@ -56,7 +59,8 @@ def main() -> None:
         (f"Ray, {asked.actors} actor(s) + 1 learner", ray),
     ):
         print(
-            f"{name:<28} {env:>10,.0f} environment steps/s   {learner:>8,.1f} learner steps/s   (wall)"
+            f"{name:<28} {env:>10,.0f} environment steps/s   {learner:>8,.1f} learner steps/s  "
+            " (wall)"
         )
     print(
         f"ratio: {ray[0] / local[0]:.2f} environment steps, {ray[1] / local[1]:.2f} learner steps"

@@ -1,4 +1,5 @@
-"""Environment steps per CPU-second of whole episodes, LunarLander with the behaviour function: python -m tests.benchmarks.rollout"""
+"""Environment steps per CPU-second of whole episodes, LunarLander with the behaviour function:
+python -m tests.benchmarks.rollout"""
 
 from __future__ import annotations
 

@@ -1,22 +1,30 @@
-"""Decision Transformer: training against peers, latency of acting, and evaluation of many episodes at once.
+"""Decision Transformer: training against peers, latency of acting, and evaluation of many episodes
+at once.
 
-    python -m tests.benchmarks.sequences                                training and acting against Hugging Face's network
-    python -m tests.benchmarks.sequences --peer PEER/bin/python         also d3rlpy's; PEER is a virtual environment with d3rlpy 2.8.1
-    python -m tests.benchmarks.sequences --corl FILE                    also CORL's; FILE is its algorithms/offline/dt.py
-    python -m tests.benchmarks.sequences --acting                       no training
-    python -m tests.benchmarks.sequences --evaluate 100                 only evaluation of 100 Hopper episodes, random weights
-    python -m tests.benchmarks.sequences --evaluate 100 --run RUN       the same with a trained dt run on hopper
+    python -m tests.benchmarks.sequences   training and acting against Hugging Face's network
+    python -m tests.benchmarks.sequences --peer PEER/bin/python
+            also d3rlpy's; PEER is a virtual environment with d3rlpy 2.8.1
+    python -m tests.benchmarks.sequences --corl FILE
+            also CORL's; FILE is its algorithms/offline/dt.py
+    python -m tests.benchmarks.sequences --acting   no training
+    python -m tests.benchmarks.sequences --evaluate 100
+            only evaluation of 100 Hopper episodes, random weights
+    python -m tests.benchmarks.sequences --evaluate 100 --run RUN
+            the same with a trained dt run on hopper
 
-Training: batches of 64 windows of 20 steps, dropout 0.1, AdamW, gradients cut down to 0.25, one thread, a dataset of the same size in
-memory, float32 but for `dt, ours, bf16`. Hugging Face's network has no data path of its own: it gets our windows, whose drawing is
-counted on both sides. d3rlpy and CORL draw with their own code; of CORL's file only the network and the dataset's class are run. They
-take turns.
+Training: batches of 64 windows of 20 steps, dropout 0.1, AdamW, gradients cut down to 0.25, one
+thread, a dataset of the same size in memory, float32 but for `dt, ours, bf16`. Hugging Face's
+network has no data path of its own: it gets our windows, whose drawing is counted on both sides.
+d3rlpy and CORL draw with their own code; of CORL's file only the network and the dataset's class
+are run. They take turns.
 
-Acting: one environment, a window of 20 steps that is full, one thread; of the peers' own code what their users call for an action
-(d3rlpy's wrapper that keeps the history, the forward pass of the others), with random weights.
+Acting: one environment, a window of 20 steps that is full, one thread; of the peers' own code what
+their users call for an action (d3rlpy's wrapper that keeps the history, the forward pass of the
+others), with random weights.
 
-Evaluation: episodes one after the other against together (50 rows), exact and cached, on gymnasium's environments, in wall time. What
-is played differs between the three by rounding and, when cached, by the policy, so the ratio is that of the rates in environment steps.
+Evaluation: episodes one after the other against together (50 rows), exact and cached, on
+gymnasium's environments, in wall time. What is played differs between the three by rounding and,
+when cached, by the policy, so the ratio is that of the rates in environment steps.
 """
 
 from __future__ import annotations
@@ -97,7 +105,8 @@ def theirs(store) -> Callable[[], None]:
 
 
 def of_corl(file: Path) -> tuple[nn.Module, Any]:
-    """CORL's network of the same size and its dataset's class; the rest of its file wants d4rl and a tracker."""
+    """CORL's network of the same size and its dataset's class; the rest of its file wants d4rl and
+    a tracker."""
     wanted = {"pad_along_axis", "SequenceDataset", "TransformerBlock", "DecisionTransformer"}
     tree = ast.parse(file.read_text())
     tree.body = [
@@ -165,7 +174,8 @@ dt = d3rlpy.algos.DecisionTransformerConfig(
     batch_size=BATCH, context_size=CONTEXT, learning_rate=1e-4,
     encoder_factory=d3rlpy.models.VectorEncoderFactory([128], exclude_last_activation=True),
     optim_factory=d3rlpy.optimizers.GPTAdamWFactory(weight_decay=1e-4, clip_grad_norm=0.25),
-    observation_scaler=d3rlpy.preprocessing.StandardObservationScaler(), reward_scaler=d3rlpy.preprocessing.MultiplyRewardScaler(0.001),
+    observation_scaler=d3rlpy.preprocessing.StandardObservationScaler(),
+    reward_scaler=d3rlpy.preprocessing.MultiplyRewardScaler(0.001),
 ).create()
 dt.build_with_dataset(data)
 dt.config.observation_scaler.fit_with_trajectory_slicer(data.episodes, data.trajectory_slicer)
@@ -200,13 +210,17 @@ def training(python: str | None, file: Path | None) -> None:
         ratio = (
             ""
             if name.startswith("dt")
-            else f"   ours is {rates['dt, ours'] / rate:.2f} times as fast, bf16 {rates['dt, ours, bf16'] / rate:.2f}"
+            else (
+                f"   ours is {rates['dt, ours'] / rate:.2f} times as fast, bf16"
+                f" {rates['dt, ours, bf16'] / rate:.2f}"
+            )
         )
         print(f"{label:<32}{rate:>10,.0f} time steps trained per CPU-second{ratio}")
 
 
 def actor(cached: bool, rows: int) -> Callable[[], object]:
-    """An action of so many environments, as a run of `dt` takes it: its policy with random weights, on made-up observations."""
+    """An action of so many environments, as a run of `dt` takes it: its policy with random weights,
+    on made-up observations."""
     from bigdm_ray.algorithms.dt import Dt
     from bigdm_ray.envs import find_task
 
@@ -230,7 +244,8 @@ def actor(cached: bool, rows: int) -> Callable[[], object]:
 
 
 def acting() -> None:
-    """Milliseconds an action with a full window, one environment; actions per CPU-second, 64 of them."""
+    """Milliseconds an action with a full window, one environment; actions per CPU-second, 64 of
+    them."""
     for cached in (False, True):
         for rows in (1, 64):
             step, spent = actor(cached, rows), []
@@ -242,12 +257,14 @@ def acting() -> None:
             name = f"{'cached' if cached else 'exact'}, {rows} at once"
             p50, p99 = np.percentile(late, 50), np.percentile(late, 99)
             print(
-                f"{name:<32}{p50:>10.2f} ms p50 {p99:>8.2f} ms p99 {1000 * rows / p50:>10,.0f} actions per CPU-second"
+                f"{name:<32}{p50:>10.2f} ms p50 {p99:>8.2f} ms p99 {1000 * rows / p50:>10,.0f}"
+                " actions per CPU-second"
             )
 
 
 def acting_beside(python: str | None, file: Path | None) -> None:
-    """Milliseconds an action of one environment, all in turns: ours, and the peers' networks on a full window as their users call them."""
+    """Milliseconds an action of one environment, all in turns: ours, and the peers' networks on a
+    full window as their users call them."""
     from bigdm_ray.envs import find_task
 
     chance = np.random.default_rng(0)
@@ -295,7 +312,8 @@ def acting_beside(python: str | None, file: Path | None) -> None:
 
 
 def evaluating(folder: Path | None, episodes: int) -> None:
-    """Wall seconds of so many episodes one after the other, and together, exact and cached; and the rates in environment steps."""
+    """Wall seconds of so many episodes one after the other, and together, exact and cached; and the
+    rates in environment steps."""
     from bigdm_ray.algorithms.dt import Dt
     from bigdm_ray.envs import find_task
     from bigdm_ray.training.acting import policy_of
@@ -326,8 +344,9 @@ def evaluating(folder: Path | None, episodes: int) -> None:
         env.close()
         rates[name] = steps / seconds
         print(
-            f"{name:<24}{seconds:>8.1f} s for {episodes} episodes of {steps / episodes:,.0f} steps, mean return {score.returns.mean():,.0f}, "
-            f"{rates[name]:,.0f} steps per wall second, {rates[name] / rates['one at a time']:.2f} times as fast"
+            f"{name:<24}{seconds:>8.1f} s for {episodes} episodes of {steps / episodes:,.0f} steps,"
+            f" mean return {score.returns.mean():,.0f}, {rates[name]:,.0f} steps per wall second,"
+            f" {rates[name] / rates['one at a time']:.2f} times as fast"
         )
 
 

@@ -4,9 +4,9 @@
     python -m bigdm_ray.reproduce value-based --show            prints them as "peer, same data"
 
 PEER is a virtual environment with d3rlpy 2.8.1. What is not named by the cell is as in d3rlpy's own
-reproductions (reproductions/offline/). Each peer plays its most likely actions on our environments; its
-policy is asked through pipes, so it acts with its own code. A finished cell is a small JSON file under
-docs/results/peers, beside the cells that `reproduce` keeps, and is not run again.
+reproductions (reproductions/offline/). Each peer plays its most likely actions on our environments;
+its policy is asked through pipes, so it acts with its own code. A finished cell is a small JSON
+file under docs/results/peers, beside the cells that `reproduce` keeps, and is not run again.
 """
 
 from __future__ import annotations
@@ -28,21 +28,29 @@ from tests.benchmarks.common import Peer, header
 from tests.benchmarks.conservative import CQL, program, scored, transitions
 
 IQL = """d3rlpy.algos.IQLConfig(
-    batch_size=BATCH, actor_learning_rate=3e-4, critic_learning_rate=3e-4, weight_temp=3.0, max_weight=100.0,
-    expectile=0.7, actor_encoder_factory=layers, critic_encoder_factory=layers, value_encoder_factory=layers,
-    actor_optim_factory=d3rlpy.optimizers.AdamFactory(lr_scheduler_factory=d3rlpy.optimizers.CosineAnnealingLRFactory(T_max=STEPS)),
+    batch_size=BATCH, actor_learning_rate=3e-4, critic_learning_rate=3e-4, weight_temp=3.0,
+    max_weight=100.0,
+    expectile=0.7, actor_encoder_factory=layers, critic_encoder_factory=layers,
+    value_encoder_factory=layers,
+    actor_optim_factory=d3rlpy.optimizers.AdamFactory(
+        lr_scheduler_factory=d3rlpy.optimizers.CosineAnnealingLRFactory(T_max=STEPS)
+    ),
     reward_scaler=d3rlpy.preprocessing.ReturnBasedRewardScaler(multiplier=1000.0),
 )"""
 BCQ = """d3rlpy.algos.BCQConfig(
-    batch_size=BATCH, actor_learning_rate=1e-3, critic_learning_rate=1e-3, imitator_learning_rate=1e-3, lam=0.75,
-    action_flexibility=0.05, n_action_samples=100, actor_encoder_factory=layers, critic_encoder_factory=layers,
+    batch_size=BATCH, actor_learning_rate=1e-3, critic_learning_rate=1e-3,
+    imitator_learning_rate=1e-3, lam=0.75,
+    action_flexibility=0.05, n_action_samples=100, actor_encoder_factory=layers,
+    critic_encoder_factory=layers,
     imitator_encoder_factory=layers,
 )"""
 BEAR = """d3rlpy.algos.BEARConfig(
-    batch_size=BATCH, actor_learning_rate=1e-4, critic_learning_rate=3e-4, imitator_learning_rate=3e-4,
+    batch_size=BATCH, actor_learning_rate=1e-4, critic_learning_rate=3e-4,
+    imitator_learning_rate=3e-4,
     alpha_learning_rate=1e-3, temp_learning_rate=0.0, initial_temperature=1e-20, mmd_sigma=20.0,
     mmd_kernel="laplacian", n_mmd_action_samples=4, alpha_threshold=0.05, n_target_samples=10,
-    n_action_samples=100, warmup_steps=WARM, actor_encoder_factory=layers, critic_encoder_factory=layers,
+    n_action_samples=100, warmup_steps=WARM, actor_encoder_factory=layers,
+    critic_encoder_factory=layers,
     imitator_encoder_factory=layers,
 )"""
 LEARNERS = {"CQL": CQL, "IQL": IQL, "BCQ": BCQ, "BEAR": BEAR}
@@ -71,7 +79,8 @@ def main() -> None:
 
 
 def trained(shelf: TableFolders, cell: Cell, python: str) -> dict[str, Any]:
-    """What a cell's peer came to: its last policy, over as many episodes as the cell's final evaluation."""
+    """What a cell's peer came to: its last policy, over as many episodes as the cell's final
+    evaluation."""
     run = shelf.run(cell)
     algorithm: Any = run.algorithm
     steps, episodes = run.budget.learner_steps, run.evaluations.final_episodes

@@ -1,4 +1,5 @@
-"""What the tests of the Ray ring share: tiny runs, and how the processes of a run's actors are found and killed."""
+"""What the tests of the Ray ring share: tiny runs, and how the processes of a run's actors are
+found and killed."""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ from bigdm_ray.replay import Store, Table
 from bigdm_ray.training.config import Run
 
 TINY = (
-    "--algorithm.hidden 16,16 --algorithm.batch-size 32 --algorithm.n-updates-per-iter 5 --algorithm.warm-up-episodes 20 "
-    "--algorithm.replay-size 60 --evaluations.episodes 4 --evaluations.final-episodes 4"
+    "--algorithm.hidden 16,16 --algorithm.batch-size 32 --algorithm.n-updates-per-iter 5"
+    " --algorithm.warm-up-episodes 20 --algorithm.replay-size 60 --evaluations.episodes 4"
+    " --evaluations.final-episodes 4"
 )
 
 

@@ -1,4 +1,5 @@
-"""kill -9 of any process of a run: the budget is done, the checkpoint valid, no acknowledged episode lost or doubled."""
+"""kill -9 of any process of a run: the budget is done, the checkpoint valid, no acknowledged
+episode lost or doubled."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ class Killer:
 
 
 def check(run: Run, folder: Path, acknowledged: Table) -> None:
-    """The store holds exactly what the rule keeps of all acknowledged episodes; the newest checkpoint can be read."""
+    """The store holds exactly what the rule keeps of all acknowledged episodes; the newest
+    checkpoint can be read."""
     ids = list(map(tuple, acknowledged.ids.tolist()))
     assert len(ids) == len(set(ids)), "an episode was acknowledged twice"
     living = LivingEpisodes(run.algorithm.retention())
@@ -102,7 +104,8 @@ def test_a_killed_actor_costs_nothing_that_was_acknowledged(
 
 
 def struck(command: list[str], folder: Path, saves: int) -> Table:
-    """Run a driver and kill -9 it right at an `add`, once there are so many checkpoints; the episodes that were on disk."""
+    """Run a driver and kill -9 it right at an `add`, once there are so many checkpoints; the
+    episodes that were on disk."""
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 900
 
@@ -135,7 +138,8 @@ BOTH = (0, 2)
 def test_a_killed_driver_resumes_without_losing_an_episode(
     lock_step: str, saves: tuple[int, ...], tmp_path: Path
 ) -> None:
-    """Killed once there are so many checkpoints; resumed at once, while its actors may still live."""
+    """Killed once there are so many checkpoints; resumed at once, while its actors may still
+    live."""
     folder = tmp_path / "run"
     budget = 12_000
     flags = f"--budget.env-steps {budget} --saves.every 1500 --evaluations.every 6000"
@@ -192,7 +196,8 @@ def test_a_killed_driver_resumes_without_losing_an_episode(
 
 @contextlib.contextmanager
 def node(*flags: str) -> Iterator[subprocess.Popen[str]]:
-    """A node of a Ray cluster, started as its user would, and killed with all below it at the end."""
+    """A node of a Ray cluster, started as its user would, and killed with all below it at the
+    end."""
     command = [str(Path(sys.executable).parent / "ray"), "start", "--block", *flags]
     command += ["--node-ip-address", "127.0.0.1", "--num-cpus", "4", "--disable-usage-stats"]
     command += ["--min-worker-port", "0", "--max-worker-port", "0"]

@@ -1,4 +1,5 @@
-"""Rounds that wait to be stored share one call, and one sync; one that is lost on the way is played again."""
+"""Rounds that wait to be stored share one call, and one sync; one that is lost on the way is played
+again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`--dashboard`: Ray's web page while a run goes on, for this machine and whoever has the token, and no longer."""
+"""`--dashboard`: Ray's web page while a run goes on, for this machine and whoever has the token,
+and no longer."""
 
 from __future__ import annotations
 

@@ -17,8 +17,14 @@ from bigdm_ray.training.params import Weights
 
 pytestmark = pytest.mark.ray
 
-FLAGS = "--algorithm.batch-size 16 --evaluations.episodes 3 --evaluations.final-episodes 3 --budget.learner-steps 60 --saves.every 30"
-DT = "--algorithm.width 16 --algorithm.layers 1 --algorithm.context 4 --algorithm.target-return 1 --algorithm.warm-up-steps 1 --machines.precision bf16"
+FLAGS = (
+    "--algorithm.batch-size 16 --evaluations.episodes 3 --evaluations.final-episodes 3"
+    " --budget.learner-steps 60 --saves.every 30"
+)
+DT = (
+    "--algorithm.width 16 --algorithm.layers 1 --algorithm.context 4 --algorithm.target-return 1"
+    " --algorithm.warm-up-steps 1 --machines.precision bf16"
+)
 
 
 @pytest.mark.parametrize(("algorithm", "flags"), [("bc", "--algorithm.hidden 16,16"), ("dt", DT)])

@@ -1,4 +1,5 @@
-"""Evaluation on actors: equal to one process episode by episode, whatever their number and whichever of them die."""
+"""Evaluation on actors: equal to one process episode by episode, whatever their number and
+whichever of them die."""
 
 from __future__ import annotations
 
@@ -61,8 +62,14 @@ def test_any_number_of_actors_scores_as_one_process_does(
 
 def test_plans_on_actors_are_those_of_one_process(tmp_path: Path) -> None:
     dataset_of(tmp_path / "data", "toy-vector", 20)
-    small = "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.bins 12 --algorithm.window 3 --algorithm.context 2"
-    flags = f"{small} --algorithm.horizon 2 --algorithm.beams 3 --algorithm.k-act 0 --budget.learner-steps 2 --evaluations.final-episodes 1"
+    small = (
+        "--algorithm.width 16 --algorithm.layers 1 --algorithm.heads 2 --algorithm.bins 12"
+        " --algorithm.window 3 --algorithm.context 2"
+    )
+    flags = (
+        f"{small} --algorithm.horizon 2 --algorithm.beams 3 --algorithm.k-act 0"
+        " --budget.learner-steps 2 --evaluations.final-episodes 1"
+    )
     train_local(bigdm_ray.configure("tt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
     local = report(tmp_path / "run")
     assert local["mode"] == "plan" and local["episodes"] == 11 and len(set(local["returns"])) > 3

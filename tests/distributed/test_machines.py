@@ -1,4 +1,5 @@
-"""Several machines: nothing but the driver's needs the run's folder, and one may be lost for good."""
+"""Several machines: nothing but the driver's needs the run's folder, and one may be lost for
+good."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The ring on Ray: equal to one process in lock-step, whole in asynchronous mode, and the same with two learners."""
+"""The ring on Ray: equal to one process in lock-step, whole in asynchronous mode, and the same with
+two learners."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ from bigdm_ray.training.params import Weights
 
 pytestmark = pytest.mark.ray
 
-LOCK_STEP = "--budget.env-steps 3000 --saves.every 1000 --saves.report-every 500 --evaluations.every 1200 --rollouts.groups 2"
+LOCK_STEP = (
+    "--budget.env-steps 3000 --saves.every 1000 --saves.report-every 500 --evaluations.every 1200"
+    " --rollouts.groups 2"
+)
 
 
 def numbers(folder: Path) -> list[dict[str, float]]:
@@ -55,14 +59,20 @@ def test_fine_tuning_on_ray_equals_one_process_bit_for_bit_and_runs_beside_its_l
     tmp_path: Path,
 ) -> None:
     dataset_of(tmp_path / "data", "toy-continuous", 20)
-    small = "--algorithm.width 16 --algorithm.layers 1 --algorithm.context 4 --algorithm.batch-size 16 --evaluations.final-episodes 2 --evaluations.episodes 2"
+    small = (
+        "--algorithm.width 16 --algorithm.layers 1 --algorithm.context 4 --algorithm.batch-size 16"
+        " --evaluations.final-episodes 2 --evaluations.episodes 2"
+    )
     train_local(
         bigdm_ray.configure(
             "dt", str(tmp_path / "data"), [*small.split(), "--budget.learner-steps", "5"]
         ),
         tmp_path / "offline",
     )
-    flags = f"--from {tmp_path / 'offline'} --budget.env-steps 150 --saves.every 60 --algorithm.updates-per-episode 2 --algorithm.episodes-per-iteration 2"
+    flags = (
+        f"--from {tmp_path / 'offline'} --budget.env-steps 150 --saves.every 60"
+        " --algorithm.updates-per-episode 2 --algorithm.episodes-per-iteration 2"
+    )
     train_local(bigdm_ray.configure("dt", "toy-continuous", flags.split()), tmp_path / "local")
     train_on_ray(
         bigdm_ray.configure(
@@ -98,7 +108,8 @@ def test_two_learner_ranks_equal_one_to_rounding(tmp_path: Path) -> None:
 
 def test_asynchronous_run_does_its_whole_budget_and_reports_staleness(tmp_path: Path) -> None:
     run = tiny(
-        "--budget.env-steps 4000 --saves.every 1500 --saves.report-every 500 --evaluations.every 1500 --actors 2"
+        "--budget.env-steps 4000 --saves.every 1500 --saves.report-every 500 --evaluations.every"
+        " 1500 --actors 2"
     )
     summary = train_on_ray(run, tmp_path / "run")
     assert summary["env_steps"] >= 4000
@@ -124,7 +135,10 @@ def test_a_store_that_cannot_be_written_ends_the_run_with_one_sentence(tmp_path:
 
     with pytest.raises(
         RunFailed,
-        match=r"cannot write .* may be written|the learner cannot read what the replay actor has stored",
+        match=(
+            r"cannot write .* may be written|the learner cannot read what the replay actor has"
+            r" stored"
+        ),
     ) as told:
         train_on_ray(
             tiny("--budget.env-steps 100000 --saves.report-every 500"),

@@ -1,4 +1,5 @@
-"""A run on Ray that is told to stop, or whose Ray dies: one sentence, what is stored is kept, and no process stays."""
+"""A run on Ray that is told to stop, or whose Ray dies: one sentence, what is stored is kept, and
+no process stays."""
 
 from __future__ import annotations
 
@@ -54,7 +55,10 @@ class Command:
         return next((pid for pid, line in below.items() if f"/{name} " in line), 0)
 
     def ended(self) -> tuple[int, list[str]]:
-        """Its exit code and what it has told. Fails where something else is printed or a process stays."""
+        """Its exit code and what it has told.
+
+        Fails where something else is printed or a process stays.
+        """
         out, told = self.process.communicate(timeout=600)
         assert not [word for word in NOISE if word in out + told], out + told
         deadline = time.monotonic() + 60
@@ -90,7 +94,8 @@ def begun(tmp_path: Path) -> Iterator[Command]:
 
 
 def test_a_terminated_run_saves_and_leaves_no_process(begun: Command) -> None:
-    """Also where the signal is for its process group, as those of `timeout` and of terminals are."""
+    """Also where the signal is for its process group, as those of `timeout` and of terminals
+    are."""
     begun.waits_for(begun.has_stored)
     os.killpg(begun.process.pid, signal.SIGTERM)
     code, told = begun.ended()

@@ -1,4 +1,5 @@
-"""Runs of several tasks through Ray: in lock-step as in one process, with two learners as with one; side by side."""
+"""Runs of several tasks through Ray: in lock-step as in one process, with two learners as with one;
+side by side."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_another_actor_stands_in_and_never_with_chance_that_was_used() -> None:
     assert other in (slots[0], slots[2]) and pool.attempt(1, other) == 1
     assert not pool.stuck(slots[1])
     slots[1].seconds = GRACE_S + 1
-    assert pool.stuck(slots[1]) and pool.others() and pool.missing().startswith("1 of 3")
+    assert pool.stuck(slots[1]) and pool.others() and pool.count_missing().startswith("1 of 3")
     slots[1].up = True
     assert pool.choose(1) is slots[1] and pool.attempt(1, slots[1]) == 2
     assert pool.attempt(0, slots[0]) == 0

@@ -1,4 +1,5 @@
-"""Atari: single frames, idle starts, points as they are, whole games; EnvPool shows what gymnasium and ale-py show."""
+"""Atari: single frames, idle starts, points as they are, whole games; EnvPool shows what gymnasium
+and ale-py show."""
 
 import numpy as np
 import pytest
@@ -30,7 +31,8 @@ class Idle:
 
 
 def start(env, frames, seed=None):
-    """The first frame of an episode that idled so long; `seed` is that of the console's own chance."""
+    """The first frame of an episode that idled so long; `seed` is that of the console's own
+    chance."""
     if seed is not None:
         env.reset(seed=seed)
     env.unwrapped.np_random = Idle(frames)
@@ -81,7 +83,10 @@ def test_starts_differ_by_row_and_by_seed(backend):
 
 @pytest.mark.slow
 def test_without_sticky_actions_the_console_knows_no_chance():
-    """The same start and the same actions, another seed: the same game. With sticky actions it is another one."""
+    """The same start and the same actions, another seed: the same game.
+
+    With sticky actions it is another one.
+    """
 
     def game(name, seed):
         env = find_task(name).env(None)
@@ -151,7 +156,8 @@ def test_the_time_limit_truncates(backend, monkeypatch):
 
 @others_are_slow
 def test_envpool_plays_the_very_games_of_the_reference(name):
-    """For each of EnvPool's starts there is a number of idle frames from which the reference shows and pays the same, step for step."""
+    """For each of EnvPool's starts there is a number of idle frames from which the reference shows
+    and pays the same, step for step."""
     rows, steps = 2, 500 if name == "breakout" else 150
     fast, env = find_task(name).make(rows, 3), find_task(name).env(None)
     actions = chosen(env, steps, rows)
@@ -175,9 +181,8 @@ def test_envpool_plays_the_very_games_of_the_reference(name):
             seen, reward, terminated, _, _ = env.step(actions[t, row])
             if reward != paid or terminated != (ended and t + 1 == len(points)):
                 return False
-        return ended or np.array_equal(
-            seen, frames[-1]
-        )  # the frame in which a game ends the reference does not show
+        # the frame in which a game ends the reference does not show
+        return ended or np.array_equal(seen, frames[-1])
 
     env.reset(seed=0)
     for row in range(rows):
@@ -191,7 +196,10 @@ def test_envpool_plays_the_very_games_of_the_reference(name):
 
 @pytest.mark.slow
 def test_envpool_too_sticks_where_it_is_told_to():
-    """Six rows take the same actions. Idle frames alone make few different games of Breakout, which waits to be served."""
+    """Six rows take the same actions.
+
+    Idle frames alone make few different games of Breakout, which waits to be served.
+    """
 
     def games(name):
         env = find_task(name).make(6, 1)

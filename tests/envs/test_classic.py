@@ -1,4 +1,5 @@
-"""Classic control: a step of the rows that are trained on is the step that gymnasium's environment takes from the same state."""
+"""Classic control: a step of the rows that are trained on is the step that gymnasium's environment
+takes from the same state."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""How episodes end: time limits are not terminations, the last observation is the true one, broken rows are thrown away."""
+"""How episodes end: time limits are not terminations, the last observation is the true one, broken
+rows are thrown away."""
 
 import numpy as np
 import pytest
@@ -49,7 +50,8 @@ def test_a_fallen_pole_terminates_and_the_last_observation_shows_it(backend):
 
 @pytest.mark.parametrize("backend", ["fast", "reference"])
 def test_a_pendulums_last_observation_follows_from_the_one_before(backend):
-    """theta' = theta + dt * omega': so across the time limit, too, where an autoreset row would break it."""
+    """theta' = theta + dt * omega': so across the time limit, too, where an autoreset row would
+    break it."""
     for e in played("pendulum", 2, 1, 1, backend).episodes:
         cos, sin, spin = e.observations[""].T
         turned = np.angle((cos[1:] + 1j * sin[1:]) / (cos[:-1] + 1j * sin[:-1]))
@@ -80,7 +82,8 @@ def test_rows_that_fail_are_discarded_counted_and_told_and_the_others_whole(name
 
 
 class Sick:
-    """A toy whose observation is NaN, or which raises, in chosen resets or steps; steps and resets are counted over all rows."""
+    """A toy whose observation is NaN, or which raises, in chosen resets or steps; steps and resets
+    are counted over all rows."""
 
     def __init__(self, moment, how, which):
         self.moment, self.how, self.which = moment, how, which

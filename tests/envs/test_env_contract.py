@@ -1,4 +1,7 @@
-"""What every task that is found must hold, on both backends. A task whose package is missing fails here: nothing is skipped."""
+"""What every task that is found must hold, on both backends.
+
+A task whose package is missing fails here: nothing is skipped.
+"""
 
 import warnings
 
@@ -18,9 +21,8 @@ BOTH = [
     for name, task in tasks().items()
     for backend in (("fast", "reference") if task.fast else ("reference",))
 ]
-OTHER_GAMES = [
-    name for name in ATARI if name != "breakout"
-]  # in the fast part one game stands for all: they share their code
+# in the fast part one game stands for all: they share their code
+OTHER_GAMES = [name for name in ATARI if name != "breakout"]
 LONG_GAMES = [name for name in OTHER_GAMES if name != "breakout-sticky"]
 
 
@@ -99,7 +101,8 @@ def test_resets_and_steps_of_any_rows_match_the_signature(name, backend):
 
 @both_but_doom_is_slow
 def test_rows_that_are_not_stepped_stay_still(name, backend):
-    """Row 1 goes the same way, step for step, whether the others move between its steps or not; and so does row 0 after it."""
+    """Row 1 goes the same way, step for step, whether the others move between its steps or not; and
+    so does row 0 after it."""
     chance = np.random.default_rng(3)
     task = find_task(name)
     mixed, alone = task.make(2, 5, backend), task.make(2, 5, backend)
@@ -147,7 +150,8 @@ def test_the_same_seed_plays_the_same_episodes(name, backend):
     marked([(name,) for name in tasks() if name not in UNSOUND], OTHER_GAMES, LONG_GAMES),
 )
 def test_the_reference_is_gymnasiums_environment_step_for_step(name):
-    """Two episodes of one row, played again in a bare environment: every observation, the last ones included, and every reward."""
+    """Two episodes of one row, played again in a bare environment: every observation, the last ones
+    included, and every reward."""
     task = find_task(name)
     env = task.env(None)
     total = 0.0

@@ -1,4 +1,5 @@
-"""Names of tasks: short ones, gymnasium's, one's own; and what is said about those that cannot be had."""
+"""Names of tasks: short ones, gymnasium's, one's own; and what is said about those that cannot be
+had."""
 
 import dataclasses
 import re
@@ -104,7 +105,10 @@ def test_a_name_of_no_known_form_is_a_users_mistake(name):
         ("def (\n", "SyntaxError: invalid syntax (own_and_broken.py, line 1)"),
         ("import math\n1 / 0\n", "ZeroDivisionError: division by zero (own_and_broken.py, line 2)"),
         (
-            "import gymnasium\ndef env(render_mode=None):\n    raise RuntimeError('no\\nlicence')\ngymnasium.register('Lost-v0', env)\n",
+            (
+                "import gymnasium\ndef env(render_mode=None):\n    raise"
+                " RuntimeError('no\\nlicence')\ngymnasium.register('Lost-v0', env)\n"
+            ),
             "RuntimeError: no licence (",
         ),
     ],
@@ -146,9 +150,10 @@ def test_of_many_known_names_none_is_suggested_where_none_is_near():
 
 def test_ones_own_module_is_imported_and_made(tmp_path, monkeypatch):
     (tmp_path / "my_own_envs.py").write_text(
-        "import gymnasium\nfrom gymnasium.envs.classic_control import CartPoleEnv\ngymnasium.register('Mine-v0', CartPoleEnv, max_episode_steps=7)\n"
-        "class Plain(CartPoleEnv):\n    def __init__(self):\n        super().__init__()\n"
-        "gymnasium.register('Plain-v0', Plain, max_episode_steps=7)\n"
+        "import gymnasium\nfrom gymnasium.envs.classic_control import"
+        " CartPoleEnv\ngymnasium.register('Mine-v0', CartPoleEnv, max_episode_steps=7)\nclass"
+        " Plain(CartPoleEnv):\n    def __init__(self):\n       "
+        " super().__init__()\ngymnasium.register('Plain-v0', Plain, max_episode_steps=7)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_own_envs", raising=False)

@@ -1,4 +1,5 @@
-"""Key-to-Door: three rooms, a key that nobody sees being carried, a door, and the success of random play to the digit."""
+"""Key-to-Door: three rooms, a key that nobody sees being carried, a door, and the success of random
+play to the digit."""
 
 from collections import defaultdict, deque
 
@@ -180,7 +181,8 @@ def test_who_fetches_the_key_first_always_earns_1(env):
 
 @pytest.mark.slow
 def test_random_play_succeeds_in_2_81_percent_exactly_computed(env):
-    """All states of all 120 steps with their probabilities, moved by the environment's own `step`."""
+    """All states of all 120 steps with their probabilities, moved by the environment's own
+    `step`."""
     chance = {
         ((key, start), False): 0.01
         for key in map(tuple, KEY_CELLS.tolist())
@@ -194,9 +196,8 @@ def test_random_play_succeeds_in_2_81_percent_exactly_computed(env):
                 _, reward, terminated, _, _ = put(env, t, player, key, carries).step(action)
                 won += p / 4 * reward
                 if not terminated:
-                    left = (
-                        env.key if env.t < 15 and not env.carries else (0, 0)
-                    )  # where it lay does not matter any more
+                    # where it lay does not matter any more
+                    left = env.key if env.t < 15 and not env.carries else (0, 0)
                     after[(left, env.player), env.carries] += p / 4
         chance = after
         if t + 1 in (15, 105):

@@ -9,7 +9,8 @@ from bigdm_ray.envs import find_task
 
 @pytest.mark.slow
 def test_the_two_engines_agree_in_distribution():
-    """Mean return and mean length of a random policy, 150 episodes each, within four standard errors."""
+    """Mean return and mean length of a random policy, 150 episodes each, within four standard
+    errors."""
     fast, slow = (
         played("lunarlander", 150, 3, 16, backend).episodes for backend in ("fast", "reference")
     )

@@ -1,4 +1,5 @@
-"""Signature, flatten, unflatten: whatever gymnasium space there is becomes flat arrays and comes back whole."""
+"""Signature, flatten, unflatten: whatever gymnasium space there is becomes flat arrays and comes
+back whole."""
 
 import json
 
@@ -166,7 +167,8 @@ def test_which_axis_is_the_channels(shape, stored):
 
 
 def test_pictures_with_their_channels_elsewhere_are_others():
-    """Data whose signature was made when Box(64, 64, 12) had 64 channels are refused, not mixed up."""
+    """Data whose signature was made when Box(64, 64, 12) had 64 channels are refused, not mixed
+    up."""
     old, new = (
         Signature({"": Leaf("image", shape, "uint8")}, {}) for shape in ((64, 64, 12), (12, 64, 64))
     )

@@ -57,9 +57,8 @@ def test_doom_leaves_nothing_where_it_is_started(tmp_path, monkeypatch):
     assert (tmp_path / "_vizdoom.ini").stat().st_size < 100
     monkeypatch.chdir("/")
     env = find_task("takecover").make(1, 1)
-    np.testing.assert_array_equal(
-        first, env.reset(np.arange(1)).observations[""]
-    )  # nor does it read what stands there
+    # nor does it read what stands there
+    np.testing.assert_array_equal(first, env.reset(np.arange(1)).observations[""])
     env.close()
 
 
@@ -70,7 +69,10 @@ import numpy as np
 from bigdm_ray.envs import find_task
 env = find_task("takecover").make(2, 1)
 env.reset(np.arange(2))
-print(*[p.parent.name for p in Path("/proc").glob("[0-9]*/stat") if p.read_text().rpartition(")")[2].split()[1] == str(os.getpid())], flush=True)
+stats = [*Path("/proc").glob("[0-9]*/stat")]
+parents = [stat.read_text().rpartition(")")[2].split()[1] for stat in stats]
+mine = str(os.getpid())
+print(*[s.parent.name for s, p in zip(stats, parents) if p == mine], flush=True)
 time.sleep(600)
 """
 
@@ -121,7 +123,8 @@ def test_a_setpriv_that_does_not_know_the_flag_is_none(monkeypatch, found, works
 
 @pytest.mark.slow
 def test_a_survivor_is_truncated_at_the_time_limit():
-    """Nobody survives so long by chance: the limit is met by playing on after death is switched off."""
+    """Nobody survives so long by chance: the limit is met by playing on after death is switched
+    off."""
     env = find_task("takecover").env(None)
     env.reset(seed=1)
     env._game.send_game_command("iddqd")

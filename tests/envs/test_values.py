@@ -1,4 +1,5 @@
-"""What an environment returns, held against its spaces: what is taken, what is refused, and what becomes of it."""
+"""What an environment returns, held against its spaces: what is taken, what is refused, and what
+becomes of it."""
 
 import re
 import warnings

@@ -1,4 +1,5 @@
-"""Small files in the layouts that the field's files have: LeRobot, RLlib's JSON, d3rlpy's buffers, NumPy archives."""
+"""Small files in the layouts that the field's files have: LeRobot, RLlib's JSON, d3rlpy's buffers,
+NumPy archives."""
 
 import json
 

@@ -1,4 +1,5 @@
-"""Foreign files that the tests of formats need, made small and by the formats' own rules: `played` episodes of a task as each has them."""
+"""Foreign files that the tests of formats need, made small and by the formats' own rules: `played`
+episodes of a task as each has them."""
 
 import json
 import os
@@ -49,7 +50,8 @@ def raw(space, arrays, k):
 
 
 def grouped(values):
-    """Values of an environment as Minari's buffers have them: dicts of arrays, tuples of arrays, arrays, lists of strings."""
+    """Values of an environment as Minari's buffers have them: dicts of arrays, tuples of arrays,
+    arrays, lists of strings."""
     first = values[0]
     if isinstance(first, dict):
         return {name: grouped([value[name] for value in values]) for name in first}
@@ -109,7 +111,8 @@ def edited(folder):
 
 
 def d4rl_file(path, episodes, next_observations=True, timeouts=True, tail=0, **more):
-    """An HDF5 file as D4RL lays it out; the last `tail` rows of the last episode are cut off, so that it has no end."""
+    """An HDF5 file as D4RL lays it out; the last `tail` rows of the last episode are cut off, so
+    that it has no end."""
     import h5py
 
     columns = {

@@ -50,7 +50,8 @@ def test_the_task_of_a_files_name_is_no_id_of_an_environment(tmp_path):
 
 
 def test_without_next_observations_the_end_is_what_is_known(tmp_path, episodes):
-    """A terminated episode keeps its last step and repeats its last observation; one that ran into a limit loses its last step."""
+    """A terminated episode keeps its last step and repeats its last observation; one that ran into
+    a limit loses its last step."""
     found = episodes_of(
         imported(
             d4rl_file(tmp_path / "s.hdf5", episodes, next_observations=False),

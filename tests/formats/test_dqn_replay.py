@@ -1,4 +1,5 @@
-"""Logged DQN replays: whole episodes only, without padding, whatever is read at once; torn and hostile files in one sentence."""
+"""Logged DQN replays: whole episodes only, without padding, whatever is read at once; torn and
+hostile files in one sentence."""
 
 import gzip
 import io
@@ -94,9 +95,8 @@ def test_only_whole_episodes_are_taken_and_numbers_go_by_their_value(tmp_path):
         ),
     )
     log(tmp_path / "logs", 2, joined(padded((2, 3), (5, 2))))
-    log(
-        tmp_path / "logs", 0, joined([episode(1, 3)])
-    )  # without padding, as other software writes it
+    # without padding, as other software writes it
+    log(tmp_path / "logs", 0, joined([episode(1, 3)]))
     assert numbers(taken(tmp_path / "logs", tmp_path / "set")) == [1, 2, 3, 4, 5]
     one = tmp_path / "logs" / "$store$_observation_ckpt.10.gz"
     assert numbers(taken(one, tmp_path / "one")) == [4, 5]

@@ -1,4 +1,5 @@
-"""Wrong and hostile sources: one sentence that names file, episode and field; nothing is imported."""
+"""Wrong and hostile sources: one sentence that names file, episode and field; nothing is
+imported."""
 
 import dataclasses
 import json
@@ -84,7 +85,8 @@ def written(kind, tmp_path, episodes, task=TASK):
 
 
 def exact_minari(tmp_path, episodes, data_format, task):
-    """Minari writes what it is told in the space's dtype; the spoilt numbers are put in afterwards."""
+    """Minari writes what it is told in the space's dtype; the spoilt numbers are put in
+    afterwards."""
     sound = [
         dataclasses.replace(e, rewards=np.nan_to_num(e.rewards)) for e in played(task, 6).episodes
     ]
@@ -241,9 +243,8 @@ def test_arrays_of_unequal_length_in_minari(tmp_path, episodes, name):
         values = file[f"episode_{BAD}/{name}"][:-1]
         del file[f"episode_{BAD}/{name}"]
         file[f"episode_{BAD}/{name}"] = values
-    field = (
-        "observations" if name == "rewards" else name
-    )  # the number of rewards is what the others are held against
+    # the number of rewards is what the others are held against
+    field = "observations" if name == "rewards" else name
     text = refused(folder, tmp_path / "set", "main_data.hdf5, episode 3", "entries where")
     assert f"'{field}'" in text or name == "rewards"
 
@@ -449,7 +450,8 @@ def test_a_row_in_the_midst_of_an_episode_of_steps(tmp_path, episodes, name, cha
         for column, values in step_columns(episodes, t=counts(episodes)).items()
     }
     columns[name][at] = change(columns[name], at)
-    place = f"episode {BAD + 1 if words.endswith('comes back') else BAD}"  # another id begins another episode
+    # another id begins another episode
+    place = f"episode {BAD + 1 if words.endswith('comes back') else BAD}"
     refused(
         episode_parquet(tmp_path / "s.parquet", columns),
         tmp_path / "set",
@@ -649,11 +651,8 @@ def test_values_that_no_check_foresaw_leave_nothing(tmp_path, episodes, monkeypa
             tmp_path / "set",
             TASK,
         )
-    assert (
-        stays
-        or f"s.parquet: what it holds cannot be read ({error.__name__}: unforeseen); nothing was imported"
-        in str(caught.value)
-    )
+    why = f"what it holds cannot be read ({error.__name__}: unforeseen); nothing was imported"
+    assert stays or f"s.parquet: {why}" in str(caught.value)
     assert (tmp_path / ".set.importing").exists() == stays and not (tmp_path / "set").exists()
 
 
@@ -859,7 +858,8 @@ def test_a_row_of_another_environment(tmp_path, episodes):
 
 @pytest.mark.parametrize("to", ["parquet", "steps"])
 def test_a_folder_of_two_tasks_that_look_alike(tmp_path, to):
-    """Nothing but the metadata tells them apart: the arrays have the same shapes, and rows that are recorded name no environment."""
+    """Nothing but the metadata tells them apart: the arrays have the same shapes, and rows that are
+    recorded name no environment."""
     for name, task in (("a", "lunarlander"), ("b", "lunarlander-sparse"), ("c", "lunarlander")):
         export_dataset(
             dataset(tmp_path / name, task, 2, seed=ord(name)), to, tmp_path / f"out-{name}"

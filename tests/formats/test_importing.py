@@ -144,7 +144,8 @@ def test_a_folder_that_exists_is_refused_and_left_alone(tmp_path, source):
 
 
 def test_sources_are_joined_up_to_whole_episodes_that_reach_the_steps(tmp_path, episodes):
-    """As D4RL joins medium and expert: the fewest first episodes of each that together have at least so many steps."""
+    """As D4RL joins medium and expert: the fewest first episodes of each that together have at
+    least so many steps."""
     a, b = episodes[:8], episodes[8:]
     paths = [
         str(episode_parquet(tmp_path / f"{name}.parquet", rows_of(part)))
@@ -313,11 +314,10 @@ def test_a_killed_import_leaves_no_half_dataset_and_goes_on(tmp_path, episodes):
     many = [episodes[i % 20] for i in range(4000)]
     source = episode_parquet(tmp_path / "source.parquet", rows_of(many), row_group_size=100)
     code = (
-        "import sys, time; from bigdm_ray.formats import writer; writer.SHARD_BYTES = 20_000; from bigdm_ray.data import main\n"
-        "whole = writer.publish\n"
-        "def slowly(path, data): whole(path, data); time.sleep(0.05)\n"
-        "writer.publish = slowly if len(sys.argv) > 2 else whole\n"
-        f"main(['import', {str(source)!r}, '--task', '{TASK}', '--folder', sys.argv[1]])"
+        "import sys, time; from bigdm_ray.formats import writer; writer.SHARD_BYTES = 20_000; from"
+        " bigdm_ray.data import main\nwhole = writer.publish\ndef slowly(path, data): whole(path,"
+        " data); time.sleep(0.05)\nwriter.publish = slowly if len(sys.argv) > 2 else"
+        f" whole\nmain(['import', {str(source)!r}, '--task', '{TASK}', '--folder', sys.argv[1]])"
     )
     folder = tmp_path / "set"
     process = subprocess.Popen(

@@ -1,4 +1,5 @@
-"""Layouts that the field's files have: LeRobot, numbered columns, RLlib's JSON, d3rlpy's buffers, NumPy archives."""
+"""Layouts that the field's files have: LeRobot, numbered columns, RLlib's JSON, d3rlpy's buffers,
+NumPy archives."""
 
 import json
 import sys
@@ -289,17 +290,15 @@ def test_changed_bytes_end_in_a_sentence_or_in_a_dataset(tmp_path, kind):
 @pytest.mark.parametrize("to", ["minari", "parquet", "steps"])
 def test_leaves_whose_names_hold_a_slash_come_back_from_every_export(tmp_path, monkeypatch, to):
     (tmp_path / "slashed.py").write_text(
-        "import gymnasium, numpy as np\nfrom gymnasium import spaces\n"
-        "class Slashed(gymnasium.Env):\n"
-        "    observation_space = spaces.Dict({'arm/joint': spaces.Box(-9, 9, (2,), np.float32),\n"
-        "        'arm': spaces.Dict({'tip/x': spaces.Discrete(3)}), 'b': spaces.Box(-9, 9, (1,))})\n"
-        "    action_space = spaces.Dict({'a/b': spaces.Discrete(4), 'c': spaces.Box(-1, 1, (2,))})\n"
-        "    def reset(self, seed=None, options=None):\n"
-        "        self.observation_space.seed(seed)\n"
-        "        self.k = 0\n        return self.observation_space.sample(), {}\n"
-        "    def step(self, action):\n        self.k += 1\n"
-        "        return self.observation_space.sample(), 1.0, False, self.k == 4, {}\n"
-        "gymnasium.register('Slashed-v0', Slashed)\n"
+        "import gymnasium, numpy as np\nfrom gymnasium import spaces\nclass"
+        " Slashed(gymnasium.Env):\n    observation_space = spaces.Dict({'arm/joint': spaces.Box(-9,"
+        " 9, (2,), np.float32),\n        'arm': spaces.Dict({'tip/x': spaces.Discrete(3)}), 'b':"
+        " spaces.Box(-9, 9, (1,))})\n    action_space = spaces.Dict({'a/b': spaces.Discrete(4),"
+        " 'c': spaces.Box(-1, 1, (2,))})\n    def reset(self, seed=None, options=None):\n       "
+        " self.observation_space.seed(seed)\n        self.k = 0\n        return"
+        " self.observation_space.sample(), {}\n    def step(self, action):\n        self.k += 1\n  "
+        "      return self.observation_space.sample(), 1.0, False, self.k == 4,"
+        " {}\ngymnasium.register('Slashed-v0', Slashed)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     sys.modules.pop("slashed", None)

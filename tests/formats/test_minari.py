@@ -72,7 +72,10 @@ def test_a_broken_picture_is_named(tmp_path):
         )
     with pytest.raises(
         UserError,
-        match=r"main_data.hdf5, episode 2, field 'observations': step 1: the picture cannot be decoded",
+        match=(
+            r"main_data.hdf5, episode 2, field 'observations': step 1: the picture cannot be"
+            r" decoded"
+        ),
     ):
         imported(folder, tmp_path / "set", task="toy-image")
 
@@ -139,7 +142,8 @@ def test_arguments_of_the_environment_tell_the_task(tmp_path):
 def test_a_modified_environment_is_the_task_with_its_arguments(
     tmp_path, env_id, arguments, task, named
 ):
-    """It is scored on that very environment; who asks for another has the difference on the card."""
+    """It is scored on that very environment; who asks for another has the difference on the
+    card."""
     env = gymnasium.make(env_id, **arguments)
     folder = minari_folder(tmp_path / "minari", task, played(task, 2).episodes, env=env)
     env.close()
@@ -424,7 +428,8 @@ def test_what_is_exported_recovers_its_environment(tmp_path):
 def test_a_task_that_cannot_be_made_here_goes_out_in_plain_spaces_and_comes_back(
     tmp_path, monkeypatch
 ):
-    """The environment's layout is not known then: pictures stay channels first, text stays bytes."""
+    """The environment's layout is not known then: pictures stay channels first, text stays
+    bytes."""
     own = dataset(tmp_path / "own", "toy-mixed")
     monkeypatch.setattr(layouts, "task_spaces", lambda name: None)
     export_dataset(own, "minari", tmp_path / "out")

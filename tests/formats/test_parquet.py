@@ -40,7 +40,8 @@ def test_rows_of_flat_lists_become_episodes(tmp_path, episodes, group, row_bytes
 
 
 def test_the_metadata_tells_task_and_signature(tmp_path):
-    """obs_dim, act_dim, n_actions and env_id, as in the layout this format is of; versions are kept."""
+    """obs_dim, act_dim, n_actions and env_id, as in the layout this format is of; versions are
+    kept."""
     for task, choices in (("lunarlander", 4), ("lunarlander-continuous", 0)):
         episodes = played(task, 3).episodes
         meta = {
@@ -169,7 +170,8 @@ def test_seed_and_behaviour_travel_with_episode_parquet(tmp_path):
 @pytest.mark.parametrize("versions", [{}, {"environment": "CartPole-v1"}])
 @pytest.mark.parametrize("format", ["parquet", "steps"])
 def test_other_readers_find_the_environment_and_the_sizes(tmp_path, format, versions):
-    """In plain metadata, with and without an environment on the card; an import that sees nothing else finds the task."""
+    """In plain metadata, with and without an environment on the card; an import that sees nothing
+    else finds the task."""
     for task, sizes in (("cartpole", ("4", "1", "2")), ("pendulum", ("3", "1", "0"))):
         env_id = {"cartpole": "CartPole-v1", "pendulum": "Pendulum-v1"}[task]
         own = dataset(tmp_path / task, task, 2, versions=versions and {"environment": env_id})

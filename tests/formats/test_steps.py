@@ -91,7 +91,8 @@ def test_other_spellings(tmp_path, episodes):
 
 @pytest.mark.parametrize("name", ["done", "dones"])
 def test_done_is_either_end(tmp_path, episodes, name):
-    """With `truncateds` beside it, what is truncated did not terminate, though `dones` is set for it as well."""
+    """With `truncateds` beside it, what is truncated did not terminate, though `dones` is set for
+    it as well."""
     columns = step_columns(episodes)
     either = [
         bool(a or b) for a, b in zip(columns["terminateds"], columns["truncateds"], strict=True)
@@ -113,7 +114,8 @@ def test_done_is_either_end(tmp_path, episodes, name):
 @pytest.mark.parametrize("row_bytes", [1, 3000, 1 << 24])
 @pytest.mark.parametrize("ids", [True, False])
 def test_done_alone_is_a_time_limit_at_the_limit_only(tmp_path, monkeypatch, row_bytes, ids):
-    """Three poles that fall, at steps below the limit, and two that are cut at it: the file says the same of all."""
+    """Three poles that fall, at steps below the limit, and two that are cut at it: the file says
+    the same of all."""
     monkeypatch.setattr(steps, "ROW_BYTES", row_bytes)
     carts = played("cartpole", 40).episodes
     limit = max(e.length for e in carts)
@@ -204,7 +206,10 @@ def test_what_rllib_has_pickled_is_never_opened(tmp_path, episodes):
     )
     with pytest.raises(
         UserError,
-        match=r"field 'obs': numbers are expected, not string \(RLlib packs columns as pickles.*output_compress_columns=\[\]",
+        match=(
+            r"field 'obs': numbers are expected, not string \(RLlib packs columns as"
+            r" pickles.*output_compress_columns=\[\]"
+        ),
     ):
         imported(source, tmp_path / "set", task=TASK)
 
@@ -295,7 +300,8 @@ def test_a_task_may_be_asked_for_by_its_own_name_only(tmp_path):
 @pytest.mark.slow
 @pytest.mark.ray
 def test_rllib_reads_what_is_written_and_writes_what_is_read(tmp_path):
-    """Ray Data and RLlib's OfflinePreLearner take the export; RLlib's own recorder makes a source."""
+    """Ray Data and RLlib's OfflinePreLearner take the export; RLlib's own recorder makes a
+    source."""
     from types import SimpleNamespace
 
     import ray

@@ -1,4 +1,5 @@
-"""Datasets without an environment: what the file tells, else what its arrays look like; they train without scores."""
+"""Datasets without an environment: what the file tells, else what its arrays look like; they train
+without scores."""
 
 import json
 

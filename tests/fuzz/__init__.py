@@ -1,7 +1,8 @@
 """Mutated files over every reader: `python -m tests.fuzz --kind shards --seed 3 --only 1234`.
 
-`mutate.py` changes files, `kinds.py` has a small valid sample of each kind and the commands that open it, `pool.py`
-does it in forked children, so that a signal or a hang is seen, and says what became of each mutant.
+`mutate.py` changes files, `kinds.py` has a small valid sample of each kind and the commands that
+open it, `pool.py` does it in forked children, so that a signal or a hang is seen, and says what
+became of each mutant.
 """
 
 import os

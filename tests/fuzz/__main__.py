@@ -1,4 +1,5 @@
-"""Mutants by hand: `python -m tests.fuzz [--kind shards] [--seed 3] [--count 1000] [--only 1234]`."""
+"""Mutants by hand: `python -m tests.fuzz [--kind shards] [--seed 3] [--count 1000] [--only
+1234]`."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def main() -> int:
 
 
 def table(root: Path) -> int:
-    """Print a table of what became of the mutants of each kind, then every fault once; 1 where there is one."""
+    """Print a table of what became of the mutants of each kind, then every fault once; 1 where
+    there is one."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--kind", choices=KINDS, action="append", help="default: every kind")
     parser.add_argument("--seed", type=int, default=0)

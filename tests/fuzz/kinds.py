@@ -1,4 +1,5 @@
-"""What is mutated and how it is opened: a small valid sample of each kind of file, and the commands that read it."""
+"""What is mutated and how it is opened: a small valid sample of each kind of file, and the commands
+that read it."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ NO_SUM = "the format has no checksum"
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """One way to open a sample: `go(folder)` gives an exit code, `result(folder)` what came in, as text."""
+    """One way to open a sample: `go(folder)` gives an exit code, `result(folder)` what came in, as
+    text."""
 
     name: str
     go: Callable[[Path], int]
@@ -68,9 +70,8 @@ class Kind:
     """A kind of file. `sealed`: it carries a checksum, so no change may come in without a word."""
 
     name: str
-    make: Callable[
-        [Path], object
-    ]  # kinds of one function have one sample, of partial ones their own
+    # kinds of one function have one sample, of partial ones their own
+    make: Callable[[Path], object]
     patterns: tuple[str, ...]  # of the files that are mutated
     opens: tuple[Command, ...]
     sealed: bool = False
@@ -132,7 +133,8 @@ def resume(folder: Path) -> int:
 
 
 def restore(folder: Path) -> int:
-    """What `run --resume` does before the first step: the folder is claimed, checkpoint and episodes are taken up."""
+    """What `run --resume` does before the first step: the folder is claimed, checkpoint and
+    episodes are taken up."""
     asked = configure("udrl", "toy-vector", [*SMALL, "--budget.env-steps", "310"])
     with RunFolder(folder / "run").hold(asked, True, exact=True) as home:
         found, damage = last_whole_checkpoint(asked, home)
@@ -187,7 +189,8 @@ def parts_of(episode: Any) -> list[Any]:
 
 
 def open_store(folder: Path) -> int:
-    """A writer's store and every episode of it, as the loop opens them; what was set aside is told."""
+    """A writer's store and every episode of it, as the loop opens them; what was set aside is
+    told."""
     import sys
 
     store = Store(folder / "run/store", Retention(), 64 << 20).open()
@@ -449,7 +452,8 @@ def imports(*sources: str, task: str = "toy-continuous") -> tuple[Command, ...]:
 
 
 def make_decision(folder: Path) -> None:
-    """A Decision Transformer in Hugging Face's layout, with what `weights export` puts beside it."""
+    """A Decision Transformer in Hugging Face's layout, with what `weights export` puts beside
+    it."""
     import torch
     from plain_decision import PlainDecisionTransformer
     from safetensors.torch import save_file

@@ -1,6 +1,8 @@
-"""Mutations of files: bits and blocks of any file, values of JSON wherever it lies, and what is inside a container.
+"""Mutations of files: bits and blocks of any file, values of JSON wherever it lies, and what is
+inside a container.
 
-Every mutation is a function of the file's bytes and a random stream, so that seed and number of a mutant make it again.
+Every mutation is a function of the file's bytes and a random stream, so that seed and number of a
+mutant make it again.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ VICTIM = "victim.txt"
 
 
 def mutated(path: Path, chance: Chance, forged: bool = False) -> str:
-    """Change a file in place, and with `forged` its checksums too; what was done to it, in words."""
+    """Change a file in place, and with `forged` its checksums too; what was done to it, in
+    words."""
     data = path.read_bytes()
     inner = of_seal if forged else INNER.get("".join(path.suffixes[-1:]))
     if inner is not None and chance.random() < 0.6:
@@ -303,7 +306,8 @@ def of_gzip(data: bytes, chance: Chance) -> tuple[bytes, str]:
 
 
 def of_parquet(data: bytes, chance: Chance) -> tuple[bytes, str]:
-    """A column dropped, renamed, of another type or with nulls; or a value of the JSON in the metadata."""
+    """A column dropped, renamed, of another type or with nulls; or a value of the JSON in the
+    metadata."""
     table = pq.read_table(io.BytesIO(data))
     meta = table.schema.metadata or {}
     told = [key for key, text in meta.items() if text[:1] in (b"{", b"[")]

@@ -1,7 +1,8 @@
-"""Forked children that open mutants one after another; what became of each is told to the parent line by line.
+"""Forked children that open mutants one after another; what became of each is told to the parent
+line by line.
 
-A child that dies of a signal, runs for too long or eats too much memory costs one mutant: the next one begins with
-the mutant after it.
+A child that dies of a signal, runs for too long or eats too much memory costs one mutant: the next
+one begins with the mutant after it.
 """
 
 from __future__ import annotations
@@ -36,13 +37,15 @@ from tests.fuzz.kinds import Command, Kind
 from tests.fuzz.mutate import VICTIM, mutated
 
 CPU_S, WALL_S = 30, 300
-"""A mutant that takes longer is a hang: seconds of the processor, and of the clock, which a busy machine stretches."""
+"""A mutant that takes longer is a hang: seconds of the processor, and of the clock, which a busy
+machine stretches."""
 MEMORY = 2 << 30
 """Bytes that a child may take beside what it was forked with."""
 EACH = 400
 """Mutants that a child opens before the next child takes over."""
 FAULTS = ("traceback", "signal", "hang", "memory", "untidy", "escape", "silent")
-"""Outcomes that must not be. `silent`: changed, accepted without a word, though there is a checksum to go by."""
+"""Outcomes that must not be. `silent`: changed, accepted without a word, though there is a checksum
+to go by."""
 OUTCOMES = ("refused", "told", "same", "changed", *FAULTS)
 
 
@@ -69,7 +72,8 @@ def scratch() -> Iterator[Path]:
 def run(
     kind: Kind, seed: int, indices: Sequence[int], root: Path, workers: int = 1
 ) -> Iterator[Outcome]:
-    """The outcome of each mutant, in the order in which they are done; kinds of one sample share it under `root`."""
+    """The outcome of each mutant, in the order in which they are done; kinds of one sample share it
+    under `root`."""
     sample = root / f"sample-{getattr(kind.make, '__name__', kind.name)}"
     if not sample.exists():
         sample.mkdir()
@@ -221,7 +225,8 @@ def _tell(pipe: int, told: dict[str, Any]) -> None:
 def _opened(
     kind: Kind, command: Command, sample: Path, folder: Path, chance: np.random.Generator | None
 ) -> tuple[str, str, str]:
-    """Outcome (`done` where the command ended well), what was said on standard error, and what came in."""
+    """Outcome (`done` where the command ended well), what was said on standard error, and what came
+    in."""
     case = folder / "case"
     os.chdir(folder)
     shutil.rmtree(case, ignore_errors=True)

@@ -1,4 +1,5 @@
-"""A few hundred mutants of every kind: each is refused in one sentence, told, or comes in where nothing could tell.
+"""A few hundred mutants of every kind: each is refused in one sentence, told, or comes in where
+nothing could tell.
 
 Longer by hand: `python -m tests.fuzz --count 1000`.
 """
@@ -129,7 +130,8 @@ def _move(folder: Path) -> int:
 def test_what_became_of_a_mutant_is_seen(
     go: object, outcome: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The sample opens well; what its mutant does is seen, and the child after a dead one goes on."""
+    """The sample opens well; what its mutant does is seen, and the child after a dead one goes
+    on."""
     monkeypatch.setattr(pool, "CPU_S", 0.2)
     sound = b"sound"
 

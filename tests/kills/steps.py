@@ -27,7 +27,8 @@ class Steps:
     """Counts steps; what happens at the step `at` and after it is `strike`'s business."""
 
     def __init__(self, at: int, strike: Callable[[str, int], None], torn: bool = True) -> None:
-        """With `torn` a write is struck when half of it is done, else before it, as it may go on."""
+        """With `torn` a write is struck when half of it is done, else before it, as it may go
+        on."""
         self.count = 0
         self._at, self._strike, self._torn = at, strike, torn
 

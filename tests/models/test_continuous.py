@@ -1,4 +1,5 @@
-"""Bounded continuous actions as one vector, ensembles against their members, squashed Gaussians against torch's distributions."""
+"""Bounded continuous actions as one vector, ensembles against their members, squashed Gaussians
+against torch's distributions."""
 
 import numpy as np
 import pytest

@@ -123,7 +123,8 @@ def test_what_follows_from_the_signature_is_no_part_of_the_weights(head):
 
 @pytest.mark.parametrize("choices", [2, 4, 18, 300])
 def test_what_numpy_draws_is_what_torch_draws(choices):
-    """Bit for bit, and at the edges of the shares: what is stored must not depend on who adds up."""
+    """Bit for bit, and at the edges of the shares: what is stored must not depend on who adds
+    up."""
     chance = torch.Generator().manual_seed(choices)
     for spread in (0.1, 3.0, 20.0):
         shares = torch.softmax(torch.randn(2_000, choices, generator=chance) * spread, -1)

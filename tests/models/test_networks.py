@@ -1,4 +1,5 @@
-"""Encoders: every kind of leaf becomes numbers that tell its values apart, wherever the axes in front of it end."""
+"""Encoders: every kind of leaf becomes numbers that tell its values apart, wherever the axes in
+front of it end."""
 
 import torch
 

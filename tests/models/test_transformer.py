@@ -1,4 +1,5 @@
-"""The transformer: causal, its cache equal to the full forward, and only what is asked for computed."""
+"""The transformer: causal, its cache equal to the full forward, and only what is asked for
+computed."""
 
 from __future__ import annotations
 
@@ -25,9 +26,8 @@ def made(**more):
     if model.table is not None:
         torch.nn.init.normal_(model.table)
     for p in model.parameters():
-        p.data = torch.randn(p.shape) * 0.3 + (
-            0 if p.ndim > 1 else p.data
-        )  # norms stay near 1, biases are drawn
+        # norms stay near 1, biases are drawn
+        p.data = torch.randn(p.shape) * 0.3 + (0 if p.ndim > 1 else p.data)
     return model.eval()
 
 
@@ -76,9 +76,8 @@ def test_rows_at_different_places_decode_as_the_full_forward():
     model, x = made(), torch.randn(2, 12, 16)
     cache = model.empty(2)
     full = model(x)
-    model.extend(
-        x[:1, :5], one := model.empty(1), 0
-    )  # the first row has seen five tokens, the second two
+    # the first row has seen five tokens, the second two
+    model.extend(x[:1, :5], one := model.empty(1), 0)
     cache.keys[:, 0], cache.values[:, 0] = one.keys[:, 0], one.values[:, 0]
     model.extend(x[1:, :2], one := model.empty(1), 0)
     cache.keys[:, 1], cache.values[:, 1] = one.keys[:, 0], one.values[:, 0]
@@ -137,7 +136,8 @@ def test_what_does_not_fit_is_said():
 
 @torch.no_grad()
 def test_each_dropout_changes_what_comes_out_and_leaves_its_mean():
-    """Embeddings, attention and residuals one at a time, the rest kept; what follows is linear here, so that the mean is that without dropout."""
+    """Embeddings, attention and residuals one at a time, the rest kept; what follows is linear
+    here, so that the mean is that without dropout."""
     torch.manual_seed(0)
     x, p, draws = torch.randn(1, 6, 16), 0.25, 4000
     block = Transformer(16, 1, 2, 8, dropout=p).blocks[0]

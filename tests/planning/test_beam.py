@@ -1,4 +1,5 @@
-"""Beam search against a plain rebuilding of the same rules: a full forward pass for every token, and no cache."""
+"""Beam search against a plain rebuilding of the same rules: a full forward pass for every token,
+and no cache."""
 
 import numpy as np
 import pytest
@@ -115,9 +116,8 @@ def plain_plan(p, past, state, numbers):
                     token = picked(filtered(logits, s.k_rew, 0.0), s.k_rew, u)
                     middles = p.middles[SEEN + j].tolist()
                     probability = logits.softmax(0).tolist()
-                    expected = sum(
-                        q * x for q, x in zip(probability, middles, strict=False)
-                    )  # without the stop token
+                    # without the stop token
+                    expected = sum(q * x for q, x in zip(probability, middles, strict=False))
                     numbers_of.append(expected if s.expected else (*middles, 0.0)[token])
                 sequence.append(token)
             rewards = [*earned, numbers_of[0]]
@@ -221,7 +221,8 @@ def test_the_most_likely_continuation_is_that_of_the_plain_algorithm(kind, m):
 @pytest.mark.parametrize("m", LENGTHS)
 @pytest.mark.parametrize("kind", PLANS, ids=str)
 def test_a_plan_that_keeps_what_it_computed_is_that_of_the_plain_algorithm_without_a_crop(kind, m):
-    """With rotary positions: what the plan begins behind is cut to the context, then nothing leaves the view."""
+    """With rotary positions: what the plan begins behind is cut to the context, then nothing leaves
+    the view."""
     net = network(m + 20, positions="rotary", window=12)
     p, all_in_view = planner(net, **kind), planner(net, **(kind | {"context": 12}))
     past, state = given(1, m, seed=m)
@@ -237,7 +238,8 @@ def test_a_plan_that_keeps_what_it_computed_is_that_of_the_plain_algorithm_witho
 
 @torch.no_grad()
 def test_rotary_positions_see_distances_alone():
-    """What is predicted behind a window does not depend on where it stands; with learned places it does."""
+    """What is predicted behind a window does not depend on where it stands; with learned places it
+    does."""
     past, ahead = given(1, 2)[0], torch.full((1, 1, DIMS), BINS - 1)
     for positions, same in (("rotary", True), ("learned", False)):
         net = network(4, positions=positions)
@@ -439,7 +441,8 @@ def test_rows_of_a_trunk_are_moved_in_place():
 @torch.no_grad()
 @pytest.mark.parametrize("context", [2, 3])
 def test_with_a_goal_too_the_most_likely_tokens_are_those_of_full_forward_passes(context):
-    """One beam, three environments with goals of their own, a longer plan than the context: every token is the argmax of the whole network."""
+    """One beam, three environments with goals of their own, a longer plan than the context: every
+    token is the argmax of the whole network."""
     torch.manual_seed(3)
     net = TrajectoryTransformer([0] * DIMS, BINS, 4, 16, 2, 2, goal=SEEN).eval()
     for p in net.parameters():
@@ -506,11 +509,13 @@ def test_a_search_for_the_goal_takes_the_beam_that_is_there_soonest_and_the_firs
     searcher.encoder.trunk = lambda past, state, room, goal, was=searcher.encoder.trunk: was(
         past, state, room, goal if goal is None else nowhere[:1].expand(len(past), -1)
     )
+    # the network is told of `nowhere`, so that it draws the same beams, and the search of where
+    # they went
     for k, steps in (
         (9, 1),
         (5, 2),
         (12, 3),
-    ):  # the network is told of `nowhere`, so that it draws the same beams, and the search of where they went
+    ):
         goal = walked[k, steps][None]
         soonest = (
             (walked[:, 1:] == goal)

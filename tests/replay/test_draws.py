@@ -1,4 +1,5 @@
-"""Draws: fast gathering from flat arrays and from maps equals a slow loop over episodes, for every kind of View."""
+"""Draws: fast gathering from flat arrays and from maps equals a slow loop over episodes, for every
+kind of View."""
 
 import dataclasses
 import threading
@@ -105,7 +106,8 @@ def close_windows(a, b):
 
 
 class Folders(dict):
-    """Kind -> episodes in the order of the table, and the three stores; with a name short enough for reports."""
+    """Kind -> episodes in the order of the table, and the three stores; with a name short enough
+    for reports."""
 
     def __repr__(self):
         return "folders"
@@ -113,7 +115,8 @@ class Folders(dict):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """For each kind of leaves, stores of the same seven episodes in three shards: all flat, none, and some."""
+    """For each kind of leaves, stores of the same seven episodes in three shards: all flat, none,
+    and some."""
     out = Folders()
     for kind in KINDS:
         episodes = made(kind)
@@ -300,7 +303,8 @@ def test_returns_to_go_are_summed_in_float64(tmp_path):
 
 @pytest.mark.parametrize("flat_slots", [10**6, 90, 40])
 def test_draws_stay_right_while_episodes_come_and_go(tmp_path, flat_slots):
-    """Adds with eviction make the flat arrays pack themselves anew, grow, and overflow: nothing of it may show."""
+    """Adds with eviction make the flat arrays pack themselves anew, grow, and overflow: nothing of
+    it may show."""
     chance = np.random.default_rng(1)
     slot = 4 + 4 + 12
     flat = Store(tmp_path / "a", Retention("best", 8), flat_bytes=flat_slots * slot)

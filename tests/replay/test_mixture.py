@@ -83,9 +83,10 @@ def test_shares_are_those_of_the_weights_within_chance():
     deviation = np.sqrt(64 * 0.75 * 0.25)
     assert abs(np.mean(drawn) - 48) < 4 * deviation / np.sqrt(400)
     assert np.std(drawn) == pytest.approx(deviation, rel=0.2)
+    # the ratio alone counts
     assert mixture.counts("ab", rng(5, "draw", 0), 64) == Mixture({"a": 0.3, "b": 0.1}).counts(
         "ba", rng(5, "draw", 0), 64
-    )  # the ratio alone counts
+    )
 
 
 def test_a_source_draws_with_chance_of_its_own_that_is_named_by_seed_and_step():

@@ -147,6 +147,5 @@ def test_a_constant_reward_continues_to_the_sum_of_all_terms(tmp_path):
         ]
     )
     got = continued_returns(next(iter(episode_groups(made))), 0.9)
-    np.testing.assert_allclose(
-        got, (1 - 0.9**50) / (1 - 0.9), rtol=1e-4
-    )  # 50 terms remain from everywhere
+    # 50 terms remain from everywhere
+    np.testing.assert_allclose(got, (1 - 0.9**50) / (1 - 0.9), rtol=1e-4)

@@ -1,4 +1,5 @@
-"""A dataset larger than memory: draws are those of a plain store of the shards in memory, and every step has its turn."""
+"""A dataset larger than memory: draws are those of a plain store of the shards in memory, and every
+step has its turn."""
 
 import numpy as np
 import pytest

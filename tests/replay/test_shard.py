@@ -1,4 +1,5 @@
-"""Shards: what is written is read, bit for bit; what was changed is noticed; opening costs nothing; a full disk leaves nothing."""
+"""Shards: what is written is read, bit for bit; what was changed is noticed; opening costs nothing;
+a full disk leaves nothing."""
 
 import errno
 import json
@@ -118,7 +119,8 @@ def test_anything_that_an_episode_can_hold_comes_back(episodes):
 
 
 def test_one_row_an_episode_in_one_uncompressed_batch(tmp_path):
-    """The format of the design: `large_list<fixed_size_list<dtype>[n]>` step leaves, scalars beside them."""
+    """The format of the design: `large_list<fixed_size_list<dtype>[n]>` step leaves, scalars beside
+    them."""
     path = written(tmp_path, [episode(1, 4, "image"), episode(2, 3, "image")])
     reader = pa.ipc.open_file(path.open("rb"))
     assert reader.num_record_batches == 1
@@ -234,7 +236,8 @@ def test_a_newer_schema_version_is_refused(tmp_path, monkeypatch):
 
 
 def test_the_seal_is_a_crc_of_body_and_footer(data):
-    """Recomputed by hand: size, CRC-32 of the bytes before the footer, CRC-32 of the footer with that last one blank."""
+    """Recomputed by hand: size, CRC-32 of the bytes before the footer, CRC-32 of the footer with
+    that last one blank."""
     start = len(data) - 10 - int.from_bytes(data[-10:-6], "little")
     at = data.index(b"bigdm-seal:", start) + 11
     size, body, footer = (int(data[at + a : at + b], 16) for a, b in ((0, 16), (16, 24), (24, 32)))

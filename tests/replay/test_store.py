@@ -1,4 +1,5 @@
-"""The store: what is acknowledged lives under the rule, whatever happens between; compaction and readers change nothing."""
+"""The store: what is acknowledged lives under the rule, whatever happens between; compaction and
+readers change nothing."""
 
 import errno
 import itertools
@@ -187,7 +188,8 @@ rules = st.one_of(
 def test_retention_is_a_pure_function_of_what_was_acknowledged(
     tmp_path_factory, rows, rule, choice
 ):
-    """Any parts, opened anew at any moment, added twice: the same episodes live, with their serials.
+    """Any parts, opened anew at any moment, added twice: the same episodes live, with their
+    serials.
 
     The dead are unlinked at any moment too. A driver that knows receipts alone, in any order, and a
     reader that took the shards in in any order, know the same.
@@ -262,7 +264,8 @@ def test_a_length_cost_changes_the_rank(tmp_path):
 
 
 def test_good_peers_change_the_rank(tmp_path):
-    """A lucky episode of weights that fail elsewhere gives way to an ordinary one of weights that succeed."""
+    """A lucky episode of weights that fail elsewhere gives way to an ordinary one of weights that
+    succeed."""
     lucky, ordinary = (
         episode(1, 1, rewards=[9.0], merit=-4.0),
         episode(2, 1, rewards=[7.0], merit=6.0),
@@ -278,7 +281,8 @@ def test_good_peers_change_the_rank(tmp_path):
 
 
 def test_the_driver_s_table_under_the_rule_is_the_store_s(tmp_path):
-    """`LivingEpisodes.learn`, which a driver calls with the receipts alone, says the same as the store."""
+    """`LivingEpisodes.learn`, which a driver calls with the receipts alone, says the same as the
+    store."""
     rule = Retention("best", 3, merit_weight=0.5)
     store, driver = Store(tmp_path, rule), LivingEpisodes(rule)
     for number in range(5):
@@ -292,7 +296,8 @@ def test_the_driver_s_table_under_the_rule_is_the_store_s(tmp_path):
     [Retention(), Retention("newest", 50), Retention("best", 50), Retention("newest", steps=300)],
 )
 def test_a_table_stays_as_it_was_when_episodes_come_and_go(rule):
-    """However much comes after it, in whatever order: columns that are first asked for then, too."""
+    """However much comes after it, in whatever order: columns that are first asked for then,
+    too."""
     chance = np.random.default_rng(0)
     living, held = LivingEpisodes(rule), []
     for start in chance.permutation(60) * 10:
@@ -497,7 +502,8 @@ def test_opening_by_name_takes_those_in_only(tmp_path):
     (tmp_path / "episodes-0000000.arrow").rename(tmp_path / "episodes-0000000.arrow.corrupt")
     gone = Store(tmp_path).open(["episodes-0000000.arrow"])
     assert gone.problems == [
-        f"shard {tmp_path / 'episodes-0000000.arrow'} is set aside as episodes-0000000.arrow.corrupt"
+        f"shard {tmp_path / 'episodes-0000000.arrow'} is set aside as"
+        " episodes-0000000.arrow.corrupt"
     ]
 
 
@@ -519,7 +525,8 @@ def test_what_is_left_closed_does_not_live_again_and_goes_at_the_next_release(tm
 
 
 def test_the_newest_that_a_limit_on_steps_has_evicted_stays_on_disk_and_is_compacted(tmp_path):
-    """0 would fit beside 2, had 1 not come between them: in whatever order a driver hears of them."""
+    """0 would fit beside 2, had 1 not come between them: in whatever order a driver hears of
+    them."""
     rule = Retention("newest", steps=10)
     store, receipts = Store(tmp_path / "store", rule), []
     for e in (episode(0, 1), episode(1, 5), episode(2, 8)):
@@ -674,7 +681,10 @@ def test_decay_is_not_sealed_as_sound_and_the_way_out_is_told(tmp_path):
     before = names(tmp_path)
     with pytest.raises(
         RunFailed,
-        match=r"has decayed: .*`data verify` sets it aside, then --resume goes on without its episodes, or in lock-step from",
+        match=(
+            r"has decayed: .*`data verify` sets it aside, then --resume goes on without its"
+            r" episodes, or in lock-step from"
+        ),
     ):
         store.compact()
     assert names(tmp_path) == before

@@ -27,7 +27,8 @@ tables = st.lists(st.tuples(st.integers(-3, 3), st.integers(1, 9)), min_size=1, 
     tables, st.sampled_from([0.05, 0.3, 0.5, 0.999, 1.0]), st.one_of(st.none(), st.integers(-3, 3))
 )
 def test_eligible_is_what_a_loop_would_pick(episodes, best, above):
-    """`best`: from the best return down (the newer of two equals first) while they hold no more than that share of all steps, the best always."""
+    """`best`: from the best return down (the newer of two equals first) while they hold no more
+    than that share of all steps, the best always."""
     picked, held = [], 0
     for row in sorted(range(len(episodes)), key=lambda row: (-episodes.returns[row], -row)):
         held += episodes.lengths[row]
@@ -54,7 +55,8 @@ def test_drawn_steps_lie_in_eligible_episodes(episodes, weight, best, seed):
     ("weight", "expected"), [("episode", [1 / 3, 1 / 9, 1 / 3]), ("length", [1 / 6, 1 / 6, 1 / 6])]
 )
 def test_every_episode_alike_or_every_step_alike(weight, expected):
-    """Episodes of 1, 3 and 2 steps, the last two left out in turn: shares of (episode 0, one step of 1, one step of 2's half)."""
+    """Episodes of 1, 3 and 2 steps, the last two left out in turn: shares of (episode 0, one step
+    of 1, one step of 2's half)."""
     drawn = 60_000
     positions, steps = View(weight=weight).rows(
         table([0, 0, 0], [1, 3, 2]), np.random.default_rng(0), drawn

@@ -33,8 +33,9 @@ def test_values_are_what_flags_are():
         seed=2,
     )
     flags = words(
-        "--algorithm.learning-rate 0.001 --algorithm.context 7 --algorithm.whole-episodes true "
-        "--budget.env-steps 1000 --budget.minutes none --machines.lock-step true --preset none --seed 2",
+        "--algorithm.learning-rate 0.001 --algorithm.context 7 --algorithm.whole-episodes true"
+        " --budget.env-steps 1000 --budget.minutes none --machines.lock-step true --preset none"
+        " --seed 2",
         "dt",
     )
     assert typed == flags and typed.typed == flags.typed

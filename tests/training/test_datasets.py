@@ -1,4 +1,5 @@
-"""Runs on datasets: resumed they equal the uninterrupted one; what does not fit is told in one sentence."""
+"""Runs on datasets: resumed they equal the uninterrupted one; what does not fit is told in one
+sentence."""
 
 import json
 import os
@@ -26,7 +27,10 @@ from bigdm_ray.training.loop import LocalExecutor, train_local
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.start import dataset_stores, rotation_note
 
-SMALL = "--algorithm.hidden 16,16 --algorithm.batch-size 16 --evaluations.episodes 3 --evaluations.final-episodes 3"
+SMALL = (
+    "--algorithm.hidden 16,16 --algorithm.batch-size 16 --evaluations.episodes 3"
+    " --evaluations.final-episodes 3"
+)
 FLAGS = SMALL + " --evaluations.every 40 --saves.every 30 --saves.report-every 10"
 COUNTED_BEFORE = " --evaluations.every 5000 --saves.every 5000 --saves.report-every 250"
 
@@ -100,7 +104,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(algorithm, datas
 def test_a_run_that_is_told_to_stop_saves_and_resumes_bit_for_bit(
     verb, step, dataset, tmp_path, monkeypatch
 ):
-    """Between two reports, where everything is due, and within an evaluation, which is made again."""
+    """Between two reports, where everything is due, and within an evaluation, which is made
+    again."""
     run = run_of(dataset)
     train_local(run, tmp_path / "whole")
     do, told = getattr(LocalExecutor, verb), list[bool]()
@@ -225,7 +230,10 @@ def test_a_short_run_leaves_checkpoints_and_metrics_on_its_way(dataset, tmp_path
 
 
 def test_bfloat16_decides_what_is_learned_and_a_resume_keeps_it(dataset, tmp_path):
-    network = "--algorithm.width 16 --algorithm.layers 1 --algorithm.context 4 --algorithm.target-return 1 --algorithm.warm-up-steps 1"
+    network = (
+        "--algorithm.width 16 --algorithm.layers 1 --algorithm.context 4 --algorithm.target-return"
+        " 1 --algorithm.warm-up-steps 1"
+    )
     flags, last = f"{network} --evaluations.final-episodes 2", {}
     for precision in ("float32", "bf16"):
         train_local(
@@ -246,7 +254,8 @@ def test_bfloat16_decides_what_is_learned_and_a_resume_keeps_it(dataset, tmp_pat
 def test_a_resume_with_more_budget_scores_saves_and_reports_as_the_run_began(
     began, dataset, tmp_path
 ):
-    """Those that are named, and those of a run that began when they did not follow from the budget."""
+    """Those that are named, and those of a run that began when they did not follow from the
+    budget."""
     train(run_of(dataset, steps=40, flags=SMALL + began), tmp_path / "run", local=True)
     assert (
         train(run_of(dataset, steps=60, flags=SMALL), tmp_path / "run", resume=True, local=True)[
@@ -341,14 +350,17 @@ def test_a_budget_that_ends_before_the_policy_learns_is_told(
     if policy:
         note = premature_warning(configure(algorithm, str(dataset.folder), [*flags, str(steps)]))
         assert (
-            f"is {steps}, but the policy of {algorithm} learns from its critics only after learner step {steps}: it will be {policy};"
-            in note
+            f"is {steps}, but the policy of {algorithm} learns from its critics only after learner"
+            f" step {steps}: it will be {policy};" in note
         )
         assert note.endswith(f"give more, or lower {lower}")
     else:
         with pytest.raises(
             UserError,
-            match=f"is {steps}, but the policy of {algorithm} learns only after learner step {steps}; give more, or lower {lower}$",
+            match=(
+                f"is {steps}, but the policy of {algorithm} learns only after learner step {steps};"
+                f" give more, or lower {lower}$"
+            ),
         ):
             configure(algorithm, str(dataset.folder), [*flags, str(steps)])
 
@@ -432,7 +444,10 @@ def test_the_door_refuses_or_notes_a_budget_that_ends_too_early(dataset, tmp_pat
         and not (tmp_path / "bail").exists()
     )
     folder = dataset_of(tmp_path / "toys", "toy-continuous", 20).folder
-    tiny = "--budget.learner-steps 4 --algorithm.hidden 8 --algorithm.batch-size 8 --evaluations.episodes 2 --evaluations.final-episodes 2"
+    tiny = (
+        "--budget.learner-steps 4 --algorithm.hidden 8 --algorithm.batch-size 8"
+        " --evaluations.episodes 2 --evaluations.final-episodes 2"
+    )
     assert (
         door(
             main,
@@ -441,8 +456,8 @@ def test_the_door_refuses_or_notes_a_budget_that_ends_too_early(dataset, tmp_pat
         == 0
     )
     assert (
-        "note: --budget.learner-steps is 4, but the policy of brac learns from its critics only after learner step 70000"
-        in capsys.readouterr().err
+        "note: --budget.learner-steps is 4, but the policy of brac learns from its critics only"
+        " after learner step 70000" in capsys.readouterr().err
     )
 
 
@@ -454,6 +469,8 @@ def test_a_dataset_that_does_not_fit_its_task_any_more_is_told(tmp_path):
     (found.folder / "dataset.json").write_text(json.dumps(card))
     with pytest.raises(
         UserError,
-        match=r"toys does not fit its task .* as it is now: its observations are tensor \[5\] where",
+        match=(
+            r"toys does not fit its task .* as it is now: its observations are tensor \[5\] where"
+        ),
     ):
         train_local(run, tmp_path / "run")

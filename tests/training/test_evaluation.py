@@ -1,4 +1,5 @@
-"""Evaluation: streams of its own, the reference environments, and the same score whenever it is asked for."""
+"""Evaluation: streams of its own, the reference environments, and the same score whenever it is
+asked for."""
 
 import dataclasses
 import io
@@ -70,7 +71,8 @@ def test_episodes_are_played_on_the_reference_with_the_command_given():
 
 
 def test_an_interval_does_not_pass_what_returns_can_be():
-    """Most reach the limit of 500: the mean's interval ends there, and is the normal one elsewhere."""
+    """Most reach the limit of 500: the mean's interval ends there, and is the normal one
+    elsewhere."""
     many = np.array([500.0] * 48 + [100.0, 20.0])
     for returns in (many, -many):
         score = Score(returns, np.full(50, 5), COMMAND).summary(find_task("toy-vector"))

@@ -1,4 +1,5 @@
-"""Learner: saved and loaded it goes on bit for bit; every draw is named by its step; two ranks equal one; divergence is told."""
+"""Learner: saved and loaded it goes on bit for bit; every draw is named by its step; two ranks
+equal one; divergence is told."""
 
 import dataclasses
 import os
@@ -132,7 +133,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_what_to_lower(store):
         next(learner.model.parameters()).fill_(float("nan"))
     with pytest.raises(
         RunFailed,
-        match=r"train/loss is nan at learner step 2: training has diverged; lower --algorithm\.learning-rate",
+        match=(
+            r"train/loss is nan at learner step 2: training has diverged; lower"
+            r" --algorithm\.learning-rate"
+        ),
     ) as told:
         learner.update({TASK: store}, 2)
     assert told.value.exit_code == 1 and "\n" not in str(told.value)
@@ -223,7 +227,8 @@ def test_a_backend_that_cannot_compile_is_told_in_one_sentence(store):
 
 
 def same_to_rounding(mine, theirs, atol):
-    """But for one number in a hundred: where a gradient is nearly nothing, Adam makes a whole step of its rounding, and processors round differently."""
+    """But for one number in a hundred: where a gradient is nearly nothing, Adam makes a whole step
+    of its rounding, and processors round differently."""
     near = [np.isclose(mine[name], theirs[name], rtol=2e-3, atol=atol) for name in mine]
     assert sum(part.sum() for part in near) >= 0.99 * sum(part.size for part in near)
     for name in mine:
@@ -254,7 +259,10 @@ def test_a_compiled_learner_equals_a_plain_one_to_rounding_and_saves_what_it_sav
 def test_what_has_no_transformer_has_no_mixed_precision():
     with pytest.raises(
         UserError,
-        match=r"--machines\.precision is bf16, but udrl has no transformer that could gain by it; leave it out",
+        match=(
+            r"--machines\.precision is bf16, but udrl has no transformer that could gain by it;"
+            r" leave it out"
+        ),
     ):
         learner_of(precision="bf16")
 
@@ -298,7 +306,10 @@ train_and_save({name!r}, Path({folder!r}), rank, 2)
 
 
 def uneven(name):
-    """51 windows: 25 for one rank, 26 for the other. Gradients are cut where the algorithm cuts them."""
+    """51 windows: 25 for one rank, 26 for the other.
+
+    Gradients are cut where the algorithm cuts them.
+    """
     return small(find_algorithm(name), batch_size=51, max_norm=0.5)
 
 
@@ -315,7 +326,10 @@ def train_and_save(name, folder, rank, world):
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["dt", pytest.param("udrl", marks=pytest.mark.long)])
 def test_two_ranks_equal_one_to_rounding(algorithm, tmp_path):
-    """The same batch in all, split unevenly; two processes over gloo. The two end with the same bits."""
+    """The same batch in all, split unevenly; two processes over gloo.
+
+    The two end with the same bits.
+    """
     stored(tmp_path / "store", TASK, 40)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,4 +1,5 @@
-"""Who listens to reports: TensorBoard's files, what becomes of a full disk, and the line on a terminal."""
+"""Who listens to reports: TensorBoard's files, what becomes of a full disk, and the line on a
+terminal."""
 
 from __future__ import annotations
 
@@ -28,8 +29,14 @@ from bigdm_ray.training.config import parse
 from bigdm_ray.training.loop import FEWEST, LocalExecutor, train_local
 from bigdm_ray.training.metrics import TensorBoard, TerminalReporter
 
-TINY = "--local --quiet --budget.env-steps 300 --algorithm.hidden 8 --algorithm.batch-size 16 --algorithm.n-updates-per-iter 2"
-TINY += " --algorithm.warm-up-episodes 10 --algorithm.episodes-per-iteration 10 --evaluations.episodes 2 --evaluations.final-episodes 2"
+TINY = (
+    "--local --quiet --budget.env-steps 300 --algorithm.hidden 8 --algorithm.batch-size 16"
+    " --algorithm.n-updates-per-iter 2"
+)
+TINY += (
+    " --algorithm.warm-up-episodes 10 --algorithm.episodes-per-iteration 10 --evaluations.episodes"
+    " 2 --evaluations.final-episodes 2"
+)
 
 
 def full(*_):
@@ -50,9 +57,8 @@ def test_numbers_of_a_report_become_scalars_at_its_step(tmp_path):
     board = TensorBoard(tmp_path / "tensorboard")
     board({"time/env_steps": 20.0, "train/loss": 0.5, "play/return_mean": float("nan")})
     board({"time/env_steps": 40.0, "train/loss": 0.25})
-    assert (
-        threading.active_count() == before
-    )  # on a full disk a thread would print a traceback that nobody can catch
+    # on a full disk a thread would print a traceback that nobody can catch
+    assert threading.active_count() == before
     board.close()
     version, *told = events(tmp_path / "tensorboard")
     assert version.file_version == "brain.Event:2"
@@ -237,7 +243,8 @@ def test_a_quiet_run_says_nothing_on_the_way(tmp_path, capsys):
 
 
 def test_a_short_run_has_some_evaluations_on_its_curve(tmp_path, capsys):
-    """Also where the preset evaluates after more steps than there are; and says what it asked for."""
+    """Also where the preset evaluates after more steps than there are; and says what it asked
+    for."""
     folder = tmp_path / "run"
     given = ["--budget.env-steps", "1000", "--folder", str(folder)]
     assert door(main, ["udrl", "toy-vector", *TINY.split(), *given]) == 0

@@ -6,7 +6,8 @@ from bigdm_ray.training.one_step import train_one_step
 
 
 def linear_system(n, seed, choices):
-    """Steps of s' = s + A s + B[a] for a known A and B; the last action element is a choice of three where there are choices."""
+    """Steps of s' = s + A s + B[a] for a known A and B; the last action element is a choice of
+    three where there are choices."""
     chance = np.random.default_rng(seed)
     states, moves = chance.normal(0, (1, 20), (n, 2)), chance.uniform(-1, 1, (n, 1))
     matrix, pushes = (

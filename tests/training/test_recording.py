@@ -371,8 +371,9 @@ def test_a_shard_that_decayed_meanwhile_is_recorded_anew(tmp_path, short, monkey
 @pytest.mark.slow
 def test_a_killed_recording_leaves_no_half_dataset_and_goes_on(tmp_path):
     code = (
-        "import sys; from bigdm_ray.training import recording; recording.STRETCH_STEPS, recording.SAVE_EVERY_S = 500, 0.0\n"
-        "from bigdm_ray.data import main; main(['record', '--random', 'lunarlander', '--steps', '20000', '--folder', sys.argv[1]])"
+        "import sys; from bigdm_ray.training import recording; recording.STRETCH_STEPS,"
+        " recording.SAVE_EVERY_S = 500, 0.0\nfrom bigdm_ray.data import main; main(['record',"
+        " '--random', 'lunarlander', '--steps', '20000', '--folder', sys.argv[1]])"
     )
     folder, hidden = tmp_path / "set", tmp_path / ".set.importing"
     process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.DEVNULL)

@@ -1,4 +1,5 @@
-"""Rollout: every command is played once to its end; what is written down is what happened, as a slow loop sees it."""
+"""Rollout: every command is played once to its end; what is written down is what happened, as a
+slow loop sees it."""
 
 import tracemalloc
 
@@ -24,8 +25,9 @@ from bigdm_ray.training.streams import rng
 
 
 class Counting:
-    """A vector environment that does as it is told: a row's n-th episode lasts `lengths[n]` steps and its observation says
-    (row, n-th episode of the row, step). It refuses to step a row that has ended and to reset one that has not."""
+    """A vector environment that does as it is told: a row's n-th episode lasts `lengths[n]` steps
+    and its observation says (row, n-th episode of the row, step). It refuses to step a row that has
+    ended and to reset one that has not."""
 
     signature = Signature(
         {"": Leaf("tensor", (3,), "float32")}, {"": Leaf("tensor", (), "float32")}
@@ -64,7 +66,8 @@ class Counting:
 
 
 class Telling(Policy):
-    """Acts with a number that tells what it was given: its own count of steps since `first`, the command, the last reward."""
+    """Acts with a number that tells what it was given: its own count of steps since `first`, the
+    command, the last reward."""
 
     uniforms = 1
 
@@ -184,7 +187,8 @@ class Rolling(Policy):
 
 
 def test_persistent_episodes_hold_on_to_their_chance_and_no_others():
-    """Rows are given up and taken again on the way; a new episode never begins with the chance of the one before."""
+    """Rows are given up and taken again on the way; a new episode never begins with the chance of
+    the one before."""
     lengths = [400, 1, 300, 2, 350, 400, 3, 300, 380, 400]
     given = {}
     for probability, every in ((0.9, 3), (1.0, 1), (0.0, 3)):
@@ -265,7 +269,8 @@ def test_more_commands_than_rows_and_more_rows_than_commands(task):
 
 
 def test_taking_all_that_were_begun_is_not_biased_towards_the_short():
-    """Lengths 1 and 9 in turn: with four rows, half of the episodes are long, as they were asked for."""
+    """Lengths 1 and 9 in turn: with four rows, half of the episodes are long, as they were asked
+    for."""
     lengths = [1, 9] * 20
     result = rollout(Telling(), Counting(4, lengths), commands(40), 40, rng(1, "play"), origin())
     assert [e.length for e in result.episodes] == lengths
@@ -296,7 +301,8 @@ def test_an_episode_without_an_end_is_given_up_and_the_remedy_named(monkeypatch)
     assert result.discarded == 3 and result.env_steps == 70
     assert len(ticks) == 4 + 30 + 30 + 29, "a row that is given up takes the next command at once"
     assert set(result.problems) == {
-        "an episode of toy-vector is discarded: it did not end in 30 steps; give its environment a time limit (gymnasium.wrappers.TimeLimit)"
+        "an episode of toy-vector is discarded: it did not end in 30 steps; give its environment a"
+        " time limit (gymnasium.wrappers.TimeLimit)"
     }
     only = rollout(Telling(), Endless(3, [10**9] * 3), commands(3), 3, rng(1, "play"), origin())
     assert only.episodes == [] and only.discarded == 3
@@ -304,7 +310,10 @@ def test_an_episode_without_an_end_is_given_up_and_the_remedy_named(monkeypatch)
 
 def test_a_run_whose_environment_never_ends_says_so(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("bigdm_ray.training.rollout.LONGEST", 40)  # Pendulum ends at 200 steps
-    flags = "--algorithm.hidden 16,16 --algorithm.warm-up-episodes 5 --budget.env-steps 500 --local --quiet"
+    flags = (
+        "--algorithm.hidden 16,16 --algorithm.warm-up-episodes 5 --budget.env-steps 500 --local"
+        " --quiet"
+    )
     assert (
         door(
             main,
@@ -313,11 +322,8 @@ def test_a_run_whose_environment_never_ends_says_so(monkeypatch, tmp_path, capsy
         == 1
     )
     told = capsys.readouterr().err
-    assert (
-        told.count("\n") == 1
-        and "did not end in 40 steps; give its environment a time limit (gymnasium.wrappers.TimeLimit)"
-        in told
-    )
+    assert told.count("\n") == 1 and "did not end in 40 steps; give its environment a" in told
+    assert "a time limit (gymnasium.wrappers.TimeLimit)" in told
 
 
 # --- the random policy
@@ -397,7 +403,8 @@ class Filming(Counting):
 
 
 def test_frames_do_not_pile_up_while_a_long_episode_lasts(monkeypatch):
-    """Beside the episodes that it brings back, a rollout holds a copy of the longest, a quarter of all."""
+    """Beside the episodes that it brings back, a rollout holds a copy of the longest, a quarter of
+    all."""
     monkeypatch.setattr("bigdm_ray.training.rollout.LOG_BYTES", 400_000)
     lengths = [300] + [5] * 150
     tracemalloc.start()
@@ -415,7 +422,8 @@ def test_frames_do_not_pile_up_while_a_long_episode_lasts(monkeypatch):
 
 
 class Told(gymnasium.Env):
-    """An environment with a mission for each episode, of which one part changes although it says that none does."""
+    """An environment with a mission for each episode, of which one part changes although it says
+    that none does."""
 
     metadata = {PER_EPISODE: ["mission"]}  # noqa: RUF012
     observation_space = gymnasium.spaces.Dict(

@@ -1,4 +1,5 @@
-"""RolloutWorker: who played what with which weights is written down; environments are made anew at each save, and then repeat."""
+"""RolloutWorker: who played what with which weights is written down; environments are made anew at
+each save, and then repeat."""
 
 import numpy as np
 import pytest

@@ -52,7 +52,8 @@ def test_an_asynchronous_resume_does_not_give_up_better_weights_than_its_checkpo
     home = RunFolder(tmp_path / "run").claim(run, False, exact=False)
 
     def evaluated(resumed, step, mean, exact=False):
-        """A session that goes on from a checkpoint evaluates once; (best return of its counters, step of the best weights)."""
+        """A session that goes on from a checkpoint evaluates once; (best return of its counters,
+        step of the best weights)."""
         session = Session(run, home, [], resumed, exact)
         session.note_evaluation(
             {run.task: Score(np.full(4, mean), np.full(4, 10), {})},

@@ -15,9 +15,15 @@ from bigdm_ray.run import train
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import configure
 
-TINY = "--algorithm.width 16 --algorithm.layers 1 --algorithm.context 4 --algorithm.batch-size 16 --algorithm.replay-size 20"
+TINY = (
+    "--algorithm.width 16 --algorithm.layers 1 --algorithm.context 4 --algorithm.batch-size 16"
+    " --algorithm.replay-size 20"
+)
 TINY += " --evaluations.episodes 2 --evaluations.final-episodes 2"
-ONLINE = "--budget.env-steps 300 --saves.every 100 --evaluations.every 200 --algorithm.updates-per-episode 3"
+ONLINE = (
+    "--budget.env-steps 300 --saves.every 100 --evaluations.every 200"
+    " --algorithm.updates-per-episode 3"
+)
 
 
 @pytest.fixture(scope="module")

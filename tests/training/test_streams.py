@@ -1,4 +1,5 @@
-"""Random streams named by counters: the same wherever they are asked for, and different from all others."""
+"""Random streams named by counters: the same wherever they are asked for, and different from all
+others."""
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ NAMES = [
 
 
 def test_every_name_has_a_stream_of_its_own():
-    """Of (seed, purpose, counters): no two begin alike, apart from trailing zeros, which SeedSequence pads with."""
+    """Of (seed, purpose, counters): no two begin alike, apart from trailing zeros, which
+    SeedSequence pads with."""
     firsts = {key: rng(*key).integers(2**62) for key in NAMES}
     seeds = {key: derived_seed(*key) for key in NAMES}
     padded = {(key[0], key[1], *(list(key[2:]) + [0, 0])[:2]) for key in NAMES}
@@ -24,7 +26,8 @@ def test_every_name_has_a_stream_of_its_own():
 
 
 def test_streams_are_what_they_were_when_runs_were_saved():
-    """Pinned: the same in every process, and a change of these numbers makes every saved run go on differently."""
+    """Pinned: the same in every process, and a change of these numbers makes every saved run go on
+    differently."""
     assert rng(1, "draw", 0).integers(0, 1000, 4).tolist() == [261, 686, 985, 172]
     assert derived_seed(1, "environments", 0, 0, 0) == 766237975
 

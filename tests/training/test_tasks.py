@@ -1,4 +1,5 @@
-"""Runs of several tasks: one network, a store each, shares by weight; a resume equals; one task's failure ends that task alone."""
+"""Runs of several tasks: one network, a store each, shares by weight; a resume equals; one task's
+failure ends that task alone."""
 
 from __future__ import annotations
 

@@ -171,18 +171,15 @@ class CachedPolicy(DtPolicy):
         cache = Cache(*(state[name].transpose(0, 1) for name in ("keys", "values")))
         new = torch.cat([state["action"][:, None], tokens], 1)
         time = self._tensor(state["time"])[:, None]
-        index = TOKENS * time + torch.arange(
-            -1, 2, device=self.device
-        )  # which tokens of the episode these are
+        # which tokens of the episode these are
+        index = TOKENS * time + torch.arange(-1, 2, device=self.device)
         newest = index[:, -1:]
-        held = (
-            newest - (newest - torch.arange(slots, device=self.device)) % slots
-        )  # which token of the episode a slot holds
+        # which token of the episode a slot holds
+        held = newest - (newest - torch.arange(slots, device=self.device)) % slots
         oldest = TOKENS * (time + 1 - self._tensor(state["count"])[:, None])
         look = (held[:, None, :] <= index[..., None]) & (held >= oldest)[:, None, :]
-        look |= (
-            held[:, None, :] == index[..., None]
-        )  # the token before the first looks at itself alone
+        # the token before the first looks at itself alone
+        look |= held[:, None, :] == index[..., None]
         out: Tensor = self.model.transformer.scatter(new, cache, index % slots, look)[:, -1]
         return out
 

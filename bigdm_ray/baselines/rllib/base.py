@@ -1,4 +1,5 @@
-"""What the algorithms of RLlib have in common: their networks, here and there, and how they judge."""
+"""What the algorithms of RLlib have in common: their networks, here and there, and how they
+judge."""
 
 from __future__ import annotations
 
@@ -57,7 +58,10 @@ class Rllib(ExternalAlgorithm):
         return {}
 
     def told_scale(self, store: Store | None) -> float:
-        """What the critics' rewards were multiplied by. Raises UserError where that is not known."""
+        """What the critics' rewards were multiplied by.
+
+        Raises UserError where that is not known.
+        """
         return 1.0
 
     def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
@@ -66,7 +70,8 @@ class Rllib(ExternalAlgorithm):
 
 
 class RllibGaussian(Rllib):
-    """Layers to logits, or to the means of a Gaussian whose deviations depend on nothing; the critic has layers of its own."""
+    """Layers to logits, or to the means of a Gaussian whose deviations depend on nothing; the
+    critic has layers of its own."""
 
     activation: ClassVar[str] = "tanh"
 

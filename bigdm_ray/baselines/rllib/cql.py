@@ -15,7 +15,8 @@ from bigdm_ray.settings import setting
 
 @dataclass(frozen=True)
 class RllibCql(RllibTempered, RllibOffline):
-    """Hyperparameters of conservative Q-learning, CQL(H) without Lagrange (Kumar et al. 2020); those of the authors' D4RL runs."""
+    """Hyperparameters of conservative Q-learning, CQL(H) without Lagrange (Kumar et al. 2020);
+    those of the authors' D4RL runs."""
 
     name: ClassVar[str] = "cql"
     offline_steps: ClassVar[int] = 500_000
@@ -40,7 +41,8 @@ class RllibCql(RllibTempered, RllibOffline):
     min_q_weight: float = setting(5.0, "weight of the conservative loss", low=0)
     actions: int = setting(
         10,
-        "actions sampled from the policy here, from it there, and at random, for the conservative loss",
+        "actions sampled from the policy here, from it there, and at random, for the conservative"
+        " loss",
         low=1,
     )
     clone_steps: int = setting(

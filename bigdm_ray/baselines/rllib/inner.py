@@ -1,4 +1,5 @@
-"""What rests on parts of RLlib that it does not promise to keep: all of it stands here and in `modules.py`.
+"""What rests on parts of RLlib that it does not promise to keep: all of it stands here and in
+`modules.py`.
 
 `tests/baselines/test_rllib.py` holds each against the version that is installed.
 """

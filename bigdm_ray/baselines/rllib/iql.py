@@ -28,10 +28,12 @@ PRESETS: Presets = {
 
 @dataclass(frozen=True)
 class RllibIql(RllibSquashed, RllibOffline):
-    """Hyperparameters of implicit Q-learning (Kostrikov et al. 2021, section 5 and appendix B for MuJoCo).
+    """Hyperparameters of implicit Q-learning (Kostrikov et al. 2021, section 5 and appendix B for
+    MuJoCo).
 
-    As there, the policy is a Gaussian whose mean alone is squashed and whose deviations depend on nothing. RLlib's is squashed whole: to it an action at a
-    bound, where noise and clipping put many, is one of infinite size before tanh, which it cuts off at 7.25.
+    As there, the policy is a Gaussian whose mean alone is squashed and whose deviations depend on
+    nothing. RLlib's is squashed whole: to it an action at a bound, where noise and clipping put
+    many, is one of infinite size before tanh, which it cuts off at 7.25.
     """
 
     name: ClassVar[str] = "iql"

@@ -20,7 +20,8 @@ from bigdm_ray.settings import setting
 
 @dataclass(frozen=True)
 class RllibMarwil(RllibGaussian, RllibOffline):
-    """Hyperparameters of monotonic advantage re-weighted imitation learning (Wang et al. 2018); beta 0 is behaviour cloning."""
+    """Hyperparameters of monotonic advantage re-weighted imitation learning (Wang et al. 2018);
+    beta 0 is behaviour cloning."""
 
     name: ClassVar[str] = "marwil"
     activation: ClassVar[str] = "relu"
@@ -31,7 +32,8 @@ class RllibMarwil(RllibGaussian, RllibOffline):
     value_coefficient: float = setting(1.0, "weight of the value loss", low=0)
     norm_start: float | None = setting(
         None,
-        "mean square that advantages are divided by the root of, at the start; default: that of the returns",
+        "mean square that advantages are divided by the root of, at the start; default: that of the"
+        " returns",
         above=0,
     )
     norm_rate: float = setting(1e-3, "how fast that follows the advantages", low=0, high=1)
@@ -59,13 +61,16 @@ class RllibMarwil(RllibGaussian, RllibOffline):
         return View(weight="length", annotations=("discounted_return", "discount_left", "episode"))
 
     def prepare(self, context: TrainerContext, path: str, learner: Any) -> Tensor:
-        """Annotate the steps with what their value targets are made of; the last observation of each episode `[e, width]`.
+        """Annotate the steps with what their value targets are made of; the last observation of
+        each episode `[e, width]`.
 
-        The first weights are exp(beta R / c): with RLlib's own c of 10 and returns in the hundreds they would fill Adam's
-        second moments for good, so c begins as the root mean square of the returns.
+        The first weights are exp(beta R / c): with RLlib's own c of 10 and returns in the hundreds
+        they would fill Adam's second moments for good, so c begins as the root mean square of the
+        returns.
 
-        RLlib's targets are generalised advantages with lambda 1 plus the value: the discounted return to the episode's end and,
-        where a time limit ended it, the discounted value of its last observation.
+        RLlib's targets are generalised advantages with lambda 1 plus the value: the discounted
+        return to the episode's end and, where a time limit ended it, the discounted value of its
+        last observation.
         """
         store = context.store
         assert store is not None

@@ -1,4 +1,5 @@
-"""Networks of RLlib's learners where its own are not the papers': critics' first layers, and the RLModules of CQL and IQL.
+"""Networks of RLlib's learners where its own are not the papers': critics' first layers, and the
+RLModules of CQL and IQL.
 
 Each is made on first use, for importing RLlib takes seconds.
 """
@@ -45,9 +46,11 @@ def joint_catalog() -> Any:
 
 @functools.lru_cache(maxsize=1)
 def conservative_module() -> Any:
-    """RLlib's module of CQL, but the critics judge the policy's actions of the next state in this state, as in the authors' code.
+    """RLlib's module of CQL, but the critics judge the policy's actions of the next state in this
+    state, as in the authors' code.
 
-    RLlib's own judges them in the next state, though the data's action and the random ones are judged in this one.
+    RLlib's own judges them in the next state, though the data's action and the random ones are
+    judged in this one.
     """
     from ray.rllib.algorithms.cql.torch.default_cql_torch_rl_module import DefaultCQLTorchRLModule
     from ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module import DefaultSACTorchRLModule
@@ -56,7 +59,8 @@ def conservative_module() -> Any:
         """See `conservative_module`."""
 
         def _forward_train(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            """What SAC's loss takes, and of `num_actions` actions at random, of here and of there: actions, logarithms of densities, values `[B, n, 1]`."""
+            """What SAC's loss takes, and of `num_actions` actions at random, of here and of there:
+            actions, logarithms of densities, values `[B, n, 1]`."""
             out: dict[str, torch.Tensor] = DefaultSACTorchRLModule._forward_train(self, batch)
             seen, count = batch["obs"], self.model_config["num_actions"]
             low, high = (
@@ -99,7 +103,8 @@ def conservative_module() -> Any:
 
 @functools.lru_cache(maxsize=1)
 def implicit_module() -> Any:
-    """RLlib's module of IQL with the paper's policy: a Gaussian whose mean alone is squashed, its deviations parameters of their own.
+    """RLlib's module of IQL with the paper's policy: a Gaussian whose mean alone is squashed, its
+    deviations parameters of their own.
 
     What IQL's loss takes is all that is computed: RLlib's own computes what SAC's takes, too.
     """
@@ -132,7 +137,8 @@ def implicit_module() -> Any:
             self.action_dist_cls = TorchDiagGaussian
 
         def _forward_train(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            """The policy here; the critics of the data's actions and the smaller of their targets; the value here and there: `[B]` each."""
+            """The policy here; the critics of the data's actions and the smaller of their targets;
+            the value here and there: `[B]` each."""
             judge = self._qf_forward_train_helper
             out: dict[str, torch.Tensor] = self._forward_inference(batch)
             out |= {

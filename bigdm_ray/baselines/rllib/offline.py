@@ -58,7 +58,10 @@ class RllibOffline(Rllib):
         """What RLlib's learner must be told before its next bout, after so many learner steps."""
 
     def prepare(self, context: TrainerContext, path: str, learner: Any) -> Any:
-        """What is computed once from the episodes, for `targets`. `path` is that of the observation, `learner` RLlib's."""
+        """What is computed once from the episodes, for `targets`.
+
+        `path` is that of the observation, `learner` RLlib's.
+        """
         return None
 
     def targets(
@@ -87,7 +90,8 @@ class RllibOfflineTrainer(RllibTrainer):
         return TrainerResult(0, steps, metrics=self.metrics())
 
     def batch(self) -> dict[str, torch.Tensor]:
-        """The columns of RLlib for one learner step: a pure function of the seed and the learner step."""
+        """The columns of RLlib for one learner step: a pure function of the seed and the learner
+        step."""
         store, algorithm = self.context.store, self.algorithm
         assert store is not None
         chance = np.random.Generator(

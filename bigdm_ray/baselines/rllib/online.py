@@ -1,4 +1,5 @@
-"""What PPO and SAC have in common: RLlib's runners play our environments, here or in other processes."""
+"""What PPO and SAC have in common: RLlib's runners play our environments, here or in other
+processes."""
 
 from __future__ import annotations
 
@@ -80,7 +81,10 @@ class RllibOnlineTrainer(RllibTrainer):
         )
 
     def _each(self, verb: str, *arguments: Any, **more: Any) -> list[Any]:
-        """Call a method of every runner, all at once where they are actors. Raises RunFailed where one has died."""
+        """Call a method of every runner, all at once where they are actors.
+
+        Raises RunFailed where one has died.
+        """
         if self.context.actors == 0:
             return [getattr(self._runners[0], verb)(*arguments, **more)]
         import ray
@@ -93,7 +97,8 @@ class RllibOnlineTrainer(RllibTrainer):
             )
         except ray.exceptions.RayActorError as error:
             raise RunFailed(
-                f"a process that plays for {self.algorithm.name} has died ({type(error).__name__}); --resume goes on from the last checkpoint"
+                f"a process that plays for {self.algorithm.name} has died ({type(error).__name__});"
+                " --resume goes on from the last checkpoint"
             ) from None
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, RunFailed) else error) from None
@@ -108,7 +113,8 @@ class RllibOnlineTrainer(RllibTrainer):
     def play_episodes(
         self, steps: int, random: bool = False
     ) -> tuple[list[Any], list[float], list[int]]:
-        """RLlib's episodes (or the pieces of them) of about so many steps; returns and lengths of those that ended."""
+        """RLlib's episodes (or the pieces of them) of about so many steps; returns and lengths of
+        those that ended."""
         share = math.ceil(steps / len(self._runners))
         pieces = [
             piece
@@ -151,7 +157,8 @@ class RllibOnlineTrainer(RllibTrainer):
 
 @functools.lru_cache(maxsize=1)
 def rows_class() -> Any:
-    """A gymnasium VectorEnv over one of ours: a row that has ended begins again at the next step, which ignores its action."""
+    """A gymnasium VectorEnv over one of ours: a row that has ended begins again at the next step,
+    which ignores its action."""
     import gymnasium
     from gymnasium.vector import AutoresetMode, VectorEnv
     from gymnasium.vector.utils import batch_space

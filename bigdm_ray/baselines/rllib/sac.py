@@ -33,7 +33,8 @@ PRESETS: Presets = {
 
 @dataclass(frozen=True)
 class RllibSac(RllibTempered, RllibOnline):
-    """Hyperparameters of soft actor-critic (Haarnoja et al. 2018) with a temperature that is learned."""
+    """Hyperparameters of soft actor-critic (Haarnoja et al. 2018) with a temperature that is
+    learned."""
 
     name: ClassVar[str] = "sac"
     presets: ClassVar[Presets] = PRESETS
@@ -85,7 +86,8 @@ class RllibSac(RllibTempered, RllibOnline):
 
 
 class RllibSacTrainer(RllibOnlineTrainer):
-    """Play a fragment, keep its steps, take learner steps on steps drawn alike from all that are kept."""
+    """Play a fragment, keep its steps, take learner steps on steps drawn alike from all that are
+    kept."""
 
     algorithm: RllibSac
 
@@ -121,9 +123,8 @@ class RllibSacTrainer(RllibOnlineTrainer):
                 )
             if owed >= 1:
                 self._sync()
-                metrics = (
-                    self.metrics()
-                )  # here, because RLlib keeps the graphs of all errors until they are reported
+                # here, because RLlib keeps the graphs of all errors until they are reported
+                metrics = self.metrics()
         return TrainerResult(
             self.env_steps - before, self.learner_steps - learned, returns, lengths, metrics
         )
@@ -139,7 +140,8 @@ class RllibSacTrainer(RllibOnlineTrainer):
 
 
 class RingBuffer:
-    """The newest steps: arrays `[capacity, ...]`, of which `count` rows are filled and `position` is written next."""
+    """The newest steps: arrays `[capacity, ...]`, of which `count` rows are filled and `position`
+    is written next."""
 
     def __init__(self, capacity: int, seen: int, done: int) -> None:
         self.capacity, self.count, self.position = capacity, 0, 0

@@ -1,12 +1,15 @@
-"""RLlib at work: its Learner and its environment runners, without the Algorithm that usually drives them.
+"""RLlib at work: its Learner and its environment runners, without the Algorithm that usually drives
+them.
 
-An Algorithm of RLlib starts a Ray even for one process, samples its replay as objects (39 to 78 environment steps a second
-were measured for DQN), and reads datasets through Ray Data. Here its two parts are called directly: the Learner (RLModule,
-loss, optimizers, target networks, connectors) and SingleAgentEnvRunners, in this process or as actors (`online.py`).
-PPO's iteration is RLlib's own. SAC's replay is a ring of steps drawn alike, and batches of datasets are drawn by our Store
+An Algorithm of RLlib starts a Ray even for one process, samples its replay as objects (39 to 78
+environment steps a second were measured for DQN), and reads datasets through Ray Data. Here its two
+parts are called directly: the Learner (RLModule, loss, optimizers, target networks, connectors) and
+SingleAgentEnvRunners, in this process or as actors (`online.py`). PPO's iteration is RLlib's own.
+SAC's replay is a ring of steps drawn alike, and batches of datasets are drawn by our Store
 (`offline.py`). Where RLlib's networks are not the papers', `modules.py` has others.
 
-Nothing is pickled into files: modules, optimizers and what a learner holds beside them are saved as arrays.
+Nothing is pickled into files: modules, optimizers and what a learner holds beside them are saved as
+arrays.
 """
 
 from __future__ import annotations
@@ -37,7 +40,10 @@ from bigdm_ray.errors import RunFailed, UserError
 
 
 def silence_warnings() -> None:
-    """Keep RLlib from warning of its own defaults and deprecations. It sets its loggers up when it is imported."""
+    """Keep RLlib from warning of its own defaults and deprecations.
+
+    It sets its loggers up when it is imported.
+    """
     import ray.rllib  # noqa: F401
 
     for name in ("ray", "ray.rllib", "ray._common.deprecation"):
@@ -84,7 +90,8 @@ class RllibTrainer(ABC):
                 out[f"train/{'loss' if name == self.learner.TOTAL_LOSS_KEY else name}"] = number
             elif name == self.learner.TOTAL_LOSS_KEY:
                 raise RunFailed(
-                    f"the loss of {self.algorithm.name} is {number} after {self.learner_steps:,} learner steps: training has diverged"
+                    f"the loss of {self.algorithm.name} is {number} after {self.learner_steps:,}"
+                    " learner steps: training has diverged"
                 )
         return out
 
@@ -113,7 +120,8 @@ class RllibTrainer(ABC):
             name: tuple(value.shape) for name, value in mine.items()
         }:
             raise UserError(
-                f"this checkpoint holds other networks than {self.algorithm.name} trains now; begin a run in another folder"
+                f"this checkpoint holds other networks than {self.algorithm.name} trains now; begin"
+                " a run in another folder"
             )
         self.module.load_state_dict(
             {name: torch.from_numpy(np.array(value)) for name, value in kept.items()}

@@ -82,7 +82,10 @@ def _parse(arguments: list[str], entries: Sequence[TaskEntry]) -> RunCommand:
     parser = Parser(
         prog="python -m bigdm_ray.run",
         description="Train a policy and leave a run folder.",
-        epilog="`python -m bigdm_ray.run ALGORITHM TASK --help` also lists every hyperparameter with its default for that task.",
+        epilog=(
+            "`python -m bigdm_ray.run ALGORITHM TASK --help` also lists every hyperparameter with"
+            " its default for that task."
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         add_help=False,
@@ -92,22 +95,31 @@ def _parse(arguments: list[str], entries: Sequence[TaskEntry]) -> RunCommand:
         "tasks",
         metavar="task",
         nargs="*",
-        help="a name (lunarlander, box2d/lunarlander), gymnasium:ID, my_module:MyEnv-v0; or a dataset: its "
-        "folder, or a Minari id; several of them are learned by one network, where the algorithm can",
+        help=(
+            "a name (lunarlander, box2d/lunarlander), gymnasium:ID, my_module:MyEnv-v0; or a"
+            " dataset: its folder, or a Minari id; several of them are learned by one network,"
+            " where the algorithm can"
+        ),
     )
     parser.add_argument("--help", "-h", action="store_true", help="show this and exit")
     parser.add_argument("--folder", type=Path, help="run folder; default: runs/ALGORITHM-TASK-SEED")
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the run in --folder from its last checkpoint; ALGORITHM and TASK may be left out",
+        help=(
+            "go on with the run in --folder from its last checkpoint; ALGORITHM and TASK may be"
+            " left out"
+        ),
     )
     parser.add_argument("--local", action="store_true", help="one process, without Ray")
     parser.add_argument("--quiet", action="store_true", help="no progress, only the summary")
     parser.add_argument(
         "--dashboard",
         action="store_true",
-        help="show Ray's web page of actors, logs and load while the run goes on; its address is told",
+        help=(
+            "show Ray's web page of actors, logs and load while the run goes on; its address is"
+            " told"
+        ),
     )
     parser.add_argument(
         "--preset",
@@ -132,7 +144,10 @@ def _parse(arguments: list[str], entries: Sequence[TaskEntry]) -> RunCommand:
     parser.add_argument(
         "--weights",
         metavar="X,X",
-        help="how often each of several tasks is drawn, as numbers whose ratio counts; default: all alike",
+        help=(
+            "how often each of several tasks is drawn, as numbers whose ratio counts; default: all"
+            " alike"
+        ),
     )
     # which flags there are depends on the algorithm, but each setting is followed by a value
     written, words = parser.split(arguments, unknown=True)
@@ -164,9 +179,8 @@ def _parse(arguments: list[str], entries: Sequence[TaskEntry]) -> RunCommand:
     for path, hint, default, about in settings_of(kind) if kind else ():
         shown = defaults.get(path, default)
         text = ",".join(map(str, shown)) if isinstance(shown, tuple) else shown
-        told = (
-            "" if shown in (None, ()) else f" (default: {text})"
-        )  # what stands for None is said by the help itself
+        # what stands for None is said by the help itself
+        told = "" if shown in (None, ()) else f" (default: {text})"
         parser.add_argument(
             *_names(path, offline),
             dest=path,
@@ -265,7 +279,8 @@ def configure(
     algorithm={"learning_rate": 1e-3}, seed=2)`, which stand behind the flags, so they win. `config`
     is a run.json or a YAML file (which may name algorithm and task), `start` the folder that
     `--from` names. `tasks`, in place of TASK, are several: names and folders of datasets, pairs of
-    such with a weight, or mappings as in a YAML file: `{"source": FOLDER, "weight": 3}`. Raises UserError, which names a setting as the flag that it is; `unknown` are refused.
+    such with a weight, or mappings as in a YAML file: `{"source": FOLDER, "weight": 3}`. Raises
+    UserError, which names a setting as the flag that it is; `unknown` are refused.
     """
     for key in unknown:
         raise UserError(_misnamed(key))

@@ -29,13 +29,17 @@ YAML = (".yaml", ".yml")
 
 
 def run_from_json(data: Mapping[str, Any]) -> Run:
-    """The Run of a run.json. Raises UserError for one of a newer version or with unknown settings."""
+    """The Run of a run.json.
+
+    Raises UserError for one of a newer version or with unknown settings.
+    """
     version = data.get("schema_version") if isinstance(data, Mapping) else None
     if not isinstance(version, int):
         raise UserError("run.json is not one of this project (it has no schema_version)")
     if version > SCHEMA_VERSION:
         raise UserError(
-            f"run.json has schema version {version}, newer than the {SCHEMA_VERSION} known here: update bigdm_ray"
+            f"run.json has schema version {version}, newer than the {SCHEMA_VERSION} known here:"
+            " update bigdm_ray"
         )
     try:
         settings = dict(data["algorithm"])
@@ -106,7 +110,10 @@ class TaskEntry:
 
 
 def entry_of(value: Any, where: str) -> TaskEntry:
-    """A name, a pair of a name and a weight, or a mapping of task, source and weight. Raises UserError."""
+    """A name, a pair of a name and a weight, or a mapping of task, source and weight.
+
+    Raises UserError.
+    """
     if isinstance(value, str | os.PathLike):
         return TaskEntry(os.fspath(value))
     if isinstance(value, list | tuple) and len(value) == 2:
@@ -114,7 +121,8 @@ def entry_of(value: Any, where: str) -> TaskEntry:
     keys = ("task", "source", "weight")
     if not isinstance(value, Mapping) or not {"task", "source"} & value.keys():
         raise UserError(
-            f"{where} has {quote_value(value)}, but a name or a mapping of task, source and weight is expected"
+            f"{where} has {quote_value(value)}, but a name or a mapping of task, source and weight"
+            " is expected"
         )
     if unknown := [str(key) for key in value if key not in keys]:
         raise UserError(
@@ -165,8 +173,8 @@ class ConfigFile:
 def read_yaml(path: Path) -> ConfigFile:
     """A YAML file of settings, nested as a run.json is; what it leaves out has its default.
 
-    Beside the groups of settings it may hold `task`, or a list `tasks`, `preset`, `seed`, `from`, and
-    `algorithm` as a name or as a group with a `name`. Raises UserError.
+    Beside the groups of settings it may hold `task`, or a list `tasks`, `preset`, `seed`, `from`,
+    and `algorithm` as a name or as a group with a `name`. Raises UserError.
     """
     import yaml
 
@@ -227,7 +235,10 @@ def _twice(node: Any) -> str | None:
 
 
 def fill_run(data: dict[str, Any], values: dict[str, Any]) -> Run:
-    """The Run of a run.json with these settings, by their paths, in place of its own. Raises UserError."""
+    """The Run of a run.json with these settings, by their paths, in place of its own.
+
+    Raises UserError.
+    """
     for path, value in values.items():
         owner, _, key = path.partition(".")
         data[owner] = data[owner] | {key: list(value) if isinstance(value, tuple) else value}

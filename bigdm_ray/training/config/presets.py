@@ -49,7 +49,10 @@ class RequestedTask:
 def preset_of(
     kind: type[Algorithm], task: str, name: str | None, plays: bool = False
 ) -> tuple[str, dict[str, Any]]:
-    """The name and settings of a task's preset; `default` may be absent. Raises UserError for an unknown one."""
+    """The name and settings of a task's preset; `default` may be absent.
+
+    Raises UserError for an unknown one.
+    """
     presets = kind.presets
     known = presets.get(task, presets.get("*", {}))
     wanted = name or (kind.played_preset if plays and kind.played_preset in known else "default")
@@ -58,13 +61,15 @@ def preset_of(
     if wanted not in known:
         on = "several tasks" if task == SEVERAL else task
         raise UserError(
-            f"unknown preset {wanted!r} of {kind.name} on {on}; it has {' and '.join([*known, 'none'])}"
+            f"unknown preset {wanted!r} of {kind.name} on {on}; it has"
+            f" {' and '.join([*known, 'none'])}"
         )
     return wanted, known[wanted]
 
 
 def offline_defaults(kind: type[Algorithm], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run on a dataset has in place of the defaults, which count environment steps: shares of the budget that is `given`, else of the algorithm's."""
+    """What a run on a dataset has in place of the defaults, which count environment steps: shares
+    of the budget that is `given`, else of the algorithm's."""
     steps = given.get("budget.learner_steps") or kind.offline_steps
     counted = {
         "evaluations.every": max(1, steps // 5),
@@ -78,10 +83,11 @@ def resumed_run(run: Run, folder: Path) -> Run:
     """A run as it is resumed.
 
     A hyperparameter that its run.json does not know, being older, is what was done before there was
-    such a one: its default, whatever a preset says of it today. On a dataset, how often it is scored,
-    saved and reported follows from the budget, which a resume may change. So it is what it was when
-    the run began. Both hold where they are neither typed nor another than the default. A run.json from
-    before it said what was typed leaves the second alone. Raises UserError for one that cannot be read.
+    such a one: its default, whatever a preset says of it today. On a dataset, how often it is
+    scored, saved and reported follows from the budget, which a resume may change. So it is what it
+    was when the run began. Both hold where they are neither typed nor another than the default. A
+    run.json from before it said what was typed leaves the second alone. Raises UserError for one
+    that cannot be read.
     """
     if not (folder / "run.json").is_file():
         return run
@@ -133,7 +139,8 @@ FINE_TUNING = {
     "saves.every": 50_000,
     "saves.report_every": 5_000,
 }
-"""What a run that starts from another has in place of the defaults: the budget of Zheng et al. 2022."""
+"""What a run that starts from another has in place of the defaults: the budget of Zheng et al.
+2022."""
 
 
 def make_run(
@@ -145,7 +152,10 @@ def make_run(
     seed: int | None,
     start: Path | None,
 ) -> Run:
-    """The Run of an algorithm and tasks with what is typed, by path, over its preset. Raises UserError."""
+    """The Run of an algorithm and tasks with what is typed, by path, over its preset.
+
+    Raises UserError.
+    """
     for one in wanted:
         _fits(kind, one, start)
     _fit_together(kind, wanted, start)
@@ -183,9 +193,8 @@ def make_run(
     else:
         data = Run(kind(), uses).to_json()
     if begun or datasets or config is None or base.title != ", ".join(use.name for use in uses):
-        data["start"] = (
-            to_json(begun) if begun else None
-        )  # another run's --config keeps it for its own --resume
+        # another run's --config keeps it for its own --resume
+        data["start"] = to_json(begun) if begun else None
     if datasets and config is None:
         values = offline_defaults(kind, values | typed) | values
     data |= {"preset": name} | ({} if seed is None else {"seed": seed})
@@ -201,7 +210,8 @@ def make_run(
             mine, theirs = getattr(run.algorithm, name), getattr(base.algorithm, name)
             if mine != theirs:
                 raise UserError(
-                    f"--algorithm.{name.replace('_', '-')} is {mine}, but --from {start} has {theirs}: what shapes network and optimizers must stay"
+                    f"--algorithm.{name.replace('_', '-')} is {mine}, but --from {start} has"
+                    f" {theirs}: what shapes network and optimizers must stay"
                 )
     premature_warning(run)
     return run
@@ -223,15 +233,18 @@ def _fits(kind: type[Algorithm], wanted: RequestedTask, start: Path | None) -> N
         raise UserError(f"{UNPLAYED}; a run takes the dataset's folder")
     if start is not None and not kind.online:
         raise UserError(
-            f"--from goes on by playing, but {kind.name} learns from datasets alone and cannot go on from another run; leave --from out"
+            f"--from goes on by playing, but {kind.name} learns from datasets alone and cannot go"
+            " on from another run; leave --from out"
         )
     if dataset is None and not kind.online:
         raise UserError(
-            f"{kind.name} learns from a dataset, but {task} is a task to play; import episodes with `python -m bigdm_ray.data` and give their folder"
+            f"{kind.name} learns from a dataset, but {task} is a task to play; import episodes with"
+            " `python -m bigdm_ray.data` and give their folder"
         )
     if dataset is not None and not kind.offline:
         raise UserError(
-            f"{kind.name} learns from what it plays, but {dataset.folder} is a dataset; give the task {task} itself"
+            f"{kind.name} learns from what it plays, but {dataset.folder} is a dataset; give the"
+            f" task {task} itself"
         )
 
 
@@ -257,7 +270,8 @@ def _fit_together(
 
 
 def premature_warning(run: Run) -> str | None:
-    """What a run on a dataset comes to whose budget ends before its policy's own learning begins, in one sentence; None where it does not.
+    """What a run on a dataset comes to whose budget ends before its policy's own learning begins,
+    in one sentence; None where it does not.
 
     Raises UserError where its policy would not have been trained at all.
     """
@@ -265,16 +279,23 @@ def premature_warning(run: Run) -> str | None:
     if before is None or run.learner_budget > before.steps:
         return None
     lower = " and ".join(flag(f"algorithm.{name}") for name in before.settings)
-    learns = f"--budget.learner-steps is {run.learner_budget}, but the policy of {run.algorithm.name} learns "
+    learns = (
+        f"--budget.learner-steps is {run.learner_budget}, but the policy of {run.algorithm.name}"
+        " learns "
+    )
     if not before.policy:
         raise UserError(
             f"{learns}only after learner step {before.steps}; give more, or lower {lower}"
         )
-    return f"{learns}from its critics only after learner step {before.steps}: it will be {before.policy}; give more, or lower {lower}"
+    return (
+        f"{learns}from its critics only after learner step {before.steps}: it will be"
+        f" {before.policy}; give more, or lower {lower}"
+    )
 
 
 def still_rising(run: Run) -> str | None:
-    """What a run on a dataset comes to whose learning rate rises for more than half of its budget, in one sentence; None where it does not."""
+    """What a run on a dataset comes to whose learning rate rises for more than half of its budget,
+    in one sentence; None where it does not."""
     if not run.offline or not isinstance(run.algorithm, Learned):
         return None
     half, last = (
@@ -284,22 +305,28 @@ def still_rising(run: Run) -> str | None:
     if last <= half:
         return None
     return (
-        f"--budget.learner-steps is {run.learner_budget}, but the learning rate rises for more than half of that and ends at {last:.0%} of "
-        "--algorithm.learning-rate; give more, or lower --algorithm.warm-up-steps"
+        f"--budget.learner-steps is {run.learner_budget}, but the learning rate rises for more than"
+        f" half of that and ends at {last:.0%} of --algorithm.learning-rate; give more, or lower"
+        " --algorithm.warm-up-steps"
     )
 
 
 def open_start(folder: Path) -> tuple[Run, Checkpoint]:
-    """A run and its last checkpoint, to start another from. Raises UserError where there is none."""
+    """A run and its last checkpoint, to start another from.
+
+    Raises UserError where there is none.
+    """
     if not (folder / "run.json").is_file():
         raise UserError(
-            f"--from {folder} holds no run: a folder with a run.json is expected, as `run` leaves one"
+            f"--from {folder} holds no run: a folder with a run.json is expected, as `run`"
+            " leaves one"
         )
     run = read_run(folder)
     saved = checkpoint.last_checkpoint(folder / "checkpoints", run.identity)
     if saved is None:
         raise UserError(
-            f"--from {folder} has no checkpoint yet: train it to its first one, or start anew without --from"
+            f"--from {folder} has no checkpoint yet: train it to its first one, or start anew"
+            " without --from"
         )
     return run, saved
 
@@ -311,7 +338,10 @@ def start_of(
     datasets: Sequence[Dataset],
     config: Path | None,
 ) -> tuple[Run, StartingRun]:
-    """The run that another starts from, and what run.json says of it. Raises UserError for one that does not fit."""
+    """The run that another starts from, and what run.json says of it.
+
+    Raises UserError for one that does not fit.
+    """
     run, saved = open_start(folder)
     if run.algorithm.name != kind.name or run.title != task:
         raise UserError(
@@ -319,11 +349,13 @@ def start_of(
         )
     if issubclass(kind, ExternalAlgorithm):
         raise UserError(
-            f"--from goes on with a learner of ours, but {kind.name} is trained by {kind.library}; leave --from out"
+            f"--from goes on with a learner of ours, but {kind.name} is trained by {kind.library};"
+            " leave --from out"
         )
     if datasets or config is not None:
         raise UserError(
-            f"--from takes its settings from {folder} and then plays {task}: give the task's name alone, without a dataset and without --config"
+            f"--from takes its settings from {folder} and then plays {task}: give the task's name"
+            " alone, without a dataset and without --config"
         )
     return run, StartingRun(
         str(folder.resolve()),
@@ -348,7 +380,8 @@ def origin_of(dataset: Dataset) -> dict[str, Any]:
 def external_run(
     kind: type[Algorithm], task: str, preset: str | None, settings: dict[str, Any]
 ) -> Run:
-    """The Run of weights that were trained elsewhere: a task, a preset's settings, and those by path that the weights ask for. Raises UserError."""
+    """The Run of weights that were trained elsewhere: a task, a preset's settings, and those by
+    path that the weights ask for. Raises UserError."""
     found = find_task(task)
     name, values = preset_of(kind, found.name, preset)
     return fill_run(

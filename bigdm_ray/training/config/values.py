@@ -63,7 +63,8 @@ class TaskUse:
         object.__setattr__(self, "name", canonical_name(self.name))
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise UserError(
-                f"the weight of task {self.name} is {self.weight:g}, but a number above 0 is expected"
+                f"the weight of task {self.name} is {self.weight:g}, but a number above 0 is"
+                " expected"
             )
 
     @functools.cached_property
@@ -153,12 +154,14 @@ class Saves:
     )
     flat_mib: int = setting(
         2048,
-        "MiB of episodes that are kept in memory for drawing; the rest is drawn from the maps, of a dataset in turns",
+        "MiB of episodes that are kept in memory for drawing; the rest is drawn from the maps, of a"
+        " dataset in turns",
         low=0,
     )
     milestones: bool = setting(
         False,
-        "whether the weights of every checkpoint are kept, for `data record RUN --weights milestones`",
+        "whether the weights of every checkpoint are kept, for `data record RUN --weights"
+        " milestones`",
     )
     wandb: str | None = setting(None, "project of Weights & Biases that is told the reports too")
     mlflow: str | None = setting(
@@ -182,7 +185,8 @@ class Machines:
     )
     max_staleness: int = setting(
         200,
-        "learner steps that may be owed when a rollout starts, so that its weights are not far behind",
+        "learner steps that may be owed when a rollout starts, so that its weights are not far"
+        " behind",
         low=1,
     )
     threads: int = setting(1, "torch threads of the learner", low=1, high=512)
@@ -193,7 +197,8 @@ class Machines:
     )
     compile: bool = setting(
         False,
-        "have torch.compile compile the learner's transformer; equal to rounding where nothing is dropped out",
+        "have torch.compile compile the learner's transformer; equal to rounding where nothing is"
+        " dropped out",
     )
     patience: float | None = setting(
         30.0,
@@ -377,7 +382,8 @@ def with_tasks(data: Mapping[str, Any], uses: tuple[TaskUse, ...]) -> dict[str, 
 
 
 def settings_of(kind: type[Algorithm]) -> Iterator[tuple[str, Any, Any, str]]:
-    """Path, type, default and help of every flag of a run of this algorithm, in the order of the dataclasses."""
+    """Path, type, default and help of every flag of a run of this algorithm, in the order of the
+    dataclasses."""
     for prefix, owner in [
         ("algorithm", kind),
         *((f.name, typing.get_type_hints(Run)[f.name]) for f in dataclasses.fields(Run)),
@@ -392,7 +398,10 @@ def settings_of(kind: type[Algorithm]) -> Iterator[tuple[str, Any, Any, str]]:
 
 
 def with_acting_settings(algorithm: Algorithm, given: Mapping[str, Any]) -> Algorithm:
-    """A trained algorithm with other values, as text too, of settings that affect acting alone. Raises UserError for another setting, and one out of range."""
+    """A trained algorithm with other values, as text too, of settings that affect acting alone.
+
+    Raises UserError for another setting, and one out of range.
+    """
     may = [flag(f"algorithm.{name}") for name in algorithm.acting]
     hints = typing.get_type_hints(type(algorithm))
     known = {f.name for f in dataclasses.fields(algorithm)}
