@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bigdm_ray import __version__
-from bigdm_ray.doors import Parser, door
+from bigdm_ray.doors import Parser, door, program_name
 from bigdm_ray.errors import UserError, suggest_names
 
 DOORS = {
@@ -32,17 +32,18 @@ DOORS = {
 
 def cli_parser() -> Parser:
     """The parser of the words up to the name of a door."""
+    name = program_name("bigdm")
     made = Parser(
         prog="bigdm",
-        usage="bigdm DOOR [arguments]",
-        epilog="`bigdm DOOR --help` explains a door.",
+        usage=f"{name} COMMAND [arguments]",
+        epilog=f"`{name} COMMAND --help` explains a command.",
         allow_abbrev=False,
     )
     version = f"bigdm_ray {__version__}"
     made.add_argument("-V", "--version", action="version", version=version, help="name the version")
-    doors = made.add_subparsers(title="doors", metavar="DOOR")
-    for name, about in DOORS.items():
-        doors.add_parser(name, help=about, prog=f"bigdm {name}")
+    doors = made.add_subparsers(title="commands", metavar="COMMAND")
+    for door_name, about in DOORS.items():
+        doors.add_parser(door_name, help=about, prog=f"bigdm {door_name}")
     return made
 
 
@@ -53,11 +54,13 @@ def open_door(arguments: list[str]) -> int:
     """
     if not arguments:
         known = ", ".join(DOORS)
-        raise UserError(f"a door is expected, one of {known}; `bigdm --help` explains them")
+        name = program_name("bigdm")
+        raise UserError(f"a command is expected, one of {known}; `{name} --help` explains them")
     name = arguments[0]
     if name not in DOORS and not name.startswith("-"):
         near = suggest_names(name, list(DOORS))
-        raise UserError(f"unknown door {name!r}{near} (`bigdm --help` lists them)")
+        lists = f"`{program_name('bigdm')} --help` lists them"
+        raise UserError(f"unknown command {name!r}{near} ({lists})")
     if name not in DOORS:
         cli_parser().parse(arguments)
     main: Callable[[list[str]], int] = importlib.import_module(f"bigdm_ray.{name}").main

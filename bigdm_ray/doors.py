@@ -102,7 +102,8 @@ def program_name(prog: str) -> str:
     if called.name == "bigdm":
         return prog.replace("python -m bigdm_ray.", "bigdm ", 1)
     if called.name == "__main__.py" and called.parent.name == "bigdm_ray":
-        return prog.replace("python -m bigdm_ray.", "python -m bigdm_ray ", 1)
+        prog = prog.replace("python -m bigdm_ray.", "bigdm ", 1)
+        return prog.replace("bigdm", "python -m bigdm_ray", 1)
     return prog
 
 

@@ -207,13 +207,16 @@ def intent(run: Run, folder: Path, local: bool, resume: bool = False) -> str:
     if run.offline:
         told = [use.dataset for use in run.tasks if use.dataset is not None]
         each = " and ".join(f"{data.episodes:,} episodes of {data.name}" for data in told)
-        does = f"learns from {each}, plays to score"
+        does = f"learns from {each}"
+        does += ", plays to score" if unscored_sentence(run) is None else ""
     else:
         does = f"plays {run.title} and learns from it"
     if resume:
         does += f", {_goes_on(run, folder)}"
     elif not run.offline:
-        does += ", from another run's learner on" if run.start else ", from nothing"
+        does += (
+            ", beginning with another run's learner" if run.start else ", beginning from nothing"
+        )
     machines = run.machines
     where = "in this process"
     if not local:

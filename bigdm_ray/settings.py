@@ -12,7 +12,7 @@ import types
 import typing
 from typing import Any, TypeVar
 
-from bigdm_ray.errors import UserError, quote_value, suggest_names
+from bigdm_ray.errors import UserError, near_names, quote_value, suggest_names
 
 T = TypeVar("T")
 
@@ -73,8 +73,10 @@ def _check_field(value: Any, path: str, meta: typing.Mapping[str, Any]) -> None:
         if any(wanted):
             raise UserError(f"{flag(path)} is {value}, but {''.join(wanted)} is expected")
     if meta["choices"] and value not in meta["choices"]:
+        near = suggest_names(str(value), near_names(str(value), list(meta["choices"])))
         raise UserError(
-            f"{flag(path)} is {quote_value(value)}, but one of {', '.join(meta['choices'])} is expected{suggest_names(str(value), list(meta['choices']))}"
+            f"{flag(path)} is {quote_value(value)}, but one of {', '.join(meta['choices'])} "
+            f"is expected{near}"
         )
 
 

@@ -98,7 +98,7 @@ def test_a_door_is_opened_with_the_arguments_after_its_name(monkeypatch):
     ("arguments", "words"),
     [
         (["evalute"], ["'evalute'", "'evaluate'"]),
-        ([], ["door is expected", "run"]),
+        ([], ["command is expected", "run"]),
         (["--hlep"], ["'--hlep'"]),
     ],
 )

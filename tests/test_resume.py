@@ -600,7 +600,7 @@ def test_a_run_is_refused_before_its_header_which_says_from_where_it_goes_on(
     assert len(told) == 2 and all(line.startswith("error: ") for line in told)
     assert door(main, flags) == 0
     told = capsys.readouterr().err
-    assert "plays toy-vector and learns from it, from nothing, in this process" in told
+    assert "plays toy-vector and learns from it, beginning from nothing, in this process" in told
     assert door(main, flags) == 2
     assert capsys.readouterr().err.startswith(f"error: --folder {folder} already holds a run")
     counters = checkpoint.SavedState.read(

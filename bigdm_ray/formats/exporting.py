@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from bigdm_ray.errors import UserError, suggest_names
+from bigdm_ray.errors import UserError, near_names, suggest_names
 from bigdm_ray.formats.base import formats
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.writer import require_vacant
@@ -23,9 +23,8 @@ def export_dataset(dataset: Dataset, to: str, folder: Path, quiet: bool = False)
     """
     known = {name: made for name, made in formats().items() if made.writes}
     if to not in known:
-        raise UserError(
-            f"--to is {to!r}, but one of {', '.join(known)} is expected{suggest_names(to, list(known))}"
-        )
+        near = suggest_names(to, near_names(to, list(known)))
+        raise UserError(f"--to is {to!r}, but one of {', '.join(known)} is expected{near}")
     with (
         write_folder_whole(require_vacant(folder)) as hidden,
         Progress(folder.name, dataset.steps, quiet=quiet) as bar,

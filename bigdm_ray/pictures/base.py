@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from bigdm_ray.algorithms.base import Policy
-from bigdm_ray.errors import RunFailed, UserError, suggest_names
+from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.behaviour import OWN_OR_MODES
 from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.progress import Progress
@@ -225,7 +225,7 @@ def output_path(out: Path | None, first: Path, name: str) -> Path:
     if out is not None and out.suffix and not out.is_dir():
         if out.suffix.lower() not in kinds:
             raise UserError(
-                f"--out {out} ends in {out.suffix}, but a folder or one of {', '.join(kinds)} is expected{suggest_names(out.suffix, kinds)}"
+                f"--out {out} ends in {out.suffix}, but a folder or one of {', '.join(kinds)} is expected"
             )
         path = out
     try:
