@@ -439,5 +439,5 @@ def describe_run(run: Run) -> str:
     if run.budget.minutes is not None:
         budget = f"{run.budget.minutes:g} minutes, at most {budget}"
     return textwrap.shorten(
-        f"{run.algorithm.name} on {run.title}, preset {run.preset}, seed {run.seed}, {budget}", 120
+        f"{run.algorithm.name} on {run.title}, preset {run.preset}, seed {run.seed}, {budget}", 240
     )
