@@ -68,7 +68,7 @@ def test_without_a_place_for_its_folder_ray_names_each_and_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long = long_folder(tmp_path)
-    monkeypatch.setattr(session_folder, "places", lambda: [long])
+    monkeypatch.setattr(session_folder, "candidate_folders", lambda: [long])
     with pytest.raises(RunFailed, match=r"x \(its path is too long\); make room .* --local trains"):
         SessionFolder()
     monkeypatch.setattr(session_folder, "ROOM", 1 << 60)
@@ -79,7 +79,7 @@ def test_without_a_place_for_its_folder_ray_names_each_and_why(
 
 def test_the_folders_of_the_dead_are_swept_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory(prefix="b", dir="/tmp") as place:
-        monkeypatch.setattr(session_folder, "places", lambda: [Path(place)])
+        monkeypatch.setattr(session_folder, "candidate_folders", lambda: [Path(place)])
         alive = SessionFolder()
         dead = Path(place, f"{PREFIX}killed")
         (dead / "r" / "session").mkdir(parents=True)

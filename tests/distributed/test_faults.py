@@ -156,7 +156,7 @@ def test_an_error_of_the_program_on_one_of_two_ranks_ends_the_run(
     monkeypatch.setattr(groups, "LearnerActor", ray.remote(Wrong))
     deaths: list[BaseException] = []
     monkeypatch.setattr(
-        groups.LearnerGroup, "died", lambda self, generation, why: deaths.append(why)
+        groups.LearnerGroup, "handle_death", lambda self, generation, why: deaths.append(why)
     )
     with pytest.raises(ValueError, match="shapes do not match"):
         train_on_ray(
