@@ -286,6 +286,13 @@ class RayExecutor:
     ) -> list[tuple[Any, dict[str, Any]]]:
         """For each group a reference to its episodes, and their summary."""
 
+        patience_s = {
+            group: None
+            if self._patience_s is None
+            else self._patience_s * (share.stop - share.start)
+            for group, share in shares.items()
+        }
+
         def submit(group: int) -> tuple[Any, ActorSlot, int, list[Any]]:
             call = self.submit(task, round, group, saves, commands, shares[group], random)
             return self._weights_ref, *call
@@ -296,7 +303,7 @@ class RayExecutor:
             while True:
                 weights, slot, generation, (data, summary) = calls[group]
                 try:
-                    told = self._summary(summary, slot)
+                    told = self._summary(summary, slot, patience_s[group])
                 except RayError as error:
                     if slot.handle_failure(generation, error) is CallFault.ARGUMENT:
                         self.renew_weights(weights)
@@ -308,12 +315,14 @@ class RayExecutor:
                 calls[group] = submit(group)
         return parts
 
-    def _summary(self, summary: Any, slot: ActorSlot) -> dict[str, Any] | None:
+    def _summary(
+        self, summary: Any, slot: ActorSlot, patience_s: float | None
+    ) -> dict[str, Any] | None:
         """What a rollout actor says of its share of a round; None where another should play it."""
         told: dict[str, Any] | None = answer(
             summary,
             lambda: "a rollout actor to play its share of a round",
-            self._patience_s,
+            patience_s,
             lambda: self.pool.stuck(slot) and self.pool.others(),
         )
         return told

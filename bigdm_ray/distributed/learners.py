@@ -211,6 +211,7 @@ class LearnerGroup:
         self.generation = 0
         self._deaths = 0
         self.step = 0
+        self._asked = 1  # learner steps of the last call
         self._ranks: list[Any] = []
         self._nodes: list[Any] = []  # references to where they are
         self._home = Home(this_node(), str(folder))
@@ -257,8 +258,9 @@ class LearnerGroup:
                     raise
                 self._bury(error)
 
-    def _answer(self, refs: Any, what: Callable[[], str]) -> Any:
-        return answer(refs, what, self._patience_s)
+    def _answer(self, refs: Any, what: Callable[[], str], times: int = 1) -> Any:
+        """What is referred to, waited for as long as patience is, `times` over."""
+        return answer(refs, what, self._patience_s and max(1, times) * self._patience_s)
 
     def _without_place(self) -> str:
         there, _ = ray.wait(self._nodes, num_returns=len(self._nodes), timeout=0)
@@ -296,18 +298,20 @@ class LearnerGroup:
 
     def update(self, moves: dict[str, Moves], steps: int) -> list[Any]:
         """References to rank 0's weights and to each rank's progress."""
+        self._asked = steps
         pairs = [rank.update.options(num_returns=2).remote(moves, steps) for rank in self._ranks]
         return [pairs[0][0], *(pair[1] for pair in pairs)]
 
     def progress(self, answers: list[Any], steps: int) -> LearnerProgress:
         """Wait for what the ranks have made of an update."""
-        told: list[LearnerProgress] = self._answer(answers, lambda: f"{steps} learner steps")
+        told: list[LearnerProgress] = self._answer(answers, lambda: f"{steps} learner steps", steps)
         return told[0]
 
     def state(self) -> Saved:
         """Rank 0's state; the other ranks equal it."""
         asked = self._ranks[0].state.remote()
-        state: Saved = self._answer(asked, lambda: "the learner's state, to be saved")
+        before = 2 * self._asked  # updates that it stands behind
+        state: Saved = self._answer(asked, lambda: "the learner's state, to be saved", before)
         return state
 
     def note_answer(self) -> None:

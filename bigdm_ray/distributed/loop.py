@@ -412,7 +412,15 @@ class Driver:
             self._commit()
 
         self._jobs[summary] = PendingCall(
-            [summary], done, lost, "play a round", slot, rounds=(round,), again=again, drop=drop
+            [summary],
+            done,
+            lost,
+            "play a round",
+            slot,
+            rounds=(round,),
+            again=again,
+            drop=drop,
+            times=max(1, count),
         )
 
     def _commit(self) -> None:
@@ -493,7 +501,9 @@ class Driver:
 
         for rank, ref in enumerate(progress):  # any of them may be the first to tell of a death
             act = (lambda answer: None) if rank else done
-            self._jobs[ref] = PendingCall([ref], act, lost, "learn", learning=True)
+            self._jobs[ref] = PendingCall(
+                [ref], act, lost, "learn", learning=True, times=max(1, steps)
+            )
 
     # --- evaluation
 
