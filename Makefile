@@ -5,7 +5,7 @@ MINUTES ?= 8
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: install run test long fast lint bench gpu zoo clean
+.PHONY: install run test long fast cluster tools lint bench gpu zoo screenshots clean
 
 install: $(READY)
 
@@ -23,7 +23,7 @@ run: install
 
 # What is on Ray comes last: each of the two processes has a Ray of its own, which its tests join.
 test: install lint
-	$(BIN)/python -m pytest -n 2 -m "not ray and not long"
+	$(BIN)/python -m pytest -n 2 -m "not ray and not long and not cluster"
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "ray and not long"
 
 # What takes too long for every change.
@@ -32,7 +32,14 @@ long: install
 
 # The part without Ray and without slow tests.
 fast: install
-	$(BIN)/python -m pytest -n 2 -m "not slow and not ray and not long"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not ray and not long and not cluster"
+
+# A cluster of two machines, which are namespaces of this one, from `ray up` to `ray down`. Takes root.
+cluster: install tools
+	$(BIN)/python -m pytest -m cluster
+
+tools:
+	clusters/rehearsal.sh --install
 
 lint: install
 	$(BIN)/ruff check .
@@ -57,6 +64,10 @@ zoo: install
 	  $(BIN)/python -m bigdm_ray.weights pack $$run --folder bigdm_ray/zoo/$$(basename $$run) \
 	    $(if $(ABOUT),--description "$(ABOUT)") || exit 1; \
 	done
+
+# The pictures of the dashboards in docs/clusters.md; needs Debian's chromium-headless-shell.
+screenshots: install
+	$(BIN)/python -m tests.screenshots
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -11,6 +11,7 @@ import dataclasses
 import importlib.util
 import re
 import shlex
+import tomllib
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,8 @@ from bigdm_ray.training.config import Run, configure, parse
 
 REPOSITORY = Path(__file__).parents[1]
 FILES = sorted((REPOSITORY / "clusters").glob("*.yaml"))
+LOCAL = REPOSITORY / "clusters" / "local.yaml"
+"""One's own machines: what they have is known to Ray alone, and they cost nothing."""
 COMMANDS = (
     "setup_commands",
     "head_setup_commands",
@@ -34,6 +37,9 @@ COMMANDS = (
 )
 
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda path: path.name)
+each_cloud = pytest.mark.parametrize(
+    "file", [file for file in FILES if file != LOCAL], ids=lambda path: path.name
+)
 
 
 def loaded(file: Path) -> dict[str, Any]:
@@ -86,7 +92,9 @@ def start_up_problems(config: dict[str, Any]) -> list[str]:
     ):
         if wanted not in commands["head_start_ray_commands"]:
             found.append(f"the head is started without {wanted}")
-    if not {"~/bigdm_ray", "~/.ray/auth_token"} <= config.get("file_mounts", {}).keys():
+    mounts = config.get("file_mounts", {})
+    shipped = {"~/bigdm_ray", "~/bigdm_ray/bigdm_ray"} & mounts.keys()
+    if not shipped or "~/.ray/auth_token" not in mounts:
         found.append("the checkout or the token is not shipped")
     if not re.search(
         r"cd ~/bigdm_ray && \S*pip install -c constraints\.txt -e '\.\[box2d",
@@ -161,7 +169,7 @@ def placement_problems(config: dict[str, Any], run: Run) -> list[str]:
 
 
 def test_there_are_clusters():
-    assert {file.name for file in FILES} >= {"gpu.yaml", "tpu.yaml"}
+    assert {file.name for file in FILES} == {"gpu.yaml", "local.yaml", "tpu.yaml"}
 
 
 @each_file
@@ -178,14 +186,28 @@ def test_it_starts_safely_at_pinned_versions(file: Path):
 
 
 @each_file
-def test_the_documented_runs_find_their_machines(file: Path):
+def test_the_documented_runs_join_the_cluster(file: Path):
     runs = documented_runs(file)
     assert runs
     assert all(run.machines.address == "auto" for run in runs)
+
+
+@each_cloud
+def test_the_documented_runs_find_their_machines(file: Path):
+    runs = documented_runs(file)
     assert [placement_problems(loaded(file), run) for run in runs] == [[] for _ in runs]
 
 
-@each_file
+def test_what_is_sent_to_ones_own_machines_can_be_installed():
+    mounts = loaded(LOCAL)["file_mounts"]
+    here = {REPOSITORY / path for path in mounts.values() if not path.startswith("~")}
+    assert all(path.exists() for path in here)
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    wanted = ["bigdm_ray", "constraints.txt", "pyproject.toml", project["readme"]]
+    assert here == {REPOSITORY / name for name in (*wanted, *project["license-files"])}
+
+
+@each_cloud
 def test_the_header_says_what_must_be_said(file: Path):
     header = " ".join(
         line.lstrip("# ") for line in file.read_text().split("\ncluster_name", 1)[0].splitlines()
