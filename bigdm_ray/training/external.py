@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from bigdm_ray import stopping
 from bigdm_ray.algorithms.base import Mode
 from bigdm_ray.baselines.base import (
     ExternalAlgorithm,
@@ -120,15 +121,22 @@ def check_external_settings(run: Run) -> ExternalAlgorithm:
 
 
 def drive(session: Session, executor: ExternalExecutor) -> None:
-    """Train until the budget is spent."""
+    """Train until the budget is spent. A signal to stop has it save where its turn ends."""
     session.begin()
-    while not session.is_spent():
-        executor.turn(session)
-        session.evaluate_if_due(executor)
-        if session.save_due():
-            session.save(executor)
-        elif session.report_due():
-            session.report()
+    try:
+        while not session.is_spent():
+            with stopping.hold_signals():
+                executor.turn(session)
+            session.evaluate_if_due(executor)
+            with stopping.hold_signals():
+                if session.save_due():
+                    session.save(executor)
+                elif session.report_due():
+                    session.report()
+    except KeyboardInterrupt:
+        if stopping.is_stop_asked() and session.clock:
+            session.save_between(executor)
+        raise
 
 
 class ExternalExecutor:

@@ -1,21 +1,25 @@
 """A2C, DQN and PPO of Stable-Baselines3: our run folder, their training, the same actions, of
 vectors and of pictures."""
 
+import os
 import re
+import signal
 import sys
 
 import numpy as np
 import pytest
 import torch
-from external import built, context, evaluated, reports, trained, whole
+from external import FEW, built, context, evaluated, reports, trained, whole
 from making import same_arrays
 
 from bigdm_ray.baselines import sb3
 from bigdm_ray.baselines.actor import FrameView
 from bigdm_ray.baselines.sb3 import Sb3A2c, Sb3Dqn, Sb3Ppo
+from bigdm_ray.doors import door
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError, install
 from bigdm_ray.run import main as run
+from bigdm_ray.training.external import ExternalExecutor
 
 SIGHT = {"frame_stack": 2, "shrink": 2, "channels": (4,), "features": 16}
 SMALL = {
@@ -358,6 +362,27 @@ def test_what_it_cannot_do_is_said_before_a_folder_is_made(text, told, tmp_path)
     with pytest.raises(UserError, match=told):
         run([*text.split(), "--quiet", "--folder", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_told_to_stop_saves_where_its_turn_ends(tmp_path, capsys, monkeypatch):
+    folder, turn = tmp_path / "run", ExternalExecutor.turn
+
+    def struck(executor, session):
+        os.kill(os.getpid(), signal.SIGTERM)
+        turn(executor, session)
+
+    monkeypatch.setattr(ExternalExecutor, "turn", struck)
+    words = ["a2c", "toy-vector", "--env-steps", "3000", *FEW, "--folder", str(folder)]
+    assert door(run, words) == 143
+    monkeypatch.undo()
+    told = capsys.readouterr().err
+    found = re.search(r"goes on from the last checkpoint, at environment step ([\d,]+)", told)
+    assert found is not None
+    assert door(run, [*words, "--resume"]) == 0
+    lines = reports(folder)
+    at = int(found[1].replace(",", ""))
+    assert 0 < at < 3000 <= lines[-1]["time/env_steps"]
+    assert min(line["time/env_steps"] for line in lines) > at, "what was played is not played again"
 
 
 def test_without_the_library_a_run_is_scored_but_not_trained(tmp_path, monkeypatch):
