@@ -29,6 +29,8 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "OMP_NUM_THREADS": "1",
 }
+ATTEMPTS = 3
+"""Times that a machine is started: Ray gives one up that is slow to, as where all are busy."""
 HIDE = 'mount --make-rprivate / && mount -t tmpfs none "$0" && exec "$@"'
 
 
@@ -81,21 +83,23 @@ class Machines:
             environment["TMPDIR"] = str(own)
             if namespaces():
                 ray = ["unshare", "-m", "sh", "-c", HIDE, str(self._hidden), *ray]
-        process = subprocess.Popen(
-            ray,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            env=environment,
-        )
-        self._processes[name] = process
-        assert process.stdout is not None
-        told = []
-        for line in iter(process.stdout.readline, ""):
-            told.append(line)
-            if "Ray runtime started" in line:
-                return
+        told: list[str] = []
+        for _ in range(ATTEMPTS):
+            process = subprocess.Popen(
+                ray,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+                env=environment,
+            )
+            self._processes[name] = process
+            assert process.stdout is not None
+            for line in iter(process.stdout.readline, ""):
+                told.append(line)
+                if "Ray runtime started" in line:
+                    return
+            self.kill(name)
         raise AssertionError(f"the machine {name} did not start: {''.join(told)[-2000:]}")
 
     def left_behind(self, name: str) -> list[str]:
