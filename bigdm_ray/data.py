@@ -19,14 +19,10 @@ codes: 0 all is well, 1 something is unsound or failed, 2 a mistake of the user.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import itertools
 import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.envs.signature import Signature
@@ -37,24 +33,18 @@ from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.formats.verifying import strange_shards
 from bigdm_ray.formats.writer import stamp, totals
 from bigdm_ray.progress import Progress
-from bigdm_ray.replay.shard import SUFFIX, write_failure
+from bigdm_ray.replay.shard import SUFFIX
 from bigdm_ray.replay.store import verify
 
 if TYPE_CHECKING:
     from bigdm_ray.training.recording import RecordingRequest
+from bigdm_ray.cards import BARS, card, count_noun, histogram, plot
 
 OF_RUNS = ("weights", "mode", "action_noise", "epsilon", "desired_return", "desired_horizon")
 """Flags of `record` that a random policy does not understand; None where they are not given."""
-BARS = 20
-BAR_WIDTH = 50
 MILESTONE_ROWS = 4
 """Episodes of a milestone that are played side by side: each gives few, and none is thrown away
 half played."""
-
-
-def count_noun(n: int, noun: str) -> str:
-    """`1 shard`, `2 shards`."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 # --- import, merge, export
@@ -221,38 +211,6 @@ def milestones(given: argparse.Namespace) -> list[RecordingRequest]:
 # --- list and show
 
 
-def card(dataset: Dataset) -> str:
-    """What a dataset is, for a terminal."""
-    rows = {
-        "task": dataset.task,
-        "source": dataset.source,
-        "episodes": f"{dataset.episodes:,}",
-        "steps": f"{dataset.steps:,}",
-        "return mean": f"{dataset.return_mean:,.2f}",
-        "return std": f"{dataset.return_std:,.2f}",
-        "return min, max": f"{dataset.return_min:,.2f}, {dataset.return_max:,.2f}",
-        "normalised score": score_in_words(dataset),
-        "versions": ", ".join(f"{name} {version}" for name, version in dataset.versions.items())
-        or "not told",
-        "sha256": dataset.sha256,
-    }
-    return "\n".join(
-        [f"dataset {dataset.folder}", *(f"  {name:<18}{value}" for name, value in rows.items())]
-    )
-
-
-def score_in_words(dataset: Dataset) -> str:
-    """The normalised score of the mean return, in words."""
-    try:
-        task = find_task(dataset.task)
-        references = task.reference_returns or dataset.reference_returns
-        task = dataclasses.replace(task, reference_returns=references)
-        found = task.normalized_score(dataset.return_mean)
-    except UserError:
-        return "the task is not known here"
-    return "none for this task" if found is None else f"{found:.1f}"
-
-
 def run_list(given: argparse.Namespace) -> int:
     """`list`: a line for each dataset in the folders and in the folders that they hold."""
     folders = given.folders or [Path("datasets"), Path()]
@@ -320,64 +278,6 @@ def run_show(given: argparse.Namespace) -> int:
         plot(dataset, returns, lengths, path)
         print(f"\nplot: {path}")
     return 0
-
-
-def histogram(values: np.ndarray) -> list[str]:
-    """Bins of equal width, one line each, with a bar and the number in it.
-
-    Labels have the digits that tell the bins apart.
-    """
-    low, high = float(values.min()), float(values.max())
-    bins = bins_of(values, BARS)
-    counts, edges = np.histogram(values, bins=bins)
-    step = (high - low if bins > 1 else abs(low)) / BARS
-    digits = max(1, math.ceil(-math.log10(step))) if step else 1
-    labels = (
-        [f"{a:,.{digits}f} to {b:,.{digits}f}" for a, b in itertools.pairwise(edges)]
-        if bins > 1
-        else [f"{low:,.{digits}f}"]
-    )
-    width = max(map(len, labels))
-    most = int(counts.max())
-    return [
-        f"  {label:>{width}}  {'#' * -(-BAR_WIDTH * int(n) // most):<{BAR_WIDTH}} {int(n):,}"
-        for label, n in zip(labels, counts, strict=True)
-    ]
-
-
-def bins_of(values: np.ndarray, most: int) -> int:
-    """How many bins of equal width: `most`, or 1 where all values are equal or differ by rounding
-    only."""
-    low, high = float(values.min()), float(values.max())
-    return most if high - low > 1e-9 * max(abs(low), abs(high)) else 1
-
-
-def plot(dataset: Dataset, returns: np.ndarray, lengths: np.ndarray, path: Path) -> None:
-    """A picture of the distribution of returns and lengths.
-
-    Raises RunFailed where it cannot be written.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.hist(returns, bins=bins_of(returns, 50))
-    left.axvline(dataset.return_mean, color="black", linewidth=1)
-    left.set(
-        xlabel="return (line: mean)",
-        ylabel="episodes",
-        title=f"{dataset.name}: {count_noun(dataset.episodes, 'episode')}",
-    )
-    right.hist(lengths, bins=bins_of(lengths, 50))
-    right.set(
-        xlabel="length in steps",
-        ylabel="episodes",
-        title=f"{count_noun(dataset.steps, 'step')} of {dataset.task}",
-    )
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise write_failure(path, error) from None
 
 
 # --- verify

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from making import episode, played
 
-from bigdm_ray.data import data_parser, histogram, main, plot, recording_request
+from bigdm_ray.cards import histogram, plot
+from bigdm_ray.data import data_parser, main, recording_request
 from bigdm_ray.doors import door
 from bigdm_ray.envs import find_task
 from bigdm_ray.formats.dataset import Dataset

@@ -16,18 +16,8 @@ from bigdm_ray.algorithms.base import algorithms
 from bigdm_ray.algorithms.udrl import Udrl
 from bigdm_ray.doors import door
 from bigdm_ray.errors import RunFailed, UserError, install
-from bigdm_ray.evaluate import (
-    BOLD,
-    FAINT,
-    EvaluateFlags,
-    add_caption,
-    draw_lines,
-    film,
-    main,
-    record_video,
-    report_table,
-    score_run,
-)
+from bigdm_ray.evaluate import EvaluateFlags, main, report_table, score_run
+from bigdm_ray.films import BOLD, FAINT, add_caption, draw_lines, film, record_video
 from bigdm_ray.training.acting import command_of, run_as
 from bigdm_ray.training.config import configure, run_from_json
 from bigdm_ray.training.evaluation import evaluate, evaluate_in_parts
@@ -273,10 +263,10 @@ def test_acting_settings_reach_search_video_and_actors(planned, tmp_path, monkey
     assert (search.horizon, search.beams, search.expansions, search.context) == (2, 3, 4, 2)
     shapes, frames = set(), []
     monkeypatch.setattr(
-        "bigdm_ray.evaluate.film", lambda path, fps: contextlib.nullcontext(frames.append)
+        "bigdm_ray.films.film", lambda path, fps: contextlib.nullcontext(frames.append)
     )
     monkeypatch.setattr(
-        "bigdm_ray.evaluate.draw_lines", lambda frame, lines: shapes.add(lines.shape) or frame
+        "bigdm_ray.films.draw_lines", lambda frame, lines: shapes.add(lines.shape) or frame
     )
     record_video(
         loaded,
@@ -500,8 +490,8 @@ def test_video_holds_a_frame_for_each_step(folder):
 
 def test_frames_show_what_was_asked_for_and_what_came_of_it(folder, tmp_path, monkeypatch):
     shown, frames = [], []
-    monkeypatch.setattr("bigdm_ray.evaluate.add_caption", lambda f, text: shown.append(text) or f)
-    monkeypatch.setattr("bigdm_ray.evaluate.film", lambda *_: contextlib.nullcontext(frames.append))
+    monkeypatch.setattr("bigdm_ray.films.add_caption", lambda f, text: shown.append(text) or f)
+    monkeypatch.setattr("bigdm_ray.films.film", lambda *_: contextlib.nullcontext(frames.append))
     command = {"desired_return": 7.0, "desired_horizon": 9.0}
     report = {"mode": "sample", "cached": False, "seed": 1, "command": command}
     returns = record_video(load(folder), report, tmp_path / "video.mp4", 2)
@@ -532,7 +522,7 @@ def test_lines_are_drawn_into_a_frame_the_plan_above_the_others():
 def test_a_video_of_plans_shows_them(planned, tmp_path, monkeypatch):
     shown, frames = {}, []
     monkeypatch.setattr(
-        "bigdm_ray.evaluate.film", lambda path, fps: contextlib.nullcontext(frames.append)
+        "bigdm_ray.films.film", lambda path, fps: contextlib.nullcontext(frames.append)
     )
     for mode in ("mean", "plan"):
         frames.clear()
@@ -570,11 +560,11 @@ def test_a_plan_is_drawn_where_the_point_is_by_a_model_that_is_told_no_goal(
     train_local(configure("tt", str(tmp_path / "data"), flags.split()), tmp_path / "run")
     frames, lines = [], []
     monkeypatch.setattr(
-        "bigdm_ray.evaluate.film", lambda path, fps: contextlib.nullcontext(frames.append)
+        "bigdm_ray.films.film", lambda path, fps: contextlib.nullcontext(frames.append)
     )
-    monkeypatch.setattr("bigdm_ray.evaluate.add_caption", lambda frame, _: frame)
+    monkeypatch.setattr("bigdm_ray.films.add_caption", lambda frame, _: frame)
     monkeypatch.setattr(
-        "bigdm_ray.evaluate.draw_lines", lambda frame, drawn: lines.append(drawn) or frame
+        "bigdm_ray.films.draw_lines", lambda frame, drawn: lines.append(drawn) or frame
     )
     record_video(
         load(tmp_path / "run"),
@@ -698,7 +688,7 @@ def test_ctrl_c_while_filming_leaves_the_evaluation(folder, capsys, monkeypatch)
 def test_a_terminal_shows_that_filming_goes_on(folder, tmp_path, monkeypatch):
     frames, stream = [], terminal(monkeypatch)
     monkeypatch.setattr(
-        "bigdm_ray.evaluate.film", lambda path, fps: contextlib.nullcontext(frames.append)
+        "bigdm_ray.films.film", lambda path, fps: contextlib.nullcontext(frames.append)
     )
     record_video(
         load(folder), score_run(load(folder), EvaluateFlags(episodes=1)), tmp_path / "video.mp4", 1
@@ -713,9 +703,9 @@ def test_a_terminal_shows_that_filming_goes_on(folder, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_video_of_plans_has_no_more_episodes_than_were_asked_for(planned, tmp_path, monkeypatch):
     folder, asked = shutil.copytree(planned, tmp_path / "run"), []
-    monkeypatch.setattr("bigdm_ray.evaluate.require_video", lambda: None)
+    monkeypatch.setattr("bigdm_ray.films.require_video", lambda: None)
     monkeypatch.setattr(
-        "bigdm_ray.evaluate.record_video", lambda *arguments: asked.append(arguments[3]) or [1.5]
+        "bigdm_ray.films.record_video", lambda *arguments: asked.append(arguments[3]) or [1.5]
     )
     for mode, episodes in (("plan", "2"), ("plan", "4"), ("mean", "2")):
         assert (

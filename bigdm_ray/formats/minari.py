@@ -31,7 +31,7 @@ import pyarrow.compute
 
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.envs.task import find_task
-from bigdm_ray.errors import RunFailed, UserError, install, one_line
+from bigdm_ray.errors import UserError, one_line
 from bigdm_ray.formats.base import (
     Advance,
     Format,
@@ -52,6 +52,7 @@ from bigdm_ray.formats.columns import (
 from bigdm_ray.formats.dataset import Dataset, references
 from bigdm_ray.formats.hdf5 import Hdf5Fields, new_hdf5, open_hdf5
 from bigdm_ray.formats.ipc import claimed_bytes
+from bigdm_ray.formats.minari_source import METADATA, data_folder, dataset_id, download
 from bigdm_ray.formats.signatures import field_name
 from bigdm_ray.formats.spaces import (
     flatten_leaf,
@@ -67,12 +68,10 @@ from bigdm_ray.formats.unread import unread_names
 from bigdm_ray.jsons import read_json
 from bigdm_ray.replay.episode import FOREIGN, Episode, EpisodeId
 
-METADATA = "metadata.json"
 HDF5_FILE = "main_data.hdf5"
 LAYOUT_VERSION = "0.5.3"
 """The version of Minari whose layout exports have."""
 
-_ID = re.compile(r"(?P<name>(?:\w[\w-]*/)*\w[\w-]*-v\d+)")
 _PIN = re.compile(r"([A-Za-z][\w.-]*)==([\w.+-]+)$")
 _SPACES = ("observations", "actions")
 _REFERENCES = ("ref_min_score", "ref_max_score")
@@ -439,60 +438,6 @@ def _column(column: pa.Array, what: str, name: str, space: Any, place: str) -> n
 
 
 # --- ids
-
-
-def dataset_id(source: str) -> str | None:
-    """The id of a source that is one: behind `minari:`, or with a slash where no such path exists.
-
-    Raises UserError for a bad one.
-    """
-    named = source.startswith("minari:")
-    text = source.removeprefix("minari:")
-    if not named and ("/" not in text or Path(source).exists()):
-        return None
-    if found := _ID.fullmatch(text):
-        return found["name"]
-    if named:
-        raise UserError(
-            f"{source} is not the id of a Minari dataset; one looks like"
-            " minari:mujoco/hopper/medium-v0"
-        )
-    return None
-
-
-def download(name: str) -> Path:
-    """The folder of a dataset in Minari's own cache, downloaded where it is not there yet.
-
-    Raises UserError, RunFailed.
-    """
-    minari = import_optional("minari", "datasets")
-    try:
-        storage = importlib.import_module("minari.storage.datasets_root_dir")
-        folder = Path(storage.get_dataset_path(name))
-        if not (folder / "data").is_dir():
-            minari.download_dataset(name)
-    except ImportError as error:
-        raise UserError(
-            f"Minari lacks a package to download {name} with ({one_line(error)}); install:"
-            f" {install('datasets')}"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"Minari cannot download {name}: {one_line(error)}") from None
-    except Exception as error:  # noqa: BLE001  (clients of clouds raise errors of their own; all of them mean that there is no download)
-        raise RunFailed(
-            f"{name} could not be downloaded ({type(error).__name__}: {one_line(error)}); see that"
-            " the network is there, then try again"
-        ) from None
-    return folder
-
-
-def data_folder(path: Path) -> Path | None:
-    """The folder with the metadata: the given one or its `data`; None where it is no Minari
-    folder."""
-    for folder in (path / "data", path):
-        if (folder / METADATA).is_file() and not (folder / "dataset.json").exists():
-            return folder
-    return None
 
 
 class Minari(Format):

@@ -35,7 +35,6 @@ from bigdm_ray.formats.checks import check_ends, check_next_observations, kept_s
 from bigdm_ray.formats.columns import (
     column_numbers,
     common_metadata,
-    env_id_of,
     expect_types,
     flatten_lists,
     name_read_errors,
@@ -43,9 +42,9 @@ from bigdm_ray.formats.columns import (
     parquet_files,
     rows_at_once,
     said_versions,
-    schema_metadata,
 )
 from bigdm_ray.formats.dataset import Dataset
+from bigdm_ray.formats.episode_table import FOLLOWS, episode_schema, episode_table
 from bigdm_ray.formats.looks import ActionColumns, guess_signature, seen_leaf
 from bigdm_ray.formats.signatures import field_name
 from bigdm_ray.formats.spellings import match_columns
@@ -61,8 +60,6 @@ SCALARS = {
     "env_id": "text", "length": "a number",
 }  # fmt: skip
 """Columns beside the lists, and what they hold."""
-FOLLOWS = "return"
-"""A column that says nothing that the rewards do not say."""
 FLAGS = ("terminated", "truncated")
 DONES = ("dones", "done")
 
@@ -504,7 +501,7 @@ class EpisodeParquet(Format):
 
     def write(self, dataset: Dataset, folder: Path, advance: Advance) -> None:
         """One file, NAME.parquet, with 128 episodes a row group, or fewer where they are large."""
-        schema = _schema(dataset)
+        schema = episode_schema(dataset)
         with pq.ParquetWriter(
             folder / f"{dataset.name}.parquet",
             schema,
@@ -517,84 +514,12 @@ class EpisodeParquet(Format):
                 batch.append(episode)
                 size += bytes_of(episode)
                 if len(batch) == GROUP_EPISODES or size >= ROW_BYTES:
-                    writer.write_table(_table(batch, schema, dataset))
+                    writer.write_table(episode_table(batch, schema, dataset))
                     advance(sum(one.length for one in batch))
                     batch, size = [], 0
             if batch:
-                writer.write_table(_table(batch, schema, dataset))
+                writer.write_table(episode_table(batch, schema, dataset))
                 advance(sum(one.length for one in batch))
-
-
-def _schema(dataset: Dataset) -> pa.Schema:
-    signature = dataset.signature
-    fields = [
-        (field_name(what, path), pa.large_list(pa.from_numpy_dtype(np.dtype(leaf.dtype))))
-        for what, leaves in (
-            ("observations", signature.observations),
-            ("actions", signature.actions),
-        )
-        for path, leaf in leaves.items()
-    ]
-    fields += [
-        ("rewards", pa.large_list(pa.float32())),
-        ("terminated", pa.large_list(pa.bool_())),
-        ("truncated", pa.large_list(pa.bool_())),
-    ]
-    fields += [
-        (FOLLOWS, pa.float64()),
-        ("length", pa.int32()),
-        ("policy", pa.string()),
-        ("mode", pa.string()),
-    ]
-    fields += [
-        ("sigma", pa.float32()),
-        ("eps", pa.float32()),
-        ("stage", pa.int16()),
-        ("seed", pa.int64()),
-        ("env_id", pa.string()),
-    ]
-    return pa.schema(fields, schema_metadata(dataset))
-
-
-def _table(batch: list[Episode], schema: pa.Schema, dataset: Dataset) -> pa.Table:
-    ends = [_flags(episode.length, episode.terminated) for episode in batch]
-    done_by = [Behaviour.read(episode.source) for episode in batch]
-    columns: dict[str, Any] = {
-        "rewards": _lists([e.rewards for e in batch]),
-        "terminated": _lists([terminated for terminated, _ in ends]),
-        "truncated": _lists([truncated for _, truncated in ends]),
-        FOLLOWS: [e.total_return for e in batch],
-        "length": [e.length for e in batch],
-        **{
-            name: [getattr(one, name) for one in done_by]
-            for name in ("policy", "mode", "sigma", "eps", "stage")
-        },
-        "seed": [e.seed for e in batch],
-        "env_id": [env_id_of(dataset) or None] * len(batch),
-    }
-    columns |= {
-        field_name("observations", p): _lists([e.observations[p] for e in batch])
-        for p in dataset.signature.observations
-    }
-    columns |= {
-        field_name("actions", p): _lists([e.actions[p] for e in batch])
-        for p in dataset.signature.actions
-    }
-    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
-
-
-def _flags(length: int, terminated: bool) -> tuple[np.ndarray, np.ndarray]:
-    flags = np.zeros((2, length), bool)
-    flags[0 if terminated else 1, -1] = True
-    return flags[0], flags[1]
-
-
-def _lists(parts: list[np.ndarray]) -> pa.Array:
-    offsets = np.cumsum([0, *(part.size for part in parts)])
-    return pa.LargeListArray.from_arrays(
-        pa.array(offsets, pa.int64()),
-        pa.array(np.concatenate([part.reshape(-1) for part in parts])),
-    )
 
 
 FORMAT = EpisodeParquet()

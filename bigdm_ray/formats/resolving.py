@@ -18,7 +18,7 @@ def resolve(text: str) -> Dataset | None:
     if text.startswith("minari:"):
         # here, so that the help of a door reads no format
         from bigdm_ray.formats.importing import import_dataset
-        from bigdm_ray.formats.minari import dataset_id
+        from bigdm_ray.formats.minari_source import dataset_id
 
         folder = Path("datasets") / str(dataset_id(text)).replace("/", "-")
         return Dataset.open(folder) if (folder / CARD).is_file() else import_dataset([text], folder)

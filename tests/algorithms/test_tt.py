@@ -12,7 +12,7 @@ from bigdm_ray.algorithms.tt import Tt, beams_of, plan_at, values_to_go
 from bigdm_ray.envs import find_task
 from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.errors import UserError
-from bigdm_ray.planning.beam import RankedPlans
+from bigdm_ray.planning.sampling import RankedPlans
 from bigdm_ray.replay import Store
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.evaluation import evaluate

@@ -119,7 +119,8 @@ def large(device: torch.device, size: dict[str, Any], seconds: float) -> dict[st
 def planned(device: torch.device, rows: int, seconds: float) -> dict[str, float]:
     """Seconds of a plan for so many environments at once."""
     from bigdm_ray.models.trajectory import TrajectoryTransformer
-    from bigdm_ray.planning.beam import Planner, SearchSettings
+    from bigdm_ray.planning.beam import Planner
+    from bigdm_ray.planning.sampling import SearchSettings
     from bigdm_ray.tokens.bins import Bins
 
     dims, chance = 16, np.random.default_rng(0)

@@ -52,7 +52,8 @@ class Body:
         import torch
 
         from bigdm_ray.models.trajectory import TrajectoryTransformer
-        from bigdm_ray.planning.beam import Planner, SearchSettings
+        from bigdm_ray.planning.beam import Planner
+        from bigdm_ray.planning.sampling import SearchSettings
         from bigdm_ray.tokens.bins import Bins
 
         seen, acted, horizon, beams = BODIES[name]

@@ -15,9 +15,8 @@ from sources import dataset, edited, episodes_of, imported, minari_folder
 from bigdm_ray.envs import find_task
 from bigdm_ray.envs.values import flatten
 from bigdm_ray.errors import RunFailed, UserError
-from bigdm_ray.formats import minari as door
+from bigdm_ray.formats import minari_source, varying
 from bigdm_ray.formats import spaces as layouts
-from bigdm_ray.formats import varying
 from bigdm_ray.formats.exporting import export_dataset
 from bigdm_ray.formats.importing import import_dataset
 from bigdm_ray.formats.resolving import resolve
@@ -364,13 +363,13 @@ def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, module, source
     ],
 )
 def test_ids_are_known_from_paths(text, id):
-    assert door.dataset_id(text) == id
+    assert minari_source.dataset_id(text) == id
 
 
 def test_a_path_is_no_id(tmp_path):
     (tmp_path / "set-v0").mkdir()
     for text in (str(tmp_path / "set-v0"), "hopper-v0", "a/b.parquet", "datasets/hopper"):
-        assert door.dataset_id(text) is None
+        assert minari_source.dataset_id(text) is None
 
 
 # --- export

@@ -9,7 +9,7 @@ from making import played
 from sources import d4rl_file, dataset, edited, episode_parquet, imported, minari_folder, rows_of
 
 from bigdm_ray import evaluate, plots, run
-from bigdm_ray.data import card
+from bigdm_ray.cards import card
 from bigdm_ray.data import main as data
 from bigdm_ray.envs import find_task
 from bigdm_ray.errors import UserError

@@ -7,8 +7,9 @@ import torch
 
 from bigdm_ray.models.trajectory import TrajectoryTransformer
 from bigdm_ray.planning import beam
-from bigdm_ray.planning.beam import Planner, SearchSettings, filter_logits, sample_tokens
+from bigdm_ray.planning.beam import Planner
 from bigdm_ray.planning.encoder import WindowEncoder
+from bigdm_ray.planning.sampling import SearchSettings, filter_logits, sample_tokens
 from bigdm_ray.tokens.bins import Bins
 
 SEEN, ACTED, BINS = 3, 2, 9

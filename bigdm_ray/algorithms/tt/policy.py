@@ -12,7 +12,8 @@ from torch import Tensor
 from bigdm_ray.algorithms.base import Columns, Mode, Policy, State
 from bigdm_ray.algorithms.tt.network import TrajectoryModel
 from bigdm_ray.algorithms.tt.settings import TtSettings
-from bigdm_ray.planning.beam import Planner, RankedPlans
+from bigdm_ray.planning.beam import Planner
+from bigdm_ray.planning.sampling import RankedPlans
 from bigdm_ray.replay.episode import Episode
 
 

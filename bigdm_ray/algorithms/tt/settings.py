@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bigdm_ray.planning.beam import SearchSettings
+from bigdm_ray.planning.sampling import SearchSettings
 from bigdm_ray.settings import setting
 
 
