@@ -1,4 +1,5 @@
-"""What is said of a dataset: its card, its score in words, and how its returns and lengths are spread."""
+"""What is said of a dataset: its card, its score in words, and how its returns and lengths are
+spread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What the doors share: their command-line parser, and one sentence with an exit code for a user's mistake."""
+"""What the doors share: their command-line parser, and one sentence with an exit code for a user's
+mistake."""
 
 from __future__ import annotations
 
@@ -33,8 +34,9 @@ _NUMBER = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
 def door(main: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
     """Run a door's main, which signals can stop (`stopping.py`); the exit code.
 
-    Prints `error: ...` for a UserError, or for want of disk or memory wherever it was met. The end of
-    the process does not look for cycles in all that torch holds, which takes a second and frees nothing.
+    Prints `error: ...` for a UserError, or for want of disk or memory wherever it was met. The end
+    of the process does not look for cycles in all that torch holds, which takes a second and frees
+    nothing.
     """
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
@@ -64,7 +66,8 @@ def _told(main: Callable[[list[str]], int], arguments: list[str]) -> int:
         if not full_memory(error):
             raise
         print(
-            f"error: there is not enough memory ({shorten(str(error), 200)}); make batches, networks or what is kept in memory smaller",
+            f"error: there is not enough memory ({shorten(str(error), 200)}); make batches,"
+            " networks or what is kept in memory smaller",
             file=sys.stderr,
         )
         return RunFailed.exit_code
@@ -76,7 +79,8 @@ def _is_flag(word: str) -> bool:
 
 
 def split_prefixed(arguments: list[str], prefix: str) -> tuple[dict[str, str], list[str]]:
-    """The values of the flags that begin with `prefix`, by the rest of their names, and the other words: for flags that are known only once these are parsed.
+    """The values of the flags that begin with `prefix`, by the rest of their names, and the other
+    words: for flags that are known only once these are parsed.
 
     Raises UserError for a flag without a value.
     """
@@ -108,7 +112,8 @@ def program_name(prog: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse for doors: a mistake is a UserError, and flags come from a settings dataclass that checks their values."""
+    """argparse for doors: a mistake is a UserError, and flags come from a settings dataclass that
+    checks their values."""
 
     def __init__(self, *, prog: str, **options: Any) -> None:
         """As argparse; `prog` says how the door is called where nothing better is known."""
@@ -138,10 +143,12 @@ class Parser(argparse.ArgumentParser):
         return takes
 
     def split(self, arguments: list[str], unknown: bool = False) -> tuple[list[str], list[str]]:
-        """The flags, each joined to its value by `=`, and the words that are none, wherever they stood.
+        """The flags, each joined to its value by `=`, and the words that are none, wherever they
+        stood.
 
-        Underscores in names are as good as hyphens. The value may be a negative number or a list that begins with one. `unknown` says whether a
-        value follows a flag that the parser does not know (yet). What stands behind `--` is a word.
+        Underscores in names are as good as hyphens. The value may be a negative number or a list
+        that begins with one. `unknown` says whether a value follows a flag that the parser does not
+        know (yet). What stands behind `--` is a word.
         """
         takes = self._takes()
         flags: list[str] = []
@@ -201,7 +208,10 @@ class Parser(argparse.ArgumentParser):
 
     @staticmethod
     def settings(kind: type[T], given: argparse.Namespace) -> T:
-        """The settings that the flags of `add_settings` gave. Raises UserError for a value out of range."""
+        """The settings that the flags of `add_settings` gave.
+
+        Raises UserError for a value out of range.
+        """
         hints = typing.get_type_hints(kind)
         typed = {
             name: convert(hint, getattr(given, name), name)

@@ -1,4 +1,5 @@
-"""Films of episodes: mp4 files, with what was asked for and what has come of it under each frame."""
+"""Films of episodes: mp4 files, with what was asked for and what has come of it under each
+frame."""
 
 from __future__ import annotations
 

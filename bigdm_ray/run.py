@@ -1,9 +1,9 @@
 """Train a policy: `python -m bigdm_ray.run ALGORITHM TASK [flags]`.
 
-python -m bigdm_ray.run udrl lunarlander                       through Ray, into runs/udrl-lunarlander-1
-python -m bigdm_ray.run udrl lunarlander --local --seed 2      in one process
-python -m bigdm_ray.run --resume --folder runs/udrl-lunarlander-1    goes on where it stopped
-python -m bigdm_ray.run udrl lunarlander --help                every flag with its default
+python -m bigdm_ray.run udrl lunarlander   through Ray, into runs/udrl-lunarlander-1
+python -m bigdm_ray.run udrl lunarlander --local --seed 2   in one process
+python -m bigdm_ray.run --resume --folder runs/udrl-lunarlander-1   goes on where it stopped
+python -m bigdm_ray.run udrl lunarlander --help   every flag with its default
 """
 
 from __future__ import annotations
@@ -52,14 +52,16 @@ def train(
     quiet: bool | None = None,
     dashboard: bool = False,
 ) -> dict[str, Any]:
-    """Train `run` and return its summary (also in FOLDER/summary.json); `report` hears every report.
+    """Train `run` and return its summary (also in FOLDER/summary.json); `report` hears every
+    report.
 
     A bar is shown in notebooks, and anywhere with `quiet=False`; never with `quiet=True`.
 
     Where `report` returns True, the run ends as if its budget ended there: with a checkpoint, final
-    scores and a summary that says `"stopped": true`. `resume` goes on from it.
-    Through Ray by default, in this process with `local`. With `dashboard` Ray's web page is there while the run goes on,
-    and its address is told on standard error. Raises UserError, and RunFailed where the world stops a run.
+    scores and a summary that says `"stopped": true`. `resume` goes on from it. Through Ray by
+    default, in this process with `local`. With `dashboard` Ray's web page is there while the run
+    goes on, and its address is told on standard error. Raises UserError, and RunFailed where the
+    world stops a run.
     """
     if dashboard and (local or not _on_ray(run)):
         raise UserError("--dashboard shows Ray, but this run is in one process; leave it out")
@@ -154,7 +156,8 @@ LONGEST = 150
 
 
 def default_folder(run: Run) -> Path:
-    """runs/ALGORITHM-TASK-SEED (the dataset's name where there is one), for presets other than the default with their name."""
+    """runs/ALGORITHM-TASK-SEED (the dataset's name where there is one), for presets other than the
+    default with their name."""
     preset = "" if run.preset in ("default", "none") else f"-{run.preset}"
     names = [use.dataset.name if use.dataset else use.name for use in run.tasks]
     task = re.sub(r"[:/?&\[\]{},\"']+", "-", "+".join(names))[:LONGEST]
@@ -165,9 +168,9 @@ def default_folder(run: Run) -> Path:
 def open_home(run: Run, folder: str | Path | None, resume: bool) -> Iterator[Path]:
     """Where a run is saved: the folder that was named, else the default one.
 
-    Where that is taken, the first of FOLDER-run2, FOLDER-run3, ... that is not, made at once, so that
-    runs which begin together take turns; with `resume` the last of them that is there. One that was
-    made here and is empty in the end goes.
+    Where that is taken, the first of FOLDER-run2, FOLDER-run3, ... that is not, made at once, so
+    that runs which begin together take turns; with `resume` the last of them that is there. One
+    that was made here and is empty in the end goes.
     """
     if folder is not None:
         yield Path(folder)
@@ -267,7 +270,8 @@ def stop_sentence(folder: Path) -> str:
 
 
 def _since(folder: Path, saved: Path) -> str:
-    """Where a checkpoint stands, and how far the run had come by its last report if that is later."""
+    """Where a checkpoint stands, and how far the run had come by its last report if that is
+    later."""
     run = read_run(folder)
     if (place := _place(run, saved)) is None:
         return ""
@@ -288,7 +292,8 @@ def unscored_sentence(run: Run) -> str | None:
 
 
 def overrun_sentence(run: Run, env_steps: int) -> str | None:
-    """That a run has played far more than its budget, and why, in one sentence; None where it has not."""
+    """That a run has played far more than its budget, and why, in one sentence; None where it has
+    not."""
     if not isinstance(run.algorithm, Online) or run.offline:
         return None
     if env_steps <= 1.2 * run.budget.env_steps:
@@ -302,13 +307,14 @@ def overrun_sentence(run: Run, env_steps: int) -> str | None:
 
 
 def uncounted_sentence(run: Run) -> str | None:
-    """Which of several tasks do not count where weights are compared, in one sentence; None where all do, or none would."""
+    """Which of several tasks do not count where weights are compared, in one sentence; None where
+    all do, or none would."""
     without = [use.name for use in run.tasks if use.task.reference_returns is None]
     if not run.several or len(without) in (0, len(run.tasks)):
         return None
     return (
-        "the best weights are those of the best mean of normalised scores, which leaves out what has "
-        f"no reference returns: {', '.join(without)}"
+        "the best weights are those of the best mean of normalised scores, which leaves out what"
+        f" has no reference returns: {', '.join(without)}"
     )
 
 

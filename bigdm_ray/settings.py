@@ -1,7 +1,9 @@
-"""Settings as frozen dataclasses: fields that carry their help and range, checked when made, read from and written to JSON.
+"""Settings as frozen dataclasses: fields that carry their help and range, checked when made, read
+from and written to JSON.
 
-`setting(default, help)` declares a field; `check_settings` raises UserError with the flag's name, the value, what was expected.
-`to_json` and `from_json` are each other's inverse; unknown keys are refused with the nearest known one.
+`setting(default, help)` declares a field; `check_settings` raises UserError with the flag's name,
+the value, what was expected. `to_json` and `from_json` are each other's inverse; unknown keys are
+refused with the nearest known one.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ def setting(
     choices: tuple[str, ...] | None = None,
     empty: bool = False,
 ) -> Any:
-    """A dataclass field with its help text and the range of its values: `above` is a bound that is itself out; a tuple may be `empty` where its default is."""
+    """A dataclass field with its help text and the range of its values: `above` is a bound that is
+    itself out; a tuple may be `empty` where its default is."""
     ranged = {
         "low": low,
         "high": high,
@@ -44,7 +47,8 @@ def flag(path: str) -> str:
 
 
 def check_settings(value: Any, prefix: str) -> None:
-    """Raise UserError for the first field of a settings dataclass (nested ones too) that is out of range, or empty where it may not be."""
+    """Raise UserError for the first field of a settings dataclass (nested ones too) that is out of
+    range, or empty where it may not be."""
     for field in dataclasses.fields(value):
         here = getattr(value, field.name)
         path = f"{prefix}{field.name}"
@@ -110,7 +114,10 @@ def from_json(kind: type[T], data: dict[str, Any], prefix: str = "") -> T:
 
 
 def convert(hint: Any, value: Any, path: str) -> Any:
-    """`value` (JSON, or text from a command line) as the type `hint`. Raises UserError naming the flag."""
+    """`value` (JSON, or text from a command line) as the type `hint`.
+
+    Raises UserError naming the flag.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     try:
         if origin in (typing.Union, types.UnionType):

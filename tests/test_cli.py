@@ -22,8 +22,10 @@ from bigdm_ray.training.config import configure, parse
 
 FOUND = cli.DOORS
 SMALL = (
-    "--local --quiet --budget.env-steps 300 --algorithm.hidden 8 --algorithm.batch-size 16 --algorithm.n-updates-per-iter 2 "
-    "--algorithm.warm-up-episodes 10 --algorithm.episodes-per-iteration 10 --evaluations.every 150 --evaluations.episodes 2 --evaluations.final-episodes 2"
+    "--local --quiet --budget.env-steps 300 --algorithm.hidden 8 --algorithm.batch-size 16"
+    " --algorithm.n-updates-per-iter 2 --algorithm.warm-up-episodes 10"
+    " --algorithm.episodes-per-iteration 10 --evaluations.every 150 --evaluations.episodes 2"
+    " --evaluations.final-episodes 2"
 )
 
 
@@ -355,8 +357,10 @@ def test_names_are_suggested_where_they_are_near_alone(word, meant):
 
 def test_a_flag_near_nothing_is_told_without_a_list(capsys):
     assert door(run, ["udrl", "toy-vector", "--qwzk", "1"]) == 2
-    assert capsys.readouterr().err == (
-        "error: unknown argument '--qwzk' (`python -m bigdm_ray.run --help` explains the arguments)\n"
+    assert (
+        capsys.readouterr().err
+        == "error: unknown argument '--qwzk' (`python -m bigdm_ray.run --help` explains the"
+        " arguments)\n"
     )
 
 
@@ -398,7 +402,8 @@ def test_an_extra_is_installed_as_the_package_was(told, command, monkeypatch):
 
 
 def test_the_default_folder_numbers_itself(tmp_path, monkeypatch):
-    """Also where runs begin together; a resume goes on with the last, and what stayed empty goes."""
+    """Also where runs begin together; a resume goes on with the last, and what stayed empty
+    goes."""
     monkeypatch.chdir(tmp_path)
     made = configure("udrl", "toy-vector")
 

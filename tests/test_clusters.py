@@ -1,7 +1,8 @@
-"""Every file in clusters/: accepted by the pinned Ray, safe and pinned start-up, and machines that the placement code can use.
+"""Every file in clusters/: accepted by the pinned Ray, safe and pinned start-up, and machines that
+the placement code can use.
 
-There is no `ray up --dry-run`; this is what its first seconds do, without a cloud. Changed files must be refused by the
-same checks.
+There is no `ray up --dry-run`; this is what its first seconds do, without a cloud. Changed files
+must be refused by the same checks.
 """
 
 from __future__ import annotations
@@ -62,11 +63,11 @@ def as_ray_does(config: dict[str, Any]) -> dict[str, Any]:
         from ray.autoscaler._private.util import prepare_config, validate_config
     except ImportError as error:
         pytest.skip(
-            f"Ray {metadata.version('ray')} keeps its validation elsewhere than {pinned_ray()} ({error})"
+            f"Ray {metadata.version('ray')} keeps its validation elsewhere than {pinned_ray()}"
+            f" ({error})"
         )
-    prepared = prepare_config(
-        copy.deepcopy(config)
-    )  # first: validation wants keys that only this fills in
+    # first: validation wants keys that only this fills in
+    prepared = prepare_config(copy.deepcopy(config))
     validate_config(prepared)
     return prepared
 
@@ -110,7 +111,8 @@ def start_up_problems(config: dict[str, Any]) -> list[str]:
 
 
 def documented_runs(file: Path) -> list[Run]:
-    """The runs that the file's header tells to start; each must be a command line that the door takes."""
+    """The runs that the file's header tells to start; each must be a command line that the door
+    takes."""
     lines = [line for line in file.read_text().splitlines() if line.startswith("#")]
     found = [
         match[1] for line in lines if (match := re.search(r"python -m bigdm_ray\.run (.*?)'", line))
@@ -175,9 +177,8 @@ def test_there_are_clusters():
 @each_file
 def test_ray_takes_it(file: Path):
     prepared = as_ray_does(loaded(file))
-    assert (
-        prepared["head_start_ray_commands"] == loaded(file)["head_start_ray_commands"]
-    )  # Ray's own did not get in
+    # Ray's own did not get in
+    assert prepared["head_start_ray_commands"] == loaded(file)["head_start_ray_commands"]
 
 
 @each_file
@@ -235,7 +236,10 @@ def test_the_gpu_cluster_is_what_it_says():
 @pytest.mark.skipif(
     importlib.util.find_spec("googleapiclient") is None
     or importlib.util.find_spec("google_auth_httplib2") is None,
-    reason="Ray's rules for TPUs need google-api-python-client and google-auth-httplib2: pip install 'bigdm-ray[gcp]'",
+    reason=(
+        "Ray's rules for TPUs need google-api-python-client and google-auth-httplib2: pip install"
+        " 'bigdm-ray[gcp]'"
+    ),
 )
 def test_ray_knows_the_tpu():
     from ray.autoscaler._private.gcp.config import get_node_type

@@ -1,4 +1,5 @@
-"""A run that was killed and resumed equals the one that was not, bit for bit; what cannot be resumed is told."""
+"""A run that was killed and resumed equals the one that was not, bit for bit; what cannot be
+resumed is told."""
 
 from __future__ import annotations
 
@@ -41,9 +42,10 @@ from bigdm_ray.training.rollout_worker import RolloutWorker
 from bigdm_ray.training.run_folder import RunFolder
 
 FLAGS = (
-    "--algorithm.hidden 16,16 --algorithm.batch-size 32 --algorithm.n-updates-per-iter 5 --algorithm.warm-up-episodes 20 "
-    "--algorithm.replay-size 60 --evaluations.episodes 4 --evaluations.final-episodes 4 --evaluations.every 1500 "
-    "--saves.every 1000 --saves.report-every 300 --rollouts.groups 2"
+    "--algorithm.hidden 16,16 --algorithm.batch-size 32 --algorithm.n-updates-per-iter 5"
+    " --algorithm.warm-up-episodes 20 --algorithm.replay-size 60 --evaluations.episodes 4"
+    " --evaluations.final-episodes 4 --evaluations.every 1500 --saves.every 1000"
+    " --saves.report-every 300 --rollouts.groups 2"
 )
 
 
@@ -139,7 +141,10 @@ def test_checkpoints_keep_two_and_only_named_shards_stay(tmp_path: Path) -> None
 
 @pytest.fixture(scope="module")
 def undamaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two folders of one run: `whole`, and `cut`, which was killed with two checkpoints. Copy it before it is changed."""
+    """Two folders of one run: `whole`, and `cut`, which was killed with two checkpoints.
+
+    Copy it before it is changed.
+    """
     home, run = tmp_path_factory.mktemp("undamaged"), run_of("toy-vector", 4000)
     train_local(run, home / "whole")
     killed_at(run, home / "cut", 2700)
@@ -212,7 +217,10 @@ def test_damage_to_all_checkpoints_is_told_and_nothing_is_unlinked(
     for _ in range(2):
         with pytest.raises(
             RunFailed,
-            match=r"no checkpoint in .* is whole .*put the shards back from a copy, or begin in another --folder",
+            match=(
+                r"no checkpoint in .* is whole .*put the shards back from a copy, or begin in"
+                r" another --folder"
+            ),
         ) as told:
             train_local(run_of("toy-vector", 4000), folder, resume=True)
         assert (
@@ -549,7 +557,8 @@ def test_ctrl_c_promises_what_resume_does(
 def test_a_stop_before_the_first_checkpoint_saves_where_it_stands(
     where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is being played is left out, what is being stored is counted, a learner step is whole."""
+    """What is being played is left out, what is being stored is counted, a learner step is
+    whole."""
     folder = tmp_path / "run"
     words = (
         f"udrl toy-vector {FLAGS} --saves.every 100000 --budget.env-steps 1500 --local --quiet "
@@ -646,7 +655,8 @@ def test_an_extended_budget_goes_on_from_a_finished_run(tmp_path: Path) -> None:
 def test_a_finished_run_that_is_resumed_comes_to_the_same_and_adds_nothing(
     undamaged: Path, tmp_path: Path
 ) -> None:
-    """As after a kill between its last checkpoint and the removal of the one before the last two."""
+    """As after a kill between its last checkpoint and the removal of the one before the last
+    two."""
     folder = Path(shutil.copytree(undamaged / "whole", tmp_path / "whole"))
     (folder / "summary.json").unlink()
     (folder / "weights" / "last.safetensors").unlink()

@@ -1,4 +1,5 @@
-"""Giving episodes out: a dataset in a format that others read, in a folder that appears when it is whole."""
+"""Giving episodes out: a dataset in a format that others read, in a folder that appears when it is
+whole."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from bigdm_ray.replay.shard import sync_folder, write_failure
 def export_dataset(dataset: Dataset, to: str, folder: Path, quiet: bool = False) -> None:
     """Write `dataset` into the new `folder` in the format `to`, streaming.
 
-    Raises UserError for an unknown format or a folder that exists, RunFailed where the disk does not take it; then nothing is left.
+    Raises UserError for an unknown format or a folder that exists, RunFailed where the disk does
+    not take it; then nothing is left.
     """
     known = {name: made for name, made in formats().items() if made.writes}
     if to not in known:

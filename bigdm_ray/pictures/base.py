@@ -1,4 +1,5 @@
-"""What pictures share: what a picture is, how pictures are found, their flags, style, published values and files."""
+"""What pictures share: what a picture is, how pictures are found, their flags, style, published
+values and files."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ STYLE = {
 
 @dataclass(frozen=True)
 class PublishedValues:
-    """Values read off the figures of Srivastava et al. 2019 (arXiv 1912.02877), means over seeds."""
+    """Values read off the figures of Srivastava et al. 2019 (arXiv 1912.02877), means over
+    seeds."""
 
     curve: tuple[tuple[float, float], ...]  # (environment steps, return), Figures 4 and 5
     obedience: tuple[tuple[float, float], ...]  # (asked, obtained), Figure 6
@@ -72,12 +74,13 @@ PUBLISHED = {
     ),
     "lunarlander-sparse": PublishedValues(
         ((0.5e6, 39.0), (1e6, 91.0), (2e6, 116.0), (5e6, 143.0), (10e6, 162.0)),
+        # the seed that obeys; another hardly reacts
         (
             (-300.0, -150.0),
             (0.0, 22.0),
             (200.0, 155.0),
             (300.0, 230.0),
-        ),  # the seed that obeys; another hardly reacts
+        ),
         _LANDER,
     ),
     "takecover": PublishedValues(
@@ -122,7 +125,8 @@ class SweepFlags(EpisodeFlags):
 
 @dataclass(frozen=True)
 class Picture:
-    """A kind of picture: `--NAME` asks for it, `draw(folders, out, asked)` makes it and writes it with its numbers."""
+    """A kind of picture: `--NAME` asks for it, `draw(folders, out, asked)` makes it and writes it
+    with its numbers."""
 
     name: str
     help: str
@@ -154,7 +158,10 @@ def dataset_of(run: Run) -> Dataset | None:
 
 
 def require_dataset(loaded: Loaded, else_: str) -> Dataset:
-    """The dataset that a run learned from. Raises UserError: it has none, so `else_`, or it is gone."""
+    """The dataset that a run learned from.
+
+    Raises UserError: it has none, so `else_`, or it is gone.
+    """
     found, named = dataset_of(loaded.run), loaded.run.dataset
     if named is None:
         raise UserError(
@@ -216,7 +223,8 @@ def label_axes(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def output_path(out: Path | None, first: Path, name: str) -> Path:
-    """The picture's file: --out itself where it ends as a picture does, NAME.png in it, or in plots/ of the first folder. Raises UserError."""
+    """The picture's file: --out itself where it ends as a picture does, NAME.png in it, or in
+    plots/ of the first folder. Raises UserError."""
     kinds = [".png", ".pdf", ".svg"]
     if _KEPT.get() is not None:
         return first
@@ -225,7 +233,8 @@ def output_path(out: Path | None, first: Path, name: str) -> Path:
     if out is not None and out.suffix and not out.is_dir():
         if out.suffix.lower() not in kinds:
             raise UserError(
-                f"--out {out} ends in {out.suffix}, but a folder or one of {', '.join(kinds)} is expected"
+                f"--out {out} ends in {out.suffix}, but a folder or one of {', '.join(kinds)} is"
+                " expected"
             )
         path = out
     try:
@@ -242,7 +251,8 @@ _KEPT: ContextVar[list[Figure] | None] = ContextVar("kept", default=None)
 
 @contextlib.contextmanager
 def keep_figures() -> Iterator[list[Figure]]:
-    """Inside the block pictures are not written, and nothing is printed of them: they are in this list."""
+    """Inside the block pictures are not written, and nothing is printed of them: they are in this
+    list."""
     figures: list[Figure] = []
     token = _KEPT.set(figures)
     try:
@@ -283,7 +293,8 @@ def make_picture(
     of: Callable[[Loaded, Kind], dict[str, Any]],
     draw: Callable[[Numbers], Figure],
 ) -> Numbers:
-    """Take the numbers of each run folder and draw them together as the picture `name`; the numbers, which lie beside it under `key`."""
+    """Take the numbers of each run folder and draw them together as the picture `name`; the
+    numbers, which lie beside it under `key`."""
     import matplotlib
 
     runs = [load(folder, asked.weights) for folder in folders]

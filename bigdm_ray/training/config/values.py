@@ -202,8 +202,9 @@ class Machines:
     )
     patience: float | None = setting(
         30.0,
-        "minutes that a run waits for a machine, or for one answer of one (for each episode or "
-        "learner step that it is to do), before it ends; it says every half minute what for; none waits for ever",
+        "minutes that a run waits for a machine, or for one answer of one (for each episode or"
+        " learner step that it is to do), before it ends; it says every half minute what for; none"
+        " waits for ever",
         above=0,
     )
 
