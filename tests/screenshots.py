@@ -14,8 +14,10 @@ import contextlib
 import importlib.util
 import io
 import itertools
+import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -95,12 +97,13 @@ class Page:
 
 @contextlib.contextmanager
 def process(*command: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A process that is ended with the block."""
-    with subprocess.Popen(command, text=True, **options) as started:
+    """A process that is ended with the block, with those that it has started."""
+    with subprocess.Popen(command, text=True, start_new_session=True, **options) as started:
         try:
             yield started
         finally:
-            started.terminate()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGTERM)
 
 
 @contextlib.asynccontextmanager
