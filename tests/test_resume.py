@@ -553,7 +553,7 @@ def test_ctrl_c_promises_what_resume_does(
     assert stop_sentence(tmp_path / "none") == "stopped before the run began"
 
 
-@pytest.mark.parametrize("where", ["warm-up", "play", "store", "learn"])
+@pytest.mark.parametrize("where", ["warm-up", "play", "store", "learn", "report"])
 def test_a_stop_before_the_first_checkpoint_saves_where_it_stands(
     where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -565,10 +565,11 @@ def test_a_stop_before_the_first_checkpoint_saves_where_it_stands(
         f"--rollouts.groups 1 --algorithm.replay-size 1000 --folder {folder}"
     )
     flags = words.split()
-    at = {"warm-up": 0, "play": 3, "store": 3, "learn": 20}[where]
+    at = {"warm-up": 0, "play": 3, "store": 3, "learn": 20, "report": 0}[where]
     owner, verb = {
         "learn": (Learner, "_take_step"),
         "store": (Store, "add"),
+        "report": (Session, "report"),
     }.get(where, (RolloutWorker, "play"))
     do, calls = getattr(owner, verb), itertools.count()
 
@@ -588,9 +589,18 @@ def test_a_stop_before_the_first_checkpoint_saves_where_it_stands(
         counters = checkpoint.SavedState.read(saves[-1]).counters
         store = Store(folder / "store", run_of("toy-vector", 1).retention, write=False).open()
         assert counters.env_steps == store.table.lengths.sum() > 0
-        expected = {"play": (3, None), "store": (4, None), "learn": (None, 21)}[where]
-        for found, value in zip((counters.round, counters.learner_step), expected, strict=True):
-            assert value in (None, found)
+        found = {
+            "round": counters.round,
+            "learner_step": counters.learner_step,
+            "reports": counters.reports,
+        }
+        name, value = {
+            "play": ("round", 3),
+            "store": ("round", 4),
+            "learn": ("learner_step", 21),
+            "report": ("reports", counters.env_steps // 300),
+        }[where]
+        assert found[name] == value > 0
         assert f"at environment step {counters.env_steps:,}" in told
     assert main([*flags, "--resume"]) == 0
     summary = json.loads((folder / "summary.json").read_text())

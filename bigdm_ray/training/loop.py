@@ -226,7 +226,9 @@ class Session:
             self.counters.tasks = {use.name: TaskCounters() for use in run.tasks}
         self.cut_short = bool(resumed and resumed.means)
         """Whether its checkpoint was written between two reports: what was due may be so still."""
-        if resumed and (not exact or (self.cut_short and not run.offline)):
+        # what was played has left no regular checkpoint, whose environments would begin anew too
+        unsaved = not run.offline and not self.counters.saves and self.counters.env_steps > 0
+        if resumed and (not exact or unsaved):
             self.counters.incarnation += 1  # environments that are made here are others than before
         # a lock-step run comes to them again; this one may have kept better weights since its
         # checkpoint
