@@ -63,8 +63,7 @@ def train(
     goes on, and its address is told on standard error. Raises UserError, and RunFailed where the
     world stops a run.
     """
-    if dashboard and (local or not _on_ray(run)):
-        raise UserError("--dashboard shows Ray, but this run is in one process; leave it out")
+    check_dashboard(run, local, dashboard)
     shown = notebook() is not None if quiet is None else not quiet
     progress: contextlib.AbstractContextManager[TerminalReporter | None] = (
         bar(run, local) if shown else contextlib.nullcontext()
@@ -72,6 +71,12 @@ def train(
     with open_home(run, folder, resume) as path, progress as terminal:
         listeners = [one for one in (report, terminal) if one is not None]
         return _train(run, path, listeners, resume, local, dashboard)
+
+
+def check_dashboard(run: Run, local: bool, dashboard: bool) -> None:
+    """Raise UserError where a dashboard is asked for and there is no Ray to show."""
+    if dashboard and (local or not _on_ray(run)):
+        raise UserError("--dashboard shows Ray, but this run is in one process; leave it out")
 
 
 def _on_ray(run: Run) -> bool:
@@ -110,11 +115,12 @@ def _train(
     return train_on_ray(run, path, resume, listeners, dashboard)
 
 
-def check_run(run: Run, folder: Path, resume: bool, local: bool) -> Run:
+def check_run(run: Run, folder: Path, resume: bool, local: bool, dashboard: bool = False) -> Run:
     """The run as it will be trained, if nothing that is known before it begins speaks against it.
 
     Nothing is made, nor is Ray started. Raises UserError.
     """
+    check_dashboard(run, local, dashboard)
     run = resumed_run(run, folder) if resume else run
     foreign = isinstance(run.algorithm, ExternalAlgorithm)
     if foreign:
@@ -234,8 +240,9 @@ def intent(run: Run, folder: Path, local: bool, resume: bool = False) -> str:
 
 def _goes_on(run: Run, folder: Path) -> str:
     """Where a resume begins, for its header."""
-    if saved := checkpoint.complete_checkpoints(RunFolder(folder).checkpoints):
-        return f"going on from {_place(run, saved[-1]) or 'its last checkpoint'}"
+    if checkpoint.complete_checkpoints(RunFolder(folder).checkpoints):
+        at = _saved_step(run, folder)
+        return f"going on from {'its last checkpoint' if at is None else _step_words(run, at)}"
     return "beginning anew, for want of a checkpoint" + _kept(folder)
 
 
@@ -246,42 +253,47 @@ def _kept(folder: Path) -> str:
     return ", with the episodes that are stored" if kept else ""
 
 
-def _place(run: Run, saved: Path) -> str | None:
-    """Where a checkpoint stands, by the run's clock; None where it cannot be read."""
+def _saved_step(run: Run, folder: Path) -> int | None:
+    """Where the last checkpoint stands, by the run's clock; None where none can be read."""
+    saved = checkpoint.complete_checkpoints(RunFolder(folder).checkpoints)
     try:
-        counters = checkpoint.SavedState.read(saved).counters
+        counters = checkpoint.SavedState.read(saved[-1]).counters if saved else None
     except (OSError, ValueError, UserError):  # the resume will tell
         return None
-    if run.offline:
-        return f"learner step {counters.learner_step:,}"
-    return f"environment step {counters.env_steps:,}"
+    if counters is None:
+        return None
+    return counters.learner_step if run.offline else counters.env_steps
+
+
+def _step_words(run: Run, step: int) -> str:
+    """A place in a run, by its clock."""
+    return f"{'learner' if run.offline else 'environment'} step {step:,}"
 
 
 def stop_sentence(folder: Path) -> str:
     """What a signal to stop has left, and what --resume makes of it, in one sentence."""
     home = RunFolder(folder)
-    if saved := checkpoint.complete_checkpoints(home.checkpoints):
+    if checkpoint.complete_checkpoints(home.checkpoints):
         goes_on = f"stopped; --folder {folder} --resume goes on from the last checkpoint"
-        return goes_on + _since(folder, saved[-1])
+        return goes_on + _since(folder)
     if not (folder / "run.json").is_file():
         return "stopped before the run began"
     anew = f"--folder {folder} --resume begins anew{_kept(folder)}"
     return f"stopped before the first checkpoint; {anew}"
 
 
-def _since(folder: Path, saved: Path) -> str:
-    """Where a checkpoint stands, and how far the run had come by its last report if that is
+def _since(folder: Path) -> str:
+    """Where the last checkpoint stands, and how far the run had come by its last report if that is
     later."""
     run = read_run(folder)
-    if (place := _place(run, saved)) is None:
+    if (at := _saved_step(run, folder)) is None:
         return ""
     try:
         come = max((int(report.get(run.clock, 0)) for report in metrics_of(folder)), default=0)
     except (OSError, ValueError, UserError):  # the resume will tell
         return ""
-    at = int(place.rpartition(" ")[2].replace(",", ""))
     later = f"; the last report was at {come:,}" if come > at else ""
-    return f", at {place}{later}"
+    return f", at {_step_words(run, at)}{later}"
 
 
 def unscored_sentence(run: Run) -> str | None:
@@ -291,14 +303,15 @@ def unscored_sentence(run: Run) -> str | None:
     return "there is no environment: losses are reported (metrics.jsonl), and nothing is scored"
 
 
-def overrun_sentence(run: Run, env_steps: int) -> str | None:
+def overrun_sentence(run: Run, env_steps: int, before: int = 0) -> str | None:
     """That a run has played far more than its budget, and why, in one sentence; None where it has
-    not."""
+    not, or where no step came to the `before` of its last checkpoint.
+    """
     if not isinstance(run.algorithm, Online) or run.offline:
         return None
-    if env_steps <= 1.2 * run.budget.env_steps:
+    if env_steps <= max(before, 1.2 * run.budget.env_steps):
         return None
-    first, later = run.algorithm.warm_up(), run.algorithm.per_iteration()
+    first, later = run.algorithm.warm_up() * len(run.tasks), run.algorithm.per_iteration()
     rounds = f"{later:,} at a time" + (f", at first {first:,} at random" if first else "")
     return (
         f"{env_steps:,} environment steps were played for a budget of {run.budget.env_steps:,}: "
@@ -336,7 +349,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _main(asked: RunCommand, folder: Path) -> int:
-    run = check_run(asked.run, folder, asked.resume, asked.local)
+    run = check_run(asked.run, folder, asked.resume, asked.local, asked.dashboard)
+    before = _saved_step(run, folder) if asked.resume else None
     played = [use.task for use in run.tasks if not run.offline]
     remarks = [run.algorithm.remark(task.signature()) for task in played]
     if not asked.quiet:
@@ -371,7 +385,7 @@ def _main(asked: RunCommand, folder: Path) -> int:
         return 0
     print(several_closing_lines(summary) if "tasks" in summary else closing_line(summary))
     print(f"summary: {folder / 'summary.json'}")
-    if (note := overrun_sentence(run, summary["env_steps"])) is not None:
+    if (note := overrun_sentence(run, summary["env_steps"], before or 0)) is not None:
         print(f"note: {note}", file=sys.stderr)
     for problem in summary["problems"][-3:]:
         print(f"note: {problem}", file=sys.stderr)

@@ -33,7 +33,7 @@ from bigdm_ray.replay.store import verify
 from bigdm_ray.run import main, overrun_sentence, stop_sentence
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Counters
-from bigdm_ray.training.config import Run, read_run
+from bigdm_ray.training.config import Run, configure, read_run
 from bigdm_ray.training.learner import Learner
 from bigdm_ray.training.loop import RoundResult, Session, train_local
 from bigdm_ray.training.metrics import Report
@@ -638,6 +638,11 @@ def test_a_budget_that_one_round_goes_far_beyond_says_so(
     told = capsys.readouterr().err
     assert "environment steps were played for a budget of 20: episodes are played to their" in told
     assert overrun_sentence(run_of("toy-vector", 1000), 1100) is None
+    assert door(main, [*flags.split(), "10", "--resume"]) == 0
+    assert "were played" not in capsys.readouterr().err, "this call has played nothing"
+    several = configure("udrl", tasks=["toy-vector", "toy-image"], budget={"env_steps": 10})
+    told = overrun_sentence(several, 5000)
+    assert told is not None and told.endswith("at a time, at first 100 at random")
 
 
 def test_ctrl_c_before_the_beginning_leaves_the_folder_free(

@@ -16,6 +16,7 @@ from helpers import answers, listeners, tiny
 import bigdm_ray
 from bigdm_ray.errors import UserError
 from bigdm_ray.run import main
+from bigdm_ray.training.run_folder import RunFolder
 
 TOLD = re.compile(r"dashboard: http://127\.0\.0\.1:(\d+), which asks for a token: (\w+)")
 
@@ -60,8 +61,19 @@ def test_a_run_s_dashboard_is_told_shows_its_actors_to_its_user_alone_and_goes_w
     assert answers(seen["port"], "/") == 0
 
 
-def test_a_run_without_ray_has_no_dashboard(tmp_path: Path) -> None:
+def test_a_run_without_ray_has_no_dashboard_and_is_refused_before_its_header(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
     for words in (["udrl", "toy-vector", "--local"], ["sb3-ppo", "cartpole"]):
         with pytest.raises(UserError, match="--dashboard shows Ray"):
-            main([*words, "--dashboard", "--quiet", "--folder", str(tmp_path / "run")])
-    assert not (tmp_path / "run").exists()
+            main([*words, "--dashboard", "--folder", str(folder)])
+    assert not folder.exists()
+    with RunFolder(folder).hold(run := tiny(""), resume=False, exact=True) as home:
+        home.begun = True
+    assert run.task == "toy-vector"
+    with pytest.raises(UserError, match="--dashboard shows Ray"):
+        main(["--resume", "--folder", str(folder), "--dashboard"])
+    with pytest.raises(UserError, match="--dashboard shows Ray"):
+        bigdm_ray.train(run, tmp_path / "other", local=True, dashboard=True)
+    assert capsys.readouterr().err == ""
