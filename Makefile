@@ -58,11 +58,13 @@ gpu:
 
 # Puts the last weights of finished runs, each in a folder ALGORITHM-TASK, into the package:
 # make zoo RUNS="runs/a/udrl-cartpole ..." [ABOUT="what its card says it is"]
+# ABOUT is said of every one of RUNS: with it, give one at a time. The old policy goes when the new one is packed.
 zoo: install
 	for run in $(RUNS); do \
-	  $(BIN)/python -m bigdm_ray.evaluate $$run --episodes 100 && rm -rf bigdm_ray/zoo/$$(basename $$run) && \
-	  $(BIN)/python -m bigdm_ray.weights pack $$run --folder bigdm_ray/zoo/$$(basename $$run) \
-	    $(if $(ABOUT),--description "$(ABOUT)") || exit 1; \
+	  old=bigdm_ray/zoo/$$(basename $$run); new=bigdm_ray/zoo/.$$(basename $$run).new; rm -rf $$new; \
+	  $(BIN)/python -m bigdm_ray.evaluate $$run --episodes 100 && \
+	  $(BIN)/python -m bigdm_ray.weights pack $$run --folder $$new $(if $(ABOUT),--description "$(ABOUT)") && \
+	  rm -rf $$old && mv $$new $$old || exit 1; \
 	done
 
 # The pictures of the dashboards in docs/clusters.md; needs Debian's chromium-headless-shell.

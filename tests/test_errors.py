@@ -79,7 +79,10 @@ SMALL = [
         ("udrl toy-vector --preset papre", "unknown preset"),
         ("udrl toy-vector --evaluations.mode guess", "one of sample, mean, plan"),
         ("udrl toy-vector --evaluations.mode plan", "udrl has no planner"),
-        ("udrl toy-vector --config /no/such/run.json", "cannot read /no/such/run.json"),
+        (
+            "udrl toy-vector --config /no/such/run.json",
+            "cannot read /no/such/run.json: No such file or directory; a run's folder, or",
+        ),
         ("udrl toy-vector extra words", "unknown task 'extra'"),
     ],
 )

@@ -77,6 +77,16 @@ def classes() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
     return members, bases
 
 
+def test_classes_that_the_tree_names_are_there() -> None:
+    """A bracket of the table that begins with a list of names tells which classes a file has."""
+    members, _ = classes()
+    tree = (ROOT / "docs/design.md").read_text().partition("## The tree")[2].partition("Floors,")[0]
+    lists = re.findall(r"\(([A-Z]\w+(?:[,;] [A-Z]\w+)*)[);:]", tree)
+    named = {name for one in lists for name in re.split("[,;] ", one)}
+    assert {"ExternalAlgorithm", "Signature", "OverviewBar"} <= named
+    assert not named - members.keys()
+
+
 def test_methods_that_pages_name_are_there() -> None:
     members, bases = classes()
 

@@ -87,6 +87,16 @@ def test_a_package_that_cannot_be_had_is_one_sentence(tmp_path, suite, says):
     assert ("entry point 'own' of ownpack" in done.stderr) == ("imported" in says)
 
 
+def test_a_method_of_a_package_under_its_old_name_is_refused(tmp_path):
+    old = ALGORITHM.replace("NAME", "own-algorithm").replace(
+        "ALGORITHM =", "    def prelude(self):\n        return None\nALGORITHM ="
+    )
+    installed(tmp_path, SUITE.replace("NAME", "own-task"), old)
+    done = python(tmp_path, "-m", "bigdm_ray", "run", "own-algorithm", "x")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "Own.prelude(), which is pretraining() now; rename it" in done.stderr
+
+
 def test_bigdm_finds_modules_of_the_folder_at_hand_and_is_a_module_too(tmp_path):
     (tmp_path / "here_alone.py").write_text(
         "import gymnasium\nfrom gymnasium.envs.classic_control import CartPoleEnv\n"

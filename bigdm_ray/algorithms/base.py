@@ -314,6 +314,11 @@ def algorithms(folders: tuple[str, ...] = FOLDERS) -> dict[str, type[Algorithm]]
             found |= _held(importlib.import_module(f"bigdm_ray.{folder}.{name}"))
     for place, plugin in plugins("bigdm_ray.algorithms").items() if folders == FOLDERS else ():
         own = _held(plugin.module)
+        for kind in own.values():
+            if hasattr(kind, "prelude"):
+                raise UserError(
+                    f"{place} has {kind.__name__}.prelude(), which is pretraining() now; rename it"
+                )
         if twice := found.keys() & own.keys():
             raise UserError(
                 f"{place} has an algorithm {min(twice)!r}, which there is already; rename it"

@@ -103,6 +103,23 @@ def test_a_task_that_cannot_be_had_is_refused_where_it_is_said(task, told):
     assert told in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        ({"tasks": 3}, "tasks is 3, but a list of them is expected"),
+        ({"tasks": "cartpole"}, "tasks is 'cartpole', but a list of them is expected"),
+        ({"tasks": {"cartpole": 3}}, "tasks is {'cartpole': 3}, but a list of them is expected"),
+        ({"flags": "--seed 3"}, "flags is '--seed 3', but a list of them is expected"),
+        ({"flags": 3}, "flags is 3, but a list of them is expected"),
+        ({"flags": ["--seed", 3]}, "flags has 3, but words as typed are expected"),
+    ],
+)
+def test_what_is_no_list_of_tasks_or_flags_is_one_sentence(given, told):
+    with pytest.raises(UserError) as error:
+        configure("udrl", **given)
+    assert str(error.value) == told
+
+
 # --- short names and underscores
 
 

@@ -287,6 +287,11 @@ def configure(
     for what, word in (("algorithm", name), ("task", task)):
         if word is not None and not isinstance(word, str):
             raise UserError(f"the {what} is {quote_value(word)}, but its name is expected")
+    for what, listed in (("tasks", tasks), ("flags", flags or ())):
+        if isinstance(listed, str | bytes) or not isinstance(listed, Sequence):
+            raise UserError(f"{what} is {quote_value(listed)}, but a list of them is expected")
+    if strange := [one for one in flags or () if not isinstance(one, str)]:
+        raise UserError(f"flags has {quote_value(strange[0])}, but words as typed are expected")
     groups = {"algorithm": algorithm, "budget": budget, "rollouts": rollouts, "saves": saves}
     groups |= {"evaluations": evaluations, "machines": machines}
     given = {"preset": preset, "seed": seed, "config": config, "from": start}

@@ -95,7 +95,10 @@ def read_run(path: Path) -> Run:
     try:
         return run_from_json(read_json(file))
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
+        raise UserError(
+            f"cannot read {file}: {error.strerror}; a run's folder, or the run.json in it, is"
+            " expected"
+        ) from None
     except ValueError as error:
         raise UserError(f"{file} is not JSON of this project ({error})") from None
 

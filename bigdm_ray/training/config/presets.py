@@ -223,7 +223,7 @@ def _fits(kind: type[Algorithm], wanted: RequestedTask, start: Path | None) -> N
     try:
         if dataset is None:
             check_task(task)
-        else:  # no code is imported because a file names it
+        else:  # a dataset's card has no code imported; a run.json has, above (SECURITY.md)
             find_task(task)
     except UserError as error:
         if dataset is None and kind.offline and ":" not in task:
