@@ -24,7 +24,7 @@ run: install
 # What is on Ray comes last: each of the two processes has a Ray of its own, which its tests join.
 test: install lint
 	$(BIN)/python -m pytest -n 2 -m "not ray and not long and not cluster"
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "ray and not long"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "ray and not long"
 
 # What takes too long for every change.
 long: install

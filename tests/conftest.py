@@ -1,8 +1,9 @@
 """Environment of all tests: one thread, no banner, no window; helpers of the Ray tests can be
 imported.
 
-Tests with the marker `ray` join one Ray, which the first of them starts. One that ends it, or must
-start its own, says `@pytest.mark.ray(own=True)`: it finds none, and the next one starts it anew.
+Tests with the marker `ray` join one Ray, which the first of them starts, and whose workers are forks
+(`distributed/forked_worker.py`). One that ends it, or must start its own, says
+`@pytest.mark.ray(own=True)`: it finds none, and the next one starts it anew.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import gc
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +75,9 @@ def ray_of_the_tests(request: pytest.FixtureRequest) -> Iterator[None]:
         RAY.close()
     elif not ray.is_initialized():
         RAY.close()  # of a test that has ended it
+        from forked_worker import forking
+
+        RAY.enter_context(forking(Path(RAY.enter_context(tempfile.TemporaryDirectory(dir="/tmp")))))
         RAY.enter_context(own_ray(RAY_CPUS))
     yield
     if own or not ray.is_initialized():

@@ -748,7 +748,7 @@ def peer_came_to(folder, row, score, seed=1):
     told = {"peer": "d3rlpy 2.8.1", "sha256": "0" * 64, "normalized_score": score}
     spread = {"return_mean": 1000.0, "return_std": 100.0, "return_episodes": 20}
     peer_file(grid, cell).parent.mkdir(parents=True, exist_ok=True)
-    peer_file(grid, cell).write_text(json.dumps(grid.asked(cell) | told | spread))
+    peer_file(grid, cell).write_text(json.dumps(grid.request_of(cell) | told | spread))
     return grid
 
 
@@ -871,8 +871,8 @@ def test_a_run_that_another_table_has_finished_counts_and_is_not_trained_again(t
     }
     write(shelves["percent-bc"], cells["percent-bc"], normalized_score=71.0)
     for name in ("imitation", "dt"):
-        assert shelves[name].look(cells[name]) == (
-            shelves["percent-bc"].look(cells["percent-bc"])[0],
+        assert shelves[name].find_result(cells[name]) == (
+            shelves["percent-bc"].find_result(cells["percent-bc"])[0],
             "",
         )
         assert (
@@ -886,10 +886,10 @@ def test_a_run_that_another_table_has_finished_counts_and_is_not_trained_again(t
             shelves[name], ["hopper-medium ", cells[name].column]
         )
     write(shelves["imitation"], cells["imitation"], normalized_score=12.0)
-    assert shelves["imitation"].look(cells["imitation"])[0]["normalized_score"] == 12.0, (
+    assert shelves["imitation"].find_result(cells["imitation"])[0]["normalized_score"] == 12.0, (
         "its own goes before"
     )
-    assert shelves["dt"].look(
+    assert shelves["dt"].find_result(
         next(
             cell
             for cell in shelves["dt"].grid.cells("quick")
@@ -897,7 +897,7 @@ def test_a_run_that_another_table_has_finished_counts_and_is_not_trained_again(t
         )
     ) == (None, "")
     write(shelves["imitation"], cells["imitation"], normalized_score=12.0, flags=["--other"])
-    assert shelves["imitation"].look(cells["imitation"])[0]["normalized_score"] == 71.0, (
+    assert shelves["imitation"].find_result(cells["imitation"])[0]["normalized_score"] == 71.0, (
         "where its own is outdated, the other's"
     )
     for name in ("percent-bc", "imitation"):
@@ -907,8 +907,8 @@ def test_a_run_that_another_table_has_finished_counts_and_is_not_trained_again(t
             normalized_score=12.0,
             dataset={"sha256": "1" * 64, "return_mean": 2.0},
         )
-    assert shelves["dt"].look(cells["dt"]) == (None, "")
-    assert "its dataset is not that in" in shelves["imitation"].look(cells["imitation"])[1]
+    assert shelves["dt"].find_result(cells["dt"]) == (None, "")
+    assert "its dataset is not that in" in shelves["imitation"].find_result(cells["imitation"])[1]
 
 
 @pytest.mark.parametrize("grid", grids().values(), ids=lambda grid: grid.name)
@@ -918,5 +918,5 @@ def test_every_finished_cell_that_is_shipped_stays_valid(grid, tmp_path):
         shipped = TableFolders(grid, scale, tmp_path / "data", results, tmp_path / "runs")
         for cell in grid.cells(scale):
             if shipped.file(cell).is_file():
-                found, why = shipped.look(cell)
+                found, why = shipped.find_result(cell)
                 assert found is not None, f"{cell.name}: {why}"

@@ -35,7 +35,9 @@ def descendants(pid: int) -> dict[int, str]:
         if entry.name.isdigit():
             try:
                 stat = (entry / "stat").read_text()
-                names[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+                names[int(entry.name)] = (
+                    (entry / "cmdline").read_text(errors="replace").replace("\0", " ")
+                )
             except OSError:
                 continue
             parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])

@@ -72,7 +72,7 @@ class Command:
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 if self._mark.encode() in (entry / "environ").read_bytes():
-                    left.append((entry / "cmdline").read_text().replace("\0", " "))
+                    left.append((entry / "cmdline").read_text(errors="replace").replace("\0", " "))
             except OSError:
                 continue
         return left
