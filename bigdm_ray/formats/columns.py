@@ -141,12 +141,18 @@ def flatten_lists(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A list column as its numbers, one after another, and where each row begins: `[numbers]`,
     `[rows + 1]` int64."""
+    if not _is_list(column.type):
+        raise refusal(place(0), name, f"a list is expected, not {column.type}")
+    kind = column.type
+    while _is_list(kind):
+        kind = kind.value_type
+    _expect_plain(kind, name, place)
     values, offsets = column, np.arange(len(column) + 1, dtype=np.int64)
     depth = 0
     while _is_list(values.type):
         _filled(values, offsets, name, place)
         if pa.types.is_fixed_size_list(values.type):
-            inner = np.arange(len(values) + 1, dtype=np.int64) * values.type.list_size
+            offsets = offsets * values.type.list_size
         else:
             inner = values.offsets.to_numpy().astype(np.int64)
             sizes = np.diff(inner)
@@ -154,19 +160,17 @@ def flatten_lists(
                 k = int(np.searchsorted(offsets, odd[0], side="right")) - 1
                 why = f"it holds lists of {sizes[0]:,} and of {sizes[odd[0]]:,}"
                 raise refusal(place(k), name, f"{why} entries, but all must be of one length")
+            offsets = (inner - inner[0])[offsets]
         depth += 1
-        values, offsets = values.flatten(), (inner - inner[0])[offsets]
-    if values is column:
-        raise refusal(place(0), name, f"a list is expected, not {column.type}")
+        values = values.flatten()
     _filled(values, offsets, name, place)
     return column_numbers(values, name, place), offsets
 
 
 def column_numbers(values: pa.Array, name: str, place: Callable[[int], str]) -> np.ndarray:
     """A plain column of numbers or truth values as numpy."""
-    if not is_plain(values.type):
-        raise refusal(place(0), name, f"numbers are expected, not {values.type}")
-    _filled(values, np.arange(len(values) + 1), name, place)
+    _expect_plain(values.type, name, place)
+    _filled(values, None, name, place)
     made: np.ndarray = values.to_numpy(zero_copy_only=False)
     return made
 
@@ -200,10 +204,18 @@ def _is_list(kind: pa.DataType) -> bool:
     )
 
 
-def _filled(values: pa.Array, offsets: np.ndarray, name: str, place: Callable[[int], str]) -> None:
+def _expect_plain(kind: pa.DataType, name: str, place: Callable[[int], str]) -> None:
+    if not is_plain(kind):
+        raise refusal(place(0), name, f"numbers are expected, not {kind}")
+
+
+def _filled(
+    values: pa.Array, offsets: np.ndarray | None, name: str, place: Callable[[int], str]
+) -> None:
+    """Refuse nulls; `offsets` tell where each row begins, None that a value is a row."""
     if values.null_count:
         at = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
-        k = int(np.searchsorted(offsets, at, side="right")) - 1
+        k = at if offsets is None else int(np.searchsorted(offsets, at, side="right")) - 1
         raise refusal(place(k), name, "a value is missing (null)")
 
 

@@ -1,5 +1,6 @@
 """How many bytes an Arrow IPC file takes in memory, told before anything is decompressed.
 
+Rows count besides buffers: nulls and equal runs take none, and numpy makes an offset of each row.
 A compressed buffer begins with its uncompressed length, which Arrow allocates as it stands. Where
 the buffers lie is told by the metadata of each batch, a FlatBuffers table; the footer tells where
 the batches lie. Source: apache/arrow, format/File.fbs, Message.fbs.
@@ -14,15 +15,21 @@ from pathlib import Path
 
 _MAGIC = b"ARROW1"
 _DICTIONARIES, _BATCHES = 2, 3  # fields of Footer
-_HEADER_TYPE, _HEADER = 1, 2  # of Message
+_VERSION, _HEADER_TYPE, _HEADER = 0, 1, 2  # of Message
+_V4 = 3  # a version; what is compressed says so in Message's metadata there (Arrow 0.17)
+_V4_COMPRESSED = b"ARROW:experimental_compression"
 _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3  # values of the former
 _DATA = 1  # of DictionaryBatch
-_BUFFERS, _COMPRESSION = 2, 3  # of RecordBatch
+_LENGTH, _NODES, _BUFFERS, _COMPRESSION = 0, 1, 2, 3  # of RecordBatch
 _CONTINUES = 0xFFFFFFFF
 
 
 def claimed_bytes(path: Path) -> int:
-    """Bytes that all buffers of the file take in memory. Raises ValueError where it is broken."""
+    """Bytes that the file's buffers take in memory, 8 more for each row, and 1 for each entry of a
+    column or of its lists.
+
+    Raises ValueError where it is broken.
+    """
     with path.open("rb") as file:
         if file.seek(0, 2) < 24:
             raise ValueError("it is not a whole Arrow file")
@@ -43,13 +50,13 @@ def _blocks(data: mmap.mmap) -> Iterator[tuple[int, int]]:
     for field in (_DICTIONARIES, _BATCHES):
         for at in footer.items(field, 24):
             begin, metadata, _, _ = struct.unpack_from("<qiiq", data, at)
-            if begin < 0 or metadata < 0:
-                raise ValueError("its footer names a batch before the file")
+            if begin < 0 or metadata < 0 or begin + metadata > len(data):
+                raise ValueError("its footer names a batch outside the file")
             yield begin, begin + metadata
 
 
 def _batch(data: mmap.mmap, begin: int, body: int) -> int:
-    """Bytes that the buffers of one batch take."""
+    """What one batch claims."""
     (first,) = struct.unpack_from("<I", data, begin)
     message = _Table(data, begin + (8 if first == _CONTINUES else 4))
     header = message.table(_HEADER)
@@ -59,10 +66,18 @@ def _batch(data: mmap.mmap, begin: int, body: int) -> int:
         raise ValueError("its footer names what is no batch")
     if header is None:
         raise ValueError("its metadata are broken")
-    compressed = header.table(_COMPRESSION) is not None
-    total = 0
+    compressed = header.table(_COMPRESSION) is not None or (
+        message.byte(_VERSION) <= _V4 and data.find(_V4_COMPRESSED, begin, body) >= 0
+    )
+    counts = [8 * header.long(_LENGTH)]
+    counts += [struct.unpack_from("<q", data, at)[0] for at in header.items(_NODES, 16)]
+    if min(counts) < 0:
+        raise ValueError("it claims less than no rows")
+    total = sum(counts)
     for at in header.items(_BUFFERS, 16):
         offset, length = struct.unpack_from("<qq", data, at)
+        if offset < 0 or length < 0 or body + offset + length > len(data):
+            raise ValueError(f"a buffer of {length:,} bytes lies outside the file")
         if compressed and length >= 8:
             (told,) = struct.unpack_from("<q", data, body + offset)
             if told < -1:
@@ -96,6 +111,11 @@ class _Table:
         """A field of one byte; 0 where it is left out."""
         place = self._place(field)
         return 0 if place is None else self._data[place]
+
+    def long(self, field: int) -> int:
+        """A field of eight bytes; 0 where it is left out."""
+        place = self._place(field)
+        return 0 if place is None else int(struct.unpack_from("<q", self._data, place)[0])
 
     def table(self, field: int) -> _Table | None:
         """A field that is a table."""
