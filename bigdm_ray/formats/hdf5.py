@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from bigdm_ray import stopping
-from bigdm_ray.errors import UserError, one_line
+from bigdm_ray.errors import RunFailed, UserError, one_line
 from bigdm_ray.formats.base import MAX_EPISODE_BYTES, import_optional
 from bigdm_ray.formats.checks import refusal
 from bigdm_ray.formats.claims import check_claim
-from bigdm_ray.formats.varying import Varying
+from bigdm_ray.formats.varying import ReaderFailed, Varying
 
 ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 """What h5py raises for a file that is torn somewhere."""
@@ -312,5 +312,10 @@ class Hdf5Fields:
             if self._varying is None or not self._varying.is_running:
                 self._varying = Varying(self._path)
             return self._varying.read(self._h5py.h5i.get_name(found.id), self.claim)
+        except ReaderFailed as error:
+            raise RunFailed(
+                f"{place}, field {field!r}: the process that reads data of variable length failed"
+                f" ({one_line(error)}); nothing was imported"
+            ) from None
         except ERRORS as error:
             raise refusal(place, field, f"it cannot be read ({one_line(error)})") from None
