@@ -105,7 +105,7 @@ class RayExecutor:
         """
         self._run = run
         self._tell = tell
-        self._nodes = Nodes(tell)
+        self._nodes = None if run.machines.address == "local" else Nodes(tell)
         self._incarnation = incarnation
         self._rolled_back = rolled_back
         self.workers: list[ActorSlot] = []
@@ -158,7 +158,11 @@ class RayExecutor:
 
     def _died(self, what: str, cause: str) -> None:
         self._tell(what.removesuffix(" actor"), cause)
-        self._nodes.look()
+        self._look_at_nodes()
+
+    def _look_at_nodes(self) -> None:
+        if self._nodes is not None:
+            self._nodes.look()
 
     def _slots(self) -> list[ActorSlot]:
         slots = [*self.workers, self._evaluator, self._replay]
@@ -396,7 +400,7 @@ class RayExecutor:
 
     def save(self, write: Callable[[int, dict[str, np.ndarray], list[ShardRef]], Any]) -> None:
         """See Executor."""
-        self._nodes.look()
+        self._look_at_nodes()
         while True:
             generation = self.learners.generation
             try:

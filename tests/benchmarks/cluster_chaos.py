@@ -92,18 +92,30 @@ def rollout(machines: Machines, folder: Path, kills: int, budget: int) -> dict[s
     run = bigdm_ray.configure("udrl", "toy-vector", flags.split())
     seen, chance, done = Seen(), random.Random(1), []
 
+    alive = ["r0", "r1", "r2"]
+
+    def replace(name: str) -> None:
+        machines.start(name, "rollout", 1)
+        alive.append(name)
+
     def strike() -> None:
-        alive = ["r0", "r1", "r2"]
+        helpers = []
         for number in range(kills):
             if not seen.wait(chance.randint(10, 40)):
-                return
+                break
             time.sleep(chance.random())
+            while not alive and not seen.spent:
+                time.sleep(0.1)
+            if seen.spent:
+                break
             name = alive.pop(chance.randrange(len(alive)))
             machines.kill(name)
             done.append(name)
             if number < kills - 2:
-                alive.append(f"n{number}")
-                machines.start(alive[-1], "rollout", 1)
+                helpers.append(threading.Thread(target=replace, args=(f"n{number}",)))
+                helpers[-1].start()
+        for helper in helpers:
+            helper.join()
 
     striker = threading.Thread(target=strike)
     striker.start()
@@ -112,7 +124,7 @@ def rollout(machines: Machines, folder: Path, kills: int, budget: int) -> dict[s
     striker.join()
     return {
         "kills": len(done),
-        "never replaced": min(2, len(done)),
+        "never replaced": max(0, len(done) - (kills - 2)),
         "env_steps of budget": [summary["env_steps"], budget],
         "s from the budget's end to that of storing and learning": round(
             seen.drained - seen.spent, 1
