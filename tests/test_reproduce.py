@@ -92,7 +92,8 @@ def test_missing_cells_are_trained_once_and_the_rest_prints_as_not_run(shelf, ca
 
 
 def test_transformers_are_trained_in_bfloat16_where_that_is_asked_for_and_the_table_says_so(shelf):
-    words = "--algorithm.width 8 --algorithm.layers 1 --algorithm.context 2 --algorithm.target-return 1 --evaluations.final-episodes 1"
+    words = "--algorithm.width 8 --algorithm.layers 1 --algorithm.context 2"
+    words += " --algorithm.target-return 1 --evaluations.final-episodes 1"
     dt = (*TINY[:2], *words.split())
 
     def either(row: str, column: str, scale: str):
@@ -289,11 +290,8 @@ def test_the_imitation_table_says_how_many_more_samples_bail_sees(tmp_path):
             f"BC's {cloned:,} x {bc.algorithm.batch_size}",
         )
         note = shelf.grid.notes[1]
-        assert (
-            all(part in note for part in seen)
-            and f"{policy * bail.algorithm.batch_size // (cloned * bc.algorithm.batch_size)} times BC's"
-            in note
-        )
+        times = policy * bail.algorithm.batch_size // (cloned * bc.algorithm.batch_size)
+        assert all(part in note for part in (*seen, f"{times} times BC's"))
 
 
 def test_a_stopped_cell_goes_on_from_its_checkpoint(shelf):
@@ -834,7 +832,7 @@ def test_an_overview_leaves_its_picture_and_its_numbers(tmp_path):
 
 @pytest.mark.parametrize("overview", overviews().values(), ids=lambda overview: overview.name)
 def test_every_bar_of_every_overview_is_made_of_cells_that_there_are(overview):
-    """Its column holds all its rows, and the published number is the mean of the published cells."""
+    """Its column holds all its rows; the published number is the mean of the published cells."""
     assert (
         len({(bar.domain, bar.method) for bar in overview.bars})
         == len(overview.bars)
