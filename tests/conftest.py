@@ -1,8 +1,8 @@
 """Environment of all tests: one thread, no banner, no window; helpers of the Ray tests can be
 imported.
 
-Tests with the marker `ray` join one Ray, which the first of them starts, and whose workers are forks
-(`distributed/forked_worker.py`). One that ends it, or must start its own, says
+Tests with the marker `ray` join one Ray, which the first of them starts, and whose workers are
+forks (`distributed/forked_worker.py`). One that ends it, or must start its own, says
 `@pytest.mark.ray(own=True)`: it finds none, and the next one starts it anew.
 """
 
