@@ -36,7 +36,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bigdm_ray import stopping
 from bigdm_ray.distributed.session_folder import SessionFolder
-from bigdm_ray.distributed.watch import shut_down, watch_ray
+from bigdm_ray.distributed.watch import hush_ray, shut_down, watch_ray
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.progress import say
 from bigdm_ray.training.config import Run
@@ -72,7 +72,8 @@ def cluster(run: Run, dashboard: bool = False) -> Iterator[Any]:
         try:
             if dashboard:
                 say(_dashboard_of_a_cluster())
-            yield ray
+            with hush_ray():
+                yield ray
         finally:
             ray.shutdown()
 

@@ -46,21 +46,19 @@ def peer_or_cause(error: BaseException) -> str:
 
 
 class Nodes:
-    """The machines of the cluster that were alive when they were last looked at."""
+    """The machines of the cluster, and which of them are gone."""
 
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
-        self._alive: dict[str, str] = {}
-        self._gone: set[str] = set()
-        self.look()
+        self._gone = {node["NodeID"] for node in self._dead()}
+
+    @staticmethod
+    def _dead() -> list[dict[str, Any]]:
+        return [node for node in ray.nodes() if not node["Alive"]]
 
     def look(self) -> None:
         """Tell of each that is gone since."""
-        nodes: list[dict[str, Any]] = ray.nodes()
-        for node in nodes:
-            if node["Alive"]:
-                self._alive[node["NodeID"]] = node["NodeManagerAddress"]
-        alive = {node["NodeID"] for node in nodes if node["Alive"]}
-        for gone in sorted(self._alive.keys() - alive - self._gone):
-            self._gone.add(gone)
-            self._tell(NODE, f"{self._alive[gone]} is gone")
+        for node in self._dead():
+            if node["NodeID"] not in self._gone:
+                self._gone.add(node["NodeID"])
+                self._tell(NODE, f"{node['NodeManagerAddress']} is gone")

@@ -115,24 +115,32 @@ def watch_ray(at_end: Callable[[], None]) -> Iterator[None]:
     """In here the death of the Ray that this process has started is RunFailed, whatever is done.
 
     Where it cannot be raised the command ends at once, after `at_end`.
-
-    What Ray prints of deaths, lines of its logs among it, is left out: they are mended, or told.
     """
-    worker: Any = ray._private.worker
-    prints, worker.print_to_stdstream = worker.print_to_stdstream, _print_nothing
     watch = _Watch(at_end)
     watch.start()
     try:
-        yield
+        with hush_ray():
+            yield
     except (KeyboardInterrupt, RayError):
         if not watch.look():
             raise
     finally:
         watch.end()
-        worker.print_to_stdstream = prints
     if watch.dead:
         _end_of_ray()
         raise RunFailed(SENTENCE.format(watch.dead))
+
+
+@contextlib.contextmanager
+def hush_ray() -> Iterator[None]:
+    """In here what Ray prints of deaths, lines of its logs among it, is left out: they are mended,
+    or told."""
+    worker: Any = ray._private.worker
+    prints, worker.print_to_stdstream = worker.print_to_stdstream, _print_nothing
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = prints
 
 
 def _print_nothing(data: Any, ignore_prefix: bool) -> None:
