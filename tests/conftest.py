@@ -60,6 +60,13 @@ PATIENCE_S = 120.0
 """Seconds that a busy machine may take to end the actors of a test."""
 
 
+@pytest.fixture(scope="module")
+def no_ray_of_the_tests() -> None:
+    """For fixtures of a module that set up a Ray, or its environment, of their own: they come
+    before those of a test, and the end of the tests' Ray takes its token out of the environment."""
+    RAY.close()
+
+
 @pytest.fixture(autouse=True)
 def ray_of_the_tests(request: pytest.FixtureRequest) -> Iterator[None]:
     """What a test that is marked `ray` finds of Ray; it leaves no actor behind."""

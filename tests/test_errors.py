@@ -180,7 +180,7 @@ def test_without_envpool_gymnasium_plays_and_the_run_stays_with_it(
                 "cartpole",
                 *SMALL,
                 "--budget.env-steps",
-                "60",
+                "1000",  # the warm-up's; with less a note tells of it
                 "--folder",
                 str(tmp_path / folder),
                 *more,

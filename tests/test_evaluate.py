@@ -444,7 +444,7 @@ def test_a_broken_folder_is_one_sentence(folder, capsys, tmp_path):
     one_error(capsys, "last.safetensors")
     weights.unlink()
     assert door(main, [str(folder)]) == 2
-    one_error(capsys, "no weights")
+    one_error(capsys, "has no last weights yet", "take --weights best")
 
 
 def test_commands_are_refused_where_there_are_none(folder):
@@ -703,9 +703,9 @@ def test_a_terminal_shows_that_filming_goes_on(folder, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_video_of_plans_has_no_more_episodes_than_were_asked_for(planned, tmp_path, monkeypatch):
     folder, asked = shutil.copytree(planned, tmp_path / "run"), []
-    monkeypatch.setattr("bigdm_ray.films.require_video", lambda: None)
+    monkeypatch.setattr("bigdm_ray.evaluate.require_video", lambda: None)
     monkeypatch.setattr(
-        "bigdm_ray.films.record_video", lambda *arguments: asked.append(arguments[3]) or [1.5]
+        "bigdm_ray.evaluate.record_video", lambda *arguments: asked.append(arguments[3]) or [1.5]
     )
     for mode, episodes in (("plan", "2"), ("plan", "4"), ("mean", "2")):
         assert (

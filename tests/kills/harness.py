@@ -160,7 +160,7 @@ CASES = {
     "weights import": Case("weights", "import {inputs}/theirs --task hopper --folder {out}", files),
     "weights export": Case("weights", "export {inputs}/dt --folder {out}", files),
 }
-CUT = 110
+CUT = 130
 """The step at which the run is killed that `run --resume` goes on with: it has two checkpoints."""
 
 

@@ -206,7 +206,7 @@ def test_the_minutes_of_the_bar_are_those_of_the_run(tmp_path, monkeypatch):
     percents = [int(text) for text in re.findall(r"(\d+) %", shown.getvalue())]
     assert percents == sorted(percents) and percents[-1] == 100 and began == [1]
     assert "0.02 minutes, at most 10,000,000 environment steps" in shown.getvalue()
-    assert "plays toy-vector from nothing" in shown.getvalue()
+    assert "plays toy-vector and learns from it, beginning from nothing" in shown.getvalue()
 
 
 def test_a_run_says_what_it_does_from_its_start_to_its_end(tmp_path, monkeypatch):
