@@ -100,14 +100,15 @@ class _Watch(threading.Thread):
 def _kill_children(raylet: int) -> None:
     """End the workers and agents of a raylet, which has died: some would wait for it for ever.
 
-    They have other titles than command lines, and no parent any more; the raylet's number is in
-    their environment.
+    They have no parent any more, and the titles that they give themselves hide their command lines,
+    of agents the environment too. A worker's tells the raylet's number; agents are of its session.
     """
     mark = f"RAY_RAYLET_PID={raylet}".encode()
     for environment in Path("/proc").glob("[0-9]*/environ"):
+        pid = int(environment.parent.name)
         with contextlib.suppress(OSError):  # it has ended, or is another user's
-            if mark in environment.read_bytes().split(b"\0"):
-                os.kill(int(environment.parent.name), signal.SIGKILL)
+            if os.getsid(pid) == raylet or mark in environment.read_bytes().split(b"\0"):
+                os.kill(pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
