@@ -60,11 +60,12 @@ PATIENCE_S = 120.0
 """Seconds that a busy machine may take to end the actors of a test."""
 
 
-@pytest.fixture(scope="module")
-def no_ray_of_the_tests() -> None:
-    """For fixtures of a module that set up a Ray, or its environment, of their own: they come
-    before those of a test, and the end of the tests' Ray takes its token out of the environment."""
-    RAY.close()
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """End the Ray of the tests before fixtures, of whatever scope, that must find none."""
+    marker = item.get_closest_marker("ray")
+    if marker is not None and marker.kwargs.get("own"):
+        RAY.close()
 
 
 @pytest.fixture(autouse=True)
@@ -78,9 +79,7 @@ def ray_of_the_tests(request: pytest.FixtureRequest) -> Iterator[None]:
 
     ray = sys.modules["ray"]
     own = bool(marker.kwargs.get("own"))
-    if own:
-        RAY.close()
-    elif not ray.is_initialized():
+    if not own and not ray.is_initialized():
         RAY.close()  # of a test that has ended it
         from forked_worker import forking
 

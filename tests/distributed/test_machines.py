@@ -27,9 +27,7 @@ pytestmark = [pytest.mark.ray(own=True), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def machines(
-    no_ray_of_the_tests: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Machines]:
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     """The driver's machine has room for one rollout actor, another one for a learner."""
     made = Machines(tmp_path_factory.getbasetemp())
     before = {name: os.environ.get(name) for name in made.environment}
@@ -41,7 +39,7 @@ def machines(
     finally:
         made.close()
         for name, value in before.items():
-            os.environ.pop(name, None)
+            os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
 
