@@ -77,6 +77,13 @@ def real(value: Any, what: str, finite: bool = True) -> float:
     return float(value)
 
 
+def whole_number(value: Any, name: str) -> int:
+    """A whole number from 0 up, of which a file says `name`. Raises ValueError."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"its {name} is not a whole number from 0 up")
+    return value
+
+
 def _bytes(path: Path, largest: int) -> bytes:
     with path.open("rb") as file:
         return file.read(largest + 1)

@@ -76,6 +76,10 @@ class LeRobotFolder(ParquetSteps):
             *([] if "rewards" in found else [f"{folder} tells no rewards: all of them are 0"]),
         )
 
+    def _read(self) -> list[str]:
+        """The columns that each file must have."""
+        return [name for name in self._found.names if name != _ALL] + self._seen
+
     def _rows_of(self, path: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
         if _ALL not in names:
             yield from super()._rows_of(path, names)

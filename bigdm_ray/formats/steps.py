@@ -75,6 +75,8 @@ class ParquetSteps(StepRows):
             file = open_parquet(path)
             if match_columns(file.schema_arrow.names) != match_columns(names):
                 raise UserError(f"{path} has other columns than {files[0]}; nothing was imported")
+            if absent := sorted({*self._read()} - {*file.schema_arrow.names}):
+                raise UserError(f"{path} has no column {absent[0]!r}; nothing was imported")
             expect_types(path, file.schema_arrow, ids)
             rows += file.metadata.num_rows
         meta, task, signature = common_metadata(files, (open_parquet(path) for path in files))
@@ -89,6 +91,10 @@ class ParquetSteps(StepRows):
             rows,
             task,
         )
+
+    def _read(self) -> list[str]:
+        """The columns that each file must have."""
+        return self._found.names
 
     def _rows_of(self, path: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
         file = open_parquet(path)

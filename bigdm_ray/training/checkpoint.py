@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as save_safetensors
 
 from bigdm_ray.errors import UserError
-from bigdm_ray.jsons import read_json, real
+from bigdm_ray.jsons import read_json, real, whole_number
 from bigdm_ray.replay.episode import EpisodeId
 from bigdm_ray.replay.files import file_name, remove_leftovers, temporary_path
 from bigdm_ray.replay.shard import SUFFIX, ShardRef, sync_folder, write_failure
@@ -253,7 +253,7 @@ class SavedState:
         """
         try:
             told = read_json(path / "state.json")
-            if (version := _count(told["schema_version"], "schema_version")) > SCHEMA_VERSION:
+            if (version := whole_number(told["schema_version"], "schema_version")) > SCHEMA_VERSION:
                 raise UserError(
                     f"checkpoint {path} has schema version {version}, newer than the "
                     f"{SCHEMA_VERSION} known here: update bigdm_ray"
@@ -265,7 +265,7 @@ class SavedState:
                 {str(name): str(value) for name, value in told["identity"].items()},
                 _counters(told["counters"]),
                 [_reference(told) for told in shards],
-                _count(told["metrics_offset"], "metrics_offset"),
+                whole_number(told["metrics_offset"], "metrics_offset"),
                 {str(name): _mean(one, name) for name, one in told.get("means", {}).items()},
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -277,7 +277,9 @@ def _reference(told: Any) -> ShardRef:
     if isinstance(told, str):
         return ShardRef(_shard_name(told))
     name = _shard_name(told["name"])
-    return ShardRef(name, *(_count(told[what], f"{what} of {name}") for what in ("size", "crc")))
+    return ShardRef(
+        name, *(whole_number(told[what], f"{what} of {name}") for what in ("size", "crc"))
+    )
 
 
 def _shard_name(name: Any) -> str:
@@ -297,14 +299,14 @@ def _counters(told: dict[str, Any]) -> Counters:
         raise ValueError(f"{unknown[0]!r} is no counter known here")
     for name, value in told.items():
         if kinds[name] == "int":
-            _count(value, name)
+            whole_number(value, name)
         elif name == "tasks":
             told = told | {name: {str(task): _of_task(one) for task, one in value.items()}}
         elif kinds[name] == "list[int]":
             if not isinstance(value, list):
                 raise ValueError(f"its {name} is not a list")
             for one in value:
-                _count(one, name)
+                whole_number(one, name)
         elif value is None and kinds[name] == "float | None":
             continue
         elif type(value) not in (int, float) or not math.isfinite(value):
@@ -319,20 +321,14 @@ def _of_task(told: dict[str, Any]) -> TaskCounters:
     """
     for name, value in told.items():
         for one in value if name == "arrived_ahead" and isinstance(value, list) else [value]:
-            _count(one, name)
+            whole_number(one, name)
     return TaskCounters(**told)
 
 
 def _mean(value: Any, name: str) -> tuple[float, int]:
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError(f"its {name} is not a sum and a count")
-    return real(value[0], f"its {name}"), _count(value[1], name)
-
-
-def _count(value: Any, name: str) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"its {name} is not a whole number from 0 up")
-    return value
+    return real(value[0], f"its {name}"), whole_number(value[1], name)
 
 
 def read(path: Path, identity: dict[str, str]) -> Checkpoint:

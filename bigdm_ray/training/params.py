@@ -23,7 +23,7 @@ from safetensors.numpy import save as save_safetensors
 from torch import Tensor, nn
 
 from bigdm_ray.errors import UserError
-from bigdm_ray.jsons import read_json
+from bigdm_ray.jsons import read_json, whole_number
 from bigdm_ray.replay.shard import publish
 
 SCHEMA_VERSION = 1
@@ -94,7 +94,7 @@ class Weights:
             meta = read_json(data[8 : 8 + size]).get("__metadata__", {})
             incarnation, step = read_json(meta["version"], list)
             schema = int(meta["schema_version"])
-            version = (int(incarnation), int(step))
+            version = (whole_number(incarnation, "incarnation"), whole_number(step, "learner step"))
             told = (
                 None
                 if "command" not in meta
@@ -106,7 +106,6 @@ class Weights:
             ValueError,
             KeyError,
             TypeError,
-            OverflowError,  # a version that is infinite
         ) as error:
             raise UserError(
                 f"{path} does not hold weights of this project ({error}); remove it, and have it "

@@ -150,12 +150,17 @@ def test_lerobot_that_cannot_be_had_is_one_sentence(tmp_path):
     root = lerobot(tmp_path / "robot", episodes, "v2.1")
     file = root / "meta" / "info.json"
     info = json.loads(file.read_text())
+    seen = info["features"]["observation.state"]
     films = {"observation.image": {"dtype": "video"}, "action": info["features"]["action"]}
     for change, words in (
         ({"codebase_version": "v1.6"}, "v2 or v3 is expected"),
         ({"total_frames": 7}, "a file is missing"),
         ({"features": films}, "only pictures or films"),
         ({"features": 3}, "not the description"),
+        (
+            {"features": info["features"] | {"observation.gone": seen}},
+            "no column 'observation.gone'",
+        ),
     ):
         file.write_text(json.dumps(info | change))
         with pytest.raises(UserError, match=words):

@@ -113,7 +113,7 @@ def test_files_that_hold_no_weights_are_told(tmp_path):
     foreign = (tmp_path / "foreign.pt").read_bytes()
     foreign_metas = [
         {"schema_version": "1", "version": version}
-        for version in ("[1]", "7", "null", '["a", "b"]', "[0, Infinity]")
+        for version in ("[1]", "7", "null", '["a", "b"]', "[0, Infinity]", "[0, 1e+308]", "[-1, 0]")
     ] + [{"version": "[0, 1]"}]
     right = {"schema_version": "1", "version": "[0, 1]"}
     foreign_metas += [
