@@ -71,15 +71,15 @@ class ActorSlot:
         options: dict[str, Any],
         setup: tuple[Any, ...],
         tell: Tell | None = None,
-        patience: float | None = None,
+        patience_s: float | None = None,
     ) -> None:
-        """`tell` hears of deaths; `patience` is in minutes, see `Machines`."""
+        """`tell` hears of deaths; `patience_s`: see `Machines`."""
         self.what = what
         self._class = actor_class
         self._options = options
         self._setup = setup
         self._tell = tell or (lambda kind, cause: None)
-        self.patience_s = None if patience is None else 60 * patience
+        self.patience_s = patience_s
         self.generation = -1
         self._faults = 0
         self._stands = False

@@ -112,8 +112,7 @@ class RayExecutor:
         self.pool = WorkerPool(self.workers)
         self._replay: ActorSlot | None = None  # a dataset has no writer: learners map it themselves
         self._evaluator: ActorSlot | None = None
-        minutes = run.machines.patience
-        self._patience_s = None if minutes is None else 60 * minutes
+        self._patience_s = run.machines.patience_s
         self.learners = LearnerGroup(run, folder.resolve(), incarnation, self._died)
         try:
             self._begin(folder.resolve(), resumed)
@@ -154,7 +153,7 @@ class RayExecutor:
     def _slot(
         self, what: str, actor: Any, options: dict[str, Any], setup: tuple[Any, ...]
     ) -> ActorSlot:
-        return ActorSlot(what, actor, options, setup, self._died, self._run.machines.patience)
+        return ActorSlot(what, actor, options, setup, self._died, self._run.machines.patience_s)
 
     def _died(self, what: str, cause: str) -> None:
         self._tell(what.removesuffix(" actor"), cause)

@@ -215,8 +215,7 @@ class LearnerGroup:
         self._ranks: list[Any] = []
         self._nodes: list[Any] = []  # references to where they are
         self._home = Home(this_node(), str(folder))
-        minutes = run.machines.patience
-        self._patience_s = None if minutes is None else 60 * minutes
+        self._patience_s = run.machines.patience_s
 
     def place(self) -> None:
         """Ask for a machine for each rank."""

@@ -296,12 +296,12 @@ class Driver:
 
     def _expire(self, now: float) -> None:
         """Raise RunFailed where a call has been waited for for too long."""
-        minutes = self.session.run.machines.patience
-        if minutes is None:
+        patience_s = self.session.run.machines.patience_s
+        if patience_s is None:
             return
         for job in self._jobs.values():
             waited = now - max(job.since, job.slot.heard if job.slot is not None else 0.0)
-            if waited > 60 * minutes * job.times:
+            if waited > patience_s * job.times:
                 raise in_vain(f"an answer to a call to {job.what}", waited)
 
     def _drain(self) -> None:

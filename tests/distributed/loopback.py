@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from helpers import descendants
@@ -41,6 +42,35 @@ def namespaces() -> bool:
         return not subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode
     except FileNotFoundError:
         return False
+
+
+def start_ray(command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """A `ray start --block` that stands."""
+    told: list[str] = []
+    for _ in range(ATTEMPTS):
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env=environment,
+        )
+        assert process.stdout is not None
+        for line in iter(process.stdout.readline, ""):
+            told.append(line)
+            if "Ray runtime started" in line:
+                return process
+        kill_all(process)
+    raise AssertionError(f"a machine did not start: {''.join(told)[-2000:]}")
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """Kill a process with all below it."""
+    for pid in (process.pid, *descendants(process.pid)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
 
 
 class Machines:
@@ -83,24 +113,7 @@ class Machines:
             environment["TMPDIR"] = str(own)
             if namespaces():
                 ray = ["unshare", "-m", "sh", "-c", HIDE, str(self._hidden), *ray]
-        told: list[str] = []
-        for _ in range(ATTEMPTS):
-            process = subprocess.Popen(
-                ray,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-                env=environment,
-            )
-            self._processes[name] = process
-            assert process.stdout is not None
-            for line in iter(process.stdout.readline, ""):
-                told.append(line)
-                if "Ray runtime started" in line:
-                    return
-            self.kill(name)
-        raise AssertionError(f"the machine {name} did not start: {''.join(told)[-2000:]}")
+        self._processes[name] = start_ray(ray, environment)
 
     def left_behind(self, name: str) -> list[str]:
         """What runs have left in the folder for temporary files of a machine, but the head."""
@@ -112,11 +125,7 @@ class Machines:
 
     def kill(self, name: str) -> None:
         """Lose a machine, with all that runs on it, at once."""
-        process = self._processes.pop(name)
-        for pid in (process.pid, *descendants(process.pid)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
+        kill_all(self._processes.pop(name))
 
     def close(self) -> None:
         """Lose all of them."""

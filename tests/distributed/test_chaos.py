@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import TINY, descendants, episodes_on_disk, kill_one, tiny
+from loopback import kill_all, start_ray
 
 import bigdm_ray
 from bigdm_ray.distributed.executor import RayExecutor
@@ -201,23 +202,11 @@ def node(*flags: str) -> Iterator[subprocess.Popen[str]]:
     command = [str(Path(sys.executable).parent / "ray"), "start", "--block", *flags]
     command += ["--node-ip-address", "127.0.0.1", "--num-cpus", "4", "--disable-usage-stats"]
     command += ["--min-worker-port", "0", "--max-worker-port", "0"]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
+    process = start_ray(command, os.environ)
     try:
-        told = iter(process.stdout.readline, "")
-        assert any("Ray runtime started" in line for line in told), "the node did not start"
         yield process
     finally:
-        for pid in (*descendants(process.pid), process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
+        kill_all(process)
 
 
 @pytest.mark.ray(own=True)

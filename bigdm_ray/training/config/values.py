@@ -208,6 +208,11 @@ class Machines:
         above=0,
     )
 
+    @property
+    def patience_s(self) -> float | None:
+        """`patience` in seconds."""
+        return None if self.patience is None else 60 * self.patience
+
 
 SETTINGS = ("budget", "rollouts", "evaluations", "saves", "machines")
 """The groups of a run's settings beside the algorithm's."""
