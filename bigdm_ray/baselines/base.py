@@ -65,6 +65,7 @@ class TrainerContext:
     device: str  # cpu, cuda or cuda:N
     actors: int = 0  # processes that play beside this one; 0 plays here
     store: Store | None = None  # the episodes of a run on a dataset
+    patience_s: float | None = None  # how long those processes are waited for; None: for ever
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,9 @@ def cluster(run: Run, dashboard: bool = False) -> Iterator[Any]:
     """
     check_device(run)
     if ray.is_initialized():  # inside a Tune trial, or a user's own session
+        if dashboard:
+            there = _page() or "this Ray has none; ray.init(include_dashboard=True) starts one"
+            say(f"dashboard: {there}")
         yield ray
         return
     machines = run.machines

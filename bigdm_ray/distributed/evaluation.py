@@ -35,7 +35,8 @@ def evaluate_on_actors(
 
     A part whose actor dies, or whose answer is lost, is played again. `on_end` hears of how many
     episodes a part that has ended was. Ctrl-C leaves out what has not ended.
-    Raises UserError and RunFailed.
+    Raises UserError and RunFailed, also where no part has ended for as long as the run's patience
+    is with the episodes of one.
     """
     settings = dataclasses.replace(
         run,
@@ -44,6 +45,7 @@ def evaluate_on_actors(
             device="cpu",
             address=address,
             threads=run.machines.threads,
+            patience=run.machines.patience,
         ),
     )
     scores: dict[int, Score] = {}
@@ -53,7 +55,13 @@ def evaluate_on_actors(
             for _ in range(settings.machines.actors):
                 setup = (settings.to_json(),)
                 slots.append(ActorSlot("evaluator", EvaluatorActor, cpu_options(), setup))
-            _play(slots, task, weights, command, parts, purpose, scores, on_end)
+            patience_s = run.machines.patience_s
+            wait = Wait(
+                lambda: f"{len(parts) - len(scores)} of {len(parts)} parts to be played",
+                None if patience_s is None else patience_s * max(parts),
+                "add machines, or ask for less (--actors), and evaluate again",
+            )
+            _play(slots, task, weights, command, parts, purpose, scores, on_end, wait)
         except KeyboardInterrupt:
             pass
         except RayTaskError as error:
@@ -77,6 +85,7 @@ def _play(
     purpose: str,
     scores: dict[int, Score],
     on_end: Callable[[int], None],
+    wait: Wait,
 ) -> None:
     """Fill `scores`, by the numbers of the parts, as they end."""
     shared = ray.put(weights)
@@ -85,7 +94,7 @@ def _play(
     running: dict[Any, tuple[ActorSlot, int, int | None]] = {
         s.ready: (s, s.generation, None) for s in slots
     }
-    wait = Wait(lambda: f"{len(parts) - len(scores)} of {len(parts)} parts to be played")
+    wait.news()
     while len(scores) < len(parts):
         ready, _ = ray.wait(list(running), num_returns=1, timeout=wait.seconds())
         wait.check()

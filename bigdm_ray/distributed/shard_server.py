@@ -143,6 +143,7 @@ class LearnerShards:
     def __init__(self, run: Run, home: Home) -> None:
         """Raises UserError for a dataset that is gone or another one, RunFailed."""
         self._home = home
+        self._patience_s = run.machines.patience_s
         self._caches: dict[str, ShardCache] = {}
         self._folder = None if home.here else SessionFolder("shards", sockets=False)
         flat = run.saves.flat_mib << 20
@@ -186,10 +187,10 @@ class LearnerShards:
         return dataset_store(run, dataclasses.replace(use, dataset=fetched))
 
     def _ask(self, method: str, *arguments: str) -> Any:
-        """What the shard server answers. Raises RunFailed where it does not."""
+        """What the shard server answers. Raises RunFailed where it does not, or not in time."""
         call = getattr(self._home.server, method)
         try:
-            return ray.get(call.remote(*arguments))
+            return ray.get(call.remote(*arguments), timeout=self._patience_s)
         except RayTaskError:
             raise
         except RayError as error:

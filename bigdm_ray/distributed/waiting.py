@@ -15,6 +15,11 @@ import ray
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.progress import say
 
+GOES_ON = (
+    "add machines, ask for less (--actors, --learners), or give more time (--machines.patience, in "
+    "minutes), then --resume"
+)
+"""What helps a run whose patience is at an end."""
 SAY_S = 30.0
 """Seconds without news after which a wait says what it is for, and again after as many."""
 
@@ -22,10 +27,16 @@ SAY_S = 30.0
 class Wait:
     """One wait for news. Whoever waits looks in now and then (`check`), and says when some came."""
 
-    def __init__(self, what: Callable[[], str], patience_s: float | None = None) -> None:
-        """`what` is waited for, in words; without `patience_s` it is waited for for ever."""
+    def __init__(
+        self, what: Callable[[], str], patience_s: float | None = None, advice: str = GOES_ON
+    ) -> None:
+        """`what` is waited for, in words; without `patience_s` it is waited for for ever.
+
+        `advice` tells what helps at its end.
+        """
         self._what = what
         self._patience_s = patience_s
+        self._advice = advice
         self.news()
 
     def news(self) -> None:
@@ -40,7 +51,7 @@ class Wait:
         now = time.monotonic()
         waited = now - self._since
         if self._patience_s is not None and waited > self._patience_s:
-            raise in_vain(self._what(), waited)
+            raise in_vain(self._what(), waited, self._advice)
         if now - self._said > SAY_S:
             self._said = now
             say(f"waiting for {self._what()} ({waited:.0f} s); {free()}")
@@ -78,12 +89,9 @@ def answer(
     return ray.get(refs)
 
 
-def in_vain(what: str, waited: float) -> RunFailed:
+def in_vain(what: str, waited: float, advice: str = GOES_ON) -> RunFailed:
     """That patience is at an end, after so many seconds."""
-    return RunFailed(
-        f"waited {waited / 60:.3g} minutes for {what}; {free()}: add machines, ask for less "
-        "(--actors, --learners), or give more time (--machines.patience, in minutes), then --resume"
-    )
+    return RunFailed(f"waited {waited / 60:.3g} minutes for {what}; {free()}: {advice}")
 
 
 def free() -> str:

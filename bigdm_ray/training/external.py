@@ -151,7 +151,15 @@ class ExternalExecutor:
         seed_torch(run.seed, "foreign", self._counters.incarnation)
         device = str(pick_device(run.machines.device))
         self._trainer: Trainer = run.algorithm.trainer(
-            TrainerContext(run.only.task, seed, run.total, device, actors, self._store)
+            TrainerContext(
+                run.only.task,
+                seed,
+                run.total,
+                device,
+                actors,
+                self._store,
+                run.machines.patience_s,
+            )
         )
         if resumed is not None:
             self._trainer.restore(strip_prefix(resumed.learner, "foreign/"))

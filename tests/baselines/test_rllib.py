@@ -16,7 +16,7 @@ from bigdm_ray.baselines.base import add_prefix, to_unit
 from bigdm_ray.baselines.rllib import RllibCql, RllibIql, RllibMarwil, RllibPpo, RllibSac, inner
 from bigdm_ray.baselines.rllib.inner import MODULE
 from bigdm_ray.envs import find_task
-from bigdm_ray.errors import UserError, install
+from bigdm_ray.errors import RunFailed, UserError, install
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.run import main as run
 from bigdm_ray.training.evaluation import evaluate
@@ -262,6 +262,13 @@ def test_runners_may_be_processes_of_their_own(tmp_path):
     )
     assert again["env_steps"] >= 1200
     assert len(evaluated(tmp_path / "run")["returns"]) == 4
+
+
+@pytest.mark.ray
+def test_runners_that_do_not_answer_are_waited_for_as_long_as_patience_is(tmp_path):
+    told = r"waited .* minutes for the 2 process\(es\) that play for ppo .*--machines.patience"
+    with pytest.raises(RunFailed, match=told):
+        trained(tmp_path / "run", "ppo toy-vector --actors 2 --machines.patience 1e-4")
 
 
 # --- what RLlib is given

@@ -14,6 +14,7 @@ import pytest
 from helpers import answers, listeners, tiny
 
 import bigdm_ray
+from bigdm_ray.distributed.cluster import cluster
 from bigdm_ray.errors import UserError
 from bigdm_ray.run import main
 from bigdm_ray.training.run_folder import RunFolder
@@ -59,6 +60,14 @@ def test_a_run_s_dashboard_is_told_shows_its_actors_to_its_user_alone_and_goes_w
     assert seen["metrics"] == {401}
     assert {"RolloutActor", "LearnerActor"} <= {a["actorClass"] for a in seen["actors"].values()}
     assert answers(seen["port"], "/") == 0
+
+
+@pytest.mark.ray
+def test_in_a_ray_that_is_there_already_its_own_page_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with cluster(tiny(""), dashboard=True):
+        assert "dashboard: this Ray has none; ray.init(" in capsys.readouterr().err
 
 
 def test_a_run_without_ray_has_no_dashboard_and_is_refused_before_its_header(

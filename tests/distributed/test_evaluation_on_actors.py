@@ -3,6 +3,7 @@ whichever of them die."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -94,6 +95,18 @@ def test_the_parts_of_actors_that_die_are_played_again(trained: Path) -> None:
     assert killed == [True, True] and ended == [3] * 6
     assert [value for part in again for value in part.returns] == whole.returns.tolist()
     assert [len(part.returns) for part in again] == [3] * 6
+
+
+def test_a_part_that_never_ends_is_waited_for_as_long_as_patience_is(trained: Path) -> None:
+    loaded = load(trained)
+    weights = Weights.load(RunFolder(trained).weights("last"))
+    machines = dataclasses.replace(loaded.run.machines, patience=1e-4)
+    run = dataclasses.replace(loaded.run, machines=machines)
+    told = r"waited .* minutes for 2 of 2 parts to be played; free in the cluster: .*\(--actors\)"
+    with pytest.raises(RunFailed, match=told):
+        evaluate_on_actors(
+            run, run.task, weights, loaded.command, [1, 1], "evaluate", 2, "local", print
+        )
 
 
 def test_ctrl_c_leaves_the_parts_that_have_ended(trained: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from helpers import tiny
 from making import episode
 
-from bigdm_ray.distributed.shard_server import ShardCache
+from bigdm_ray.distributed.shard_server import Home, LearnerShards, ShardCache
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.replay import Store
 from bigdm_ray.replay.store import ShardRef
@@ -55,3 +58,25 @@ def test_what_never_comes_whole_is_one_sentence(what: str, tmp_path: Path) -> No
     with pytest.raises(RunFailed, match=f"{ref.name} does not come whole .*{told}.*--resume"):
         cache.open(other, whole=False)
     assert list((tmp_path / "here").iterdir()) == []
+
+
+@pytest.mark.ray
+def test_a_shard_server_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
+    import ray
+
+    @ray.remote
+    class Silent:
+        def names(self, task: str) -> list[str]:
+            time.sleep(600)
+            return []
+
+    silent: Any = Silent
+    server = silent.options(num_cpus=0).remote()
+    run = tiny("--machines.patience 0.001")
+    shards = LearnerShards(run, Home("another machine", str(tmp_path), server))
+    try:
+        with pytest.raises(RunFailed, match=r"cannot reach the machine of .*; --resume goes on"):
+            shards._ask("names", run.task)
+    finally:
+        shards.close()
+        ray.kill(server)

@@ -83,7 +83,7 @@ class RllibOnlineTrainer(RllibTrainer):
     def _each(self, verb: str, *arguments: Any, **more: Any) -> list[Any]:
         """Call a method of every runner, all at once where they are actors.
 
-        Raises RunFailed where one has died.
+        Raises RunFailed where one has died, or does not answer in time.
         """
         if self.context.actors == 0:
             return [getattr(self._runners[0], verb)(*arguments, **more)]
@@ -92,9 +92,17 @@ class RllibOnlineTrainer(RllibTrainer):
         try:
             return list(
                 ray.get(
-                    [getattr(runner, verb).remote(*arguments, **more) for runner in self._runners]
+                    [getattr(runner, verb).remote(*arguments, **more) for runner in self._runners],
+                    timeout=self.context.patience_s,
                 )
             )
+        except ray.exceptions.GetTimeoutError:
+            waited = f"{(self.context.patience_s or 0) / 60:.3g} minutes"
+            raise RunFailed(
+                f"waited {waited} for the {self.context.actors} process(es) that play for "
+                f"{self.algorithm.name} (1 CPU each); ask for less (--actors), or give more time "
+                "(--machines.patience, in minutes), then --resume"
+            ) from None
         except ray.exceptions.RayActorError as error:
             raise RunFailed(
                 f"a process that plays for {self.algorithm.name} has died ({type(error).__name__});"
