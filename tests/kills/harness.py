@@ -87,6 +87,7 @@ def named(out: Path) -> list[str]:
 
     Not counted are event files, one a process, columns that are made where they are missing, and
     shards that something needs: which episodes lie together depends on when they were compacted.
+    Checkpoints go by their order: a run that is stopped before its first has one more of them.
     """
     run = read_run(out)
     living = Store(out / "store", run.retention, write=False).open().living_shards()
@@ -96,7 +97,14 @@ def named(out: Path) -> list[str]:
         *checkpoint.named_shards(out / "checkpoints"),
         *shards[-1:],
     }
-    names = [str(path.relative_to(out)) for path in out.rglob("*") if path.name not in needed]
+    saves = sorted(path.name for path in (out / "checkpoints").glob("save-*"))
+    names = [
+        re.sub(
+            r"save-\d+", lambda found: f"save {saves.index(found[0])}", str(path.relative_to(out))
+        )
+        for path in out.rglob("*")
+        if path.name not in needed
+    ]
     return sorted(n for n in names if not n.startswith("tensorboard/") and not n.endswith(".npy"))
 
 
