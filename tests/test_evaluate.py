@@ -16,8 +16,9 @@ from bigdm_ray.algorithms.base import algorithms
 from bigdm_ray.algorithms.udrl import Udrl
 from bigdm_ray.doors import door
 from bigdm_ray.errors import RunFailed, UserError, install
-from bigdm_ray.evaluate import EvaluateFlags, main, report_table, score_run
+from bigdm_ray.evaluate import main, report_table, score_run
 from bigdm_ray.films import BOLD, FAINT, add_caption, draw_lines, film, record_video
+from bigdm_ray.scoring import EvaluateFlags
 from bigdm_ray.training.acting import command_of, run_as
 from bigdm_ray.training.config import configure, run_from_json
 from bigdm_ray.training.evaluation import evaluate, evaluate_in_parts
@@ -106,7 +107,7 @@ def test_parts_are_rollouts_of_their_own(folder):
 def test_a_planned_run_is_scored_with_as_many_episodes_as_its_own_evaluations(planned, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "bigdm_ray.evaluate.evaluate_in_parts",
+        "bigdm_ray.scoring.evaluate_in_parts",
         lambda *arguments: asked.append(arguments[3]) or evaluate_in_parts(*arguments),
     )
     for flags in (

@@ -15,8 +15,9 @@ from bigdm_ray.errors import UserError
 from bigdm_ray.reproduce import write_tables
 from bigdm_ray.tables.base import SCALES, Grid, find_grid, grids, overviews
 from bigdm_ray.tables.folders import TableFolders
-from bigdm_ray.tables.markdown import interquartile_mean, measure_bars, table
+from bigdm_ray.tables.markdown import measure_bars, table
 from bigdm_ray.tables.peers import peer_file
+from bigdm_ray.tables.suites import interquartile_mean
 from bigdm_ray.training.config import configure
 from bigdm_ray.training.evaluation import stratified_interval
 

@@ -238,6 +238,11 @@ class Algorithm(ABC):
         Raises UserError for a mode that the algorithm does not have.
         """
 
+    def policy_in(self, model: nn.Module, mode: Mode, signature: Signature, task: str) -> Policy:
+        """How `model` acts in one of its tasks, by name; see `policy`, which is all that most need:
+        for what tells tasks of one signature apart."""
+        return self.policy(model, mode, signature)
+
     def judge(
         self,
         model: nn.Module,

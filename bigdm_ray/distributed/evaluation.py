@@ -1,10 +1,10 @@
-"""Evaluation in parts on many actors: each plays the next part that waits, and who plays it does
-not show in the result."""
+"""Evaluation in parts on many actors: each plays the next part that waits, of whichever task, and
+who plays it does not show in the result."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -15,53 +15,47 @@ from bigdm_ray.distributed.cluster import cluster, cpu_options
 from bigdm_ray.distributed.waiting import Wait
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.training.config import Machines, Run
-from bigdm_ray.training.evaluation import Score
+from bigdm_ray.training.evaluation import PlannedTask, Score
 from bigdm_ray.training.params import Weights
+
+OnPart = Callable[[str, int, Score], None]
+"""Hears of each part that has ended: of which task, its number, and its score."""
 
 
 def evaluate_on_actors(
     run: Run,
-    task: str,
     weights: Weights,
-    command: dict[str, float],
-    parts: list[int],
+    plans: Mapping[str, PlannedTask],
     purpose: str,
     actors: int,
     address: str,
-    on_end: Callable[[int], None],
-) -> list[Score]:
-    """Play parts of so many episodes each of one of the run's tasks with the seed and the mode of
-    `run`; their scores in the order of the parts.
+    on_part: OnPart,
+) -> None:
+    """Play what is planned of some of the run's tasks, with the seed and the mode of `run`.
 
-    A part whose actor dies, or whose answer is lost, is played again. `on_end` hears of how many
-    episodes a part that has ended was. Ctrl-C leaves out what has not ended.
-    Raises UserError and RunFailed, also where no part has ended for as long as the run's patience
-    is with the episodes of one.
+    A part whose actor dies, or whose answer is lost, is played again. The parts of a task are begun
+    before those of the next. Ctrl-C ends it, with what has not ended left out. Raises UserError and
+    RunFailed, also where no part has ended for as long as the run's patience is with the episodes
+    of one.
     """
+    waiting = [(task, number) for task, plan in plans.items() for number in range(len(plan.parts))]
     settings = dataclasses.replace(
         run,
         machines=Machines(
-            actors=min(actors, len(parts)),
+            actors=min(actors, len(waiting)),
             device="cpu",
             address=address,
             threads=run.machines.threads,
             patience=run.machines.patience,
         ),
     )
-    scores: dict[int, Score] = {}
     with cluster(settings):
         slots: list[ActorSlot] = []
         try:
             for _ in range(settings.machines.actors):
                 setup = (settings.to_json(),)
                 slots.append(ActorSlot("evaluator", EvaluatorActor, cpu_options(), setup))
-            patience_s = run.machines.patience_s
-            wait = Wait(
-                lambda: f"{len(parts) - len(scores)} of {len(parts)} parts to be played",
-                None if patience_s is None else patience_s * max(parts),
-                "add machines, or ask for less (--actors), and evaluate again",
-            )
-            _play(slots, task, weights, command, parts, purpose, scores, on_end, wait)
+            _play(slots, weights, plans, waiting[::-1], purpose, on_part, run.machines.patience_s)
         except KeyboardInterrupt:
             pass
         except RayTaskError as error:
@@ -73,54 +67,58 @@ def evaluate_on_actors(
         finally:
             for slot in slots:
                 slot.stop()
-    return [scores[number] for number in sorted(scores)]
 
 
 def _play(
     slots: list[ActorSlot],
-    task: str,
     weights: Weights,
-    command: dict[str, float],
-    parts: list[int],
+    plans: Mapping[str, PlannedTask],
+    waiting: list[tuple[str, int]],
     purpose: str,
-    scores: dict[int, Score],
-    on_end: Callable[[int], None],
-    wait: Wait,
+    on_part: OnPart,
+    patience_s: float | None,
 ) -> None:
-    """Fill `scores`, by the numbers of the parts, as they end."""
+    """Tell `on_part` of each part as it ends. `waiting` is played from its end, and an episode has
+    `patience_s`."""
     shared = ray.put(weights)
-    waiting = list(range(len(parts)))[::-1]
+    missing = set(waiting)
     # its part, None while it is set up
-    running: dict[Any, tuple[ActorSlot, int, int | None]] = {
+    running: dict[Any, tuple[ActorSlot, int, tuple[str, int] | None]] = {
         s.ready: (s, s.generation, None) for s in slots
     }
-    wait.news()
-    while len(scores) < len(parts):
+    count = len(waiting)
+    wait = Wait(
+        lambda: f"{len(missing)} of {count} parts to be played",
+        None if patience_s is None else patience_s * max(max(p.parts) for p in plans.values()),
+        "add machines, or ask for less (--actors), and evaluate again",
+    )
+    while missing:
         ready, _ = ray.wait(list(running), num_returns=1, timeout=wait.seconds())
         wait.check()
         if not ready:
             continue
         wait.news()
         (ref,) = ready
-        slot, generation, number = running.pop(ref)
+        slot, generation, part = running.pop(ref)
         try:
             answer = ray.get(ref)
         except RayError as error:
             what = slot.handle_failure(generation, error)
             if what is CallFault.ARGUMENT:
                 shared = ray.put(weights)
-            if number is not None:
-                waiting.append(number)
+            if part is not None:
+                waiting.append(part)
             running[slot.ready] = slot, slot.generation, None
             continue
-        if number is not None:
+        if part is not None:
             slot.note_answer()
-            scores[number] = answer
-            on_end(parts[number])
+            task, number = part
+            missing.remove(part)
+            on_part(task, number, answer)
         if waiting:
-            number = waiting.pop()
-            running[slot.call("part", task, shared, command, parts[number], purpose, number)] = (
-                slot,
-                slot.generation,
-                number,
+            part = task, number = waiting.pop()
+            plan = plans[task]
+            call = slot.call(
+                "part", task, shared, plan.command, plan.parts[number], purpose, number
             )
+            running[call] = slot, slot.generation, part

@@ -3,7 +3,6 @@ numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,20 +12,11 @@ from bigdm_ray.envs.task import find_task
 from bigdm_ray.tables.base import Grid, Overview, OverviewBar, Scale, find_grid
 from bigdm_ray.tables.folders import Result, TableFolders, value_of
 from bigdm_ray.tables.peers import compare_with_peers, is_trusted
+from bigdm_ray.tables.suites import interquartile_mean
 from bigdm_ray.training.evaluation import stratified_interval
 
 SEEDS = 3
 """Seeds of a row that an interval wants, at least."""
-
-
-def interquartile_mean(values: Iterable[float]) -> float:
-    """The mean of the middle half (Agarwal et al. 2021): a quarter of the weight is cut off at each
-    end."""
-    ordered = np.sort(np.array(list(values), np.float64))
-    n = len(ordered)
-    edges = np.arange(n + 1) / n
-    weights = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0, None)
-    return float((ordered * weights).sum() / weights.sum())
 
 
 def table(shelf: TableFolders, only: list[str] | None = None) -> str:

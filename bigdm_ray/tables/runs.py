@@ -62,10 +62,16 @@ def _number(value: float | None) -> str:
 
 def align_columns(rows: Sequence[Sequence[str]]) -> str:
     """The table for a terminal; columns that are empty in every row are left out."""
-    kept = [n for n in range(len(HEAD)) if any(cells[n] for cells in rows)]
-    table = [[cells[n] for n in kept] for cells in (HEAD, *rows)]
+    return aligned(HEAD, rows, WORDS)
+
+
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str]) -> str:
+    """Rows under a head for a terminal, columns of `words` to the left and those of numbers to the
+    right; columns that are empty in every row are left out."""
+    kept = [n for n in range(len(head)) if any(cells[n] for cells in rows)]
+    table = [[cells[n] for n in kept] for cells in (head, *rows)]
     widths = [max(len(cells[n]) for cells in table) for n in range(len(kept))]
-    left = [HEAD[n] in WORDS for n in kept]
+    left = [head[n] in words for n in kept]
 
     def line(cells: Sequence[str]) -> str:
         parts = zip(cells, widths, left, strict=True)

@@ -65,7 +65,7 @@ class TrainedRun:
 
     def policy(self, mode: Mode = "sample") -> Policy:
         """How the network acts."""
-        return self.run.algorithm.policy(self.model, mode, self.signature)
+        return self.run.algorithm.policy_in(self.model, mode, self.signature, self.run.task)
 
     @property
     def command(self) -> dict[str, float]:
@@ -147,6 +147,6 @@ def policy_of(loaded: TrainedRun, mode: str, cached: bool | None = None) -> tupl
     """
     run = run_as(loaded, mode, cached)
     torch.set_num_threads(run.machines.threads)
-    return run.algorithm.policy(
-        loaded.model, cast(Mode, run.evaluations.mode), loaded.signature
+    return run.algorithm.policy_in(
+        loaded.model, cast(Mode, run.evaluations.mode), loaded.signature, run.task
     ), run.evaluations.mode

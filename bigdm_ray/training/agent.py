@@ -55,8 +55,8 @@ class Agent:
         if device_of(model) != where:
             model = copy.deepcopy(model).to(where)  # others may act with the one that was loaded
         run = run_as(loaded, mode)
-        self._policy = run.algorithm.policy(
-            model, cast(Mode, run.evaluations.mode), loaded.signature
+        self._policy = run.algorithm.policy_in(
+            model, cast(Mode, run.evaluations.mode), loaded.signature, run.task
         )
         self._loaded, self._n, self._count = loaded, n, n or 1
         self._chance = rng(seed, "evaluate", 0)

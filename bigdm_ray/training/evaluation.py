@@ -26,6 +26,11 @@ from bigdm_ray.training.streams import derived_seed, rng
 
 ROWS = 50
 """Environments that are evaluated side by side, at most."""
+KEPT_ROWS = 200
+"""Environments that an evaluator keeps for the next evaluation, those of all its tasks together."""
+GAP = 0.1
+"""How far the return of an expert is above that of a random policy, at least, as a share of the
+larger of the two in absolute value, where a normalised score is to count."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +124,29 @@ def means_of(scores: Scores) -> dict[str, float]:
     return {task: float(s.returns.mean()) for task, s in scores.items() if len(s.returns)}
 
 
+def gap_problem(references: tuple[float, float] | None) -> str | None:
+    """Why a task with these returns (random, expert) has no score that counts, in words; None where
+    it has one.
+
+    Where the expert is hardly above the random policy (`GAP`), a score is noise over next to
+    nothing.
+    """
+    if references is None:
+        return "no reference returns are known"
+    low, high = references
+    if high - low < GAP * max(abs(low), abs(high)):
+        return f"the expert has {high:,.4g} where a random policy has {low:,.4g}"
+    return None
+
+
 def mean_normalized_score(scores: Scores, tasks: Mapping[str, Task]) -> float | None:
-    """The mean of normalised scores over the tasks that have one; None where there is none."""
-    each = [tasks[task].normalized_score(mean) for task, mean in means_of(scores).items()]
+    """The mean of normalised scores over the tasks that have one that counts (`gap_problem`); None
+    where there is none."""
+    each = [
+        tasks[task].normalized_score(mean)
+        for task, mean in means_of(scores).items()
+        if gap_problem(tasks[task].reference_returns) is None
+    ]
     known = [score for score in each if score is not None]
     return float(np.mean(known)) if known else None
 
@@ -147,7 +172,9 @@ class Evaluator:
         self._model = run.algorithm.build(signatures)
         self._model.eval()
         self._policies = {
-            name: run.algorithm.policy(self._model, cast(Mode, run.evaluations.mode), signature)
+            name: run.algorithm.policy_in(
+                self._model, cast(Mode, run.evaluations.mode), signature, name
+            )
             for name, signature in signatures.items()
         }
         self._envs: dict[str, VectorEnv] = {}
@@ -201,28 +228,35 @@ class Evaluator:
         purpose: str,
         number: int,
     ) -> Score:
-        """A part of `evaluate_in_parts`, which may hold no episode."""
+        """A part of `evaluate_in_parts`, which may hold no episode; of one of several tasks also
+        where it cannot be played at all."""
         weights.into(self._model)
-        commands = constant(command, episodes)
-        return Score.of(
-            play(
+        try:
+            played = play(
                 self._policies[task],
                 self._tasks[task],
-                commands,
+                constant(command, episodes),
                 episodes,
                 self._run.seed,
                 purpose,
                 number,
                 self._rows(task, episodes),
-            ),
-            command,
-        )
+            )
+        except (UserError, RunFailed) as error:
+            if not self._run.several:
+                raise
+            played = RolloutResult([], discarded=episodes, problems=[str(error)])
+        return Score.of(played, command)
 
     def _rows(self, task: str, rows: int) -> VectorEnv:
-        if task not in self._envs or self._envs[task].n != rows:
-            if task in self._envs:
-                self._envs.pop(task).close()
-            self._envs[task] = self._tasks[task].make(rows, 0, "reference")
+        """Reference environments of a task. Those that have waited longest go to make room."""
+        kept = self._envs.pop(task, None)
+        if kept is not None and kept.n != rows:
+            kept.close()
+            kept = None
+        while self._envs and rows + sum(env.n for env in self._envs.values()) > KEPT_ROWS:
+            self._envs.pop(next(iter(self._envs))).close()
+        self._envs[task] = kept or self._tasks[task].make(rows, 0, "reference")
         return self._envs[task]
 
     def close(self) -> None:
@@ -266,6 +300,15 @@ def split_episodes(episodes: int, rows: int) -> list[int]:
     """How many of `episodes` each part plays: at most `rows`, and as equally many as can be."""
     parts = math.ceil(episodes / rows)
     return [episodes // parts + (number < episodes % parts) for number in range(parts)]
+
+
+@dataclass(frozen=True)
+class PlannedTask:
+    """What an evaluation plays of a task: how it is commanded, and how many episodes each part
+    has."""
+
+    command: dict[str, float]
+    parts: list[int]
 
 
 def evaluate_in_parts(

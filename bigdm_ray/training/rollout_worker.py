@@ -34,7 +34,7 @@ class RolloutWorker:
         self._model = run.algorithm.build(signatures)
         self._model.eval()
         self._policies = {
-            name: run.algorithm.policy(self._model, "sample", signature)
+            name: run.algorithm.policy_in(self._model, "sample", signature, name)
             for name, signature in signatures.items()
         }
         self._random = {name: RandomPolicy(signature) for name, signature in signatures.items()}

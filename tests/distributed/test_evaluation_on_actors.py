@@ -18,7 +18,7 @@ from bigdm_ray.distributed.evaluation import evaluate_on_actors
 from bigdm_ray.doors import door
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.evaluate import main
-from bigdm_ray.training.evaluation import evaluate_in_parts, join_scores
+from bigdm_ray.training.evaluation import PlannedTask, Score, evaluate_in_parts, join_scores
 from bigdm_ray.training.loaded import load
 from bigdm_ray.training.loop import train_local
 from bigdm_ray.training.params import Weights
@@ -81,18 +81,21 @@ def test_the_parts_of_actors_that_die_are_played_again(trained: Path) -> None:
     loaded, ended, killed = load(trained), [], []
     weights = Weights.load(RunFolder(trained).weights("last"))
     task, parts = loaded.run.task, [3] * 6
-    arguments = (loaded.run, task, weights, loaded.command, parts, "evaluate", 2, "local")
+    plans = {task: PlannedTask(loaded.command, parts)}
+    heard: dict[int, Score] = {}
 
-    def kill_some(episodes: int) -> None:
-        ended.append(episodes)
+    def kill_some(task: str, number: int, score: Score) -> None:
+        ended.append(number)
+        heard[number] = score
         if len(ended) in (1, 4):
             killed.append(kill_one("EvaluatorActor"))
 
     whole = evaluate_in_parts(
         loaded.policy(), loaded.task, loaded.command, [3] * 6, loaded.run.seed, "evaluate"
     )
-    again = evaluate_on_actors(*arguments, kill_some)
-    assert killed == [True, True] and ended == [3] * 6
+    evaluate_on_actors(loaded.run, weights, plans, "evaluate", 2, "local", kill_some)
+    again = [heard[number] for number in range(6)]
+    assert killed == [True, True] and sorted(ended) == [*range(6)]
     assert [value for part in again for value in part.returns] == whole.returns.tolist()
     assert [len(part.returns) for part in again] == [3] * 6
 
@@ -104,21 +107,22 @@ def test_a_part_that_never_ends_is_waited_for_as_long_as_patience_is(trained: Pa
     run = dataclasses.replace(loaded.run, machines=machines)
     told = r"waited .* minutes for 2 of 2 parts to be played; free in the cluster: .*\(--actors\)"
     with pytest.raises(RunFailed, match=told):
-        evaluate_on_actors(
-            run, run.task, weights, loaded.command, [1, 1], "evaluate", 2, "local", print
-        )
+        plans = {run.task: PlannedTask(loaded.command, [1, 1])}
+        evaluate_on_actors(run, weights, plans, "evaluate", 2, "local", print)
 
 
 def test_ctrl_c_leaves_the_parts_that_have_ended(trained: Path) -> None:
-    def stop(episodes: int) -> None:
+    heard = []
+
+    def stop(task: str, number: int, score: Score) -> None:
+        heard.append(score)
         raise KeyboardInterrupt
 
     loaded = load(trained)
     weights = Weights.load(RunFolder(trained).weights("last"))
-    run, command = loaded.run, loaded.command
-    (part,) = evaluate_on_actors(
-        run, run.task, weights, command, [3] * 6, "evaluate", 2, "local", stop
-    )
+    plans = {loaded.run.task: PlannedTask(loaded.command, [3] * 6)}
+    evaluate_on_actors(loaded.run, weights, plans, "evaluate", 2, "local", stop)
+    (part,) = heard
     assert len(join_scores([part], loaded.command, stopped=True).returns) == 3
 
 
@@ -132,3 +136,21 @@ def test_environments_that_all_fail_are_told_in_one_sentence(trained: Path, tmp_
         RunFailed, match="no evaluation episode of toy-nan could be played to its end"
     ):
         main([str(tmp_path / "run"), "--episodes", "2", "--rows", "1", "--actors", "2"])
+
+
+def test_many_tasks_share_the_actors_and_score_as_one_process_does(tmp_path: Path) -> None:
+    tasks = ("toy-vector", "toy-continuous", "toy-mixed")
+    folders = [str(dataset_of(tmp_path / task, task, 12).folder) for task in tasks]
+    flags = "--hidden 8 --batch-size 8 --learner-steps 1 --evaluations.final-episodes 1"
+    train_local(bigdm_ray.configure("bc", flags=flags.split(), tasks=folders), tmp_path / "run")
+
+    def reports(*more: str) -> dict[str, Any]:
+        told = report(tmp_path / "run", *more)
+        for one in told["tasks"].values():
+            for name in TIMES:
+                del one[name]
+        return told
+
+    local = reports()
+    assert reports("--actors", "2") == local and list(local["tasks"]) == [*tasks]
+    assert not local["partial"] and not (tmp_path / "run" / "evaluation").exists()

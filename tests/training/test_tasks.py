@@ -326,7 +326,9 @@ def test_evaluate_scores_each_task_and_plots_draw_each(trained, capsys):
     assert evaluate.main([str(folder), "--episodes", "2", "--weights", "best"]) == 0
     report = json.loads((folder / "evaluation.json").read_text())
     assert list(report["tasks"]) == list(TOYS)
-    assert report["normalized_score"] == report["tasks"]["toy-vector"]["normalized_score"]
+    only = report["tasks"]["toy-vector"]["normalized_score"]
+    assert report["normalized_score"] == pytest.approx(only)
+    assert set(report["left_out"]) == {*TOYS[1:]}
     assert "mean of normalised scores: " in capsys.readouterr().out
     with pytest.raises(UserError, match="--desired-return is for one task"):
         evaluate.main([str(folder), "--desired-return", "3"])
