@@ -5,7 +5,7 @@ MINUTES ?= 8
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: install run test long fast cluster tools lint bench gpu zoo screenshots clean
+.PHONY: install run test long fast cluster tools lint proto bench gpu zoo screenshots clean
 
 install: $(READY)
 
@@ -45,6 +45,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What is generated of bigdm_ray/serving/policy.proto.
+proto: install
+	$(BIN)/python -m tests.protobuf
 
 bench: install
 	$(BIN)/python -m tests.benchmarks.rollout

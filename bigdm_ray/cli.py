@@ -24,6 +24,7 @@ DOORS = {
     "plots": "Draw a run's learning curve and how well it obeys",
     "reproduce": "Fill a published table",
     "run": "Train a policy",
+    "serve": "Serve a policy",
     "table": "Compare runs",
     "weights": "Weights of others, in and out",
 }

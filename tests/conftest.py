@@ -30,10 +30,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # in the background of a script these are ignored, and so would be by the commands that tests stop
-# `making`, `helpers`
+# `making`, `helpers`, `helpers_serving`
 sys.path[:0] = [
     str(Path(__file__).parent),
     str(Path(__file__).parent / "distributed"),
+    str(Path(__file__).parent / "serving"),
 ]
 
 from hypothesis import HealthCheck, settings  # noqa: E402  (after the environment is set)

@@ -81,8 +81,9 @@ class Episode:
                 name = f"{kind} {path!r}" if path else kind
                 if len(values) != rows:
                     return f"its {name} has {len(values)} rows where {rows} belong to {steps} steps"
-                if values.dtype.kind == "f" and not np.isfinite(values).all():
-                    bad = np.argmin(np.isfinite(values).reshape(rows, -1).all(1))
+                told = values[:1] if is_held(values) else values
+                if told.dtype.kind == "f" and not np.isfinite(told).all():
+                    bad = np.argmin(np.isfinite(told).reshape(len(told), -1).all(1))
                     return f"its {name} at step {int(bad)} is not finite"
         return None
 
