@@ -74,7 +74,7 @@ class Served:
         one = self.by_task[task]
         run = run_as(one, mode)
         kind = cast(Mode, run.evaluations.mode)
-        return run.algorithm.policy(one.model, kind, one.signature)
+        return run.algorithm.policy_in(one.model, kind, one.signature, task)
 
     def command(self, task: str, asked: Mapping[str, float]) -> dict[str, float]:
         """What a session is told to achieve: what is asked for, and the run's own for the rest.
