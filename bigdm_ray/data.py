@@ -159,8 +159,9 @@ def recording_request(
     from bigdm_ray.training.loaded import load
     from bigdm_ray.training.recording import ROWS, NoisyPolicy, RecordingRequest
     from bigdm_ray.training.run_folder import RunFolder
+    from bigdm_ray.training.zoo import locate
 
-    loaded = load(given.run, weights)
+    loaded, home = load(given.run, weights), locate(given.run)
     policy, mode = policy_of(loaded, given.mode or "own")
     sigma, epsilon = given.action_noise or 0.0, given.epsilon or 0.0
     noisy = NoisyPolicy(policy, loaded.signature, sigma, epsilon) if sigma or epsilon else policy
@@ -170,8 +171,8 @@ def recording_request(
     made_of = (
         sigma,
         epsilon,
-        stamp(given.run / "run.json"),
-        stamp(RunFolder(given.run).weights(weights)),
+        stamp(home / "run.json"),
+        stamp(RunFolder(home).weights(weights)),
     )
     return RecordingRequest(
         noisy, loaded.task, who, loaded.version, command, episodes, steps, seed, rows, made_of
@@ -183,8 +184,9 @@ def milestones(given: argparse.Namespace) -> list[RecordingRequest]:
     episodes or steps. Raises UserError."""
     from bigdm_ray.training.run_folder import RunFolder
     from bigdm_ray.training.streams import derived_seed
+    from bigdm_ray.training.zoo import locate
 
-    names = RunFolder(given.run).milestones()
+    names = RunFolder(locate(given.run)).milestones()
     if not names:
         raise UserError(
             f"{given.run} has kept no milestones; train it with --saves.milestones true"

@@ -98,7 +98,7 @@ class EvaluateFlags:
 
 
 @dataclass(frozen=True)
-class Plan(PlannedTask):
+class TaskPlan(PlannedTask):
     """How a task is played: see PlannedTask; and what else decides its returns."""
 
     loaded: Loaded
@@ -120,14 +120,14 @@ class Plan(PlannedTask):
         return told | {"acting": self.loaded.acting, "versions": versions()}
 
 
-def plan_task(loaded: Loaded, asked: EvaluateFlags) -> Plan:
+def plan_task(loaded: Loaded, asked: EvaluateFlags) -> TaskPlan:
     """What is to be played of a run in one task. Raises UserError for what it cannot do."""
     device = pick_device(asked.device)
     loaded.model.to(device)
     policy, mode = policy_of(loaded, asked.mode, asked.cached)
     planned = mode == "plan"
     episodes = asked.episodes or (loaded.run.evaluations.final_episodes if planned else 100)
-    return Plan(
+    return TaskPlan(
         command=command_of(loaded, asked.desired_return, asked.desired_horizon),
         parts=split_episodes(episodes, asked.rows or (PLANNED_ROWS if planned else ROWS)),
         loaded=loaded,
@@ -139,7 +139,7 @@ def plan_task(loaded: Loaded, asked: EvaluateFlags) -> Plan:
     )
 
 
-def play_here(plan: Plan) -> Score:
+def play_here(plan: TaskPlan) -> Score:
     """Play what is planned in this process. Raises UserError, RunFailed where no episode ends well,
     and KeyboardInterrupt where none has ended."""
     task = plan.loaded.task
@@ -151,7 +151,7 @@ def play_here(plan: Plan) -> Score:
 
 
 def play_on_actors(
-    plans: Mapping[str, Plan],
+    plans: Mapping[str, TaskPlan],
     asked: EvaluateFlags,
     on_task: Callable[[str, Score], None],
 ) -> None:
@@ -218,7 +218,7 @@ def note_parts(parts: list[int], actors: int) -> None:
         )
 
 
-def report_of(plan: Plan, asked: EvaluateFlags, result: Score) -> dict[str, Any]:
+def report_of(plan: TaskPlan, asked: EvaluateFlags, result: Score) -> dict[str, Any]:
     """What evaluation.json says of a task that was played."""
     loaded = plan.loaded
     return {

@@ -24,7 +24,7 @@ from bigdm_ray.jsons import read_json
 from bigdm_ray.scoring import (
     SCHEMA_VERSION,
     EvaluateFlags,
-    Plan,
+    TaskPlan,
     check_actors,
     note_parts,
     plan_task,
@@ -32,10 +32,10 @@ from bigdm_ray.scoring import (
     play_on_actors,
     report_of,
 )
-from bigdm_ray.tables.runs import aligned
+from bigdm_ray.tables.runs import align
 from bigdm_ray.tables.suites import (
     THRESHOLDS,
-    normalised,
+    normalise,
     reached_line,
     score_tasks,
     suite_of,
@@ -164,10 +164,10 @@ def _by_task(reports: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task]
                 f"{report['return_mean']:,.2f}",
                 f"{bounds[0]:,.2f} to {bounds[1]:,.2f}",
                 "" if score is None else f"{score:.1f}",
-                "" if known is None else " to ".join(f"{v:.1f}" for v in normalised(bounds, known)),
+                "" if known is None else " to ".join(f"{v:.1f}" for v in normalise(bounds, known)),
             ]
         )
-    return aligned(
+    return align(
         ["task", "episodes", "return", "95 % interval", "score", "95 % interval"], rows, ("task",)
     )
 
@@ -187,7 +187,7 @@ def _by_suite(summary: Mapping[str, Any]) -> str:
         for name, own in shown.items()
     ]
     head = ["suite", "tasks", "mean", "95 % interval", "IQM", "95 % interval"]
-    return aligned([*head, *(f">= {t}" for t in THRESHOLDS)], rows, ("suite",))
+    return align([*head, *(f">= {t}" for t in THRESHOLDS)], rows, ("suite",))
 
 
 def _between(interval: Sequence[float]) -> str:
@@ -205,7 +205,7 @@ def score_each(loaded: Loaded, asked: EvaluateFlags, home: Path) -> dict[str, An
     weights = file_hash(RunFolder(loaded.folder).weights(asked.weights))
     reports: dict[str, dict[str, Any]] = {}
     problems: dict[str, UserError | RunFailed] = {}
-    plans: dict[str, Plan] = {}
+    plans: dict[str, TaskPlan] = {}
     for name in names:
         try:
             plan = plan_task(loaded.of(name), asked)
@@ -263,7 +263,7 @@ def score_each(loaded: Loaded, asked: EvaluateFlags, home: Path) -> dict[str, An
 
 
 def play_each(
-    plans: Mapping[str, Plan],
+    plans: Mapping[str, TaskPlan],
     on_task: Callable[[str, Score], None],
     problems: dict[str, UserError | RunFailed],
 ) -> None:

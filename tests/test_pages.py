@@ -21,6 +21,7 @@ FOR_USERS = (
     "docs/trajectory_transformer.md",
     "docs/baselines.md",
     "docs/offline_baselines.md",
+    "docs/many_tasks.md",
     "docs/results.md",
     "docs/lecture.md",
 )

@@ -104,3 +104,5 @@ def test_pictures_and_tables_take_policies_of_the_zoo(
     assert door(table.main, ["zoo:udrl-cartpole", "zoo:udrl-lunarlander"]) == 0
     assert "zoo:udrl-lunarlander" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    asked = ["record", "zoo:udrl-cartpole", "--episodes", "1", "--folder", "data", "--quiet"]
+    assert door(data.main, asked) == 0, "and recordings"

@@ -15,7 +15,7 @@ HEAD: tuple[str, ...] = (
     *("return", "95 % interval", "normalised", "wall"),
 )
 WORDS = ("run", "algorithm", "task")
-"""Columns of words, aligned to the left; the others hold numbers."""
+"""Columns of words, align to the left; the others hold numbers."""
 
 
 def require_summary(folder: Path) -> dict[str, Any]:
@@ -62,10 +62,10 @@ def _number(value: float | None) -> str:
 
 def align_columns(rows: Sequence[Sequence[str]]) -> str:
     """The table for a terminal; columns that are empty in every row are left out."""
-    return aligned(HEAD, rows, WORDS)
+    return align(HEAD, rows, WORDS)
 
 
-def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str]) -> str:
+def align(head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str]) -> str:
     """Rows under a head for a terminal, columns of `words` to the left and those of numbers to the
     right; columns that are empty in every row are left out."""
     kept = [n for n in range(len(head)) if any(cells[n] for cells in rows)]

@@ -62,7 +62,7 @@ def middle_means(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return out
 
 
-def resampled(tasks: Sequence[TaskScores], seed: int = 0) -> list[np.ndarray]:
+def resample(tasks: Sequence[TaskScores], seed: int = 0) -> list[np.ndarray]:
     """`SAMPLES` samples of each task's scores, as many as it has: `[SAMPLES, n]` float64."""
     chance = np.random.default_rng(seed)
     return [t.scores[chance.integers(0, len(t.scores), (SAMPLES, len(t.scores)))] for t in tasks]
@@ -72,8 +72,8 @@ def aggregate(
     tasks: Sequence[TaskScores], samples: Sequence[np.ndarray] | None = None
 ) -> dict[str, Any]:
     """Mean and interquartile mean of some tasks' scores, their intervals, and how many tasks reach
-    each threshold. `samples` are those of `resampled`."""
-    drawn = resampled(tasks) if samples is None else samples
+    each threshold. `samples` are those of `resample`."""
+    drawn = resample(tasks) if samples is None else samples
     weights = np.concatenate([np.full(len(t.scores), 1 / len(t.scores)) for t in tasks])
     middle = middle_means(np.concatenate([t.scores for t in tasks])[None], weights)
     means = np.mean([part.mean(1) for part in drawn], 0)
@@ -95,7 +95,7 @@ def summarise(tasks: Mapping[str, TaskScores]) -> dict[str, Any]:
     if not names:
         return {"suites": {}, "all": None, "suite_mean": None, "suite_mean_interval": None}
     listed = list(tasks.values())
-    drawn = resampled(listed)
+    drawn = resample(listed)
     suites, means = {}, []
     for name in names:
         mine = [k for k, one in enumerate(listed) if one.suite == name]
@@ -109,7 +109,7 @@ def summarise(tasks: Mapping[str, TaskScores]) -> dict[str, Any]:
     }
 
 
-def normalised(returns: Sequence[float], references: tuple[float, float]) -> np.ndarray:
+def normalise(returns: Sequence[float], references: tuple[float, float]) -> np.ndarray:
     """The score of each return `[n]` float64 with these of a random and an expert policy."""
     low, high = references
     out: np.ndarray = 100.0 * (np.asarray(returns, np.float64) - low) / (high - low)
@@ -128,7 +128,7 @@ def score_tasks(
         if why := gap_problem(known):
             left_out[name] = why
         elif known is not None:
-            found[name] = TaskScores(suites(name), normalised(report["returns"], known))
+            found[name] = TaskScores(suites(name), normalise(report["returns"], known))
     return found, left_out
 
 
