@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     import gymnasium
 
 
-Kind = Literal["tensor", "discrete", "image", "text"]
+Kind = Literal["tensor", "discrete", "grid", "image", "text"]
+PICKED = ("discrete", "grid")
+"""Kinds of leaves that hold indices, with `choices`."""
 
 PER_EPISODE = "per_episode"
 """In the metadata of an environment: the observations that hold for a whole episode, a mission,
@@ -39,8 +41,9 @@ class Leaf:
     """One array of an observation or an action: its kind, the shape and dtype of one step, and its
     bounds.
 
-    `discrete` leaves hold indices that start at 0, `choices` of them for each element. `image`
-    leaves are `[channels, height, width]` uint8. `text` leaves are UTF-8 bytes, padded with zeros
+    `discrete` leaves hold indices that start at 0, `choices` of them for each element. `grid`
+    leaves are symbols on a grid, uint8 indices as `discrete` ones are, of two axes or more; they are
+    never treated as pictures. `image` leaves are `[channels, height, width]` uint8. `text` leaves are UTF-8 bytes, padded with zeros
     to `shape[0]`. `per` says whether the value changes every step or once an episode.
     """
 
@@ -49,7 +52,7 @@ class Leaf:
     dtype: str
     low: tuple[float, ...] | None = None  # per element, row-major; None: unbounded or not known
     high: tuple[float, ...] | None = None
-    choices: tuple[int, ...] = ()  # per element, for discrete leaves
+    choices: tuple[int, ...] = ()  # per element, for discrete leaves and grids
     per: Literal["step", "episode"] = "step"
 
     @property
@@ -113,7 +116,7 @@ class Signature:
                 raise SpaceMismatch(
                     f"{leaf_phrase(path)} has an element {odd}, but finite numbers are expected"
                 )
-            if leaf.kind == "discrete":
+            if leaf.kind in PICKED:
                 most = np.array(leaf.choices).reshape(leaf.shape) - 1
                 bad = (values < 0) | (values > most)
                 if bad.any():
@@ -147,7 +150,11 @@ class Signature:
         for path, leaf in found.items():
             if any(f"{path}/".startswith(f"{name}/") for name in once):
                 found[path] = dataclasses.replace(leaf, per="episode")
-        return Signature(found, leaves(action_space))
+        done = leaves(action_space)
+        for path, leaf in done.items():
+            if leaf.kind == "grid":  # choices like any others: a grid is something that is seen
+                done[path] = dataclasses.replace(leaf, kind="discrete", dtype="int32")
+        return Signature(found, done)
 
     @property
     def per_episode(self) -> frozenset[str]:
@@ -183,14 +190,10 @@ def leaves(space: gymnasium.Space[Any], path: str = "") -> dict[str, Leaf]:
     if isinstance(space, spaces.Discrete):
         return {path: Leaf("discrete", (), "int32", choices=(int(space.n),))}
     if isinstance(space, spaces.MultiDiscrete):
-        return {
-            path: Leaf(
-                "discrete",
-                space.shape,
-                "int32",
-                choices=tuple(int(n) for n in space.nvec.reshape(-1)),
-            )
-        }
+        choices = tuple(int(n) for n in space.nvec.reshape(-1))
+        if is_grid(space):
+            return {path: Leaf("grid", space.shape, "uint8", choices=choices)}
+        return {path: Leaf("discrete", space.shape, "int32", choices=choices)}
     if isinstance(space, spaces.MultiBinary):
         return {path: Leaf("discrete", space.shape, "int32", choices=(2,) * math.prod(space.shape))}
     if isinstance(space, spaces.Text):
@@ -198,6 +201,19 @@ def leaves(space: gymnasium.Space[Any], path: str = "") -> dict[str, Leaf]:
     raise UserError(
         f"the space {space} has no flat form; supported are Box, Discrete, MultiDiscrete,"
         " MultiBinary, Text, Dict and Tuple"
+    )
+
+
+def is_grid(space: gymnasium.Space[Any]) -> bool:
+    """Whether a space is of symbols on a grid: a MultiDiscrete of type uint8 with two axes or more,
+    that begins at 0."""
+    from gymnasium import spaces
+
+    return (
+        isinstance(space, spaces.MultiDiscrete)
+        and space.dtype == np.uint8
+        and len(space.shape) > 1
+        and not np.any(space.start)
     )
 
 

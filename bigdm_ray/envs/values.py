@@ -7,8 +7,8 @@ clause with the leaf, what came and what was expected.
 What loses nothing is taken: truth values and whole numbers where floats are expected, any float for
 another, whole numbers of any width that the type holds, sequences and 0-d arrays. Refused are other
 shapes, floats where whole numbers are expected (0.5 of a uint8 picture would be stored as 0), whole
-numbers that the type or the choices do not have, text that is longer than its space, and what is no
-number. Bounds of a Box are not held against values of its type: many environments overstep them a
+numbers that the type or the choices do not have, text of more bytes than its space may take, and
+what is no number. Bounds of a Box are not held against values of its type: many environments overstep them a
 little, and nothing is lost by it. What is not finite is found in all rows at once
 (`Step.is_sound`).
 """
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bigdm_ray.envs.signature import SpaceMismatch as SpaceMismatch
-from bigdm_ray.envs.signature import channels_first, leaf_dtype
+from bigdm_ray.envs.signature import channels_first, is_grid, leaf_dtype
 from bigdm_ray.envs.signature import leaf_phrase as leaf_phrase
 
 if TYPE_CHECKING:
@@ -136,11 +136,12 @@ def _picks(space: gymnasium.Space[Any], path: str) -> Callable[[Any], np.ndarray
 
     shape = space.shape or ()
     start, n = np.zeros(shape, np.int64), np.full(shape, 2)
+    dtype = np.dtype(np.uint8 if is_grid(space) else np.int32)
     if isinstance(space, spaces.MultiDiscrete):
-        start, n = np.asarray(space.start), np.asarray(space.nvec)
+        start, n = (np.asarray(ends, np.int64) for ends in (space.start, space.nvec))
 
     def read(value: Any) -> np.ndarray:
-        picked = as_whole_numbers(as_numbers(value, shape, path, np.dtype(np.int32)), path) - start
+        picked = as_whole_numbers(as_numbers(value, shape, path, dtype), path) - start
         bad = (picked < 0) | (picked >= n)
         if bad.any():
             got, first, choices = ((v[bad][0]) for v in (picked + start, start, n))
@@ -148,26 +149,26 @@ def _picks(space: gymnasium.Space[Any], path: str) -> Callable[[Any], np.ndarray
                 f"{leaf_phrase(path)} has an element {got}, "
                 f"but {first} to {first + choices - 1} are expected"
             )
-        out: np.ndarray = picked.astype(np.int32)
+        out: np.ndarray = picked.astype(dtype)
         return out
 
     return read
 
 
 def _text(space: gymnasium.spaces.Text, path: str) -> Callable[[Any], np.ndarray]:
-    longest = int(space.max_length)
+    longest = 4 * int(space.max_length)
 
     def read(value: Any) -> np.ndarray:
         if not isinstance(value, str):
             raise SpaceMismatch(
                 f"{leaf_phrase(path)} is of type {kind(value)}, but text is expected"
             )
-        if len(value) > longest:
+        if len(data := value.encode()) > longest:
             raise SpaceMismatch(
-                f"{leaf_phrase(path)} is a text of {len(value):,} characters, "
+                f"{leaf_phrase(path)} is a text of {len(data):,} bytes, "
                 f"but at most {longest:,} are expected"
             )
-        return np.frombuffer(value.encode().ljust(4 * longest, b"\0"), np.uint8)
+        return np.frombuffer(data.ljust(longest, b"\0"), np.uint8)
 
     return read
 

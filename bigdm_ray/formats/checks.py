@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from bigdm_ray.envs.signature import Leaf, Signature
+from bigdm_ray.envs.signature import PICKED, Leaf, Signature
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.signatures import field_name
 from bigdm_ray.replay.episode import Episode
@@ -111,7 +111,7 @@ def _leaf(
             raise refusal(place(k), name, f"numbers are expected, not {part.dtype}")
     flat = np.concatenate(parts).reshape(-1, *leaf.shape)
     ends = np.cumsum(rows)
-    if leaf.kind == "discrete":
+    if leaf.kind in PICKED:
         return _picked(flat, leaf, ends, name, place)
     if np.dtype(leaf.dtype).kind == "f":
         return _real(flat, leaf, ends, name, place, what == "actions")

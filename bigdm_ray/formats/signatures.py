@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bigdm_ray.envs.signature import Leaf, Signature
+from bigdm_ray.envs.signature import PICKED, Leaf, Signature
 from bigdm_ray.errors import UserError, one_line
 from bigdm_ray.formats.claims import expect_size
 from bigdm_ray.jsons import read_json
@@ -36,8 +36,8 @@ def misfit(theirs: Signature, mine: Signature) -> str | None:
 
 
 def _form(leaf: Leaf) -> tuple[str, int | tuple[int, ...], tuple[int, ...]]:
-    """Numbers may be shaped otherwise; a picture whose channels stand elsewhere is another one."""
-    return leaf.kind, leaf.shape if leaf.kind == "image" else leaf.size, leaf.choices
+    """Numbers may be shaped otherwise; a picture or a grid of other axes is another one."""
+    return leaf.kind, leaf.shape if leaf.kind in ("grid", "image") else leaf.size, leaf.choices
 
 
 def describe_leaf(leaf: Leaf) -> str:
@@ -79,12 +79,12 @@ def checked_signature(data: Any) -> Signature:
 
 def _sound_leaf(leaf: Leaf) -> None:
     whole = all(isinstance(n, int) and n > 0 for n in (*leaf.shape, *leaf.choices))
-    kinds = {"tensor": "fiu", "discrete": "i", "image": "u", "text": "u"}
+    kinds = {"tensor": "fiu", "discrete": "i", "grid": "u", "image": "u", "text": "u"}
     elements = math.prod(leaf.shape)
     bounds = all(
         bound is None or (len(bound) == elements and all(type(n) in (int, float) for n in bound))
         for bound in (leaf.low, leaf.high)
     )
-    picked = len(leaf.choices) == (elements if leaf.kind == "discrete" else 0)
+    picked = len(leaf.choices) == (elements if leaf.kind in PICKED else 0)
     if not (whole and bounds and picked and np.dtype(leaf.dtype).kind in kinds[leaf.kind]):
         raise ValueError(f"the leaf {leaf}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bigdm_ray.envs.signature import Leaf, Signature, channels_first
+from bigdm_ray.envs.signature import PICKED, Leaf, Signature, channels_first, is_grid
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.checks import Locator, refusal
@@ -96,9 +96,11 @@ def _space(data: dict[str, Any]) -> Space:
         return spaces.Discrete(int(data["n"]), start=int(data.get("start", 0)))
     if kind == "MultiDiscrete":
         nvec = np.array(data["nvec"], np.int64)
-        return spaces.MultiDiscrete(
-            nvec, start=np.broadcast_to(np.array(data.get("start", 0), np.int64), nvec.shape).copy()
-        )
+        start = np.broadcast_to(np.array(data.get("start", 0), np.int64), nvec.shape).copy()
+        made = spaces.MultiDiscrete(nvec, np.uint8, start=start)  # what a grid is of
+        if data.get("dtype") == "uint8" and is_grid(made) and np.array_equal(made.nvec, nvec):
+            return made
+        return spaces.MultiDiscrete(nvec, start=start)
     if kind == "MultiBinary":
         return spaces.MultiBinary(data["n"])
     if kind == "Text":
@@ -178,7 +180,7 @@ def layout(task: str, signature: Signature) -> tuple[Space, Space]:
     """The spaces in whose layout episodes go out: the environment's own where it can be made and
     still fits, else plain ones."""
     own = task_spaces(task)
-    if own is not None and Signature.of(*own) == signature:
+    if own is not None and Signature.of(*own, signature.per_episode) == signature:
         return own
     return plain_space(signature.observations), plain_space(signature.actions)
 
@@ -200,9 +202,10 @@ def plain_space(leaves: dict[str, Leaf]) -> Space:
 def _plain_leaf(leaf: Leaf) -> Space:
     from gymnasium import spaces
 
-    if leaf.kind == "discrete":
+    if leaf.kind in PICKED:
+        dtype = np.uint8 if leaf.kind == "grid" else np.int64
         return (
-            spaces.MultiDiscrete(np.array(leaf.choices).reshape(leaf.shape))
+            spaces.MultiDiscrete(np.array(leaf.choices).reshape(leaf.shape), dtype)
             if leaf.shape
             else spaces.Discrete(leaf.choices[0])
         )
@@ -285,20 +288,16 @@ def flatten_texts(
 ) -> np.ndarray:
     """Strings of a Text space as `flatten_leaf` gives them.
 
-    Raises UserError for one that is longer than the space allows.
+    Raises UserError for one of more bytes than that many characters may take.
     """
     if 4 * int(space.max_length) * len(values) > MAX_TEXT_BYTES:
         why = f"{len(values):,} texts of up to {space.max_length:,} characters"
         limit = f"{MAX_TEXT_BYTES >> 20} MiB are expected at most"
         raise refusal(place(0), field, f"{why} take more memory than one episode's may: {limit}")
     for k, value in enumerate(values):
-        if len(value) > space.max_length:
-            raise refusal(
-                place(k),
-                field,
-                f"a text of {len(value):,} characters where at most {space.max_length:,} are"
-                " expected",
-            )
+        if (count := len(value.encode())) > (most := 4 * int(space.max_length)):
+            why = f"a text of {count:,} bytes where at most {most:,} are expected"
+            raise refusal(place(k), field, why)
     return flatten_leaf(space, values)
 
 
@@ -309,7 +308,7 @@ def unflatten_leaf(space: Space, values: np.ndarray) -> Any:
     if isinstance(space, spaces.Text):
         return [bytes(row).rstrip(b"\0").decode(errors="replace") for row in values]
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-        return np.add(values, space.start, dtype=np.int64)
+        return np.add(values, space.start, dtype=np.uint8 if is_grid(space) else np.int64)
     shape = tuple(space.shape or ())
     if space.dtype == np.uint8 and len(shape) == 3 and values.shape[1:] != shape:
         values = np.moveaxis(values, 1, -1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bigdm_ray.envs.signature import Leaf, Signature
+from bigdm_ray.envs.signature import PICKED, Leaf, Signature
 from bigdm_ray.formats.signatures import field_name
 from bigdm_ray.replay.shard import SUFFIX, ClosedShard, CorruptShard, NewerShard, Shard
 
@@ -46,7 +46,7 @@ def _strange(what: str, arrays: Mapping[str, np.ndarray], leaves: Mapping[str, L
                 for dtype, shape in ((values.dtype, values.shape[1:]), (leaf.dtype, leaf.shape))
             )
             return f"its {name} are {got} where {expected} is expected"
-        if leaf.kind == "discrete":
+        if leaf.kind in PICKED:
             choices = np.array(leaf.choices).reshape(leaf.shape)
             bad = (values < 0) | (values >= choices)
             if bad.any():

@@ -1,8 +1,8 @@
 """Encoders of observations and small stacks of layers: whatever a signature holds becomes one
 embedding.
 
-Leaves that are not images are flattened into one vector (discrete ones as one-hot, text as the mean
-of byte embeddings); image leaves pass the convolutions of Srivastava et al. 2019, appendix B.
+Leaves that are not images are flattened into one vector (discrete ones and grids as one-hot, text
+as the mean of byte embeddings); image leaves pass the convolutions of Srivastava et al. 2019, appendix B.
 Initial weights are orthogonal with gain sqrt(2), biases zero.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.envs.signature import Leaf, Signature
+from bigdm_ray.envs.signature import PICKED, Leaf, Signature
 from bigdm_ray.errors import UserError
 
 M = TypeVar("M", bound=nn.Module)
@@ -117,7 +117,9 @@ class Vector(nn.Module):
     @staticmethod
     def width_of(leaf: Leaf) -> int:
         """Numbers that a leaf becomes."""
-        return {"tensor": leaf.size, "discrete": sum(leaf.choices), "text": TEXT_WIDTH}[leaf.kind]
+        if leaf.kind in PICKED:
+            return sum(leaf.choices)
+        return {"tensor": leaf.size, "text": TEXT_WIDTH}[leaf.kind]
 
     @torch.no_grad()
     def rows(
@@ -142,6 +144,12 @@ class Vector(nn.Module):
                     nn.functional.one_hot(flat[..., j], n).float()
                     for j, n in enumerate(leaf.choices)
                 ]
+            elif leaf.kind == "grid":  # many elements of few symbols: ones in one array of zeros
+                ends = torch.tensor(leaf.choices, device=value.device).cumsum(0)
+                begins = ends - torch.tensor(leaf.choices, device=value.device)
+                at = value.reshape(*lead, leaf.size).long() + begins
+                parts.append(torch.zeros(*lead, sum(leaf.choices), device=value.device))
+                parts[-1].scatter_(-1, at, 1.0)
             else:
                 real = (value != 0).unsqueeze(-1).float()
                 total = (self.text[str(i)](value.long()) * real).sum(-2)
@@ -223,6 +231,12 @@ class Images(nn.Module):
     def __init__(self, leaves: dict[str, Leaf], channels: tuple[int, ...], stack: int = 1) -> None:
         super().__init__()
         self.leaves = {path: leaf for path, leaf in leaves.items() if leaf.kind == "image"}
+        grids = [path for path, leaf in leaves.items() if leaf.kind == "grid"]
+        if grids and stack > 1:
+            raise UserError(
+                f"{stack} frames of pictures are to be stacked, but the observation {grids[0]!r} is a"
+                " grid of symbols, which is not; set --algorithm.frame-stack 1"
+            )
         self.stacks = nn.ModuleList()
         self.width = 0
         for leaf in self.leaves.values():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from bigdm_ray.envs.signature import Leaf
+from bigdm_ray.envs.signature import PICKED, Leaf
 
 Kind = Literal["quantile", "uniform"]
 
@@ -25,7 +25,7 @@ Kind = Literal["quantile", "uniform"]
 class Elements:
     """Leaves by path as one row of `width` numbers, in the order of the paths.
 
-    Discrete leaves give their indices, pictures the mean brightness of `cells` x `cells` fields of
+    Discrete leaves and grids give their indices, pictures the mean brightness of `cells` x `cells` fields of
     each channel, texts their first `letters` bytes. `choices [width]` is the number of choices of
     an element, 0 where it is continuous. `first`, where it is not 0, keeps the first so many
     elements alone.
@@ -43,7 +43,7 @@ class Elements:
                 "text": min(letters, leaf.size),
             }.get(leaf.kind, leaf.size)
             sizes.append(size)
-            choices += list(leaf.choices) if leaf.kind == "discrete" else [0] * size
+            choices += list(leaf.choices) if leaf.kind in PICKED else [0] * size
         self.width = min(first, sum(sizes)) if first else sum(sizes)
         self.choices = choices[: self.width]
         ends = list(itertools.accumulate(sizes))

@@ -239,7 +239,7 @@ def _shaped(arrays: Columns, leaves: Mapping[str, Leaf]) -> Columns:
 
 
 def _told(leaf: Leaf) -> tuple[Any, ...]:
-    return leaf.kind, leaf.shape if leaf.kind == "image" else leaf.size, leaf.choices
+    return leaf.kind, leaf.shape if leaf.kind in ("grid", "image") else leaf.size, leaf.choices
 
 
 def _said(leaf: tuple[Any, ...] | None) -> str:

@@ -48,6 +48,10 @@ plain = st.one_of(
         lambda n: spaces.MultiDiscrete(np.array(n).reshape(2, 2)),
         st.lists(numbers, min_size=4, max_size=4),
     ),
+    st.builds(
+        lambda n: spaces.MultiDiscrete(np.array(n).reshape(2, 3, 1), np.uint8),
+        st.lists(numbers, min_size=6, max_size=6),
+    ),
     st.builds(lambda n: spaces.MultiBinary(n), st.one_of(numbers, st.just([2, 3]))),
     st.builds(lambda n: spaces.Text(n, charset="ab é漢🙂"), st.integers(1, 6)),
 )
@@ -126,6 +130,27 @@ def test_a_colour_picture_is_moved_not_reshaped():
     picture[2, 4, 1] = 9
     flat = flatten(spaces.Box(0, 255, (5, 6, 3), np.uint8), picture)[""]
     assert flat.shape == (3, 5, 6) and flat[1, 2, 4] == 9
+
+
+def test_a_grid_of_symbols_is_no_picture():
+    """Its axes stay as they are, however like colours the last one looks, and so do its symbols."""
+    space = spaces.MultiDiscrete(np.full((7, 7, 3), (11, 6, 3)), np.uint8)
+    signature = Signature.of(space, space)
+    leaf = signature.observations[""]
+    assert leaf == Leaf("grid", (7, 7, 3), "uint8", choices=(11, 6, 3) * 49)
+    assert signature.actions[""] == Leaf("discrete", (7, 7, 3), "int32", choices=(11, 6, 3) * 49)
+    value = space.sample()
+    seen = flatten(space, value)[""]
+    assert seen.dtype == np.uint8
+    np.testing.assert_array_equal(seen, value)
+    np.testing.assert_array_equal(unflatten(space, {"": seen}), value)
+    signature.check({"": seen[None]})
+    with pytest.raises(SpaceMismatch, match="has an element 6, but 0 to 5 are expected"):
+        signature.check({"": np.full((1, 7, 7, 3), (0, 6, 0), np.uint8)})
+    moved = Signature({"": Leaf("grid", (3, 7, 7), "uint8", choices=leaf.choices)}, {})
+    assert misfit(moved, signature) is not None
+    assert leaves(spaces.MultiDiscrete([[2, 3]]))[""].kind == "discrete"
+    assert leaves(spaces.MultiDiscrete([2, 3], np.uint8))[""].kind == "discrete"
 
 
 CHANNELS = [

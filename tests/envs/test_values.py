@@ -23,6 +23,7 @@ from bigdm_ray.training.rollout import RandomPolicy, rollout
 
 THREE = spaces.Box(-1, 1, (3,), np.float32)
 PICTURE = spaces.Box(0, 255, (8, 9, 3), np.uint8)
+GRID = spaces.MultiDiscrete(np.full((2, 2, 3), 3), np.uint8)
 DEEP = spaces.Dict({"arm": spaces.Tuple([spaces.Discrete(3, start=2), THREE])})
 
 REFUSED = [
@@ -52,7 +53,10 @@ REFUSED = [
     (spaces.MultiBinary(2), [0, 2], "has an element 2, but 0 to 1 are expected"),
     (spaces.MultiBinary(2), [0.0, 1.0], "is of type float64, but whole numbers are expected"),
     (spaces.Text(4), b"abc", "is of type bytes, but text is expected"),
-    (spaces.Text(4), "abcde", "is a text of 5 characters, but at most 4 are expected"),
+    (spaces.Text(1), "abcde", "is a text of 5 bytes, but at most 4 are expected"),
+    (GRID, np.full((2, 2, 3), 3), "has an element 3, but 0 to 2 are expected"),
+    (GRID, np.full((2, 2, 3), 0.5), "is of type float64, but whole numbers are expected"),
+    (GRID, np.zeros((3, 2, 2), np.uint8), "has the shape (3, 2, 2), but (2, 2, 3) is expected"),
     (DEEP, {"arm": (5, np.zeros(3))}, "its observation 'arm/0' is 5, but 2 to 4 are expected"),
     (DEEP, {"arm": (2, np.zeros(4))}, "its observation 'arm/1' has the shape (4,), but (3,)"),
     (DEEP, {"arm": (2,)}, "its observation 'arm/1' is missing in what is of type tuple"),
@@ -61,6 +65,8 @@ REFUSED = [
 ]
 
 TAKEN = [
+    (GRID, np.full((2, 2, 3), 2, np.int64), np.full((2, 2, 3), 2)),
+    (spaces.Text(2), "abcde", [*b"abcde", 0, 0, 0]),  # of more characters, but they fit
     (THREE, [1, 0, 1], [1, 0, 1]),
     (THREE, (0.5, np.float64(0.25), True), [0.5, 0.25, 1]),
     (THREE, np.array([0.5, 1, 2], object), [0.5, 1, 2]),

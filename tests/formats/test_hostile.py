@@ -1273,14 +1273,14 @@ def test_a_text_longer_than_its_space(tmp_path):
         texts = file["episode_1/observations/mission"]
         words = [value.decode() for value in texts[()]]
         del file["episode_1/observations/mission"]
-        file["episode_1/observations/mission"] = [*words[:2], words[2] + "x" * 8, *words[3:]]
+        file["episode_1/observations/mission"] = [*words[:2], words[2] + "x" * 32, *words[3:]]
     refused(
         folder,
         tmp_path / "set",
         "episode 1",
         "step 2",
         "mission'",
-        "characters where at most 8 are expected",
+        "bytes where at most 32 are expected",
         task="toy-mixed",
     )
 

@@ -28,6 +28,7 @@ SPACES = {
     "choice": spaces.Discrete(4, start=-1),
     "choices": spaces.MultiDiscrete([2, 3], start=[5, 0]),
     "grid": spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])),
+    "symbols": spaces.MultiDiscrete(np.full((3, 3, 2), (4, 5)), np.uint8),
     "flags": spaces.MultiBinary(3),
     "text": spaces.Text(6),
     "tuple": spaces.Tuple([spaces.Discrete(2), spaces.Box(0.0, 1.0, (2,), np.float32)]),
@@ -83,7 +84,7 @@ def test_a_plain_space_looks_like_its_leaves(name):
     assert again.keys() == signature.observations.keys()
     for path, leaf in signature.observations.items():
         assert (again[path].size, again[path].choices) == (leaf.size, leaf.choices)
-        if leaf.kind in ("image", "tensor"):
+        if leaf.kind in ("grid", "image", "tensor"):
             assert again[path].shape == leaf.shape and again[path].dtype == leaf.dtype
     assert layout("gymnasium:NotThere-v0", signature)[0] == plain
 
@@ -121,10 +122,10 @@ def test_the_helper_of_other_tests_undoes_flatten():
 
 
 def test_a_text_that_is_too_long_is_refused():
-    space = spaces.Text(3)
+    space = spaces.Text(2)
     same = flatten_texts(space, ["abc", "äöü"], "words", lambda k: f"row {k}")
     np.testing.assert_array_equal(same, flatten_leaf(space, ["abc", "äöü"]))
     with pytest.raises(
-        UserError, match="row 1, field 'words': a text of 4 characters where at most 3 are expected"
+        UserError, match="row 1, field 'words': a text of 9 bytes where at most 8 are expected"
     ):
-        flatten_texts(space, ["abc", "abcd"], "words", lambda k: f"row {k}")
+        flatten_texts(space, ["abc", "abcdefghi"], "words", lambda k: f"row {k}")

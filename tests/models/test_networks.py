@@ -1,9 +1,11 @@
 """Encoders: every kind of leaf becomes numbers that tell its values apart, wherever the axes in
 front of it end."""
 
+import pytest
 import torch
 
 from bigdm_ray.envs.signature import Leaf
+from bigdm_ray.errors import UserError
 from bigdm_ray.models.networks import Images, Vector, orthogonal
 
 LEAVES = {
@@ -33,6 +35,18 @@ def test_a_vector_is_its_numbers_its_one_hots_and_the_mean_of_its_bytes():
     (embedding,) = vector.text.values()
     torch.testing.assert_close(out[0, 9:], embedding.weight[[ord("g"), ord("o")]].mean(0))
     assert not out[1, 9:].any(), "no text is no signal, and no division by zero"
+
+
+def test_a_grid_is_a_one_hot_of_each_symbol_and_is_neither_scaled_nor_convolved():
+    grid = Leaf("grid", (2, 1, 2), "uint8", choices=(4, 2, 4, 2))
+    vector, images = Vector({"": grid}), Images({"": grid}, (4,))
+    assert vector.width == 12 and images.width == 0
+    seen = torch.tensor([[[3, 1]], [[0, 0]]], dtype=torch.uint8)
+    assert vector({"": seen}).tolist() == [0, 0, 0, 1, 0, 1, 1, 0, 0, 0, 1, 0]
+    rows = torch.stack([seen] * 6).reshape(2, 3, 2, 1, 2)
+    assert torch.equal(vector({"": rows})[1, 2], vector({"": seen}))
+    with pytest.raises(UserError, match="grid of symbols, which is not; set"):
+        Images({"": grid}, (4,), stack=2)
 
 
 def test_leading_axes_do_not_matter():
