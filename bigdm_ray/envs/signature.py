@@ -42,9 +42,10 @@ class Leaf:
     bounds.
 
     `discrete` leaves hold indices that start at 0, `choices` of them for each element. `grid`
-    leaves are symbols on a grid, uint8 indices as `discrete` ones are, of two axes or more; they are
-    never treated as pictures. `image` leaves are `[channels, height, width]` uint8. `text` leaves are UTF-8 bytes, padded with zeros
-    to `shape[0]`. `per` says whether the value changes every step or once an episode.
+    leaves are symbols on a grid, uint8 indices as `discrete` ones are, of two axes or more; they
+    are never treated as pictures. `image` leaves are `[channels, height, width]` uint8. `text`
+    leaves are UTF-8 bytes, padded with zeros to `shape[0]`. `per` says whether the value changes
+    every step or once an episode.
     """
 
     kind: Kind

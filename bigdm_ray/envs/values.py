@@ -8,8 +8,8 @@ What loses nothing is taken: truth values and whole numbers where floats are exp
 another, whole numbers of any width that the type holds, sequences and 0-d arrays. Refused are other
 shapes, floats where whole numbers are expected (0.5 of a uint8 picture would be stored as 0), whole
 numbers that the type or the choices do not have, text of more bytes than its space may take, and
-what is no number. Bounds of a Box are not held against values of its type: many environments overstep them a
-little, and nothing is lost by it. What is not finite is found in all rows at once
+what is no number. Bounds of a Box are not held against values of its type: many environments
+overstep them a little, and nothing is lost by it. What is not finite is found in all rows at once
 (`Step.is_sound`).
 """
 

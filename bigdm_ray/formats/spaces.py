@@ -203,9 +203,9 @@ def _plain_leaf(leaf: Leaf) -> Space:
     from gymnasium import spaces
 
     if leaf.kind in PICKED:
-        dtype = np.uint8 if leaf.kind == "grid" else np.int64
+        choices = np.array(leaf.choices).reshape(leaf.shape)
         return (
-            spaces.MultiDiscrete(np.array(leaf.choices).reshape(leaf.shape), dtype)
+            spaces.MultiDiscrete(choices, np.uint8 if leaf.kind == "grid" else np.int64)
             if leaf.shape
             else spaces.Discrete(leaf.choices[0])
         )

@@ -2,8 +2,8 @@
 embedding.
 
 Leaves that are not images are flattened into one vector (discrete ones and grids as one-hot, text
-as the mean of byte embeddings); image leaves pass the convolutions of Srivastava et al. 2019, appendix B.
-Initial weights are orthogonal with gain sqrt(2), biases zero.
+as the mean of byte embeddings); image leaves pass the convolutions of Srivastava et al. 2019,
+appendix B. Initial weights are orthogonal with gain sqrt(2), biases zero.
 """
 
 from __future__ import annotations
@@ -234,8 +234,8 @@ class Images(nn.Module):
         grids = [path for path, leaf in leaves.items() if leaf.kind == "grid"]
         if grids and stack > 1:
             raise UserError(
-                f"{stack} frames of pictures are to be stacked, but the observation {grids[0]!r} is a"
-                " grid of symbols, which is not; set --algorithm.frame-stack 1"
+                f"{stack} frames of pictures are to be stacked, but the observation {grids[0]!r} is"
+                " a grid of symbols, which is not; set --algorithm.frame-stack 1"
             )
         self.stacks = nn.ModuleList()
         self.width = 0

@@ -25,10 +25,10 @@ Kind = Literal["quantile", "uniform"]
 class Elements:
     """Leaves by path as one row of `width` numbers, in the order of the paths.
 
-    Discrete leaves and grids give their indices, pictures the mean brightness of `cells` x `cells` fields of
-    each channel, texts their first `letters` bytes. `choices [width]` is the number of choices of
-    an element, 0 where it is continuous. `first`, where it is not 0, keeps the first so many
-    elements alone.
+    Discrete leaves and grids give their indices, pictures the mean brightness of `cells` x `cells`
+    fields of each channel, texts their first `letters` bytes. `choices [width]` is the number of
+    choices of an element, 0 where it is continuous. `first`, where it is not 0, keeps the first so
+    many elements alone.
     """
 
     def __init__(
