@@ -5,7 +5,9 @@
 
 Nothing is played: the scores are those of each run's own final evaluation. On a terminal the
 columns are aligned; through a pipe, or with --markdown, it is a Markdown table. Runs that have not
-ended are left out, with a note. `python -m bigdm_ray.evaluate RUN RUN ...` plays first.
+ended are left out, with a note. `python -m bigdm_ray.evaluate RUN RUN ...` plays first. Runs of
+several tasks have a second table, by suite: mean and, in brackets, interquartile mean of normalised
+scores, of what `evaluate` has played where it has, and the CPU time that the runs took.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from pathlib import Path
 
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.errors import UserError
-from bigdm_ray.tables.runs import align_columns, markdown, require_summary, row
+from bigdm_ray.tables.many_runs import compare_by_suite
+from bigdm_ray.tables.runs import WORDS, align, align_columns, markdown, require_summary, row
 from bigdm_ray.training.zoo import locate
 
 
@@ -31,10 +34,13 @@ def main(arguments: list[str]) -> int:
         "--markdown", action="store_true", help="a Markdown table on a terminal too"
     )
     given = parser.parse(arguments)
-    rows = []
+    rows, several = [], []
     for folder in given.folders:
         try:
-            rows.append(row(folder, require_summary(locate(folder))))
+            summary = require_summary(locate(folder))
+            rows.append(row(folder, summary))
+            if "tasks" in summary:
+                several.append((locate(folder), summary))
         except UserError as error:
             if len(given.folders) == 1:
                 raise
@@ -43,6 +49,10 @@ def main(arguments: list[str]) -> int:
         raise UserError("none of these folders holds a run that has ended; nothing to compare")
     plain = sys.stdout.isatty() and not given.markdown
     print(align_columns(rows) if plain else markdown(rows))
+    if several:
+        head, own = compare_by_suite(several)
+        print()
+        print(align(head, own, WORDS) if plain else markdown(own, head))
     return 0
 
 

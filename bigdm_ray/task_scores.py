@@ -125,6 +125,7 @@ def summarise_reports(
     summary = summarise(scored)
     return {
         "normalized_score": None if summary["all"] is None else summary["all"]["mean"],
+        "scored": {name: one.suite for name, one in scored.items()},
         **summary,
         "left_out": left_out,
     }

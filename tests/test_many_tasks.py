@@ -11,7 +11,7 @@ import pytest
 from making import dataset_of
 
 import bigdm_ray
-from bigdm_ray import task_scores
+from bigdm_ray import plots, table, task_scores
 from bigdm_ray.doors import door
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.evaluate import main
@@ -231,3 +231,54 @@ def test_tasks_of_a_run_of_one_task_are_refused_unless_it_is_that(tmp_path, caps
     assert door(main, [str(tmp_path / "run"), "--tasks", "cartpole"]) == 2
     assert "the run has no such task" in capsys.readouterr().err
     assert door(main, [str(tmp_path / "run"), "--tasks", "toy-*", "--episodes", "1"]) == 0
+
+
+def test_counts_over_thresholds_are_a_picture(folder, tmp_path, capsys):
+    assert door(plots.main, [str(folder), "--thresholds"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "holds no evaluation of several tasks; score it with" in told
+    report = scored(folder)
+    capsys.readouterr()
+    assert door(plots.main, [str(folder), "--thresholds"]) == 0
+    (run,) = json.loads((folder / "plots" / "thresholds.json").read_text())["runs"]
+    scores = [report["tasks"][name]["normalized_score"] for name in TOYS[:2]]
+    assert run["scores"] == {"toys": scores} and run["episodes"] == 5
+    assert f"2 tasks, {sum(s >= 25 for s in scores)} at >= 25, " in capsys.readouterr().out
+    other = shutil.copytree(folder, tmp_path / "other")
+    (axes,) = plots.figure("thresholds", folder, other).axes
+    lines = [line for line in axes.lines if len(line.get_xdata()) > 2]
+    assert [line.get_label() for line in lines] == ["run (2 tasks)", "other (2 tasks)"]
+    for x, y in zip(*lines[0].get_data(), strict=True):
+        assert y == sum(score >= x for score in scores)
+    (other / "evaluation.json").write_text('{"suites": {}, "tasks": 3}')
+    assert door(plots.main, [str(other), "--thresholds"]) == 2
+    assert "is no evaluation of this project" in capsys.readouterr().err
+
+
+def test_runs_of_many_tasks_are_compared_by_suite(folder, tmp_path, capsys):
+    """By what `evaluate` has played, where that is of the weights as they are; else by the run's
+    own final evaluation."""
+    other = shutil.copytree(folder, tmp_path / "other")
+    report = scored(folder)
+    capsys.readouterr()
+    assert door(table.main, [str(folder), str(other)]) == 0
+    first, second = (part.splitlines() for part in capsys.readouterr().out.split("\n\n"))
+    assert "| toy-vector, toy-continuous, toy-mixed |" in first[2]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in second]
+    summary, suite = json.loads((other / "summary.json").read_text()), report["suites"]["toys"]
+    counted = f"{suite['reached']['50']} of 2"
+    times = [f"{summary[name] / 60:,.1f} min" for name in ("cpu_s", "learn_cpu_s")]
+    assert rows[0][3:6] == ["toys", "over suites", ">= 50 %"]
+    shown = f"{suite['mean']:.1f} [{suite['iqm']:.1f}]"
+    own = [str(folder), "evaluate", "5", shown, f"{suite['mean']:.1f}", counted, *times]
+    assert rows[2] == own
+    means = [summary["tasks"][name]["normalized_score"] for name in TOYS[:2]]
+    assert rows[3][:4] == [str(other), "its run", "1", f"{np.mean(means):.1f}"]
+    assert summary["cpu_s"] > summary["learn_cpu_s"] > 0
+    stale = json.loads((folder / "evaluation.json").read_text()) | {"version": [0, 1]}
+    (folder / "evaluation.json").write_text(json.dumps(stale))
+    assert door(table.main, [str(folder)]) == 0
+    assert "| its run |" in capsys.readouterr().out
+    (folder / "evaluation.json").write_text("[]")
+    assert door(table.main, [str(folder)]) == 2
+    assert "is no evaluation of this project" in capsys.readouterr().err

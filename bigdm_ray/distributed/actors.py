@@ -212,12 +212,13 @@ class RolloutActor:
         version: tuple[int, int],
     ) -> tuple[bytes, dict[str, Any]]:
         """(the episodes as the bytes of a shard, a summary of a few hundred bytes)."""
-        before = self._player.busy_s
+        before, cpu = self._player.busy_s, self._player.cpu_s
         played = self._player.play(task, weights, round, group, era, commands, count)
         data = shards.encode(played.episodes) if played.episodes else b""
         summary = asdict(played) | {
             "episodes": len(played.episodes),
             "busy_s": self._player.busy_s - before,
+            "cpu_s": self._player.cpu_s - cpu,
         }
         return data, summary | {
             "task": task,

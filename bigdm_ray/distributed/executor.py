@@ -435,7 +435,7 @@ def round_result(receipt: Receipt, summaries: list[dict[str, Any]]) -> RoundResu
     problems = [problem for summary in summaries for problem in summary["problems"]]
     total = {
         name: sum(summary[name] for summary in summaries)
-        for name in ("env_steps", "discarded", "busy_s")
+        for name in ("env_steps", "discarded", "busy_s", "cpu_s")
     }
     return RoundResult(
         receipt.added,
@@ -445,4 +445,5 @@ def round_result(receipt: Receipt, summaries: list[dict[str, Any]]) -> RoundResu
         problems,
         total["busy_s"],
         summaries[0]["task"],
+        total["cpu_s"],
     )

@@ -16,6 +16,7 @@ import socket
 import uuid
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -302,9 +303,9 @@ class LearnerGroup:
         return [pairs[0][0], *(pair[1] for pair in pairs)]
 
     def progress(self, answers: list[Any], steps: int) -> LearnerProgress:
-        """Wait for what the ranks have made of an update."""
+        """Wait for what the ranks have made of an update: rank 0's, with the CPU seconds of all."""
         told: list[LearnerProgress] = self._answer(answers, lambda: f"{steps} learner steps", steps)
-        return told[0]
+        return replace(told[0], cpu_s=sum(one.cpu_s for one in told))
 
     def state(self) -> Saved:
         """Rank 0's state; the other ranks equal it."""

@@ -98,6 +98,7 @@ def _train(
         drop_later(run, home)
     with contextlib.ExitStack() as end:
         session = Session(run, home, [*writers(run, folder), *listeners], resumed, exact)
+        session.apart = True
         end.callback(session.close)
         session.note(damage)
         driver = Driver(session)

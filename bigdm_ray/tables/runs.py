@@ -12,9 +12,11 @@ from bigdm_ray.progress import rough_duration
 
 HEAD: tuple[str, ...] = (
     *("run", "algorithm", "task", "seed", "steps", "asked"),
-    *("return", "95 % interval", "normalised", "wall"),
+    *("return", "95 % interval", "normalised", "wall", "cpu"),
 )
-WORDS = ("run", "algorithm", "task")
+NAMED = 3
+"""Tasks of a run that are named in a table, at most."""
+WORDS = ("run", "algorithm", "task", "scored by")
 """Columns of words, align to the left; the others hold numbers."""
 
 
@@ -45,7 +47,7 @@ def row(folder: Path, told: Mapping[str, Any]) -> list[str]:
     return [
         str(folder),
         str(told.get("algorithm", "")),
-        str(told.get("task", "")),
+        _tasks(told),
         str(told.get("run_seed", told.get("seed", ""))),
         steps,
         _number(asked),
@@ -53,7 +55,14 @@ def row(folder: Path, told: Mapping[str, Any]) -> list[str]:
         "" if None in bounds else " to ".join(map(_number, bounds)),
         _number(normalized),
         "" if wall is None else rough_duration(wall),
+        "" if (cpu := told.get("cpu_s")) is None else rough_duration(cpu),
     ]
+
+
+def _tasks(told: Mapping[str, Any]) -> str:
+    """The task of a run; of several their names, or their number where they are many."""
+    several = told.get("tasks", {})
+    return f"{len(several)} tasks" if len(several) > NAMED else str(told.get("task", ""))
 
 
 def _number(value: float | None) -> str:
@@ -80,8 +89,8 @@ def align(head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[st
     return "\n".join(line(cells).rstrip() for cells in table)
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Sequence[Sequence[str]], head: Sequence[str] = HEAD) -> str:
     """The table as Markdown, all columns."""
-    rule = ["---" if name in WORDS else "---:" for name in HEAD]
-    shown = [[cell.replace("|", "\\|") for cell in cells] for cells in (HEAD, rule, *rows)]
+    rule = ["---" if name in WORDS else "---:" for name in head]
+    shown = [[cell.replace("|", "\\|") for cell in cells] for cells in (head, rule, *rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in shown)

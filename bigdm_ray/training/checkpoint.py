@@ -78,6 +78,8 @@ class Counters(CountedSerials):
     wall_s: float = 0.0
     play_s: float = 0.0  # seconds spent playing and learning, all actors together
     learn_s: float = 0.0
+    cpu_s: float = 0.0  # CPU seconds of all processes, and of learner steps alone
+    learn_cpu_s: float = 0.0
     barren: int = 0  # rounds in a row without one sound episode
     began_at: int = 0  # the learner step that the run began at: that of the run it starts from
     # rounds in flight at a save (asynchronous runs)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
@@ -20,6 +20,7 @@ from bigdm_ray.envs.task import Task
 from bigdm_ray.envs.vector import VectorEnv
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.training.config import Run
+from bigdm_ray.training.cpu import cpu_seconds
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.rollout import EpisodeOrigin, RolloutResult, rollout
 from bigdm_ray.training.streams import derived_seed, rng
@@ -47,6 +48,7 @@ class Score:
     discarded: int = 0  # episodes thrown away
     problems: list[str] = field(default_factory=list)  # one sentence for each, at most ten
     stopped: bool = False  # Ctrl-C ended it before all episodes had ended
+    cpu_s: float = 0.0  # CPU seconds that an `Evaluator` took for it
 
     @classmethod
     def of(cls, played: RolloutResult, command: dict[str, float]) -> Score:
@@ -196,6 +198,7 @@ class Evaluator:
         weights.into(self._model)
         scores: Scores = {}
         for task, command in commands.items():
+            cpu = cpu_seconds()
             try:
                 rows = self._rows(task, min(ROWS, episodes))
                 played = play(
@@ -213,7 +216,7 @@ class Evaluator:
                 if not self._run.several:
                     raise
                 played = RolloutResult([], discarded=episodes, problems=[str(error)])
-            scores[task] = Score.of(played, command)
+            scores[task] = replace(Score.of(played, command), cpu_s=cpu_seconds() - cpu)
         if scores and not any(len(score.returns) for score in scores.values()):
             first = next(iter(scores))
             scores[first].require_episode(self._tasks[first])
@@ -368,6 +371,7 @@ def join_scores(scores: list[Score], command: dict[str, float], stopped: bool = 
         discarded=sum(score.discarded for score in scores),
         problems=problems,
         stopped=stopped,
+        cpu_s=sum(score.cpu_s for score in scores),
         **arrays,
     )
 

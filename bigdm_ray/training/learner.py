@@ -22,6 +22,7 @@ from bigdm_ray.errors import RunFailed, UserError, full_memory
 from bigdm_ray.models.parallel import compile_transformers, drops, use_bfloat16
 from bigdm_ray.replay.mixture import Mixture, Source
 from bigdm_ray.replay.store import Store
+from bigdm_ray.training.cpu import cpu_seconds
 from bigdm_ray.training.parallel import Parallel, Replicated
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.prefetch import Prefetcher
@@ -62,6 +63,7 @@ class LearnerProgress:
     steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     busy_s: float = 0.0
+    cpu_s: float = 0.0  # CPU seconds of the learner
 
 
 class Learner:
@@ -138,7 +140,7 @@ class Learner:
         Where `enough` says so after one of them, it is the last. Raises RunFailed when the loss is
         no longer finite, or memory runs out.
         """
-        began, first = time.perf_counter(), self.step
+        began, first, cpu = time.perf_counter(), self.step, cpu_seconds()
         totals: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         try:
@@ -161,7 +163,8 @@ class Learner:
                 " lower --algorithm.learning-rate and go on from the last checkpoint, or start"
                 " anew"
             )
-        return LearnerProgress(self.step, self.step - first, means, time.perf_counter() - began)
+        busy_s, cpu_s = time.perf_counter() - began, cpu_seconds() - cpu
+        return LearnerProgress(self.step, self.step - first, means, busy_s, cpu_s)
 
     def _take_step(self, sources: Mapping[str, Source], last: bool) -> dict[str, Tensor]:
         """One learner step; but for the `last` of a bout, the next draw may begin beside it."""

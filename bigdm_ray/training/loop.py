@@ -35,6 +35,7 @@ from bigdm_ray.settings import to_json
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint, Counters, TaskCounters
 from bigdm_ray.training.config import Run
+from bigdm_ray.training.cpu import cpu_seconds
 from bigdm_ray.training.evaluation import Evaluator, Score, Scores, mean_normalized_score, merit
 from bigdm_ray.training.learner import Learner, LearnerProgress
 from bigdm_ray.training.metrics import (
@@ -80,6 +81,7 @@ class RoundResult:
     problems: list[str]
     busy_s: float  # seconds spent playing, all actors together
     task: str = ""  # which of several
+    cpu_s: float = 0.0  # CPU seconds of them
 
 
 class SessionBackend(Protocol):
@@ -210,6 +212,9 @@ def attend(session: Session, executor: Executor) -> None:
 class Session:
     """The bookkeeping of a run: counters, what is due, reports, best weights, summary."""
 
+    apart = False
+    """Whether others than this process play, learn and score, and tell what it costs them."""
+
     def __init__(
         self,
         run: Run,
@@ -251,6 +256,7 @@ class Session:
         self._means = RunningMeans(resumed.means if resumed and exact else None)
         self._began = time.monotonic()
         self._before = self.counters.wall_s
+        self._cpu = cpu_seconds() - self.counters.cpu_s
         self._mark = (time.monotonic(), self.counters.env_steps, self.counters.learner_step)
         self.problems: list[str] = []
         self.deaths: dict[str, dict[str, int]] = {}
@@ -431,6 +437,7 @@ class Session:
         counters.discarded += round.discarded
         counters.barren = 0 if len(round.added) else counters.barren + 1
         counters.play_s += round.busy_s
+        self._spend(round.cpu_s)
         self.problems = (self.problems + round.problems)[-100:]
         own = counters.tasks.get(round.task)
         (own or counters).arrive(round.added.serials.tolist())
@@ -475,10 +482,22 @@ class Session:
         """
         self.counters.learner_step = max(self.counters.learner_step, progress.step)
         self.counters.learn_s += progress.busy_s
+        self.counters.learn_cpu_s += progress.cpu_s
+        self._spend(progress.cpu_s)
         self.counters.learned += progress.steps
         if progress.steps:
             self._means.add(progress.metrics, progress.steps)
         self.show_counters()
+
+    def _spend(self, cpu_s: float) -> None:
+        """Count CPU seconds of others."""
+        if self.apart:
+            self._cpu -= cpu_s
+
+    def _note_times(self) -> None:
+        """Wall and CPU time, those of earlier parts of the run among them."""
+        self.counters.wall_s = self._before + time.monotonic() - self._began
+        self.counters.cpu_s = cpu_seconds() - self._cpu
 
     def note(self, problems: list[str]) -> None:
         """Tell of what is wrong and does not end the run: at once on standard error, and in the
@@ -501,6 +520,7 @@ class Session:
     def note_evaluation(self, scores: Scores, weights: Weights, at: int | None = None) -> None:
         """Report validation scores; keep the best weights."""
         counters = self.counters
+        self._spend(sum(score.cpu_s for score in scores.values()))
         counters.evaluations = max(
             counters.evaluations + 1, self.clock // self.run.evaluations.every
         )
@@ -534,7 +554,7 @@ class Session:
         counters = self.counters
         counters.reports = self.clock // self.run.saves.report_every
         now = time.monotonic()
-        counters.wall_s = self._before + now - self._began
+        self._note_times()
         since, steps, learned = self._mark
         elapsed = max(now - since, 1e-9)
         self._mark = (now, counters.env_steps, counters.learner_step)
@@ -576,7 +596,7 @@ class Session:
 
     def save_between(self, executor: SessionBackend) -> None:
         """Write a checkpoint as if nothing had been: no report, and in place of the last one."""
-        self.counters.wall_s = self._before + time.monotonic() - self._began
+        self._note_times()
         self._write(executor, new=True)
 
     def _write(self, executor: SessionBackend, new: bool) -> tuple[Weights, Commands]:
@@ -636,7 +656,7 @@ class Session:
             before = summary_of(self.folder.path).get("losses", {})
             scores = {"losses": self._losses or before}
         counters = self.counters
-        counters.wall_s = self._before + time.monotonic() - self._began
+        self._note_times()
         summary = {
             "algorithm": self.run.algorithm.name,
             "task": self.run.title,
@@ -656,6 +676,8 @@ class Session:
             "command": flatten_commands(commands, self.run.several),
             "mode": self.run.evaluations.mode,
             "wall_s": counters.wall_s,
+            "cpu_s": counters.cpu_s,
+            "learn_cpu_s": counters.learn_cpu_s,
             "rollout_env_steps_per_s": counters.env_steps / max(counters.play_s, 1e-9),
             "learner_steps_per_s": counters.learned / max(counters.learn_s, 1e-9),
             "incarnation": counters.incarnation,
@@ -729,6 +751,7 @@ class Session:
         which = "the last weights" if round == 0 else "the best weights"
         with self.now.busy(f"final evaluation of {which}: episode", episodes * len(commands)):
             scores = executor.score(weights, commands, episodes, "final", round, self.now.advance)
+        self._spend(sum(score.cpu_s for score in scores.values()))
         self._missing(scores)
         return scores
 

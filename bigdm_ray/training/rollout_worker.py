@@ -16,6 +16,7 @@ from bigdm_ray.algorithms.online import Persistence
 from bigdm_ray.envs.vector import VectorEnv
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.training.config import Run
+from bigdm_ray.training.cpu import cpu_seconds
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.rollout import EpisodeOrigin, RandomPolicy, RolloutResult, rollout
 from bigdm_ray.training.streams import derived_seed, rng
@@ -41,6 +42,7 @@ class RolloutWorker:
         self._version: tuple[int, int] | None = None
         self._envs: dict[tuple[str, int], tuple[tuple[int, int, int], int, VectorEnv]] = {}
         self.busy_s = 0.0
+        self.cpu_s = 0.0
 
     def play(
         self,
@@ -60,7 +62,7 @@ class RolloutWorker:
         `on_end`: see `rollout`. `era` is (save index, incarnation of the run, attempt):
         environments are made anew where it changes.
         """
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), cpu_seconds()
         if weights is not None and weights.version != self._version:
             weights.into(self._model)
             self._version = weights.version
@@ -91,6 +93,7 @@ class RolloutWorker:
             on_end=on_end,
         )
         self.busy_s += time.perf_counter() - began
+        self.cpu_s += cpu_seconds() - cpu
         return played
 
     def _environments(

@@ -44,6 +44,8 @@ def test_lock_step_equals_one_process_bit_for_bit_and_two_learners_equal_one_to_
         Weights.load(tmp_path / name / "weights" / "last.safetensors").arrays
         for name in ("local", "ray", "two")
     )
+    for told in summaries:
+        assert told["cpu_s"] > told["learn_cpu_s"] > 0, "of all processes, and of learning alone"
     for task in TOYS:
         a, b, _ = (summary["tasks"][task]["return_mean"] for summary in summaries)
         assert a == b

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from bigdm_ray.errors import UserError
 from bigdm_ray.training.checkpoint import Checkpoint, Counters
 from bigdm_ray.training.config import configure
+from bigdm_ray.training.cpu import cpu_seconds
 from bigdm_ray.training.evaluation import Score
 from bigdm_ray.training.learner import LearnerProgress
 from bigdm_ray.training.loop import Session
@@ -80,3 +84,31 @@ def test_an_asynchronous_resume_does_not_give_up_better_weights_than_its_checkpo
     with pytest.raises(UserError, match="remove it"):
         evaluated(at(30.0), 7, 40.0)
     home.release()
+
+
+def test_cpu_time_is_that_of_all_processes_over_resumed_runs(tmp_path):
+    """What others tell counts where they are others, and the time of processes that were started
+    counts while they live and after."""
+    run = configure("udrl", "toy-vector")
+    home = RunFolder(tmp_path / "run").claim(run, False, exact=False)
+    resumed = Checkpoint(Counters(cpu_s=100.0, learn_cpu_s=40.0), [], 0, {}, {}, {})
+    for apart, least in ((False, 100.0), (True, 107.0)):
+        session = Session(run, home, [], resumed, exact=True)
+        session.apart = apart
+        resumed.counters.learn_cpu_s = 40.0
+        session.note_progress(LearnerProgress(1, 1, cpu_s=7.0))
+        session._note_times()
+        assert least <= session.counters.cpu_s < least + 5
+        assert session.counters.learn_cpu_s == 47.0
+        resumed.counters.cpu_s = 100.0
+        session.close()
+    home.release()
+    before = cpu_seconds()
+    spin = "import time\nwhile time.process_time() < 0.5: pass\nprint(1, flush=True)\ninput()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", spin], stdin=pipe, stdout=pipe) as child:
+        child.stdout.readline()
+        assert cpu_seconds() - before > 0.4, "it lives"
+        child.stdin.close()
+        child.wait()
+    assert cpu_seconds() - before > 0.4, "it has ended"

@@ -136,7 +136,10 @@ def test_a_resumed_run_equals_the_uninterrupted_one(offline, tmp_path):
     train(configure("dt", "toy-continuous", flags), tmp_path / "parts", resume=True, local=True)
     for (a, one), (b, two) in [(arrays(tmp_path / "whole"), arrays(tmp_path / "parts"))]:
         assert a == type(a)(
-            **{**vars(b), "wall_s": a.wall_s, "play_s": a.play_s, "learn_s": a.learn_s}
+            **{
+                name: vars(a if name.endswith("_s") else b)[name]  # times are what a clock says
+                for name in vars(b)
+            }
         )
         assert one.keys() == two.keys()
         for name in one:
