@@ -32,6 +32,7 @@ from bigdm_ray.scoring import (
     play_on_actors,
     report_of,
 )
+from bigdm_ray.tables.jat import describe_jat, score_as_jat
 from bigdm_ray.tables.runs import align
 from bigdm_ray.tables.suites import (
     THRESHOLDS,
@@ -128,6 +129,7 @@ def summarise_reports(
         "scored": {name: one.suite for name, one in scored.items()},
         **summary,
         "left_out": left_out,
+        "jat": score_as_jat(reports, tasks),
     }
 
 
@@ -136,9 +138,12 @@ def describe_tasks(
 ) -> str:
     """The reports of several tasks for a terminal: a line a task, a line a suite, and what it comes
     to."""
-    text = [_by_task(reports, tasks)]
+    jat = summary["jat"]
+    text = [_by_task(reports, tasks, {} if jat is None else jat["tasks"])]
     if summary["suites"]:
         text += ["", _by_suite(summary)]
+    if jat is not None:
+        text += ["", describe_jat(jat)]
     left_out = "; ".join(f"{name} ({why})" for name, why in summary["left_out"].items())
     if left_out:
         text += ["", f"left out of means and counts: {left_out}"]
@@ -152,7 +157,11 @@ def describe_tasks(
     return "\n".join([*text, *([] if mean is None else [reached_line(summary)])])
 
 
-def _by_task(reports: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task]) -> str:
+def _by_task(
+    reports: Mapping[str, Mapping[str, Any]],
+    tasks: Mapping[str, Task],
+    jat: Mapping[str, float],
+) -> str:
     rows = []
     for name, report in reports.items():
         known = tasks[name].reference_returns
@@ -166,10 +175,13 @@ def _by_task(reports: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task]
                 f"{bounds[0]:,.2f} to {bounds[1]:,.2f}",
                 "" if score is None else f"{score:.1f}",
                 "" if known is None else " to ".join(f"{v:.1f}" for v in normalise(bounds, known)),
+                f"{jat[name]:.1f}" if name in jat else "",
             ]
         )
     return align(
-        ["task", "episodes", "return", "95 % interval", "score", "95 % interval"], rows, ("task",)
+        ["task", "episodes", "return", "95 % interval", "score", "95 % interval", "JAT's"],
+        rows,
+        ("task",),
     )
 
 

@@ -3,6 +3,7 @@ tasks, and what is left out of means."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -13,6 +14,8 @@ from making import dataset_of
 import bigdm_ray
 from bigdm_ray import plots, table, task_scores
 from bigdm_ray.doors import door
+from bigdm_ray.envs import find_task
+from bigdm_ray.envs.jat import jat_returns
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.evaluate import main
 from bigdm_ray.tables.suites import (
@@ -24,6 +27,7 @@ from bigdm_ray.tables.suites import (
     score_tasks,
     summarise,
 )
+from bigdm_ray.task_scores import describe_tasks, summarise_reports
 from bigdm_ray.training.evaluation import gap_problem
 from bigdm_ray.training.loop import train_local
 
@@ -282,3 +286,26 @@ def test_runs_of_many_tasks_are_compared_by_suite(folder, tmp_path, capsys):
     (folder / "evaluation.json").write_text("[]")
     assert door(table.main, [str(folder)]) == 2
     assert "is no evaluation of this project" in capsys.readouterr().err
+
+
+def test_scores_stand_beside_those_of_jat_where_a_task_has_its_constants(folder, capsys):
+    """The same returns, normalised by JAT's random and expert; of others nothing is said."""
+    task = dataclasses.replace(find_task("toy-vector"), suite="babyai", name="babyai/go-to-local")
+    low, high = jat_returns("babyai/go-to-local")
+    returns = [low, low, high, high]
+    report = {"returns": returns, "episodes": 4, "partial": False, "normalized_score": 0.0}
+    report |= {"return_mean": 0.0, "return_low": 0.0, "return_high": 0.0}
+    told = summarise_reports({"a": report}, {"a": task})
+    assert told["jat"]["tasks"] == {"a": pytest.approx(50.0)}
+    assert told["jat"]["suites"]["babyai"]["iqm"] == pytest.approx(50.0)
+    text = describe_tasks({"a": report}, {"a": task}, told)
+    assert "JAT's" in text.splitlines()[0] and text.splitlines()[1].endswith(" 50.0")
+    assert "; JAT's own IQM 99, over 39 tasks" in text
+    assert scored(folder)["jat"] is None and "JAT" not in capsys.readouterr().out
+    evaluated = json.loads((folder / "evaluation.json").read_text()) | {"jat": told["jat"]}
+    evaluated["jat"]["suites"]["metaworld"] = {"iqm": 12.0}
+    (folder / "evaluation.json").write_text(json.dumps(evaluated))
+    assert door(table.main, [str(folder)]) == 0
+    head, _, own, jat = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    assert "| babyai, JAT's IQM | metaworld, JAT's IQM | cpu |" in head
+    assert "| 50.0 | 12.0 |" in own and "| 99 | 65 of Meta-World v2 |" in jat

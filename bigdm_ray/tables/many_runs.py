@@ -15,6 +15,7 @@ import numpy as np
 
 from bigdm_ray.errors import UserError
 from bigdm_ray.jsons import read_json
+from bigdm_ray.tables.jat import JAT
 from bigdm_ray.tables.suites import TaskScores, suite_of, summarise
 from bigdm_ray.training.config import read_run
 from bigdm_ray.training.evaluation import gap_problem
@@ -58,14 +59,18 @@ def suites_of_run(folder: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
 def compare_by_suite(
     runs: Sequence[tuple[Path, Mapping[str, Any]]],
 ) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a table of runs of several tasks, with their summaries: a column a suite.
+    """Head and rows of a table of runs of several tasks, with their summaries: a column a suite,
+    and where a run has scores in JAT's constants a column of them and a row of JAT's own.
 
     Raises UserError for an evaluation that cannot be read.
     """
     told = [suites_of_run(folder, summary) for folder, summary in runs]
     names = sorted({name for one in told for name in one["suites"]})
-    head = ["run", "scored by", "episodes", *names, "over suites", f">= {COUNTED} %", "cpu"]
-    return [*head, "of it learning"], [
+    as_jat = [(one.get("jat") or {"suites": {}})["suites"] for one in told]
+    beside = sorted({name for own in as_jat for name in own})
+    head = ["run", "scored by", "episodes", *names, "over suites", f">= {COUNTED} %"]
+    head += [f"{name}, JAT's IQM" for name in beside] + ["cpu", "of it learning"]
+    rows = [
         [
             str(folder),
             "evaluate" if one["evaluated"] else "its run",
@@ -73,10 +78,15 @@ def compare_by_suite(
             *(_cell(one["suites"].get(name), one["evaluated"]) for name in names),
             "" if one["suite_mean"] is None else f"{one['suite_mean']:.1f}",
             _reached(one["all"]),
+            *(f"{own[name]['iqm']:.1f}" if name in own else "" for name in beside),
             *(_time(summary.get(what)) for what in ("cpu_s", "learn_cpu_s")),
         ]
-        for (folder, summary), one in zip(runs, told, strict=True)
+        for (folder, summary), one, own in zip(runs, told, as_jat, strict=True)
     ]
+    if beside:
+        known = [f"{JAT[name].iqm:.0f}{JAT[name].about}" if name in JAT else "" for name in beside]
+        rows.append(["JAT itself", "its authors", "", *[""] * len(names), "", "", *known, "", ""])
+    return head, rows
 
 
 def _cell(own: Mapping[str, Any] | None, evaluated: bool) -> str:
