@@ -10,7 +10,9 @@ where there is none, those whose words differ least (word by word, through 256 b
 these the smallest sum of: squared differences of `tensor` elements, in deviations of the kept
 states (elements that do not vary there are left out); the number of symbols that differ, of
 `discrete` leaves and grids; squared differences of pixels from 0 to 1, of pictures that are
-averaged down to at most 16 pixels a side. The first of equals. Acting is brute force in torch.
+averaged down to at most 16 pixels a side. Of states that are equally near one is drawn: who always
+takes the first walks in circles, where an observation does not tell all. Acting is brute force in
+torch.
 
     python -m bigdm_ray.run retrieve DATASET
     python -m bigdm_ray.run retrieve DATASET DATASET --evaluations.final-episodes 10
@@ -28,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.base import Columns, Mode, Policy, Presets, State, device_of
+from bigdm_ray.algorithms.base import Columns, Mode, Policy, Presets, State
 from bigdm_ray.baselines.base import Baseline
 from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.errors import UserError
@@ -155,8 +157,9 @@ class Memory(nn.Module):
         bags = np.stack([words[text] for text in texts])
         return torch.from_numpy(told).to(where), torch.from_numpy(bags).to(where)
 
-    def nearest(self, seen: Mapping[str, np.ndarray]) -> Tensor:
-        """The place `[n]` of the nearest kept state of each observation `[n, ...]`."""
+    def nearest(self, seen: Mapping[str, np.ndarray], chance: np.ndarray | None = None) -> Tensor:
+        """The place `[n]` of the nearest kept state of each observation `[n, ...]`: of those that
+        are equally near the one that `chance` `[n]` in [0, 1) names, the first without it."""
         count = int(self.count)
         vectors, symbols = self.read(seen)
         told = self.read_texts(seen) if self._texts else None
@@ -168,6 +171,9 @@ class Memory(nn.Module):
                 kept, marks = kept[rows], marks[rows]
             far = ((kept - vectors[row]) ** 2).sum(1) + (marks != symbols[row]).sum(1)
             at = far.argmin()
+            if chance is not None:
+                equal = (far == far[at]).nonzero().flatten()
+                at = equal[int(chance[row] * len(equal))]
             found[row] = at if rows is None else rows[at]
         return found
 
@@ -203,12 +209,12 @@ class Memories(nn.Module):
 
 
 class RetrievePolicy(Policy):
-    """Acts as was done in the nearest kept state; remembers nothing, and leaves nothing to
-    chance."""
+    """Acts as was done in the nearest kept state, and remembers nothing."""
 
-    def __init__(self, memory: Memory) -> None:
-        self._memory, self._device = memory, device_of(memory)
-        self.uniforms = 0
+    def __init__(self, memory: Memory, draws: bool) -> None:
+        """`draws`: one of those that are equally near, else the first."""
+        self._memory, self._draws = memory, draws
+        self.uniforms = 1
 
     @torch.inference_mode()
     def act(
@@ -221,7 +227,7 @@ class RetrievePolicy(Policy):
         uniforms: np.ndarray,
     ) -> tuple[dict[str, np.ndarray], State]:
         """See Policy."""
-        places = self._memory.nearest(observations)
+        places = self._memory.nearest(observations, uniforms[:, 0] if self._draws else None)
         return {
             path: self._memory.get_buffer(f"action{number}")[places].cpu().numpy()
             for number, path in enumerate(self._memory.signature.actions)
@@ -281,7 +287,8 @@ class Retrieve(Baseline):
         return {"train/states": torch.stack(counts).sum()}
 
     def policy(self, model: nn.Module, mode: Mode, signature: Signature | None = None) -> Policy:
-        """Of the only task; see `policy_in`. All modes but `plan` are the same."""
+        """Of the only task; see `policy_in`. `sample` draws one of the states that are equally
+        near, `mean` takes the first."""
         assert isinstance(model, Memories)
         if len(model.tasks) > 1:
             raise UserError("retrieve keeps states of several tasks; name the one to act in")
@@ -295,7 +302,7 @@ class Retrieve(Baseline):
     def _policy(self, model: Memories, mode: Mode, task: str) -> Policy:
         if mode == "plan":
             raise UserError("retrieve has no planner; its modes are sample and mean")
-        return RetrievePolicy(model.of(task))
+        return RetrievePolicy(model.of(task), mode == "sample")
 
 
 ALGORITHM = Retrieve

@@ -65,13 +65,14 @@ def filled(signature, episodes, folder, states=100):
     return memory
 
 
-def asked(memory, mission, grid, direction):
+def asked(memory, mission, grid, direction, chance=None):
     seen = {
         "direction": np.array([direction], np.int32),
         "grid": np.array([grid], np.uint8).reshape(1, 2, 2),
         "mission": text(mission)[None],
     }
-    return int(memory.get_buffer("action0")[memory.nearest(seen)][0])
+    places = memory.nearest(seen, None if chance is None else np.array([chance]))
+    return int(memory.get_buffer("action0")[places][0])
 
 
 def test_the_mission_matches_first_then_the_nearest_grid_and_direction(tmp_path):
@@ -89,6 +90,8 @@ def test_the_mission_matches_first_then_the_nearest_grid_and_direction(tmp_path)
     assert asked(memory, blue, [1, 1, 1, 1], 0) == 20, "of red's that is the very state"
     assert asked(memory, "go to the blue box", [2, 2, 2, 2], 0) == 21, "most words in common"
     assert asked(memory, "Go to a RED ball", [5, 5, 5, 5], 3) == 10, "the first of equals"
+    drawn = [asked(memory, red, [9, 9, 9, 9], 3, chance) for chance in (0.0, 0.4, 0.99)]
+    assert drawn == [10, 11, 12], "or one of them"
 
 
 def test_elements_count_in_deviations_and_those_that_stand_still_do_not(tmp_path):
@@ -123,7 +126,7 @@ def test_in_a_kept_state_it_does_what_was_done(task, tmp_path):
     for episode in episodes[:3]:
         n = episode.length
         seen = {p: np.ascontiguousarray(v[:n]) for p, v in episode.observations.items()}
-        rewards, first, chance = np.zeros(n, np.float32), np.ones(n, bool), np.zeros((n, 0))
+        rewards, first, chance = np.zeros(n, np.float32), np.ones(n, bool), np.zeros((n, 1))
         actions, state = policy.act(policy.start(n), seen, rewards, {}, first, chance)
         assert state == {} and list(actions) == list(signature.actions)
         one, _ = policy.act(
