@@ -35,6 +35,7 @@ from bigdm_ray.training.config import (
     resumed_run,
     still_rising,
 )
+from bigdm_ray.training.evaluation import gap_problem
 from bigdm_ray.training.external import check_external_settings
 from bigdm_ray.training.learner import pick_device
 from bigdm_ray.training.metrics import Listener, TerminalReporter
@@ -322,12 +323,13 @@ def overrun_sentence(run: Run, env_steps: int, before: int = 0) -> str | None:
 def uncounted_sentence(run: Run) -> str | None:
     """Which of several tasks do not count where weights are compared, in one sentence; None where
     all do, or none would."""
-    without = [use.name for use in run.tasks if use.task.reference_returns is None]
+    problems = {use.name: gap_problem(use.task.reference_returns) for use in run.tasks}
+    without = [f"{name} ({why})" for name, why in problems.items() if why is not None]
     if not run.several or len(without) in (0, len(run.tasks)):
         return None
     return (
-        "the best weights are those of the best mean of normalised scores, which leaves out what"
-        f" has no reference returns: {', '.join(without)}"
+        "the best weights are those of the best mean of normalised scores, which leaves out"
+        f" {', '.join(without)}"
     )
 
 

@@ -94,7 +94,9 @@ class KeptTasks:
         """The report of a task that was finished with this in force; None where there is none."""
         try:
             kept = read_json(self._file(task))
-            return kept["report"] if kept["decided_by"] == decided_by else None
+            report: dict[str, Any] = kept["report"]
+            whole = kept["decided_by"] == decided_by and report["returns"] and report["task"]
+            return report if whole else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

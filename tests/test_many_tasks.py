@@ -18,6 +18,7 @@ from bigdm_ray.envs import find_task
 from bigdm_ray.envs.jat import jat_returns
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.evaluate import main
+from bigdm_ray.run import uncounted_sentence
 from bigdm_ray.tables.suites import (
     SAMPLES,
     TaskScores,
@@ -309,3 +310,12 @@ def test_scores_stand_beside_those_of_jat_where_a_task_has_its_constants(folder,
     head, _, own, jat = capsys.readouterr().out.split("\n\n")[1].splitlines()
     assert "| babyai, JAT's IQM | metaworld, JAT's IQM | cpu |" in head
     assert "| 50.0 | 12.0 |" in own and "| 99 | 65 of Meta-World v2 |" in jat
+
+
+def test_a_run_says_which_tasks_do_not_count_and_why(folder):
+    run = bigdm_ray.load(folder).run
+    told = uncounted_sentence(run)
+    assert told is not None and told.endswith(
+        "which leaves out toy-mixed (the expert has 3.2 where a random policy has 3)"
+    )
+    assert uncounted_sentence(run.of("toy-mixed")) is None
