@@ -276,7 +276,7 @@ class RemotePolicy:
         for row, begins in enumerate(mask):
             if begins:
                 for name, told in answer.command.items():
-                    self._command[name][row] = told.values[at]
+                    self._command.setdefault(name, [0.0] * len(mask))[row] = told.values[at]
                 self._first[row] = True
                 at += 1
         self._log = []

@@ -20,10 +20,12 @@ from typing import Any
 from bigdm_ray import stopping
 from bigdm_ray.algorithms.online import Online
 from bigdm_ray.baselines.base import ExternalAlgorithm
-from bigdm_ray.doors import door
+from bigdm_ray.doors import door, split_prefixed
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.progress import notebook
 from bigdm_ray.replay.shard import SUFFIX
+from bigdm_ray.serving.settings import ServerSettings
+from bigdm_ray.settings import check_settings, from_json
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.config import (
     Run,
@@ -39,6 +41,7 @@ from bigdm_ray.training.evaluation import gap_problem
 from bigdm_ray.training.external import check_external_settings
 from bigdm_ray.training.learner import pick_device
 from bigdm_ray.training.metrics import Listener, TerminalReporter
+from bigdm_ray.training.outside import Outside, check_outside
 from bigdm_ray.training.run_folder import LOOPS, RunFolder, metrics_of
 from bigdm_ray.training.start import open_dataset, rotation_note
 
@@ -52,6 +55,7 @@ def train(
     local: bool = False,
     quiet: bool | None = None,
     dashboard: bool = False,
+    serve: ServerSettings | str | None = None,
 ) -> dict[str, Any]:
     """Train `run` and return its summary (also in FOLDER/summary.json); `report` hears every
     report.
@@ -61,17 +65,32 @@ def train(
     Where `report` returns True, the run ends as if its budget ended there: with a checkpoint, final
     scores and a summary that says `"stopped": true`. `resume` goes on from it. Through Ray by
     default, in this process with `local`. With `dashboard` Ray's web page is there while the run
-    goes on, and its address is told on standard error. Raises UserError, and RunFailed where the
-    world stops a run.
+    goes on, and its address is told on standard error. `serve` is where clients find the run and
+    send episodes to, HOST:PORT or all that is to be said of the server. Raises UserError, and
+    RunFailed where the world stops a run.
     """
     check_dashboard(run, local, dashboard)
+    settings = ServerSettings(address=serve) if isinstance(serve, str) else serve
+    check_outside(run, served=settings is not None)
     shown = notebook() is not None if quiet is None else not quiet
     progress: contextlib.AbstractContextManager[TerminalReporter | None] = (
         bar(run, local) if shown else contextlib.nullcontext()
     )
     with open_home(run, folder, resume) as path, progress as terminal:
         listeners = [one for one in (report, terminal) if one is not None]
-        return _train(run, path, listeners, resume, local, dashboard)
+        with served_run(run, settings) as outside:
+            return _train(run, path, listeners, resume, local, dashboard, outside)
+
+
+def served_run(
+    run: Run, settings: ServerSettings | None
+) -> contextlib.AbstractContextManager[Outside | None]:
+    """Serves a run that begins inside the block, if it is to be; what others send comes out."""
+    if settings is None:
+        return contextlib.nullcontext()
+    from bigdm_ray.serving.live import serve_run
+
+    return serve_run(run, settings)
 
 
 def check_dashboard(run: Run, local: bool, dashboard: bool) -> None:
@@ -102,7 +121,13 @@ def bar(run: Run, local: bool) -> Iterator[TerminalReporter]:
 
 
 def _train(
-    run: Run, path: Path, listeners: list[Listener], resume: bool, local: bool, dashboard: bool
+    run: Run,
+    path: Path,
+    listeners: list[Listener],
+    resume: bool,
+    local: bool,
+    dashboard: bool,
+    outside: Outside | None = None,
 ) -> dict[str, Any]:
     run = resumed_run(run, path) if resume else run
     if isinstance(run.algorithm, ExternalAlgorithm):
@@ -110,23 +135,32 @@ def _train(
     if local:
         from bigdm_ray.training.loop import train_local
 
-        return train_local(run, path, resume, listeners)
+        return train_local(run, path, resume, listeners, outside)
     from bigdm_ray.distributed.loop import train_on_ray
 
-    return train_on_ray(run, path, resume, listeners, dashboard)
+    return train_on_ray(run, path, resume, listeners, dashboard, outside)
 
 
-def check_run(run: Run, folder: Path, resume: bool, local: bool, dashboard: bool = False) -> Run:
+def check_run(
+    run: Run,
+    folder: Path,
+    resume: bool,
+    local: bool,
+    dashboard: bool = False,
+    served: bool = False,
+) -> Run:
     """The run as it will be trained, if nothing that is known before it begins speaks against it.
 
     Nothing is made, nor is Ray started. Raises UserError.
     """
     check_dashboard(run, local, dashboard)
     run = resumed_run(run, folder) if resume else run
+    check_outside(run, served)
     foreign = isinstance(run.algorithm, ExternalAlgorithm)
     if foreign:
         check_external_settings(run)
-    RunFolder(folder).check(run, resume, exact=not foreign and in_lock_step(run, local))
+    exact = not foreign and not served and in_lock_step(run, local)
+    RunFolder(folder).check(run, resume, exact)
     for use in run.tasks:
         if use.dataset is not None:
             open_dataset(use)
@@ -212,7 +246,7 @@ def _made(path: Path) -> bool:
     return True
 
 
-def intent(run: Run, folder: Path, local: bool, resume: bool = False) -> str:
+def intent(run: Run, folder: Path, local: bool, resume: bool = False, served: bool = False) -> str:
     """What a run is about to do, from where on, and where it will be, for its header."""
     if run.offline:
         told = [use.dataset for use in run.tasks if use.dataset is not None]
@@ -221,6 +255,9 @@ def intent(run: Run, folder: Path, local: bool, resume: bool = False) -> str:
         does += ", plays to score" if unscored_sentence(run) is None else ""
     else:
         does = f"plays {run.title} and learns from it"
+        if served:
+            others = "learns from what others play"
+            does = f"{does}, and {others}" if run.rollouts.own else f"{others} in {run.title}"
     if resume:
         does += f", {_goes_on(run, folder)}"
     elif not run.offline:
@@ -234,7 +271,8 @@ def intent(run: Run, folder: Path, local: bool, resume: bool = False) -> str:
             f"on Ray ({machines.address}), actors {machines.actors}, learners {machines.learners}"
         )
     back = ""
-    if not run.offline and in_lock_step(run, local) and run.saves.every < run.total:
+    repeats = not run.offline and not served and in_lock_step(run, local)
+    if repeats and run.saves.every < run.total:
         back = f" from its last checkpoint, one every {run.saves.every:,} steps"
     return f"{does}, {where}; saved in {folder}; Ctrl-C stops it, --resume goes on{back}"
 
@@ -342,21 +380,30 @@ def unscored_closing_line(summary: dict[str, Any]) -> str:
 
 def main(arguments: list[str]) -> int:
     """The door."""
-    asked = parse(arguments)
+    limits, words = split_prefixed(arguments, "--serve.")
+    asked = parse(words)
+    if limits and asked.serve is None:
+        name = min(limits).replace("_", "-")
+        raise UserError(f"--serve.{name} is given without --serve HOST:PORT; give that too")
     if asked.alone and not asked.local and not asked.run.machines.lock_step:
         assert asked.folder is not None
         asked = dataclasses.replace(asked, local=RunFolder(asked.folder).loop == LOOPS[True])
+    settings = None
+    if asked.serve is not None:
+        settings = from_json(ServerSettings, {"address": asked.serve, **limits}, "serve.")
+        check_settings(settings, "serve.")
     with open_home(asked.run, asked.folder, asked.resume) as folder:
-        return _main(asked, folder)
+        return _main(asked, folder, settings)
 
 
-def _main(asked: RunCommand, folder: Path) -> int:
-    run = check_run(asked.run, folder, asked.resume, asked.local, asked.dashboard)
+def _main(asked: RunCommand, folder: Path, settings: ServerSettings | None) -> int:
+    served = settings is not None
+    run = check_run(asked.run, folder, asked.resume, asked.local, asked.dashboard, served)
     before = _saved_step(run, folder) if asked.resume else None
     played = [use.task for use in run.tasks if not run.offline]
     remarks = [run.algorithm.remark(task.signature()) for task in played]
     if not asked.quiet:
-        does = intent(run, folder, asked.local, asked.resume)
+        does = intent(run, folder, asked.local, asked.resume, served)
         print(f"{describe_run(run)}\n{does}", file=sys.stderr)
     for note in (
         *(task.slow_reason() for task in played),
@@ -377,6 +424,7 @@ def _main(asked: RunCommand, folder: Path) -> int:
             local=asked.local,
             quiet=asked.quiet,
             dashboard=asked.dashboard,
+            serve=settings,
         )
     except KeyboardInterrupt:
         print(stop_sentence(folder), file=sys.stderr)

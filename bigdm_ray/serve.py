@@ -23,7 +23,8 @@ from bigdm_ray.doors import Parser, door, split_prefixed
 from bigdm_ray.errors import UserError
 from bigdm_ray.formats.behaviour import OWN_OR_MODES
 from bigdm_ray.serving.served import FolderVersions
-from bigdm_ray.serving.server import Server, ServerSettings, served_phrase
+from bigdm_ray.serving.server import Server, served_phrase
+from bigdm_ray.serving.settings import ServerSettings
 from bigdm_ray.settings import convert
 
 

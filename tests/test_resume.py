@@ -259,7 +259,7 @@ def test_a_resume_spares_what_the_older_checkpoint_needs(undamaged: Path, tmp_pa
 def test_an_asynchronous_resume_names_damaged_shards_and_counts_what_is_left(
     undamaged: Path, tmp_path: Path
 ) -> None:
-    from bigdm_ray.distributed.loop import count_stored
+    from bigdm_ray.training.start import count_stored
 
     folder, run = copied(undamaged, tmp_path), run_of("toy-vector", 4000)
     sound, damage = count_stored(run, RunFolder(folder))
@@ -278,7 +278,7 @@ def test_an_asynchronous_resume_names_damaged_shards_and_counts_what_is_left(
 
 def test_an_asynchronous_resume_counts_what_came_since_whoever_played_it(tmp_path: Path) -> None:
     """Budgets go by arrival: episodes of clients, whose ids may be of any number, count once."""
-    from bigdm_ray.distributed.loop import count_stored
+    from bigdm_ray.training.start import count_stored
 
     run, home = run_of("toy-vector", 4000), RunFolder(tmp_path)
     store = Store(home.store, run.algorithm.retention())
@@ -311,7 +311,7 @@ def test_a_resume_by_an_older_version_is_refused_and_changes_nothing(
     undamaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever shard is of a newer version: one of the checkpoint, or one that came after it."""
-    from bigdm_ray.distributed.loop import count_stored
+    from bigdm_ray.training.start import count_stored
 
     folder, run = copied(undamaged, tmp_path), run_of("toy-vector", 4000)
     with monkeypatch.context() as patch:

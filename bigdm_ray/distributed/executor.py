@@ -22,7 +22,9 @@ from bigdm_ray.distributed.learners import LearnerGroup, Moves
 from bigdm_ray.distributed.pool import WorkerPool
 from bigdm_ray.distributed.replay import ReplayActor
 from bigdm_ray.distributed.waiting import answer
+from bigdm_ray.replay.episode import Episode
 from bigdm_ray.replay.living import LivingEpisodes
+from bigdm_ray.replay.shard import encode
 from bigdm_ray.replay.store import PREFIX, Receipt, ShardRef, Table
 from bigdm_ray.training.checkpoint import Checkpoint
 from bigdm_ray.training.config import Run
@@ -128,7 +130,8 @@ class RayExecutor:
             where = (settings, str(folder))
             self._replay = self._slot("replay actor", ReplayActor, pinned_options(), where)
         self._evaluator = self._slot("evaluator", EvaluatorActor, cpu_options(0), (settings,))
-        for _ in range(0 if run.offline else run.machines.actors):
+        plays = not run.offline and run.rollouts.own
+        for _ in range(run.machines.actors if plays else 0):
             worker = self._slot("rollout actor", RolloutActor, cpu_options(), (settings,))
             self.workers.append(worker)
         self.learners.start()
@@ -350,6 +353,12 @@ class RayExecutor:
         count = share.stop - share.start
         refs = slot.call("play", task, weights, round, group, era, mine, count, version, returns=2)
         return slot, slot.generation, refs
+
+    def store(self, task: str, episodes: list[Episode]) -> Receipt:
+        """See Executor. What a dying actor has stored already is not stored again."""
+        receipt: Receipt = self.replay.insist("add", task, encode(episodes))
+        self.note_stored(task, receipt)
+        return receipt
 
     def learn(self, steps: int) -> LearnerProgress:
         """See Executor. After a death the steps since the last checkpoint are taken again."""

@@ -30,24 +30,26 @@ from bigdm_ray.distributed.cluster import cluster
 from bigdm_ray.distributed.executor import RayExecutor, round_result
 from bigdm_ray.distributed.waiting import Wait, in_vain
 from bigdm_ray.errors import RunFailed, UserError, full_disk, full_memory
-from bigdm_ray.replay.episode import FOREIGN
-from bigdm_ray.replay.shard import SUFFIX, UNNUMBERED
-from bigdm_ray.replay.store import Receipt, Store
-from bigdm_ray.replay.table import Table
-from bigdm_ray.training import checkpoint
-from bigdm_ray.training.checkpoint import Checkpoint, Counters, TaskCounters
+from bigdm_ray.replay.store import Receipt
 from bigdm_ray.training.config import Run
-from bigdm_ray.training.loop import Session, loop, study
+from bigdm_ray.training.loop import WAIT_S, Session, loop, receive, study
 from bigdm_ray.training.metrics import Listener
+from bigdm_ray.training.outside import Outside, check_outside
 from bigdm_ray.training.params import Commands
 from bigdm_ray.training.run_folder import RunFolder
-from bigdm_ray.training.start import drop_later, last_whole_checkpoint, take_over
-from bigdm_ray.training.stores import count_lost, shards_within, store_places
+from bigdm_ray.training.start import (
+    count_stored,
+    drop_later,
+    last_whole_checkpoint,
+    take_over,
+)
 from bigdm_ray.training.trackers import writers
 
 IN_FLIGHT = 2
 """Calls that wait at the learners, and rounds of a group that are not stored yet, at most: one
 runs, the next one is there when it ends. Where storing is slow, playing waits for it."""
+ARRIVALS_S = 0.1
+"""Seconds between two looks at what others have sent, in a run that is served."""
 LOOK_S = 1.0
 """Seconds between two looks at who is missing, or has not answered for too long."""
 
@@ -58,17 +60,20 @@ def train_on_ray(
     resume: bool = False,
     listeners: list[Listener] | None = None,
     dashboard: bool = False,
+    outside: Outside | None = None,
 ) -> dict[str, Any]:
     """Train with Ray; the summary.
 
     Raises UserError, and RunFailed with everything stored so far kept.
 
-    With `dashboard` the address of Ray's web page is told.
+    With `dashboard` the address of Ray's web page is told; with `outside` the run takes episodes of
+    others.
     """
+    check_outside(run, served=outside is not None)
     with RunFolder(folder).hold(run, resume, exact=runs_in_lock_step(run)) as home:
         try:
             with cluster(run, dashboard):
-                return _train(run, folder, home, resume, listeners or [])
+                return _train(run, folder, home, resume, listeners or [], outside)
         except RayTaskError as error:
             if is_for_user(error.cause):  # without the traceback that Ray adds
                 raise error.cause from None
@@ -87,7 +92,12 @@ def runs_in_lock_step(run: Run) -> bool:
 
 
 def _train(
-    run: Run, folder: Path, home: RunFolder, resume: bool, listeners: list[Listener]
+    run: Run,
+    folder: Path,
+    home: RunFolder,
+    resume: bool,
+    listeners: list[Listener],
+    outside: Outside | None,
 ) -> dict[str, Any]:
     exact = runs_in_lock_step(run)
     take_over(run, home)
@@ -97,7 +107,8 @@ def _train(
     if exact:
         drop_later(run, home)
     with contextlib.ExitStack() as end:
-        session = Session(run, home, [*writers(run, folder), *listeners], resumed, exact)
+        everyone = [*writers(run, folder), *listeners]
+        session = Session(run, home, everyone, resumed, exact, outside)
         session.apart = True
         end.callback(session.close)
         session.note(damage)
@@ -116,59 +127,9 @@ def _train(
             (study if run.offline else loop)(session, executor)
         else:
             driver.drive(executor)
+        if outside is not None:
+            outside.close()
         return session.finish(executor) | {"folder": str(folder)}
-
-
-def count_stored(run: Run, home: RunFolder) -> tuple[Checkpoint, list[str]]:
-    """The last checkpoint with the budget counted from the episodes on disk: those of rounds that
-    were open or later are new.
-
-    The second value names damaged shards: their episodes are left out.
-    """
-    aside = checkpoint.set_torn_aside(home.checkpoints)
-    saved = checkpoint.last_checkpoint(home.checkpoints, run.identity)
-    base = saved or Checkpoint(Counters(), [], 0, {}, {}, {})
-    counters, where, tables, problems = (
-        base.counters,
-        store_places(run),
-        dict[str, Table](),
-        list[str](),
-    )
-    for task, place in where.items():
-        on_disk = {path.name for path in (home.store / place).glob(f"*{SUFFIX}")}
-        named = {ref.name for ref in shards_within(place, base.shards)}
-        store = Store(home.store / place, flat_bytes=0).open(sorted(on_disk | named))
-        tables[task] = store.table
-        problems += store.problems
-    damage = (
-        [
-            f"the run goes on without {count_lost(where, tables, base)} episodes of its last"
-            f" checkpoint ({', '.join(problems)})"
-        ]
-        if problems
-        else []
-    )
-    if run.several and not counters.tasks:
-        counters.tasks = {task: TaskCounters() for task in tables}
-    last = -1
-    for task, table in tables.items():
-        arrivals = counters.tasks[task] if run.several else counters
-        rounds, own = table.ids[:, 0], table.ids[:, 1] != FOREIGN
-        ahead = np.isin(table.serials, arrivals.arrived_ahead)
-        came = (table.serials >= arrivals.arrived) & ~ahead
-        played = (rounds >= counters.round) | np.isin(rounds, counters.open_rounds)
-        new = np.where(table.serials == UNNUMBERED, played, came)
-        steps, episodes = int(table.lengths[new].sum()), int(new.sum())
-        counters.env_steps += steps
-        counters.episodes += episodes
-        if run.several:
-            counters.tasks[task].env_steps += steps
-            counters.tasks[task].episodes += episodes
-        last = max(last, int(rounds[own].max(initial=-1)))
-        arrivals.arrive(table.serials[new].tolist())
-    counters.round = max(counters.round, last + 1, *(r + 1 for r in counters.open_rounds), 0)
-    counters.open_rounds = []
-    return base, aside + damage
 
 
 @dataclass
@@ -212,7 +173,8 @@ class Driver:
         self._learning = 0
         self._owed_in_flight = 0
         self._evaluating = False
-        self._warm_up_asked = session.counters.round > 0
+        self._plays = session.run.rollouts.own
+        self._warm_up_asked = session.counters.round > 0 or not self._plays
         self._warming_up = 0
         self._next_round = session.counters.round
         self._episodes_in_flight = 0
@@ -237,12 +199,15 @@ class Driver:
         with stopping.hold_signals() as asked:
             while not session.is_spent() and not asked():
                 self._hand_out()
-                if not self._jobs:
+                if self.session.outside is not None:
+                    receive(session, executor, self.session.outside, 0 if self._jobs else WAIT_S)
+                    self._evaluate_if_due()
+                elif not self._jobs:
                     raise RunFailed(
                         "nothing is left to do, although the budget is not spent: the learner owes "
                         "no steps and no rollout may start"
                     )
-                self._settle(timeout=1.0)
+                self._settle(timeout=1.0 if self.session.outside is None else ARRIVALS_S)
                 if session.save_due():
                     self._save()
                 elif session.report_due():
@@ -252,6 +217,9 @@ class Driver:
         self._drain()
 
     def _settle(self, timeout: float) -> None:
+        if not self._jobs:
+            self._wait.news()
+            return
         refs = list(self._jobs)
         ready, _ = ray.wait(refs, num_returns=1, timeout=timeout)
         if ready:
@@ -335,7 +303,8 @@ class Driver:
                         run.share(run.online_algorithm.warm_up(), group),
                         random=True,
                     )
-        if not self._warming_up and (session.counters.learner_step > 0 or not self._owed()):
+        begun = session.counters.learner_step > 0 or not self._owed()
+        if self._plays and not self._warming_up and begun:
             self._start_rollouts()
         self._start_learning()
 

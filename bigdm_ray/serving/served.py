@@ -7,7 +7,6 @@ act with the older one are not disturbed, and it goes when the last of them does
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 import threading
@@ -45,8 +44,6 @@ class Served:
         self.trained = trained
         self.version = trained.version
         self.by_task = {name: trained.of(name) for name in trained.tasks}
-        self.source = trained.run.algorithm.name
-        """Who acts, in the words of a store."""
 
     def task(self, name: str) -> str:
         """The task that is meant; the only one where nothing is named. Raises UserError."""
@@ -55,6 +52,10 @@ class Served:
                 f"a task is expected, one of {', '.join(self.by_task)}; name it when you start"
             )
         return self.trained.run.use(name).name if name else next(iter(self.by_task))
+
+    def source_in(self, task: str) -> str:
+        """Who acts in a task, in the words of a store."""
+        return self.trained.run.algorithm.name
 
     def policy(self, task: str, mode: str) -> Policy:
         """How it acts in a task; a mode that is `""` is the server's.
@@ -141,22 +142,8 @@ class FolderVersions:
             weights = Weights.load(self._path)
             self._seen = seen
             if weights.version != self._newest.version:
-                self._newest = Served(with_weights(self._newest.trained, weights), self._mode)
+                self._newest = Served(self._newest.trained.with_weights(weights), self._mode)
             return self._newest
-
-
-def with_weights(trained: TrainedRun, weights: Weights) -> TrainedRun:
-    """A trained run with a network of its own that holds other weights.
-
-    Raises UserError where they do not fit.
-    """
-    model = copy.deepcopy(trained.model)
-    weights.into(model)
-    model.eval()
-    told = {} if weights.command is None else {"command": weights.command}
-    return dataclasses.replace(
-        trained, model=model, version=weights.version, summary=trained.summary | told
-    )
 
 
 def describe(served: Served, takes_episodes: bool) -> pb.Description:

@@ -60,6 +60,8 @@ class PolicyService:
         most_episodes: int = 64,
     ) -> None:
         self._versions, self._engine, self._takes = versions, engine, takes
+        self._first = versions.newest()
+        """What tasks there are and what their arrays look like is the same of all versions."""
         self.sessions = Sessions(engine, most_sessions)
         self._most_episodes = most_episodes
         self._described: tuple[Served, pb.Description] | None = None
@@ -143,7 +145,7 @@ class PolicyService:
     async def _start(self, request: pb.StartRequest) -> pb.StartAnswer:
         if request.sessions:
             return await self._restart(request)
-        served = self._versions.newest()
+        served = await asyncio.to_thread(self._versions.newest)  # it may have to be loaded
         task = served.task(wire.read_name(request.task, "the task"))
         rows = request.rows or 1
         self.sessions.check_room(rows)
@@ -160,7 +162,8 @@ class PolicyService:
         if len({one.pool.task for one in sessions}) > 1:
             raise wire.Malformed("the sessions are of several tasks; start those of each together")
         task, rows = sessions[0].pool.task, len(sessions)
-        served = self._versions.newest() if request.newest else None
+        served = await asyncio.to_thread(self._versions.newest) if request.newest else None
+        sessions = self.sessions.find(request.sessions)
         of = served or sessions[0].pool.served
         commands = self._commands(of, task, request, rows)
         if not request.command and served is None:
@@ -275,7 +278,7 @@ class PolicyService:
                 f"the client is {upload.client} and its episode {upload.sequence}, but numbers from"
                 f" 1 and from 0 up to {MOST_CLIENT - 1} are expected"
             )
-        served, told = self._versions.newest(), upload.episode
+        served, told = self._first, upload.episode
         task = served.task(wire.read_name(told.task, "the task"))
         id = EpisodeId(upload.client, FOREIGN, upload.sequence)
         source = wire.read_name(told.source, "the source") or "outside"
@@ -301,7 +304,7 @@ def _started(sessions: Sequence[ActingSession]) -> pb.StartAnswer:
         task=pool.task,
         version=write_version(pool.served.version),
         command=wire.write_numbers({n: [one.command[n] for one in sessions] for n in names}),
-        source=pool.served.source,
+        source=pool.served.source_in(pool.task),
     )
 
 

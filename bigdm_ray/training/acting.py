@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from bigdm_ray.envs.task import Task
 from bigdm_ray.errors import UserError
 from bigdm_ray.settings import flag
 from bigdm_ray.training.config import Run, with_acting_settings
-from bigdm_ray.training.params import commands_of_task
+from bigdm_ray.training.params import Weights, commands_of_task
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,18 @@ class TrainedRun:
             summary=summary | {"command": command, "task": run.task},
             trained=self.run,
         )
+
+    def with_weights(self, weights: Weights) -> Self:
+        """It with a network of its own that holds other weights, and their command.
+
+        Raises UserError where they do not fit.
+        """
+        model = copy.deepcopy(self.model)
+        weights.into(model)
+        model.eval()
+        told = {} if weights.command is None else {"command": weights.command}
+        version, summary = weights.version, self.summary | told
+        return dataclasses.replace(self, model=model, version=version, summary=summary)
 
     def policy(self, mode: Mode = "sample") -> Policy:
         """How the network acts."""

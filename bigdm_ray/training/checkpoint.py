@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ SCHEMA_VERSION = 2
 KEEP = 2
 ASIDE = ".corrupt"
 LIVING = "store/living"
+LATER = ("tasks", "outside")
+"""Counters that are written where there are some."""
 
 
 @dataclass
@@ -85,6 +87,18 @@ class Counters(CountedSerials):
     # rounds in flight at a save (asynchronous runs)
     open_rounds: list[int] = field(default_factory=list)
     tasks: dict[str, TaskCounters] = field(default_factory=dict)  # of a run of several
+    outside: dict[str, CountedSerials] = field(default_factory=dict)
+    """Which episodes of others are counted: their sequence numbers, by client."""
+
+    def is_counted(self, id: EpisodeId) -> bool:
+        """Whether this episode of others is."""
+        known = self.outside.get(str(id.round), CountedSerials())
+        return id.number < known.arrived or id.number in known.arrived_ahead
+
+    def count_outside(self, ids: Iterable[EpisodeId]) -> None:
+        """Note that these episodes of others are counted."""
+        for id in ids:
+            self.outside.setdefault(str(id.round), CountedSerials()).arrive([id.number])
 
 
 @dataclass(frozen=True)
@@ -118,7 +132,7 @@ def write(
     state = {
         "schema_version": SCHEMA_VERSION,
         "identity": identity,
-        "counters": {k: v for k, v in asdict(counters).items() if k != "tasks" or v},
+        "counters": {k: v for k, v in asdict(counters).items() if k not in LATER or v},
         "shards": [ref._asdict() for ref in shards],
         "metrics_offset": metrics_offset,
         "means": means or {},
@@ -302,8 +316,9 @@ def _counters(told: dict[str, Any]) -> Counters:
     for name, value in told.items():
         if kinds[name] == "int":
             whole_number(value, name)
-        elif name == "tasks":
-            told = told | {name: {str(task): _of_task(one) for task, one in value.items()}}
+        elif name in LATER:
+            kind = TaskCounters if name == "tasks" else CountedSerials
+            told = told | {name: {str(whose): _of_part(kind, one) for whose, one in value.items()}}
         elif kinds[name] == "list[int]":
             if not isinstance(value, list):
                 raise ValueError(f"its {name} is not a list")
@@ -316,15 +331,15 @@ def _counters(told: dict[str, Any]) -> Counters:
     return Counters(**told)
 
 
-def _of_task(told: dict[str, Any]) -> TaskCounters:
-    """Counters of a task.
+def _of_part(kind: type[CountedSerials], told: dict[str, Any]) -> CountedSerials:
+    """Counters of a task, or of a client.
 
     Raises ValueError for a value that none has, TypeError for an unknown name.
     """
     for name, value in told.items():
         for one in value if name == "arrived_ahead" and isinstance(value, list) else [value]:
             whole_number(one, name)
-    return TaskCounters(**told)
+    return kind(**told)
 
 
 def _mean(value: Any, name: str) -> tuple[float, int]:

@@ -29,8 +29,9 @@ from bigdm_ray import stopping
 from bigdm_ray.algorithms.base import Columns
 from bigdm_ray.errors import RunFailed
 from bigdm_ray.progress import say
+from bigdm_ray.replay.episode import Episode
 from bigdm_ray.replay.mixture import Mixture
-from bigdm_ray.replay.store import ShardRef, Table
+from bigdm_ray.replay.store import Receipt, ShardRef, Table
 from bigdm_ray.settings import to_json
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint, Counters, TaskCounters
@@ -46,6 +47,7 @@ from bigdm_ray.training.metrics import (
     RunningMeans,
     by_task,
 )
+from bigdm_ray.training.outside import Outside, Parcel, check_outside
 from bigdm_ray.training.params import Commands, Weights, commands_of_task, flatten_commands
 from bigdm_ray.training.rollout import RolloutResult
 from bigdm_ray.training.rollout_worker import RolloutWorker
@@ -57,7 +59,13 @@ from bigdm_ray.training.run_folder import (
     summary_of,
     versions,
 )
-from bigdm_ray.training.start import dataset_stores, drop_later, last_whole_checkpoint, take_over
+from bigdm_ray.training.start import (
+    count_stored,
+    dataset_stores,
+    drop_later,
+    last_whole_checkpoint,
+    take_over,
+)
 from bigdm_ray.training.stores import Stores, store_places
 from bigdm_ray.training.streams import rng
 from bigdm_ray.training.trackers import writers
@@ -65,6 +73,8 @@ from bigdm_ray.training.trackers import writers
 FEWEST = 3
 """Evaluations before the final one that a run has, however short its budget, unless its flags say
 how often."""
+WAIT_S = 0.5
+"""Seconds that a run which plays nothing waits for episodes, before it looks at its clock."""
 BARREN_ROUNDS = 3
 """Rounds of a task in a row without one sound episode after which it is given up, and with its last
 task a run."""
@@ -127,6 +137,9 @@ class Executor(SessionBackend, Protocol):
         stores.
         """
 
+    def store(self, task: str, episodes: list[Episode]) -> Receipt:
+        """Store episodes of a task that others have played; returns once they are acknowledged."""
+
     def learn(self, steps: int) -> LearnerProgress:
         """Take learner steps on the stored episodes."""
 
@@ -134,13 +147,19 @@ class Executor(SessionBackend, Protocol):
 def loop(session: Session, executor: Executor) -> None:
     """Train in lock-step until the budget is spent.
 
-    A signal to stop before the first checkpoint has it save where it stands.
+    A signal to stop before the first checkpoint has it save where it stands; a run that takes
+    episodes of others, which repeats nothing, at any time.
     """
     session.begin()
     try:
         take_turns(session, executor)
     except KeyboardInterrupt:
-        if stopping.is_stop_asked() and session.counters.round and not session.counters.saves:
+        counters = session.counters
+        if session.outside is not None:
+            here = counters.episodes > 0
+        else:
+            here = counters.round > 0 and not counters.saves
+        if stopping.is_stop_asked() and here:
             session.save_between(executor)
         raise
 
@@ -151,7 +170,8 @@ def take_turns(session: Session, executor: Executor) -> None:
     Where a signal ends it, what was played is counted, and learner steps are whole.
     """
     run, counters = session.run, session.counters
-    while counters.round < len(run.tasks) and (count := run.online_algorithm.warm_up()):
+    own = run.rollouts.own
+    while own and counters.round < len(run.tasks) and (count := run.online_algorithm.warm_up()):
         task = run.tasks[counters.round].name
         doing = f"warm-up{session.of(task)}: random episode"
         with session.now.busy(doing, count), stopping.hold_signals():
@@ -161,6 +181,11 @@ def take_turns(session: Session, executor: Executor) -> None:
             session.learn(executor, session.owed(executor.tables()))
         if session.is_spent():
             break
+        if session.outside is not None:
+            receive(session, executor, session.outside, 0.0 if own else WAIT_S)
+        if not own:
+            attend(session, executor)
+            continue
         count, task = run.online_algorithm.per_iteration(), session.turn(counters.round)
         table = executor.tables()[task]
         commands = session.ask(task, table, counters.round, count)
@@ -178,6 +203,25 @@ def take_turns(session: Session, executor: Executor) -> None:
         attend(session, executor)
     with stopping.hold_signals():
         session.learn(executor, session.owed(executor.tables()))
+
+
+def receive(session: Session, executor: Executor, outside: Outside, wait_s: float) -> None:
+    """Tell others how the run stands; store, count and acknowledge the episodes that they sent.
+
+    Where there are none, they are waited for so many seconds.
+    """
+    told = outside.told
+    if told is None or told.weights.version[1] != session.counters.learner_step:
+        outside.publish(executor.weights(), executor.tables())
+    else:
+        outside.publish(told.weights, executor.tables())
+    parcels = outside.take(wait_s)
+    fresh = session.pick_uncounted(parcels)
+    with stopping.hold_signals():
+        for task in dict.fromkeys(parcel.task for parcel in fresh):
+            episodes = [parcel.episode for parcel in fresh if parcel.task == task]
+            session.note_arrivals(task, executor.store(task, episodes).added, episodes)
+        outside.acknowledge(parcels)
 
 
 def study(session: Session, executor: Executor) -> None:
@@ -209,6 +253,19 @@ def attend(session: Session, executor: Executor) -> None:
             session.report()
 
 
+def commands_for(
+    run: Run, task: str, table: Table, chance: np.random.Generator, count: int
+) -> Columns:
+    """Commands of so many new episodes of a task, capped at what it can pay; none without any."""
+    if not len(table):
+        return {}
+    commands = run.online_algorithm.ask(table, chance, count)
+    most = run.use(task).task.max_return
+    if most is not None and "desired_return" in commands:
+        commands["desired_return"] = np.minimum(commands["desired_return"], np.float32(most))
+    return commands
+
+
 class Session:
     """The bookkeeping of a run: counters, what is due, reports, best weights, summary."""
 
@@ -222,8 +279,11 @@ class Session:
         listeners: list[Listener],
         resumed: Checkpoint | None,
         exact: bool,
+        outside: Outside | None = None,
     ) -> None:
+        """`outside` is where others send episodes to, in a run that is served."""
         self.run = run
+        self.outside = outside
         self.tasks = {use.name: use.task for use in run.tasks}
         self.folder = folder
         self.counters = resumed.counters if resumed else Counters()
@@ -337,13 +397,7 @@ class Session:
 
     def ask(self, task: str, table: Table, round: int, count: int) -> Columns:
         """The commands of a round of a task, capped at what it can pay."""
-        if not len(table):
-            return {}
-        commands = self.run.online_algorithm.ask(table, rng(self.run.seed, "ask", round), count)
-        most = self.tasks[task].max_return
-        if most is not None and "desired_return" in commands:
-            commands["desired_return"] = np.minimum(commands["desired_return"], np.float32(most))
-        return commands
+        return commands_for(self.run, task, table, rng(self.run.seed, "ask", round), count)
 
     def commands(self, tables: Mapping[str, Table]) -> dict[str, dict[str, float]]:
         """What the policy is scored with, of several tasks for those that can be: they have
@@ -473,6 +527,35 @@ class Session:
             self._means.add(means, len(round.added))
             self.now.played = mean if own is None else None
             self.now.staleness = int(behind)
+        self.show_counters()
+
+    def pick_uncounted(self, parcels: list[Parcel]) -> list[Parcel]:
+        """Those whose episodes have not come before, each once."""
+        found = {one.episode.id: one for one in parcels}
+        return [one for id, one in found.items() if not self.counters.is_counted(id)]
+
+    def note_arrivals(self, task: str, added: Table, episodes: list[Episode]) -> None:
+        """Count episodes of others that are stored: they owe learner steps as one's own do."""
+        counters, own = self.counters, self.counters.tasks.get(task)
+        counters.env_steps += int(added.lengths.sum())
+        counters.episodes += len(added)
+        if own is not None:
+            own.env_steps += int(added.lengths.sum())
+            own.episodes += len(added)
+        (own or counters).arrive(added.serials.tolist())
+        counters.count_outside(episode.id for episode in episodes)
+        behind = [
+            max(0, counters.learner_step - episode.version[1])
+            for episode in episodes
+            if episode.version[0] == counters.incarnation
+        ]
+        prefix = f"{task}/" if self.run.several else ""
+        means = {
+            f"{prefix}outside/return_mean": float(added.returns.mean()),
+            f"{prefix}outside/length_mean": float(added.lengths.mean()),
+            "outside/staleness": float(np.mean(behind or [0])),
+        }
+        self._means.add(means, len(added))
         self.show_counters()
 
     def note_progress(self, progress: LearnerProgress) -> None:
@@ -780,7 +863,10 @@ class LocalExecutor:
         folder: RunFolder,
         resumed: Checkpoint | None,
         now: CurrentActivity | None = None,
+        exact: bool = True,
     ) -> None:
+        """`exact`: a resume repeats what came after its checkpoint; else all that is stored
+        counts."""
         torch.set_num_threads(run.machines.threads)
         self._run = run
         self._now = now or CurrentActivity()
@@ -798,10 +884,12 @@ class LocalExecutor:
             precision=machines.precision,
             mixture=Mixture({use.name: use.weight for use in run.tasks}),
         )
-        if resumed:
+        if resumed and resumed.learner:
             self.learner.load(resumed.learner, resumed.counters.learner_step)
-            if self._played is not None:
-                self._played.open(leave=checkpoint.outlived_shards(folder.checkpoints))
+        if resumed and self._played is not None:
+            outlived = checkpoint.outlived_shards(folder.checkpoints) if exact else ()
+            self._played.open(leave=outlived)
+            if exact:
                 self._played.check_living(resumed)
         self._player = RolloutWorker(run)
         self._evaluator = Evaluator(run)
@@ -835,6 +923,11 @@ class LocalExecutor:
         version = weights.version if weights else (self._incarnation, 0)
         busy_s = self._player.busy_s - before
         return gather_round(parts, receipt.added, version, busy_s, task)
+
+    def store(self, task: str, episodes: list[Episode]) -> Receipt:
+        """See Executor."""
+        assert self._played is not None
+        return self._played.by_task[task].add(episodes)
 
     def learn(self, steps: int) -> LearnerProgress:
         """See Executor."""
@@ -894,27 +987,34 @@ def gather_round(
 
 
 def train_local(
-    run: Run, folder: Path, resume: bool = False, listeners: list[Listener] | None = None
+    run: Run,
+    folder: Path,
+    resume: bool = False,
+    listeners: list[Listener] | None = None,
+    outside: Outside | None = None,
 ) -> dict[str, Any]:
     """Train in this process; the summary.
 
-    Raises UserError, and RunFailed with everything stored so far kept.
+    With `outside` it takes episodes of others, and is resumed as asynchronous runs are. Raises
+    UserError, and RunFailed with everything stored so far kept.
     """
-    with RunFolder(folder).hold(run, resume, exact=True) as home, contextlib.ExitStack() as end:
+    exact = outside is None
+    check_outside(run, served=not exact)
+    with RunFolder(folder).hold(run, resume, exact) as home, contextlib.ExitStack() as end:
         take_over(run, home)
-        resumed, damage = last_whole_checkpoint(run, home) if resume or run.start else (None, [])
-        drop_later(run, home)
-        session = Session(
-            run,
-            home,
-            [*writers(run, folder), *(listeners or [])],
-            resumed,
-            exact=True,
-        )
+        resumed, damage = None, list[str]()
+        if resume or run.start:
+            resumed, damage = (last_whole_checkpoint if exact else count_stored)(run, home)
+        if exact:
+            drop_later(run, home)
+        everyone = [*writers(run, folder), *(listeners or [])]
+        session = Session(run, home, everyone, resumed, exact, outside)
         end.callback(session.close)
         session.note(damage)
         with session.now.busy("making network, optimizers and environments"):
-            executor = LocalExecutor(run, home, resumed, session.now)
+            executor = LocalExecutor(run, home, resumed, session.now, exact)
         end.callback(executor.close)
         (study if run.offline else loop)(session, executor)
+        if outside is not None:
+            outside.close()
         return session.finish(executor) | {"folder": str(folder)}

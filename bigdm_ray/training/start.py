@@ -7,7 +7,8 @@ on as from any other. Episodes get foreign ids in the order of their returns: un
 the newest the worst of them are replaced first (Zheng et al. 2022, section 4.3).
 
 A lock-step `--resume` goes on from the newest checkpoint whose episodes are all there
-(`last_whole_checkpoint`), and plays what came after it again.
+(`last_whole_checkpoint`), and plays what came after it again. An asynchronous one, and one that
+took episodes of others, keeps all that is on disk (`count_stored`).
 """
 
 from __future__ import annotations
@@ -20,13 +21,20 @@ import numpy as np
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.replay.episode import FOREIGN, EpisodeId
-from bigdm_ray.replay.shard import SUFFIX, refuse_unknown
+from bigdm_ray.replay.shard import SUFFIX, UNNUMBERED, refuse_unknown
 from bigdm_ray.replay.store import Store
+from bigdm_ray.replay.table import Table
 from bigdm_ray.training import checkpoint
-from bigdm_ray.training.checkpoint import Checkpoint, Counters
+from bigdm_ray.training.checkpoint import Checkpoint, Counters, TaskCounters
 from bigdm_ray.training.config import Run, TaskUse, open_start
 from bigdm_ray.training.run_folder import RunFolder
-from bigdm_ray.training.stores import Stores, names_within, store_places
+from bigdm_ray.training.stores import (
+    Stores,
+    count_lost,
+    names_within,
+    shards_within,
+    store_places,
+)
 
 FIRST_ROUND = 1
 """The first round of a run that starts from another: its inherited episodes count as round 0."""
@@ -200,3 +208,57 @@ def drop_later(run: Run, home: RunFolder) -> None:
         for column in path.parent.glob(f".{path.name}.*.npy"):
             column.unlink(missing_ok=True)
         path.unlink()
+
+
+def count_stored(run: Run, home: RunFolder) -> tuple[Checkpoint, list[str]]:
+    """The last checkpoint with the budget counted from the episodes on disk: those of rounds that
+    were open or later are new.
+
+    The second value names damaged shards: their episodes are left out.
+    """
+    aside = checkpoint.set_torn_aside(home.checkpoints)
+    saved = checkpoint.last_checkpoint(home.checkpoints, run.identity)
+    base = saved or Checkpoint(Counters(), [], 0, {}, {}, {})
+    counters, where, tables, problems = (
+        base.counters,
+        store_places(run),
+        dict[str, Table](),
+        list[str](),
+    )
+    for task, place in where.items():
+        on_disk = {path.name for path in (home.store / place).glob(f"*{SUFFIX}")}
+        named = {ref.name for ref in shards_within(place, base.shards)}
+        store = Store(home.store / place, flat_bytes=0).open(sorted(on_disk | named))
+        tables[task] = store.table
+        problems += store.problems
+    damage = (
+        [
+            f"the run goes on without {count_lost(where, tables, base)} episodes of its last"
+            f" checkpoint ({', '.join(problems)})"
+        ]
+        if problems
+        else []
+    )
+    if run.several and not counters.tasks:
+        counters.tasks = {task: TaskCounters() for task in tables}
+    last = -1
+    for task, table in tables.items():
+        arrivals = counters.tasks[task] if run.several else counters
+        rounds, own = table.ids[:, 0], table.ids[:, 1] != FOREIGN
+        ahead = np.isin(table.serials, arrivals.arrived_ahead)
+        came = (table.serials >= arrivals.arrived) & ~ahead
+        played = (rounds >= counters.round) | np.isin(rounds, counters.open_rounds)
+        new = np.where(table.serials == UNNUMBERED, played, came)
+        steps, episodes = int(table.lengths[new].sum()), int(new.sum())
+        counters.env_steps += steps
+        counters.episodes += episodes
+        if run.several:
+            counters.tasks[task].env_steps += steps
+            counters.tasks[task].episodes += episodes
+        last = max(last, int(rounds[own].max(initial=-1)))
+        arrivals.arrive(table.serials[new].tolist())
+        # round 0 are those that a run has begun with (`take_over`)
+        counters.count_outside(EpisodeId(*map(int, id)) for id in table.ids[~own & (rounds > 0)])
+    counters.round = max(counters.round, last + 1, *(r + 1 for r in counters.open_rounds), 0)
+    counters.open_rounds = []
+    return base, aside + damage

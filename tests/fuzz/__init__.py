@@ -13,4 +13,5 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 _TESTS = Path(__file__).parent.parent
-sys.path[:0] = [str(_TESTS), str(_TESTS / "formats")]  # `making`, `sources`
+sys.path[:0] = [str(_TESTS), *(str(_TESTS / name) for name in ("formats", "serving"))]
+"""`making`, `sources`, `helpers_serving`"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 
 import torch
 from making import small
@@ -10,7 +11,8 @@ from making import small
 from bigdm_ray.client import connect
 from bigdm_ray.envs import find_task
 from bigdm_ray.serving.served import Served
-from bigdm_ray.serving.server import Server, ServerSettings
+from bigdm_ray.serving.server import Server
+from bigdm_ray.serving.settings import ServerSettings
 from bigdm_ray.training.config import Run, TaskUse
 from bigdm_ray.training.loaded import Loaded
 from bigdm_ray.training.params import Weights
@@ -73,3 +75,17 @@ def write_weights(path, loaded, version):
     """Its weights, of another version."""
     weights = Weights.of(loaded.model, version)
     save_weights(RunFolder(path), "last", weights, loaded.summary["command"], None)
+
+
+class Swallowing:
+    """Takes episodes, and forgets them."""
+
+    async def put(self, task, episode):
+        assert episode.problem() is None and episode.task == task
+
+
+def free_port():
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]

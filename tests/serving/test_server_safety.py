@@ -22,7 +22,8 @@ from bigdm_ray.doors import door
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.serve import main
 from bigdm_ray.serving import policy_pb2 as pb
-from bigdm_ray.serving.server import Server, ServerSettings, is_loopback, split_address
+from bigdm_ray.serving.server import Server
+from bigdm_ray.serving.settings import ServerSettings, is_loopback, split_address
 
 TOKEN = "a-token-of-24-characters"
 GOOD = np.array([0, 1, 0], np.float32)

@@ -70,6 +70,7 @@ class RunCommand:
     quiet: bool
     alone: bool = False  # only --resume and --folder tell which run it is
     dashboard: bool = False
+    serve: str | None = None  # where clients find it
 
 
 def parse(arguments: list[str]) -> RunCommand:
@@ -119,6 +120,14 @@ def _parse(arguments: list[str], entries: Sequence[TaskEntry]) -> RunCommand:
         help=(
             "show Ray's web page of actors, logs and load while the run goes on; its address is"
             " told"
+        ),
+    )
+    parser.add_argument(
+        "--serve",
+        metavar="HOST:PORT",
+        help=(
+            "answer clients with the newest weights, and learn from the episodes that they send;"
+            " what `serve --help` lists may be given as --serve.token-file and the like"
         ),
     )
     parser.add_argument(
@@ -208,7 +217,14 @@ def _parse(arguments: list[str], entries: Sequence[TaskEntry]) -> RunCommand:
     start = given.start or (Path(file.start) if file.start else None)
     run = make_run(kind, wanted, preset, config, typed, seed, start)
     return RunCommand(
-        run, given.folder, given.resume, given.local, given.quiet, alone, given.dashboard
+        run,
+        given.folder,
+        given.resume,
+        given.local,
+        given.quiet,
+        alone,
+        given.dashboard,
+        given.serve,
     )
 
 

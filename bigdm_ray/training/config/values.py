@@ -120,6 +120,9 @@ class Rollouts:
     environments: int = setting(
         32, "environments in a group, at most as many as it plays episodes a round", low=1
     )
+    own: bool = setting(
+        True, "whether the run plays itself; else it learns from what is sent to --serve alone"
+    )
 
 
 @dataclass(frozen=True)
