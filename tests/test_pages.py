@@ -16,6 +16,7 @@ FOR_USERS = (
     "README.md",
     "docs/reference.md",
     "docs/acting.md",
+    "docs/serving.md",
     "docs/datasets.md",
     "docs/decision_transformer.md",
     "docs/trajectory_transformer.md",

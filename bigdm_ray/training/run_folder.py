@@ -209,7 +209,7 @@ class RunFolder:
             how = (
                 "with --local, or with --machines.lock-step true"
                 if not exact
-                else "without --local and --machines.lock-step"
+                else "without --local and --machines.lock-step, or with --serve as it began"
             )
             raise UserError(
                 f"--folder {self.path} holds a run that began as {began}; resume it {how}"
