@@ -169,7 +169,8 @@ SMALL_OF = {
         "letters": 2,
         "horizon": 2,
         "beams": 3,
-    }
+    },
+    "gato": {"heads": 2, "bins": 16, "prompts": 0.0},
 }
 """What an algorithm of this name has beside them, or in their place: it has many tokens to a
 step."""

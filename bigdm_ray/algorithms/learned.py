@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,7 @@ class Loss(NamedTuple):
     sum: Tensor
     weight: Tensor
     metrics: dict[str, Tensor]  # sums of the same weight, reported as means
+    counts: Mapping[str, Tensor] = MappingProxyType({})  # reported as sums over ranks
 
 
 def of_tasks(

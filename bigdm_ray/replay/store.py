@@ -13,6 +13,7 @@ about, however many episodes live, but for opening, compacting and annotating.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -127,10 +128,14 @@ class Store(ShardFolder):
         positions, steps = self._rows(view, rng, size, turn)
         lengths = self.table.lengths[positions]
         reached = view.goal_steps(steps, lengths, rng)
+        shown = view.prompt_rows(self.table, rng, positions) if view.prompts else None
         if world > 1:
             share = slice(rank * size // world, (rank + 1) * size // world)
             positions, steps, lengths = positions[share], steps[share], lengths[share]
             reached = reached[share]
+            if shown is not None:
+                mine = (shown[0] >= share.start) & (shown[0] < share.stop)
+                shown = (shown[0][mine] - share.start, shown[1][mine], shown[2][mine])
         timesteps, mask = view.span(steps, lengths)
         if view.hindsight:
             mask &= timesteps < reached[:, None]
@@ -166,7 +171,21 @@ class Store(ShardFolder):
             noted,
             ends,
             goals,
+            *(self._prompts(view, *shown) if shown is not None else ()),
         )
+
+    def _prompts(
+        self, view: View, prompted: np.ndarray, positions: np.ndarray, steps: np.ndarray
+    ) -> tuple[Windows, np.ndarray]:
+        """The prompts that `View.prompt_rows` has chosen."""
+        plain = View(view.prompt_length, stack=view.stack)
+        timesteps, mask = plain.span(steps, self.table.lengths[positions])
+        windows = self._fetch(plain, positions, timesteps)
+        for values in step_arrays(windows):
+            values[~mask] = 0
+        return dataclasses.replace(
+            windows, mask=mask, timesteps=np.where(mask, timesteps, 0)
+        ), prompted
 
     def _terminated(self, positions: np.ndarray) -> np.ndarray:
         ended: np.ndarray = self._living.column("terminated")[self._living.rows(positions)]

@@ -23,7 +23,8 @@ class View:
 
     length             K steps a window
     weight             `episode`: every episode alike, then a step uniformly; `length`: every step
-                       alike; `whole`: every episode alike, from its first step
+                       alike; `whole`: every episode alike, from its first step; `full`: every
+                       episode by its length, then a window that is as full as it can be
     anchor             the drawn step is the window's first (`start`) or last (`end`) one
     pad                the side on which steps outside the episode are left empty
     columns            derived columns to add: `returns_to_go` (sum of rewards from this step on,
@@ -43,10 +44,13 @@ class View:
                        its end (`last`), or at a step drawn uniformly from those behind the drawn
                        one (`later`), of which the first `ahead` count where it is not 0. Steps from
                        the goal on are left out of the window
+    prompts            the share of windows that come with a prompt: `prompt_length` steps of an
+                       episode that the same source played, half of them its last ones, half begin
+                       at any of its steps (Reed et al. 2022, section 2.3)
     """
 
     length: int = 1
-    weight: Literal["episode", "length", "whole"] = "episode"
+    weight: Literal["episode", "length", "whole", "full"] = "episode"
     anchor: Literal["start", "end"] = "start"
     pad: Literal["left", "right"] = "right"
     columns: tuple[str, ...] = ()
@@ -59,6 +63,8 @@ class View:
     among: str = ""
     hindsight: Literal["", "last", "later"] = ""
     ahead: int = 0
+    prompts: float = 0.0
+    prompt_length: int = 8
 
     def __post_init__(self) -> None:
         unknown = set(self.columns) - set(DERIVED)
@@ -93,7 +99,7 @@ class View:
                 "no episode may be drawn: the store is empty, or none passes the view's `best` and"
                 " `above`"
             )
-        if self.weight != "length":
+        if self.weight in ("episode", "whole"):
             chosen = rng.integers(0, len(lengths), size)
             steps = (rng.random(size) * lengths[chosen] * (self.weight == "episode")).astype(
                 np.int64
@@ -107,6 +113,9 @@ class View:
             flat = rng.integers(0, ends[-1], size)
             chosen = np.searchsorted(ends, flat, side="right")
             steps = flat - (ends[chosen] - lengths[chosen])
+            if self.weight == "full":  # as uniformly over the first steps of full windows
+                room = np.maximum(lengths[chosen] - self.length, 0) + 1
+                steps = steps * room // lengths[chosen]
         return (chosen if among is None else among[chosen]), steps
 
     def goal_steps(
@@ -125,6 +134,25 @@ class View:
             ).astype(np.int64)
         )
         return reached
+
+    def prompt_rows(
+        self, table: Table, rng: np.random.Generator, positions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which of the windows, drawn from the episodes `positions` `[B]`, get a prompt, `[m]`,
+        ascending; position and first step of each prompt, `[m]` int64."""
+        prompted = np.flatnonzero(rng.random(len(positions)) < self.prompts)
+        chance, last = rng.random(len(prompted)), rng.random(len(prompted)) < 0.5
+        within = rng.random(len(prompted))
+        eligible = self.eligible_episodes(table)
+        sources = table.sources[eligible]
+        chosen = np.zeros(len(prompted), np.int64)
+        for source in np.unique(table.sources[positions[prompted]]):
+            mine = np.flatnonzero(table.sources[positions[prompted]] == source)
+            among = eligible[sources == source]
+            chosen[mine] = among[(chance[mine] * len(among)).astype(np.int64)]
+        lengths = table.lengths[chosen]
+        ends = np.maximum(lengths - self.prompt_length, 0)
+        return prompted, chosen, np.where(last, ends, (within * lengths).astype(np.int64))
 
     def span(self, steps: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The time steps of each window `[B, K]` int64, clipped into the episode, and the mask
@@ -158,6 +186,8 @@ class Windows:
     terminated: np.ndarray | None = None  # bool, where the view asks for it
     # observations that were reached later `[B, ...]`, where the view asks for them
     goals: dict[str, np.ndarray] = field(default_factory=dict)
+    prompts: Windows | None = None  # of some of the windows, where the view asks for them
+    prompted: np.ndarray | None = None  # int64 [m], ascending: which windows these are
 
 
 def stacked_steps(timesteps: np.ndarray, stack: int) -> np.ndarray:

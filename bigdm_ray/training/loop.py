@@ -40,6 +40,7 @@ from bigdm_ray.training.cpu import cpu_seconds
 from bigdm_ray.training.evaluation import Evaluator, Score, Scores, mean_normalized_score, merit
 from bigdm_ray.training.learner import Learner, LearnerProgress
 from bigdm_ray.training.metrics import (
+    TOKENS,
     CurrentActivity,
     JsonLines,
     Listener,
@@ -651,6 +652,8 @@ class Session:
             "time/learner_steps_per_s": (counters.learner_step - learned) / elapsed,
         }
         means = by_task(self._means.take())
+        if TOKENS in means:
+            report["time/tokens_per_s"] = means[TOKENS] * report["time/learner_steps_per_s"]
         losses = {name: value for name, value in means.items() if name.startswith("train/")}
         self._losses = losses or self._losses
         self._tell(report | means | (extra or {}))

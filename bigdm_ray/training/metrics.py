@@ -56,6 +56,8 @@ class RunningMeans:
 
 
 SHARE = "/train/share"
+TOKENS = "train/tokens"
+"""Tokens that a learner step reads, where an algorithm counts them."""
 
 
 def by_task(means: Report) -> Report:

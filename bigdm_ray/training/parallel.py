@@ -63,15 +63,16 @@ class Replicated:
 
     def reduce(self, parameters: Sequence[nn.Parameter], loss: Loss) -> dict[str, Tensor]:
         """See Parallel: gradients, weight and metrics are added in one message."""
-        weight, metrics = loss.weight.detach(), loss.metrics
+        weight, metrics, counts = loss.weight.detach(), loss.metrics, loss.counts
         if self.world == 1:
             (loss.sum / weight).backward()
-            return {name: value / weight for name, value in metrics.items()}
+            return {name: value / weight for name, value in metrics.items()} | dict(counts)
         loss.sum.backward()
         used_parameters = [p for p in parameters if p.grad is not None]
         gradients = [p.grad for p in used_parameters if p.grad is not None]
         flat = torch.cat(
-            [g.reshape(-1) for g in gradients] + [torch.stack([weight, *metrics.values()]).float()]
+            [g.reshape(-1) for g in gradients]
+            + [torch.stack([weight, *metrics.values(), *counts.values()]).float()]
         )
         try:
             dist.all_reduce(flat)
@@ -79,13 +80,15 @@ class Replicated:
             if full_memory(error):
                 raise
             raise PeerLost(f"a learner cannot reach another one: {error}") from None
-        used = len(flat) - 1 - len(metrics)
+        used = len(flat) - 1 - len(metrics) - len(counts)
         total = flat[used]
         for parameter, part in zip(
             used_parameters, flat[:used].split([p.numel() for p in used_parameters]), strict=True
         ):
             parameter.grad = (part / total).view_as(parameter)
-        return {name: flat[used + 1 + i] / total for i, name in enumerate(metrics)}
+        means = {name: flat[used + 1 + i] / total for i, name in enumerate(metrics)}
+        first = used + 1 + len(metrics)
+        return means | {name: flat[first + i] for i, name in enumerate(counts)}
 
     def clip(self, parameters: Sequence[nn.Parameter], norm: float) -> None:
         """See Parallel: all ranks hold the same gradients, and cut them down alike."""

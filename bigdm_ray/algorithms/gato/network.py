@@ -1,0 +1,306 @@
+"""One network over tasks of any observations and actions (Reed et al. 2022, with one vector a leaf
+in place of a token an element).
+
+A sequence is what the task is, in words (the mission, or the task's name), then, sometimes, a
+prompt: steps of another episode with their actions, then the steps of a window. What the
+transformer says at the last token of a step's observations makes the action (`actions.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bigdm_ray.algorithms.gato.actions import ActionTokens, bounds_of, elements_of
+from bigdm_ray.algorithms.gato.leaves import CLIP, Leaves, count_tokens
+from bigdm_ray.algorithms.gato.settings import GatoSettings
+from bigdm_ray.algorithms.gato.words import PAD, Pieces
+from bigdm_ray.envs.signature import Leaf, Signature
+from bigdm_ray.models.transformer import Transformer
+
+ALIKE = 0.8
+"""Sequences go through the transformer together where the shorter is at least this much of the
+longer: what is padded costs less than another pass."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a task reads and does."""
+
+    name: str
+    signature: Signature
+    leaves: dict[str, Leaf]
+    """What is seen at each step."""
+    texts: tuple[str, ...]
+    """Texts that hold for an episode: its mission."""
+
+    @staticmethod
+    def of(name: str, signature: Signature) -> Form:
+        """The form of a task."""
+        seen = signature.observations.items()
+        texts = tuple(path for path, leaf in seen if leaf.kind == "text" and leaf.per == "episode")
+        return Form(name, signature, {p: leaf for p, leaf in seen if p not in texts}, texts)
+
+    @property
+    def words(self) -> bytes:
+        """The task's name in words: what it is, where no mission tells it."""
+        return " ".join(re.findall(r"[a-z]+|\d+", self.name.lower())).encode()
+
+    def told(self, observations: Mapping[str, np.ndarray]) -> list[bytes]:
+        """What each of n rows is told, of texts `[n, bytes]`."""
+        if not self.texts:
+            return [self.words] * len(next(iter(observations.values())))
+        columns = [np.ascontiguousarray(observations[path]) for path in self.texts]
+        return [
+            b" ".join(column[row].tobytes().rstrip(b"\0") for column in columns)
+            for row in range(len(columns[0]))
+        ]
+
+
+class Scales(nn.Module):
+    """What a task's numbers are measured in: deviations of its data, bounds of its actions."""
+
+    mean: Tensor
+    std: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, form: Form) -> None:
+        super().__init__()
+        self.sizes = {p: leaf.size for p, leaf in form.leaves.items() if leaf.kind == "tensor"}
+        width = sum(self.sizes.values())
+        low, high, free = bounds_of(form.signature.actions)
+        self.free = torch.from_numpy(free)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+        self.register_buffer("low", torch.from_numpy(low))
+        self.register_buffer("high", torch.from_numpy(high))
+
+    @torch.no_grad()
+    def fit(self, episodes: Iterable[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]) -> None:
+        """Take mean and deviation of the observations, and the least and greatest of actions that
+        have no bounds, over observations and actions by leaf, `[T, ...]` of each episode."""
+        count, width = 0, len(self.mean)
+        total, squares = np.zeros(width), np.zeros(width)
+        least, most = np.full(len(self.low), np.inf), np.full(len(self.low), -np.inf)
+        for seen, done in episodes:
+            if width:
+                rows = np.concatenate(
+                    [np.asarray(seen[p], np.float64).reshape(-1, n) for p, n in self.sizes.items()],
+                    1,
+                )
+                count, total, squares = (
+                    count + len(rows),
+                    total + rows.sum(0),
+                    squares + (rows**2).sum(0),
+                )
+            if self.free.any():
+                acted = np.concatenate(
+                    [np.asarray(v).reshape(len(v), -1) for v in done.values()], 1
+                )
+                least, most = np.minimum(least, acted.min(0)), np.maximum(most, acted.max(0))
+        if count:
+            mean = total / count
+            self.mean.copy_(torch.from_numpy(mean))
+            self.std.copy_(torch.from_numpy(np.sqrt(np.maximum(squares / count - mean**2, 0))))
+        free = self.free.to(self.low.device) & torch.from_numpy(np.isfinite(least)).to(
+            self.low.device
+        )
+        if bool(free.any()):
+            low, high = (torch.from_numpy(v).float().to(self.low.device) for v in (least, most))
+            self.low.copy_(torch.where(free, low, self.low))
+            self.high.copy_(torch.where(free, torch.maximum(high, low + 1e-6), self.high))
+
+    def scale(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Leaves of numbers `[B, K, ...]` in deviations `[B, K, size]`; an element that does not
+        vary is 0."""
+        out, at = {}, 0
+        for path, size in self.sizes.items():
+            flat = values[path].flatten(2) if values[path].ndim > 2 else values[path][..., None]
+            mean, std = self.mean[at : at + size], self.std[at : at + size]
+            still = std <= 1e-6 * (1 + mean.abs())
+            far = (flat.float() - mean) / std.clamp(min=1e-12)
+            out[path] = torch.where(still, 0.0, far).clamp(-CLIP, CLIP)
+            at += size
+        return out
+
+
+class Steps(NamedTuple):
+    """Windows of one task, as the network reads them."""
+
+    observations: dict[str, Tensor]  # [B, K, ...]
+    actions: dict[str, Tensor]  # [B, K, ...]
+    mask: Tensor  # [B, K] bool
+
+    def trim(self) -> Steps:
+        """Without the steps behind the last that is real in any window."""
+        most = max(
+            1,
+            int(
+                (self.mask * torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)).max()
+            ),
+        )
+        if most == self.mask.shape[1]:
+            return self
+        seen = {path: values[:, :most] for path, values in self.observations.items()}
+        done = {path: values[:, :most] for path, values in self.actions.items()}
+        return Steps(seen, done, self.mask[:, :most])
+
+
+class Sequences(NamedTuple):
+    """Embedded sequences of one task."""
+
+    tokens: Tensor  # [B, T, width]
+    real: Tensor  # [B, T] bool
+    at: Tensor  # [K], where the steps' actions are said
+
+
+class Generalist(nn.Module):
+    """See the module."""
+
+    def __init__(self, signatures: Mapping[str, Signature], settings: GatoSettings) -> None:
+        super().__init__()
+        width = settings.width
+        self.settings = settings
+        self.forms = {name: Form.of(name, one) for name, one in signatures.items()}
+        self.numbers_of = {name: number for number, name in enumerate(self.forms)}
+        self.scales = nn.ModuleList(Scales(form) for form in self.forms.values())
+        self.pieces = Pieces(settings.vocabulary, settings.text_pieces)
+        self.words = nn.Embedding(self.pieces.size, width)
+        self.word_place = nn.Embedding(settings.text_pieces, width)
+        self.leaves = Leaves([f.leaves for f in self.forms.values()], settings.elements, width)
+        most = max(settings.context, settings.prompt_steps)
+        self.step_place = nn.Embedding(most, width)
+        self.kind = nn.Embedding(3, width)  # words, steps of a prompt, steps
+        choices = [
+            element.choices
+            for form in self.forms.values()
+            for element in elements_of(form.signature.actions)
+        ]
+        self.actions = ActionTokens(settings.bins, max([1, *choices]), width)
+        self.transformer = Transformer(
+            width,
+            settings.layers,
+            settings.heads,
+            1,  # places are embedded here
+            inner=8 * width // 3 // 16 * 16,
+            activation="silu",
+            dropout=settings.dropout,
+            norm="rms",
+            gated=True,
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+
+    def scale_of(self, task: str) -> Scales:
+        """The scales of a task."""
+        found = self.scales[self.numbers_of[task]]
+        assert isinstance(found, Scales)
+        return found
+
+    def step_tokens(self, task: str, acted: bool) -> int:
+        """Tokens of a step, with its action where that is read."""
+        leaves = self.forms[task].leaves.values()
+        return sum(count_tokens(leaf, self.settings.elements) for leaf in leaves) + acted
+
+    # --- what is read
+
+    def read_words(self, texts: list[bytes]) -> tuple[Tensor, Tensor, Tensor]:
+        """Texts as tokens `[n, p, width]`, which of them are real `[n, p]`, and the mean of each
+        text's pieces `[n, width]`."""
+        device = self.words.weight.device
+        pieces = torch.from_numpy(self.pieces.rows(texts)).to(device)
+        real = pieces != PAD
+        found = self.words(pieces.clamp(min=0)) * real[..., None]
+        mean = found.sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+        place = self.word_place.weight[: pieces.shape[1]]
+        return found + place + self.kind.weight[0], real, mean
+
+    def read_steps(self, task: str, steps: Steps, told: Tensor, acted: bool) -> Tensor:
+        """Steps of windows `[B, K, ...]` as tokens `[B, K, tokens, width]`, their actions among
+        them where they are `acted`; without places in time."""
+        form, scales = self.forms[task], self.scale_of(task)
+        texts = {
+            path: self._mean_text(steps.observations[path])
+            for path, leaf in form.leaves.items()
+            if leaf.kind == "text"
+        }
+        tokens: Tensor = self.leaves(
+            form.leaves, steps.observations, scales.scale(steps.observations), told, texts
+        )
+        if acted:
+            said = self.actions.tokens(
+                form.signature.actions, steps.actions, scales.low, scales.high
+            )
+            tokens = torch.cat([tokens, self.actions.read(said)[:, :, None]], 2)
+        return tokens
+
+    def _mean_text(self, values: Tensor) -> Tensor:
+        rows = values.flatten(0, 1).cpu().numpy()
+        _, _, mean = self.read_words([row.tobytes() for row in rows])
+        return mean.view(*values.shape[:2], -1)
+
+    def sequences(self, task: str, steps: Steps, prompt: Steps | None = None) -> Sequences:
+        """Windows of a task, all behind a prompt or none, as sequences."""
+        form, fed = self.forms[task], self.settings.feed_actions
+        seen = {path: steps.observations[path][:, 0].cpu().numpy() for path in form.texts}
+        rows = len(steps.mask)
+        texts = form.told(seen) if form.texts else [form.words] * rows
+        words, real, told = self.read_words(texts)
+        parts, reals = [words], [real]
+        if prompt is not None:
+            shown = self.place(self.read_steps(task, prompt, told, True), 1)
+            parts.append(shown.flatten(1, 2))
+            reals.append(prompt.mask.repeat_interleave(shown.shape[2], 1))
+        before = sum(part.shape[1] for part in parts)
+        tokens = self.place(self.read_steps(task, steps, told, fed), 2)
+        parts.append(tokens.flatten(1, 2))
+        reals.append(steps.mask.repeat_interleave(tokens.shape[2], 1))
+        each, last = tokens.shape[2], tokens.shape[2] - 1 - fed
+        at = before + last + each * torch.arange(tokens.shape[1], device=tokens.device)
+        return Sequences(torch.cat(parts, 1), torch.cat(reals, 1), at)
+
+    def place(self, tokens: Tensor, kind: int) -> Tensor:
+        """Tokens of the first steps of a window, or of a prompt, `[B, K, t, width]` with their
+        places in time."""
+        places = self.step_place.weight[: tokens.shape[1]]
+        out: Tensor = tokens + places[:, None] + self.kind.weight[kind]
+        return out
+
+    # --- what is said
+
+    def forward(self, found: list[Sequences]) -> tuple[list[Tensor], int]:
+        """What the transformer says where actions are said, `[B, K, width]` of each, and how many
+        tokens were read, padding included."""
+        order = sorted(range(len(found)), key=lambda number: -found[number].tokens.shape[1])
+        out: list[Tensor] = [torch.empty(0)] * len(found)
+        read = 0
+        while order:
+            longest = found[order[0]].tokens.shape[1]
+            together = [n for n in order if found[n].tokens.shape[1] >= ALIKE * longest]
+            order = [n for n in order if n not in together]
+            tokens = torch.cat([_pad(found[n].tokens, longest) for n in together])
+            real = torch.cat([_pad(found[n].real, longest) for n in together])
+            said = self.transformer(tokens, mask=real)
+            read += said.shape[0] * longest
+            sizes = [len(found[n].tokens) for n in together]
+            for n, rows in zip(together, said.split(sizes), strict=True):
+                out[n] = rows[:, found[n].at]
+        return out, read
+
+
+def _pad(values: Tensor, length: int) -> Tensor:
+    """`[B, t, ...]` with zeros behind it, as `[B, length, ...]`."""
+    short = length - values.shape[1]
+    return (
+        values
+        if not short
+        else torch.cat([values, values.new_zeros(len(values), short, *values.shape[2:])], 1)
+    )
