@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Mode, Policy
 from bigdm_ray.algorithms.gato.actions import elements_of
-from bigdm_ray.algorithms.gato.network import Generalist, Steps
+from bigdm_ray.algorithms.gato.network import Generalist, WindowSteps
 from bigdm_ray.algorithms.gato.policy import GatoPolicy
 from bigdm_ray.algorithms.gato.settings import GatoSettings
 from bigdm_ray.algorithms.learned import Batch, Loss, Supervised, select_leaves
@@ -214,14 +214,14 @@ def _episodes(store: Store) -> Iterator[tuple[dict[str, np.ndarray], dict[str, n
         yield seen, dict(episode.actions)
 
 
-def _groups(own: dict[str, Tensor]) -> Iterator[tuple[Steps, Steps | None]]:
+def _groups(own: dict[str, Tensor]) -> Iterator[tuple[WindowSteps, WindowSteps | None]]:
     """The windows of a task: those without a prompt, and those with one."""
 
-    def steps(part: dict[str, Tensor], rows: Tensor | None = None) -> Steps:
+    def steps(part: dict[str, Tensor], rows: Tensor | None = None) -> WindowSteps:
         seen, done = select_leaves(part, "observations"), select_leaves(part, "actions")
         if rows is None:
-            return Steps(seen, done, part["mask"])
-        return Steps(
+            return WindowSteps(seen, done, part["mask"])
+        return WindowSteps(
             {path: values[rows] for path, values in seen.items()},
             {path: values[rows] for path, values in done.items()},
             part["mask"][rows],
@@ -238,7 +238,7 @@ def _groups(own: dict[str, Tensor]) -> Iterator[tuple[Steps, Steps | None]]:
 
 
 def _missed(
-    model: Generalist, said: list[Tensor], steps_of: list[Steps], tasks: list[str]
+    model: Generalist, said: list[Tensor], steps_of: list[WindowSteps], tasks: list[str]
 ) -> list[Tensor]:
     """-log p of the actions of each task's windows at each real step, `[real steps]`: the mean over
     an action's elements."""

@@ -29,7 +29,7 @@ def count_tokens(leaf: Leaf, elements: int) -> int:
     return 1
 
 
-class Numbers(nn.Module):
+class NumberTokens(nn.Module):
     """Vectors of any size, standardised, `elements` of them a token."""
 
     def __init__(self, elements: int, width: int) -> None:
@@ -52,7 +52,7 @@ class Numbers(nn.Module):
         return out
 
 
-class Choices(nn.Module):
+class ChoiceTokens(nn.Module):
     """A few discrete elements as one vector: the sum of an embedding of each."""
 
     def __init__(self, width: int) -> None:
@@ -67,7 +67,7 @@ class Choices(nn.Module):
         return out
 
 
-class Grid(nn.Module):
+class GridToken(nn.Module):
     """Symbols on a grid of one shape as one vector: an embedding of each cell's symbols, two
     convolutions, of which the first is moved by what the task is (FiLM), and a layer over all."""
 
@@ -94,15 +94,15 @@ class Grid(nn.Module):
         return out
 
 
-class Leaves(nn.Module):
+class LeafTokens(nn.Module):
     """All leaves of a step, of any task that is given when it is made."""
 
     def __init__(self, signatures: list[dict[str, Leaf]], elements: int, width: int) -> None:
         super().__init__()
         self.elements = elements
         found = [leaf for leaves in signatures for leaf in leaves.values()]
-        self.numbers = Numbers(elements, width)
-        self.choices = Choices(width)
+        self.numbers = NumberTokens(elements, width)
+        self.choices = ChoiceTokens(width)
         grids: dict[str, nn.Module] = {}
         images: dict[str, nn.Module] = {}
         for leaf in found:
@@ -112,7 +112,7 @@ class Leaves(nn.Module):
                     for one in found
                     if one.kind == "grid" and _key(one) == _key(leaf)
                 )
-                grids.setdefault(_key(leaf), Grid(leaf.shape, symbols, width))
+                grids.setdefault(_key(leaf), GridToken(leaf.shape, symbols, width))
             if leaf.kind == "image" and _key(leaf) not in images:
                 seen = Images({"": leaf}, (32, 48, 64))
                 images[_key(leaf)] = nn.Sequential(seen, nn.Linear(seen.width, width))

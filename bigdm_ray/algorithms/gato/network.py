@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bigdm_ray.algorithms.gato.actions import ActionTokens, bounds_of, elements_of
-from bigdm_ray.algorithms.gato.leaves import CLIP, Leaves, count_tokens
+from bigdm_ray.algorithms.gato.leaves import CLIP, LeafTokens, count_tokens
 from bigdm_ray.algorithms.gato.settings import GatoSettings
 from bigdm_ray.algorithms.gato.words import PAD, Pieces
 from bigdm_ray.envs.signature import Leaf, Signature
@@ -52,7 +52,7 @@ class Form:
         """The task's name in words: what it is, where no mission tells it."""
         return " ".join(re.findall(r"[a-z]+|\d+", self.name.lower())).encode()
 
-    def told(self, observations: Mapping[str, np.ndarray]) -> list[bytes]:
+    def instructions(self, observations: Mapping[str, np.ndarray]) -> list[bytes]:
         """What each of n rows is told, of texts `[n, bytes]`."""
         if not self.texts:
             return [self.words] * len(next(iter(observations.values())))
@@ -131,14 +131,14 @@ class Scales(nn.Module):
         return out
 
 
-class Steps(NamedTuple):
+class WindowSteps(NamedTuple):
     """Windows of one task, as the network reads them."""
 
     observations: dict[str, Tensor]  # [B, K, ...]
     actions: dict[str, Tensor]  # [B, K, ...]
     mask: Tensor  # [B, K] bool
 
-    def trim(self) -> Steps:
+    def trim(self) -> WindowSteps:
         """Without the steps behind the last that is real in any window."""
         most = max(
             1,
@@ -150,7 +150,7 @@ class Steps(NamedTuple):
             return self
         seen = {path: values[:, :most] for path, values in self.observations.items()}
         done = {path: values[:, :most] for path, values in self.actions.items()}
-        return Steps(seen, done, self.mask[:, :most])
+        return WindowSteps(seen, done, self.mask[:, :most])
 
 
 class Sequences(NamedTuple):
@@ -174,7 +174,7 @@ class Generalist(nn.Module):
         self.pieces = Pieces(settings.vocabulary, settings.text_pieces)
         self.words = nn.Embedding(self.pieces.size, width)
         self.word_place = nn.Embedding(settings.text_pieces, width)
-        self.leaves = Leaves([f.leaves for f in self.forms.values()], settings.elements, width)
+        self.leaves = LeafTokens([f.leaves for f in self.forms.values()], settings.elements, width)
         most = max(settings.context, settings.prompt_steps)
         self.step_place = nn.Embedding(most, width)
         self.kind = nn.Embedding(3, width)  # words, steps of a prompt, steps
@@ -223,7 +223,7 @@ class Generalist(nn.Module):
         place = self.word_place.weight[: pieces.shape[1]]
         return found + place + self.kind.weight[0], real, mean
 
-    def read_steps(self, task: str, steps: Steps, told: Tensor, acted: bool) -> Tensor:
+    def read_steps(self, task: str, steps: WindowSteps, told: Tensor, acted: bool) -> Tensor:
         """Steps of windows `[B, K, ...]` as tokens `[B, K, tokens, width]`, their actions among
         them where they are `acted`; without places in time."""
         form, scales = self.forms[task], self.scale_of(task)
@@ -247,12 +247,14 @@ class Generalist(nn.Module):
         _, _, mean = self.read_words([row.tobytes() for row in rows])
         return mean.view(*values.shape[:2], -1)
 
-    def sequences(self, task: str, steps: Steps, prompt: Steps | None = None) -> Sequences:
+    def sequences(
+        self, task: str, steps: WindowSteps, prompt: WindowSteps | None = None
+    ) -> Sequences:
         """Windows of a task, all behind a prompt or none, as sequences."""
         form, fed = self.forms[task], self.settings.feed_actions
         seen = {path: steps.observations[path][:, 0].cpu().numpy() for path in form.texts}
         rows = len(steps.mask)
-        texts = form.told(seen) if form.texts else [form.words] * rows
+        texts = form.instructions(seen) if form.texts else [form.words] * rows
         words, real, told = self.read_words(texts)
         parts, reals = [words], [real]
         if prompt is not None:

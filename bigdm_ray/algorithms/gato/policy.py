@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bigdm_ray.algorithms.base import Columns, Policy, Prompts, State, device_of
-from bigdm_ray.algorithms.gato.network import Generalist, Steps
+from bigdm_ray.algorithms.gato.network import Generalist, WindowSteps
 from bigdm_ray.envs.signature import SpaceMismatch
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.transformer import Cache
@@ -104,7 +104,7 @@ class GatoPolicy(Policy):
         again = first.copy()
         again |= self._slide(state)
         now = state["count"]  # the place of this step in the window
-        steps = Steps(
+        steps = WindowSteps(
             {
                 p: torch.from_numpy(np.ascontiguousarray(observations[p]))[:, None].to(self.device)
                 for p in self.form.leaves
@@ -134,7 +134,7 @@ class GatoPolicy(Policy):
         state["count"][rows] = 0
         here = torch.from_numpy(rows).to(self.device)
         texts = (
-            self.form.told({path: observations[path][rows] for path in self.form.texts})
+            self.form.instructions({path: observations[path][rows] for path in self.form.texts})
             if self.form.texts
             else [self.form.words] * len(rows)
         )
@@ -146,7 +146,7 @@ class GatoPolicy(Policy):
         for row in rows[state["demonstrated"][rows] > 0].tolist():
             count = int(state["demonstrated"][row])
             prompt = _unpacked(self, state["demonstration"][row], count)
-            steps = Steps(
+            steps = WindowSteps(
                 {p: torch.from_numpy(v)[None].to(self.device) for p, v in prompt[0].items()},
                 {p: torch.from_numpy(v)[None].to(self.device) for p, v in prompt[1].items()},
                 torch.ones(1, count, dtype=torch.bool, device=self.device),

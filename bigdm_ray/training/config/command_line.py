@@ -28,6 +28,7 @@ from bigdm_ray.training.config.files import (
     read_run,
     read_yaml,
 )
+from bigdm_ray.training.config.mixtures import expand
 from bigdm_ray.training.config.presets import (
     SEVERAL,
     RequestedTask,
@@ -35,7 +36,6 @@ from bigdm_ray.training.config.presets import (
     offline_defaults,
     preset_of,
 )
-from bigdm_ray.training.config.mixtures import expand
 from bigdm_ray.training.config.values import Run, TaskUse, settings_of
 
 SHORT = {

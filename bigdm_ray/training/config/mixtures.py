@@ -21,10 +21,9 @@ from typing import Any
 
 from bigdm_ray.errors import UserError, quote_value, suggest_names
 from bigdm_ray.formats.dataset import CARD
-from bigdm_ray.training.config.files import TaskEntry, entry_of
+from bigdm_ray.training.config.files import YAML, TaskEntry, entry_of
 
 SHIPPED = Path(__file__).parents[2] / "mixtures"
-YAML = (".yaml", ".yml")
 ROOT = Path("datasets")
 """Where datasets are looked for, unless `--data` says."""
 
@@ -38,14 +37,14 @@ class MixtureFile:
     about: str = ""
 
 
-def shipped() -> list[str]:
+def shipped_mixtures() -> list[str]:
     """The names of the mixtures that ship."""
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
 def mixture_path(target: str) -> Path | None:
     """The file that a TASK names, if it is that of a mixture."""
-    if target in shipped():
+    if target in shipped_mixtures():
         return SHIPPED / f"{target}.yaml"
     return Path(target) if Path(target).suffix in YAML else None
 
@@ -57,7 +56,7 @@ def read_mixture(path: Path) -> MixtureFile:
     try:
         data = yaml.safe_load(path.read_text())
     except OSError as error:
-        known = ", ".join(shipped())
+        known = ", ".join(shipped_mixtures())
         raise UserError(
             f"cannot read the mixture {path}: {error.strerror}; those that ship are {known}"
         ) from None
@@ -108,7 +107,7 @@ def expand(entries: Sequence[TaskEntry], root: Path | None) -> list[TaskEntry]:
     if root is not None and not mixed:
         raise UserError(
             f"--data is {root}, but no mixture is named whose data it could hold; those that ship"
-            f" are {', '.join(shipped())}"
+            f" are {', '.join(shipped_mixtures())}"
         )
     return found
 
