@@ -16,6 +16,7 @@ import bigdm_ray
 from bigdm_ray.algorithms.base import put, take
 from bigdm_ray.algorithms.gato import Gato
 from bigdm_ray.algorithms.gato.actions import ActionTokens, bounds_of
+from bigdm_ray.algorithms.gato.leaves import bin_numbers, squash
 from bigdm_ray.algorithms.gato.network import Generalist
 from bigdm_ray.algorithms.gato.policy import GatoPolicy
 from bigdm_ray.envs import find_task
@@ -39,8 +40,8 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Store]:
     return made
 
 
-def learner(algorithm: Gato) -> Learner:
-    return Learner(algorithm, {task: find_task(task).signature() for task in TASKS}, 1)
+def learner(algorithm: Gato, tasks: tuple[str, ...] = TASKS) -> Learner:
+    return Learner(algorithm, {task: find_task(task).signature() for task in tasks}, 1)
 
 
 def windows(algorithm: Gato, stores: dict[str, Store], size: int = 12) -> dict[str, torch.Tensor]:
@@ -97,6 +98,25 @@ def test_a_choice_that_a_task_has_not_is_never_drawn() -> None:
 # --- sequences
 
 
+def test_an_element_that_is_a_token_is_told_finely_near_nothing_and_pictures_are_refused() -> None:
+    values = torch.tensor([-1e4, -256.0, -1.0, -0.01, 0.0, 0.01, 1.0, 256.0, 1e4])
+    squashed = squash(values)
+    torch.testing.assert_close(squashed, -squashed.flip(0))
+    assert float(squash(torch.tensor(256.0))) == pytest.approx(1)
+    assert float(squash(torch.tensor(1.0))) == pytest.approx(np.log(101) / np.log(25601))
+    bins = bin_numbers(squashed, -1, 1)
+    assert bins[0] == bins[1] == 0 and bins[-1] == bins[-2] == 1023 and bins[4] == 512
+    assert len(set(bins[1:8].tolist())) == 7
+    algorithm = dataclasses.replace(small(Gato), input="tokens")
+    with pytest.raises(UserError, match=r"has a picture, .*--algorithm.input leaves"):
+        learner(algorithm)
+    counted = learner(algorithm, TASKS[:2]).model
+    assert generalist(counted).step_tokens("toy-continuous", False) == 3 + 1
+    long = dataclasses.replace(algorithm, context=16, window_tokens=9)
+    views = long.views({"toy-continuous": find_task("toy-continuous").signature()}, 0)
+    assert views["toy-continuous"].length == 2
+
+
 def test_what_is_masked_cannot_change_the_loss_nor_what_a_prompt_would_be_asked(
     stores: dict[str, Store],
 ) -> None:
@@ -147,19 +167,21 @@ def test_a_prompt_is_of_the_same_source_and_half_of_them_are_ends(tmp_path: Path
 
 
 @pytest.mark.parametrize("feed", [False, True], ids=["alone", "fed"])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    ("task", "input"), [*((task, "leaves") for task in TASKS), *((t, "tokens") for t in TASKS[:2])]
+)
 def test_a_cache_is_what_the_whole_window_gives_before_and_after_it_slides(
-    task: str, feed: bool, stores: dict[str, Store]
+    task: str, feed: bool, input: str, stores: dict[str, Store]
 ) -> None:
-    algorithm = dataclasses.replace(small(Gato), context=4, feed_actions=feed)
-    model = generalist(learner(algorithm).model)
+    algorithm = dataclasses.replace(small(Gato), context=4, feed_actions=feed, input=input)
+    model = generalist(learner(algorithm, TASKS[: 3 if input == "leaves" else 2]).model)
     episodes = [store_episode(stores[task], row) for row in range(3)]
     length = min(11, *(one.length for one in episodes))
     prompts = [None, store_episode(stores[task], 5), None]
     chance = np.random.default_rng(0).random((length, 3, 64), np.float32)
     acted = []
     for cached in (True, False):
-        policy = GatoPolicy(model, task, greedy=False, cached=cached)
+        policy = GatoPolicy(model, task, greedy=False, cached=cached, context=4)
         state, mine = policy.start(3, prompts), []
         for t in range(length):
             first = np.array([t == 0, t == 0, t in (0, 3)])

@@ -18,6 +18,7 @@ keeps tasks of other scales from drowning one another.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Mode, Policy
 from bigdm_ray.algorithms.gato.actions import elements_of
-from bigdm_ray.algorithms.gato.network import Generalist, WindowSteps
+from bigdm_ray.algorithms.gato.network import Form, Generalist, WindowSteps
 from bigdm_ray.algorithms.gato.policy import GatoPolicy
 from bigdm_ray.algorithms.gato.settings import GatoSettings
 from bigdm_ray.algorithms.learned import Batch, Loss, Supervised, select_leaves
@@ -47,8 +48,8 @@ class Gato(GatoSettings, Supervised):
     several: ClassVar[bool] = True
     offline_steps: ClassVar[int] = 20_000
     fixed: ClassVar[tuple[str, ...]] = (
-        "context", "text_pieces", "width", "layers", "heads", "bins", "elements", "vocabulary",
-        "feed_actions", "prompt_steps",
+        "input", "mu_law", "context", "window_tokens", "text_pieces", "width", "layers", "heads",
+        "bins", "elements", "vocabulary", "feed_actions", "prompt_steps",
     )  # fmt: skip
     acting: ClassVar[tuple[str, ...]] = ("cached",)
 
@@ -76,6 +77,23 @@ class Gato(GatoSettings, Supervised):
             prompts=self.prompts,
             prompt_length=self.prompt_steps,
         )
+
+    def views(self, signatures: Mapping[str, Signature], step: int) -> dict[str, View]:
+        """See Learned: as many steps as `window_tokens` has room for."""
+        return {
+            task: dataclasses.replace(self.view(step), length=self.steps_of(signature))
+            for task, signature in signatures.items()
+        }
+
+    def steps_of(self, signature: Signature) -> int:
+        """Steps in a window of a task."""
+        leaves = Form.of("", signature).leaves
+        each = (
+            sum(1 if leaf.kind == "text" else leaf.size for leaf in leaves.values()) + 1
+            if self.input == "tokens"
+            else len(leaves)
+        )
+        return max(1, min(self.context, self.window_tokens // (each + self.feed_actions)))
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for a vocabulary that is not there."""
@@ -203,7 +221,8 @@ class Gato(GatoSettings, Supervised):
                 " these"
             )
         model.pieces.check()
-        return GatoPolicy(model, task, mode == "mean", self.cached)
+        steps = self.steps_of(model.forms[task].signature)
+        return GatoPolicy(model, task, mode == "mean", self.cached, steps)
 
 
 def _episodes(store: Store) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:

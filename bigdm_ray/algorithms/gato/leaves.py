@@ -1,7 +1,9 @@
-"""Leaves as vectors: one a leaf and step, made by the same weights whatever the task.
+"""Observations as tokens, made by the same weights whatever the task: a leaf or an element each.
 
-What is read is told what the task is: the mean of its text's pieces moves what is made of symbols
-and numbers, so that the same numbers may mean something else elsewhere.
+Leaves as vectors are told what the task is: the mean of its text's pieces moves what is made of
+symbols and numbers, so that the same numbers may mean something else elsewhere. Elements as tokens
+are the paper's (Reed et al. 2022, section 2.1): bins of numbers, symbols and choices in one table,
+each with its place in the step, then a separator.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bigdm_ray.envs.signature import Leaf
+from bigdm_ray.errors import UserError
 from bigdm_ray.models.networks import Images
 
 CELL = 32
@@ -22,11 +25,12 @@ CHOICES = 64
 """Choices of a discrete element that have an embedding of their own; others share them."""
 
 
-def count_tokens(leaf: Leaf, elements: int) -> int:
-    """Vectors that a leaf makes at each step."""
-    if leaf.kind == "tensor":
-        return math.ceil(leaf.size / elements)
-    return 1
+BINS = 1024
+"""Bins of an element that is a token (section 2.1)."""
+MU, MOST = 100.0, 256.0
+"""Constants of mu-law (Reed et al. 2022, appendix B)."""
+PLACES = 512
+"""Places in a step that tokens are told apart by; later ones share them."""
 
 
 class NumberTokens(nn.Module):
@@ -119,6 +123,13 @@ class LeafTokens(nn.Module):
         self.grids, self.images = nn.ModuleDict(grids), nn.ModuleDict(images)
         self.place = nn.Embedding(64, width)
 
+    def count(self, leaves: dict[str, Leaf]) -> int:
+        """Tokens of a step."""
+        return sum(
+            math.ceil(leaf.size / self.elements) if leaf.kind == "tensor" else 1
+            for leaf in leaves.values()
+        )
+
     def forward(
         self,
         leaves: dict[str, Leaf],
@@ -153,6 +164,72 @@ class LeafTokens(nn.Module):
                 parts.append(texts[path][:, :, None])
         tokens = torch.cat(parts, 2)
         out: Tensor = tokens + self.place.weight[: tokens.shape[2]]
+        return out
+
+
+def bin_numbers(values: Tensor, low: float, high: float) -> Tensor:
+    """The bin `[...]` of `BINS` between two bounds that each number falls in, the last ones beyond
+    them."""
+    return ((values - low) / (high - low) * BINS).long().clamp(0, BINS - 1)
+
+
+def squash(values: Tensor) -> Tensor:
+    """mu-law: numbers of any size, finely told near 0, between -1 and 1 (equation 3 there)."""
+    most = math.log(MU * MOST + 1)
+    return values.sign() * torch.log1p(MU * values.abs()) / most
+
+
+class ElementTokens(nn.Module):
+    """A token an element, in the order of the leaves and row by row, then a separator."""
+
+    def __init__(self, signatures: list[dict[str, Leaf]], width: int, mu_law: bool) -> None:
+        """Raises UserError for pictures, whose patches are not read here."""
+        super().__init__()
+        found = [leaf for leaves in signatures for leaf in leaves.values()]
+        if any(leaf.kind == "image" for leaf in found):
+            raise UserError(
+                "--algorithm.input is tokens, but an observation has a picture, which it does not"
+                " cut into patches; set --algorithm.input leaves"
+            )
+        self.mu_law = mu_law
+        symbols = max([1, *(max(leaf.choices) for leaf in found if leaf.choices)])
+        self.table = nn.Embedding(BINS + symbols, width)
+        self.place = nn.Embedding(PLACES, width)
+        self.separator = nn.Parameter(torch.zeros(width))
+        nn.init.normal_(self.separator, std=0.02)
+
+    def count(self, leaves: dict[str, Leaf]) -> int:
+        """Tokens of a step."""
+        return 1 + sum(1 if leaf.kind == "text" else leaf.size for leaf in leaves.values())
+
+    def forward(
+        self,
+        leaves: dict[str, Leaf],
+        values: dict[str, Tensor],
+        scaled: dict[str, Tensor],
+        told: Tensor,
+        texts: dict[str, Tensor],
+    ) -> Tensor:
+        """See LeafTokens; texts that change with the steps are one token."""
+        parts = []
+        for path, leaf in leaves.items():
+            lead = values[path].shape[:2]
+            if leaf.kind == "text":
+                parts.append(texts[path][:, :, None])
+                continue
+            if leaf.kind != "tensor":
+                numbers = values[path].reshape(*lead, leaf.size).long() + BINS
+            elif self.mu_law:
+                flat = values[path].reshape(*lead, leaf.size).float()
+                numbers = bin_numbers(squash(flat), -1, 1)
+            else:
+                numbers = bin_numbers(scaled[path], -CLIP, CLIP)
+            parts.append(self.table(numbers))
+        rows = len(told)
+        parts.append(self.separator.expand(rows, parts[0].shape[1], 1, -1))
+        tokens = torch.cat(parts, 2)
+        place = torch.arange(tokens.shape[2], device=tokens.device) % PLACES
+        out: Tensor = tokens + self.place.weight[place]
         return out
 
 

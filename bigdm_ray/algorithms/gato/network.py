@@ -9,7 +9,7 @@ transformer says at the last token of a step's observations makes the action (`a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bigdm_ray.algorithms.gato.actions import ActionTokens, bounds_of, elements_of
-from bigdm_ray.algorithms.gato.leaves import CLIP, LeafTokens, count_tokens
+from bigdm_ray.algorithms.gato.leaves import CLIP, ElementTokens, LeafTokens
 from bigdm_ray.algorithms.gato.settings import GatoSettings
 from bigdm_ray.algorithms.gato.words import PAD, Pieces
 from bigdm_ray.envs.signature import Leaf, Signature
@@ -174,7 +174,12 @@ class Generalist(nn.Module):
         self.pieces = Pieces(settings.vocabulary, settings.text_pieces)
         self.words = nn.Embedding(self.pieces.size, width)
         self.word_place = nn.Embedding(settings.text_pieces, width)
-        self.leaves = LeafTokens([f.leaves for f in self.forms.values()], settings.elements, width)
+        seen = [form.leaves for form in self.forms.values()]
+        self.leaves: LeafTokens | ElementTokens
+        if settings.input == "tokens":
+            self.leaves = ElementTokens(seen, width, settings.mu_law)
+        else:
+            self.leaves = LeafTokens(seen, settings.elements, width)
         most = max(settings.context, settings.prompt_steps)
         self.step_place = nn.Embedding(most, width)
         self.kind = nn.Embedding(3, width)  # words, steps of a prompt, steps
@@ -207,8 +212,7 @@ class Generalist(nn.Module):
 
     def step_tokens(self, task: str, acted: bool) -> int:
         """Tokens of a step, with its action where that is read."""
-        leaves = self.forms[task].leaves.values()
-        return sum(count_tokens(leaf, self.settings.elements) for leaf in leaves) + acted
+        return self.leaves.count(self.forms[task].leaves) + acted
 
     # --- what is read
 
@@ -280,29 +284,40 @@ class Generalist(nn.Module):
 
     def forward(self, found: list[Sequences]) -> tuple[list[Tensor], int]:
         """What the transformer says where actions are said, `[B, K, width]` of each, and how many
-        tokens were read, padding included."""
-        order = sorted(range(len(found)), key=lambda number: -found[number].tokens.shape[1])
-        out: list[Tensor] = [torch.empty(0)] * len(found)
-        read = 0
-        while order:
-            longest = found[order[0]].tokens.shape[1]
-            together = [n for n in order if found[n].tokens.shape[1] >= ALIKE * longest]
-            order = [n for n in order if n not in together]
-            tokens = torch.cat([_pad(found[n].tokens, longest) for n in together])
-            real = torch.cat([_pad(found[n].real, longest) for n in together])
-            said = self.transformer(tokens, mask=real)
-            read += said.shape[0] * longest
-            sizes = [len(found[n].tokens) for n in together]
-            for n, rows in zip(together, said.split(sizes), strict=True):
-                out[n] = rows[:, found[n].at]
+        tokens were read, padding included.
+
+        What is not real is left out first; then sequences of all tasks that are nearly as long go
+        through the transformer together, so that little is padded and nothing is masked.
+        """
+        counts = torch.cat([one.real.sum(1) for one in found])
+        flat = torch.cat([one.tokens[one.real] for one in found])  # row after row
+        starts = counts.cumsum(0) - counts
+        lengths, order = counts.sort(descending=True)
+        said, read = torch.empty_like(flat), 0
+        for rows, longest in _passes(lengths.tolist(), order):
+            place = torch.arange(longest, device=flat.device)
+            inside = place < counts[rows, None]
+            where = (starts[rows, None] + place)[inside]
+            padded = flat.new_zeros(len(rows), longest, flat.shape[1])
+            padded[inside] = flat[where]
+            said = said.index_put((where,), self.transformer(padded)[inside])
+            read += padded.shape[0] * longest
+        out, row = [], 0
+        for one in found:
+            behind = one.real.cumsum(1)[:, one.at] - 1
+            first = starts[row : row + len(one.real), None]
+            out.append(said[(first + behind).clamp(0, len(said) - 1)])
+            row += len(one.real)
         return out, read
 
 
-def _pad(values: Tensor, length: int) -> Tensor:
-    """`[B, t, ...]` with zeros behind it, as `[B, length, ...]`."""
-    short = length - values.shape[1]
-    return (
-        values
-        if not short
-        else torch.cat([values, values.new_zeros(len(values), short, *values.shape[2:])], 1)
-    )
+def _passes(lengths: list[int], order: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Rows that go through the transformer together, and how long the longest of them is;
+    `lengths` descend and are those of the rows `order`."""
+    begin = 0
+    while begin < len(lengths):
+        end = begin
+        while end < len(lengths) and lengths[end] >= ALIKE * lengths[begin]:
+            end += 1
+        yield order[begin:end], max(1, lengths[begin])
+        begin = end

@@ -22,13 +22,16 @@ from bigdm_ray.replay.episode import Episode
 class GatoPolicy(Policy):
     """Acts in one task."""
 
-    def __init__(self, model: Generalist, task: str, greedy: bool, cached: bool) -> None:
+    def __init__(
+        self, model: Generalist, task: str, greedy: bool, cached: bool, context: int
+    ) -> None:
+        """`context` are the steps that are looked back on, this one included."""
         self.model, self.task, self.greedy = model, task, greedy
         self.device = device_of(model)
         self.form, self.scales = model.forms[task], model.scale_of(task)
         settings = model.settings
         self.fed, self.cached = int(settings.feed_actions), cached
-        self.context = settings.context
+        self.context = context
         self.each = model.step_tokens(task, settings.feed_actions)
         self.shown = settings.prompt_steps * model.step_tokens(task, True)
         self.head = settings.text_pieces + self.shown

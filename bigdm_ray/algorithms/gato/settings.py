@@ -12,7 +12,21 @@ class GatoSettings:
     """The defaults are a network of less than 3 million parameters that two processor cores
     train."""
 
+    input: str = setting(
+        "leaves",
+        "what is a token of an observation: a leaf of it, as a vector, or, as in the paper, an"
+        " element",
+        choices=("leaves", "tokens"),
+    )
     context: int = setting(16, "steps in a window, at most", low=1, high=100_000)
+    window_tokens: int = setting(
+        512, "tokens of a window, at most; where a step has many, a window has fewer steps", low=1
+    )
+    mu_law: bool = setting(
+        False,
+        "whether elements that are tokens are squashed by mu-law, as in the paper, and not measured"
+        " in deviations of the task's data",
+    )
     text_pieces: int = setting(
         40, "pieces of a text that are read; what is longer is cut", low=1, high=100_000
     )
