@@ -62,24 +62,25 @@ class Replicated:
         return model
 
     def reduce(self, parameters: Sequence[nn.Parameter], loss: Loss) -> dict[str, Tensor]:
-        """See Parallel: gradients, weight and metrics are added in one message."""
+        """See Parallel: gradients, weight and metrics are added in one message, after one that
+        tells which parameters any rank has used: ranks may have drawn other tasks."""
         weight, metrics, counts = loss.weight.detach(), loss.metrics, loss.counts
         if self.world == 1:
             (loss.sum / weight).backward()
             return {name: value / weight for name, value in metrics.items()} | dict(counts)
         loss.sum.backward()
-        used_parameters = [p for p in parameters if p.grad is not None]
-        gradients = [p.grad for p in used_parameters if p.grad is not None]
+        mine = [int(p.grad is not None) for p in parameters]
+        used_anywhere = torch.tensor(mine, device=weight.device)
+        self._add(used_anywhere)
+        used_parameters = [
+            p for p, count in zip(parameters, used_anywhere.tolist(), strict=True) if count
+        ]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in used_parameters]
         flat = torch.cat(
             [g.reshape(-1) for g in gradients]
             + [torch.stack([weight, *metrics.values(), *counts.values()]).float()]
         )
-        try:
-            dist.all_reduce(flat)
-        except RuntimeError as error:  # gloo has no class for a connection that is gone
-            if full_memory(error):
-                raise
-            raise PeerLost(f"a learner cannot reach another one: {error}") from None
+        self._add(flat)
         used = len(flat) - 1 - len(metrics) - len(counts)
         total = flat[used]
         for parameter, part in zip(
@@ -89,6 +90,16 @@ class Replicated:
         means = {name: flat[used + 1 + i] / total for i, name in enumerate(metrics)}
         first = used + 1 + len(metrics)
         return means | {name: flat[first + i] for i, name in enumerate(counts)}
+
+    @staticmethod
+    def _add(values: Tensor) -> None:
+        """Add what all ranks have, in place. Raises PeerLost."""
+        try:
+            dist.all_reduce(values)
+        except RuntimeError as error:  # gloo has no class for a connection that is gone
+            if full_memory(error):
+                raise
+            raise PeerLost(f"a learner cannot reach another one: {error}") from None
 
     def clip(self, parameters: Sequence[nn.Parameter], norm: float) -> None:
         """See Parallel: all ranks hold the same gradients, and cut them down alike."""

@@ -324,7 +324,9 @@ def train_and_save(name, folder, rank, world):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["dt", pytest.param("udrl", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "algorithm", ["dt", *(pytest.param(name, marks=pytest.mark.long) for name in ("udrl", "gato"))]
+)
 def test_two_ranks_equal_one_to_rounding(algorithm, tmp_path):
     """The same batch in all, split unevenly; two processes over gloo.
 

@@ -140,7 +140,9 @@ class Gato(GatoSettings, Supervised):
                     steps_of.append(steps)
                     tasks.append(task)
         nothing = next(iter(batch.values())).new_zeros((), dtype=torch.float32)
-        metrics = {} if one else {f"{task}/train/share": nothing for task in model.forms}
+        known = [] if one else [*model.forms]  # on all ranks, whatever each has drawn
+        names = [f"{task}/train/{name}" for task in known for name in ("loss", "share")]
+        metrics = dict.fromkeys(names, nothing)
         if not found:
             return Loss(
                 nothing + sum(p.sum() * 0 for p in model.parameters()),
@@ -156,12 +158,10 @@ class Gato(GatoSettings, Supervised):
             total, weight = total + lost.sum(), weight + real
             if not one:
                 name, share = f"{task}/train/loss", f"{task}/train/share"
-                metrics[name] = metrics.get(name, nothing) + lost.sum().detach()
+                metrics[name] = metrics[name] + lost.sum().detach()
                 metrics[share] = metrics[share] + real
         real_tokens = sum(float(part.real.sum()) for part in found)
         metrics["train/loss"] = total.detach()
-        # all weights are part of it, so that learners which drew other tasks have the same ones
-        total = total + sum(parameter.sum() * 0 for parameter in model.parameters())
         counts = {
             "train/tokens": nothing + real_tokens,
             "train/padding": nothing + (read - real_tokens),
