@@ -8,6 +8,7 @@
     record RUN --folder DATASET --steps 100000 --weights milestones
             from poor to good: every stage of its training
     merge DATASET... --folder DATASET   one after another
+    vocabulary DATASET|FILE... --file FILE.model   pieces of words for `gato`
     list [FOLDER...]   show DATASET --plot
     verify DATASET|RUN|FOLDER   every byte of every shard, and a dataset's content hash
 
@@ -24,6 +25,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bigdm_ray import vocabularies
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.envs.task import find_task
@@ -520,6 +522,11 @@ def data_parser() -> Parser:
             "--folder", metavar="FOLDER", type=Path, required=True, help="the folder to make"
         )
         makes.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    pieces = commands.add_parser(
+        "vocabulary", help="make the pieces of words that `gato` reads", allow_abbrev=False
+    )
+    vocabularies.add_arguments(pieces)
 
     lists = commands.add_parser("list", help="a line for each dataset", allow_abbrev=False)
     lists.add_argument(
