@@ -7,14 +7,17 @@
             play a trained run; --random TASK plays at random
     record RUN --folder DATASET --steps 100000 --weights milestones
             from poor to good: every stage of its training
+    experts SUITE[/TASK]... --folder ROOT --episodes 1000
+            experts that are known (BabyAI's bot, Meta-World's policies, ...), or --from RUN; their
+            poor episodes are left out
     merge DATASET... --folder DATASET   one after another
     vocabulary DATASET|FILE... --file FILE.model   pieces of words for `gato`
     list [FOLDER...]   show DATASET --plot
     verify DATASET|RUN|FOLDER   every byte of every shard, and a dataset's content hash
 
-`import` and `record` show a bar on a terminal, and go on where they were stopped when the same
-command is given again. A shard that `verify` finds unsound is set aside as NAME.corrupt. Exit
-codes: 0 all is well, 1 something is unsound or failed, 2 a mistake of the user.
+`import`, `record` and `experts` show a bar on a terminal, and go on where they were stopped when
+the same command is given again. A shard that `verify` finds unsound is set aside as NAME.corrupt.
+Exit codes: 0 all is well, 1 something is unsound or failed, 2 a mistake of the user.
 """
 
 from __future__ import annotations
@@ -25,11 +28,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bigdm_ray import vocabularies
 from bigdm_ray.doors import Parser, door
 from bigdm_ray.envs.signature import Signature
 from bigdm_ray.envs.task import find_task
 from bigdm_ray.errors import UserError
+from bigdm_ray.expert_data import expert_arguments
 from bigdm_ray.formats.behaviour import OWN_OR_MODES, Behaviour
 from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.formats.verifying import strange_shards
@@ -37,6 +40,7 @@ from bigdm_ray.formats.writer import stamp, totals
 from bigdm_ray.progress import Progress
 from bigdm_ray.replay.shard import SUFFIX
 from bigdm_ray.replay.store import verify
+from bigdm_ray.vocabularies import vocabulary_arguments
 
 if TYPE_CHECKING:
     from bigdm_ray.training.recording import RecordingRequest
@@ -508,25 +512,32 @@ def data_parser() -> Parser:
         type=float,
         help="steps to ask for; default: what the run's own evaluation asked for",
     )
-    records.add_argument(
-        "--seed",
-        metavar="S",
-        type=seed,
-        default=1,
-        help="seed of environments and actions (default: 1)",
-    )
     records.set_defaults(act=run_record)
+
+    experts = commands.add_parser(
+        "experts", help="record experts of known tasks, a dataset a task", allow_abbrev=False
+    )
+    expert_arguments(experts, parse_whole_number)
+    for plays in (records, experts):
+        plays.add_argument(
+            "--seed",
+            metavar="S",
+            type=seed,
+            default=1,
+            help="seed of environments and actions (default: 1)",
+        )
 
     for makes in (imports, merge, export, records):
         makes.add_argument(
             "--folder", metavar="FOLDER", type=Path, required=True, help="the folder to make"
         )
-        makes.add_argument("--quiet", action="store_true", help="no progress bar")
+    for shows in (imports, merge, export, records, experts):
+        shows.add_argument("--quiet", action="store_true", help="no progress bar")
 
     pieces = commands.add_parser(
         "vocabulary", help="make the pieces of words that `gato` reads", allow_abbrev=False
     )
-    vocabularies.add_arguments(pieces)
+    vocabulary_arguments(pieces)
 
     lists = commands.add_parser("list", help="a line for each dataset", allow_abbrev=False)
     lists.add_argument(

@@ -16,7 +16,7 @@ TIMES = 20
 """How often a task's name counts, which stands in no episode."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def vocabulary_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     parser.add_argument(
         "sources", metavar="SOURCE", nargs="+", help="folders of datasets, or files of text"

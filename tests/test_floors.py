@@ -32,7 +32,7 @@ FLOORS = [
     {"algorithms"},
     {"baselines"},
     {"training"},
-    {"tables"},
+    {"tables", "experts"},
     {"distributed", "serving", "pictures"},
     {"doors", "tuning"},
 ]

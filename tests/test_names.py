@@ -56,8 +56,9 @@ IRREGULAR = {
 VERBS_AND_NOUNS = {"cast", "embed", "heading", "pretraining", "read", "reseed", "seed", "setting"}
 PAPERS = {"owed", "weighting"}
 """What a paper or the manual for algorithms calls so."""
-TWICE = {"main", "obedience"}
-"""Every command has a `main`; `plots.obedience` is the picture of that name for notebooks."""
+TWICE = {"main", "obedience", "expert"}
+"""Every command has a `main`, every source of demonstrations an `expert`; `plots.obedience` is the
+picture of that name for notebooks."""
 
 
 def definitions(source):

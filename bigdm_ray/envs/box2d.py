@@ -40,6 +40,7 @@ def lander(name: str, continuous: bool, sparse: bool, about: str) -> Task:
         needs=("Box2D", "pygame"),
         fast_needs=("envpool",),
         max_return=320.0,
+        success=200.0,
         about=about,
     )
 

@@ -195,6 +195,7 @@ TASKS = {
         outline=outline(),
         pixels=pixels,
         place="position",
+        success=0.0,
         about=(
             "a point in four rooms that has to reach a goal: 1 for reaching it, at most 100 steps"
         ),

@@ -58,7 +58,8 @@ class Task:
     normalised score, or None where the field has agreed on none. `outline` are lines of a map, a
     tuple of points (x, y) each, in the plane of the first two elements of the observation's leaf
     `place`; `pixels` maps values of that leaf `[..., elements]` to points (column, row) `[..., 2]`
-    of the task's pictures.
+    of the task's pictures. An episode whose return is above `success` has done the task; where
+    steps tell (`Step.success`), it is not needed.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Task:
     suite: str = ""  # the suite that lists it; `tasks` fills it in
     packages: tuple[str, ...] = ()  # what pip installs for `needs`, where no extra brings it
     isolate: bool = False  # its environments are held in a process of their own
+    success: float | None = None
 
     @property
     def full_name(self) -> str:
@@ -373,9 +375,10 @@ def find_task(name: str) -> Task:
             )
         full = "/" in name
         known = [task.full_name if full else task.name for task in tasks().values()]
+        near = suggest_names(name, known) or _listing()
         raise UserError(
-            f"unknown task {name!r}{suggest_names(name, known)} (any gymnasium id works as"
-            " 'gymnasium:ID', your own as 'my_module:MyEnv-v0')"
+            f"unknown task {name!r}{near} (any gymnasium id works as 'gymnasium:ID', your own as"
+            " 'my_module:MyEnv-v0')"
         )
     module, _, env_id = base.partition(":")
     if not all(part.isidentifier() for part in module.split(".")) or (
@@ -437,6 +440,18 @@ def _foreign(name: str) -> Iterator[None]:
         ) from None
 
 
+def _listing() -> str:
+    """What is known, for a sentence: tasks of suites that have few, and how many others have."""
+    found: dict[str, list[str]] = {}
+    for task in tasks().values():
+        found.setdefault(task.suite, []).append(task.name)
+    parts = [
+        ", ".join(names) if len(names) <= 20 else f"{suite}/... ({len(names)})"
+        for suite, names in found.items()
+    ]
+    return f"; known: {', '.join(sorted(parts))}"
+
+
 def _unplayed(render_mode: str | None) -> gymnasium.Env[Any, Any]:
     raise UserError(UNPLAYED)
 
@@ -448,7 +463,8 @@ def _unmade(error: Exception, base: str) -> str:
     module, _, env_id = base.partition(":")
     text = re.sub(r" Did you mean: .*", "", " ".join(str(error).split()))
     if isinstance(error, ImportError | gymnasium.error.DependencyNotInstalled):
-        helps = {module: task.extra for task in tasks().values() for module in task.needs}
+        few = sorted(tasks().values(), key=lambda task: -len(task.needs))  # the least extra wins
+        helps = {module: task.extra for task in few for module in task.needs}
         missing = next((module for module in helps if re.search(rf"\b{module}\b", text)), None)
         return (
             f"it needs the package {missing!r}; install it with: {install(helps[missing])}"

@@ -15,7 +15,7 @@ import operator
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,6 +44,8 @@ class Step:
     truncated: np.ndarray
     # position among the m rows -> what it raised, or how what it returned does not fit
     failures: dict[int, str] = field(default_factory=dict)
+    # whether each row's task is done `[m]` bool, of environments that tell (`info["success"]`)
+    success: np.ndarray | None = None
 
     @property
     def is_sound(self) -> bool:
@@ -177,15 +179,19 @@ class GymnasiumRows:
             np.zeros(m, bool),
             np.zeros(m, bool),
         )
+        success = np.zeros(m, bool)
+        tells = False
         seen, failures = [], {}
         for k, i in enumerate(rows):
             action = unflatten(
                 self._action_space, {path: values[k] for path, values in actions.items()}
             )
             try:
-                observation, reward, over, cut, _ = self._envs[i].step(action)
+                observation, reward, over, cut, info = self._envs[i].step(action)
                 rewards[k] = reward_of(reward)
                 terminated[k], truncated[k] = flag_of(over, "terminated"), flag_of(cut, "truncated")
+                if (told := info.get("success")) is not None:
+                    success[k], tells = flag_of(told, "success"), True
                 seen.append(self._read(observation))
             except SpaceMismatch as error:
                 failures[k] = str(error)
@@ -193,7 +199,12 @@ class GymnasiumRows:
             except Exception as error:  # noqa: BLE001  (as above)
                 failures[k] = self._failed(i, error)
                 seen.append(zero_step(self.signature.observations))
-        return Step(stack(seen), rewards, terminated, truncated, failures)
+        told_of = success if tells else None
+        return Step(stack(seen), rewards, terminated, truncated, failures, told_of)
+
+    def env(self, row: int) -> gymnasium.Env[Any, Any]:
+        """The environment of a row as it stands, to look into."""
+        return self._envs[row]
 
     def _failed(self, i: int, error: Exception) -> str:
         why = f"{type(error).__name__}: {error}"
@@ -295,13 +306,15 @@ class EnvPoolRows:
         """See VectorEnv."""
         action = actions[self._action_path].astype(self._action.dtype, copy=False)
         try:
-            observations, rewards, terminated, truncated, _ = self._env.step(
+            observations, rewards, terminated, truncated, info = self._env.step(
                 action, rows.astype(np.int32)
             )
         except (RuntimeError, ValueError) as error:
             return self._failed(len(rows), error)
         seen = self._read(observations)
-        return Step(seen, rewards.astype(np.float32, copy=False), terminated, truncated)
+        success = None if "success" not in info else np.asarray(info["success"]) > 0
+        paid = rewards.astype(np.float32, copy=False)
+        return Step(seen, paid, terminated, truncated, success=success)
 
     def _read(self, observations: Any) -> Arrays:
         """EnvPool's observations, an array or arrays within dicts, by path, as the leaves are."""
@@ -397,7 +410,7 @@ class PayAtEnd:
         step = self._inner.step(rows, actions)
         self._owed[rows] += step.rewards
         paid = np.where(step.terminated | step.truncated, self._owed[rows], 0.0).astype(np.float32)
-        return Step(step.observations, paid, step.terminated, step.truncated, step.failures)
+        return replace(step, rewards=paid)
 
     def reseed(self, seed: int) -> None:
         """See VectorEnv."""

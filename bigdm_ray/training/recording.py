@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ import torch
 
 from bigdm_ray.algorithms.base import Columns, Policy, State
 from bigdm_ray.envs.signature import Leaf, Signature
-from bigdm_ray.envs.task import Task
-from bigdm_ray.envs.vector import Arrays
+from bigdm_ray.envs.task import Backend, Task
+from bigdm_ray.envs.vector import Arrays, VectorEnv
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.dataset import Dataset
 from bigdm_ray.formats.tasks import spec_of
@@ -131,7 +131,7 @@ class RecordingRequest:
     Of `episodes` and `steps` one is given; `steps` takes whole episodes until they reach it.
     """
 
-    policy: Policy
+    policy: Policy | Callable[[VectorEnv], Policy]  # or what makes it for the environments
     task: Task
     source: str  # who acts, as `Episode.source` has it
     version: tuple[int, int] = (0, 0)
@@ -142,6 +142,7 @@ class RecordingRequest:
     rows: int = ROWS  # environments side by side, and episodes a round
     # what else the episodes follow from, as JSON: only the same goes on where it was interrupted
     made_of: tuple[Any, ...] = ()
+    backend: Backend = "fast"
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ class RecordingPosition:
     round: int = 0
     episodes: int = 0
     steps: int = 0
+    successes: int | None = None  # of all recordings, where the environments tell
 
 
 class NoWholeEpisode(RunFailed):
@@ -160,10 +162,14 @@ class NoWholeEpisode(RunFailed):
 
 
 def record(
-    asked: Sequence[RecordingRequest], folder: Path, source: str, quiet: bool = False
+    asked: Sequence[RecordingRequest],
+    folder: Path,
+    source: str,
+    quiet: bool = False,
+    on_end: Callable[[RecordingPosition], None] | None = None,
 ) -> tuple[Dataset, list[str]]:
     """Play recordings of one task, one after another, and write them as the new dataset `folder`,
-    whose card names `source`.
+    whose card names `source`. `on_end` hears how far they came, before the dataset appears.
 
     The second value is what went wrong with episodes that were discarded, since it went on. Raises
     UserError for a folder that exists, or RunFailed: where no episode can be played to its end
@@ -186,7 +192,8 @@ def record(
         ) as bar,
     ):
         for number in range(place.recording, len(asked)):
-            place = place if number == place.recording else RecordingPosition(number)
+            if number != place.recording:
+                place = RecordingPosition(number, successes=place.successes)
             while not _enough(asked[number], place.episodes, place.steps):
                 try:
                     for episodes, ahead in _stretch(asked[number], place, problems):
@@ -199,16 +206,19 @@ def record(
                 if time.monotonic() - saved >= SAVE_EVERY_S:
                     writer.save(asdict(place))
                     saved = time.monotonic()
-        return writer.finish(folder.name, source, versions_of_recording(task)), problems
+        if on_end is not None:
+            on_end(place)
+        told = versions_of_recording(task, asked[0].backend)
+        return writer.finish(folder.name, source, told), problems
 
 
-def versions_of_recording(task: Task) -> dict[str, str]:
+def versions_of_recording(task: Task, backend: Backend = "fast") -> dict[str, str]:
     """What a recording of this task is made with, for its card.
 
     The id that the environment is registered with, whose environments play (`EnvPool`, `gymnasium`,
     or `bigdm-ray` for arrays of our own), and versions of the packages that take part.
     """
-    spec, fast = spec_of(task), task.backend == "fast"
+    spec, fast = spec_of(task), backend == task.backend == "fast"
     pooled = "EnvPool" if "envpool" in task.fast_needs else "bigdm-ray"
     parts = [] if spec is None else re.split(r"[.:]", str(spec.entry_point))
     modules = {
@@ -253,9 +263,9 @@ def _stretch(
     """The rounds of a stretch: episodes in the order of their commands, up to what is asked for,
     and the place that they lead to."""
     seed = derived_seed(asked.seed, "record environments", begun.stretch)
-    env = asked.task.make(
-        asked.rows if asked.episodes is None else min(asked.rows, asked.episodes), seed
-    )
+    rows = asked.rows if asked.episodes is None else min(asked.rows, asked.episodes)
+    env = asked.task.make(rows, seed, asked.backend)
+    policy = asked.policy if isinstance(asked.policy, Policy) else asked.policy(env)
     place, barren = begun, 0
     try:
         while place.stretch == begun.stretch and not _enough(asked, place.episodes, place.steps):
@@ -274,7 +284,7 @@ def _stretch(
                 asked.task.max_return,
             )
             played = rollout(
-                asked.policy,
+                policy,
                 env,
                 constant(asked.command or {}, wanted),
                 wanted,
@@ -296,8 +306,11 @@ def _stretch(
                 kept.append(episode)
                 count, steps = count + 1, steps + episode.length
             over = steps - begun.steps >= STRETCH_STEPS
+            successes = place.successes
+            if played.successes is not None:
+                successes = (successes or 0) + sum(played.successes[: len(kept)])
             place = RecordingPosition(
-                place.recording, place.stretch + over, place.round + 1, count, steps
+                place.recording, place.stretch + over, place.round + 1, count, steps, successes
             )
             yield kept, place
     finally:

@@ -41,6 +41,8 @@ class RolloutResult:
     stopped: bool = False  # Ctrl-C ended it before all episodes had ended
     # seconds of each call of the policy, and the rows that it acted for
     calls: list[tuple[float, int]] = field(default_factory=list)
+    # whether each episode's task was done at any of its steps, where its environment tells
+    successes: list[bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,8 @@ class _Rows:
         self._ended: dict[int, Episode] = {}
         self._broken: dict[int, str] = {}
         self._calls: list[tuple[float, int]] = []
+        self._done: np.ndarray | None = None  # whether each row's task was, where that is told
+        self._succeeded: dict[int, bool] = {}
         if not step.is_sound:
             self._settle(step)
 
@@ -212,6 +216,9 @@ class _Rows:
         self._calls.append((time.perf_counter() - began, len(self.live)))
         step = self._env.step(self.live, actions)
         self.begun = True
+        if step.success is not None:
+            self._done = np.zeros(self._env.n, bool) if self._done is None else self._done
+            self._done[self.live] |= step.success
         self._steps += 1
         self._log.add(
             self.live,
@@ -253,6 +260,10 @@ class _Rows:
                 self._ended[number] = self._episode_of(
                     number, parts, last, bool(step.terminated[k])
                 )
+                if self._done is not None:
+                    self._succeeded[number] = bool(self._done[self.live[k]])
+        if self._done is not None:
+            self._done[self.live[ended]] = False
         self._replace(ended)
 
     def _episode_of(
@@ -325,6 +336,7 @@ class _Rows:
     def finish(self) -> RolloutResult:
         """The episodes that ended well, each with the mean return of all of them."""
         episodes = [self._ended[number] for number in sorted(self._ended)]
+        done = [self._succeeded[number] for number in sorted(self._succeeded)]
         peers = float(np.mean([episode.total_return for episode in episodes])) if episodes else 0.0
         episodes = [replace(episode, merit=peers) for episode in episodes]
         problems = [
@@ -337,6 +349,7 @@ class _Rows:
             len(self._broken),
             problems,
             calls=self._calls,
+            successes=None if self._done is None else done,
         )
 
 

@@ -11,6 +11,8 @@ from making import played, same_arrays, same_episode
 
 from bigdm_ray.envs import find_task, tasks
 from bigdm_ray.envs.atari import TASKS as ATARI
+from bigdm_ray.envs.babyai import TASKS as BABYAI
+from bigdm_ray.envs.metaworld import TASKS as METAWORLD
 from bigdm_ray.envs.values import flatten, unflatten
 from bigdm_ray.envs.vector import EnvPoolRows, GymnasiumRows
 from bigdm_ray.training.rollout import RandomPolicy
@@ -26,8 +28,13 @@ OTHER_GAMES = [name for name in ATARI if name != "breakout"]
 LONG_GAMES = [name for name in OTHER_GAMES if name != "breakout-sticky"]
 
 
+# one level and one task of the arm stand for all
+OTHER_LEVELS = [name for name in (*BABYAI, *METAWORLD) if name not in ("go-to-local", "reach")]
+
+
 def marked(pairs, slow, long=()):
-    marks = {name: pytest.mark.slow for name in slow} | {name: pytest.mark.long for name in long}
+    marks = {name: pytest.mark.slow for name in slow}
+    marks |= {name: pytest.mark.long for name in (*long, *OTHER_LEVELS)}
     return [pytest.param(*pair, marks=marks.get(pair[0], ())) for pair in pairs]
 
 
