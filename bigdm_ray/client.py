@@ -21,6 +21,7 @@ import base64
 import os
 import queue
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -144,7 +145,8 @@ class Client:
             request.prompt.CopyFrom(prompt)
         _tell(request, command)
         form = self._tasks.get(task) or next(iter(self._tasks.values()))
-        request.goal.extend(_leaves(_arrays(form.observations, goal or {}, n)))
+        forms = {leaf.path: _Form(leaf) for leaf in form.observations}
+        request.goal.extend(_leaves(_arrays(forms, goal or {}, n)))
         answer = self._call("Start", request, "StartAnswer")
         return RemotePolicy(self, answer, self._tasks[answer.task], n, set(goal or ()), record)
 
@@ -202,6 +204,8 @@ class RemotePolicy:
         self, client: Client, answer: Any, form: Any, n: int | None, held: set[str], record: bool
     ) -> None:
         self._client, self._form, self._n = client, form, n
+        self._leaves = {leaf.path: _Form(leaf) for leaf in form.observations}
+        self._actions = [_Form(leaf) for leaf in form.actions]
         self._sessions = list(answer.sessions)
         self._held = held
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -253,7 +257,7 @@ class RemotePolicy:
         if self._record:
             self._log.append((seen, actions, rewards[0] if rewards else 0.0))
         self._first = [False] * len(self._first)
-        return _values(self._form, actions, self._n)
+        return _values(self._actions, self._form.action_tuples, actions, self._n)
 
     def reset(self, rows: Any = None, *, newest: bool = False, **command: Any) -> None:
         """A new episode begins, asked for what `command` says; the rest is as it was.
@@ -314,9 +318,9 @@ class RemotePolicy:
 
     def _seen(self, observation: Any) -> dict[str, np.ndarray]:
         flat: dict[str, Any] = {}
-        _flatten(observation, "", {leaf.path for leaf in self._form.observations}, flat)
+        _flatten(observation, "", self._leaves, flat)
         given = {path: value for path, value in flat.items() if path not in self._held}
-        return _arrays(self._form.observations, given, self._n)
+        return _arrays(self._leaves, given, self._n)
 
 
 class _Sender:
@@ -421,9 +425,26 @@ class _Sender:
 # --- values of gymnasium as arrays, and back
 
 
-def _flatten(value: Any, path: str, known: set[str], out: dict[str, Any]) -> None:
+class _Form:
+    """What the arrays of a leaf look like: LeafForm of policy.proto, read once."""
+
+    def __init__(self, leaf: Any) -> None:
+        self.path, self.kind = leaf.path, leaf.kind
+        self.shape = tuple(leaf.shape)
+        self.size = int(np.prod(self.shape, dtype=np.int64))
+        self.channels_last = leaf.channels_last
+        self.starts = np.reshape(leaf.starts, self.shape) if leaf.starts else None
+        bounded = leaf.kind == "tensor" and len(leaf.low) > 0
+        self.bounds = (
+            tuple(np.reshape(bound, self.shape) for bound in (leaf.low, leaf.high))
+            if bounded
+            else None
+        )
+
+
+def _flatten(value: Any, path: str, known: Mapping[str, Any], out: dict[str, Any]) -> None:
     """The parts of a Dict or Tuple by path."""
-    if isinstance(value, Mapping) or (isinstance(value, tuple) and path not in known):
+    if isinstance(value, dict | Mapping) or (isinstance(value, tuple) and path not in known):
         parts = value.items() if isinstance(value, Mapping) else enumerate(value)
         for name, part in parts:
             _flatten(part, f"{path}/{name}" if path else str(name), known, out)
@@ -431,67 +452,67 @@ def _flatten(value: Any, path: str, known: set[str], out: dict[str, Any]) -> Non
         out[path] = value
 
 
-def _arrays(forms: Any, values: Mapping[str, Any], n: int | None) -> dict[str, np.ndarray]:
+def _arrays(
+    forms: Mapping[str, _Form], values: Mapping[str, Any], n: int | None
+) -> dict[str, np.ndarray]:
     """Values of leaves by path as rows; of what is not known the server tells."""
-    known = {form.path: form for form in forms}
     return {
-        path: _rows(known[path], value, n) if path in known else np.asarray([value])
+        path: _rows(forms[path], value, n) if path in forms else np.asarray([value])
         for path, value in values.items()
     }
 
 
-def _rows(form: Any, value: Any, n: int | None) -> np.ndarray:
+def _rows(form: _Form, value: Any, n: int | None) -> np.ndarray:
     """A value of a leaf, or n of them, as rows in the layout of the wire."""
-    shape = tuple(form.shape)
     if form.kind == "text":
         texts = [value] if n is None else list(value)
         if all(isinstance(text, str) for text in texts):
-            width = shape[0]
+            width = form.shape[0]
             data = b"".join(text.encode()[:width].ljust(width, b"\0") for text in texts)
             return np.frombuffer(data, np.uint8).reshape(len(texts), width)
     array = np.asarray(value)
     rows = array[None] if n is None else array
     if rows.dtype == bool:
         rows = rows.astype(np.uint8)
-    if form.starts and rows.dtype.kind in "iu":
-        rows = rows.astype(np.int64) - np.reshape(form.starts, shape)
-    if form.kind == "image" and rows.ndim == 4 and form.channels_last:
+    if form.starts is not None and rows.dtype.kind in "iu":
+        rows = rows.astype(np.int64) - form.starts
+    if form.channels_last and rows.ndim == 4:
         rows = np.moveaxis(rows, -1, 1)
-    if rows.ndim and rows.size == len(rows) * int(np.prod(shape, dtype=np.int64)):
-        rows = rows.reshape(len(rows), *shape)
+    if rows.shape[1:] != form.shape and rows.ndim and rows.size == len(rows) * form.size:
+        rows = rows.reshape(len(rows), *form.shape)
     return rows
 
 
-def _values(form: Any, actions: Mapping[str, np.ndarray], n: int | None) -> Any:
+def _values(
+    forms: list[_Form], tuples: Any, actions: Mapping[str, np.ndarray], n: int | None
+) -> Any:
     """What `env.step` takes: a value, or n of them; elements of a Box within its bounds."""
     tree: dict[str, Any] = {}
-    for leaf in form.actions:
-        value = _value(leaf, actions[leaf.path], n)
-        if not leaf.path:
+    for form in forms:
+        value = _value(form, actions[form.path], n)
+        if not form.path:
             return value
-        *folders, name = leaf.path.split("/")
+        *folders, name = form.path.split("/")
         inner = tree
         for folder in folders:
             inner = inner.setdefault(folder, {})
         inner[name] = value
-    return _tupled(tree, "", set(form.action_tuples))
+    return _tupled(tree, "", set(tuples))
 
 
-def _value(leaf: Any, rows: np.ndarray, n: int | None) -> Any:
-    shape = tuple(leaf.shape)
-    if leaf.kind == "discrete":
+def _value(form: _Form, rows: np.ndarray, n: int | None) -> Any:
+    if form.kind == "discrete":
         rows = rows.astype(np.int64)
-        if leaf.starts:
-            rows = rows + np.reshape(leaf.starts, shape)
-    elif leaf.low and leaf.kind == "tensor":
-        low, high = (np.reshape(bound, shape) for bound in (leaf.low, leaf.high))
-        rows = np.clip(rows, low, high).astype(rows.dtype)
-    elif leaf.kind == "text":
+        if form.starts is not None:
+            rows = rows + form.starts
+        if n is None and not form.shape:
+            return int(rows[0])
+    elif form.bounds is not None:
+        rows = np.clip(rows, *form.bounds).astype(rows.dtype)
+    elif form.kind == "text":
         texts = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in rows]
         return texts[0] if n is None else tuple(texts)
-    if n is not None:
-        return rows
-    return int(rows[0]) if leaf.kind == "discrete" and not shape else rows[0]
+    return rows[0] if n is None else rows
 
 
 def _tupled(tree: Any, path: str, tuples: set[str]) -> Any:
@@ -518,15 +539,22 @@ def _leaf(path: str, values: Any) -> Any:
 
 
 def _packed(values: np.ndarray) -> Any:
-    dtype = values.dtype.newbyteorder("<")
-    data = np.ascontiguousarray(values).astype(dtype, copy=False).tobytes()
-    return _message("Array", dtype=values.dtype.name, shape=values.shape, data=data)
+    name = _NAMES.get(values.dtype) or values.dtype.name
+    little = values if sys.byteorder == "little" else values.astype(values.dtype.newbyteorder("<"))
+    return _message("Array", dtype=name, shape=values.shape, data=little.tobytes())
 
 
 def _array(message: Any) -> np.ndarray:
-    dtype = np.dtype(message.dtype).newbyteorder("<")
-    values = np.frombuffer(message.data, dtype).reshape(tuple(message.shape))
-    return values.astype(dtype.newbyteorder("="))
+    little, dtype = _TYPES[message.dtype]
+    return np.frombuffer(message.data, little).reshape(tuple(message.shape)).astype(dtype)
+
+
+_TYPES = {
+    name: (np.dtype(name).newbyteorder("<"), np.dtype(name))
+    for name in ("float16", "float32", "float64")
+    + tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+}
+_NAMES = {dtype: name for name, (_, dtype) in _TYPES.items()}
 
 
 def _said(error: Any) -> PolicyError:

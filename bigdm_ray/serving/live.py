@@ -135,6 +135,7 @@ def serve_run(run: Run, settings: ServerSettings) -> Iterator[Outside]:
     Raises UserError for settings or an address that cannot be.
     """
     outside = Outside()
+    settings = dataclasses.replace(settings, threads=run.machines.threads)  # as the learner's
     server = Server(settings, LiveVersions(run, outside), LiveTakes(outside))
     with server:
         for line in served_phrase(server, f"the run, {run.algorithm.name} on {run.title},"):

@@ -4,6 +4,9 @@ A session is a row of a `Pool`, the memory of all that act alike: the same versi
 and mode. One thread does all that touches torch. When it is idle, what comes is acted on at once;
 while it works, what comes waits and goes together: one forward pass for each pool. So a batch is as
 large as the load makes it, and nobody waits for a clock.
+
+One thing is done elsewhere: where a step takes no longer than a few messages do (`QUICK_S`), the
+thread is idle, and nobody else has just acted, the event loop acts itself.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import TypeVar
 
 import grpc
 import numpy as np
+import torch
 
 from bigdm_ray.algorithms.base import State, put, take
 from bigdm_ray.envs.values import Arrays
@@ -27,6 +31,10 @@ from bigdm_ray.serving.served import Served
 from bigdm_ray.training.streams import rng
 
 T = TypeVar("T")
+QUICK_S = 5e-4
+"""Seconds of a step that the event loop may take itself: those of a few messages."""
+ALONE_S = 5e-3
+"""Seconds since another client acted after which one counts as alone."""
 ID_BYTES = 16
 """Of a session's name, which is drawn so that nobody guesses it."""
 
@@ -56,6 +64,7 @@ class Pool:
         self._asked = {name: np.zeros(0, np.float32) for name in names}
         self._left = {name: np.zeros(0, np.float32) for name in names}
         self._prompts: dict[int, Episode] = {}
+        self.step_s = 1.0  # what a step takes, lately
 
     def join(self, command: dict[str, float], prompt: Episode | None) -> int:
         """A row for a session. Raises UserError for a prompt that the policy cannot read."""
@@ -98,13 +107,13 @@ class Pool:
         uniforms: np.ndarray,
     ) -> Arrays:
         """Actions of some rows; where it fails nothing has changed."""
+        began = time.perf_counter()
         left = {name: values[rows] for name, values in self._left.items()}
         if not first.all():
             left = self.policy.after(left, rewards, self._max_return)
-        commands = {
-            name: np.where(first, self._asked[name][rows], values).astype(np.float32)
-            for name, values in left.items()
-        }
+        commands = left
+        if first.any():
+            commands = {n: np.where(first, self._asked[n][rows], v) for n, v in left.items()}
         for row in rows[first].tolist() if self._prompts else ():
             if row in self._prompts:  # it is shown again
                 put(self._state, np.array([row]), self.policy.start(1, [self._prompts[row]]))
@@ -114,6 +123,7 @@ class Pool:
         put(self._state, rows, state)
         for name, values in commands.items():
             self._left[name][rows] = values
+        self.step_s += 0.1 * (time.perf_counter() - began - self.step_s)
         return actions
 
 
@@ -156,18 +166,20 @@ class Engine:
     """The thread that does the work, and what waits for it."""
 
     def __init__(self, threads: int = 1) -> None:
+        torch.set_num_threads(threads)  # it is of each thread
         self._loop = asyncio.get_running_loop()
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: list[ActCall] = []
         self._called = self._busy = False
+        self._running = 0  # what `run` was given and is not done
+        self._last: tuple[Pool | None, int] = None, -1  # who acted last
+        self._other = 0.0  # when somebody acted after somebody else
         self._thread = threading.Thread(
             target=self._serve, args=(threads,), name="bigdm-policy", daemon=True
         )
         self._thread.start()
 
     def _serve(self, threads: int) -> None:
-        import torch
-
         torch.set_num_threads(threads)
         while (work := self._work.get()) is not None:
             work()
@@ -180,24 +192,42 @@ class Engine:
     def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Have the thread do something: its answer, or what it raised."""
         future: asyncio.Future[T] = self._loop.create_future()
+        self._running += 1
 
         def done() -> None:
             try:
                 answer = work()
             except Exception as error:  # noqa: BLE001  (whoever waits is told)
-                self._loop.call_soon_threadsafe(_settle, future, None, error)
+                self._loop.call_soon_threadsafe(self._ran, future, None, error)
             else:
-                self._loop.call_soon_threadsafe(_settle, future, answer, None)
+                self._loop.call_soon_threadsafe(self._ran, future, answer, None)
 
         self._work.put(done)
         return future
 
+    def _ran(self, future: asyncio.Future[T], answer: T | None, error: Exception | None) -> None:
+        self._running -= 1
+        _settle(future, answer, error)
+
     def act(self, call: ActCall) -> None:
         """Act for a request, with all that come before the thread is free again."""
+        if self._may_act(call):
+            self._handed_back(act_together([call]))
+            return
         self._waiting.append(call)
         if not self._busy and not self._called:
             self._called = True
             self._loop.call_soon(self._hand_over)
+
+    def _may_act(self, call: ActCall) -> bool:
+        """Whether the thread need not be woken: see the module."""
+        one, now = call.sessions[0], time.monotonic()
+        if self._last != (one.pool, one.row):
+            self._other = now
+        self._last = one.pool, one.row
+        if self._busy or self._called or self._running or now - self._other <= ALONE_S:
+            return False
+        return one.pool.step_s < QUICK_S and all(s.pool is one.pool for s in call.sessions)
 
     def _hand_over(self) -> None:
         self._called = False

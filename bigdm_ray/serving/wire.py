@@ -25,6 +25,8 @@ DTYPES = {
     for name in ("float16", "float32", "float64")
     + tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 }
+NATIVE = {name: dtype.newbyteorder("=") for name, dtype in DTYPES.items()}
+NAMES = {dtype: name for name, dtype in NATIVE.items()}
 MOST_AXES, LONGEST_AXIS = 16, 2**31
 MOST_LEAVES = 1_024
 LONGEST_NAME = 1_000
@@ -59,15 +61,15 @@ def read_array(message: pb.Array, what: str) -> np.ndarray:
     if not size:
         if math.prod(max(1, axis) for axis in shape) > LONGEST_AXIS:
             raise Malformed(f"{what} is empty, but of the shape {list(shape)}")
-        return np.zeros(shape, dtype.newbyteorder("="))
-    return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False).reshape(shape)
+        return np.zeros(shape, NATIVE[message.dtype])
+    return np.frombuffer(data, dtype).astype(NATIVE[message.dtype], copy=False).reshape(shape)
 
 
 def write_array(values: np.ndarray) -> pb.Array:
     """An array of numbers as a message."""
-    dtype = values.dtype.newbyteorder("<")
-    data = np.ascontiguousarray(values).astype(dtype, copy=False).tobytes()
-    return pb.Array(dtype=dtype.name, shape=values.shape, data=data)
+    name = NAMES[values.dtype]
+    data = np.ascontiguousarray(values, DTYPES[name]).tobytes()
+    return pb.Array(dtype=name, shape=values.shape, data=data)
 
 
 def read_leaves(messages: Any, rows: int, what: str, held: bool = False) -> Arrays:

@@ -3,8 +3,10 @@
     python -m tests.benchmarks.serving                           latencies and throughput
     python -m tests.benchmarks.serving --serve-python PYTHON     a Ray Serve deployment too
 
-Each figure is a median over calls that take turns, a block of one side after a block of the other,
-so that what else runs on the machine troubles all alike. Sides are the policy in this process
+Sides take turns call by call, so that what else runs on the machine troubles all alike, and that no
+side's caches are warmer than another's: a policy that is called in a loop of its own takes a third
+of what it takes after a wait, as behind an environment. `--pause 1` waits so many milliseconds
+before each call. Sides are the policy in this process
 (`Policy.act`, one row), the server, and a plain grpc.aio server that sends back what it is sent, of
 the same size, to the same client (one stream, a message there and one back). Servers are processes
 of their own on loopback. PYTHON is one that has ray[serve] beside all that this package needs.
@@ -136,16 +138,16 @@ def local_call(loaded: Loaded) -> Call:
     return call
 
 
-def timed(sides: dict[str, Call], blocks: int, calls: int) -> dict[str, np.ndarray]:
-    """Milliseconds of each call of each side, in turns."""
+def timed(sides: dict[str, Call], calls: int, pause: float) -> dict[str, np.ndarray]:
+    """Milliseconds of each call of each side, in turns, each after a pause of so many."""
     took: dict[str, list[float]] = {name: [] for name in sides}
-    for block in range(blocks + 1):
+    for number in range(calls + 100):
         for name, call in sides.items():
-            for _ in range(calls):
-                began = time.perf_counter()
-                call()
-                if block:  # the first warms up
-                    took[name].append(1e3 * (time.perf_counter() - began))
+            time.sleep(1e-3 * pause)
+            began = time.perf_counter()
+            call()
+            if number >= 100:  # the first warm up
+                took[name].append(1e3 * (time.perf_counter() - began))
     return {name: np.array(values) for name, values in took.items()}
 
 
@@ -155,7 +157,7 @@ def row(name: str, side: str, took: np.ndarray) -> str:
     return f"{name:<10} {side:<11} p50 {low:7.3f} ms   p99 {high:7.3f}"
 
 
-def latencies(name: str, folder: Path, echo: str, blocks: int, calls: int) -> None:
+def latencies(name: str, folder: Path, echo: str, calls: int, pause: float) -> None:
     """Print the latencies of one policy, and what the server adds."""
     loaded = load(folder)
     server = Server("-m", "bigdm_ray.serve", str(folder), "--address", "0")
@@ -168,7 +170,7 @@ def latencies(name: str, folder: Path, echo: str, blocks: int, calls: int) -> No
         data = client_module._message("ActRequest", **fields).SerializeToString()
         sides = {"in process": local_call(loaded), "echo": echo_call(echo, data)}
         sides["served"] = lambda: policy(seen, 0.0)
-        took = timed(sides, blocks, calls)
+        took = timed(sides, calls, pause)
     server.close()
     p50 = {side: float(np.median(values)) for side, values in took.items()}
     added = took["served"] - p50["in process"]
@@ -245,7 +247,7 @@ async def _clients(address: str, shape: tuple[int, ...], seconds: float) -> floa
     return count / seconds
 
 
-def beside_serve(name: str, folder: Path, python: str, blocks: int, calls: int) -> None:
+def beside_serve(name: str, folder: Path, python: str, calls: int, pause: float) -> None:
     """Print the latency of a call each of the server and of the same policy in Ray Serve."""
     loaded = load(folder)
     ours = Server("-m", "bigdm_ray.serve", str(folder), "--address", "0")
@@ -260,7 +262,7 @@ def beside_serve(name: str, folder: Path, python: str, blocks: int, calls: int) 
         serve = channel.unary_unary("/bigdm.Policy/Act")
         sides = {"served": lambda: policy(seen, 0.0)}
         sides["Ray Serve"] = lambda: serve(data, metadata=[("application", "policy")])
-        took = timed(sides, blocks, calls)
+        took = timed(sides, calls, pause)
     ours.close()
     theirs.close()
     p50 = {side: float(np.median(values)) for side, values in took.items()}
@@ -275,9 +277,10 @@ def main() -> None:
     """Print all figures."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.serving", description=__doc__)
     parser.add_argument("part", nargs="?", choices=["echo"], help="used by the script itself")
-    parser.add_argument("--blocks", type=int, default=8)
-    parser.add_argument("--calls", type=int, default=250, help="calls of a block")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a block of throughput")
+    parser.add_argument("--calls", type=int, default=2000, help="calls of each side")
+    parser.add_argument("--pause", type=float, default=0.0, help="milliseconds before each call")
+    parser.add_argument("--blocks", type=int, default=4, help="blocks of throughput")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each of them")
     parser.add_argument("--serve-python", help="a Python that has ray[serve]")
     given = parser.parse_args()
     if given.part == "echo":
@@ -289,13 +292,13 @@ def main() -> None:
         folders = {name: made(name, Path(folder) / str(k)) for k, name in enumerate(POLICIES)}
         echo = Server("-m", "tests.benchmarks.serving", "echo")
         for name, path in folders.items():
-            latencies(name, path, echo.address, given.blocks, given.calls)
+            latencies(name, path, echo.address, given.calls, given.pause)
         echo.close()
         for name, path in folders.items():
-            throughput(name, path, given.seconds, max(2, given.blocks // 2))
+            throughput(name, path, given.seconds, given.blocks)
         for name, path in folders.items():
             if given.serve_python:
-                beside_serve(name, path, given.serve_python, 3, given.calls)
+                beside_serve(name, path, given.serve_python, given.calls // 2, given.pause)
 
 
 if __name__ == "__main__":
