@@ -57,11 +57,17 @@ class Deployed:
 
 def main(folder: str) -> None:
     """Serve until it is stopped."""
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        logging_level="error",
+        log_to_driver=False,
+    )
     port = 9_000 + os.getpid() % 1_000
     function = "tests.benchmarks.serve_peer.add_policy"
     serve.start(grpc_options={"port": port, "grpc_servicer_functions": [function]})
-    serve.run(Deployed.bind(folder), name="policy", route_prefix=None)
+    serve.run(Deployed.bind(folder), name="policy", route_prefix="/policy")
     print(f"127.0.0.1:{port}", flush=True)
     while True:
         time.sleep(1)

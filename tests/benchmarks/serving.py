@@ -247,6 +247,14 @@ async def _clients(address: str, shape: tuple[int, ...], seconds: float) -> floa
     return count / seconds
 
 
+def _answers(call: Call) -> bool:
+    try:
+        call()
+    except grpc.RpcError:
+        return False
+    return True
+
+
 def beside_serve(name: str, folder: Path, python: str, calls: int, pause: float) -> None:
     """Print the latency of a call each of the server and of the same policy in Ray Serve."""
     loaded = load(folder)
@@ -262,6 +270,9 @@ def beside_serve(name: str, folder: Path, python: str, calls: int, pause: float)
         serve = channel.unary_unary("/bigdm.Policy/Act")
         sides = {"served": lambda: policy(seen, 0.0)}
         sides["Ray Serve"] = lambda: serve(data, metadata=[("application", "policy")])
+        until = time.monotonic() + 60
+        while not _answers(sides["Ray Serve"]) and time.monotonic() < until:
+            time.sleep(0.2)  # its proxy hears of what is deployed a little later
         took = timed(sides, calls, pause)
     ours.close()
     theirs.close()
