@@ -301,7 +301,8 @@ def test_scores_stand_beside_those_of_jat_where_a_task_has_its_constants(folder,
     assert told["jat"]["suites"]["babyai"]["iqm"] == pytest.approx(50.0)
     text = describe_tasks({"a": report}, {"a": task}, told)
     assert "JAT's" in text.splitlines()[0] and text.splitlines()[1].endswith(" 50.0")
-    assert "; JAT's own IQM 99, over 39 tasks" in text
+    expert = 100 * (task.reference_returns[1] - low) / (high - low)
+    assert f"over 1 tasks (the experts here: {expert:.1f}); JAT's own IQM 99, over 39" in text
     assert scored(folder)["jat"] is None and "JAT" not in capsys.readouterr().out
     evaluated = json.loads((folder / "evaluation.json").read_text()) | {"jat": told["jat"]}
     evaluated["jat"]["suites"]["metaworld"] = {"iqm": 12.0}

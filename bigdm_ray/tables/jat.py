@@ -8,12 +8,14 @@ and all tasks of a suite: so beside its figure stands how many tasks ours is of.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from bigdm_ray.envs.jat import jat_returns
 from bigdm_ray.envs.task import Task
-from bigdm_ray.tables.suites import score_tasks, suite_of, summarise
+from bigdm_ray.tables.suites import normalise, score_tasks, suite_of, summarise
 
 
 class PublishedIqm(NamedTuple):
@@ -42,10 +44,23 @@ def score_as_jat(
     )
     if not scored:
         return None
-    return {
-        "tasks": {name: one.mean for name, one in scored.items()},
-        "suites": summarise(scored)["suites"],
-    }
+    suites = summarise(scored)["suites"]
+    for suite, own in suites.items():
+        mine = [tasks[name] for name, one in scored.items() if one.suite == suite]
+        own["expert_mean"] = _expert_mean(mine)
+    return {"tasks": {name: one.mean for name, one in scored.items()}, "suites": suites}
+
+
+def _expert_mean(tasks: Sequence[Task]) -> float | None:
+    """What the experts of these tasks, or of their datasets, have in JAT's constants on average:
+    what a policy that imitates them can reach. None where one is not known."""
+    scores = []
+    for task in tasks:
+        own, theirs = task.reference_returns, jat_returns(task.full_name)
+        if own is None or theirs is None:
+            return None
+        scores.append(normalise([own[1]], theirs)[0])
+    return float(np.mean(scores))
 
 
 def describe_jat(told: Mapping[str, Any]) -> str:
@@ -57,6 +72,8 @@ def describe_jat(told: Mapping[str, Any]) -> str:
             f"in JAT's constants, {suite}: IQM {own['iqm']:.1f} ({low:.1f} to {high:.1f}), mean"
             f" {own['mean']:.1f}, over {own['tasks']} tasks"
         )
+        if (expert := own["expert_mean"]) is not None:
+            line += f" (the experts here: {expert:.1f})"
         if (theirs := JAT.get(suite)) is not None:
             line += f"; JAT's own IQM {theirs.iqm:.0f}, over {theirs.tasks} tasks{theirs.about}"
         lines.append(line)
