@@ -85,6 +85,16 @@ def test_decoding_an_action_inverts_encoding_it_to_half_a_bin(task: str) -> None
             assert torch.equal(actions.tokens(leaves, again, low, high), tokens)
 
 
+def test_whole_numbers_come_back_where_each_has_a_bin() -> None:
+    actions = ActionTokens(256, 1, 8)
+    for least, most in ((0, 9), (-20, 20)):
+        leaves = {"": Leaf("tensor", (1,), "int64", (float(least),), (float(most),))}
+        low, high, _ = (torch.from_numpy(values) for values in bounds_of(leaves))
+        acted = torch.arange(least, most + 1)[:, None]
+        tokens = actions.tokens(leaves, {"": acted}, low, high)
+        assert torch.equal(actions.values(leaves, tokens, low, high)[""], acted)
+
+
 def test_a_choice_that_a_task_has_not_is_never_drawn() -> None:
     torch.manual_seed(1)
     actions = ActionTokens(8, 7, 16)

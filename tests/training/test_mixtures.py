@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,21 @@ def test_data_that_are_missing_are_told_with_the_command_that_makes_them(tmp_pat
         parse(["bc", str(tmp_path / "no.yaml")])
     with pytest.raises(UserError, match=r"--data is .*, but no mixture is named"):
         parse(["udrl", "cartpole", "--data", str(tmp_path)])
+
+
+def test_a_mixture_that_ships_is_found_by_its_name_and_a_misspelt_one_is_told_them(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UserError, match=r"the mixture control lacks the data of 6 of its 6 tasks"):
+        parse(["bc", "control", "--data", str(tmp_path)])
+    with pytest.raises(UserError, match=r"nor a mixture contrl \(those that ship are .*control"):
+        parse(["bc", "contrl"])
+
+
+def test_mixtures_travel_with_the_package() -> None:
+    assert "control" in shipped_mixtures()
+    pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert "mixtures/*.yaml" in pyproject["tool"]["setuptools"]["package-data"]["bigdm_ray"]
 
 
 @pytest.mark.parametrize("name", shipped_mixtures())

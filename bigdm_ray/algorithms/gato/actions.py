@@ -169,7 +169,8 @@ class ActionTokens(nn.Module):
                 flat = (part - self.bins).to(dtype)
             else:
                 a, b = low[at : at + leaf.size], high[at : at + leaf.size]
-                flat = (a + (part + 0.5) / self.bins * (b - a)).to(dtype)
+                middle = a + (part + 0.5) / self.bins * (b - a)
+                flat = (middle if dtype.is_floating_point else middle.round()).to(dtype)
             out[path] = flat.reshape(len(tokens), *leaf.shape)
             at += leaf.size
         return out

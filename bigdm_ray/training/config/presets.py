@@ -24,6 +24,7 @@ from bigdm_ray.settings import flag, from_json, to_json
 from bigdm_ray.training import checkpoint
 from bigdm_ray.training.checkpoint import Checkpoint
 from bigdm_ray.training.config.files import fill_run, read_run
+from bigdm_ray.training.config.mixtures import shipped_mixtures
 from bigdm_ray.training.config.values import (
     DatasetOrigin,
     Evaluations,
@@ -227,7 +228,10 @@ def _fits(kind: type[Algorithm], wanted: RequestedTask, start: Path | None) -> N
             find_task(task)
     except UserError as error:
         if dataset is None and kind.offline and ":" not in task:
-            raise UserError(f"{error}; nor is there a folder {task} with a dataset") from None
+            raise UserError(
+                f"{error}; nor is there a folder {task} with a dataset, nor a mixture {task} (those"
+                f" that ship are {', '.join(shipped_mixtures())})"
+            ) from None
         raise
     if dataset is None and task == NONE:
         raise UserError(f"{UNPLAYED}; a run takes the dataset's folder")
