@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from making import played
 
 from bigdm_ray.data import main
 from bigdm_ray.doors import door
@@ -76,3 +78,57 @@ def test_a_recording_that_was_stopped_goes_on_and_comes_to_the_same(
     assert len(played) == 4, "the two that were finished are not played again"
     hashes = {Dataset.open(tmp_path / n / "babyai-go-to-obj").sha256 for n in ("whole", "cut")}
     assert len(hashes) == 1
+
+
+def test_an_experts_return_is_that_of_its_best_stretch_where_it_was_trained():
+    returns = np.repeat([0.0, 10.0, 4.0], 10)
+    assert demonstrations.expert_return(returns, learned=False) == pytest.approx(14 / 3)
+    assert demonstrations.expert_return(returns, learned=True) == 10.0  # windows of three
+    assert demonstrations.expert_return(np.array([-5.0]), learned=True) == -5.0
+    rising = np.arange(40_000.0)
+    assert demonstrations.expert_return(rising, learned=True) == rising[-1000:].mean()
+
+
+def test_poor_episodes_are_left_out_by_the_way_from_random_up(tmp_path, monkeypatch):
+    """Returns may be negative: 80 % of a negative number would be above the expert."""
+    monkeypatch.setattr(demonstrations, "RANDOM_EPISODES", 8)
+    assert record("lunarlander", "--episodes", "12", "--folder", str(tmp_path)) == 0
+    data = Dataset.open(tmp_path / "box2d-lunarlander")
+    low, high = data.reference_returns
+    assert low < 0 < high
+    returns = data.returns()[0]
+    assert (returns >= low + 0.8 * (high - low)).all() and len(returns) <= 12
+
+
+def test_an_expert_that_never_succeeds_is_one_sentence_and_what_was_recorded_stays(
+    tmp_path, capsys
+):
+    """The bot raises in this level, in every episode."""
+    words = ("four-rooms", "babyai/put-next-s5n2-carrying", "--episodes", "2")
+    assert record(*words, "--folder", str(tmp_path)) == 1
+    told = capsys.readouterr()
+    assert "four-rooms: 2 of 2 episodes" in told.out and "success 100.0 %" in told.out
+    assert told.err.count("never succeeded in 2 episodes") == 1 and "Traceback" not in told.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fourrooms-four-rooms"]
+
+
+def test_a_dataset_of_another_recording_is_not_taken_for_this_one(tmp_path, capsys):
+    assert record("four-rooms", "--episodes", "2", "--folder", str(tmp_path)) == 0
+    assert record("four-rooms", "--episodes", "3", "--folder", str(tmp_path)) == 2
+    assert "exists already and is not 3 episodes of the expert" in capsys.readouterr().err
+
+
+def test_both_backends_tell_missions_and_successes_alike():
+    for backend in ("fast", "reference"):
+        seen = played("go-to-obj", 2, 1, 2, backend).episodes[0].observations
+        words = bytes(seen["mission"][0]).rstrip(b"\0").decode()
+        assert words.startswith("go to ") and seen["mission"].strides[0] == 0
+        assert seen["image"].shape[1:] == (7, 7, 3)
+        told = played("metaworld/reach", 1, 1, 1, backend)
+        assert told.successes == [False], "random actions do not reach the goal"
+
+
+def test_what_another_engine_plays_otherwise_or_without_end_the_reference_plays():
+    assert find_task("metaworld/door-lock").backend == "reference"
+    assert find_task("synth-s5r2").backend == "reference"
+    assert find_task("metaworld/reach").backend == find_task("go-to-local").backend == "fast"

@@ -11,9 +11,11 @@ JAT gives for random ones, so that returns stand beside theirs; at Meta-World's 
 they would be several times as high. JAT's experts were trained for return; the scripted policies
 of Meta-World, which `reference_returns` are of, succeed as often but take their time.
 
-`TRAIN` are the 45 tasks that ML45 learns from, `TEST` the 5 that it holds back. EnvPool's tasks,
-compiled against the pinned MuJoCo, play; the package `metaworld` is the reference.
-`reference_returns` (`metaworld.json`) are of 100 episodes each, played on EnvPool.
+`TRAIN` are the 45 tasks that ML45 learns from, `TEST` the 5 that it holds back. The package
+`metaworld` is the reference; EnvPool's tasks, compiled against the pinned MuJoCo, play, but for ten
+(`OTHERWISE`) that pay otherwise than the reference does.
+`reference_returns` (`metaworld.json`) are of 56 episodes each on both, of 24 on the reference for
+those ten, and of 100 random ones and 150 of the expert for tasks whose experts were recorded.
 """
 
 from __future__ import annotations
@@ -84,6 +86,20 @@ ABOUT = {
 }
 TEST = ("bin-picking", "box-close", "door-lock", "door-unlock", "hand-insert")
 """The tasks that ML45 holds back."""
+OTHERWISE = (
+    "dial-turn",
+    "door-lock",
+    "hammer",
+    "pick-place",
+    "push-back",
+    "push-wall",
+    "shelf-place",
+    "soccer",
+    "sweep",
+    "sweep-into",
+)
+"""Tasks in which random actions or the scripted policy have another mean return on EnvPool than on
+the reference, by three standard errors or more: 112 against 230 for random ones in `door-lock`."""
 TRAIN = tuple(name for name in ABOUT if name not in TEST)
 """The tasks that ML45 learns from."""
 
@@ -119,13 +135,16 @@ def manipulation(name: str, about: str) -> Task:
     """One of Meta-World's tasks."""
     camel = "".join(part.capitalize() for part in name.split("-"))
     returns = _RETURNS.get(name)
+    pool = envpool_rows(
+        f"MetaWorld/{camel}-v3", partially_observable=False, max_episode_steps=STEPS
+    )
     return Task(
         name,
         lambda render_mode: _environment(name, render_mode),
-        envpool_rows(f"MetaWorld/{camel}-v3", partially_observable=False, max_episode_steps=STEPS),
+        None if name in OTHERWISE else pool,
         extra="metaworld",
         needs=("metaworld", "mujoco"),
-        fast_needs=("envpool",),
+        fast_needs=() if name in OTHERWISE else ("envpool",),
         max_return=10.0 * STEPS,
         reference_returns=None if returns is None else (returns[0], returns[1]),
         about=about,

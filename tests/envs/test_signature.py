@@ -66,6 +66,10 @@ nested = st.recursive(
 )
 
 
+LARGE = ("babyai", "metaworld")
+"""Suites of which one task stands for all; `test_experts.py` has it."""
+
+
 def equal(space, a, b):
     if isinstance(space, spaces.Dict):
         return a.keys() == b.keys() and all(
@@ -118,7 +122,14 @@ def test_a_signature_survives_json(seen, done):
     assert Signature.from_json(json.loads(json.dumps(signature.to_json()))) == signature
 
 
-@pytest.mark.parametrize("name", tasks())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if task.suite in LARGE else ())
+        for name, task in tasks().items()
+        if name not in ("go-to-local", "reach")
+    ],
+)
 def test_the_signature_of_a_task_survives_json(name):
     signature = find_task(name).signature()
     assert Signature.from_json(json.loads(json.dumps(signature.to_json()))) == signature
