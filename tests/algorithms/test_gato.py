@@ -7,9 +7,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings, strategies
 from making import dataset_of, played, small
 
 import bigdm_ray
@@ -20,7 +22,8 @@ from bigdm_ray.algorithms.gato.leaves import bin_numbers, squash
 from bigdm_ray.algorithms.gato.network import Generalist
 from bigdm_ray.algorithms.gato.policy import GatoPolicy
 from bigdm_ray.envs import find_task
-from bigdm_ray.envs.signature import Leaf
+from bigdm_ray.envs.signature import Leaf, leaves
+from bigdm_ray.envs.values import flatten
 from bigdm_ray.errors import UserError
 from bigdm_ray.replay import Store
 from bigdm_ray.replay.episode import EpisodeId
@@ -93,6 +96,65 @@ def test_whole_numbers_come_back_where_each_has_a_bin() -> None:
         acted = torch.arange(least, most + 1)[:, None]
         tokens = actions.tokens(leaves, {"": acted}, low, high)
         assert torch.equal(actions.values(leaves, tokens, low, high)[""], acted)
+
+
+PLAIN = strategies.one_of(
+    strategies.builds(
+        lambda low, more, count: gymnasium.spaces.Box(low, low + more, (count,), np.float32),
+        strategies.floats(-100, 100, width=16),
+        strategies.floats(0, 100, width=16),
+        strategies.integers(1, 3),
+    ),
+    strategies.builds(
+        lambda low, more, dtype: gymnasium.spaces.Box(low, low + more, (2,), dtype),
+        strategies.integers(-50, 0),
+        strategies.integers(0, 60),
+        strategies.sampled_from([np.int8, np.int32, np.int64]),
+    ),
+    strategies.builds(
+        lambda count, start: gymnasium.spaces.Discrete(count, start=start),
+        strategies.integers(1, 9),
+        strategies.integers(-5, 5),
+    ),
+    strategies.lists(strategies.integers(1, 6), min_size=1, max_size=3).map(
+        gymnasium.spaces.MultiDiscrete
+    ),
+    strategies.integers(1, 4).map(gymnasium.spaces.MultiBinary),
+)
+SPACES = strategies.recursive(
+    PLAIN,
+    lambda inner: strategies.one_of(
+        strategies.dictionaries(strategies.sampled_from("abc"), inner, min_size=1, max_size=3).map(
+            gymnasium.spaces.Dict
+        ),
+        strategies.lists(inner, min_size=1, max_size=3).map(gymnasium.spaces.Tuple),
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SPACES, strategies.integers(0, 99))
+def test_decoding_inverts_encoding_in_nested_spaces(space: gymnasium.Space[Any], seed: int) -> None:
+    found = leaves(space)
+    space.seed(seed)
+    flat = [flatten(space, space.sample()) for _ in range(6)]
+    acted = {
+        path: torch.from_numpy(np.stack([np.asarray(f[path]) for f in flat])) for path in found
+    }
+    actions = ActionTokens(256, 9, 8)
+    low, high, _ = (torch.from_numpy(values) for values in bounds_of(found))
+    tokens = actions.tokens(found, acted, low, high)
+    again, at = actions.values(found, tokens, low, high), 0
+    for path, leaf in found.items():
+        assert again[path].dtype == getattr(torch, leaf.dtype)
+        if leaf.dtype.startswith("float"):
+            here = slice(at, at + leaf.size)
+            off = (again[path] - acted[path]).abs().reshape(6, -1)
+            assert (off <= 0.51 / 256 * (high - low)[here] + 1e-4).all()
+        else:
+            assert torch.equal(again[path], acted[path])
+        at += leaf.size
 
 
 def test_a_choice_that_a_task_has_not_is_never_drawn() -> None:
@@ -242,11 +304,19 @@ def test_rows_act_as_each_would_alone_and_a_prompt_is_read(stores: dict[str, Sto
 
 
 def test_a_prompt_of_another_task_is_one_sentence(stores: dict[str, Store]) -> None:
+    """Of one whose spaces are the same, too: door-open's are those of drawer-open."""
     algorithm = small(Gato)
     model = generalist(learner(algorithm).model)
     policy = algorithm.policy_in(model, "mean", find_task(TASKS[0]).signature(), TASKS[0])
+    other, own = (stores[task].episode(0) for task in ("toy-mixed", TASKS[0]))
+    with pytest.raises(UserError, match="is no episode of toy-vector, but of toy-mixed; give"):
+        policy.start(1, [other])
+    with pytest.raises(UserError, match="is no episode of toy-vector, but of cartpole; give"):
+        policy.start(1, [dataclasses.replace(own, task="classic/cartpole")])
+    for name in ("", TASKS[0]):
+        policy.start(1, [dataclasses.replace(own, task=name)])
     with pytest.raises(UserError, match="the prompt is no episode of toy-vector: its observation"):
-        policy.start(1, [stores["toy-mixed"].episode(0)])
+        policy.start(1, [dataclasses.replace(other, task="")])
 
 
 def test_weights_of_another_vocabulary_are_one_sentence() -> None:

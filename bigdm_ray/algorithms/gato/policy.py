@@ -14,6 +14,7 @@ from torch import Tensor
 from bigdm_ray.algorithms.base import Columns, Policy, Prompts, State, device_of
 from bigdm_ray.algorithms.gato.network import Generalist, WindowSteps
 from bigdm_ray.envs.signature import SpaceMismatch
+from bigdm_ray.envs.task import canonical_name
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.transformer import Cache
 from bigdm_ray.replay.episode import Episode
@@ -43,7 +44,7 @@ class GatoPolicy(Policy):
         demonstration tells how it ends, as many of its last ones as there is room for are taken
         where it is longer (Reed et al. 2022, section 2.3, takes either).
 
-        Raises UserError for an episode of another task.
+        Raises UserError for an episode of another task, by its name or by its spaces.
         """
         state = self.empty(n)
         for row, prompt in enumerate(prompts or ()):
@@ -52,6 +53,12 @@ class GatoPolicy(Policy):
         return state
 
     def _show(self, state: State, row: int, prompt: Episode) -> None:
+        played = canonical_name(prompt.task)
+        if played not in ("", self.task, canonical_name(self.task)):
+            raise UserError(
+                f"the prompt is no episode of {self.task}, but of {played}; give one that was"
+                " played there"
+            )
         most = self.model.settings.prompt_steps
         taken = slice(max(0, prompt.length - most), prompt.length)
         signature = self.form.signature
