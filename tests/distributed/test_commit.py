@@ -47,7 +47,8 @@ class Storing(Driver):
         """A group has played a round of so many sound episodes, which is in flight until stored."""
         self._playing[0] += 1
         summary = {"round": round, "episodes": episodes, "version": (0, 0), "problems": []}
-        summary |= {"env_steps": 1, "discarded": 0, "busy_s": 0.0, "task": task}
+        summary |= {"env_steps": 1, "discarded": 0, "busy_s": 0.0, "cpu_s": 0.0}
+        summary |= {"task": task}
         again = lambda: self.again.append(round)  # noqa: E731
         self._waiting.append(FinishedRound(0, f"{round}", summary, episodes, again))
         self._commit()

@@ -260,7 +260,8 @@ def test_the_loop_of_the_guide_fine_tunes_a_decision_transformer(tmp_path):
     summary = bigdm_ray.train(run, tmp_path / "run", local=True, quiet=True, serve=serve)
     thread.join(120)
     assert played_by[0].returncode == 0, played_by[0].stderr
-    assert "the run is over" in played_by[0].stdout
+    told = played_by[0].stdout  # by the server, or where it was gone in the middle of a step
+    assert "the run is over" in told or "the server has ended" in told
     assert summary["learner_steps"] == 20 + 2 * summary["episodes"]
     table = Store(tmp_path / "run" / "store").open().table
     sources = table.ids[:, 1] == FOREIGN
