@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from bigdm_ray.errors import RunFailed, UserError
 from bigdm_ray.formats.dataset import CARD, Dataset
 from bigdm_ray.replay.shard import publish
-from bigdm_ray.tokens.text import MOST, Vocabulary, texts_of
+from bigdm_ray.tokens.text import MOST, Vocabulary, texts_of, words_of
 
 TIMES = 20
 """How often a task's name counts, which stands in no episode."""
@@ -65,7 +64,7 @@ def read_texts(source: Path) -> Iterator[str]:
         for position in range(len(store.table)):
             for path in held:
                 yield texts_of(store.episode(position).observations[path][:1])[0]
-        yield from [" ".join(re.findall(r"[a-z]+|\d+", data.task.lower()))] * TIMES
+        yield from [words_of(data.task)] * TIMES
         return
     try:
         yield from source.read_text(errors="replace").splitlines()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,11 @@ def _mistral() -> Path:
             " installed; install it with: pip install --no-deps mistral-common"
         )
     return Path(found.origin).parent / "data" / "tokenizer.model.v1"
+
+
+def words_of(name: str) -> str:
+    """A task's name in words: `babyai/go-to-local` as `babyai go to local`."""
+    return " ".join(re.findall(r"[a-z]+|\d+", name.lower()))
 
 
 def texts_of(values: np.ndarray) -> list[str]:

@@ -300,7 +300,7 @@ def test_rows_act_as_each_would_alone_and_a_prompt_is_read(stores: dict[str, Sto
     assert not torch.equal(*said), "the prompt is among what is read"
     moved = policy.start(4)
     put(moved, np.array([1]), take(state, np.array([1])))
-    assert moved["demonstrated"].tolist()[1] > 0
+    assert moved["prompted"].tolist()[1] > 0
 
 
 def test_a_prompt_of_another_task_is_one_sentence(stores: dict[str, Store]) -> None:

@@ -98,4 +98,4 @@ def test_what_ships_names_tasks_that_there_are(name: str) -> None:
     found = read_mixture(path)
     assert found.name == name and found.about
     for entry in found.tasks:
-        find_task(entry.task or entry.target)
+        find_task(entry.task or "")

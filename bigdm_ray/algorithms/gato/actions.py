@@ -19,16 +19,10 @@ MOST = 64
 """Elements of an action that are told apart by their place; later ones share places."""
 
 
-class Element(NamedTuple):
-    """One element of an action: how many choices, 0 where it is continuous."""
-
-    choices: int
-
-
-def elements_of(leaves: dict[str, Leaf]) -> list[Element]:
-    """The elements of an action in their order."""
+def choices_of(leaves: dict[str, Leaf]) -> list[int]:
+    """How many choices each element of an action has, in their order; 0 where it is continuous."""
     return [
-        Element(leaf.choices[at] if leaf.choices else 0)
+        leaf.choices[at] if leaf.choices else 0
         for leaf in leaves.values()
         for at in range(leaf.size)
     ]
@@ -135,14 +129,13 @@ class ActionTokens(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Actions by leaf `[n, *shape]`, and their tokens `[n, E]`, drawn element by element with
         `uniforms [n, E]`, or the most likely ones where there are none."""
-        found = elements_of(leaves)
         tokens, before = [], torch.zeros_like(step)
-        for at, element in enumerate(found):
+        for at, choices in enumerate(choices_of(leaves)):
             place = self.place.weight[at % MOST]
             thought = self.think(step, before, place)
-            if element.choices:
-                count = torch.full((len(step),), element.choices, device=step.device)
-                logits, base = self.choose(thought, count)[:, : element.choices], self.bins
+            if choices:
+                count = torch.full((len(step),), choices, device=step.device)
+                logits, base = self.choose(thought, count)[:, :choices], self.bins
             else:
                 weight, bias = self.out.weight[: self.bins], self.out.bias[: self.bins]
                 logits, base = nn.functional.linear(thought, weight, bias).float(), 0

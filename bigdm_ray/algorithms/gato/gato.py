@@ -29,7 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from bigdm_ray.algorithms.base import Mode, Policy
-from bigdm_ray.algorithms.gato.actions import elements_of
+from bigdm_ray.algorithms.gato.actions import choices_of
+from bigdm_ray.algorithms.gato.leaves import count_tokens
 from bigdm_ray.algorithms.gato.network import Form, Generalist, WindowSteps
 from bigdm_ray.algorithms.gato.policy import GatoPolicy
 from bigdm_ray.algorithms.gato.settings import GatoSettings
@@ -87,13 +88,8 @@ class Gato(GatoSettings, Supervised):
 
     def steps_of(self, signature: Signature) -> int:
         """Steps in a window of a task."""
-        leaves = Form.of("", signature).leaves
-        each = (
-            sum(1 if leaf.kind == "text" else leaf.size for leaf in leaves.values()) + 1
-            if self.input == "tokens"
-            else len(leaves)
-        )
-        return max(1, min(self.context, self.window_tokens // (each + self.feed_actions)))
+        each = count_tokens(Form.of("", signature).leaves, self) + self.feed_actions
+        return max(1, min(self.context, self.window_tokens // each))
 
     def build(self, signatures: Mapping[str, Signature]) -> nn.Module:
         """See Algorithm. Raises UserError for a vocabulary that is not there."""
@@ -268,7 +264,7 @@ def _missed(
         acted = {path: values[real] for path, values in steps.actions.items()}
         told = model.actions.said(model.actions.tokens(leaves, acted, scales.low, scales.high))
         rows, each = told.tokens.shape
-        choices = torch.tensor([one.choices for one in elements_of(leaves)], device=out.device)
+        choices = torch.tensor(choices_of(leaves), device=out.device)
         steps_in.append(out[real].repeat_interleave(each, 0))
         tokens_in.append(told.tokens.flatten())
         before_in.append(told.before.flatten(0, 1))

@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from bigdm_ray.algorithms.gato.settings import GatoSettings
 from bigdm_ray.envs.signature import Leaf
 from bigdm_ray.errors import UserError
 from bigdm_ray.models.networks import Images
@@ -31,6 +32,16 @@ MU, MOST = 100.0, 256.0
 """Constants of mu-law (Reed et al. 2022, appendix B)."""
 PLACES = 512
 """Places in a step that tokens are told apart by; later ones share them."""
+
+
+def count_tokens(leaves: dict[str, Leaf], settings: GatoSettings) -> int:
+    """Tokens of a step's observation, with the separator where there is one."""
+    if settings.input == "tokens":
+        return 1 + sum(1 if leaf.kind == "text" else leaf.size for leaf in leaves.values())
+    return sum(
+        math.ceil(leaf.size / settings.elements) if leaf.kind == "tensor" else 1
+        for leaf in leaves.values()
+    )
 
 
 class NumberTokens(nn.Module):
@@ -123,13 +134,6 @@ class LeafTokens(nn.Module):
         self.grids, self.images = nn.ModuleDict(grids), nn.ModuleDict(images)
         self.place = nn.Embedding(64, width)
 
-    def count(self, leaves: dict[str, Leaf]) -> int:
-        """Tokens of a step."""
-        return sum(
-            math.ceil(leaf.size / self.elements) if leaf.kind == "tensor" else 1
-            for leaf in leaves.values()
-        )
-
     def forward(
         self,
         leaves: dict[str, Leaf],
@@ -197,10 +201,6 @@ class ElementTokens(nn.Module):
         self.place = nn.Embedding(PLACES, width)
         self.separator = nn.Parameter(torch.zeros(width))
         nn.init.normal_(self.separator, std=0.02)
-
-    def count(self, leaves: dict[str, Leaf]) -> int:
-        """Tokens of a step."""
-        return 1 + sum(1 if leaf.kind == "text" else leaf.size for leaf in leaves.values())
 
     def forward(
         self,

@@ -8,7 +8,6 @@ transformer says at the last token of a step's observations makes the action (`a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigdm_ray.algorithms.gato.actions import ActionTokens, bounds_of, elements_of
-from bigdm_ray.algorithms.gato.leaves import CLIP, ElementTokens, LeafTokens
+from bigdm_ray.algorithms.gato.actions import ActionTokens, bounds_of, choices_of
+from bigdm_ray.algorithms.gato.leaves import CLIP, ElementTokens, LeafTokens, count_tokens
 from bigdm_ray.algorithms.gato.settings import GatoSettings
 from bigdm_ray.algorithms.gato.words import PAD, Pieces
 from bigdm_ray.envs.signature import Leaf, Signature
 from bigdm_ray.models.transformer import Transformer
+from bigdm_ray.tokens.text import words_of
 
 ALIKE = 0.8
 """Sequences go through the transformer together where the shorter is at least this much of the
@@ -50,7 +50,7 @@ class Form:
     @property
     def words(self) -> bytes:
         """The task's name in words: what it is, where no mission tells it."""
-        return " ".join(re.findall(r"[a-z]+|\d+", self.name.lower())).encode()
+        return words_of(self.name).encode()
 
     def instructions(self, observations: Mapping[str, np.ndarray]) -> list[bytes]:
         """What each of n rows is told, of texts `[n, bytes]`."""
@@ -184,9 +184,7 @@ class Generalist(nn.Module):
         self.step_place = nn.Embedding(most, width)
         self.kind = nn.Embedding(3, width)  # words, steps of a prompt, steps
         choices = [
-            element.choices
-            for form in self.forms.values()
-            for element in elements_of(form.signature.actions)
+            count for form in self.forms.values() for count in choices_of(form.signature.actions)
         ]
         self.actions = ActionTokens(settings.bins, max([1, *choices]), width)
         self.transformer = Transformer(
@@ -212,7 +210,7 @@ class Generalist(nn.Module):
 
     def step_tokens(self, task: str, acted: bool) -> int:
         """Tokens of a step, with its action where that is read."""
-        return self.leaves.count(self.forms[task].leaves) + acted
+        return count_tokens(self.forms[task].leaves, self.settings) + acted
 
     # --- what is read
 

@@ -75,26 +75,32 @@ class GatoPolicy(Policy):
                 f"the prompt is no episode of {self.task}: its actions are other ones; give one"
                 " that was played there"
             )
-        state["demonstration"][row] = np.frombuffer(_packed(self, prompt, taken), np.uint8)
-        state["demonstrated"][row] = min(most, prompt.length)
-
-    def _prompt_bytes(self) -> int:
-        steps = self.model.settings.prompt_steps
-        leaves = (*self.form.leaves.values(), *self.form.signature.actions.values())
-        return steps * sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+        count = min(most, prompt.length)
+        for path in self.form.leaves:
+            shown = prompt.observations[path][:-1][taken]
+            state[f"prompt/observations/{path}"][row, :count] = shown
+        for path in signature.actions:
+            state[f"prompt/actions/{path}"][row, :count] = prompt.actions[path][taken]
+        state["prompted"][row] = count
 
     def empty(self, n: int) -> State:
         """See Policy."""
         width = self.model.settings.width
+        steps = self.model.settings.prompt_steps
         cache = self.model.transformer.empty(n, self.slots)
-        return {
+        groups = {"observations": self.form.leaves, "actions": self.form.signature.actions}
+        shown: State = {
+            f"prompt/{group}/{path}": np.zeros((n, steps, *leaf.shape), leaf.dtype)
+            for group, leaves in groups.items()
+            for path, leaf in leaves.items()
+        }
+        return shown | {
             "tokens": torch.zeros(n, self.context * self.each, width, device=self.device),
             "front": torch.zeros(n, self.head, width, device=self.device),
             "real": np.zeros((n, self.head), bool),
             "told": torch.zeros(n, width, device=self.device),
             "count": np.zeros(n, np.int64),
-            "demonstration": np.zeros((n, self._prompt_bytes()), np.uint8),
-            "demonstrated": np.zeros(n, np.int64),
+            "prompted": np.zeros(n, np.int64),  # steps of the prompt
             "keys": cache.keys.transpose(0, 1).contiguous(),
             "values": cache.values.transpose(0, 1).contiguous(),
         }
@@ -153,21 +159,29 @@ class GatoPolicy(Policy):
         state["told"][here] = told
         state["real"][rows] = False
         state["real"][rows, : words.shape[1]] = real.cpu().numpy()
-        for row in rows[state["demonstrated"][rows] > 0].tolist():
-            count = int(state["demonstrated"][row])
-            prompt = _unpacked(self, state["demonstration"][row], count)
-            steps = WindowSteps(
-                {p: torch.from_numpy(v)[None].to(self.device) for p, v in prompt[0].items()},
-                {p: torch.from_numpy(v)[None].to(self.device) for p, v in prompt[1].items()},
-                torch.ones(1, count, dtype=torch.bool, device=self.device),
-            )
-            told_here = state["told"][row : row + 1]
-            shown = self.model.place(
-                self.model.read_steps(self.task, steps, told_here, True), 1
-            ).flatten(1, 2)[0]
-            begin = self.model.settings.text_pieces
-            state["front"][row, begin : begin + len(shown)] = shown
-            state["real"][row, begin : begin + len(shown)] = True
+        for row in rows[state["prompted"][rows] > 0].tolist():
+            self._read_prompt(state, row)
+
+    def _read_prompt(self, state: State, row: int) -> None:
+        """Put the tokens of a row's prompt before its steps."""
+        count = int(state["prompted"][row])
+
+        def shown(group: str) -> dict[str, Tensor]:
+            held = f"prompt/{group}/"
+            return {
+                name.removeprefix(held): torch.from_numpy(values[row, :count])[None].to(self.device)
+                for name, values in state.items()
+                if name.startswith(held)
+            }
+
+        real = torch.ones(1, count, dtype=torch.bool, device=self.device)
+        steps = WindowSteps(shown("observations"), shown("actions"), real)
+        told = state["told"][row : row + 1]
+        tokens = self.model.place(self.model.read_steps(self.task, steps, told, True), 1)
+        begin = self.model.settings.text_pieces
+        end = begin + tokens.shape[1] * tokens.shape[2]
+        state["front"][row, begin:end] = tokens.flatten(1, 2)[0]
+        state["real"][row, begin:end] = True
 
     def _slide(self, state: State) -> np.ndarray:
         """Drop the older half of full windows; which rows these were."""
@@ -221,37 +235,3 @@ class GatoPolicy(Policy):
             state[name][here] = made.transpose(0, 1)
         at = (slots == last[:, None]).long().argmax(1)
         return said[torch.arange(len(rows), device=self.device), at]
-
-
-def _packed(policy: GatoPolicy, prompt: Episode, taken: slice) -> bytes:
-    """The steps of a demonstration as bytes, for a row of memory."""
-    parts = [
-        (prompt.observations[path][:-1][taken], leaf) for path, leaf in policy.form.leaves.items()
-    ]
-    parts += [
-        (prompt.actions[path][taken], leaf) for path, leaf in policy.form.signature.actions.items()
-    ]
-    most = policy.model.settings.prompt_steps
-    data = b""
-    for values, leaf in parts:
-        padded = np.zeros((most, *leaf.shape), leaf.dtype)
-        padded[: len(values)] = values
-        data += padded.tobytes()
-    return data
-
-
-def _unpacked(
-    policy: GatoPolicy, data: np.ndarray, count: int
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """What `_packed` made: observations and actions by leaf, `[count, ...]`."""
-    most, at = policy.model.settings.prompt_steps, 0
-    out: list[dict[str, np.ndarray]] = []
-    for leaves in (policy.form.leaves, policy.form.signature.actions):
-        found = {}
-        for path, leaf in leaves.items():
-            size = most * leaf.size * np.dtype(leaf.dtype).itemsize
-            part = np.frombuffer(data[at : at + size].tobytes(), leaf.dtype)
-            found[path] = part.reshape(most, *leaf.shape)[:count].copy()
-            at += size
-        out.append(found)
-    return out[0], out[1]

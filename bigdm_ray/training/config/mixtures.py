@@ -34,6 +34,7 @@ class MixtureFile:
 
     name: str
     tasks: tuple[TaskEntry, ...]
+    """With the names of their folders as targets."""
     about: str = ""
 
 
@@ -74,15 +75,18 @@ def read_mixture(path: Path) -> MixtureFile:
     if not isinstance(told, list) or not told:
         raise UserError(f"{path} is a mixture without tasks; a list of `tasks:` is expected")
     entries = [_entry(one, str(path)) for one in told]
-    names = [entry.task or entry.target for entry in entries]
+    names = [entry.task for entry in entries]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{path} has the task {twice[0]} twice; give it once, with a weight")
     return MixtureFile(str(data.get("name", path.stem)), tuple(entries), str(data.get("about", "")))
 
 
 def _entry(value: Any, where: str) -> TaskEntry:
+    """A task, and the name of the folder that its dataset lies in."""
     entry = entry_of(value, where)
-    return entry if entry.task else TaskEntry("", entry.target, entry.weight)
+    task = entry.task or entry.target
+    own = entry.target != task
+    return TaskEntry(entry.target if own else folder_of(task), task, entry.weight)
 
 
 def folder_of(task: str) -> str:
@@ -114,21 +118,18 @@ def expand(entries: Sequence[TaskEntry], root: Path | None) -> list[TaskEntry]:
 
 def _with_data(mixture: MixtureFile, root: Path) -> list[TaskEntry]:
     """The tasks of a mixture with the folders of their datasets. Raises UserError."""
-    found, missing = [], []
+    found: list[TaskEntry] = []
+    missing: list[TaskEntry] = []
     for entry in mixture.tasks:
-        task = entry.task or entry.target
-        own = entry.target not in ("", task)
-        folder = root / (entry.target if own else folder_of(task))
-        if (folder / CARD).is_file():
-            found.append(TaskEntry(str(folder), task, entry.weight))
-        else:
-            missing.append((task, folder))
+        folder = root / entry.target
+        there = (folder / CARD).is_file()
+        (found if there else missing).append(TaskEntry(str(folder), entry.task, entry.weight))
     if missing:
-        task, folder = missing[0]
+        task, first = missing[0].task, missing[0].target
         raise UserError(
             f"the mixture {mixture.name} lacks the data of {len(missing)} of its"
             f" {len(mixture.tasks)} tasks in {root}; the first is {task}, which would lie in"
-            f" {folder}: record it with `python -m bigdm_ray.data experts {task} --folder {root}`,"
+            f" {first}: record it with `python -m bigdm_ray.data experts {task} --folder {root}`,"
             " or import it with `python -m bigdm_ray.data import`, or say with --data where they"
             " are"
         )
