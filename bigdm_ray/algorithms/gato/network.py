@@ -8,7 +8,7 @@ transformer says at the last token of a step's observations makes the action (`a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,8 +25,8 @@ from bigdm_ray.models.transformer import Transformer
 from bigdm_ray.tokens.text import words_of
 
 ALIKE = 0.8
-"""Sequences go through the transformer together where the shorter is at least this much of the
-longer: what is padded costs less than another pass."""
+"""Sequences attend together where the shorter is at least this much of the longer: what is padded
+costs less than another call."""
 
 
 @dataclass(frozen=True)
@@ -284,38 +284,35 @@ class Generalist(nn.Module):
         """What the transformer says where actions are said, `[B, K, width]` of each, and how many
         tokens were read, padding included.
 
-        What is not real is left out first; then sequences of all tasks that are nearly as long go
-        through the transformer together, so that little is padded and nothing is masked.
+        What is not real is left out first; then sequences of all tasks go through the transformer
+        together, the longest first, so that those which are nearly as long are padded to one length
+        where it attends.
         """
         counts = torch.cat([one.real.sum(1) for one in found])
         flat = torch.cat([one.tokens[one.real] for one in found])  # row after row
-        starts = counts.cumsum(0) - counts
         lengths, order = counts.sort(descending=True)
-        said, read = torch.empty_like(flat), 0
-        for rows, longest in _passes(lengths.tolist(), order):
-            place = torch.arange(longest, device=flat.device)
-            inside = place < counts[rows, None]
-            where = (starts[rows, None] + place)[inside]
-            padded = flat.new_zeros(len(rows), longest, flat.shape[1])
-            padded[inside] = flat[where]
-            said = said.index_put((where,), self.transformer(padded)[inside])
-            read += padded.shape[0] * longest
+        ends = lengths.cumsum(0)
+        shifts = (counts.cumsum(0) - counts)[order] - (ends - lengths)
+        place = torch.arange(len(flat), device=flat.device)
+        groups = _groups_of(lengths)
+        said = self.transformer.packed(flat[place + shifts.repeat_interleave(lengths)], groups)
+        starts = torch.empty_like(counts)
+        starts[order] = ends - lengths
         out, row = [], 0
         for one in found:
             behind = one.real.cumsum(1)[:, one.at] - 1
             first = starts[row : row + len(one.real), None]
             out.append(said[(first + behind).clamp(0, len(said) - 1)])
             row += len(one.real)
-        return out, read
+        return out, sum(len(group) * int(group[0]) for group in groups)
 
 
-def _passes(lengths: list[int], order: Tensor) -> Iterator[tuple[Tensor, int]]:
-    """Rows that go through the transformer together, and how long the longest of them is;
-    `lengths` descend and are those of the rows `order`."""
-    begin = 0
-    while begin < len(lengths):
-        end = begin
-        while end < len(lengths) and lengths[end] >= ALIKE * lengths[begin]:
-            end += 1
-        yield order[begin:end], max(1, lengths[begin])
-        begin = end
+def _groups_of(lengths: Tensor) -> list[Tensor]:
+    """Descending lengths, those together that are padded to one length."""
+    lengths = lengths[lengths > 0]
+    known, cuts, begin = lengths.tolist(), [], 0
+    for row, length in enumerate(known):
+        if length < ALIKE * known[begin]:
+            cuts.append(row)
+            begin = row
+    return list(lengths.tensor_split(cuts))
