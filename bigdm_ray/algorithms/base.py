@@ -72,7 +72,6 @@ class Pretraining(NamedTuple):
     """What the policy is at its end; nothing where it is untrained."""
 
 
-@torch.inference_mode()
 def take(state: State, rows: np.ndarray) -> State:
     """Copies of these rows `[m]` (indices) of a memory; tensors stay on their device."""
     return {
@@ -83,14 +82,18 @@ def take(state: State, rows: np.ndarray) -> State:
     }
 
 
-@torch.inference_mode()
 def put(state: State, rows: np.ndarray, part: State) -> None:
     """Write `part`, a memory of m rows, over these rows `[m]` (indices) of `state`, in place."""
+    tensors = {}
     for name, values in state.items():
         if isinstance(values, Tensor):
-            values.index_copy_(0, torch.from_numpy(rows).to(values.device), part[name])
+            tensors[name] = values
         else:
             values[rows] = part[name]
+    if tensors:
+        with torch.inference_mode():  # they were made in it
+            for name, values in tensors.items():
+                values.index_copy_(0, torch.from_numpy(rows).to(values.device), part[name])
 
 
 class Policy(ABC):

@@ -108,7 +108,9 @@ class Signature:
                     f"{leaf_phrase(path)} has the shape {values.shape[1:]}, but {leaf.shape} is"
                     " expected"
                 )
-            if not np.can_cast(values.dtype, leaf.dtype, "same_kind"):
+            if values.dtype != leaf.dtype and not np.can_cast(
+                values.dtype, leaf.dtype, "same_kind"
+            ):
                 raise SpaceMismatch(
                     f"{leaf_phrase(path)} is of type {values.dtype}, but {leaf.dtype} is expected"
                 )

@@ -32,8 +32,8 @@ def use_bfloat16(model: nn.Module) -> int:
     """Have every Transformer in `model` multiply in bfloat16; how many there are.
 
     Weights, the residual stream, what goes in and what comes out stay float32, so embeddings, heads
-    and losses are as before. Only `forward` and `packed` are changed, in place; what acts with a cache
-    is not.
+    and losses are as before. Only `forward` and `packed` are changed, in place; what acts with a
+    cache is not.
     """
     found = transformers(model)
     for module in found:  # methods of this instance, and of copies of it

@@ -151,7 +151,8 @@ class Server:
 
     def _main(self) -> None:
         try:
-            asyncio.run(self._serve())
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                runner.run(self._serve())
         except (UserError, OSError) as error:
             self._failed = error
         finally:
@@ -219,6 +220,15 @@ class Server:
                 await asyncio.wait_for(self._over.wait(), min(5.0, limit / 2))
             if count := service.sessions.end_idle(limit):
                 log(f"{count} session(s) ended: idle for {limit:g} s")
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, which takes 0.05 ms less for a message; asyncio's own where there is none."""
+    try:
+        import uvloop
+    except ImportError:  # it is not made for Windows
+        return None
+    return uvloop.new_event_loop
 
 
 def served_phrase(server: Server, what: str) -> Iterator[str]:

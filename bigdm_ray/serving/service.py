@@ -66,10 +66,7 @@ class PolicyService:
         self._most_episodes = most_episodes
         self._described: tuple[Served, pb.Description] | None = None
         self._faults = itertools.count(1)
-        self._under_way = 0
-        self._calm = asyncio.Event()
-        self._calm.set()
-        self.closing = False
+        self._at_work = _AtWork()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a server is given."""
@@ -89,9 +86,9 @@ class PolicyService:
 
     async def close(self, patience_s: float) -> None:
         """Answer what is under way, for so long at most; what comes from now on is refused."""
-        self.closing = True
+        self._at_work.closing = True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._calm.wait(), patience_s)
+            await asyncio.wait_for(self._at_work.calm.wait(), patience_s)
 
     # --- what every rpc shares
 
@@ -102,26 +99,12 @@ class PolicyService:
 
         async def answered(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
             fault = _Fault(self._faults)
-            with fault, self._at_work():
+            with fault, self._at_work:
                 return (await method(read_message(kind, data))).SerializeToString()
             await context.abort(*fault.told)
             raise AssertionError  # abort raises
 
         return answered
-
-    @contextlib.contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """A request is under way. Raises Refused where the server is about to end."""
-        if self.closing:
-            raise Refused(grpc.StatusCode.UNAVAILABLE, "the server is about to end")
-        self._under_way += 1
-        self._calm.clear()
-        try:
-            yield
-        finally:
-            self._under_way -= 1
-            if not self._under_way:
-                self._calm.set()
 
     # --- acting
 
@@ -223,10 +206,10 @@ class PolicyService:
         while (data := await context.read()) is not grpc.aio.EOF:
             fault = _Fault(self._faults)
             answer = None
-            with fault, self._at_work():
+            with fault, self._at_work:
                 answer = await self._act(read_message(pb.ActRequest, data))
             await context.write((answer or _refusal(fault)).SerializeToString())
-            if self.closing:
+            if self._at_work.closing:
                 return
 
     async def _end(self, request: pb.EndRequest) -> pb.EndAnswer:
@@ -293,7 +276,7 @@ def _column(values: Sequence[Any], rows: int, what: str, kind: type[np.generic])
         return np.zeros(rows, kind)
     if len(values) != rows:
         raise wire.Malformed(f"there are {len(values)} {what}, but {rows} or none are expected")
-    return np.array(values, kind)
+    return np.array(list(values), kind)
 
 
 def _started(sessions: Sequence[ActingSession]) -> pb.StartAnswer:
@@ -311,6 +294,28 @@ def _started(sessions: Sequence[ActingSession]) -> pb.StartAnswer:
 def log(text: str) -> None:
     """A line of the server's log: standard error."""
     print(text, file=sys.stderr, flush=True)
+
+
+class _AtWork:
+    """Around each request that is under way. Raises Refused where the server is about to end."""
+
+    def __init__(self) -> None:
+        self.closing = False
+        self.calm = asyncio.Event()
+        self.calm.set()
+        self._count = 0
+
+    def __enter__(self) -> None:
+        if self.closing:
+            raise Refused(grpc.StatusCode.UNAVAILABLE, "the server is about to end")
+        if not self._count:
+            self.calm.clear()
+        self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if not self._count:
+            self.calm.set()
 
 
 class _Fault:

@@ -68,7 +68,7 @@ def read_array(message: pb.Array, what: str) -> np.ndarray:
 def write_array(values: np.ndarray) -> pb.Array:
     """An array of numbers as a message."""
     name = NAMES[values.dtype]
-    data = np.ascontiguousarray(values, DTYPES[name]).tobytes()
+    data = values.astype(DTYPES[name], copy=False).tobytes()
     return pb.Array(dtype=name, shape=values.shape, data=data)
 
 
@@ -141,9 +141,9 @@ def fit_observations(signature: Signature, arrays: Arrays) -> Arrays:
 
 
 def _typed(leaf: Leaf, values: np.ndarray, path: str) -> np.ndarray:
-    wanted = np.dtype(leaf.dtype)
-    if values.dtype == wanted:
+    if values.dtype == leaf.dtype:
         return values if values.flags.writeable else values.copy()
+    wanted = np.dtype(leaf.dtype)
     made = cast(values, wanted, path)
     if wanted.kind == "f" and not np.isfinite(made).all():
         raise SpaceMismatch(
