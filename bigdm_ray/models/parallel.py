@@ -8,7 +8,7 @@ is `training/parallel.py`.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,24 +32,17 @@ def use_bfloat16(model: nn.Module) -> int:
     """Have every Transformer in `model` multiply in bfloat16; how many there are.
 
     Weights, the residual stream, what goes in and what comes out stay float32, so embeddings, heads
-    and losses are as before. Only `forward` and `packed` are changed, in place; what acts with a
-    cache is not.
+    and losses are as before. Only `forward` is changed, in place; what acts with a cache is not.
     """
     found = transformers(model)
-    for module in found:  # methods of this instance, and of copies of it
-        module.forward = types.MethodType(_in_bfloat16, module)  # type: ignore[method-assign]
-        module.packed = types.MethodType(_packed_in_bfloat16, module)  # type: ignore[method-assign]
+    for module in found:
+        module.forward = types.MethodType(_in_bfloat16, module)  # type: ignore[method-assign]  # a method of this instance, and of copies of it
     return len(found)
 
 
 def _in_bfloat16(self: Transformer, x: Tensor, *more: Any, **named: Any) -> Tensor:
     with torch.autocast(x.device.type, torch.bfloat16):
         return Transformer.forward(self, x, *more, **named).float()
-
-
-def _packed_in_bfloat16(self: Transformer, x: Tensor, groups: Sequence[Tensor]) -> Tensor:
-    with torch.autocast(x.device.type, torch.bfloat16):
-        return Transformer.packed(self, x, groups).float()
 
 
 def compile_transformers(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> int:

@@ -4,8 +4,8 @@ Every block is pre-norm. With the defaults it is GPT-2's (LayerNorm, one matrix 
 and values, GELU); `norm="rms"`, `gated=True`, `positions="rotary"` give the modern one. Padding
 belongs on the right: causal attention then never sees it, and no mask is needed. What is not asked
 for is not computed: `at` names the tokens whose outputs are wanted, and the last block then works
-for these alone; `packed` takes sequences of any lengths without padding between them. It is written
-for one device.
+for these alone; with `groups`, sequences of any lengths are read without padding between them. It
+is written for one device.
 """
 
 from __future__ import annotations
@@ -321,14 +321,25 @@ class Transformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(
-        self, x: Tensor, at: slice | Tensor | None = None, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        at: slice | Tensor | None = None,
+        mask: Tensor | None = None,
+        groups: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Outputs `[n, t', width]` of the tokens `at` (all by default), each having seen itself and
         what came before.
 
         `mask [n, t]` is False at tokens that nobody else may look at: padding that is not on the
         right. Raises ValueError for more tokens than the context.
+
+        With `groups`, x and the outputs are `[N, width]`: packed sequences, one behind the other.
+        Groups are their lengths `[n]` int64, those of sequences of much the same length together.
+        Padding is made for attention alone, to the longest of a group; all else is computed once
+        for all tokens. For positions that the caller embeds, without `at` and `mask`.
         """
+        if groups is not None:
+            return self._packed(x, groups)
         t = x.shape[1]
         place = torch.arange(t, device=x.device)
         x = self._enter(x, place)
@@ -360,13 +371,7 @@ class Transformer(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
-    def packed(self, x: Tensor, groups: Sequence[Tensor]) -> Tensor:
-        """Outputs `[N, width]` of sequences that lie one behind the other in `x [N, width]`.
-
-        `groups` are their lengths `[n]` int64, those of sequences of much the same length together.
-        Padding is made for attention alone, to the longest of a group; all else is computed once
-        for all tokens. Equals `forward` over each sequence. For positions that the caller embeds.
-        """
+    def _packed(self, x: Tensor, groups: Sequence[Tensor]) -> Tensor:
         paddings = [Padding(lengths) for lengths in groups]
         x = self.dropout(x) if self.training else x
         for block in self._blocks():

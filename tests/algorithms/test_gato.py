@@ -18,7 +18,7 @@ import bigdm_ray
 from bigdm_ray.algorithms.base import put, take
 from bigdm_ray.algorithms.gato import Gato
 from bigdm_ray.algorithms.gato.actions import ActionTokens, bounds_of
-from bigdm_ray.algorithms.gato.leaves import bin_numbers, squash
+from bigdm_ray.algorithms.gato.leaves import BINS, CLIP, bin_numbers, squash, tokens_of, values_of
 from bigdm_ray.algorithms.gato.network import Generalist
 from bigdm_ray.algorithms.gato.policy import GatoPolicy
 from bigdm_ray.envs import find_task
@@ -155,6 +155,36 @@ def test_decoding_inverts_encoding_in_nested_spaces(space: gymnasium.Space[Any],
         else:
             assert torch.equal(again[path], acted[path])
         at += leaf.size
+
+
+@settings(max_examples=60, deadline=None)
+@given(SPACES, strategies.integers(0, 99), strategies.booleans())
+def test_what_is_seen_comes_back_from_its_tokens(
+    space: gymnasium.Space[Any], seed: int, mu_law: bool
+) -> None:
+    """Symbols and choices as they were; numbers to half a bin, of deviations or as mu-law bends
+    them, and a second time to the same bin."""
+    space.seed(seed)
+    flat = [flatten(space, space.sample()) for _ in range(6)]
+    for path, leaf in leaves(space).items():
+        seen = torch.from_numpy(np.stack([np.asarray(f[path]) for f in flat]))[None]
+        numbers = seen.reshape(1, 6, leaf.size).float()
+        scaled = ((numbers - numbers.mean(1)) / (numbers.std(1) + 1e-3)).clamp(-CLIP, CLIP)
+        tokens = tokens_of(leaf, seen, scaled, mu_law)
+        assert tokens.shape == (1, 6, leaf.size) and tokens.min() >= 0
+        again = values_of(leaf, tokens, mu_law)
+        assert again.shape == seen.shape
+        if leaf.kind != "tensor":
+            assert torch.equal(again, seen) and tokens.min() >= BINS
+            continue
+        assert tokens.max() < BINS
+        inside, half = again.reshape(1, 6, leaf.size), 0.501 / BINS
+        if mu_law:  # beyond 256 the last bin is all there is
+            off = squash(inside) - squash(numbers).clamp(-1, 1)
+            assert off.abs().max() <= 2 * half + 1e-6
+        else:
+            assert (inside - scaled).abs().max() <= 2 * CLIP * half + 1e-5
+        assert torch.equal(tokens_of(leaf, again, inside, mu_law), tokens)
 
 
 def test_a_choice_that_a_task_has_not_is_never_drawn() -> None:

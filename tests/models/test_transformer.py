@@ -253,3 +253,24 @@ def test_a_copy_of_what_multiplies_in_bfloat16_has_weights_of_its_own():
     for p in other.parameters():
         torch.nn.init.zeros_(p)
     assert not other(x).any() and model(x).any()
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_packed_sequences_are_read_as_each_would_be_alone(half: bool) -> None:
+    """Outputs and gradients, of groups with padding and without; in bfloat16 to its rounding."""
+    model = made(norm="rms", gated=True, activation="silu")
+    lengths = [7, 7, 6, 3, 3, 1]
+    parts = [torch.randn(length, 16) for length in lengths]
+    alone = torch.cat([model(part[None])[0] for part in parts])
+    direction = torch.randn_like(alone)
+    wanted = torch.autograd.grad((alone * direction).sum(), list(model.blocks.parameters()))
+    if half:
+        use_bfloat16(model)
+    groups = [torch.tensor([7, 7, 6]), torch.tensor([3, 3]), torch.tensor([1])]
+    packed = model(torch.cat(parts), groups=groups)
+    assert packed.dtype == torch.float32
+    tolerance = 0.05 if half else 1e-5
+    torch.testing.assert_close(packed, alone, atol=tolerance, rtol=tolerance)
+    found = torch.autograd.grad((packed * direction).sum(), list(model.blocks.parameters()))
+    for mine, want in zip(found, wanted, strict=True):
+        assert (mine - want).norm() <= tolerance * want.norm() + 1e-4

@@ -177,10 +177,48 @@ def bin_numbers(values: Tensor, low: float, high: float) -> Tensor:
     return ((values - low) / (high - low) * BINS).long().clamp(0, BINS - 1)
 
 
+def middle_of(bins: Tensor, low: float, high: float) -> Tensor:
+    """The number in the middle of each bin: the inverse of `bin_numbers`, to half a bin."""
+    return low + (bins + 0.5) / BINS * (high - low)
+
+
 def squash(values: Tensor) -> Tensor:
     """mu-law: numbers of any size, finely told near 0, between -1 and 1 (equation 3 there)."""
     most = math.log(MU * MOST + 1)
     return values.sign() * torch.log1p(MU * values.abs()) / most
+
+
+def unsquash(squashed: Tensor) -> Tensor:
+    """The inverse of `squash`."""
+    most = math.log(MU * MOST + 1)
+    return squashed.sign() * torch.expm1(squashed.abs() * most) / MU
+
+
+def tokens_of(leaf: Leaf, values: Tensor, scaled: Tensor | None, mu_law: bool) -> Tensor:
+    """The elements of a leaf `[B, K, *shape]`, row by row, as tokens `[B, K, size]` int64.
+
+    Numbers are bins of what is `scaled` `[B, K, size]`, or of themselves under mu-law; symbols and
+    choices follow the bins. Text has no elements.
+    """
+    flat = values.reshape(*values.shape[:2], leaf.size)
+    if leaf.kind != "tensor":
+        return flat.long() + BINS
+    if mu_law:
+        return bin_numbers(squash(flat.float()), -1, 1)
+    assert scaled is not None
+    return bin_numbers(scaled, -CLIP, CLIP)
+
+
+def values_of(leaf: Leaf, tokens: Tensor, mu_law: bool) -> Tensor:
+    """The inverse of `tokens_of`, `[B, K, *shape]`: symbols and choices themselves, the middle of
+    the bins of numbers, in deviations where there is no mu-law."""
+    if leaf.kind != "tensor":
+        found = (tokens - BINS).to(getattr(torch, leaf.dtype))
+    elif mu_law:
+        found = unsquash(middle_of(tokens, -1, 1))
+    else:
+        found = middle_of(tokens, -CLIP, CLIP)
+    return found.reshape(*tokens.shape[:2], *leaf.shape)
 
 
 class ElementTokens(nn.Module):
@@ -213,17 +251,10 @@ class ElementTokens(nn.Module):
         """See LeafTokens; texts that change with the steps are one token."""
         parts = []
         for path, leaf in leaves.items():
-            lead = values[path].shape[:2]
             if leaf.kind == "text":
                 parts.append(texts[path][:, :, None])
                 continue
-            if leaf.kind != "tensor":
-                numbers = values[path].reshape(*lead, leaf.size).long() + BINS
-            elif self.mu_law:
-                flat = values[path].reshape(*lead, leaf.size).float()
-                numbers = bin_numbers(squash(flat), -1, 1)
-            else:
-                numbers = bin_numbers(scaled[path], -CLIP, CLIP)
+            numbers = tokens_of(leaf, values[path], scaled.get(path), self.mu_law)
             parts.append(self.table(numbers))
         rows = len(told)
         parts.append(self.separator.expand(rows, parts[0].shape[1], 1, -1))

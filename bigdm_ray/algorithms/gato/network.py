@@ -295,7 +295,8 @@ class Generalist(nn.Module):
         shifts = (counts.cumsum(0) - counts)[order] - (ends - lengths)
         place = torch.arange(len(flat), device=flat.device)
         groups = _groups_of(lengths)
-        said = self.transformer.packed(flat[place + shifts.repeat_interleave(lengths)], groups)
+        packed = flat[place + shifts.repeat_interleave(lengths)]
+        said = self.transformer(packed, groups=groups)
         starts = torch.empty_like(counts)
         starts[order] = ends - lengths
         out, row = [], 0
