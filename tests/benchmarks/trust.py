@@ -3,10 +3,12 @@
     python -m tests.benchmarks.trust value-based --peer PEER/bin/python --only hopper --only seed=1
     python -m bigdm_ray.reproduce value-based --show            prints them as "peer, same data"
 
-PEER is a virtual environment with d3rlpy 2.8.1. What is not named by the cell is as in d3rlpy's own
-reproductions (reproductions/offline/). Each peer plays its most likely actions on our environments;
-its policy is asked through pipes, so it acts with its own code. A finished cell is a small JSON
-file under docs/results/peers, beside the cells that `reproduce` keeps, and is not run again.
+PEER is a virtual environment with d3rlpy 2.8.1. What the cell's algorithm has a setting for (rates,
+kernel, threshold, numbers of samples, first steps of another kind) is as in the cell; the rest is
+as in d3rlpy's own reproductions (reproductions/offline/). Each peer plays its most likely actions
+on our environments; its policy is asked through pipes, so it acts with its own code. A finished
+cell is a small JSON file under docs/results/peers, beside the cells that `reproduce` keeps, and is
+not run again.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -28,31 +31,34 @@ from tests.benchmarks.common import Peer, header
 from tests.benchmarks.conservative import CQL, program, scored, transitions
 
 IQL = """d3rlpy.algos.IQLConfig(
-    batch_size=BATCH, actor_learning_rate=3e-4, critic_learning_rate=3e-4, weight_temp=3.0,
-    max_weight=100.0,
-    expectile=0.7, actor_encoder_factory=layers, critic_encoder_factory=layers,
+    batch_size=BATCH, actor_learning_rate=[actor_learning_rate],
+    critic_learning_rate=[critic_learning_rate], weight_temp=[beta], max_weight=100.0,
+    expectile=[expectile], actor_encoder_factory=layers, critic_encoder_factory=layers,
     value_encoder_factory=layers,
     actor_optim_factory=d3rlpy.optimizers.AdamFactory(
         lr_scheduler_factory=d3rlpy.optimizers.CosineAnnealingLRFactory(T_max=STEPS)
     ),
-    reward_scaler=d3rlpy.preprocessing.ReturnBasedRewardScaler(multiplier=1000.0),
+    reward_scaler=d3rlpy.preprocessing.ReturnBasedRewardScaler(multiplier=[return_range]),
 )"""
 BCQ = """d3rlpy.algos.BCQConfig(
-    batch_size=BATCH, actor_learning_rate=1e-3, critic_learning_rate=1e-3,
-    imitator_learning_rate=1e-3, lam=0.75,
-    action_flexibility=0.05, n_action_samples=100, actor_encoder_factory=layers,
+    batch_size=BATCH, actor_learning_rate=[learning_rate], critic_learning_rate=[learning_rate],
+    imitator_learning_rate=[learning_rate], lam=[min_share], beta=[kl_weight],
+    action_flexibility=[perturbation], n_action_samples=[candidates], actor_encoder_factory=layers,
     critic_encoder_factory=layers,
     imitator_encoder_factory=layers,
 )"""
 BEAR = """d3rlpy.algos.BEARConfig(
-    batch_size=BATCH, actor_learning_rate=1e-4, critic_learning_rate=3e-4,
-    imitator_learning_rate=3e-4,
-    alpha_learning_rate=1e-3, temp_learning_rate=0.0, initial_temperature=1e-20, mmd_sigma=20.0,
-    mmd_kernel="laplacian", n_mmd_action_samples=4, alpha_threshold=0.05, n_target_samples=10,
-    n_action_samples=100, warmup_steps=WARM, actor_encoder_factory=layers,
+    batch_size=BATCH, actor_learning_rate=[policy_learning_rate],
+    critic_learning_rate=[critic_learning_rate], imitator_learning_rate=[vae_learning_rate],
+    alpha_learning_rate=[multiplier_learning_rate], temp_learning_rate=0.0,
+    initial_temperature=1e-20, mmd_sigma=[sigma], mmd_kernel="[kernel]",
+    n_mmd_action_samples=[matched], alpha_threshold=[threshold], lam=[min_share],
+    vae_kl_weight=[kl_weight], n_target_samples=[target_actions], n_action_samples=[candidates],
+    warmup_steps=[warm_start], actor_encoder_factory=layers,
     critic_encoder_factory=layers,
     imitator_encoder_factory=layers,
 )"""
+"""Words in brackets are settings of our algorithm."""
 LEARNERS = {"CQL": CQL, "IQL": IQL, "BCQ": BCQ, "BEAR": BEAR}
 
 
@@ -93,13 +99,15 @@ def trained(shelf: TableFolders, cell: Cell, python: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "data.npz"
         task = find_task(transitions(shelf.data / cell.target, file))
+        learner = LEARNERS[cell.column]
+        for name in set(re.findall(r"\[([a-z_]+)\]", learner)):
+            learner = learner.replace(f"[{name}]", str(getattr(algorithm, name)))
         peer = Peer(
             python,
-            program(LEARNERS[cell.column]).replace("FILE", str(file)),
+            program(learner).replace("FILE", str(file)),
             SEED=cell.seed,
             BATCH=algorithm.batch_size,
             STEPS=steps,
-            WARM=getattr(algorithm, "warm_start", 0),
         )
         cpu, _ = peer.turn(steps)
         returns = scored(peer, task.name, episodes)
