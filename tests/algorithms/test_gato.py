@@ -18,7 +18,14 @@ import bigdm_ray
 from bigdm_ray.algorithms.base import put, take
 from bigdm_ray.algorithms.gato import Gato
 from bigdm_ray.algorithms.gato.actions import ActionTokens, bounds_of
-from bigdm_ray.algorithms.gato.leaves import BINS, CLIP, bin_numbers, squash, tokens_of, values_of
+from bigdm_ray.algorithms.gato.leaves import (
+    BINS,
+    CLIP,
+    bin_numbers,
+    squash,
+    element_tokens,
+    element_values,
+)
 from bigdm_ray.algorithms.gato.network import Generalist
 from bigdm_ray.algorithms.gato.policy import GatoPolicy
 from bigdm_ray.envs import find_task
@@ -170,9 +177,9 @@ def test_what_is_seen_comes_back_from_its_tokens(
         seen = torch.from_numpy(np.stack([np.asarray(f[path]) for f in flat]))[None]
         numbers = seen.reshape(1, 6, leaf.size).float()
         scaled = ((numbers - numbers.mean(1)) / (numbers.std(1) + 1e-3)).clamp(-CLIP, CLIP)
-        tokens = tokens_of(leaf, seen, scaled, mu_law)
+        tokens = element_tokens(leaf, seen, scaled, mu_law)
         assert tokens.shape == (1, 6, leaf.size) and tokens.min() >= 0
-        again = values_of(leaf, tokens, mu_law)
+        again = element_values(leaf, tokens, mu_law)
         assert again.shape == seen.shape
         if leaf.kind != "tensor":
             assert torch.equal(again, seen) and tokens.min() >= BINS
@@ -184,7 +191,7 @@ def test_what_is_seen_comes_back_from_its_tokens(
             assert off.abs().max() <= 2 * half + 1e-6
         else:
             assert (inside - scaled).abs().max() <= 2 * CLIP * half + 1e-5
-        assert torch.equal(tokens_of(leaf, again, inside, mu_law), tokens)
+        assert torch.equal(element_tokens(leaf, again, inside, mu_law), tokens)
 
 
 def test_a_choice_that_a_task_has_not_is_never_drawn() -> None:

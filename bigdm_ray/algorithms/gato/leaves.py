@@ -194,7 +194,7 @@ def unsquash(squashed: Tensor) -> Tensor:
     return squashed.sign() * torch.expm1(squashed.abs() * most) / MU
 
 
-def tokens_of(leaf: Leaf, values: Tensor, scaled: Tensor | None, mu_law: bool) -> Tensor:
+def element_tokens(leaf: Leaf, values: Tensor, scaled: Tensor | None, mu_law: bool) -> Tensor:
     """The elements of a leaf `[B, K, *shape]`, row by row, as tokens `[B, K, size]` int64.
 
     Numbers are bins of what is `scaled` `[B, K, size]`, or of themselves under mu-law; symbols and
@@ -209,8 +209,8 @@ def tokens_of(leaf: Leaf, values: Tensor, scaled: Tensor | None, mu_law: bool) -
     return bin_numbers(scaled, -CLIP, CLIP)
 
 
-def values_of(leaf: Leaf, tokens: Tensor, mu_law: bool) -> Tensor:
-    """The inverse of `tokens_of`, `[B, K, *shape]`: symbols and choices themselves, the middle of
+def element_values(leaf: Leaf, tokens: Tensor, mu_law: bool) -> Tensor:
+    """The inverse of `element_tokens`, `[B, K, *shape]`: symbols and choices themselves, the middle of
     the bins of numbers, in deviations where there is no mu-law."""
     if leaf.kind != "tensor":
         found = (tokens - BINS).to(getattr(torch, leaf.dtype))
@@ -254,7 +254,7 @@ class ElementTokens(nn.Module):
             if leaf.kind == "text":
                 parts.append(texts[path][:, :, None])
                 continue
-            numbers = tokens_of(leaf, values[path], scaled.get(path), self.mu_law)
+            numbers = element_tokens(leaf, values[path], scaled.get(path), self.mu_law)
             parts.append(self.table(numbers))
         rows = len(told)
         parts.append(self.separator.expand(rows, parts[0].shape[1], 1, -1))
