@@ -22,9 +22,9 @@ from bigdm_ray.algorithms.gato.leaves import (
     BINS,
     CLIP,
     bin_numbers,
-    squash,
     element_tokens,
     element_values,
+    squash,
 )
 from bigdm_ray.algorithms.gato.network import Generalist
 from bigdm_ray.algorithms.gato.policy import GatoPolicy
