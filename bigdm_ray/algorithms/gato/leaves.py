@@ -210,8 +210,8 @@ def element_tokens(leaf: Leaf, values: Tensor, scaled: Tensor | None, mu_law: bo
 
 
 def element_values(leaf: Leaf, tokens: Tensor, mu_law: bool) -> Tensor:
-    """The inverse of `element_tokens`, `[B, K, *shape]`: symbols and choices themselves, the middle of
-    the bins of numbers, in deviations where there is no mu-law."""
+    """The inverse of `element_tokens`, `[B, K, *shape]`: symbols and choices themselves, the middle
+    of the bins of numbers, in deviations where there is no mu-law."""
     if leaf.kind != "tensor":
         found = (tokens - BINS).to(getattr(torch, leaf.dtype))
     elif mu_law:
