@@ -4,7 +4,7 @@ Every block is pre-norm. With the defaults it is GPT-2's (LayerNorm, one matrix 
 and values, GELU); `norm="rms"`, `gated=True`, `positions="rotary"` give the modern one. Padding
 belongs on the right: causal attention then never sees it, and no mask is needed. What is not asked
 for is not computed: `at` names the tokens whose outputs are wanted, and the last block then works
-for these alone; with `groups`, sequences of any lengths are read without padding between them. It
+for these alone; with `packing`, sequences of any lengths are read without padding between them. It
 is written for one device.
 """
 
@@ -152,6 +152,15 @@ class Padding:
         return flat if self.where is None else flat.index_select(0, self.where)
 
 
+class Packing:
+    """Sequences of any lengths, one behind the other, in groups that attend together."""
+
+    def __init__(self, groups: Sequence[Tensor]) -> None:
+        """`groups` are their lengths `[n]` int64 in order, cut where they are to be padded apart:
+        those of sequences of much the same length together."""
+        self.groups = [Padding(lengths) for lengths in groups]
+
+
 class Block(nn.Module):
     """Attention and a feed-forward layer, each behind its norm and added to what came in."""
 
@@ -222,9 +231,10 @@ class Block(nn.Module):
             gathered = scaled_dot_product_attention(queries, keys, values, mask, dropout, causal)
         return gathered.transpose(1, 2).flatten(2)
 
-    def attend_packed(self, projected: Tensor, groups: Sequence[Padding]) -> Tensor:
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # shapes change at each call
+    def attend_packed(self, projected: Tensor, packing: Packing) -> Tensor:
         """What each of the tokens `[N, 3 width]` of packed sequences gathers `[N, width]`."""
-        parts = []
+        parts, groups = [], packing.groups
         for part, padding in zip(projected.split([g.tokens for g in groups]), groups, strict=True):
             queries, keys, values = padding.pad(part).chunk(3, -1)
             gathered = self.attend(
@@ -325,7 +335,7 @@ class Transformer(nn.Module):
         x: Tensor,
         at: slice | Tensor | None = None,
         mask: Tensor | None = None,
-        groups: Sequence[Tensor] | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """Outputs `[n, t', width]` of the tokens `at` (all by default), each having seen itself and
         what came before.
@@ -333,13 +343,12 @@ class Transformer(nn.Module):
         `mask [n, t]` is False at tokens that nobody else may look at: padding that is not on the
         right. Raises ValueError for more tokens than the context.
 
-        With `groups`, x and the outputs are `[N, width]`: packed sequences, one behind the other.
-        Groups are their lengths `[n]` int64, those of sequences of much the same length together.
+        With `packing`, x and the outputs are `[N, width]`: packed sequences, one behind the other.
         Padding is made for attention alone, to the longest of a group; all else is computed once
         for all tokens. For positions that the caller embeds, without `at` and `mask`.
         """
-        if groups is not None:
-            return self._packed(x, groups)
+        if packing is not None:
+            return self._packed(x, packing)
         t = x.shape[1]
         place = torch.arange(t, device=x.device)
         x = self._enter(x, place)
@@ -371,11 +380,10 @@ class Transformer(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
-    def _packed(self, x: Tensor, groups: Sequence[Tensor]) -> Tensor:
-        paddings = [Padding(lengths) for lengths in groups]
+    def _packed(self, x: Tensor, packing: Packing) -> Tensor:
         x = self.dropout(x) if self.training else x
         for block in self._blocks():
-            x = block.finish(x, block.attend_packed(block.qkv(block.norm1(x)), paddings))
+            x = block.finish(x, block.attend_packed(block.qkv(block.norm1(x)), packing))
         out: Tensor = self.norm(x)
         return out
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bigdm_ray.models.parallel import use_bfloat16
-from bigdm_ray.models.transformer import DropoutAttention, Transformer, dropout_mask
+from bigdm_ray.models.transformer import DropoutAttention, Packing, Transformer, dropout_mask
 
 KINDS = [
     {"positions": "none"},
@@ -267,7 +267,7 @@ def test_packed_sequences_are_read_as_each_would_be_alone(half: bool) -> None:
     if half:
         use_bfloat16(model)
     groups = [torch.tensor([7, 7, 6]), torch.tensor([3, 3]), torch.tensor([1])]
-    packed = model(torch.cat(parts), groups=groups)
+    packed = model(torch.cat(parts), packing=Packing(groups))
     assert packed.dtype == torch.float32
     tolerance = 0.05 if half else 1e-5
     torch.testing.assert_close(packed, alone, atol=tolerance, rtol=tolerance)

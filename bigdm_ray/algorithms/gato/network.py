@@ -21,7 +21,7 @@ from bigdm_ray.algorithms.gato.leaves import CLIP, ElementTokens, LeafTokens, co
 from bigdm_ray.algorithms.gato.settings import GatoSettings
 from bigdm_ray.algorithms.gato.words import PAD, Pieces
 from bigdm_ray.envs.signature import Leaf, Signature
-from bigdm_ray.models.transformer import Transformer
+from bigdm_ray.models.transformer import Packing, Transformer
 from bigdm_ray.tokens.text import words_of
 
 ALIKE = 0.8
@@ -296,7 +296,7 @@ class Generalist(nn.Module):
         place = torch.arange(len(flat), device=flat.device)
         groups = _groups_of(lengths)
         packed = flat[place + shifts.repeat_interleave(lengths)]
-        said = self.transformer(packed, groups=groups)
+        said = self.transformer(packed, packing=Packing(groups))
         starts = torch.empty_like(counts)
         starts[order] = ends - lengths
         out, row = [], 0
