@@ -348,10 +348,11 @@ def export_weights(given: argparse.Namespace) -> int:
             f"{given.run} predicts returns in place of being told them (--algorithm.critic), which"
             " Hugging Face's Decision Transformer does not"
         )
-    if algorithm.stochastic or algorithm.positions != "timesteps" or model.embed_state.images.width:
+    plain = algorithm.positions == "timesteps" and algorithm.returns == "each"
+    if not plain or algorithm.stochastic or model.embed_state.images.width:
         raise UserError(
-            f"{given.run} is a Decision Transformer with a stochastic policy, other positions or"
-            " images, which Hugging Face's has not"
+            f"{given.run} is a Decision Transformer with a stochastic policy, other positions,"
+            " no tokens for returns, or images, which Hugging Face's has not"
         )
     fits(
         str(given.run),

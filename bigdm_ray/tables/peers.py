@@ -1,6 +1,6 @@
 """What other projects' own code came to on the same data at equal learner steps, beside our cells.
 
-`tests/benchmarks/trust.py` leaves a small JSON file for each such cell under `peers` of the
+`python -m tests.benchmarks.trust` leaves a small JSON file for each such cell under `peers` of the
 results. A gap of more than `GAP` normalised points and two standard errors is a fault to mend or to
 explain.
 """

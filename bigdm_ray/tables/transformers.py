@@ -74,6 +74,19 @@ def locomotion(row: str, column: str, scale: Scale) -> Made:
     return transformer(row, column, scale) if column == "DT" else percent(row, column, scale)
 
 
+NEWEST = "DT, newest return-to-go"
+
+
+def paper_context(row: str, column: str, scale: Scale) -> Made:
+    """DT on windows of twenty steps; the scale `quick` differs from the paper in its rate, its
+    warm-up and its budget alone."""
+    more: tuple[str, ...] = ("--algorithm.returns", "newest") if column == NEWEST else ()
+    if scale == "quick":
+        more += ("--algorithm.learning-rate", "5e-4", "--algorithm.warm-up-steps", "500")
+        return "dt", row, True, learner_flags(10_000, *more, final=50)
+    return transformer(row, "DT", scale, *more)
+
+
 def delayed_rewards(row: str, column: str, scale: Scale) -> Made:
     """All reward at the end: cloning sees none, so its columns are those of `percent-bc`."""
     if column == "DT":
@@ -211,6 +224,33 @@ GRIDS = (
         notes=(NOT_D4RL, NOT_REACHER_2D),
         recipes=RECIPES,
         headings=ONE_STEP_HEADINGS,
+    ),
+    Grid(
+        "dt-context",
+        "Decision Transformer with the paper's context, told the return-to-go of each step, or the"
+        " newest alone",
+        "normalised score",
+        SETS,
+        ("DT", NEWEST),
+        3,
+        paper_context,
+        {
+            "quick": (
+                "10,000 learner steps of 64 windows of 20, with a rate of 5e-4 after 500 steps, 50"
+                " final episodes"
+            ),
+            "paper": "100,000 learner steps of 64 windows of 20",
+        },
+        "Chen et al. 2021, table 2 (DT)",
+        {cell: score for cell, score in PUBLISHED_DT.items() if cell[0] in SETS},
+        notes=(
+            NOT_D4RL,
+            (
+                "Without tokens for returns-to-go the newest one scales and shifts what the action"
+                " is read from (Wang et al. 2026, arXiv 2601.15953); sequences are a third shorter."
+            ),
+        ),
+        recipes=RECIPES,
     ),
     Grid(
         "dt-delayed",

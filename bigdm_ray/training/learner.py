@@ -23,6 +23,7 @@ from bigdm_ray.models.parallel import compile_transformers, drops, use_bfloat16
 from bigdm_ray.replay.mixture import Mixture, Source
 from bigdm_ray.replay.store import Store
 from bigdm_ray.training.cpu import cpu_seconds
+from bigdm_ray.training.memory import keep_freed_memory
 from bigdm_ray.training.parallel import Parallel, Replicated
 from bigdm_ray.training.params import Weights
 from bigdm_ray.training.prefetch import Prefetcher
@@ -97,6 +98,7 @@ class Learner:
         self._parallel = parallel or Replicated(world)
         self._prefetcher = Prefetcher[dict[str, Tensor]]()
         self.device = pick_device(device)
+        keep_freed_memory()
         seed_torch(seed, "initial weights")
         self.model: nn.Module = algorithm.build(signatures).to(self.device)
         if compile and self.device.type == "cpu" and drops(self.model):

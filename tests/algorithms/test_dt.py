@@ -12,6 +12,7 @@ import pytest
 import torch
 from making import dataset_of, played
 
+from bigdm_ray import weights
 from bigdm_ray.algorithms.dt import Dt
 from bigdm_ray.doors import door
 from bigdm_ray.envs import find_task
@@ -40,6 +41,8 @@ VARIANTS = {
     "gym": {},
     "atari": {"positions": "window"},
     "odt": {"positions": "none", "stochastic": True},
+    "newest": {"returns": "newest"},
+    "newest, atari": {"returns": "newest", "positions": "window"},
 }
 
 
@@ -115,17 +118,16 @@ def test_the_cached_policy_is_exact_until_the_window_slides_and_close_to_nothing
     assert all(bool(p.isfinite().all()) for p in cached)
 
 
-@pytest.mark.parametrize("layers", [1])
-def test_with_one_layer_the_cached_policy_is_exact_for_ever(layers):
+@pytest.mark.parametrize("told", ["each", "newest"])
+def test_with_one_layer_the_cached_policy_is_exact_for_ever(told):
     """Keys and values of the first layer depend on their own token alone, so only the ring can be
     wrong."""
-    algorithm, model = built(layers=layers)
+    one = {"layers": 1, "returns": told}
+    algorithm, model = built(**one)
     (episode,) = played("toy-continuous", 1, 3).episodes
     returns = np.linspace(5, 1, episode.length).astype(np.float32)
     exact = acted(algorithm.policy(model, "sample"), episode, returns)
-    cached = acted(
-        Dt(**(TINY | {"layers": layers, "cached": True})).policy(model, "sample"), episode, returns
-    )
+    cached = acted(Dt(**(TINY | one | {"cached": True})).policy(model, "sample"), episode, returns)
     torch.testing.assert_close(torch.cat(exact), torch.cat(cached), atol=1e-5, rtol=1e-5)
 
 
@@ -153,11 +155,31 @@ def test_a_prediction_sees_its_state_and_return_but_not_its_action(variant):
         True,
         True,
     ]
-    assert changed(returns=returns + at) == [False, False, True, True]
+    # without tokens for them a return counts at its own step alone
+    assert changed(returns=returns + at) == [False, False, True, "newest" not in variant]
 
 
-def test_a_scale_of_zero_hides_the_returns():
-    _, model = built(return_scale=0.0)
+def test_without_tokens_for_returns_a_network_begins_as_a_clone():
+    torch.manual_seed(0)
+    algorithm = Dt(**(TINY | {"returns": "newest"}))
+    model = algorithm.build({"toy-continuous": find_task("toy-continuous").signature()}).eval()
+    (episode,) = played("toy-continuous", 1, 3).episodes
+    seen, actions, returns, times = window_of(
+        episode, 0, 4, np.linspace(5, 1, episode.length).astype(np.float32)
+    )
+    window = model.window(seen, actions, returns, times)
+    assert window.shape == (1, 8, 16)  # two tokens a step
+    torch.testing.assert_close(
+        model.embed(seen, actions, returns + 9, times),
+        model.transformer(window)[:, 0::2],
+        atol=1e-5,
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("told", ["each", "newest"])
+def test_a_scale_of_zero_hides_the_returns(told):
+    _, model = built(return_scale=0.0, returns=told)
     (episode,) = played("toy-continuous", 1, 3).episodes
     seen, actions, returns, times = window_of(
         episode, 0, 4, np.linspace(5, 1, episode.length).astype(np.float32)
@@ -315,6 +337,8 @@ RESTARTING = [
     ("toy-continuous", {"positions": "window"}),
     ("toy-continuous", {"positions": "window", "acting_context": 2}),
     ("toy-continuous", {"cached": True}),
+    ("toy-continuous", {"returns": "newest"}),
+    ("toy-continuous", {"returns": "newest", "cached": True}),
     ("toy-image", {"frame_stack": 3, "cached": True}),
 ]
 
@@ -572,6 +596,17 @@ def test_windows_longer_than_any_episode_and_episodes_of_one_step_train_and_act(
         report = json.loads((short_run / "evaluation.json").read_text())
         assert len(report["returns"]) == 3 and np.isfinite(report["returns"]).all()
     assert capsys.readouterr().err.count("error") == 0
+
+
+def test_a_network_without_tokens_for_returns_trains_and_acts_but_fits_no_other_layout(
+    short_run, tmp_path
+):
+    flags = [*RUN.split(), "--algorithm.returns", "newest"]
+    train_local(configure("dt", str(short_run.parent / "data"), flags), tmp_path / "run")
+    for more in ([], ["--cached", "true"]):
+        assert door(main, [str(tmp_path / "run"), "--episodes", "3", *more]) == 0
+    with pytest.raises(UserError, match="no tokens for returns"):
+        weights.main(["export", str(tmp_path / "run"), "--folder", str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])

@@ -61,8 +61,8 @@ class Dt(DtSettings, Supervised, Online):
     commands: ClassVar[tuple[str, ...]] = ("desired_return",)
     offline_steps: ClassVar[int] = 100_000
     fixed: ClassVar[tuple[str, ...]] = (
-        "width", "layers", "heads", "positions", "timesteps", "context", "frame_stack",
-        "stochastic", "critic", "optimizer", "decay_matrices_only",
+        "width", "layers", "heads", "positions", "timesteps", "context", "returns",
+        "frame_stack", "stochastic", "critic", "optimizer", "decay_matrices_only",
     )  # fmt: skip
     acting: ClassVar[tuple[str, ...]] = ("acting_context", "cached")
     presets: ClassVar[Presets] = PRESETS

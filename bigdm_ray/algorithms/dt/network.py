@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
 from bigdm_ray.algorithms.dt.settings import DtSettings
 from bigdm_ray.envs.signature import Leaf, Signature
@@ -13,9 +14,6 @@ from bigdm_ray.models.continuous import SquashedHead
 from bigdm_ray.models.heads import ActionHead
 from bigdm_ray.models.networks import Pixels, Standardise, Vector
 from bigdm_ray.models.transformer import Activation, Transformer
-
-TOKENS = 3
-"""Tokens of a step: return-to-go, state, action."""
 
 
 class Embedding(nn.Module):
@@ -52,9 +50,28 @@ class Embedding(nn.Module):
         return torch.tanh(out) if self.tanh else out
 
 
+class Modulation(nn.Module):
+    """What the newest return-to-go makes of the transformer's output: adaptive layer norm, which
+    begins as the identity (Wang et al. 2026, arXiv 2601.15953, whose network knows no other
+    return)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(1, width)
+        self.out = nn.Linear(width, 2 * width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, embeddings: Tensor, returns: Tensor) -> Tensor:
+        """Outputs `[..., width]` and scaled returns-to-go `[...]` to `[..., width]`."""
+        scale, shift = self.out(silu(self.hidden(returns.unsqueeze(-1)))).chunk(2, -1)
+        out: Tensor = embeddings * (1 + scale) + shift
+        return out
+
+
 class DecisionTransformer(nn.Module):
     """The network of section 3: three embeddings, a transformer without positions of its own, a
-    head for the actions.
+    head for the actions. With `returns` newest a step has two tokens, see Modulation.
     """
 
     def __init__(self, signature: Signature, settings: DtSettings) -> None:
@@ -63,7 +80,10 @@ class DecisionTransformer(nn.Module):
         self.context = settings.context
         self.scale = 0.0 if settings.critic else settings.return_scale
         self.critic = nn.Linear(width, 1) if settings.critic else None
-        self.embed_return = nn.Linear(1, width)
+        self.tokens = 3 if settings.returns == "each" else 2  # of a step: return, state, action
+        self.width = width
+        self.embed_return = nn.Linear(1, width) if settings.returns == "each" else None
+        self.modulation = Modulation(width) if settings.returns == "newest" else None
         self.embed_state = Embedding(
             signature.observations, width, True, settings.frame_stack, atari
         )
@@ -72,7 +92,9 @@ class DecisionTransformer(nn.Module):
         self.embed_timestep = (
             nn.Embedding(settings.timesteps, width) if settings.positions != "none" else None
         )
-        self.place = nn.Parameter(torch.zeros(TOKENS * settings.context, width)) if atari else None
+        self.place = (
+            nn.Parameter(torch.zeros(self.tokens * settings.context, width)) if atari else None
+        )
         if atari and self.embed_timestep is not None:  # as the official Atari code begins
             nn.init.zeros_(self.embed_timestep.weight)
             nn.init.normal_(self.embed_action.linear.weight, std=0.02)
@@ -82,7 +104,7 @@ class DecisionTransformer(nn.Module):
             width,
             settings.layers,
             settings.heads,
-            TOKENS * settings.context,
+            self.tokens * settings.context,
             activation=activation,
             dropout=settings.dropout,
         )
@@ -95,10 +117,21 @@ class DecisionTransformer(nn.Module):
         else:
             self.head = ActionHead(width, signature.actions, std=0.0, squash=True)
 
-    def returns(self, values: Tensor) -> Tensor:
-        """Returns-to-go `[...]` as tokens `[..., width]`."""
-        out: Tensor = self.embed_return(values.unsqueeze(-1) * self.scale)
-        return torch.tanh(out) if self.bounded else out
+    def seen_tokens(self, returns: Tensor, states: Tensor) -> list[Tensor]:
+        """What a step begins with: tokens `[..., width]` of returns-to-go `[...]`, where each has
+        one, and of embedded states `[..., width]`."""
+        if self.embed_return is None:
+            return [states]
+        told: Tensor = self.embed_return(returns.unsqueeze(-1) * self.scale)
+        return [torch.tanh(told) if self.bounded else told, states]
+
+    def modulate(self, embeddings: Tensor, returns: Tensor) -> Tensor:
+        """What the transformer makes of states `[..., width]`, told the returns-to-go `[...]`, if
+        no token has told them."""
+        if self.modulation is None:
+            return embeddings
+        out: Tensor = self.modulation(embeddings, returns * self.scale)
+        return out
 
     def moment(self, timesteps: Tensor) -> Tensor | None:
         """The embedding `[..., 1, width]` of the steps `[...]`, where every step has one of its
@@ -133,10 +166,9 @@ class DecisionTransformer(nn.Module):
         returns: Tensor,
         timesteps: Tensor,
     ) -> Tensor:
-        """Windows `[B, K, ...]` as tokens `[B, 3 K, width]`."""
-        tokens = torch.stack(
-            [self.returns(returns), self.embed_state(observations), self.embed_action(actions)], 2
-        )
+        """Windows `[B, K, ...]` as tokens `[B, 3 K, width]`, or `[B, 2 K, width]`."""
+        seen = self.seen_tokens(returns, self.embed_state(observations))
+        tokens = torch.stack([*seen, self.embed_action(actions)], 2)
         return self.add_positions(
             self.add_time(tokens, self.moment(timesteps)).flatten(1, 2), timesteps[:, 0]
         )
@@ -149,11 +181,11 @@ class DecisionTransformer(nn.Module):
         timesteps: Tensor,
     ) -> Tensor:
         """Windows `[B, K, ...]` to what the transformer makes of the state's token of each step
-        `[B, K, width]`.
+        `[B, K, width]`, told the step's return-to-go.
         """
         whole = self.window(observations, actions, returns, timesteps)
-        out: Tensor = self.transformer(whole[:, :-1], at=slice(1, None, TOKENS))
-        return out
+        states = slice(self.tokens - 2, None, self.tokens)
+        return self.modulate(self.transformer(whole[:, :-1], at=states), returns)
 
     def forward(
         self,
@@ -187,5 +219,6 @@ class DecisionTransformer(nn.Module):
         `[layers, B, heads, K, K]`.
         """
         found = self.transformer.attention(self.window(observations, actions, returns, timesteps))
-        out: Tensor = found[..., 1::TOKENS, :].unflatten(-1, (-1, TOKENS)).sum(-1)
+        states = found[..., self.tokens - 2 :: self.tokens, :]
+        out: Tensor = states.unflatten(-1, (-1, self.tokens)).sum(-1)
         return out

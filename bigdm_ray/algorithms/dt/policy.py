@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bigdm_ray.algorithms.base import Columns, Policy, State, device_of
-from bigdm_ray.algorithms.dt.network import TOKENS, DecisionTransformer
+from bigdm_ray.algorithms.dt.network import DecisionTransformer
 from bigdm_ray.models.transformer import Cache
 from bigdm_ray.replay.windows import merge_stack, push_frame
 
@@ -29,7 +29,7 @@ class DtPolicy(Policy):
         self.greedy = greedy
         self.held = held
         self.uniforms = model.head.uniforms
-        self.width = model.embed_return.out_features
+        self.width, self.tokens = model.width, model.tokens
         self._frames = {
             path: leaf for path, leaf in model.embed_state.images.leaves.items() if stack > 1
         }
@@ -46,7 +46,7 @@ class DtPolicy(Policy):
             for path, leaf in self._frames.items()
         }
         return frames | {
-            "tokens": torch.zeros(n, TOKENS * self.context, self.width, device=self.device),
+            "tokens": torch.zeros(n, self.tokens * self.context, self.width, device=self.device),
             "count": np.zeros(n, np.int64),
             "time": np.zeros(n, np.int64),
         }
@@ -67,14 +67,13 @@ class DtPolicy(Policy):
             "count": np.where(first, 1, np.minimum(state["count"] + 1, self.context)),
         }
         moment = self.model.moment(self._tensor(state["time"]))
+        desired = self._tensor(commands["desired_return"])
         tokens = torch.stack(
-            [
-                self.model.returns(self._tensor(commands["desired_return"])),
-                self._see(state, observations, first),
-            ],
-            1,
+            self.model.seen_tokens(desired, self._see(state, observations, first)), 1
         )
-        embedding = self.read(state, self.model.add_time(tokens, moment))
+        embedding = self.model.modulate(
+            self.read(state, self.model.add_time(tokens, moment)), desired
+        )
         actions = self.model.head.act(
             self.model.head(embedding), None if self.greedy else self._tensor(uniforms)
         )
@@ -99,13 +98,13 @@ class DtPolicy(Policy):
         return out
 
     def read(self, state: State, tokens: Tensor) -> Tensor:
-        """Take in return and state of this step `[n, 2, width]`; what the transformer makes of the
-        state's token `[n, width]`.
+        """Take in return and state of this step `[n, 2, width]`, or the state alone `[n, 1,
+        width]`; what the transformer makes of the state's token `[n, width]`.
         """
         count = state["count"]
         window = torch.cat(
             [
-                state["tokens"][:, TOKENS:],
+                state["tokens"][:, self.tokens :],
                 tokens,
                 tokens.new_zeros(len(tokens), 1, self.width),
             ],
@@ -113,14 +112,14 @@ class DtPolicy(Policy):
         )
         state["tokens"] = window
         most = int(count.max())
-        held = window[:, window.shape[1] - TOKENS * most : -1]
+        held = window[:, window.shape[1] - self.tokens * most : -1]
         if self.model.place is not None:
             return self._read_placed(state, held, most)
         mask = None
         if count.min() < most:
             mask = (
-                torch.arange(TOKENS * most - 1, device=self.device)
-                >= self._tensor(TOKENS * (most - count))[:, None]
+                torch.arange(self.tokens * most - 1, device=self.device)
+                >= self._tensor(self.tokens * (most - count))[:, None]
             )
         out: Tensor = self.model.transformer(held, slice(-1, None), mask)[:, 0]
         return out
@@ -133,7 +132,7 @@ class DtPolicy(Policy):
         for count in np.unique(state["count"]):
             rows = self._tensor(np.flatnonzero(state["count"] == count))
             first = self._tensor(state["time"])[rows] - int(count) + 1
-            whole = self.model.add_positions(held[rows, TOKENS * (most - int(count)) :], first)
+            whole = self.model.add_positions(held[rows, self.tokens * (most - int(count)) :], first)
             out[rows] = self.model.transformer(whole, slice(-1, None))[:, 0]
         return out
 
@@ -143,8 +142,8 @@ class DtPolicy(Policy):
 
 
 class CachedPolicy(DtPolicy):
-    """Keeps the keys and values of the window in place of its tokens, so that a step costs three
-    tokens.
+    """Keeps the keys and values of the window in place of its tokens, so that a step costs its own
+    tokens alone.
 
     Equal to DtPolicy until the window slides; from then on tokens remember what has left the
     window, which training never showed.
@@ -156,7 +155,7 @@ class CachedPolicy(DtPolicy):
         Memory is a ring of keys and values, the last action's token, how many steps are held, and
         the time.
         """
-        cache = self.model.transformer.empty(n, TOKENS * self.context)
+        cache = self.model.transformer.empty(n, self.tokens * self.context)
         state = super().empty(n)
         del state["tokens"]
         return state | {
@@ -167,16 +166,16 @@ class CachedPolicy(DtPolicy):
 
     def read(self, state: State, tokens: Tensor) -> Tensor:
         """See DtPolicy. Keys and values of what is new are written into the given memory."""
-        slots = TOKENS * self.context
+        slots = self.tokens * self.context
         cache = Cache(*(state[name].transpose(0, 1) for name in ("keys", "values")))
         new = torch.cat([state["action"][:, None], tokens], 1)
         time = self._tensor(state["time"])[:, None]
         # which tokens of the episode these are
-        index = TOKENS * time + torch.arange(-1, 2, device=self.device)
+        index = self.tokens * time + torch.arange(-1, self.tokens - 1, device=self.device)
         newest = index[:, -1:]
         # which token of the episode a slot holds
         held = newest - (newest - torch.arange(slots, device=self.device)) % slots
-        oldest = TOKENS * (time + 1 - self._tensor(state["count"])[:, None])
+        oldest = self.tokens * (time + 1 - self._tensor(state["count"])[:, None])
         look = (held[:, None, :] <= index[..., None]) & (held >= oldest)[:, None, :]
         # the token before the first looks at itself alone
         look |= held[:, None, :] == index[..., None]

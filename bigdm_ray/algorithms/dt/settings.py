@@ -36,6 +36,12 @@ class DtSettings:
         low=1,
         high=10_000_000,
     )
+    returns: str = setting(
+        "each",
+        "a token for the return-to-go of each step, or none: the newest one scales and shifts what "
+        "the action is read from, so that sequences are a third shorter",
+        choices=("each", "newest"),
+    )
     frame_stack: int = setting(
         1, "frames of an image observation that make one state", low=1, high=64
     )
