@@ -32,10 +32,14 @@ published; the public environment draws the crop in colours and shows no carried
 flashes a mark in the wall for the one frame of the picking up, which is left out here. Nor can the
 clock be seen. The observation is a float vector because every algorithm here reads one, those of
 other libraries included.
+
+`key-to-door-room` is the same game with the whole room in view: for each of the 77 cells of the
+grid whether it is wall, key, door or player. There, too, nobody sees whether the key is carried.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,12 +55,14 @@ if TYPE_CHECKING:
 PHASES = (15, 90, 15)
 """Steps in the key room, the empty room and the door room."""
 LENGTH = sum(PHASES)
-FLOOR, WALL, KEY, DOOR = range(4)
+FLOOR, WALL, KEY, DOOR, PLAYER = range(5)
 MOVES = np.array([(-1, 0), (1, 0), (0, -1), (0, 1)])
 """Rows and columns that the actions go: up, down, left, right."""
 REACH = 2
 """Cells that are seen on each side of the player."""
 WIDTH = (2 * REACH + 1) ** 2 * 3
+GRID = (7, 11)
+ROOM_WIDTH = GRID[0] * GRID[1] * 4
 KEY_CELLS = np.array([(row, column) for row in (1, 2) for column in range(3, 8)])
 START_CELLS = np.array([(row, column) for row in (4, 5) for column in range(3, 8)])
 """Where the key may lie, and where the player may start, in the key room."""
@@ -67,7 +73,7 @@ ENTRANCES = {PHASES[0]: (5, 5), PHASES[0] + PHASES[1]: (3, 5)}
 def _rooms() -> np.ndarray:
     """Key room, empty room and door room `[3, 7, 11]` of FLOOR, WALL and DOOR; walls are cut out of
     floor and floor out of walls."""
-    rooms = np.full((3, 7, 11), FLOOR)
+    rooms = np.full((3, *GRID), FLOOR)
     rooms[0, :, 2:9] = WALL
     rooms[0, 1:3, 3:8] = FLOOR
     rooms[0, 3, 4:7] = FLOOR
@@ -86,16 +92,22 @@ ROOM_AT = np.repeat((0, 1, 2, 2), (*PHASES, 1))
 _PADDED = np.pad(ROOMS, ((0, 0), (REACH, REACH), (REACH, REACH)), constant_values=FLOOR)
 # [3, 7, 11, 5, 5]
 _VIEWS = sliding_window_view(_PADDED, (2 * REACH + 1, 2 * REACH + 1), axis=(1, 2))
-_ONE_HOT = np.eye(4, dtype=np.float32)[:, 1:]
+_ONE_HOT = np.eye(5, dtype=np.float32)[:, 1:]
+"""Of a cell: wall, key, door, player."""
 _COLOURS = np.array([(236, 232, 222), (70, 72, 84), (214, 158, 30), (126, 84, 52)], np.uint8)
 _PLAYER, _CARRIER = (44, 110, 190), (226, 110, 30)
 _PIXELS = 16
 
 
-def key_to_door(render_mode: str | None) -> gymnasium.Env[Any, Any]:
+def key_to_door_room(render_mode: str | None) -> gymnasium.Env[Any, Any]:
+    """Key-to-Door with the whole room in view; see `key_to_door`."""
+    return key_to_door(render_mode, whole=True)
+
+
+def key_to_door(render_mode: str | None, whole: bool = False) -> gymnasium.Env[Any, Any]:
     """Key-to-Door as a gymnasium environment; see the module.
 
-    Observations are `[75]` float32, actions 0 to 3.
+    Observations are `[75]` float32, `[308]` of the `whole` room, actions 0 to 3.
 
     Its state is `t` (steps taken), `player` and `key` (row and column) and `carries`. A picture is
     `[112, 176, 3]` uint8, the whole grid at 16 pixels a cell; there, for people, a player that
@@ -110,7 +122,9 @@ def key_to_door(render_mode: str | None) -> gymnasium.Env[Any, Any]:
 
         def __init__(self) -> None:
             self.render_mode = render_mode
-            self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (WIDTH,), np.float32)
+            self.observation_space = gymnasium.spaces.Box(
+                0.0, 1.0, (ROOM_WIDTH if whole else WIDTH,), np.float32
+            )
             self.action_space = gymnasium.spaces.Discrete(len(MOVES))
 
         def reset(
@@ -149,13 +163,16 @@ def key_to_door(render_mode: str | None) -> gymnasium.Env[Any, Any]:
 
         def _observe(self) -> np.ndarray:
             row, column = self.player
-            seen = np.pad(self._grid(), REACH, constant_values=FLOOR)[
-                row : row + 2 * REACH + 1, column : column + 2 * REACH + 1
-            ]
+            kinds, seen = [WALL, KEY, DOOR], self._grid()
+            if whole:
+                kinds.append(PLAYER)
+                seen[row, column] = PLAYER
+            else:
+                seen = np.pad(seen, REACH, constant_values=FLOOR)[
+                    row : row + 2 * REACH + 1, column : column + 2 * REACH + 1
+                ]
             shown: np.ndarray = (
-                np.stack([seen == WALL, seen == KEY, seen == DOOR], -1)
-                .astype(np.float32)
-                .reshape(WIDTH)
+                np.stack([seen == kind for kind in kinds], -1).astype(np.float32).reshape(-1)
             )
             return shown
 
@@ -222,18 +239,41 @@ class KeyToDoorRows(ArrayRows):
             (t < PHASES[0]) & ~self._carries[rows] & (key >= 0).all(1) & (key <= 2 * REACH).all(1)
         )
         seen[near, key[near, 0], key[near, 1]] = KEY
-        return {"": _ONE_HOT[seen].reshape(len(rows), WIDTH)}
+        return {"": _ONE_HOT[seen, :3].reshape(len(rows), WIDTH)}
 
 
-TASKS = {
-    "key-to-door": Task(
-        "key-to-door",
-        key_to_door,
-        KeyToDoorRows,
+class KeyToDoorRoomRows(KeyToDoorRows):
+    """The same with the whole room in view."""
+
+    def _observe(self, rows: np.ndarray) -> Arrays:
+        t, at, key = self._t[rows], self._player[rows], self._key[rows]
+        seen = ROOMS[ROOM_AT[t]]
+        lies = np.flatnonzero((t < PHASES[0]) & ~self._carries[rows])
+        seen[lies, key[lies, 0], key[lies, 1]] = KEY
+        seen[np.arange(len(rows)), at[:, 0], at[:, 1]] = PLAYER
+        return {"": _ONE_HOT[seen].reshape(len(rows), ROOM_WIDTH)}
+
+
+def _task(
+    name: str,
+    env: Callable[[str | None], gymnasium.Env[Any, Any]],
+    rows: type[KeyToDoorRows],
+    about: str,
+) -> Task:
+    return Task(
+        name,
+        env,
+        rows,
         max_return=1.0,
         reference_returns=(0.0, 1.0),  # so that the normalised score is the success rate in percent
-        about=(
-            "take a key, cross an empty room for 90 steps, open a door: 1 for the door, 120 steps"
-        ),
+        about=about,
     )
+
+
+ABOUT = "take a key, cross an empty room for 90 steps, open a door: 1 for the door, 120 steps"
+TASKS = {
+    "key-to-door": _task("key-to-door", key_to_door, KeyToDoorRows, ABOUT),
+    "key-to-door-room": _task(
+        "key-to-door-room", key_to_door_room, KeyToDoorRoomRows, f"{ABOUT}; the room in view"
+    ),
 }

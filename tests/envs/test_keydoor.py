@@ -17,6 +17,7 @@ from bigdm_ray.envs.keydoor import (
     PHASES,
     ROOMS,
     START_CELLS,
+    KeyToDoorRoomRows,
     KeyToDoorRows,
 )
 from bigdm_ray.errors import UserError
@@ -56,8 +57,31 @@ def shown(observation):
     ]
 
 
-def test_gymnasium_finds_nothing_wrong_with_it():
-    check_env(find_task("key-to-door").env(None), skip_render_check=True)
+@pytest.mark.parametrize("name", ["key-to-door", "key-to-door-room"])
+def test_gymnasium_finds_nothing_wrong_with_it(name):
+    check_env(find_task(name).env(None), skip_render_check=True)
+
+
+def test_the_room_shows_the_key_until_it_is_taken_and_where_the_player_stands():
+    env = find_task("key-to-door-room").env(None)
+    env.reset(seed=1)
+
+    def lines(observation):
+        cells = observation.reshape(7, 11, 4)
+        assert cells.sum(-1).max() == 1
+        return [
+            "".join("WKDP"[int(cell.argmax())] if cell.any() else "." for cell in row)
+            for row in cells
+        ]
+
+    first = [line.split()[0] for line in DRAWN.split("\n") if line]
+    near = lines(put(env, 3, (3, 5), (2, 4)).step(UP)[0])
+    assert near[2] == "..W.KP..W.."
+    assert [line.replace("K", ".").replace("P", ".") for line in near] == first
+    assert lines(env.step(LEFT)[0])[2] == "..W.P...W.." and env.carries
+    end = [put(env, 110, (2, 5), carries=carries)._observe() for carries in (True, False)]
+    np.testing.assert_array_equal(*end)
+    assert lines(end[0])[1:3] == ["...WWDWW...", "...W.P.W..."]
 
 
 def test_the_rooms_are_those_drawn():
@@ -221,11 +245,14 @@ def test_random_play_succeeds_in_2_81_percent_of_a_sample(count=6000):
         assert e.rewards[:-1].sum() == 0
 
 
-def test_the_fast_rows_play_what_the_reference_plays_whichever_rows_move():
+@pytest.mark.parametrize(
+    ("name", "rows"), [("key-to-door", KeyToDoorRows), ("key-to-door-room", KeyToDoorRoomRows)]
+)
+def test_the_fast_rows_play_what_the_reference_plays_whichever_rows_move(name, rows):
     upwards = 0.5  # there is more to see
     same_rows(
-        "key-to-door",
-        KeyToDoorRows,
+        name,
+        rows,
         lambda chance, m: np.where(chance.random(m) < upwards, UP, chance.integers(0, 4, m)).astype(
             np.int32
         ),

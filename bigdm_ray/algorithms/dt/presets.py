@@ -83,6 +83,7 @@ PRESETS: Presets = {
     **GAMES,
     **{f"{game}-sticky": presets for game, presets in GAMES.items()},
     "key-to-door": {"default": own_flags(DOOR)},
+    "key-to-door-room": {"default": own_flags(DOOR)},
     "reacher": {"default": own_flags(REACHER), "online": own_flags(ODT | REACHER) | MEAN},
     "*": {"online": own_flags(ODT) | MEAN},
 }
