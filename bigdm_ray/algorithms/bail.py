@@ -17,7 +17,9 @@ acted on. (6) They are continued from every step; there the first step of an epi
 (7) What is continued says the dataset (`terminated`), not a length of 1000, and as many terms
 remain as the episode has steps. (8) The envelope takes `envelope_steps` whatever the dataset's
 size, and the policy what a run's budget leaves; officially 50 epochs of 800 over 80 % of the pairs
-(50,000 steps for a million pairs, 12,500 for 250,000), then 200,000 steps of the policy.
+(50,000 steps for a million pairs, 12,500 for 250,000), then 200,000 steps of the policy. (9) The
+envelope's learning rate falls to zero over its steps, linearly (static), where theirs stays: an
+envelope that still moves lies so far above the returns of some region that none of it is selected.
 
     python -m bigdm_ray.run bail DATASET
     python -m bigdm_ray.run bail DATASET --algorithm.progressive true
@@ -106,6 +108,9 @@ class Bail(Imitation):
     envelope_steps: int = setting(
         12_500, "learner steps on the envelope before the policy's begin (static)", low=1
     )
+    envelope_rate_falls: bool = setting(
+        True, "whether the envelope's learning rate falls to zero over its steps (static)"
+    )
     selected: float = setting(0.25, "share of the pairs that the policy repeats", above=0, high=1)
     discount: float = setting(0.99, "gamma", low=0, high=0.9999)
     progressive: bool = setting(
@@ -142,6 +147,12 @@ class Bail(Imitation):
                 fused=True,
             ),
         }
+
+    def learning_rate_factor(self, step: int, optimizer: str) -> float:
+        """See Algorithm: of the envelope, see the module."""
+        if optimizer != "envelope" or self.progressive or not self.envelope_rate_falls:
+            return 1.0
+        return max(0.0, 1 - step / self.envelope_steps)
 
     def fits(self, step: int) -> bool:
         """At the beginning; and where the policy's steps begin, for the selection."""

@@ -350,3 +350,16 @@ def test_cloning_recovers_what_a_task_pays_for(tmp_path):
     )
     summary = train_local(configure("bc", str(dataset.folder), flags.split()), tmp_path / "run")
     assert summary["return_mean"] > dataset.return_mean + 0.5 * dataset.return_std
+
+
+def test_the_rate_of_a_static_envelope_falls_to_zero_and_that_of_the_policy_stays():
+    steps = range(0, 7)
+    static = small(Bail, envelope_steps=4)
+    assert [static.learning_rate_factor(n, "envelope") for n in steps] == [
+        *(1.0, 0.75, 0.5, 0.25),
+        *(0.0, 0.0, 0.0),
+    ]
+    assert {static.learning_rate_factor(n, "actor") for n in steps} == {1.0}
+    for other in ({"progressive": True}, {"envelope_rate_falls": False}):
+        algorithm = small(Bail, envelope_steps=4, **other)
+        assert {algorithm.learning_rate_factor(n, "envelope") for n in steps} == {1.0}
