@@ -10,7 +10,8 @@ PEER is a virtual environment with torch, gymnasium with MuJoCo, and d3rlpy 2.8.
 transformers 4.30.2 (dt-context); the others need the repository of the method's authors, a checkout
 of which --code names: lanyavik/BAIL, kzl/decision-transformer, jannerm/trajectory-transformer. What
 the cell's algorithm has a setting for is as in the cell; the rest is as in the peer's own
-reproductions. A finished cell is a small JSON file under docs/results/peers, beside the cells that
+reproductions. A fault of a peer that hides what is compared is mended here, and the peer then named
+so. A finished cell is a small JSON file under docs/results/peers, beside the cells that
 `reproduce` keeps, and is not run again.
 
 A module of this package is a peer: `COLUMNS` of tables that it can stand beside, and `program`, the

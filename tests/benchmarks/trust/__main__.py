@@ -65,7 +65,7 @@ def trained(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "data.npz"
         kind.write(shelf.data / cell.target, file)
-        program = kind.program(cell, algorithm, code).replace("FILE", str(file))
+        program = kind.program(cell, algorithm).replace("FILE", str(file))
         for name in set(re.findall(r"\[([a-z_]+)\]", program)):
             if hasattr(algorithm, name):
                 program = program.replace(f"[{name}]", str(getattr(algorithm, name)))
@@ -93,10 +93,11 @@ def trained(
             else scored(peer, task.name, episodes)
         )
         peer.close()
+    mended = ", mended" if cell.column in getattr(kind, "MENDED", {}) else ""
     return {
         "schema_version": 1,
         **shelf.request_of(cell),
-        "peer": f"{kind.NAME} {peer.version}",
+        "peer": f"{kind.NAME} {peer.version}{mended}",
         "learner_steps": steps,
         "batch_size": algorithm.batch_size,
         "sha256": shelf.sha256(cell),

@@ -7,7 +7,6 @@ to the cell's steps on it.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from bigdm_ray.tables.base import Cell
@@ -71,6 +70,6 @@ for line in sys.stdin:
 write = write_episodes
 
 
-def program(cell: Cell, algorithm: Any, code: Path | None) -> str:
+def program(cell: Cell, algorithm: Any) -> str:
     """See the package."""
     return READ + PROGRAM

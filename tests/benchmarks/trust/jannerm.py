@@ -6,7 +6,6 @@ An episode that a time limit cut off ends theirs where it ends ours.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from bigdm_ray.tables.base import Cell
@@ -112,7 +111,7 @@ for line in sys.stdin:
 write = write_episodes
 
 
-def program(cell: Cell, algorithm: Any, code: Path | None) -> str:
+def program(cell: Cell, algorithm: Any) -> str:
     """See the package."""
     if None in (algorithm.warm_up_steps, algorithm.decay_steps):
         raise SystemExit(f"{cell.name} leaves its schedule to the dataset; give its steps")

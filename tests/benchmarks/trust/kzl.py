@@ -3,7 +3,6 @@ episodes and gymnasium's environment in place of D4RL's."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from bigdm_ray.tables.base import Cell
@@ -52,16 +51,11 @@ for line in sys.stdin:
 write = write_episodes
 
 
-def program(cell: Cell, algorithm: Any, code: Path | None) -> str:
+def program(cell: Cell, algorithm: Any) -> str:
     """See the package."""
     if algorithm.cosine_steps or algorithm.positions != "timesteps":
         raise SystemExit(
             f"{cell.name} has a cosine or no embedding of time steps, which the peer cannot have"
         )
-    body = cell.target.partition("-")[0]
-    if not algorithm.target_return:
-        target = {"hopper": 3600, "halfcheetah": 6000, "walker2d": 5000}[body]
-        text = PROGRAM.replace("[target_return]", str(target))
-    else:
-        text = PROGRAM
-    return (READ + PLAYED + text).replace("ENVIRONMENT", ENVIRONMENTS[body]).replace("BODY", body)
+    body, text = cell.target.partition("-")[0], READ + PLAYED + PROGRAM
+    return text.replace("ENVIRONMENT", ENVIRONMENTS[body]).replace("BODY", body)

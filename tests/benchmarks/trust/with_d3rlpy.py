@@ -41,6 +41,21 @@ BEAR = """d3rlpy.algos.BEARConfig(
 LEARNERS = {"CQL": conservative.CQL, "IQL": IQL, "BCQ": BCQ, "BEAR": BEAR}
 COLUMNS = {("value-based", column) for column in LEARNERS}
 NAME, PLAYS = "d3rlpy", False
+MENDED = {
+    "BEAR": """
+import d3rlpy.algos.qlearning.torch.bear_impl as bear
+
+def update_alpha(self, discrepancy):
+    weight = bear.get_parameter(self._modules.log_alpha)
+    weight.grad = torch.autograd.grad(-discrepancy, weight, retain_graph=True)[0]
+    self._modules.alpha_optim.step()
+    weight.data.clamp_(-5.0, 10.0)
+
+bear.BEARImpl.update_alpha = update_alpha
+"""
+}
+"""In d3rlpy 2.8.1 the step of BEAR's multiplier leaves minus the discrepancy's gradient in the
+policy, where it cancels what the policy's own loss adds: nothing holds it to the data then."""
 
 
 def write(folder: Path, file: Path) -> None:
@@ -48,7 +63,7 @@ def write(folder: Path, file: Path) -> None:
     conservative.transitions(folder, file)
 
 
-def program(cell: Cell, algorithm: Any, code: Path | None) -> str:
+def program(cell: Cell, algorithm: Any) -> str:
     """See the package."""
     if tuple(algorithm.hidden) != (256, 256):
         raise SystemExit(
@@ -57,4 +72,5 @@ def program(cell: Cell, algorithm: Any, code: Path | None) -> str:
     learner = LEARNERS[cell.column]
     for name in set(re.findall(r"\[([a-z_]+)\]", learner)):
         learner = learner.replace(f"[{name}]", str(getattr(algorithm, name)))
-    return conservative.program(learner)
+    before = f"{MENDED.get(cell.column, '')}learner = "
+    return conservative.program(learner).replace("learner = ", before, 1)
